@@ -1,0 +1,89 @@
+# samlad - libc and libm, optional OpenMP, nothing else.
+#
+#   make            the library libsamlad.a and the command samlad
+#   make test       build and run every test; ends with "N passed, N failed"
+#   make demo       the main job on synthetic trays with the weights that ship
+#   make asan       the tests under the address and undefined-behaviour sanitizers
+#   make install    PREFIX=/usr/local: command, library, headers, man page
+#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too
+
+CC      ?= gcc
+OPENMP  ?= 1
+ARCH    ?= -march=native
+PREFIX  ?= /usr/local
+BUILD   ?= build
+CFLAGS  ?= -O3 -g
+SAN     ?=
+
+WARN    = -Wall -Wextra -Wshadow -Werror
+ALL     = -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(SAN) -I.
+LIBS    = -lm
+ifneq ($(OPENMP),0)
+ALL    += -fopenmp
+else
+ALL    += -Wno-unknown-pragmas
+endif
+
+# main stands apart (cli.c), so that tests and users link the rest as libsamlad.a.
+SRC     = $(filter-out cli.c,$(wildcard *.c)) $(wildcard io/*.c) $(wildcard eval/*.c)
+OBJ     = $(SRC:%.c=$(BUILD)/%.o)
+LIB     = $(BUILD)/libsamlad.a
+TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+
+.PHONY: all lib test demo asan clean install uninstall FORCE
+.SECONDARY:
+
+all: samlad libsamlad.a
+lib: libsamlad.a
+
+# A change of compiler or flags rebuilds everything.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(BUILD)
+	@echo '$(CC) $(ALL)' | cmp -s - $@ || echo '$(CC) $(ALL)' > $@
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL) -MMD -MP -c $< -o $@
+
+$(LIB): $(OBJ)
+	rm -f $@
+	$(AR) rcs $@ $(OBJ)
+
+libsamlad.a: $(LIB)
+	cp $(LIB) $@
+
+samlad: $(BUILD)/samlad
+	cp $< $@
+
+$(BUILD)/samlad: $(BUILD)/cli.o $(LIB)
+	$(CC) $(ALL) $(BUILD)/cli.o $(LIB) $(LIBS) -o $@
+
+$(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
+
+test: $(TESTS) $(BUILD)/samlad
+	@sh tests/run.sh $(BUILD)
+
+demo: samlad
+	@sh tests/demo.sh ./samlad
+
+asan:
+	$(MAKE) test BUILD=$(BUILD)-asan CFLAGS='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/samlad/weights
+	install -m 755 samlad $(DESTDIR)$(PREFIX)/bin/samlad
+	install -m 644 libsamlad.a $(DESTDIR)$(PREFIX)/lib/libsamlad.a
+	install -m 644 samlad.h error.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 samlad.1 $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
+	install -m 644 weights/*.safetensors $(DESTDIR)$(PREFIX)/share/samlad/weights/
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/samlad $(DESTDIR)$(PREFIX)/lib/libsamlad.a $(DESTDIR)$(PREFIX)/include/samlad.h $(DESTDIR)$(PREFIX)/include/error.h $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
+	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan samlad libsamlad.a demo-out
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

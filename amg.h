@@ -1,0 +1,47 @@
+/* amg.h - automatic mask generation (segment_anything/automatic_mask_generator.py): same options, same defaults,
+ * same masks in the same order. */
+#ifndef SAMLAD_AMG_H
+#define SAMLAD_AMG_H
+
+#include "io/rle.h"
+#include "sam.h"
+
+typedef struct AmgOptions {
+    int points_per_side;                /* 32 */
+    float pred_iou_thresh;              /* 0.88 */
+    float stability_score_thresh;       /* 0.95 */
+    float stability_score_offset;       /* 1.0 */
+    float box_nms_thresh;               /* 0.7 */
+    int crop_n_layers;                  /* 0 */
+    float crop_nms_thresh;              /* 0.7 */
+    float crop_overlap_ratio;           /* 512/1500 */
+    int crop_n_points_downscale_factor; /* 1 */
+    int min_mask_region_area;           /* 0 */
+} AmgOptions;
+
+/* Official defaults, then what the weights' metadata recommends (amg.*; the shipped tiny SAM has some). */
+void amg_defaults(AmgOptions *options);
+int amg_recommended(AmgOptions *options, const Safetensors *weights, Error *err);
+
+/* One record of the official generator's output. */
+typedef struct AmgMask {
+    Rle segmentation;
+    int64_t area;
+    float bbox[4];      /* XYWH */
+    float predicted_iou, stability_score;
+    float point[2];     /* the prompt, original pixels */
+    float crop_box[4];  /* XYWH */
+} AmgMask;
+
+typedef struct AmgMasks {
+    AmgMask *masks;
+    size_t n;
+} AmgMasks;
+
+typedef void (*AmgProgress)(void *user, int done, int total);
+
+int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options, const uint8_t *rgb, int h, int w,
+                 AmgProgress progress, void *user, Error *err);
+void amg_masks_free(AmgMasks *masks);
+
+#endif

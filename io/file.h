@@ -1,0 +1,32 @@
+/* io/file.h - whole files and folders. */
+#ifndef SAMLAD_IO_FILE_H
+#define SAMLAD_IO_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../error.h"
+
+/* The whole file, malloc'd, with a NUL after it (not counted in *n). max_bytes bounds it. */
+uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);
+/* Write to "PATH.tmp.PID", then rename; on failure nothing is left behind. */
+int file_write(const char *path, const void *bytes, size_t n, Error *err);
+int file_exists(const char *path);
+int dir_exists(const char *path);
+int dir_make(const char *path, Error *err); /* with parents; existing is fine */
+/* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes, without those that begin
+ * with '.'. Returns a malloc'd array whose strings are in the same block: free(names) frees all. */
+char **dir_list(const char *path, int want_dirs, size_t *n, Error *err);
+
+/* SHA-256 (FIPS 180-4). */
+void sha256(const void *bytes, size_t n, char hex[65]);
+
+/* zlib and gzip streams (RFC 1950, 1951, 1952), checksums verified; at most max_out bytes. malloc'd, NULL on
+ * failure. `name` is for messages. */
+uint8_t *zlib_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name, Error *err);
+uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name, Error *err);
+/* malloc'd zlib stream; NULL: no memory. */
+uint8_t *zlib_deflate(const uint8_t *in, size_t n, size_t *n_out);
+uint32_t crc32_update(uint32_t crc, const uint8_t *bytes, size_t n); /* start with 0 */
+
+#endif

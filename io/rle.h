@@ -1,0 +1,24 @@
+/* io/rle.h - COCO's uncompressed run-length encoding of binary masks (column-major, begins with zeros),
+ * as segment_anything/utils/amg.py mask_to_rle_pytorch writes it. */
+#ifndef SAMLAD_IO_RLE_H
+#define SAMLAD_IO_RLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../error.h"
+#include "json.h"
+
+typedef struct Rle {
+    int height, width;
+    uint32_t *counts; /* [n_counts], sum = height·width */
+    size_t n_counts;
+} Rle;
+
+int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not */, int height, int width, Error *err);
+void rle_decode(uint8_t *mask /* [height][width] 0/1 */, const Rle *rle);
+int64_t rle_area(const Rle *rle);
+void rle_free(Rle *rle);
+void rle_json(const Rle *rle, JsonWriter *w); /* {"size":[h,w],"counts":[...]} */
+
+#endif

@@ -1,0 +1,82 @@
+/* io/safetensors.h - read (memory-mapped) and write safetensors files, and take weights out of them.
+ *
+ * Format (huggingface/safetensors): u64 little-endian N, N bytes of JSON {name: {dtype, shape,
+ * data_offsets}, "__metadata__": {string: string}}, then the data. The reader trusts nothing: header
+ * length, JSON depth, duplicate names, overlapping or missing ranges, shape products and offsets are
+ * all checked against the file's size when it is opened. */
+#ifndef SAMLAD_IO_SAFETENSORS_H
+#define SAMLAD_IO_SAFETENSORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../error.h"
+
+#define ST_MAX_DIMS 8
+
+typedef enum StDtype {
+    ST_BOOL, ST_U8, ST_I8, ST_U16, ST_I16, ST_F16, ST_BF16, ST_U32, ST_I32, ST_F32, ST_U64, ST_I64, ST_F64,
+    ST_N_DTYPES
+} StDtype;
+
+typedef struct StTensor {
+    const char *name;
+    StDtype dtype;
+    int n_dims;                  /* 0: a scalar */
+    int64_t shape[ST_MAX_DIMS];
+    size_t n_elements, n_bytes;
+    const void *data;            /* in the mapping; alignment is NOT guaranteed by the format */
+} StTensor;
+
+typedef struct Safetensors Safetensors;
+
+/* Map the file and check all of it. NULL on failure. The path is remembered for messages. */
+Safetensors *st_open(const char *path, Error *err);
+void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it */
+const char *st_path(const Safetensors *st);
+size_t st_count(const Safetensors *st);
+const StTensor *st_at(const Safetensors *st, size_t i); /* in file order */
+const StTensor *st_find(const Safetensors *st, const char *name); /* NULL when absent; O(log n) */
+size_t st_meta_count(const Safetensors *st);
+void st_meta_at(const Safetensors *st, size_t i, const char **key, const char **value);
+const char *st_meta(const Safetensors *st, const char *key); /* NULL when absent */
+/* Metadata as numbers, with a clear sentence when absent, malformed or outside [min, max]. */
+int st_meta_int(const Safetensors *st, const char *key, int min, int max, int *out, Error *err);
+int st_meta_float(const Safetensors *st, const char *key, double min, double max, double *out, Error *err);
+/* Comma-separated list of exactly n floats. */
+int st_meta_floats(const Safetensors *st, const char *key, int n, float *out, Error *err);
+
+/* The tensor as float32 (F32 in place when aligned, else, and for F16/BF16/F64, converted once and kept
+ * until st_close). Its shape must be exactly `shape` (-1 matches any). NULL on failure, the sentence
+ * naming file, tensor and both shapes. Not thread-safe: do it when the model opens. */
+const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err);
+/* The same with a printf-style name and the shape as int varargs, for brevity in model loaders:
+ * st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i) */
+const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *shape, const char *name_format, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 5, 6)))
+#endif
+    ;
+
+/* SHA-256 of the whole file as 64 hex digits + NUL. */
+void st_sha256(const Safetensors *st, char hex[65]);
+
+/* ---- writing: collect, then write in one go to a temporary name, fsync, rename --------------------*/
+typedef struct StWriter StWriter;
+StWriter *st_writer_new(void); /* NULL: no memory */
+/* `data` must stay valid until st_writer_save. Names and keys are copied. 0 / -1. */
+int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape, const void *data,
+                  Error *err);
+/* Like add, but takes a private copy of the data now. */
+int st_writer_copy(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
+                   const void *data, Error *err);
+int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err);
+int st_writer_save(StWriter *w, const char *path, Error *err); /* data 8-byte aligned, F32 first */
+void st_writer_free(StWriter *w);
+
+size_t st_dtype_size(StDtype dtype);
+const char *st_dtype_name(StDtype dtype);
+float f16_to_f32(uint16_t h);
+uint16_t f32_to_f16(float f); /* round to nearest even */
+
+#endif

@@ -1,0 +1,63 @@
+/* sam.h - Segment Anything: image encoder, prompt encoder, mask decoder (facebookresearch/segment-anything).
+ * Automatic mask generation is amg.h. Every size comes from the weights file. */
+#ifndef SAMLAD_SAM_H
+#define SAMLAD_SAM_H
+
+#include "error.h"
+#include "io/safetensors.h"
+#include "tensor.h"
+#include "vit.h" /* TensorTap */
+
+typedef struct SamConfig {
+    int image_size, patch_size, embed_dim, depth, n_heads, window_size;
+    double mlp_ratio;
+    int n_global, global_attn_indexes[64];
+    int out_chans;      /* channels of the embedding = of the prompts = transformer_dim */
+    int mask_in_chans;
+    int decoder_depth, decoder_mlp_dim, decoder_heads, attention_downsample_rate;
+    int n_multimask, iou_head_depth, iou_head_hidden_dim;
+    float pixel_mean[3], pixel_std[3]; /* on pixels in [0,255] */
+    float mask_threshold;              /* 0 */
+} SamConfig;
+
+typedef struct Sam Sam;
+Sam *sam_open(Safetensors *weights, Error *err);
+void sam_close(Sam *sam);
+const SamConfig *sam_config(const Sam *sam);
+
+/* Encoder activations; one allocation, for one thread of work. */
+typedef struct SamState SamState;
+SamState *sam_state_new(const Sam *sam, Error *err);
+void sam_state_free(SamState *state);
+size_t sam_state_bytes(const SamState *state);
+
+/* An image that is ready for prompts. */
+typedef struct SamImage {
+    int original_h, original_w;  /* of the picture */
+    int input_h, input_w;        /* after ResizeLongestSide, before padding */
+    int grid;                    /* image_size / patch_size */
+    float *embedding;            /* [grid][grid][out_chans] channel-last */
+    float *pixels;               /* [3][image_size][image_size] network input, kept when asked for, else NULL */
+} SamImage;
+
+/* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and encode. */
+int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w, int keep_pixels,
+               TensorTap tap, void *tap_user, Error *err);
+void sam_image_free(SamImage *image);
+
+/* One prompt, in pixels of the original image (x, y). */
+typedef struct SamPrompt {
+    int n_points;
+    const float *points;  /* [n_points][2] */
+    const int *labels;    /* [n_points] 1 foreground, 0 background, -1 padding (as the official code) */
+    const float *box;     /* [4] x0 y0 x1 y1, or NULL */
+    const float *mask;    /* [4·grid][4·grid] low-res logits of an earlier answer, or NULL */
+} SamPrompt;
+
+/* low_res [n_out][4·grid][4·grid] logits, iou [n_out]; n_out = multimask ? n_multimask : 1. 0 / -1. */
+int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask, float *low_res, float *iou,
+               TensorTap tap, void *tap_user, Error *err);
+/* Low-res logits -> logits at the original size [original_h][original_w] (bilinear to image_size, crop, bilinear). */
+int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err);
+
+#endif

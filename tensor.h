@@ -1,0 +1,118 @@
+/* tensor.h - the hand-written routines under the networks. Speed lives here and only here.
+ *
+ * Everything is row-major float32 on plain pointers; images and feature maps are channel-last,
+ * [h][w][c]; weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]).
+ * None of these functions can fail: they allocate nothing, their scratch is on the stack or given by
+ * the caller. OpenMP divides *outputs* among threads and never a sum, so that the bits of a result
+ * do not depend on the number of threads. Called inside a parallel region they run on one thread.
+ * Pointers may not overlap unless a comment says so. */
+#ifndef SAMLAD_TENSOR_H
+#define SAMLAD_TENSOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- memory ------------------------------------------------------------------------------------
+ * A State struct is laid out twice by the same function: once on an arena without memory, which only
+ * counts, once on the real one. So there is one malloc a model, and its size is known before. */
+typedef struct Arena {
+    char *base;  /* NULL: only count */
+    size_t size; /* bytes at base */
+    size_t used; /* bytes taken so far */
+} Arena;
+
+/* n bytes aligned to 64, or NULL while counting. Never runs over: the second pass takes the same. */
+void *arena_take(Arena *arena, size_t n_bytes);
+float *arena_floats(Arena *arena, size_t n_floats);
+/* malloc, aligned to 64 bytes, of count*size with an overflow check; NULL on failure. free() frees it. */
+void *aligned_array(size_t count, size_t size);
+
+/* ---- matrix products ---------------------------------------------------------------------------*/
+
+/* y[m][n] = x[m][k] · wᵀ + bias; w [n][k] as PyTorch's Linear stores it; bias [n] or NULL. */
+void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+
+/* c[m][n] = a[m][k] · b[k][n]; ld* = distance between rows in floats. accumulate != 0: c += . */
+void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+            int accumulate);
+/* c[m][n] = a[m][k] · b[n][k]ᵀ */
+void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+               int accumulate);
+/* The three-loop versions of both, the tests' truth (sums in double). */
+void matmul_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+                  int accumulate);
+void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n,
+                     int k, int accumulate);
+
+/* ---- attention ---------------------------------------------------------------------------------*/
+
+/* SAM's decomposed relative positions (segment_anything/modeling/image_encoder.py): the logit of query
+ * (qh,qw) and key (kh,kw) gets q·rel_h[qh][kh] + q·rel_w[qw][kw], with q unscaled. */
+typedef struct RelativePosition {
+    const float *rel_h; /* [grid_h][grid_h][head_dim]: already gathered (get_rel_pos) */
+    const float *rel_w; /* [grid_w][grid_w][head_dim] */
+    int grid_h, grid_w; /* n_q = n_k = grid_h*grid_w */
+} RelativePosition;
+
+/* out[i][h*head_dim+d] = sum_j softmax_j(scale·q_i·k_j (+ rel)) v_j for every head h. q, k, v, out are
+ * [n][n_heads*head_dim] with row strides ld* (so they can be slices of one qkv matrix). Works block of
+ * queries by block: the n_q×n_k matrix of all heads never exists. rel NULL: none. */
+void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel);
+void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
+                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
+                     const RelativePosition *rel);
+
+/* ---- rows and elements -------------------------------------------------------------------------*/
+
+/* y = (x - mean)/sqrt(var + eps)·gamma + beta over each row of dim; gamma and beta may be NULL (no
+ * affine); y == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
+void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim, float eps);
+void softmax_rows(float *x, int rows, int cols);             /* in place, over each row */
+void gelu(float *x, size_t n);                               /* in place, exact: x/2·(1+erf(x/√2)) */
+void relu(float *x, size_t n);                               /* in place */
+void sigmoid(float *x, size_t n);                            /* in place */
+void swiglu(float *y, const float *x12, int rows, int dim);  /* y[r][i] = silu(x12[r][i])·x12[r][dim+i] */
+void add(float *y, const float *x, size_t n);                /* y += x */
+void add_rows(float *y, const float *bias, int rows, int dim);                         /* y[r] += bias */
+void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim);     /* y[r] += gamma∘x[r] */
+float dot(const float *a, const float *b, int n);
+void l2_normalise(float *x, int rows, int dim, float eps);   /* x[r] /= max(‖x[r]‖, eps) */
+
+/* ---- convolutions, channel-last -----------------------------------------------------------------*/
+
+/* y[oh][ow][c_out], oh = (h+2·pad-kernel)/stride+1; x[h][w][c_in]; w [c_out][c_in][kernel][kernel]
+ * (official layout); zero padding; bias or NULL. scratch: conv2d_scratch(...) floats. */
+size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad);
+void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in, int c_out,
+            int kernel, int stride, int pad, float *scratch);
+/* ConvTranspose2d with kernel == stride (no overlap): y[h·s][w·s][c_out]; weight [c_in][c_out][s][s].
+ * scratch: conv_transpose2d_scratch(...) floats. */
+size_t conv_transpose2d_scratch(int h, int w, int c_in, int c_out, int stride);
+void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
+                      int c_out, int stride, float *scratch);
+
+/* ---- resampling --------------------------------------------------------------------------------*/
+
+/* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w: the scale_factor form
+ * uses 1/scale_factor for the coordinates (as official code with recompute_scale_factor=None does);
+ * 0 = the size form (in/out). antialias as in torch's antialias=True (separable, support scaled). */
+void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
+                          double scale_h, double scale_w);
+void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels, double scale_h,
+                         double scale_w, int antialias);
+/* torch.nn.AdaptiveAvgPool2d: bins [floor(i·in/out), ceil((i+1)·in/out)). */
+void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw, int channels);
+/* Separable Gaussian blur, sigma in grid cells, radius ceil(4σ), borders reflected (scipy 'reflect');
+ * y == x allowed. scratch: h·w·channels floats. */
+void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch);
+
+/* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes
+ * (horizontal first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory). */
+typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
+int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels, ResizeFilter filter);
+
+/* ---- threads -----------------------------------------------------------------------------------*/
+int tensor_max_threads(void); /* 1 without OpenMP */
+
+#endif
