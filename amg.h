@@ -6,15 +6,17 @@
 #include "io/rle.h"
 #include "sam.h"
 
+/* Thresholds are double because Python's are: a box overlap is compared with 0.7, not with 0.7f, and the crops' overlap
+ * is truncated to an integer. */
 typedef struct AmgOptions {
     int points_per_side;                /* 32 */
-    float pred_iou_thresh;              /* 0.88 */
-    float stability_score_thresh;       /* 0.95 */
-    float stability_score_offset;       /* 1.0 */
-    float box_nms_thresh;               /* 0.7 */
+    double pred_iou_thresh;             /* 0.88 */
+    double stability_score_thresh;      /* 0.95 */
+    double stability_score_offset;      /* 1.0 */
+    double box_nms_thresh;              /* 0.7 */
     int crop_n_layers;                  /* 0 */
-    float crop_nms_thresh;              /* 0.7 */
-    float crop_overlap_ratio;           /* 512/1500 */
+    double crop_nms_thresh;             /* 0.7 */
+    double crop_overlap_ratio;          /* 512/1500 */
     int crop_n_points_downscale_factor; /* 1 */
     int min_mask_region_area;           /* 0 */
 } AmgOptions;
