@@ -1,0 +1,145 @@
+/* omm.c - score matrix, dustbin, Sinkhorn, mutual matches. See omm.h; METHOD.md section 6. */
+#include "omm.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tensor.h"
+
+void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight)
+{
+    matmul_nt(scores, r->n, q->descriptors, dim, r->descriptors, dim, q->n, r->n, dim, 0);
+    for (int i = 0; i < q->n; i++)
+        for (int j = 0; j < r->n; j++) {
+            float dx = q->centroids[2 * i] - r->centroids[2 * j], dy = q->centroids[2 * i + 1] - r->centroids[2 * j + 1];
+            scores[(size_t)i * (size_t)r->n + (size_t)j] -= position_weight * (dx * dx + dy * dy);
+        }
+}
+
+/* log Σ_j exp(z[j·stride] + add[j]), shifted by the largest so that nothing overflows. */
+static float log_sum_exp(const float *z, size_t stride, const float *add, int n)
+{
+    float largest = -INFINITY;
+    for (int j = 0; j < n; j++)
+        largest = fmaxf(largest, z[(size_t)j * stride] + add[j]);
+    double sum = 0;
+    for (int j = 0; j < n; j++)
+        sum += expf(z[(size_t)j * stride] + add[j] - largest);
+    return largest + (float)log(sum);
+}
+
+void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, float *scratch)
+{
+    /* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as much as
+     * the other side has objects, so that all may end up unmatched. */
+    int rows = n + 1, cols = m + 1;
+    float *z = assignment, *u = scratch, *v = scratch + rows;
+    float norm = -logf((float)(n + m));
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++)
+            z[(size_t)i * (size_t)cols + (size_t)j] =
+                (i < n && j < m ? scores[(size_t)i * (size_t)m + (size_t)j] : alpha) / tau;
+    memset(scratch, 0, (size_t)(rows + cols) * sizeof *scratch);
+    for (int t = 0; t < iters; t++) {
+        for (int i = 0; i < rows; i++)
+            u[i] = norm + (i < n ? 0 : logf((float)m)) - log_sum_exp(z + (size_t)i * (size_t)cols, 1, v, cols);
+        for (int j = 0; j < cols; j++)
+            v[j] = norm + (j < m ? 0 : logf((float)n)) - log_sum_exp(z + j, (size_t)cols, u, rows);
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) {
+            size_t at = (size_t)i * (size_t)cols + (size_t)j;
+            z[at] = expf(z[at] + u[i] + v[j] - norm);
+        }
+}
+
+static int best_in_row(const float *row, int n)
+{
+    int best = 0;
+    for (int j = 1; j < n; j++)
+        if (row[j] > row[best])
+            best = j;
+    return best;
+}
+
+static int best_in_column(const float *column, size_t stride, int n)
+{
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (column[(size_t)i * stride] > column[(size_t)best * stride])
+            best = i;
+    return best;
+}
+
+/* Mutual best by table [n_q][stride], above the threshold. */
+static void pick_matches(Matching *m, const float *table, size_t stride, float threshold)
+{
+    for (int i = 0; i < m->n_q; i++) {
+        int j = best_in_row(table + (size_t)i * stride, m->n_r);
+        if (table[(size_t)i * stride + (size_t)j] > threshold && best_in_column(table + j, stride, m->n_q) == i) {
+            m->match_q[i] = j;
+            m->match_r[j] = i;
+        }
+    }
+}
+
+/* The ablation without optimal transport: a match or none, U and V are 0 or 1. */
+static void match_nearest(Matching *m, float alpha)
+{
+    size_t cols = (size_t)m->n_r + 1;
+    pick_matches(m, m->scores, (size_t)m->n_r, nextafterf(alpha, -INFINITY));
+    memset(m->assignment, 0, ((size_t)m->n_q + 1) * cols * sizeof(float));
+    for (int i = 0; i < m->n_q; i++)
+        m->assignment[(size_t)i * cols + (size_t)(m->match_q[i] >= 0 ? m->match_q[i] : m->n_r)] = 1;
+    for (int j = 0; j < m->n_r; j++)
+        if (m->match_r[j] < 0)
+            m->assignment[(size_t)m->n_q * cols + (size_t)j] = 1;
+}
+
+int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err)
+{
+    size_t n = (size_t)q->n, k = (size_t)r->n, cols = k + 1;
+    *m = (Matching){.n_q = q->n, .n_r = r->n};
+    m->scores = aligned_array(n * k + 1, sizeof(float));
+    m->assignment = aligned_array((n + 1) * cols, sizeof(float));
+    m->match_q = aligned_array(n + 1, sizeof(int));
+    m->match_r = aligned_array(k + 1, sizeof(int));
+    m->unmatched_q = aligned_array(n + 1, sizeof(float));
+    m->unmatched_r = aligned_array(k + 1, sizeof(float));
+    float *scratch = aligned_array(n + k + 2, sizeof(float));
+    if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r || !scratch) {
+        matching_free(m);
+        free(scratch);
+        return fail_memory(err, "a matching", (n + 1) * cols * 8);
+    }
+    memset(m->match_q, -1, (n + 1) * sizeof(int));
+    memset(m->match_r, -1, (k + 1) * sizeof(int));
+    if (n > 0 && k > 0) {
+        omm_scores(m->scores, q, r, dim, options->position_weight);
+        if (options->nearest) {
+            match_nearest(m, alpha);
+        } else {
+            omm_sinkhorn(m->assignment, m->scores, q->n, r->n, alpha, options->tau, options->sinkhorn_iters, scratch);
+            pick_matches(m, m->assignment, cols, options->match_threshold);
+        }
+        for (size_t i = 0; i < n; i++)
+            m->unmatched_q[i] = m->assignment[i * cols + k];
+        for (size_t j = 0; j < k; j++)
+            m->unmatched_r[j] = m->assignment[n * cols + j];
+    } else { /* nothing to match with: all is in the dustbin */
+        memset(m->assignment, 0, (n + 1) * cols * sizeof(float));
+        for (size_t i = 0; i < n; i++)
+            m->assignment[i * cols + k] = m->unmatched_q[i] = 1;
+        for (size_t j = 0; j < k; j++)
+            m->assignment[n * cols + j] = m->unmatched_r[j] = 1;
+    }
+    free(scratch);
+    return 0;
+}
+
+void matching_free(Matching *m)
+{
+    free(m->scores), free(m->assignment), free(m->match_q), free(m->match_r), free(m->unmatched_q), free(m->unmatched_r);
+    *m = (Matching){0};
+}

@@ -1,0 +1,47 @@
+/* omm.h - the Object Matching Module: descriptors to matches (METHOD.md 6).
+ * SuperGlue's optimal transport (Sarlin et al., 2020) [block]: a score matrix with a dustbin row and column, log-domain
+ * Sinkhorn, mutual best above a threshold. What goes into the dustbin is missing or extra. */
+#ifndef SAMLAD_OMM_H
+#define SAMLAD_OMM_H
+
+#include "error.h"
+
+typedef struct OmmOptions {
+    float position_weight; /* w_p: 0.7 [ours]; 0: appearance alone */
+    float tau;             /* temperature of the scores: 0.02 [ours] */
+    int sinkhorn_iters;    /* 30 [ours]; SuperGlue's 100 changes nothing here */
+    float match_threshold; /* P above this is a match: 0.2 [block] */
+    float verify_above;    /* U or V above this is verified: 0.3 [ours] */
+    int verify;            /* 1: verification by mask transfer [ours] */
+    int nearest;           /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
+} OmmOptions;
+
+/* One side of a matching. */
+typedef struct OmmSide {
+    int n;
+    const float *descriptors; /* [n][dim] unit vectors */
+    const float *centroids;   /* [n][2] */
+} OmmSide;
+
+typedef struct Matching {
+    int n_q, n_r;
+    float *scores;      /* [n_q][n_r] S */
+    float *assignment;  /* [n_q+1][n_r+1] P, the last row and column are the dustbins */
+    int *match_q;       /* [n_q] the reference object, or -1 */
+    int *match_r;       /* [n_r] the query object, or -1 */
+    float *unmatched_q; /* [n_q] U_i = P[i, bin], after verification */
+    float *unmatched_r; /* [n_r] V_j = P[bin, j], after verification */
+} Matching;
+
+/* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
+void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight);
+
+/* log P for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment [n+1][m+1] gets P (not its
+ * logarithm); scratch: (n+1) + (m+1) floats. */
+void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, float *scratch);
+
+/* Match two images' objects; alpha is the bank's calibrated dustbin. matching is allocated here. */
+int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err);
+void matching_free(Matching *matching);
+
+#endif
