@@ -1,29 +1,35 @@
-/* draw.c - see draw.h. From bottom to top: random numbers, sine, value noise, outlines, the rasteriser (exact area
- * coverage by signed accumulation), textures, parts (shadow, bevel, damage), and the camera. */
+/* draw.c - see draw.h. From bottom to top: random numbers, sine, value noise, outlines, the rasteriser (exact
+ * area coverage by signed accumulation), textures, parts (shadow, bevel, damage), and the camera. */
 #include "draw.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ------------------------------------------------------------------------------------------- random numbers */
+/* --------------------------------------------------------------------------------- random numbers */
 
-static uint64_t splitmix64(uint64_t *state) {
+static uint64_t splitmix64(uint64_t *state)
+{
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
 
-void rng_seed(Rng *rng, uint64_t seed, uint64_t stream) {
+void rng_seed(Rng *rng, uint64_t seed, uint64_t stream)
+{
     uint64_t state = stream;
     state = splitmix64(&state) ^ seed;
     for (int i = 0; i < 4; i++) rng->s[i] = splitmix64(&state);
 }
 
-static inline uint64_t rotate_left(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
+static inline uint64_t rotate_left(uint64_t x, int k)
+{
+    return (x << k) | (x >> (64 - k));
+}
 
-static inline uint64_t xoshiro(Rng *rng) {
+static inline uint64_t xoshiro(Rng *rng)
+{
     uint64_t *s = rng->s, result = rotate_left(s[1] * 5, 7) * 9, t = s[1] << 17;
     s[2] ^= s[0];
     s[3] ^= s[1];
@@ -34,13 +40,18 @@ static inline uint64_t xoshiro(Rng *rng) {
     return result;
 }
 
-uint64_t rng_next(Rng *rng) { return xoshiro(rng); }
+uint64_t rng_next(Rng *rng)
+{
+    return xoshiro(rng);
+}
 
-float rng_uniform(Rng *rng, float low, float high) {
+float rng_uniform(Rng *rng, float low, float high)
+{
     return low + (high - low) * ((float)(xoshiro(rng) >> 40) * 0x1p-24f);
 }
 
-float rng_log_uniform(Rng *rng, float low, float high) {
+float rng_log_uniform(Rng *rng, float low, float high)
+{
     /* (1 + u·(r-1)) with u squared twice is close enough to r^u for sizes, and needs no exponential */
     float ratio = sqrtf(sqrtf(sqrtf(high / low))), u = rng_uniform(rng, 0, 1);
     float x = 1 + u * (ratio - 1);
@@ -49,31 +60,52 @@ float rng_log_uniform(Rng *rng, float low, float high) {
     return low * x * x;
 }
 
-int rng_below(Rng *rng, int n) { return (int)(((xoshiro(rng) >> 32) * (uint64_t)n) >> 32); }
+int rng_below(Rng *rng, int n)
+{
+    return (int)(((xoshiro(rng) >> 32) * (uint64_t)n) >> 32);
+}
 
-int rng_chance(Rng *rng, float probability) { return rng_uniform(rng, 0, 1) < probability; }
+int rng_chance(Rng *rng, float probability)
+{
+    return rng_uniform(rng, 0, 1) < probability;
+}
 
-float rng_normal(Rng *rng) {
+float rng_normal(Rng *rng)
+{
     uint64_t r = xoshiro(rng);
     int sum = (int)(r & 0xffff) + (int)(r >> 16 & 0xffff) + (int)(r >> 32 & 0xffff) + (int)(r >> 48);
     return (float)(sum - 131070) * (1.7320508f / 65535.0f);
 }
 
 /* Sine of an angle in turns: reduced to a quarter turn, then the Taylor polynomial (error < 1e-7). */
-float draw_sin(float turns) {
+float draw_sin(float turns)
+{
     float t = turns - floorf(turns); /* 0..1 */
-    if (t > 0.75f) t -= 1.0f;
-    else if (t > 0.25f) t = 0.5f - t;
+    if (t > 0.75f)
+        t -= 1.0f;
+    else if (t > 0.25f)
+        t = 0.5f - t;
     double x = 6.283185307179586 * (double)t, q = x * x;
-    return (float)(x * (1 + q * (-1.0 / 6 + q * (1.0 / 120 + q * (-1.0 / 5040 + q * (1.0 / 362880 - q / 39916800))))));
+    return (float)(x * (1 + q * (-1.0 / 6 +
+                                 q * (1.0 / 120 + q * (-1.0 / 5040 + q * (1.0 / 362880 - q / 39916800))))));
 }
 
-float draw_cos(float turns) { return draw_sin(turns + 0.25f); }
+float draw_cos(float turns)
+{
+    return draw_sin(turns + 0.25f);
+}
 
-static inline float clamp01(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
-static inline float mix(float a, float b, float t) { return a + (b - a) * t; }
+static inline float clamp01(float x)
+{
+    return x < 0 ? 0 : x > 1 ? 1 : x;
+}
+static inline float mix(float a, float b, float t)
+{
+    return a + (b - a) * t;
+}
 
-static inline uint32_t hash_cell(int x, int y, uint32_t seed) {
+static inline uint32_t hash_cell(int x, int y, uint32_t seed)
+{
     uint32_t h = (uint32_t)x * 0x8da6b343u ^ (uint32_t)y * 0xd8163841u ^ seed * 0xcb1ab31fu;
     h ^= h >> 15;
     h *= 0x2c1b3c6du;
@@ -82,15 +114,20 @@ static inline uint32_t hash_cell(int x, int y, uint32_t seed) {
     return h ^ (h >> 15);
 }
 
-static inline float cell_value(int x, int y, uint32_t seed) { return (float)(hash_cell(x, y, seed) >> 8) * 0x1p-24f; }
+static inline float cell_value(int x, int y, uint32_t seed)
+{
+    return (float)(hash_cell(x, y, seed) >> 8) * 0x1p-24f;
+}
 
-static inline int floor_int(float x) {
+static inline int floor_int(float x)
+{
     int i = (int)x;
     return i - (x < (float)i);
 }
 
 /* Value noise in 0..1: random values on the integer lattice, smoothly interpolated. */
-static inline float value_noise(float x, float y, uint32_t seed) {
+static inline float value_noise(float x, float y, uint32_t seed)
+{
     int ix = floor_int(x), iy = floor_int(y);
     float fx = x - (float)ix, fy = y - (float)iy;
     fx = fx * fx * (3 - 2 * fx);
@@ -100,14 +137,16 @@ static inline float value_noise(float x, float y, uint32_t seed) {
     return mix(top, bottom, fy);
 }
 
-/* ------------------------------------------------------------------------------------------------- outlines */
+/* --------------------------------------------------------------------------------------- outlines */
 
-static void path_point(Path *path, float x, float y) {
+static void path_point(Path *path, float x, float y)
+{
     if (path->n_points < PATH_MAX_POINTS) path->points[path->n_points++] = (Point){x, y};
 }
 
 /* Ends the outline begun after the previous one; turns it around when its direction is not the wanted one. */
-static void path_close(Path *path, int hole) {
+static void path_close(Path *path, int hole)
+{
     int first = path->n_outlines ? path->ends[path->n_outlines - 1] : 0, n = path->n_points - first;
     if (n < 3 || path->n_outlines == PATH_MAX_OUTLINES) {
         path->n_points = first;
@@ -125,7 +164,8 @@ static void path_close(Path *path, int hole) {
     path->ends[path->n_outlines++] = path->n_points;
 }
 
-static void add_ellipse(Path *path, float cx, float cy, float rx, float ry, int hole) {
+static void add_ellipse(Path *path, float cx, float cy, float rx, float ry, int hole)
+{
     for (int i = 0; i < 56; i++) {
         float t = (float)i / 56;
         path_point(path, cx + rx * draw_cos(t), cy + ry * draw_sin(t));
@@ -133,7 +173,8 @@ static void add_ellipse(Path *path, float cx, float cy, float rx, float ry, int 
     path_close(path, hole);
 }
 
-static void add_polygon(Path *path, int n, float radius, float turn, int hole) {
+static void add_polygon(Path *path, int n, float radius, float turn, int hole)
+{
     for (int i = 0; i < n; i++) {
         float t = turn + (float)i / (float)n;
         path_point(path, radius * draw_cos(t), radius * draw_sin(t));
@@ -142,7 +183,8 @@ static void add_polygon(Path *path, int n, float radius, float turn, int hole) {
 }
 
 /* A rectangle with rounded corners (corner = 0: plain). */
-static void add_box(Path *path, float cx, float cy, float half_w, float half_h, float corner, int hole) {
+static void add_box(Path *path, float cx, float cy, float half_w, float half_h, float corner, int hole)
+{
     float limit = half_w < half_h ? half_w : half_h;
     if (corner > limit) corner = limit;
     for (int k = 0; k < 4; k++) {
@@ -158,21 +200,26 @@ static void add_box(Path *path, float cx, float cy, float half_w, float half_h, 
 }
 
 /* A thick line with round ends. */
-static void add_stroke(Path *path, Point a, Point b, float radius) {
+static void add_stroke(Path *path, Point a, Point b, float radius)
+{
     float dx = b.x - a.x, dy = b.y - a.y, length = sqrtf(dx * dx + dy * dy);
-    if (length > 1e-6f) dx /= length, dy /= length;
-    else dx = 1, dy = 0;
+    if (length > 1e-6f)
+        dx /= length, dy /= length;
+    else
+        dx = 1, dy = 0;
     for (int end = 0; end < 2; end++)
         for (int i = 0; i <= 6; i++) {
-            float t = -0.25f + 0.5f * (float)i / 6, c = draw_cos(t), s = draw_sin(t), sign = end ? -1.0f : 1.0f;
+            float t = -0.25f + 0.5f * (float)i / 6, c = draw_cos(t), s = draw_sin(t),
+                  sign = end ? -1.0f : 1.0f;
             Point base = end ? a : b;
-            path_point(path, base.x + radius * sign * (c * dx - s * dy), base.y + radius * sign * (c * dy + s * dx));
+            path_point(path, base.x + radius * sign * (c * dx - s * dy),
+                       base.y + radius * sign * (c * dy + s * dx));
         }
     path_close(path, 0);
 }
 
-/* Points around a centre whose radius follows a wave: the family of stars, gears and smooth blobs. */
-static void add_star(Path *path, int n_tips, float inner, float turn) {
+static void add_star(Path *path, int n_tips, float inner, float turn)
+{
     for (int i = 0; i < 2 * n_tips; i++) {
         float t = turn + (float)i / (float)(2 * n_tips), r = i & 1 ? inner : 1.0f;
         path_point(path, r * draw_cos(t), r * draw_sin(t));
@@ -180,7 +227,8 @@ static void add_star(Path *path, int n_tips, float inner, float turn) {
     path_close(path, 0);
 }
 
-static void add_gear(Path *path, int n_teeth, float root, float width) {
+static void add_gear(Path *path, int n_teeth, float root, float width)
+{
     static const float offset[4] = {-0.5f, -0.32f, 0.32f, 0.5f};
     for (int i = 0; i < n_teeth; i++)
         for (int k = 0; k < 4; k++) {
@@ -190,7 +238,8 @@ static void add_gear(Path *path, int n_teeth, float root, float width) {
     path_close(path, 0);
 }
 
-static void add_blob(Path *path, Rng *rng, float roughness) {
+static void add_blob(Path *path, Rng *rng, float roughness)
+{
     enum { N = 72, HARMONICS = 6 };
     float a[HARMONICS], p[HARMONICS], radius[N], largest = 0;
     for (int k = 0; k < HARMONICS; k++) {
@@ -204,13 +253,16 @@ static void add_blob(Path *path, Rng *rng, float roughness) {
         if (radius[i] > largest) largest = radius[i];
     }
     for (int i = 0; i < N; i++)
-        path_point(path, radius[i] / largest * draw_cos((float)i / N), radius[i] / largest * draw_sin((float)i / N));
+        path_point(path, radius[i] / largest * draw_cos((float)i / N),
+                   radius[i] / largest * draw_sin((float)i / N));
     path_close(path, 0);
 }
 
-static void add_screw(Path *path, Rng *rng) {
+static void add_screw(Path *path, Rng *rng)
+{
     float shank = rng_uniform(rng, 0.12f, 0.22f), head = rng_uniform(rng, 0.28f, 0.45f);
-    float head_end = rng_uniform(rng, -0.8f, -0.55f), tip = rng_uniform(rng, 0, 0.3f), depth = rng_uniform(rng, 0, 0.06f);
+    float head_end = rng_uniform(rng, -0.8f, -0.55f), tip = rng_uniform(rng, 0, 0.3f),
+          depth = rng_uniform(rng, 0, 0.06f);
     int n = 8 + rng_below(rng, 8);
     path_point(path, -1, -head);
     path_point(path, head_end, -head * rng_uniform(rng, 0.5f, 1));
@@ -224,15 +276,21 @@ static void add_screw(Path *path, Rng *rng) {
     path_close(path, 0);
 }
 
-/* The ten digits as polylines on a 4 x 6 raster, each pair of letters one point (column, row), '|' lifts the pen. */
+/* The ten digits as polylines on a 4 x 6 raster, each pair of letters one point (column, row), '|' lifts the
+ * pen. */
 static const char *const digit_strokes[10] = {
-    "BADADBDEBFBFAEABBA", "BBCACF|BFDF", "ABBACADBDCAFDF", "AADABCCCDDDECFBFAE", "CAADDD|CACF",
-    "DAAAACCCDDDECFBFAF", "DABAADAEBFCFDEDDCCBCAD", "AADABF", "BACADBCCBCABBA|BCADAEBFCFDEDDCC", "DCBDACABBACADBDDCF",
+    "BACADBDECFBFAEABBA",     "BBCACF|BFDF", "ABBACADBDCAFDF",
+    "AADABCCCDDDECFBFAE",     "CAADDD|CACF", "DAAAACCCDDDECFBFAF",
+    "DABAADAEBFCFDEDDCCBCAD", "AADABF",      "BACADBCCBCABBA|BCADAEBFCFDEDDCC",
+    "DCBDACABBACADBDDCF",
 };
 
-/* Handwritten-looking strokes: a digit's polyline (or a random one for letters), shaken and drawn with a thick pen. */
-static void add_glyph(Path *path, Rng *rng, int digit) {
-    float pen = rng_uniform(rng, 0.09f, 0.2f), slant = rng_uniform(rng, -0.25f, 0.25f), shake = rng_uniform(rng, 0, 0.08f);
+/* Handwritten-looking strokes: a digit's polyline (or a random one for letters), shaken and drawn with a
+ * thick pen. */
+static void add_glyph(Path *path, Rng *rng, int digit)
+{
+    float pen = rng_uniform(rng, 0.09f, 0.2f), slant = rng_uniform(rng, -0.25f, 0.25f),
+          shake = rng_uniform(rng, 0, 0.08f);
     float wide = rng_uniform(rng, 0.4f, 0.62f);
     Point last = {0, 0};
     int down = 0, n = digit < 0 ? 3 + rng_below(rng, 4) : (int)strlen(digit_strokes[digit]);
@@ -263,12 +321,16 @@ static void add_glyph(Path *path, Rng *rng, int digit) {
     if (!path->n_outlines) add_stroke(path, last, (Point){-last.x, -last.y + 0.3f}, pen);
 }
 
-static void add_letter(Path *path, Rng *rng) {
-    if (rng_chance(rng, 0.5f)) add_glyph(path, rng, -1);
-    else add_glyph(path, rng, rng_below(rng, 10));
+static void add_letter(Path *path, Rng *rng)
+{
+    if (rng_chance(rng, 0.5f))
+        add_glyph(path, rng, -1);
+    else
+        add_glyph(path, rng, rng_below(rng, 10));
 }
 
-static void add_crescent(Path *path, Rng *rng) {
+static void add_crescent(Path *path, Rng *rng)
+{
     float bite = rng_uniform(rng, 0.3f, 0.75f);
     for (int i = 0; i <= 30; i++) {
         float t = 0.1f + 0.8f * (float)i / 30;
@@ -282,7 +344,8 @@ static void add_crescent(Path *path, Rng *rng) {
     path_close(path, 0);
 }
 
-static void add_key(Path *path, Rng *rng) {
+static void add_key(Path *path, Rng *rng)
+{
     add_ellipse(path, -0.6f, 0, 0.4f, rng_uniform(rng, 0.32f, 0.4f), 0);
     add_ellipse(path, -0.68f, 0, 0.16f, 0.16f, 1);
     add_box(path, 0.35f, 0, 0.63f, rng_uniform(rng, 0.08f, 0.13f), 0.02f, 0);
@@ -290,7 +353,8 @@ static void add_key(Path *path, Rng *rng) {
         add_box(path, 0.9f - 0.22f * (float)i, 0.17f, 0.06f, rng_uniform(rng, 0.1f, 0.2f), 0, 0);
 }
 
-void draw_shape(Path *path, int shape, uint64_t form) {
+void draw_shape(Path *path, int shape, uint64_t form)
+{
     Rng random, *rng = &random;
     rng_seed(rng, form, 7);
     path->n_points = path->n_outlines = 0;
@@ -342,17 +406,18 @@ void draw_shape(Path *path, int shape, uint64_t form) {
     }
 }
 
-/* ----------------------------------------------------------------------------------------------- rasteriser */
+/* ------------------------------------------------------------------------------------- rasteriser */
 
-/* A window of the canvas: origin (x0, y0), size w x h; planes of it have rows of w + 2 floats (the rasteriser writes
- * up to two cells past the end of a row). */
+/* A window of the canvas: origin (x0, y0), size w x h; planes of it have rows of w + 2 floats (the rasteriser
+ * writes up to two cells past the end of a row). */
 typedef struct {
     int x0, y0, w, h;
 } Window;
 
-/* Adds one edge to the accumulation plane. Each cell receives the change of coverage that the edge causes from this
- * cell to the next: summed along a row they give, exactly, the covered area of every pixel. */
-static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1) {
+/* Adds one edge to the accumulation plane. Each cell receives the change of coverage that the edge causes
+ * from this cell to the next: summed along a row they give, exactly, the covered area of every pixel. */
+static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
+{
     if (p0.y == p1.y) return;
     float direction = 1;
     if (p0.y > p1.y) {
@@ -367,7 +432,8 @@ static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
     int first = p0.y < 0 ? 0 : (int)p0.y, last = p1.y > (float)win->h ? win->h : (int)ceilf(p1.y);
     for (int row = first; row < last; row++) {
         float *line = plane + (long)row * (win->w + 2);
-        float y_low = p0.y > (float)row ? p0.y : (float)row, y_high = p1.y < (float)(row + 1) ? p1.y : (float)(row + 1);
+        float y_low = p0.y > (float)row ? p0.y : (float)row,
+              y_high = p1.y < (float)(row + 1) ? p1.y : (float)(row + 1);
         float dy = y_high - y_low, x_next = x + slope * dy, d = dy * direction;
         float xa = x < x_next ? x : x_next, xb = x < x_next ? x_next : x;
         x = x_next;
@@ -399,17 +465,22 @@ typedef struct {
     float cx, cy, cos_scale, sin_scale, aspect;
 } Placement;
 
-static Placement place(float cx, float cy, float angle, float scale, float aspect) {
+static Placement place(float cx, float cy, float angle, float scale, float aspect)
+{
     return (Placement){cx, cy, draw_cos(angle) * scale, draw_sin(angle) * scale, aspect};
 }
 
-static Point transform(const Placement *t, Point p) {
+static Point transform(const Placement *t, Point p)
+{
     float y = p.y * t->aspect;
-    return (Point){t->cx + t->cos_scale * p.x - t->sin_scale * y, t->cy + t->sin_scale * p.x + t->cos_scale * y};
+    return (Point){t->cx + t->cos_scale * p.x - t->sin_scale * y,
+                   t->cy + t->sin_scale * p.x + t->cos_scale * y};
 }
 
-/* The path's bounding box on the canvas, grown by `margin` and cut at the canvas. Returns 0 when nothing is left. */
-static int path_window(const Canvas *canvas, const Path *path, const Placement *t, float margin, Window *win) {
+/* The path's bounding box on the canvas, grown by `margin` and cut at the canvas. Returns 0 when nothing is
+ * left. */
+static int path_window(const Canvas *canvas, const Path *path, const Placement *t, float margin, Window *win)
+{
     float left = 1e9f, top = 1e9f, right = -1e9f, bottom = -1e9f;
     for (int i = 0; i < path->n_points; i++) {
         Point p = transform(t, path->points[i]);
@@ -431,7 +502,8 @@ static int path_window(const Canvas *canvas, const Path *path, const Placement *
 }
 
 /* Coverage 0..1 of every pixel of the window. */
-static void rasterise(const Path *path, const Placement *t, const Window *win, float *plane) {
+static void rasterise(const Path *path, const Placement *t, const Window *win, float *plane)
+{
     memset(plane, 0, sizeof(float) * (size_t)(win->w + 2) * (size_t)win->h);
     for (int k = 0, first = 0; k < path->n_outlines; first = path->ends[k++]) {
         Point before = transform(t, path->points[path->ends[k] - 1]);
@@ -456,39 +528,78 @@ static void rasterise(const Path *path, const Placement *t, const Window *win, f
     }
 }
 
-/* One box blur of radius r along rows (step 1) or columns, in place through a line buffer; edges are replicated. */
-static void box_blur_line(float *v, int n, int step, int r, float *line) {
-    for (int i = 0; i < n; i++) line[i] = v[(long)i * step];
-    float sum = line[0] * (float)(r + 1), inverse = 1 / (float)(2 * r + 1);
-    for (int i = 0; i < r; i++) sum += line[i < n ? i : n - 1];
+static float *scratch_plane(const Canvas *canvas, int i)
+{
+    return canvas->scratch + (size_t)i * (size_t)(canvas->width + 2) * (size_t)canvas->height;
+}
+
+/* out = in averaged over 2r+1 pixels along every row; edges are replicated. */
+static void blur_rows(const float *in, float *out, const Window *win, int r)
+{
+    int n = win->w, stride = n + 2;
+    float inverse = 1 / (float)(2 * r + 1);
+    for (int y = 0; y < win->h; y++, in += stride, out += stride) {
+        float sum = in[0] * (float)(r + 1);
+        for (int i = 0; i < r; i++) sum += in[i < n ? i : n - 1];
+        for (int i = 0; i < n; i++) {
+            sum += in[i + r < n ? i + r : n - 1];
+            out[i] = sum * inverse;
+            sum -= in[i - r > 0 ? i - r : 0];
+        }
+    }
+}
+
+/* The same along columns, all columns of a row at a time; sum has w floats. */
+static void blur_columns(const float *in, float *out, const Window *win, int r, float *sum)
+{
+    int n = win->h, w = win->w;
+    long stride = w + 2;
+    float inverse = 1 / (float)(2 * r + 1);
+    for (int x = 0; x < w; x++) sum[x] = in[x] * (float)(r + 1);
+    for (int i = 0; i < r; i++) {
+        const float *row = in + stride * (i < n ? i : n - 1);
+        for (int x = 0; x < w; x++) sum[x] += row[x];
+    }
     for (int i = 0; i < n; i++) {
-        sum += line[i + r < n ? i + r : n - 1];
-        v[(long)i * step] = sum * inverse;
-        sum -= line[i - r > 0 ? i - r : 0];
+        const float *add = in + stride * (i + r < n ? i + r : n - 1),
+                    *drop = in + stride * (i - r > 0 ? i - r : 0);
+        for (int x = 0; x < w; x++) {
+            sum[x] += add[x];
+            out[stride * i + x] = sum[x] * inverse;
+            sum[x] -= drop[x];
+        }
     }
 }
 
-/* Two box blurs along each axis: close to a Gaussian of deviation about 0.8 r. `line` has max(w, h) floats. */
-static void box_blur(float *plane, const Window *win, int r, float *line) {
+/* Two box blurs along each axis: close to a Gaussian of deviation about 0.8 r. Uses scratch planes 2 and 3.
+ */
+static void box_blur(const Canvas *canvas, float *plane, const Window *win, int r)
+{
     if (r < 1) return;
+    float *other = scratch_plane(canvas, 3), *sum = scratch_plane(canvas, 2);
     for (int pass = 0; pass < 2; pass++) {
-        for (int y = 0; y < win->h; y++) box_blur_line(plane + (long)y * (win->w + 2), win->w, 1, r, line);
-        for (int x = 0; x < win->w; x++) box_blur_line(plane + x, win->h, win->w + 2, r, line);
+        blur_rows(plane, other, win, r);
+        blur_columns(other, plane, win, r, sum);
     }
 }
 
-/* ------------------------------------------------------------------------------------------------- textures */
+/* --------------------------------------------------------------------------------------- textures */
 
-static inline float triangle_wave(float x) {
+static inline float triangle_wave(float x)
+{
     float f = x - (float)floor_int(x);
     return f < 0.5f ? 2 * f : 2 - 2 * f;
 }
 
 /* A 0/1 pattern whose edge is softened over about a pixel: v crosses 0.5 with `slope` per pixel. */
-static inline float soft_step(float v, float slope) { return clamp01((v - 0.5f) / (slope + 1e-6f) + 0.5f); }
+static inline float soft_step(float v, float slope)
+{
+    return clamp01((v - 0.5f) / (slope + 1e-6f) + 0.5f);
+}
 
 /* The texture's value in 0..1 (0 = color, 1 = color2) at (u, v), pixels in the object's own frame. */
-static float texture_value(const Look *look, float u, float v) {
+static float texture_value(const Look *look, float u, float v)
+{
     float p = look->period, x = u / p, y = v / p, n;
     uint32_t g = look->grain;
     switch (look->texture) {
@@ -504,7 +615,8 @@ static float texture_value(const Look *look, float u, float v) {
     case TEXTURE_CLOUDS:
         n = 0.6f * value_noise(x, y, g) + 0.3f * value_noise(2.1f * x, 2.1f * y, g + 1);
         return n + 0.1f * value_noise(4.3f * x, 4.3f * y, g + 2);
-    case TEXTURE_BRUSHED: return 0.6f * value_noise(0.12f * x, 3 * y, g) + 0.4f * value_noise(0.3f * x, 8 * y, g + 1);
+    case TEXTURE_BRUSHED:
+        return 0.6f * value_noise(0.12f * x, 3 * y, g) + 0.4f * value_noise(0.3f * x, 8 * y, g + 1);
     case TEXTURE_WOOD:
         n = 1.6f * value_noise(0.25f * x, 0.6f * y, g);
         return 0.75f * triangle_wave(0.35f * y + n) + 0.25f * value_noise(0.2f * x, 6 * y, g + 1);
@@ -522,41 +634,43 @@ static float texture_value(const Look *look, float u, float v) {
         int over = (floor_int(2 * x) + floor_int(2 * y)) & 1;
         return 0.8f * (over ? a : b) + 0.2f * value_noise(3 * x, 3 * y, g);
     }
-    case TEXTURE_TURNED: return 0.5f * triangle_wave(1.5f * sqrtf(x * x + y * y)) + 0.3f * value_noise(2 * x, 2 * y, g);
+    case TEXTURE_TURNED:
+        return 0.5f * triangle_wave(1.5f * sqrtf(x * x + y * y)) + 0.3f * value_noise(2 * x, 2 * y, g);
     default: return 0;
     }
 }
 
-void canvas_background(Canvas *canvas, const Look *look) {
+void canvas_background(Canvas *canvas, const Look *look)
+{
     float c = draw_cos(look->angle), s = draw_sin(look->angle);
     memset(canvas->ids, 0, sizeof(uint16_t) * (size_t)canvas->width * (size_t)canvas->height);
     memset(canvas->damage, 0, (size_t)canvas->width * (size_t)canvas->height);
     for (int y = 0; y < canvas->height; y++)
         for (int x = 0; x < canvas->width; x++) {
             float *out = canvas->rgb + 3 * ((long)y * canvas->width + x), dx = (float)x, dy = (float)y;
-            float t = look->texture == TEXTURE_FLAT
-                          ? 0 : texture_value(look, c * dx + s * dy + look->phase[0], c * dy - s * dx + look->phase[1]);
+            float t = look->texture == TEXTURE_FLAT ? 0
+                                                    : texture_value(look, c * dx + s * dy + look->phase[0],
+                                                                    c * dy - s * dx + look->phase[1]);
             for (int k = 0; k < 3; k++) out[k] = mix(look->color[k], look->color2[k], t);
         }
 }
 
-/* ---------------------------------------------------------------------------------------------------- parts */
-
-static float *scratch_plane(const Canvas *canvas, int i) {
-    return canvas->scratch + (size_t)i * (size_t)(canvas->width + 2) * (size_t)canvas->height;
-}
+/* ------------------------------------------------------------------------------------------ parts */
 
 /* Darkens what lies beneath: the coverage, shifted away from the light and blurred. */
-static void cast_shadow(Canvas *canvas, const Part *part, const Window *win, const float *cover) {
-    float *soft = scratch_plane(canvas, 1), *line = scratch_plane(canvas, 3);
-    int dx = (int)(part->height * -canvas->light[0] + 64.5f) - 64, dy = (int)(part->height * -canvas->light[1] + 64.5f) - 64;
+static void cast_shadow(Canvas *canvas, const Part *part, const Window *win, const float *cover)
+{
+    float *soft = scratch_plane(canvas, 1);
+    int dx = (int)(part->height * -canvas->light[0] + 64.5f) - 64,
+        dy = (int)(part->height * -canvas->light[1] + 64.5f) - 64;
     int stride = win->w + 2;
     for (int y = 0; y < win->h; y++)
         for (int x = 0; x < win->w; x++) {
             int sx = x - dx, sy = y - dy;
-            soft[(long)y * stride + x] = sx >= 0 && sy >= 0 && sx < win->w && sy < win->h ? cover[(long)sy * stride + sx] : 0;
+            soft[(long)y * stride + x] =
+                sx >= 0 && sy >= 0 && sx < win->w && sy < win->h ? cover[(long)sy * stride + sx] : 0;
         }
-    box_blur(soft, win, 1 + (int)(0.5f * part->height), line);
+    box_blur(canvas, soft, win, 1 + (int)(0.5f * part->height));
     for (int y = 0; y < win->h; y++)
         for (int x = 0; x < win->w; x++) {
             float dark = 1 - part->shadow * soft[(long)y * stride + x];
@@ -565,17 +679,19 @@ static void cast_shadow(Canvas *canvas, const Part *part, const Window *win, con
         }
 }
 
-/* Light and shade of a rounded edge: the blurred coverage is taken for the surface's height, its slope against the
- * light gives the brightness. Writes the brightness change to scratch plane 1. */
-static const float *edge_shade(Canvas *canvas, const Look *look, const Window *win, const float *cover) {
-    float *h = scratch_plane(canvas, 1), *line = scratch_plane(canvas, 3), *shade = scratch_plane(canvas, 2);
+/* Light and shade of a rounded edge: the blurred coverage is taken for the surface's height, its slope
+ * against the light gives the brightness. Writes the brightness change to scratch plane 1. */
+static const float *edge_shade(Canvas *canvas, const Look *look, const Window *win, const float *cover)
+{
+    float *h = scratch_plane(canvas, 1), *shade = scratch_plane(canvas, 2);
     float width = look->bevel < 0 ? -look->bevel : look->bevel, sign = look->bevel < 0 ? -1.0f : 1.0f;
     int r = (int)(width + 0.5f), stride = win->w + 2;
     memcpy(h, cover, sizeof(float) * (size_t)stride * (size_t)win->h);
-    box_blur(h, win, r < 1 ? 1 : r, line);
+    box_blur(canvas, h, win, r < 1 ? 1 : r);
     float strength = sign * look->relief * width;
     for (int y = 0; y < win->h; y++) {
-        const float *up = h + (long)(y > 0 ? y - 1 : y) * stride, *down = h + (long)(y < win->h - 1 ? y + 1 : y) * stride;
+        const float *up = h + (long)(y > 0 ? y - 1 : y) * stride,
+                    *down = h + (long)(y < win->h - 1 ? y + 1 : y) * stride;
         const float *row = h + (long)y * stride;
         for (int x = 0; x < win->w; x++) {
             float gx = row[x < win->w - 1 ? x + 1 : x] - row[x > 0 ? x - 1 : x], gy = down[x] - up[x];
@@ -587,7 +703,9 @@ static const float *edge_shade(Canvas *canvas, const Look *look, const Window *w
 }
 
 /* Paints the covered pixels with the part's surface. */
-static void paint(Canvas *canvas, const Part *part, const Window *win, const float *cover, const float *shade, int id) {
+static void paint(Canvas *canvas, const Part *part, const Window *win, const float *cover, const float *shade,
+                  int id)
+{
     const Look *look = &part->look;
     float turn = part->angle + look->angle, c = draw_cos(turn), s = draw_sin(turn);
     int stride = win->w + 2;
@@ -596,9 +714,11 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
             float a = cover[(long)y * stride + x];
             if (a <= 0) continue;
             long at = (long)(win->y0 + y) * canvas->width + win->x0 + x;
-            float dx = (float)(win->x0 + x) - part->cx, dy = (float)(win->y0 + y) - part->cy, *out = canvas->rgb + 3 * at;
-            float t = look->texture == TEXTURE_FLAT
-                          ? 0 : texture_value(look, c * dx + s * dy + look->phase[0], c * dy - s * dx + look->phase[1]);
+            float dx = (float)(win->x0 + x) - part->cx, dy = (float)(win->y0 + y) - part->cy,
+                  *out = canvas->rgb + 3 * at;
+            float t = look->texture == TEXTURE_FLAT ? 0
+                                                    : texture_value(look, c * dx + s * dy + look->phase[0],
+                                                                    c * dy - s * dx + look->phase[1]);
             float light = 1, shine = 0;
             if (shade) {
                 float e = shade[(long)y * stride + x];
@@ -606,7 +726,8 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
                 if (e > 0) shine = look->gloss * 0.5f * e;
             }
             /* a curved surface is a little brighter on the side of the light */
-            light += look->relief * 0.18f * (dx * canvas->light[0] + dy * canvas->light[1]) / (part->scale + 1);
+            light +=
+                look->relief * 0.18f * (dx * canvas->light[0] + dy * canvas->light[1]) / (part->scale + 1);
             for (int k = 0; k < 3; k++)
                 out[k] = mix(out[k], clamp01(mix(look->color[k], look->color2[k], t) * light + shine), a);
             if (a > 0.5f) {
@@ -616,11 +737,15 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
         }
 }
 
-static float luminance(const float *rgb) { return 0.3f * rgb[0] + 0.6f * rgb[1] + 0.1f * rgb[2]; }
+static float luminance(const float *rgb)
+{
+    return 0.3f * rgb[0] + 0.6f * rgb[1] + 0.1f * rgb[2];
+}
 
 /* Blends `color` over the part where overlay x cover is positive and marks what visibly changed. */
-static void overlay(Canvas *canvas, const Window *win, const float *cover, const float *over, const float *color,
-                    float alpha, int multiply) {
+static void overlay(Canvas *canvas, const Window *win, const float *cover, const float *over,
+                    const float *color, float alpha, int multiply)
+{
     int stride = win->w + 2;
     for (int y = 0; y < win->h; y++)
         for (int x = 0; x < win->w; x++) {
@@ -638,7 +763,8 @@ static void overlay(Canvas *canvas, const Window *win, const float *cover, const
 }
 
 /* A point within the part: on the shape's outline, moved towards its centre by 1 - reach. */
-static Point point_on_part(const Path *path, const Placement *t, Rng *rng, float reach) {
+static Point point_on_part(const Path *path, const Placement *t, Rng *rng, float reach)
+{
     int n = path->n_outlines ? path->ends[0] : 1;
     Point p = path->points[rng_below(rng, n)];
     p.x *= reach;
@@ -646,18 +772,24 @@ static Point point_on_part(const Path *path, const Placement *t, Rng *rng, float
     return transform(t, p);
 }
 
-static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, const Placement *t, const Window *win,
-                           const float *cover, Rng *rng) {
+static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
+                           const Window *win, const float *cover, Rng *rng)
+{
     float *over = scratch_plane(canvas, 1), width = canvas->unit * rng_uniform(rng, 0.9f, 1.7f);
     float color[3] = {0.95f, 0.95f, 0.92f};
     if (luminance(part->look.color) > 0.5f) color[0] = color[1] = color[2] = 0.12f;
     Path line = {.n_points = 0, .n_outlines = 0};
     for (int i = 0, n = 1 + rng_below(rng, 3); i < n; i++) {
-        Point a = point_on_part(path, t, rng, rng_uniform(rng, 0.5f, 0.95f)), b;
-        b.x = mix(a.x, part->cx, rng_uniform(rng, 1.1f, 1.9f)) + rng_normal(rng) * 0.15f * part->scale;
-        b.y = mix(a.y, part->cy, rng_uniform(rng, 1.1f, 1.9f)) + rng_normal(rng) * 0.15f * part->scale;
-        Point middle = {0.5f * (a.x + b.x) + rng_normal(rng) * 0.1f * part->scale,
-                        0.5f * (a.y + b.y) + rng_normal(rng) * 0.1f * part->scale};
+        /* from near the edge across the centre; one draw a statement, since C leaves the order within one
+         * open */
+        Point a = point_on_part(path, t, rng, rng_uniform(rng, 0.5f, 0.95f)), b, middle;
+        float reach = rng_uniform(rng, 1.1f, 1.9f);
+        b.x = mix(a.x, part->cx, reach);
+        b.y = mix(a.y, part->cy, reach);
+        b.x += rng_normal(rng) * 0.15f * part->scale;
+        b.y += rng_normal(rng) * 0.15f * part->scale;
+        middle.x = 0.5f * (a.x + b.x) + rng_normal(rng) * 0.1f * part->scale;
+        middle.y = 0.5f * (a.y + b.y) + rng_normal(rng) * 0.1f * part->scale;
         add_stroke(&line, a, middle, width);
         add_stroke(&line, middle, b, width * 0.8f);
     }
@@ -666,9 +798,11 @@ static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, c
     overlay(canvas, win, cover, over, color, rng_uniform(rng, 0.75f, 1), 0);
 }
 
-static void damage_stain(Canvas *canvas, const Part *part, const Path *path, const Placement *t, const Window *win,
-                         const float *cover, Rng *rng) {
-    static const float stains[4][3] = {{0.35f, 0.2f, 0.08f}, {0.15f, 0.15f, 0.16f}, {0.55f, 0.3f, 0.1f}, {0.2f, 0.35f, 0.12f}};
+static void damage_stain(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
+                         const Window *win, const float *cover, Rng *rng)
+{
+    static const float stains[4][3] = {
+        {0.35f, 0.2f, 0.08f}, {0.15f, 0.15f, 0.16f}, {0.55f, 0.3f, 0.1f}, {0.2f, 0.35f, 0.12f}};
     static const float pale[3] = {0.92f, 0.9f, 0.8f};
     int dark = luminance(part->look.color) < 0.22f;
     float *over = scratch_plane(canvas, 1), size = part->scale * rng_uniform(rng, 0.28f, 0.5f);
@@ -676,15 +810,17 @@ static void damage_stain(Canvas *canvas, const Part *part, const Path *path, con
     Point p = point_on_part(path, t, rng, rng_uniform(rng, 0.2f, 0.8f));
     Path blob = {.n_points = 0, .n_outlines = 0};
     add_blob(&blob, rng, 0.45f);
-    Placement where = place(p.x, p.y, rng_uniform(rng, 0, 1), size < 4 * canvas->unit ? 4 * canvas->unit : size, 1);
+    Placement where =
+        place(p.x, p.y, rng_uniform(rng, 0, 1), size < 4 * canvas->unit ? 4 * canvas->unit : size, 1);
     rasterise(&blob, &where, win, over);
-    box_blur(over, win, 1 + (int)(0.04f * size), scratch_plane(canvas, 3));
+    box_blur(canvas, over, win, 1 + (int)(0.04f * size));
     overlay(canvas, win, cover, over, color, rng_uniform(rng, 0.65f, 0.9f), 0);
 }
 
 /* A dent: a round hollow, dark on the side of the light and bright opposite. */
-static void damage_dent(Canvas *canvas, const Part *part, const Path *path, const Placement *t, const Window *win,
-                        const float *cover, Rng *rng) {
+static void damage_dent(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
+                        const Window *win, const float *cover, Rng *rng)
+{
     static const float black[3] = {0.05f, 0.05f, 0.05f}, white[3] = {1, 1, 1};
     float *over = scratch_plane(canvas, 1), size = part->scale * rng_uniform(rng, 0.28f, 0.45f);
     if (size < 4.5f * canvas->unit) size = 4.5f * canvas->unit;
@@ -703,13 +839,16 @@ static void damage_dent(Canvas *canvas, const Part *part, const Path *path, cons
     }
 }
 
-/* A chunk broken off at the edge: taken out of the coverage before the part is drawn. Its place is kept in `lost`. */
-static void damage_broken(Canvas *canvas, const Part *part, const Path *path, const Placement *t, const Window *win,
-                          float *cover, uint8_t *lost, Rng *rng) {
+/* A chunk broken off at the edge: taken out of the coverage before the part is drawn. Its place is kept in
+ * `lost`. */
+static void damage_broken(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
+                          const Window *win, float *cover, uint8_t *lost, Rng *rng)
+{
     float *bite = scratch_plane(canvas, 1);
     int stride = win->w + 2;
     Path blob = {.n_points = 0, .n_outlines = 0};
-    add_polygon(&blob, 5 + rng_below(rng, 3), 1, rng_uniform(rng, 0, 1), 0);
+    int corners = 5 + rng_below(rng, 3);
+    add_polygon(&blob, corners, 1, rng_uniform(rng, 0, 1), 0);
     for (int i = 0; i < blob.n_points; i++) {
         float r = rng_uniform(rng, 0.6f, 1.1f);
         blob.points[i].x *= r;
@@ -728,14 +867,16 @@ static void damage_broken(Canvas *canvas, const Part *part, const Path *path, co
         }
 }
 
-static void apply_damage(Canvas *canvas, const Part *part, const Path *path, const Placement *t, const Window *win,
-                         const float *cover, Rng *rng) {
+static void apply_damage(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
+                         const Window *win, const float *cover, Rng *rng)
+{
     if (part->damage == DAMAGE_SCRATCH) damage_scratch(canvas, part, path, t, win, cover, rng);
     if (part->damage == DAMAGE_STAIN) damage_stain(canvas, part, path, t, win, cover, rng);
     if (part->damage == DAMAGE_DENT) damage_dent(canvas, part, path, t, win, cover, rng);
 }
 
-void canvas_part(Canvas *canvas, const Part *part, int id) {
+void canvas_part(Canvas *canvas, const Part *part, int id)
+{
     Path path;
     Window win;
     Rng rng;
@@ -750,7 +891,8 @@ void canvas_part(Canvas *canvas, const Part *part, int id) {
     int broken = part->damage == DAMAGE_BROKEN;
     if (broken) damage_broken(canvas, part, &path, &t, &win, cover, lost, &rng);
     if (part->shadow > 0) cast_shadow(canvas, part, &win, cover);
-    const float *shade = part->look.bevel != 0 && part->look.relief > 0 ? edge_shade(canvas, &part->look, &win, cover) : NULL;
+    const float *shade =
+        part->look.bevel != 0 && part->look.relief > 0 ? edge_shade(canvas, &part->look, &win, cover) : NULL;
     paint(canvas, part, &win, cover, shade, id);
     if (!broken) {
         apply_damage(canvas, part, &path, &t, &win, cover, &rng);
@@ -758,10 +900,12 @@ void canvas_part(Canvas *canvas, const Part *part, int id) {
     }
     for (int y = 0; y < win.h; y++)
         for (int x = 0; x < win.w; x++)
-            if (lost[(long)y * win.w + x]) canvas->damage[(long)(win.y0 + y) * canvas->width + win.x0 + x] = 1;
+            if (lost[(long)y * win.w + x])
+                canvas->damage[(long)(win.y0 + y) * canvas->width + win.x0 + x] = 1;
 }
 
-void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask) {
+void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask)
+{
     Path path;
     Window win;
     draw_shape(&path, part->shape, part->form);
@@ -771,18 +915,19 @@ void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask) {
     rasterise(&path, &t, &win, cover);
     for (int y = 0; y < win.h; y++)
         for (int x = 0; x < win.w; x++)
-            if (cover[(long)y * (win.w + 2) + x] > 0.5f) mask[(long)(win.y0 + y) * canvas->width + win.x0 + x] = 1;
+            if (cover[(long)y * (win.w + 2) + x] > 0.5f)
+                mask[(long)(win.y0 + y) * canvas->width + win.x0 + x] = 1;
 }
 
-/* --------------------------------------------------------------------------------------------------- canvas */
+/* ----------------------------------------------------------------------------------------- canvas */
 
 enum { SCRATCH_PLANES = 5, MAX_SIDE = 8192 };
 
-int canvas_init(Canvas *canvas, int width, int height) {
+int canvas_init(Canvas *canvas, int width, int height)
+{
     memset(canvas, 0, sizeof *canvas);
     if (width < 8 || height < 8 || width > MAX_SIDE || height > MAX_SIDE) return -1;
     size_t n = (size_t)width * (size_t)height, plane = (size_t)(width + 2) * (size_t)height;
-    /* box_blur keeps one line of either direction in plane 3: a plane is always longer than that */
     canvas->width = width;
     canvas->height = height;
     canvas->unit = (float)(width < height ? width : height) / 256.0f;
@@ -795,7 +940,8 @@ int canvas_init(Canvas *canvas, int width, int height) {
     return -1;
 }
 
-void canvas_free(Canvas *canvas) {
+void canvas_free(Canvas *canvas)
+{
     free(canvas->rgb);
     free(canvas->ids);
     free(canvas->damage);
@@ -803,8 +949,10 @@ void canvas_free(Canvas *canvas) {
     memset(canvas, 0, sizeof *canvas);
 }
 
-/* A separable blur of deviation sigma: the five-tap binomial-like kernel with the wanted variance, repeated for larger ones. */
-static void lens_blur(Canvas *canvas, float sigma) {
+/* A separable blur of deviation sigma: the five-tap binomial-like kernel with the wanted variance, repeated
+ * for larger ones. */
+static void lens_blur(Canvas *canvas, float sigma)
+{
     float variance = sigma * sigma;
     int w = canvas->width, h = canvas->height;
     float *copy = canvas->scratch; /* SCRATCH_PLANES >= 3 planes: room for one rgb image */
@@ -828,7 +976,8 @@ static void lens_blur(Canvas *canvas, float sigma) {
     }
 }
 
-void canvas_develop(Canvas *canvas, const Camera *camera, uint8_t *rgb) {
+void canvas_develop(Canvas *canvas, const Camera *camera, uint8_t *rgb)
+{
     int w = canvas->width, h = canvas->height;
     Rng rng;
     rng_seed(&rng, camera->noise_seed, 13);
@@ -837,7 +986,8 @@ void canvas_develop(Canvas *canvas, const Camera *camera, uint8_t *rgb) {
         float fy = ((float)y + 0.5f) / (float)h - 0.5f;
         for (int x = 0; x < w; x++) {
             float fx = ((float)x + 0.5f) / (float)w - 0.5f;
-            float light = 1 + camera->gradient[0] * fx + camera->gradient[1] * fy - 2 * camera->vignette * (fx * fx + fy * fy);
+            float light = 1 + camera->gradient[0] * fx + camera->gradient[1] * fy -
+                          2 * camera->vignette * (fx * fx + fy * fy);
             long at = 3 * ((long)y * w + x);
             for (int k = 0; k < 3; k++) {
                 float v = canvas->rgb[at + k] * light * camera->gain[k];

@@ -1,10 +1,11 @@
 /* draw.h - a small deterministic drawing library for synthetic inspection scenes.
  *
- * Everything that samlad draws by itself (the demo's trays, the training scenes of the shipped weights) is drawn
- * here: antialiased outlines, procedural textures, bevels, shadows, damage, light and sensor noise. Only + - * /
- * and sqrt are used on floats (their results are fixed by IEEE 754), with an own random generator and an own sine,
- * so the same seed gives the same bytes on every machine, as long as the compiler keeps to the standard
- * (-ffp-contract=off, no fast-math).
+ * Everything that samlad draws by itself (the demo's trays, the training scenes of the shipped weights) is
+ * drawn here: antialiased outlines, procedural textures, bevels, shadows, damage, light and sensor noise.
+ * Only + - * / and sqrt are used on floats (their results are fixed by IEEE 754), with an own random
+ * generator and an own sine, so the same seed gives the same bytes on every machine, as long as the compiler
+ * keeps to the standard (no fast-math, no fused multiply-add behind our back: gcc -std=c11, or
+ * -ffp-contract=off).
  *
  * Angles are in turns (1 = 360 degrees), x runs right, y runs down, colours are linear in [0,1]. */
 #ifndef SAMLAD_DRAW_H
@@ -12,18 +13,23 @@
 
 #include <stdint.h>
 
-/* ---- random numbers: xoshiro256** seeded by splitmix64; `stream` gives independent sequences of one seed ---- */
+/* gcc -std=c11 fuses no multiply-adds; clang does unless told, here for the whole file that includes this. */
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+/* ---- random numbers: xoshiro256** seeded by splitmix64; `stream`s of one seed are independent ---- */
 typedef struct {
     uint64_t s[4];
 } Rng;
 
 void rng_seed(Rng *rng, uint64_t seed, uint64_t stream);
 uint64_t rng_next(Rng *rng);
-float rng_uniform(Rng *rng, float low, float high);  /* [low, high) */
+float rng_uniform(Rng *rng, float low, float high);     /* [low, high) */
 float rng_log_uniform(Rng *rng, float low, float high); /* roughly uniform in the logarithm; low > 0 */
-int rng_below(Rng *rng, int n);                      /* 0 ... n-1; n >= 1 */
+int rng_below(Rng *rng, int n);                         /* 0 ... n-1; n >= 1 */
 int rng_chance(Rng *rng, float probability);
-float rng_normal(Rng *rng);                          /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms) */
+float rng_normal(Rng *rng); /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms) */
 
 float draw_sin(float turns);
 float draw_cos(float turns);
@@ -35,8 +41,8 @@ typedef struct {
 
 enum { PATH_MAX_POINTS = 1536, PATH_MAX_OUTLINES = 64 };
 
-/* Closed outlines in a unit frame (the shape fits in about [-1,1]²). Outlines turning one way are filled, those
- * turning the other way are holes; the builders below take care of the direction. */
+/* Closed outlines in a unit frame (the shape fits in about [-1,1]²). Outlines turning one way are filled,
+ * those turning the other way are holes; the builders below take care of the direction. */
 typedef struct {
     int n_points, n_outlines;
     Point points[PATH_MAX_POINTS];
@@ -44,9 +50,9 @@ typedef struct {
 } Path;
 
 enum {
-    SHAPE_ELLIPSE, SHAPE_RECT, SHAPE_ROUND_RECT, SHAPE_POLYGON, SHAPE_STAR, SHAPE_RING, SHAPE_GEAR, SHAPE_NUT,
-    SHAPE_SCREW, SHAPE_ROD, SHAPE_CROSS, SHAPE_BLOB, SHAPE_CRESCENT, SHAPE_LETTER, SHAPE_ARROW, SHAPE_KEY, SHAPE_L,
-    SHAPE_DIGIT, SHAPE_FRAME, SHAPE_COUNT
+    SHAPE_ELLIPSE, SHAPE_RECT, SHAPE_ROUND_RECT, SHAPE_POLYGON, SHAPE_STAR, SHAPE_RING, SHAPE_GEAR,
+    SHAPE_NUT, SHAPE_SCREW, SHAPE_ROD, SHAPE_CROSS, SHAPE_BLOB, SHAPE_CRESCENT, SHAPE_LETTER,
+    SHAPE_ARROW, SHAPE_KEY, SHAPE_L, SHAPE_DIGIT, SHAPE_FRAME, SHAPE_COUNT
 };
 
 /* Fills *path with a shape; `form` picks its details (number of teeth, aspect, waviness ...). */
@@ -54,8 +60,9 @@ void draw_shape(Path *path, int shape, uint64_t form);
 
 /* ---- surfaces ---- */
 enum {
-    TEXTURE_FLAT, TEXTURE_STRIPES, TEXTURE_CHECKS, TEXTURE_DOTS, TEXTURE_CLOUDS, TEXTURE_BRUSHED, TEXTURE_WOOD,
-    TEXTURE_GRADIENT, TEXTURE_SPECKLE, TEXTURE_MARBLE, TEXTURE_WEAVE, TEXTURE_TURNED, TEXTURE_COUNT
+    TEXTURE_FLAT, TEXTURE_STRIPES, TEXTURE_CHECKS, TEXTURE_DOTS, TEXTURE_CLOUDS, TEXTURE_BRUSHED,
+    TEXTURE_WOOD, TEXTURE_GRADIENT, TEXTURE_SPECKLE, TEXTURE_MARBLE, TEXTURE_WEAVE, TEXTURE_TURNED,
+    TEXTURE_COUNT
 };
 
 typedef struct {
@@ -75,13 +82,13 @@ enum { DAMAGE_NONE, DAMAGE_SCRATCH, DAMAGE_STAIN, DAMAGE_DENT, DAMAGE_BROKEN, DA
 typedef struct {
     int shape;
     uint64_t form;
-    float cx, cy;   /* centre, pixels */
-    float angle;    /* turns */
-    float scale;    /* unit frame -> pixels */
-    float aspect;   /* the unit frame's y is multiplied by this first */
+    float cx, cy; /* centre, pixels */
+    float angle;  /* turns */
+    float scale;  /* unit frame -> pixels */
+    float aspect; /* the unit frame's y is multiplied by this first */
     Look look;
-    float shadow;   /* 0 = none */
-    float height;   /* length of the cast shadow, pixels */
+    float shadow; /* 0 = none */
+    float height; /* length of the cast shadow, pixels */
     int damage;
     uint64_t damage_seed;
 } Part;
@@ -89,12 +96,12 @@ typedef struct {
 /* ---- the canvas ---- */
 typedef struct {
     int width, height;
-    float *rgb;       /* [height][width][3], linear 0..1 */
-    uint16_t *ids;    /* [height][width], 0 = background, else the front-most object that covers more than half */
-    uint8_t *damage;  /* [height][width], 1 = changed by a damage and still visible */
-    float light[2];   /* unit vector towards the light, in the image plane */
-    float unit;       /* pixels per 1/256 of the shorter side */
-    float *scratch;   /* four planes of [height][width + 2] */
+    float *rgb; /* [height][width][3], linear 0..1 */
+    uint16_t *ids;   /* [height][width], 0 = background, else the front-most object covering more than half */
+    uint8_t *damage; /* [height][width], 1 = changed by a damage and still visible */
+    float light[2];  /* unit vector towards the light, in the image plane */
+    float unit;      /* pixels per 1/256 of the shorter side */
+    float *scratch;  /* five planes of [height][width + 2] */
 } Canvas;
 
 int canvas_init(Canvas *canvas, int width, int height); /* 0 ok, -1 no memory (or a senseless size) */
@@ -108,11 +115,11 @@ void canvas_part(Canvas *canvas, const Part *part, int id);
 void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask);
 
 typedef struct {
-    float gradient[2];   /* relative brightness change from one side to the other, per axis */
-    float vignette;      /* darkening of the corners, 0..1 */
-    float gain[3];       /* exposure and white balance */
-    float blur;          /* deviation of a Gaussian-like blur, pixels (0..3) */
-    float noise;         /* deviation of white noise, 0..1 */
+    float gradient[2]; /* relative brightness change from one side to the other, per axis */
+    float vignette;    /* darkening of the corners, 0..1 */
+    float gain[3];     /* exposure and white balance */
+    float blur;        /* deviation of a Gaussian-like blur, pixels (0..3) */
+    float noise;       /* deviation of white noise, 0..1 */
     uint64_t noise_seed;
 } Camera;
 

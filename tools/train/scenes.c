@@ -1,10 +1,10 @@
 /* scenes.c - procedural scenes for training the shipped tiny weights, called from scenes.py through ctypes.
  *
- * scene_render(seed, jitter_seed, difficulty, kind, size) draws one square image and says which object every pixel
- * belongs to. `seed` decides layout and appearance. `jitter_seed` != 0 draws the same scene again with small changes
- * of place, rotation, light, texture and noise: object i of both views is the same thing. Three families of scenes:
- * general (anything on anything), trays (compartments with parts, like inspection images), and grids of glyphs
- * (like handwritten digits). The drawing itself is eval/draw.c. */
+ * scene_render(seed, jitter_seed, difficulty, kind, size) draws one square image and says which object every
+ * pixel belongs to. `seed` decides layout and appearance. `jitter_seed` != 0 draws the same scene again with
+ * small changes of place, rotation, light, texture and noise: object i of both views is the same thing. Three
+ * families of scenes: general (anything on anything), trays (compartments with parts, like inspection
+ * images), and grids of glyphs (like handwritten digits). The drawing itself is eval/draw.c. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,14 +13,22 @@
 #include "../../eval/draw.h"
 
 typedef struct {
-    int32_t parent;  /* the object that this one is a part of, or -1 */
+    int32_t parent; /* the object that this one is a part of, or -1 */
     int32_t shape, texture, damage;
     float color[3], color2[3];
     float cx, cy, angle, scale; /* pixels, turns */
-    int32_t area;    /* visible pixels; 0 = hidden */
+    int32_t area;               /* visible pixels; 0 = hidden */
 } SceneObject;
 
-enum { KIND_MIXED, KIND_GENERAL, KIND_TRAY, KIND_GLYPHS, KIND_MASK = 15, KIND_NO_DAMAGE = 16, KIND_ALL_DAMAGED = 32 };
+enum {
+    KIND_MIXED,
+    KIND_GENERAL,
+    KIND_TRAY,
+    KIND_GLYPHS,
+    KIND_MASK = 15,
+    KIND_NO_DAMAGE = 16,
+    KIND_ALL_DAMAGED = 32
+};
 enum { MAX_NODES = 256 };
 
 /* A part with its place in the scene: free (frame = -1: part.cx, cy, angle as they are), or carried along by
@@ -41,9 +49,10 @@ typedef struct {
     float light_angle;
 } Scene;
 
-/* ----------------------------------------------------------------------------------------------- appearance */
+/* ------------------------------------------------------------------------------------- appearance */
 
-static void random_color(Rng *rng, float *rgb) {
+static void random_color(Rng *rng, float *rgb)
+{
     float hue = rng_uniform(rng, 0, 6), value = rng_uniform(rng, 0.12f, 0.95f);
     float saturation = rng_chance(rng, 0.4f) ? rng_uniform(rng, 0, 0.18f) : rng_uniform(rng, 0.15f, 0.95f);
     for (int k = 0; k < 3; k++) {
@@ -55,20 +64,27 @@ static void random_color(Rng *rng, float *rgb) {
     }
 }
 
-static float clamp01(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
+static float clamp01(float x)
+{
+    return x < 0 ? 0 : x > 1 ? 1 : x;
+}
 
-static void vary_color(Rng *rng, const float *from, float *to, float amount) {
+static void vary_color(Rng *rng, const float *from, float *to, float amount)
+{
     float all = rng_uniform(rng, -amount, amount);
     for (int k = 0; k < 3; k++) to[k] = clamp01(from[k] + all + rng_uniform(rng, -0.35f, 0.35f) * amount);
 }
 
 /* Any surface; `strength` 0..1 is how strong textures may be. */
-static Look random_look(Rng *rng, float strength, float unit) {
+static Look random_look(Rng *rng, float strength, float unit)
+{
     Look look = {0};
     random_color(rng, look.color);
     look.texture = rng_chance(rng, 0.75f * strength) ? 1 + rng_below(rng, TEXTURE_COUNT - 1) : TEXTURE_FLAT;
-    if (rng_chance(rng, 0.35f)) random_color(rng, look.color2);
-    else vary_color(rng, look.color, look.color2, rng_uniform(rng, 0.05f, 0.45f));
+    if (rng_chance(rng, 0.35f))
+        random_color(rng, look.color2);
+    else
+        vary_color(rng, look.color, look.color2, rng_uniform(rng, 0.05f, 0.45f));
     look.period = unit * rng_log_uniform(rng, 3.5f, 30);
     look.angle = rng_uniform(rng, 0, 1);
     look.phase[0] = rng_uniform(rng, 0, 500);
@@ -82,7 +98,8 @@ static Look random_look(Rng *rng, float strength, float unit) {
     return look;
 }
 
-static Part random_part(Scene *scene, float radius) {
+static Part random_part(Scene *scene, float radius)
+{
     Rng *rng = &scene->layout;
     Part part = {0};
     part.shape = rng_below(rng, SHAPE_COUNT);
@@ -102,16 +119,19 @@ static Part random_part(Scene *scene, float radius) {
     return part;
 }
 
-static int add_node(Scene *scene, const Part *part, int frame, int parent, float shift, float turn) {
+static int add_node(Scene *scene, const Part *part, int frame, int parent, float shift, float turn)
+{
     if (scene->n == scene->max) return -1;
     scene->nodes[scene->n] = (Node){*part, frame, parent, shift, turn};
     return scene->n++;
 }
 
-/* --------------------------------------------------------------------------------------------------- general */
+/* ---------------------------------------------------------------------------------------- general */
 
-/* Sub-parts on a part: holes, caps, slots, prints. They are objects of their own, with the carrier as parent. */
-static void add_sub_parts(Scene *scene, int owner) {
+/* Sub-parts on a part: holes, caps, slots, prints. They are objects of their own, with the carrier as parent.
+ */
+static void add_sub_parts(Scene *scene, int owner)
+{
     Rng *rng = &scene->layout;
     const Part *base = &scene->nodes[owner].part;
     float radius = base->scale * rng_uniform(rng, 0.14f, 0.4f);
@@ -137,10 +157,12 @@ static void add_sub_parts(Scene *scene, int owner) {
     }
 }
 
-static void lay_out_general(Scene *scene) {
+static void lay_out_general(Scene *scene)
+{
     Rng *rng = &scene->layout;
     float d = scene->difficulty, size = scene->size;
-    int most = 2 + (int)(28 * d), n = 1 + (int)((float)most * rng_uniform(rng, 0, 1) * rng_uniform(rng, 0.2f, 1));
+    float many = (2 + 28 * d) * rng_uniform(rng, 0, 1); /* one draw a statement: C leaves the order open */
+    int n = 1 + (int)(many * rng_uniform(rng, 0.2f, 1));
     float radii[32], similar = rng_chance(rng, 0.25f) ? rng_uniform(rng, 0.04f, 0.16f) : 0;
     scene->background = random_look(rng, d, scene->unit);
     if (scene->background.texture != TEXTURE_FLAT && rng_chance(rng, 0.65f)) /* calm more often than not */
@@ -165,6 +187,10 @@ static void lay_out_general(Scene *scene) {
             part.angle = angle;
             part.damage_seed = damage_seed;
             part.damage = damage;
+            if (part.shadow <= 0 && part.look.bevel <= 0) { /* or overlapping twins would melt into one */
+                part.look.bevel = 1.5f * scene->unit;
+                part.look.relief = 0.8f;
+            }
         }
         if (i == 0 || !repeat) pattern = part;
         if (low_contrast) vary_color(rng, scene->background.color, part.look.color, 0.3f);
@@ -175,14 +201,15 @@ static void lay_out_general(Scene *scene) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------ tray */
+/* ------------------------------------------------------------------------------------------- tray */
 
 typedef struct {
     float x, y, half_w, half_h; /* in the tray's frame */
 } Box;
 
 /* Cuts the tray into rows and columns; sometimes one row has its own number of columns. */
-static int cut_compartments(Rng *rng, float half_w, float half_h, float gap, Box *boxes) {
+static int cut_compartments(Rng *rng, float half_w, float half_h, float gap, Box *boxes)
+{
     int rows = 1 + rng_below(rng, 3), columns = 1 + rng_below(rng, 4), n = 0;
     int ragged = rng_chance(rng, 0.35f);
     float y = -half_h + gap, row_cut = rng_uniform(rng, 0.75f, 1.3f);
@@ -202,13 +229,16 @@ static int cut_compartments(Rng *rng, float half_w, float half_h, float gap, Box
     return n;
 }
 
-/* Places `n` parts in a compartment by trying random spots, keeping `spacing` x (r1 + r2) between centres; what finds
- * no spot is left out. */
-static void fill_compartment(Scene *scene, int tray, const Box *box, const Part *kinds, int n_kinds) {
+/* Places `n` parts in a compartment by trying random spots, keeping `spacing` x (r1 + r2) between centres;
+ * what finds no spot is left out. */
+static void fill_compartment(Scene *scene, int tray, const Box *box, const Part *kinds, int n_kinds)
+{
     Rng *rng = &scene->layout;
     Point placed[24];
-    float reach[24], spacing = rng_uniform(rng, 0.7f, 1.05f), shortest = box->half_w < box->half_h ? box->half_w : box->half_h;
-    int n = 0, wanted = 1 + rng_below(rng, 1 + rng_below(rng, 8)), first = rng_below(rng, n_kinds), mixed = rng_chance(rng, 0.25f);
+    float reach[24], spacing = rng_uniform(rng, 0.7f, 1.05f),
+                     shortest = box->half_w < box->half_h ? box->half_w : box->half_h;
+    int n = 0, wanted = 1 + rng_below(rng, 1 + rng_below(rng, 8)), first = rng_below(rng, n_kinds),
+        mixed = rng_chance(rng, 0.25f);
     if (rng_chance(rng, 0.06f)) return; /* an empty compartment */
     for (int i = 0; i < wanted; i++) {
         Part part = kinds[mixed ? rng_below(rng, n_kinds) : first];
@@ -217,7 +247,8 @@ static void fill_compartment(Scene *scene, int tray, const Box *box, const Part 
         if (part.scale > 0.92f * shortest) part.scale = 0.92f * shortest;
         float r = part.scale * 0.95f;
         for (int attempt = 0; attempt < 25; attempt++) {
-            float x = rng_uniform(rng, -1, 1) * (box->half_w - r), y = rng_uniform(rng, -1, 1) * (box->half_h - r);
+            float x = rng_uniform(rng, -1, 1) * (box->half_w - r),
+                  y = rng_uniform(rng, -1, 1) * (box->half_h - r);
             int free = 1;
             for (int k = 0; k < n; k++) {
                 float dx = placed[k].x - x, dy = placed[k].y - y, least = spacing * (r + reach[k]);
@@ -230,13 +261,15 @@ static void fill_compartment(Scene *scene, int tray, const Box *box, const Part 
             part.cy = box->y + y;
             part.angle = rng_chance(rng, 0.7f) ? rng_uniform(rng, 0, 1) : part.angle;
             int node = add_node(scene, &part, tray, -1, 0.1f * part.scale, 0.02f);
-            if (node >= 0 && part.scale > 0.05f * scene->size && (part.form & 7) == 0) add_sub_parts(scene, node);
+            if (node >= 0 && part.scale > 0.05f * scene->size && (part.form & 7) == 0)
+                add_sub_parts(scene, node);
             break;
         }
     }
 }
 
-static void lay_out_tray(Scene *scene) {
+static void lay_out_tray(Scene *scene)
+{
     Rng *rng = &scene->layout;
     float d = scene->difficulty, size = scene->size, unit = scene->unit;
     Box boxes[16];
@@ -269,8 +302,10 @@ static void lay_out_tray(Scene *scene) {
     int n_boxes = cut_compartments(rng, half_w - 2 * unit, half_h - 2 * unit, gap, boxes);
     Part floor_part = tray;
     floor_part.shadow = 0;
-    if (rng_chance(rng, 0.5f)) floor_part.look = random_look(rng, d, unit);
-    else vary_color(rng, tray.look.color, floor_part.look.color, 0.35f);
+    if (rng_chance(rng, 0.5f))
+        floor_part.look = random_look(rng, d, unit);
+    else
+        vary_color(rng, tray.look.color, floor_part.look.color, 0.35f);
     vary_color(rng, floor_part.look.color, floor_part.look.color2, 0.12f);
     floor_part.look.bevel = -unit * rng_uniform(rng, 1.5f, 5);
     floor_part.look.relief = rng_uniform(rng, 0.5f, 1.2f);
@@ -293,12 +328,15 @@ static void lay_out_tray(Scene *scene) {
     for (int i = 0; i < n_boxes; i++) fill_compartment(scene, owner, &boxes[i], kinds, n_kinds);
 }
 
-/* ---------------------------------------------------------------------------------------------------- glyphs */
+/* ----------------------------------------------------------------------------------------- glyphs */
 
-static void lay_out_glyphs(Scene *scene) {
+static void lay_out_glyphs(Scene *scene)
+{
     Rng *rng = &scene->layout;
-    int square = rng_chance(rng, 0.75f), rows = square ? 3 : 1 + rng_below(rng, 4), columns = square ? 3 : 1 + rng_below(rng, 4);
-    float cell_w = scene->size / (float)columns, cell_h = scene->size / (float)rows, ink = rng_uniform(rng, 0.75f, 1);
+    int square = rng_chance(rng, 0.75f), rows = square ? 3 : 1 + rng_below(rng, 4),
+        columns = square ? 3 : 1 + rng_below(rng, 4);
+    float cell_w = scene->size / (float)columns, cell_h = scene->size / (float)rows,
+          ink = rng_uniform(rng, 0.75f, 1);
     float cell = cell_w < cell_h ? cell_w : cell_h;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
@@ -314,16 +352,19 @@ static void lay_out_glyphs(Scene *scene) {
             for (int k = 0; k < 3; k++) part.look.color[k] = part.look.color2[k] = shade;
             part.look.period = 8;
             part.damage_seed = rng_next(rng);
-            if (rng_chance(rng, scene->damage_rate)) part.damage = rng_chance(rng, 0.5f) ? DAMAGE_BROKEN : DAMAGE_STAIN;
+            if (rng_chance(rng, scene->damage_rate))
+                part.damage = rng_chance(rng, 0.5f) ? DAMAGE_BROKEN : DAMAGE_STAIN;
             if (rng_chance(rng, 0.06f)) continue; /* an empty cell */
             add_node(scene, &part, -1, -1, 0.03f * cell, 0.012f);
         }
 }
 
-/* --------------------------------------------------------------------------------------------------- render */
+/* ----------------------------------------------------------------------------------------- render */
 
-/* Turns offsets within frames into places on the canvas, with jitter. Frames always come before what they carry. */
-static void settle(Scene *scene, Rng *jitter) {
+/* Turns offsets within frames into places on the canvas, with jitter. Frames always come before what they
+ * carry. */
+static void settle(Scene *scene, Rng *jitter)
+{
     for (int i = 0; i < scene->n; i++) {
         Node *node = &scene->nodes[i];
         Part *part = &node->part;
@@ -339,18 +380,21 @@ static void settle(Scene *scene, Rng *jitter) {
         part->cx += node->shift * dx;
         part->cy += node->shift * dy;
         part->angle += node->turn * turn;
-        for (int k = 0; k < 2; k++) part->look.phase[k] += rng_uniform(jitter, -0.5f, 0.5f) * part->look.period;
+        for (int k = 0; k < 2; k++)
+            part->look.phase[k] += rng_uniform(jitter, -0.5f, 0.5f) * part->look.period;
     }
 }
 
-static Camera random_camera(Rng *rng, float difficulty, float unit, int glyphs) {
+static Camera random_camera(Rng *rng, float difficulty, float unit, int glyphs)
+{
     Camera camera = {{0}, 0, {1, 1, 1}, 0, 0, 0};
     float exposure = 1 + difficulty * rng_uniform(rng, -0.25f, 0.2f);
     for (int k = 0; k < 2; k++) camera.gradient[k] = difficulty * rng_uniform(rng, -0.35f, 0.35f);
     camera.vignette = rng_chance(rng, 0.4f) ? difficulty * rng_uniform(rng, 0, 0.35f) : 0;
     for (int k = 0; k < 3; k++) camera.gain[k] = exposure + difficulty * rng_uniform(rng, -0.06f, 0.06f);
     camera.blur = rng_chance(rng, 0.6f) ? difficulty * unit * rng_uniform(rng, 0, 1.3f) : 0;
-    camera.noise = rng_chance(rng, 0.75f) ? difficulty * rng_uniform(rng, 0, 1) * rng_uniform(rng, 0, 0.06f) : 0;
+    camera.noise = rng_chance(rng, 0.75f) ? difficulty * rng_uniform(rng, 0, 1) : 0;
+    camera.noise *= rng_uniform(rng, 0, 0.06f);
     if (glyphs) {
         camera = (Camera){{0}, 0, {1, 1, 1}, 0, 0, 0};
         camera.blur = unit * rng_uniform(rng, 0.3f, 2.2f);
@@ -360,7 +404,8 @@ static Camera random_camera(Rng *rng, float difficulty, float unit, int glyphs) 
     return camera;
 }
 
-static void vary_camera(Camera *camera, Rng *rng, float difficulty, int glyphs) {
+static void vary_camera(Camera *camera, Rng *rng, float difficulty, int glyphs)
+{
     if (!glyphs)
         for (int k = 0; k < 2; k++) camera->gradient[k] += difficulty * rng_uniform(rng, -0.12f, 0.12f);
     float exposure = rng_uniform(rng, 0.94f, 1.06f);
@@ -368,14 +413,16 @@ static void vary_camera(Camera *camera, Rng *rng, float difficulty, int glyphs) 
     camera->noise_seed = rng_next(rng);
 }
 
-static int choose_kind(Rng *rng, int kind) {
+static int choose_kind(Rng *rng, int kind)
+{
     float u = rng_uniform(rng, 0, 1);
     if (kind != KIND_MIXED) return kind;
     return u < 0.55f ? KIND_GENERAL : u < 0.9f ? KIND_TRAY : KIND_GLYPHS;
 }
 
-int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind, int size, uint8_t *rgb, uint16_t *ids,
-                 uint8_t *damage, SceneObject *objects, int max_objects) {
+int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind, int size, uint8_t *rgb,
+                 uint16_t *ids, uint8_t *damage, SceneObject *objects, int max_objects)
+{
     Canvas canvas;
     Rng jitter;
     if (max_objects < 1 || canvas_init(&canvas, size, size)) return -1;
@@ -399,14 +446,18 @@ int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind
     scene->light_angle = rng_uniform(&scene->layout, 0, 1);
     Camera camera = random_camera(&scene->layout, scene->difficulty, scene->unit, chosen == KIND_GLYPHS);
 
-    if (chosen == KIND_GENERAL) lay_out_general(scene);
-    else if (chosen == KIND_TRAY) lay_out_tray(scene);
-    else lay_out_glyphs(scene);
+    if (chosen == KIND_GENERAL)
+        lay_out_general(scene);
+    else if (chosen == KIND_TRAY)
+        lay_out_tray(scene);
+    else
+        lay_out_glyphs(scene);
     settle(scene, jitter_seed ? &jitter : NULL);
     if (jitter_seed) {
         vary_camera(&camera, &jitter, scene->difficulty, chosen == KIND_GLYPHS);
         scene->light_angle += rng_uniform(&jitter, -0.03f, 0.03f);
-        for (int k = 0; k < 2; k++) scene->background.phase[k] += rng_uniform(&jitter, -1, 1) * scene->background.period;
+        for (int k = 0; k < 2; k++)
+            scene->background.phase[k] += rng_uniform(&jitter, -1, 1) * scene->background.period;
     }
 
     canvas.light[0] = draw_cos(scene->light_angle);
@@ -417,8 +468,14 @@ int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind
         if (kind & KIND_NO_DAMAGE) part->damage = DAMAGE_NONE;
         canvas_part(&canvas, part, i + 1);
         SceneObject *o = &objects[i];
-        *o = (SceneObject){.parent = scene->nodes[i].parent, .shape = part->shape, .texture = part->look.texture,
-                           .damage = part->damage, .cx = part->cx, .cy = part->cy, .angle = part->angle, .scale = part->scale};
+        *o = (SceneObject){.parent = scene->nodes[i].parent,
+                           .shape = part->shape,
+                           .texture = part->look.texture,
+                           .damage = part->damage,
+                           .cx = part->cx,
+                           .cy = part->cy,
+                           .angle = part->angle,
+                           .scale = part->scale};
         memcpy(o->color, part->look.color, sizeof o->color);
         memcpy(o->color2, part->look.color2, sizeof o->color2);
     }
