@@ -1,0 +1,524 @@
+/* bank.c - building, saving, mapping and searching the template bank. See bank.h. */
+#include "bank.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tensor.h"
+
+/* ================================================================================================
+ * Building
+ * ============================================================================================== */
+
+/* A growing array of bytes: capacity doubles, so that adding is amortised. */
+typedef struct Buffer {
+    char *bytes;
+    size_t used, capacity;
+} Buffer;
+
+static void *buffer_grow(Buffer *b, size_t n_bytes)
+{
+    if (n_bytes > SIZE_MAX / 4 - b->used)
+        return NULL;
+    if (b->used + n_bytes > b->capacity) {
+        size_t capacity = (b->used + n_bytes) + (b->used + n_bytes) / 2 + 64;
+        char *bytes = realloc(b->bytes, capacity);
+        if (!bytes)
+            return NULL;
+        b->bytes = bytes;
+        b->capacity = capacity;
+    }
+    void *at = b->bytes + b->used;
+    b->used += n_bytes;
+    return at;
+}
+
+struct BankBuilder {
+    int n_images, n_objects, grid_h, grid_w, channels, cls_dim;
+    char *first_name;
+    Buffer names, features, mean_patch, cls, first, weights, pooled, centroids, areas;
+};
+
+BankBuilder *bank_builder_new(Error *err)
+{
+    BankBuilder *b = calloc(1, sizeof *b);
+    if (!b)
+        fail_memory(err, "a bank", sizeof *b);
+    return b;
+}
+
+void bank_builder_free(BankBuilder *b)
+{
+    if (!b)
+        return;
+    for (size_t at = 0; at + sizeof(char *) <= b->names.used; at += sizeof(char *))
+        free(*(char **)(void *)(b->names.bytes + at));
+    Buffer *all[] = {&b->names, &b->features, &b->mean_patch, &b->cls, &b->first, &b->weights, &b->pooled, &b->centroids, &b->areas};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]->bytes);
+    free(b);
+}
+
+static int same_shape(BankBuilder *b, const BankEntry *e, Error *err)
+{
+    if (b->n_images == 0) {
+        b->grid_h = e->grid_h, b->grid_w = e->grid_w, b->channels = e->channels, b->cls_dim = e->cls_dim;
+        return 0;
+    }
+    if (b->grid_h == e->grid_h && b->grid_w == e->grid_w && b->channels == e->channels && b->cls_dim == e->cls_dim)
+        return 0;
+    return fail(err, "%s: its feature map is %dx%d, the bank's are %dx%d: images of one bank need one aspect (or --resize squash)", e->name,
+                e->grid_w, e->grid_h, b->grid_w, b->grid_h);
+}
+
+static int append(Buffer *b, const void *bytes, size_t n)
+{
+    void *at = buffer_grow(b, n);
+    if (!at)
+        return -1;
+    if (n)
+        memcpy(at, bytes, n);
+    return 0;
+}
+
+static int append_unit(Buffer *b, const float *x, int n)
+{
+    float *at = buffer_grow(b, (size_t)n * sizeof *x);
+    if (!at)
+        return -1;
+    memcpy(at, x, (size_t)n * sizeof *x);
+    l2_normalise(at, 1, n, 1e-12f);
+    return 0;
+}
+
+static uint16_t to_f16(float f)
+{
+    return f32_to_f16(fminf(fmaxf(f, -65504), 65504));
+}
+
+int bank_builder_add(BankBuilder *b, const BankEntry *e, Error *err)
+{
+    if (same_shape(b, e, err))
+        return -1;
+    size_t n_cells = (size_t)e->grid_h * (size_t)e->grid_w, C = (size_t)e->channels, n = (size_t)e->objects->n;
+    const Objects *o = e->objects;
+    char *name = strdup(e->name);
+    uint16_t *features = buffer_grow(&b->features, n_cells * C * sizeof *features);
+    uint8_t *weights = buffer_grow(&b->weights, n * n_cells);
+    if (!name || !features || !weights || append(&b->names, &name, sizeof name)) {
+        free(name);
+        return fail_memory(err, "the bank's images", b->features.used);
+    }
+    for (size_t i = 0; i < n_cells * C; i++)
+        features[i] = to_f16(e->features[i]);
+    for (size_t i = 0; i < n * n_cells; i++)
+        weights[i] = (uint8_t)lrintf(o->weights[i] * 255);
+    if (append_unit(&b->mean_patch, e->mean_patch, e->channels) || append_unit(&b->cls, e->cls, e->cls_dim) ||
+        append(&b->first, &b->n_objects, sizeof b->n_objects) || append(&b->pooled, o->pooled, n * C * sizeof(float)) ||
+        append(&b->centroids, o->centroids, n * 2 * sizeof(float)) || append(&b->areas, o->areas, n * sizeof(float)))
+        return fail_memory(err, "the bank's images", b->features.used);
+    b->n_objects += o->n;
+    b->n_images++;
+    return 0;
+}
+
+static void *take(Bank *bank, Buffer *b)
+{
+    void *bytes = b->bytes;
+    bank->owned[bank->n_owned++] = bytes;
+    *b = (Buffer){0};
+    return bytes;
+}
+
+int bank_builder_finish(BankBuilder *b, Bank *bank, Error *err)
+{
+    *bank = (Bank){0};
+    if (b->n_images == 0) {
+        bank_builder_free(b);
+        return fail(err, "a bank needs at least one normal image");
+    }
+    if (append(&b->first, &b->n_objects, sizeof b->n_objects)) {
+        bank_builder_free(b);
+        return fail_memory(err, "the bank's images", b->features.used);
+    }
+    bank->n_images = b->n_images, bank->grid_h = b->grid_h, bank->grid_w = b->grid_w;
+    bank->channels = b->channels, bank->cls_dim = b->cls_dim;
+    bank->features = take(bank, &b->features);
+    bank->mean_patch = take(bank, &b->mean_patch);
+    bank->cls = take(bank, &b->cls);
+    bank->first = take(bank, &b->first);
+    bank->weights = take(bank, &b->weights);
+    bank->pooled = take(bank, &b->pooled);
+    bank->centroids = take(bank, &b->centroids);
+    bank->areas = take(bank, &b->areas);
+    bank->names = (char **)(void *)b->names.bytes;
+    b->names = (Buffer){0};
+    bank_builder_free(b);
+    return 0;
+}
+
+void bank_uncalibrate(Bank *bank)
+{
+    dcga_free(&bank->dcga);
+    free(bank->descriptors), free(bank->channel_std), free(bank->scale), free(bank->loo_index);
+    free(bank->loo_structural), free(bank->loo_logical), free(bank->loo_score), free(bank->loo_sorted);
+    bank->descriptors = bank->channel_std = bank->scale = NULL;
+    bank->loo_structural = bank->loo_logical = bank->loo_score = bank->loo_sorted = NULL;
+    bank->loo_index = NULL;
+    bank->n_loo = 0;
+}
+
+void bank_free(Bank *bank)
+{
+    bank_uncalibrate(bank);
+    if (bank->names && (bank->n_owned || bank->file)) {
+        for (int i = 0; i < bank->n_images; i++)
+            free(bank->names[i]);
+        free(bank->names);
+    }
+    for (int i = 0; i < bank->n_owned; i++)
+        free(bank->owned[i]);
+    st_close(bank->file);
+    *bank = (Bank){0};
+}
+
+void bank_borrow(Bank *bank, const Bank *source)
+{
+    *bank = *source;
+    bank->dcga = (Dcga){0};
+    bank->descriptors = bank->channel_std = bank->scale = NULL;
+    bank->loo_structural = bank->loo_logical = bank->loo_score = bank->loo_sorted = NULL;
+    bank->loo_index = NULL;
+    bank->n_loo = bank->n_owned = 0;
+    bank->file = NULL;
+}
+
+/* ================================================================================================
+ * Looking
+ * ============================================================================================== */
+
+int bank_objects(const Bank *bank, int image)
+{
+    return bank->first[image + 1] - bank->first[image];
+}
+
+size_t bank_cells(const Bank *bank)
+{
+    return (size_t)bank->grid_h * (size_t)bank->grid_w;
+}
+
+void bank_features(const Bank *bank, int image, const float *divide, float *features)
+{
+    size_t C = (size_t)bank->channels, n_cells = bank_cells(bank);
+    const uint16_t *from = bank->features + (size_t)image * n_cells * C;
+    for (size_t p = 0; p < n_cells; p++)
+        for (size_t c = 0; c < C; c++) {
+            float f = f16_to_f32(from[p * C + c]);
+            features[p * C + c] = divide ? f / divide[c] : f;
+        }
+}
+
+void bank_weights(const Bank *bank, int image, float *weights)
+{
+    size_t n_cells = bank_cells(bank);
+    const uint8_t *from = bank->weights + (size_t)bank->first[image] * n_cells;
+    for (size_t i = 0; i < (size_t)bank_objects(bank, image) * n_cells; i++)
+        weights[i] = (float)from[i] * (1.0f / 255);
+}
+
+typedef struct Candidate {
+    float score; /* larger is nearer */
+    int image;
+} Candidate;
+
+static int nearer_first(const void *a, const void *b)
+{
+    const Candidate *x = a, *y = b;
+    if (x->score != y->score)
+        return x->score > y->score ? -1 : 1;
+    return (x->image > y->image) - (x->image < y->image);
+}
+
+static float minus_l2(const Bank *bank, int image, const float *features)
+{
+    size_t n = bank_cells(bank) * (size_t)bank->channels;
+    const uint16_t *from = bank->features + (size_t)image * n;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)features[i] - f16_to_f32(from[i]);
+        sum += d * d;
+    }
+    return (float)-sum;
+}
+
+int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features, int k, int exclude, int *found,
+                  Error *err)
+{
+    Candidate *candidates = aligned_array((size_t)bank->n_images, sizeof *candidates);
+    if (!candidates)
+        return fail_memory(err, "retrieval", (unsigned long long)bank->n_images * sizeof *candidates);
+    int n = 0;
+    for (int i = 0; i < bank->n_images; i++) {
+        if (i == exclude)
+            continue;
+        float score = by == RETRIEVAL_MEAN  ? dot(mean, bank->mean_patch + (size_t)i * (size_t)bank->channels, bank->channels)
+                      : by == RETRIEVAL_CLS ? dot(cls, bank->cls + (size_t)i * (size_t)bank->cls_dim, bank->cls_dim)
+                                            : minus_l2(bank, i, features);
+        candidates[n++] = (Candidate){score, i};
+    }
+    qsort(candidates, (size_t)n, sizeof *candidates, nearer_first);
+    if (k > n)
+        k = n;
+    for (int i = 0; i < k; i++)
+        found[i] = candidates[i].image;
+    free(candidates);
+    return k;
+}
+
+/* ================================================================================================
+ * The file
+ * ============================================================================================== */
+
+static int add_metadata(StWriter *w, const Bank *bank, Error *err)
+{
+    char key[96], value[64];
+    const WeightsId *ids[] = {&bank->vit, &bank->sam, &bank->featup, &bank->dcga_weights};
+    const char *roles[] = {"vit", "sam", "featup", "dcga"};
+    if (st_writer_meta(w, "samlad.kind", "bank", err) || st_writer_meta(w, "samlad.bank_version", "1", err))
+        return -1;
+    for (int i = 0; i < 4; i++) {
+        if (!ids[i]->name[0])
+            continue;
+        snprintf(key, sizeof key, "weights.%s.name", roles[i]);
+        if (st_writer_meta(w, key, ids[i]->name, err))
+            return -1;
+        snprintf(key, sizeof key, "weights.%s.sha256", roles[i]);
+        if (st_writer_meta(w, key, ids[i]->sha256, err))
+            return -1;
+    }
+    for (int i = 0; i < option_count; i++) {
+        snprintf(key, sizeof key, "option.%s", option_table[i].name);
+        option_text(&bank->options, &option_table[i], value, sizeof value);
+        if (st_writer_meta(w, key, value, err))
+            return -1;
+    }
+    const struct {
+        const char *name;
+        float value;
+    } numbers[] = {{"calibration.alpha", bank->alpha},
+                   {"calibration.structural.median", bank->structural.median},
+                   {"calibration.structural.q95", bank->structural.q95},
+                   {"calibration.structural.delta", bank->structural.delta},
+                   {"calibration.logical.median", bank->logical.median},
+                   {"calibration.logical.q95", bank->logical.q95},
+                   {"calibration.logical.delta", bank->logical.delta}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        snprintf(value, sizeof value, "%.9g", (double)numbers[i].value);
+        if (st_writer_meta(w, numbers[i].name, value, err))
+            return -1;
+    }
+    for (int i = 0; i < bank->n_images; i++) {
+        snprintf(key, sizeof key, "image.%d", i);
+        if (st_writer_meta(w, key, bank->names[i], err))
+            return -1;
+    }
+    return 0;
+}
+
+typedef struct Entry {
+    const char *name;
+    StDtype dtype;
+    int n_dims;
+    int64_t shape[4];
+    const void *data;
+} Entry;
+
+int bank_save(const Bank *bank, const char *path, Error *err)
+{
+    int64_t N = bank->n_images, h = bank->grid_h, w = bank->grid_w, C = bank->channels, O = bank->first[N], L = bank->n_loo;
+    const Entry entries[] = {
+        {"features", ST_F16, 4, {N, h, w, C}, bank->features},
+        {"mean_patch", ST_F32, 2, {N, C}, bank->mean_patch},
+        {"cls", ST_F32, 2, {N, bank->cls_dim}, bank->cls},
+        {"objects.first", ST_I32, 1, {N + 1}, bank->first},
+        {"objects.weights", ST_U8, 3, {O, h, w}, bank->weights},
+        {"objects.pooled", ST_F32, 2, {O, C}, bank->pooled},
+        {"objects.centroids", ST_F32, 2, {O, 2}, bank->centroids},
+        {"objects.areas", ST_F32, 1, {O}, bank->areas},
+        {"objects.scale", ST_F32, 1, {O}, bank->scale},
+        {"dcga.mean", ST_F32, 1, {C}, bank->dcga.mean},
+        {"dcga.std", ST_F32, 1, {C}, bank->dcga.std},
+        {"dcga.filter", ST_F32, 2, {C, C}, bank->dcga.filter},
+        {"dcga.descriptors", ST_F32, 2, {O, C}, bank->descriptors},
+        {"channel_std", ST_F32, 1, {C}, bank->channel_std},
+        {"loo.index", ST_I32, 1, {L}, bank->loo_index},
+        {"loo.structural", ST_F32, 1, {L}, bank->loo_structural},
+        {"loo.logical", ST_F32, 1, {L}, bank->loo_logical},
+        {"loo.score", ST_F32, 1, {L}, bank->loo_score},
+    };
+    StWriter *writer = st_writer_new();
+    if (!writer)
+        return fail_memory(err, "writing the bank", sizeof(void *));
+    int status = add_metadata(writer, bank, err);
+    for (size_t i = 0; !status && i < sizeof entries / sizeof *entries; i++)
+        if (entries[i].data)
+            status = st_writer_add(writer, entries[i].name, entries[i].dtype, entries[i].n_dims, entries[i].shape, entries[i].data, err);
+    if (!status)
+        status = st_writer_save(writer, path, err);
+    st_writer_free(writer);
+    return status;
+}
+
+/* The tensor's data when dtype and shape are as expected (-1: any, up to 2^31-1). NULL on failure. */
+static const void *expect(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape, Error *err)
+{
+    const StTensor *t = st_find(st, name);
+    if (!t) {
+        fail(err, "%s: tensor %s is missing: not a whole bank", st_path(st), name);
+        return NULL;
+    }
+    int ok = t->dtype == dtype && t->n_dims == n_dims && (uintptr_t)t->data % st_dtype_size(dtype) == 0;
+    for (int d = 0; ok && d < n_dims; d++)
+        ok = (shape[d] < 0 || t->shape[d] == shape[d]) && t->shape[d] <= INT32_MAX;
+    if (!ok) {
+        fail(err, "%s: tensor %s has another type, shape or alignment than a bank's", st_path(st), name);
+        return NULL;
+    }
+    return t->data;
+}
+
+/* A malloc'd copy of an optional or required float/int tensor of n 4-byte elements. */
+static void *copy_of(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape, Error *err)
+{
+    const void *data = expect(st, name, dtype, n_dims, shape, err);
+    if (!data)
+        return NULL;
+    size_t n = st_find(st, name)->n_elements;
+    void *copy = aligned_array(n + 1, 4);
+    if (!copy)
+        fail_memory(err, name, n * 4);
+    else
+        memcpy(copy, data, n * 4);
+    return copy;
+}
+
+static int load_images(Bank *b, Error *err)
+{
+    const Safetensors *st = b->file;
+    const int64_t any[4] = {-1, -1, -1, -1};
+    b->features = expect(st, "features", ST_F16, 4, any, err);
+    if (!b->features)
+        return -1;
+    const int64_t *shape = st_find(st, "features")->shape;
+    int64_t N = shape[0], h = shape[1], w = shape[2], C = shape[3];
+    if (N < 1 || h < 1 || w < 1 || C < 1 || h > 1024 || w > 1024 || C > 65536 || N > (1 << 24))
+        return fail(err, "%s: tensor features has shape [%lld][%lld][%lld][%lld]: not a bank's", st_path(st), (long long)N, (long long)h,
+                    (long long)w, (long long)C);
+    b->n_images = (int)N, b->grid_h = (int)h, b->grid_w = (int)w, b->channels = (int)C;
+    b->first = expect(st, "objects.first", ST_I32, 1, (int64_t[]){N + 1}, err);
+    b->mean_patch = b->first ? expect(st, "mean_patch", ST_F32, 2, (int64_t[]){N, C}, err) : NULL;
+    b->cls = b->mean_patch ? expect(st, "cls", ST_F32, 2, (int64_t[]){N, -1}, err) : NULL;
+    if (!b->cls)
+        return -1;
+    b->cls_dim = (int)st_find(st, "cls")->shape[1];
+    for (int64_t i = 0; i < N; i++)
+        if (b->first[0] != 0 || b->first[i + 1] < b->first[i])
+            return fail(err, "%s: objects.first does not rise from 0 at image %lld", st_path(st), (long long)i);
+    int64_t O = b->first[N];
+    b->weights = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err);
+    b->pooled = b->weights ? expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err) : NULL;
+    b->centroids = b->pooled ? expect(st, "objects.centroids", ST_F32, 2, (int64_t[]){O, 2}, err) : NULL;
+    b->areas = b->centroids ? expect(st, "objects.areas", ST_F32, 1, (int64_t[]){O}, err) : NULL;
+    return b->areas ? 0 : -1;
+}
+
+static int load_calibration(Bank *b, Error *err)
+{
+    const Safetensors *st = b->file;
+    int64_t C = b->channels, O = b->first[b->n_images];
+    double v[7];
+    const char *keys[] = {"calibration.alpha", "calibration.structural.median", "calibration.structural.q95", "calibration.structural.delta",
+                          "calibration.logical.median", "calibration.logical.q95", "calibration.logical.delta"};
+    for (int i = 0; i < 7; i++)
+        if (st_meta_float(st, keys[i], -1e30, 1e30, &v[i], err))
+            return -1;
+    b->alpha = (float)v[0];
+    b->structural = (AmmScale){(float)v[1], (float)v[2], (float)v[3]};
+    b->logical = (AmmScale){(float)v[4], (float)v[5], (float)v[6]};
+    b->dcga.options = b->options.dcga;
+    b->dcga.channels = b->channels;
+    const StTensor *loo = st_find(st, "loo.index");
+    int64_t L = loo && loo->n_dims == 1 ? loo->shape[0] : -1;
+    if (!(b->dcga.mean = copy_of(st, "dcga.mean", ST_F32, 1, &C, err)) || !(b->dcga.std = copy_of(st, "dcga.std", ST_F32, 1, &C, err)) ||
+        (st_find(st, "dcga.filter") && !(b->dcga.filter = copy_of(st, "dcga.filter", ST_F32, 2, (int64_t[]){C, C}, err))) ||
+        !(b->descriptors = copy_of(st, "dcga.descriptors", ST_F32, 2, (int64_t[]){O, C}, err)) ||
+        !(b->channel_std = copy_of(st, "channel_std", ST_F32, 1, &C, err)) || !(b->scale = copy_of(st, "objects.scale", ST_F32, 1, &O, err)) ||
+        !(b->loo_index = copy_of(st, "loo.index", ST_I32, 1, &L, err)) ||
+        !(b->loo_structural = copy_of(st, "loo.structural", ST_F32, 1, &L, err)) ||
+        !(b->loo_logical = copy_of(st, "loo.logical", ST_F32, 1, &L, err)) ||
+        !(b->loo_score = copy_of(st, "loo.score", ST_F32, 1, &L, err)) || !(b->loo_sorted = copy_of(st, "loo.score", ST_F32, 1, &L, err)))
+        return -1;
+    b->n_loo = (int)L;
+    qsort(b->loo_sorted, (size_t)L, sizeof(float), compare_floats);
+    return 0;
+}
+
+static void load_id(const Safetensors *st, const char *role, WeightsId *id)
+{
+    char key[64];
+    snprintf(key, sizeof key, "weights.%s.name", role);
+    const char *name = st_meta(st, key);
+    snprintf(key, sizeof key, "weights.%s.sha256", role);
+    const char *sha = st_meta(st, key);
+    snprintf(id->name, sizeof id->name, "%s", name ? name : "");
+    snprintf(id->sha256, sizeof id->sha256, "%s", sha ? sha : "");
+}
+
+static int load_settings(Bank *b, Error *err)
+{
+    const Safetensors *st = b->file;
+    options_default(&b->options);
+    for (size_t i = 0; i < st_meta_count(st); i++) {
+        const char *key, *value;
+        char where[ERROR_SIZE / 2];
+        st_meta_at(st, i, &key, &value);
+        if (strncmp(key, "option.", 7) != 0)
+            continue;
+        const OptionSpec *spec = option_find(key + 7);
+        if (!spec)
+            return fail(err, "%s: setting %s is unknown: the bank is of another version of samlad", st_path(st), key);
+        snprintf(where, sizeof where, "%s: setting %s", st_path(st), key);
+        if (option_set(&b->options, spec, value, where, err))
+            return -1;
+    }
+    load_id(st, "vit", &b->vit), load_id(st, "sam", &b->sam), load_id(st, "featup", &b->featup), load_id(st, "dcga", &b->dcga_weights);
+    b->names = calloc((size_t)b->n_images, sizeof *b->names);
+    for (int i = 0; b->names && i < b->n_images; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "image.%d", i);
+        const char *name = st_meta(st, key);
+        if (!(b->names[i] = strdup(name ? name : "?")))
+            return fail_memory(err, "the bank's names", 64);
+    }
+    return b->names ? 0 : fail_memory(err, "the bank's names", (unsigned long long)b->n_images * 8);
+}
+
+int bank_load(Bank *bank, const char *path, Error *err)
+{
+    *bank = (Bank){0};
+    bank->file = st_open(path, err);
+    if (!bank->file)
+        return -1;
+    const char *kind = st_meta(bank->file, "samlad.kind");
+    int status = kind && strcmp(kind, "bank") == 0 ? 0 : fail(err, "%s: not a samlad bank (metadata samlad.kind is not \"bank\")", path);
+    if (!status)
+        status = load_images(bank, err);
+    if (!status)
+        status = load_settings(bank, err);
+    if (!status)
+        status = load_calibration(bank, err);
+    if (status)
+        bank_free(bank);
+    return status;
+}

@@ -1,0 +1,177 @@
+/* options.c - the table of every constant of METHOD.md. See options.h. */
+#include "options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define AT(field) offsetof(Options, field)
+
+const OptionSpec option_table[] = {
+    {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: the model's)"},
+    {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
+    {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: the model's recommendation)"},
+    {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
+    {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4)"},
+    {"no-objects", OPTION_FLAG, AT(no_objects), 0, 1, NULL, 1, "ablation: no SAM, the image is one object"},
+    {"max-area", OPTION_FLOAT, AT(objects.max_area), 0, 1, NULL, 1, "drop masks above this part of the image"},
+    {"min-area", OPTION_FLOAT, AT(objects.min_area), 0, 1, NULL, 1, "drop masks below this part of the image"},
+    {"min-kept", OPTION_FLOAT, AT(objects.min_kept), 0, 1, NULL, 1, "drop masks that keep less of themselves"},
+    {"background", OPTION_FLAG, AT(objects.background), 0, 1, NULL, 1, "what no mask covers is one object"},
+    {"points", OPTION_INT, AT(amg.points_per_side), 1, 256, NULL, 1, "SAM: point prompts along a side"},
+    {"pred-iou-thresh", OPTION_DOUBLE, AT(amg.pred_iou_thresh), -10, 10, NULL, 1, "SAM: least predicted IoU"},
+    {"stability-score-thresh", OPTION_DOUBLE, AT(amg.stability_score_thresh), 0, 1, NULL, 1, "SAM: least stability"},
+    {"stability-score-offset", OPTION_DOUBLE, AT(amg.stability_score_offset), 0, 100, NULL, 1, "SAM: logits' shift"},
+    {"box-nms-thresh", OPTION_DOUBLE, AT(amg.box_nms_thresh), 0, 1, NULL, 1, "SAM: box IoU of duplicates"},
+    {"crop-n-layers", OPTION_INT, AT(amg.crop_n_layers), 0, 5, NULL, 1, "SAM: layers of crops"},
+    {"crop-nms-thresh", OPTION_DOUBLE, AT(amg.crop_nms_thresh), 0, 1, NULL, 1, "SAM: the same between crops"},
+    {"crop-overlap-ratio", OPTION_DOUBLE, AT(amg.crop_overlap_ratio), 0, 1, NULL, 1, "SAM: overlap of crops"},
+    {"crop-n-points-downscale-factor", OPTION_INT, AT(amg.crop_n_points_downscale_factor), 1, 64, NULL, 1,
+     "SAM: fewer points in deeper crops"},
+    {"min-mask-region-area", OPTION_INT, AT(amg.min_mask_region_area), 0, 1 << 30, NULL, 1,
+     "SAM: fill holes and drop islands below this many pixels"},
+    {"k", OPTION_INT, AT(k), 1, 10000, NULL, 0, "normal images to compare with"},
+    {"retrieval", OPTION_CHOICE, AT(retrieval), 0, 2, "mean|cls|l2", 0, "nearest by mean patch, class token, or whole map"},
+    {"channel-graph", OPTION_CHOICE, AT(dcga.channel_graph), 0, 2, "off|covariance|softmax", 0, "DCGA: the channel graph"},
+    {"dcga-rounds", OPTION_INT, AT(dcga.rounds), 1, 100, NULL, 0, "DCGA: rounds of pairing and filtering"},
+    {"dcga-partners", OPTION_INT, AT(dcga.partners), 1, 10000, NULL, 0, "DCGA: images that each is paired with"},
+    {"shrinkage", OPTION_FLOAT, AT(dcga.shrinkage), 0, 1000, NULL, 0, "DCGA: of the covariance, times tr/C"},
+    {"channel-strength", OPTION_FLOAT, AT(dcga.channel_strength), 0, 100, NULL, 0, "DCGA: lambda_c of the softmax graph"},
+    {"channel-tau", OPTION_FLOAT, AT(dcga.channel_tau), 1e-6, 1e6, NULL, 0, "DCGA: temperature of the softmax graph"},
+    {"object-strength", OPTION_FLOAT, AT(dcga.object_strength), 0, 100, NULL, 0, "DCGA: lambda_o of the object graph"},
+    {"object-tau", OPTION_FLOAT, AT(dcga.object_tau), 1e-6, 1e6, NULL, 0, "DCGA: temperature of the object graph"},
+    {"position-weight", OPTION_FLOAT, AT(omm.position_weight), 0, 1000, NULL, 0, "OMM: w_p; 0: appearance alone"},
+    {"tau", OPTION_FLOAT, AT(omm.tau), 1e-5, 1e5, NULL, 0, "OMM: temperature of Sinkhorn"},
+    {"sinkhorn-iters", OPTION_INT, AT(omm.sinkhorn_iters), 0, 100000, NULL, 0, "OMM: iterations"},
+    {"match-threshold", OPTION_FLOAT, AT(omm.match_threshold), 0, 1, NULL, 0, "OMM: least P of a match"},
+    {"matcher", OPTION_CHOICE, AT(omm.nearest), 0, 1, "sinkhorn|nearest", 0, "OMM: optimal transport, or mutual nearest"},
+    {"verify", OPTION_FLAG, AT(omm.verify), 0, 1, NULL, 0, "OMM: check missing and extra by mask transfer"},
+    {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: when U or V is above this"},
+    {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: the dustbin's score (auto: calibrated on the bank)"},
+    {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
+    {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare along the object, or same pixel"},
+    {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: same position above this part of the image"},
+    {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
+    {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
+    {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "max|top1", 0, "AMM: largest of the map, or mean of its top 1 %"},
+    {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: of an object's own leave-one-out map"},
+    {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: added to the logical spread"},
+    {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: the same, times |median|"},
+    {"loo-images", OPTION_INT, AT(loo_images), 1, 1 << 20, NULL, 0, "fusion: leave-one-out scores of so many images"},
+    {"only", OPTION_CHOICE, AT(only), 0, 2, "both|structural|logical", 0, "which anomalies make the score"},
+    {"flag-damage", OPTION_DOUBLE, AT(flag_damage), 0, 1e9, NULL, 0, "report: z above which an object is damaged"},
+    {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V of extra and missing objects"},
+};
+const int option_count = (int)(sizeof option_table / sizeof *option_table);
+
+void options_default(Options *o)
+{
+    *o = (Options){.featup_stages = 3, .k = 5, .alpha = NAN, .alpha_quantile = 0.001, .object_quantile = 0.95,
+                   .delta_logical = 0.05, .delta_structural = 0.05, .loo_images = 60, .flag_damage = 3, .flag_unmatched = 0.5};
+    o->objects = (ObjectsOptions){.max_area = 0.9f, .min_area = 0.0005f, .min_kept = 0.5f, .background = 1};
+    o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE, .rounds = 2, .partners = 4, .shrinkage = 0.3f,
+                            .channel_strength = 0.1f, .channel_tau = 1, .object_strength = 0, .object_tau = 0.1f};
+    o->omm = (OmmOptions){.position_weight = 0.7f, .tau = 0.02f, .sinkhorn_iters = 30, .match_threshold = 0.2f,
+                          .verify_above = 0.3f, .verify = 1, .nearest = 0};
+    o->amm = (AmmOptions){.align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
+    amg_defaults(&o->amg);
+}
+
+const OptionSpec *option_find(const char *name)
+{
+    for (int i = 0; i < option_count; i++)
+        if (strcmp(option_table[i].name, name) == 0)
+            return &option_table[i];
+    return NULL;
+}
+
+/* Index of value among "a|b|c", or -1. */
+static int choice_index(const char *choices, const char *value)
+{
+    size_t length = strlen(value);
+    int index = 0;
+    for (const char *at = choices;; index++) {
+        const char *end = strchr(at, '|');
+        size_t n = end ? (size_t)(end - at) : strlen(at);
+        if (n == length && strncmp(at, value, n) == 0)
+            return index;
+        if (!end)
+            return -1;
+        at = end + 1;
+    }
+}
+
+static int set_number(Options *o, const OptionSpec *spec, const char *value, const char *where, Error *err)
+{
+    char *end;
+    errno = 0;
+    double v = strtod(value, &end);
+    if (spec->offset == AT(alpha) && strcmp(value, "auto") == 0)
+        v = NAN;
+    else if (end == value || *end || errno == ERANGE || !(v >= spec->min && v <= spec->max))
+        return fail(err, "%s: '%s' is not a number from %g to %g", where, value, spec->min, spec->max);
+    else if ((spec->kind == OPTION_INT || spec->kind == OPTION_FLAG) && v != floor(v))
+        return fail(err, "%s: '%s' is not a whole number", where, value);
+    void *at = (char *)o + spec->offset;
+    if (spec->kind == OPTION_FLOAT)
+        *(float *)at = (float)v;
+    else if (spec->kind == OPTION_DOUBLE)
+        *(double *)at = v;
+    else
+        *(int *)at = (int)v;
+    return 0;
+}
+
+int option_set(Options *o, const OptionSpec *spec, const char *value, const char *where, Error *err)
+{
+    if (spec->kind != OPTION_CHOICE)
+        return set_number(o, spec, value, where, err);
+    int index = choice_index(spec->choices, value);
+    if (index < 0)
+        return fail(err, "%s: '%s' is none of %s", where, value, spec->choices);
+    *(int *)((char *)o + spec->offset) = index;
+    return 0;
+}
+
+static void choice_text(const char *choices, int index, char *text, size_t size)
+{
+    const char *at = choices;
+    while (index-- > 0)
+        at = strchr(at, '|') + 1;
+    snprintf(text, size, "%.*s", (int)strcspn(at, "|"), at);
+}
+
+void option_text(const Options *o, const OptionSpec *spec, char *text, size_t size)
+{
+    const void *at = (const char *)o + spec->offset;
+    if (spec->kind == OPTION_CHOICE)
+        choice_text(spec->choices, *(const int *)at, text, size);
+    else if (spec->kind == OPTION_INT || spec->kind == OPTION_FLAG)
+        snprintf(text, size, "%d", *(const int *)at);
+    else if (spec->kind == OPTION_FLOAT)
+        snprintf(text, size, "%.9g", (double)*(const float *)at);
+    else if (isnan(*(const double *)at))
+        snprintf(text, size, "auto");
+    else
+        snprintf(text, size, "%.17g", *(const double *)at);
+}
+
+void options_help(FILE *out, const Options *o, int of_features)
+{
+    for (int i = 0; i < option_count; i++) {
+        const OptionSpec *spec = &option_table[i];
+        char value[64], head[64];
+        if (spec->of_features != of_features)
+            continue;
+        if (spec->kind == OPTION_FLOAT)
+            snprintf(value, sizeof value, "%g", (double)*(const float *)((const char *)o + spec->offset));
+        else if (spec->kind == OPTION_DOUBLE && !isnan(*(const double *)((const char *)o + spec->offset)))
+            snprintf(value, sizeof value, "%g", *(const double *)((const char *)o + spec->offset));
+        else
+            option_text(o, spec, value, sizeof value);
+        snprintf(head, sizeof head, "--%s %s", spec->name, spec->kind == OPTION_CHOICE ? spec->choices : "N");
+        fprintf(out, "  %-36s %s [%s]\n", head, spec->help, value);
+    }
+}
