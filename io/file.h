@@ -11,6 +11,20 @@
 uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);
 /* Write to "PATH.tmp.PID", then rename; on failure nothing is left behind. */
 int file_write(const char *path, const void *bytes, size_t n, Error *err);
+
+/* The same in pieces: open, put any number of times, then commit (sync and rename) or drop. A put after a failed
+ * one does nothing, so that only commit's status needs a look. Commit and drop both end the struct's life. When the
+ * path names a device or a pipe, the bytes go straight to it: a rename would replace it. */
+typedef struct OutFile {
+    void *stream;     /* FILE * */
+    char *path, *tmp; /* tmp NULL: straight to path */
+    int failed;       /* the errno of the first failed put */
+} OutFile;
+int out_open(OutFile *out, const char *path, Error *err);
+void out_put(OutFile *out, const void *bytes, size_t n);
+int out_commit(OutFile *out, Error *err);
+void out_drop(OutFile *out);
+
 int file_exists(const char *path);
 int dir_exists(const char *path);
 int dir_make(const char *path, Error *err); /* with parents; existing is fine */
@@ -27,6 +41,7 @@ uint8_t *zlib_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
 uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name, Error *err);
 /* malloc'd zlib stream; NULL: no memory. */
 uint8_t *zlib_deflate(const uint8_t *in, size_t n, size_t *n_out);
-uint32_t crc32_update(uint32_t crc, const uint8_t *bytes, size_t n); /* start with 0 */
+uint32_t crc32_update(uint32_t crc, const uint8_t *bytes, size_t n);     /* start with 0 */
+uint32_t adler32_update(uint32_t adler, const uint8_t *bytes, size_t n); /* start with 1 */
 
 #endif

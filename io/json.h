@@ -45,6 +45,6 @@ void json_float(JsonWriter *w, float value);        /* shortest that reads back 
 void json_int(JsonWriter *w, long long value);
 void json_bool(JsonWriter *w, int value);
 void json_null(JsonWriter *w);
-int json_save(const JsonWriter *w, const char *path, Error *err); /* temporary name, then rename */
+int json_save(const JsonWriter *w, const char *path, Error *err); /* text and a newline; temporary name, then rename */
 
 #endif

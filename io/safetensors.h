@@ -71,7 +71,7 @@ int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, cons
 int st_writer_copy(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
                    const void *data, Error *err);
 int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err);
-int st_writer_save(StWriter *w, const char *path, Error *err); /* data 8-byte aligned, F32 first */
+int st_writer_save(StWriter *w, const char *path, Error *err); /* wide dtypes first, so all aligned */
 void st_writer_free(StWriter *w);
 
 size_t st_dtype_size(StDtype dtype);

@@ -1,0 +1,340 @@
+/* io/file.c - whole files, folders, and SHA-256 (FIPS 180-4).
+ *
+ * A file is written under a temporary name and renamed when it is complete, so that a reader never meets half
+ * of one and a failed run leaves the old file as it was. */
+#include "file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- reading ---------------------------------------------------------------------------------------*/
+
+/* Read until the end, growing by doubling: pipes and /proc files have no size to ask for. */
+static uint8_t *read_all(FILE *f, const char *path, size_t capacity, size_t max_bytes, size_t *n, Error *err)
+{
+    uint8_t *bytes = malloc(capacity + 1);
+    size_t length = 0;
+    while (bytes) {
+        length += fread(bytes + length, 1, capacity - length, f);
+        if (length < capacity)
+            break;
+        if (capacity >= max_bytes) { /* full: is there one byte more than allowed? */
+            if (fgetc(f) == EOF)
+                break;
+            fail(err, "%s: larger than the %zu bytes allowed here", path, max_bytes);
+            free(bytes);
+            return NULL;
+        }
+        capacity = capacity > max_bytes / 2 ? max_bytes : capacity * 2;
+        uint8_t *grown = realloc(bytes, capacity + 1);
+        if (!grown)
+            free(bytes);
+        bytes = grown;
+    }
+    if (!bytes) {
+        fail_memory(err, path, capacity + 1);
+        return NULL;
+    }
+    if (ferror(f)) {
+        fail(err, "%s: cannot read: %s", path, strerror(errno));
+        free(bytes);
+        return NULL;
+    }
+    bytes[length] = 0;
+    *n = length;
+    return bytes;
+}
+
+uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err)
+{
+    *n = 0;
+    FILE *f = fopen(path, "rbe");
+    if (!f) {
+        fail(err, "%s: cannot open: %s", path, strerror(errno));
+        return NULL;
+    }
+    struct stat info;
+    uint8_t *bytes = NULL;
+    if (fstat(fileno(f), &info) != 0)
+        fail(err, "%s: cannot read: %s", path, strerror(errno));
+    else if (S_ISDIR(info.st_mode))
+        fail(err, "%s: is a folder, expected a file", path);
+    else if (S_ISREG(info.st_mode) && (unsigned long long)info.st_size > max_bytes)
+        fail(err, "%s: %lld bytes, larger than the %zu allowed here", path, (long long)info.st_size,
+             max_bytes);
+    else {
+        /* One byte more than the size, so that the first read already meets the end. */
+        size_t capacity = S_ISREG(info.st_mode) && info.st_size > 0 ? (size_t)info.st_size + 1 : 4096;
+        bytes = read_all(f, path, capacity < max_bytes ? capacity : max_bytes, max_bytes, n, err);
+    }
+    fclose(f);
+    return bytes;
+}
+
+/* ---- writing ---------------------------------------------------------------------------------------*/
+
+static void out_release(OutFile *out)
+{
+    free(out->path);
+    free(out->tmp);
+    memset(out, 0, sizeof *out);
+}
+
+int out_open(OutFile *out, const char *path, Error *err)
+{
+    struct stat info;
+    memset(out, 0, sizeof *out);
+    int special = stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+    size_t size = strlen(path) + 32;
+    out->path = strdup(path);
+    out->tmp = special ? NULL : malloc(size);
+    if (!out->path || (!special && !out->tmp)) {
+        out_release(out);
+        return fail_memory(err, path, size);
+    }
+    if (out->tmp)
+        snprintf(out->tmp, size, "%s.tmp.%ld", path, (long)getpid());
+    const char *target = out->tmp ? out->tmp : out->path;
+    out->stream = fopen(target, "wbe");
+    if (!out->stream) {
+        fail(err, "%s: cannot create: %s", target, strerror(errno));
+        out_release(out);
+        return -1;
+    }
+    return 0;
+}
+
+void out_put(OutFile *out, const void *bytes, size_t n)
+{
+    if (!out->failed && n > 0 && fwrite(bytes, 1, n, out->stream) != n)
+        out->failed = errno ? errno : EIO;
+}
+
+void out_drop(OutFile *out)
+{
+    if (out->stream) {
+        fclose(out->stream);
+        if (out->tmp)
+            unlink(out->tmp);
+    }
+    out_release(out);
+}
+
+int out_commit(OutFile *out, Error *err)
+{
+    FILE *f = out->stream;
+    if (!out->failed && fflush(f) != 0)
+        out->failed = errno;
+    if (!out->failed && out->tmp && fsync(fileno(f)) != 0)
+        out->failed = errno;
+    if (fclose(f) != 0 && !out->failed)
+        out->failed = errno;
+    if (!out->failed && out->tmp && rename(out->tmp, out->path) != 0)
+        out->failed = errno;
+    int status = 0;
+    if (out->failed) {
+        if (out->tmp)
+            unlink(out->tmp);
+        status = fail(err, "%s: cannot write: %s", out->path, strerror(out->failed));
+    }
+    out_release(out);
+    return status;
+}
+
+int file_write(const char *path, const void *bytes, size_t n, Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, err))
+        return -1;
+    out_put(&out, bytes, n);
+    return out_commit(&out, err);
+}
+
+/* ---- folders ---------------------------------------------------------------------------------------*/
+
+int file_exists(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && !S_ISDIR(info.st_mode);
+}
+
+int dir_exists(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+int dir_make(const char *path, Error *err)
+{
+    char *partial = strdup(path);
+    if (!partial)
+        return fail_memory(err, path, strlen(path) + 1);
+    int status = 0;
+    /* "a/b/c": make "a", "a/b", then the whole; the first character may be the root's slash. */
+    for (char *p = partial; !status && *p; p++) {
+        int last = p[1] == 0;
+        if (p[1] != '/' && !last)
+            continue;
+        char kept = p[1];
+        p[1] = 0;
+        if (mkdir(partial, 0777) != 0 && !dir_exists(partial)) /* another process may have been first: fine */
+            status = fail(err, "%s: cannot make the folder: %s", partial, strerror(errno));
+        p[1] = kept;
+    }
+    free(partial);
+    return status;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The wanted names one after the other, each with its NUL, in a growing buffer. */
+typedef struct NameList {
+    char *text;
+    size_t length, capacity, count;
+} NameList;
+
+static int add_name(NameList *list, const char *name)
+{
+    size_t size = strlen(name) + 1;
+    if (list->length + size > list->capacity) {
+        size_t capacity = 2 * (list->capacity + size);
+        char *grown = realloc(list->text, capacity);
+        if (!grown)
+            return -1;
+        list->text = grown;
+        list->capacity = capacity;
+    }
+    memcpy(list->text + list->length, name, size);
+    list->length += size;
+    list->count++;
+    return 0;
+}
+
+/* Pointers first, strings after them, one block. */
+static char **pack_names(const NameList *list)
+{
+    char **names = malloc((list->count + 1) * sizeof *names + list->length);
+    if (!names)
+        return NULL;
+    char *text = (char *)(names + list->count + 1);
+    if (list->length)
+        memcpy(text, list->text, list->length);
+    for (size_t i = 0; i < list->count; i++) {
+        names[i] = text;
+        text += strlen(text) + 1;
+    }
+    names[list->count] = NULL;
+    qsort(names, list->count, sizeof *names, compare_names);
+    return names;
+}
+
+char **dir_list(const char *path, int want_dirs, size_t *n, Error *err)
+{
+    *n = 0;
+    DIR *dir = opendir(path);
+    if (!dir) {
+        fail(err, "%s: cannot open the folder: %s", path, strerror(errno));
+        return NULL;
+    }
+    NameList list = {0};
+    int full = 0;
+    struct dirent *entry;
+    while (!full && (entry = readdir(dir)) != NULL) {
+        struct stat info;
+        if (entry->d_name[0] == '.' || fstatat(dirfd(dir), entry->d_name, &info, 0) != 0)
+            continue;
+        if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
+            full = add_name(&list, entry->d_name);
+    }
+    closedir(dir);
+    char **names = full ? NULL : pack_names(&list);
+    if (names)
+        *n = list.count;
+    else
+        fail_memory(err, path, list.length);
+    free(list.text);
+    return names;
+}
+
+/* ---- SHA-256 ---------------------------------------------------------------------------------------*/
+
+static const uint32_t SHA256_K[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+};
+
+static inline uint32_t rotate_right(uint32_t x, int k)
+{
+    return x >> k | x << (32 - k);
+}
+
+/* One block of 64 bytes into the state. The eight working variables keep their array and the round number
+ * rotates their roles: unrolled by eight, the compiler turns that into plain registers. */
+static void sha256_block(uint32_t state[8], const uint8_t block[64])
+{
+    uint32_t w[64], v[8];
+    for (int t = 0; t < 16; t++)
+        w[t] = (uint32_t)block[4 * t] << 24 | (uint32_t)block[4 * t + 1] << 16 |
+               (uint32_t)block[4 * t + 2] << 8 | (uint32_t)block[4 * t + 3];
+    for (int t = 16; t < 64; t++) {
+        uint32_t s0 = rotate_right(w[t - 15], 7) ^ rotate_right(w[t - 15], 18) ^ w[t - 15] >> 3;
+        uint32_t s1 = rotate_right(w[t - 2], 17) ^ rotate_right(w[t - 2], 19) ^ w[t - 2] >> 10;
+        w[t] = w[t - 16] + s0 + w[t - 7] + s1;
+    }
+    memcpy(v, state, sizeof v);
+    for (int base = 0; base < 64; base += 8) {
+#if defined(__clang__)
+#pragma clang loop unroll(full)
+#elif defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+        for (int r = 0; r < 8; r++) { /* roles a..h stand at (0..7 - r) mod 8 */
+            uint32_t a = v[-r & 7], b = v[(1 - r) & 7], c = v[(2 - r) & 7];
+            uint32_t e = v[(4 - r) & 7], f = v[(5 - r) & 7], g = v[(6 - r) & 7], h = v[(7 - r) & 7];
+            uint32_t s1 = rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25);
+            uint32_t t1 = h + s1 + (g ^ (e & (f ^ g))) + SHA256_K[base + r] + w[base + r];
+            uint32_t s0 = rotate_right(a, 2) ^ rotate_right(a, 13) ^ rotate_right(a, 22);
+            v[(3 - r) & 7] += t1;
+            v[(7 - r) & 7] = t1 + s0 + ((a & b) | (c & (a | b)));
+        }
+    }
+    for (int i = 0; i < 8; i++)
+        state[i] += v[i];
+}
+
+void sha256(const void *bytes, size_t n, char hex[65])
+{
+    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    const uint8_t *p = bytes;
+    size_t left = n;
+    for (; left >= 64; left -= 64, p += 64)
+        sha256_block(state, p);
+    /* The rest, one bit 1, zeros, the length in bits as 64-bit big-endian: one or two blocks more. */
+    uint8_t tail[128] = {0};
+    if (left)
+        memcpy(tail, p, left);
+    tail[left] = 0x80;
+    size_t size = left < 56 ? 64 : 128;
+    for (int i = 0; i < 8; i++)
+        tail[size - 1 - (size_t)i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
+    for (size_t at = 0; at < size; at += 64)
+        sha256_block(state, tail + at);
+    for (int i = 0; i < 8; i++)
+        snprintf(hex + 8 * i, 9, "%08x", (unsigned)state[i]);
+}
