@@ -104,6 +104,25 @@ static inline float mix(float a, float b, float t)
     return a + (b - a) * t;
 }
 
+void rng_color(Rng *rng, float *rgb)
+{
+    float hue = rng_uniform(rng, 0, 6), value = rng_uniform(rng, 0.12f, 0.95f);
+    float saturation = rng_chance(rng, 0.4f) ? rng_uniform(rng, 0, 0.18f) : rng_uniform(rng, 0.15f, 0.95f);
+    for (int k = 0; k < 3; k++) {
+        float h = hue + 2.0f * (float)k;
+        if (h >= 6) h -= 6;
+        float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3 */
+        float c = d - 1 < 0 ? 0 : d - 1 > 1 ? 1 : d - 1;
+        rgb[k] = value * (1 - saturation * (1 - c));
+    }
+}
+
+void rng_color_near(Rng *rng, const float *from, float *to, float amount)
+{
+    float all = rng_uniform(rng, -amount, amount);
+    for (int k = 0; k < 3; k++) to[k] = clamp01(from[k] + all + rng_uniform(rng, -0.35f, 0.35f) * amount);
+}
+
 static inline uint32_t hash_cell(int x, int y, uint32_t seed)
 {
     uint32_t h = (uint32_t)x * 0x8da6b343u ^ (uint32_t)y * 0xd8163841u ^ seed * 0xcb1ab31fu;
@@ -404,6 +423,18 @@ void draw_shape(Path *path, int shape, uint64_t form)
         add_box(path, 0, 0, 0.72f, thin - 0.28f, 0.05f, 1);
         break;
     }
+}
+
+float draw_shape_aspect(int shape, uint64_t form, float height_over_width)
+{
+    Path path;
+    float wide = 0, tall = 0;
+    draw_shape(&path, shape, form);
+    for (int i = 0; i < path.n_points; i++) {
+        if (path.points[i].x > wide) wide = path.points[i].x;
+        if (path.points[i].y > tall) tall = path.points[i].y;
+    }
+    return tall > 0 ? height_over_width * wide / tall : 1;
 }
 
 /* ------------------------------------------------------------------------------------- rasteriser */

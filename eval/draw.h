@@ -31,6 +31,10 @@ int rng_below(Rng *rng, int n);                         /* 0 ... n-1; n >= 1 */
 int rng_chance(Rng *rng, float probability);
 float rng_normal(Rng *rng); /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms) */
 
+/* Any colour, a good part of them greyish; and a colour near another one (all channels move by up to `amount`). */
+void rng_color(Rng *rng, float *rgb);
+void rng_color_near(Rng *rng, const float *from, float *to, float amount);
+
 float draw_sin(float turns);
 float draw_cos(float turns);
 
@@ -57,6 +61,8 @@ enum {
 
 /* Fills *path with a shape; `form` picks its details (number of teeth, aspect, waviness ...). */
 void draw_shape(Path *path, int shape, uint64_t form);
+/* The aspect that gives this shape (at most as high as wide) the wanted height / width. */
+float draw_shape_aspect(int shape, uint64_t form, float height_over_width);
 
 /* ---- surfaces ---- */
 enum {

@@ -51,40 +51,21 @@ typedef struct {
 
 /* ------------------------------------------------------------------------------------- appearance */
 
-static void random_color(Rng *rng, float *rgb)
-{
-    float hue = rng_uniform(rng, 0, 6), value = rng_uniform(rng, 0.12f, 0.95f);
-    float saturation = rng_chance(rng, 0.4f) ? rng_uniform(rng, 0, 0.18f) : rng_uniform(rng, 0.15f, 0.95f);
-    for (int k = 0; k < 3; k++) {
-        float h = hue + 2.0f * (float)k;
-        if (h >= 6) h -= 6;
-        float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3 */
-        float c = d - 1 < 0 ? 0 : d - 1 > 1 ? 1 : d - 1;
-        rgb[k] = value * (1 - saturation * (1 - c));
-    }
-}
-
 static float clamp01(float x)
 {
     return x < 0 ? 0 : x > 1 ? 1 : x;
-}
-
-static void vary_color(Rng *rng, const float *from, float *to, float amount)
-{
-    float all = rng_uniform(rng, -amount, amount);
-    for (int k = 0; k < 3; k++) to[k] = clamp01(from[k] + all + rng_uniform(rng, -0.35f, 0.35f) * amount);
 }
 
 /* Any surface; `strength` 0..1 is how strong textures may be. */
 static Look random_look(Rng *rng, float strength, float unit)
 {
     Look look = {0};
-    random_color(rng, look.color);
+    rng_color(rng, look.color);
     look.texture = rng_chance(rng, 0.75f * strength) ? 1 + rng_below(rng, TEXTURE_COUNT - 1) : TEXTURE_FLAT;
     if (rng_chance(rng, 0.35f))
-        random_color(rng, look.color2);
+        rng_color(rng, look.color2);
     else
-        vary_color(rng, look.color, look.color2, rng_uniform(rng, 0.05f, 0.45f));
+        rng_color_near(rng, look.color, look.color2, rng_uniform(rng, 0.05f, 0.45f));
     look.period = unit * rng_log_uniform(rng, 3.5f, 30);
     look.angle = rng_uniform(rng, 0, 1);
     look.phase[0] = rng_uniform(rng, 0, 500);
@@ -166,7 +147,7 @@ static void lay_out_general(Scene *scene)
     float radii[32], similar = rng_chance(rng, 0.25f) ? rng_uniform(rng, 0.04f, 0.16f) : 0;
     scene->background = random_look(rng, d, scene->unit);
     if (scene->background.texture != TEXTURE_FLAT && rng_chance(rng, 0.65f)) /* calm more often than not */
-        vary_color(rng, scene->background.color, scene->background.color2, 0.15f);
+        rng_color_near(rng, scene->background.color, scene->background.color2, 0.15f);
     for (int i = 0; i < n; i++) {
         /* radius of a disc that covers 0.3 % to 40 % of the image */
         float r = rng_log_uniform(rng, 0.035f, n > 12 ? 0.2f : 0.4f);
@@ -193,7 +174,7 @@ static void lay_out_general(Scene *scene)
             }
         }
         if (i == 0 || !repeat) pattern = part;
-        if (low_contrast) vary_color(rng, scene->background.color, part.look.color, 0.3f);
+        if (low_contrast) rng_color_near(rng, scene->background.color, part.look.color, 0.3f);
         part.cx = size * rng_uniform(rng, 0.02f, 0.98f);
         part.cy = size * rng_uniform(rng, 0.02f, 0.98f);
         int node = add_node(scene, &part, -1, -1, 0.02f * size, 0.015f);
@@ -274,7 +255,7 @@ static void lay_out_tray(Scene *scene)
     float d = scene->difficulty, size = scene->size, unit = scene->unit;
     Box boxes[16];
     scene->background = random_look(rng, d, unit);
-    vary_color(rng, scene->background.color, scene->background.color2, 0.2f);
+    rng_color_near(rng, scene->background.color, scene->background.color2, 0.2f);
 
     Part tray = {0};
     tray.shape = SHAPE_ROUND_RECT;
@@ -283,19 +264,14 @@ static void lay_out_tray(Scene *scene)
     tray.cx = tray.cy = 0.5f * size;
     tray.angle = rng_chance(rng, 0.7f) ? rng_uniform(rng, -0.012f, 0.012f) : rng_uniform(rng, -0.06f, 0.06f);
     tray.look = random_look(rng, d, unit);
-    if (rng_chance(rng, 0.75f)) vary_color(rng, tray.look.color, tray.look.color2, 0.1f);
+    if (rng_chance(rng, 0.75f)) rng_color_near(rng, tray.look.color, tray.look.color2, 0.1f);
     tray.look.bevel = unit * rng_uniform(rng, 1, 4);
     tray.look.relief = rng_uniform(rng, 0.3f, 1);
     tray.shadow = 0.5f * d;
     tray.height = unit * rng_uniform(rng, 2, 6);
     tray.scale = half_w;
-    /* the form decides the rectangle's own proportion: undo it, so that half_h holds */
-    Path probe;
     tray.form = rng_next(rng);
-    draw_shape(&probe, tray.shape, tray.form);
-    float tall = 0;
-    for (int i = 0; i < probe.n_points; i++) tall = probe.points[i].y > tall ? probe.points[i].y : tall;
-    tray.aspect = half_h / half_w / tall;
+    tray.aspect = draw_shape_aspect(tray.shape, tray.form, half_h / half_w);
     int owner = add_node(scene, &tray, -1, -1, 0.012f * size, 0.004f);
 
     float gap = unit * rng_uniform(rng, 2.5f, 9);
@@ -305,8 +281,8 @@ static void lay_out_tray(Scene *scene)
     if (rng_chance(rng, 0.5f))
         floor_part.look = random_look(rng, d, unit);
     else
-        vary_color(rng, tray.look.color, floor_part.look.color, 0.35f);
-    vary_color(rng, floor_part.look.color, floor_part.look.color2, 0.12f);
+        rng_color_near(rng, tray.look.color, floor_part.look.color, 0.35f);
+    rng_color_near(rng, floor_part.look.color, floor_part.look.color2, 0.12f);
     floor_part.look.bevel = -unit * rng_uniform(rng, 1.5f, 5);
     floor_part.look.relief = rng_uniform(rng, 0.5f, 1.2f);
     for (int i = 0; i < n_boxes; i++) {
@@ -314,7 +290,7 @@ static void lay_out_tray(Scene *scene)
         floor_part.cy = boxes[i].y;
         floor_part.angle = 0;
         floor_part.scale = boxes[i].half_w;
-        floor_part.aspect = boxes[i].half_h / boxes[i].half_w / tall;
+        floor_part.aspect = draw_shape_aspect(tray.shape, tray.form, boxes[i].half_h / boxes[i].half_w);
         add_node(scene, &floor_part, owner, owner, 0, 0);
     }
     Part kinds[6];
