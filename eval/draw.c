@@ -898,12 +898,20 @@ static void damage_broken(Canvas *canvas, const Part *part, const Path *path, co
         }
 }
 
-static void apply_damage(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
-                         const Window *win, const float *cover, Rng *rng)
+void canvas_damage(Canvas *canvas, const Part *part)
 {
-    if (part->damage == DAMAGE_SCRATCH) damage_scratch(canvas, part, path, t, win, cover, rng);
-    if (part->damage == DAMAGE_STAIN) damage_stain(canvas, part, path, t, win, cover, rng);
-    if (part->damage == DAMAGE_DENT) damage_dent(canvas, part, path, t, win, cover, rng);
+    Path path;
+    Window win;
+    Rng rng;
+    draw_shape(&path, part->shape, part->form);
+    Placement t = place(part->cx, part->cy, part->angle, part->scale, part->aspect);
+    if (!path_window(canvas, &path, &t, 2, &win)) return;
+    float *cover = scratch_plane(canvas, 0);
+    rasterise(&path, &t, &win, cover);
+    rng_seed(&rng, part->damage_seed, 11);
+    if (part->damage == DAMAGE_SCRATCH) damage_scratch(canvas, part, &path, &t, &win, cover, &rng);
+    if (part->damage == DAMAGE_STAIN) damage_stain(canvas, part, &path, &t, &win, cover, &rng);
+    if (part->damage == DAMAGE_DENT) damage_dent(canvas, part, &path, &t, &win, cover, &rng);
 }
 
 void canvas_part(Canvas *canvas, const Part *part, int id)
@@ -911,6 +919,7 @@ void canvas_part(Canvas *canvas, const Part *part, int id)
     Path path;
     Window win;
     Rng rng;
+    const Look *look = &part->look;
     draw_shape(&path, part->shape, part->form);
     Placement t = place(part->cx, part->cy, part->angle, part->scale, part->aspect);
     float margin = 2 + (part->shadow > 0 ? 2.2f * part->height + 2 : 0);
@@ -922,14 +931,9 @@ void canvas_part(Canvas *canvas, const Part *part, int id)
     int broken = part->damage == DAMAGE_BROKEN;
     if (broken) damage_broken(canvas, part, &path, &t, &win, cover, lost, &rng);
     if (part->shadow > 0) cast_shadow(canvas, part, &win, cover);
-    const float *shade =
-        part->look.bevel != 0 && part->look.relief > 0 ? edge_shade(canvas, &part->look, &win, cover) : NULL;
-    paint(canvas, part, &win, cover, shade, id);
-    if (!broken) {
-        apply_damage(canvas, part, &path, &t, &win, cover, &rng);
-        return;
-    }
-    for (int y = 0; y < win.h; y++)
+    int rounded = look->bevel != 0 && look->relief > 0;
+    paint(canvas, part, &win, cover, rounded ? edge_shade(canvas, look, &win, cover) : NULL, id);
+    for (int y = 0; broken && y < win.h; y++)
         for (int x = 0; x < win.w; x++)
             if (lost[(long)y * win.w + x])
                 canvas->damage[(long)(win.y0 + y) * canvas->width + win.x0 + x] = 1;

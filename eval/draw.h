@@ -115,8 +115,11 @@ void canvas_free(Canvas *canvas);
 
 /* Covers everything (id 0) with one surface. */
 void canvas_background(Canvas *canvas, const Look *look);
-/* Draws one part in front of all others; id (1...) goes to the pixels of which it covers more than half. */
+/* Draws one part, broken if it is, in front of all others; id (1...) goes to the pixels of which it covers more
+ * than half. */
 void canvas_part(Canvas *canvas, const Part *part, int id);
+/* Scratches, stains or dents what was drawn where the part is (a broken part is drawn broken by canvas_part). */
+void canvas_damage(Canvas *canvas, const Part *part);
 /* Marks (1) in mask [height][width] the pixels of which the part, undamaged, covers more than half. */
 void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask);
 

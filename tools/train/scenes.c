@@ -443,6 +443,7 @@ int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind
         Part *part = &scene->nodes[i].part;
         if (kind & KIND_NO_DAMAGE) part->damage = DAMAGE_NONE;
         canvas_part(&canvas, part, i + 1);
+        canvas_damage(&canvas, part);
         SceneObject *o = &objects[i];
         *o = (SceneObject){.parent = scene->nodes[i].parent,
                            .shape = part->shape,
