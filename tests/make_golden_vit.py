@@ -1,0 +1,219 @@
+"""Golden files of test_vit.c: official models with random weights at small sizes, and their outputs.
+
+    python3 tests/make_golden_vit.py --dinov2 PATH --timm PATH [--data DIR] [--out tests/golden]
+
+--dinov2: a checkout of facebookresearch/dinov2; --timm: of huggingface/pytorch-image-models; --data: the
+folder of real test data (SAMLAD_DATA), of whose ViT-Tiny only outputs are stored. Needs torch, numpy, PIL.
+
+vit_NAME_model.safetensors  the weights, with the official tensor names and our configuration in __metadata__
+vit_NAME_golden.safetensors per input size: HxW.pixels and the official intermediate and final tensors
+"""
+import argparse
+import json
+import math
+import os
+import struct
+import sys
+
+os.environ["XFORMERS_DISABLED"] = "1"
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+torch.set_num_threads(1)
+
+
+def save(path, tensors, metadata=None):
+    """A safetensors file: u64 header length, JSON header, data."""
+    names = {"float32": "F32", "float16": "F16", "uint8": "U8"}
+    header, blobs, offset = {}, [], 0
+    if metadata:
+        header["__metadata__"] = metadata
+    for name, array in tensors.items():
+        array = np.ascontiguousarray(array)
+        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape),
+                        "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+        blobs.append(array.tobytes())
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+    print(path, os.path.getsize(path))
+
+
+def load(path):
+    with open(path, "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        start = f.tell()
+        tensors = {}
+        for name, t in header.items():
+            if name != "__metadata__":
+                assert t["dtype"] == "F32"
+                f.seek(start + t["data_offsets"][0])
+                data = np.frombuffer(f.read(t["data_offsets"][1] - t["data_offsets"][0]), np.float32)
+                tensors[name] = torch.from_numpy(data.reshape(t["shape"]).copy())
+    return tensors
+
+
+def attention_of_old_torch():
+    """torch 1.13 has no scaled_dot_product_attention, which both packages call."""
+    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+        assert attn_mask is None and not is_causal and dropout_p == 0
+        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1) @ v
+    if not hasattr(F, "scaled_dot_product_attention"):
+        F.scaled_dot_product_attention = attention
+
+
+def randomise(model, half=False):
+    """Weights of a size that makes every part matter (LayerScale near 1, not 1e-5)."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("gamma"):
+                p.copy_(0.5 + torch.rand(p.shape))
+            elif "norm" in name and name.endswith("weight"):
+                p.copy_(0.5 + torch.rand(p.shape))
+            elif p.dim() > 1 and "token" not in name and "pos" not in name:
+                p.copy_(torch.randn(p.shape) / math.sqrt(p[0].numel()) * 1.5)
+            else:
+                p.copy_(torch.randn(p.shape) * 0.4)
+            if half:
+                p.copy_(p.half().float())
+
+
+def state(model, half=False):
+    return {k: v.numpy().astype(np.float16 if half else np.float32) for k, v in model.state_dict().items()}
+
+
+def config(family, image, patch, dim, depth, heads, ffn="mlp", registers=0, layer_scale=1, offset=0.1, antialias=0,
+           mlp_ratio=4):
+    return {"samlad.model": "vit", "vit.family": family, "vit.image_size": str(image), "vit.patch_size": str(patch),
+            "vit.dim": str(dim), "vit.depth": str(depth), "vit.n_heads": str(heads), "vit.mlp_ratio": str(mlp_ratio),
+            "vit.ffn": ffn, "vit.n_registers": str(registers), "vit.layer_scale": str(layer_scale),
+            "vit.interpolate_offset": str(offset), "vit.interpolate_antialias": str(antialias), "vit.eps": "1e-6",
+            "vit.mean": "0.485,0.456,0.406", "vit.std": "0.229,0.224,0.225"}
+
+
+def run(model, embed, n_prefix, sizes, taps):
+    """All outputs at each size; every token of every block for the sizes in taps."""
+    out = {}
+    with torch.no_grad():
+        for h, w in sizes:
+            pixels = torch.randn(1, 3, h, w).half().float()
+            key = f"{h}x{w}"
+            out[key + ".pixels"] = pixels[0].numpy().astype(np.float16)
+            x = embed(pixels)
+            if (h, w) in taps:
+                out[key + ".embed"] = x[0].numpy()
+            for i, block in enumerate(model.blocks):
+                x = block(x)
+                if (h, w) in taps:
+                    out[key + f".blocks.{i}"] = x[0].numpy()
+                if i < len(model.blocks) - 1 and (h, w) in taps:
+                    inner = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+                    out[key + f".layer{i + 1}.cls"] = inner[0, 0].numpy()
+                    out[key + f".layer{i + 1}.patches"] = inner[0, n_prefix:].numpy()
+            x = model.norm(x)
+            out[key + ".cls"] = x[0, 0].numpy()
+            out[key + ".patches"] = x[0, n_prefix:].numpy()
+    return out
+
+
+def dinov2(out, name, sizes, taps, *, image, patch, dim, depth, heads, ffn="mlp", registers=0, offset=0.1, antialias=0,
+           raw=False):
+    from functools import partial
+    from dinov2.layers import MemEffAttention, NestedTensorBlock
+    from dinov2.models.vision_transformer import DinoVisionTransformer
+    model = DinoVisionTransformer(
+        img_size=image, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=4, init_values=1.0,
+        ffn_layer={"swiglu": "swiglufused"}.get(ffn, ffn), block_chunks=0, num_register_tokens=registers,
+        interpolate_antialias=bool(antialias), interpolate_offset=offset,
+        block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention)).eval()
+    randomise(model, raw)
+    golden = run(model, model.prepare_tokens_with_masks, 1 + registers, sizes, taps)
+    with torch.no_grad():  # our walk through the blocks is the official forward
+        h, w = sizes[0]
+        x = torch.from_numpy(golden[f"{h}x{w}.pixels"].astype(np.float32))[None]
+        official = model.forward_features(x)
+        assert torch.equal(official["x_norm_patchtokens"][0], torch.from_numpy(golden[f"{h}x{w}.patches"]))
+    meta = config("dinov2", image, patch, dim, depth, heads, ffn, registers, 1, offset, antialias)
+    save(f"{out}/vit_{name}_model.safetensors", state(model, raw), None if raw else meta)
+    save(f"{out}/vit_{name}_golden.safetensors", golden)
+
+
+def timm_vit(**kwargs):
+    from timm.models.vision_transformer import VisionTransformer
+    return VisionTransformer(num_classes=0, dynamic_img_size=True, **kwargs).eval()
+
+
+def timm_embed(model):
+    return lambda pixels: model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
+
+
+def timm(out, name, sizes, taps, *, image, patch, dim, depth, heads, no_embed_class=False):
+    model = timm_vit(img_size=image, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads,
+                     no_embed_class=no_embed_class)
+    randomise(model)
+    golden = run(model, timm_embed(model), 1, sizes, taps)
+    meta = config("timm", image, patch, dim, depth, heads, layer_scale=0, offset=0.0, antialias=1)
+    save(f"{out}/vit_{name}_model.safetensors", state(model), meta)
+    save(f"{out}/vit_{name}_golden.safetensors", golden)
+
+
+def real_vit_tiny(out, data):
+    """ViT-Tiny's own preprocessing and outputs (every 4th patch) on a small synthetic picture."""
+    weights = load(f"{data}/vit_tiny/vit_tiny_patch16_224.safetensors")
+    model = timm_vit(img_size=224, patch_size=16, embed_dim=192, depth=12, num_heads=3)
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")}, strict=True)
+    y, x = np.mgrid[0:60, 0:80]
+    picture = np.stack([128 + 100 * np.sin(x / 5 + y / 9), 255 * ((x // 10 + y // 10) % 2), 3 * x + 0 * y], -1)
+    picture += np.random.default_rng(5).normal(0, 20, picture.shape)
+    picture = picture.clip(0, 255).astype(np.uint8)
+    golden = {"image": picture}
+    for h, w in [(224, 224), (160, 256)]:
+        resized = Image.fromarray(picture).resize((w, h), Image.BICUBIC)
+        pixels = (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+        golden[f"{h}x{w}.resized_row"] = pixels[:, h // 3].numpy()
+        with torch.no_grad():
+            features = model.forward_features(pixels[None])
+            tokens = timm_embed(model)(pixels[None])
+            for block in model.blocks[:9]:
+                tokens = block(tokens)
+            inner = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+        golden[f"{h}x{w}.cls"] = features[0, 0].numpy()
+        golden[f"{h}x{w}.patches"] = features[0, 1::4].numpy()
+        golden[f"{h}x{w}.layer9.patches"] = inner[0, 1::4].numpy()
+    save(f"{out}/vit_tiny_golden.safetensors", golden)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dinov2", required=True)
+    parser.add_argument("--timm", required=True)
+    parser.add_argument("--data")
+    parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden"))
+    args = parser.parse_args()
+    sys.path[:0] = [args.dinov2, args.timm]
+    attention_of_old_torch()
+    torch.manual_seed(20240601)
+
+    # 2x8 patches are as many as the trained 4x4, and still resized
+    dinov2(args.out, "dinov2", [(56, 56), (28, 112), (98, 70), (42, 28)], [(98, 70)],
+           image=56, patch=14, dim=24, depth=3, heads=3)
+    dinov2(args.out, "registers", [(28, 28), (14, 56), (49, 63), (21, 14)], [(49, 63)],
+           image=28, patch=7, dim=24, depth=3, heads=2, registers=4, offset=0.0, antialias=1)
+    dinov2(args.out, "swiglu", [(28, 28), (35, 77)], [(35, 77)],
+           image=28, patch=7, dim=20, depth=2, heads=2, ffn="swiglu")
+    # as published: no metadata, half precision; everything is recognised from names and shapes
+    dinov2(args.out, "raw", [(56, 56), (70, 42)], [(70, 42)],
+           image=56, patch=14, dim=64, depth=1, heads=1, registers=4, offset=0.0, antialias=1, raw=True)
+    timm(args.out, "timm", [(32, 32), (16, 64), (56, 40)], [(56, 40)], image=32, patch=8, dim=24, depth=3, heads=4)
+    timm(args.out, "timm_nocls", [(32, 32), (24, 56)], [], image=32, patch=8, dim=16, depth=2, heads=2,
+         no_embed_class=True)
+    if args.data:
+        real_vit_tiny(args.out, args.data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+/* test_featup.c - featup.c against the official JBU stack (make_golden_featup.py), and hostile files. */
+#include "test.h"
+
+#include "../featup.h"
+#include "../io/safetensors.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#define GOLDEN "tests/golden/"
+static const double TOLERANCE = 1e-5; /* of the output's largest magnitude */
+
+static const float *golden_data(Safetensors *golden, const char *key, const char *name, int64_t shape[3])
+{
+    char full_name[128];
+    Error err = {""};
+    snprintf(full_name, sizeof full_name, "%s.%s", key, name);
+    const StTensor *t = st_find(golden, full_name);
+    if (!t || t->n_dims != 3)
+        return NULL;
+    memcpy(shape, t->shape, 3 * sizeof *shape);
+    return st_f32(golden, full_name, 3, t->shape, &err);
+}
+
+/* Stages 1..n_stages of one case; the golden files hold every every[i]-th row. */
+static void compare_case(const Featup *featup, Safetensors *golden, const char *key, int n_stages,
+                         const int *every)
+{
+    int64_t in[3], guide[3], want[3];
+    Error err = {""};
+    const float *features = golden_data(golden, key, "features", in);
+    const float *guidance = golden_data(golden, key, "guidance", guide);
+    REQUIRE(features && guidance && guide[0] == 3);
+    for (int stages = 1; stages <= n_stages; stages++) {
+        char name[16];
+        snprintf(name, sizeof name, "stage%d", stages);
+        const float *expected = golden_data(golden, key, name, want);
+        const int64_t h = in[0] << stages, w = in[1] << stages, c = in[2], step = every[stages - 1];
+        REQUIRE(expected && want[0] == (h + step - 1) / step && want[1] == w && want[2] == c);
+        float *out = malloc((size_t)(h * w * c) * sizeof *out);
+        REQUIRE(out);
+        int status = featup_upsample(featup, out, features, (int)in[0], (int)in[1], (int)c, guidance,
+                                     (int)guide[1], (int)guide[2], stages, &err);
+        CHECK_MSG(status == 0, "%s", err.message);
+        for (int64_t row = 0; row < want[0]; row++) /* bring the golden rows together */
+            memmove(out + row * w * c, out + row * step * w * c, (size_t)(w * c) * sizeof *out);
+        double error = test_relative_error(out, expected, (size_t)(want[0] * w * c));
+        CHECK_MSG(error < TOLERANCE, "%s, stage %d: relative error %.2g", key, stages, error);
+        free(out);
+    }
+}
+
+static Featup *open_stack(const char *path, Safetensors **st)
+{
+    Error err = {""};
+    *st = st_open(path, &err);
+    Featup *featup = *st ? featup_open(*st, &err) : NULL;
+    CHECK_MSG(featup, "%s", err.message);
+    return featup;
+}
+
+static void test_random_stack(void)
+{
+    Error err = {""};
+    Safetensors *st, *golden = st_open(GOLDEN "featup_golden.safetensors", &err);
+    Featup *featup = open_stack(GOLDEN "featup_model.safetensors", &st);
+    REQUIRE(golden && featup);
+    CHECK(featup_stages(featup) == 4);
+    compare_case(featup, golden, "5x6x7", 4, (int[]){1, 2, 4, 16}); /* 7 channels: with the final fixup */
+    compare_case(featup, golden, "3x4x83", 2, (int[]){2, 5});
+    compare_case(featup, golden, "2x35x3", 2, (int[]){1, 2});
+    featup_close(featup);
+    st_close(st);
+    st_close(golden);
+}
+
+/* The published stack, trained for 512 channels, on 8: its last fixup stays out. */
+static void test_real_stack(void)
+{
+    if (!test_data_dir())
+        SKIP("SAMLAD_DATA is not set (FeatUp's published stack)");
+    char path[1024];
+    Error err = {""};
+    snprintf(path, sizeof path, "%s/featup/clip_jbu_stack.safetensors", test_data_dir());
+    Safetensors *st, *golden = st_open(GOLDEN "featup_real_golden.safetensors", &err);
+    Featup *featup = open_stack(path, &st);
+    REQUIRE(golden && featup);
+    CHECK(featup_stages(featup) == 4);
+    compare_case(featup, golden, "6x6x8", 4, (int[]){1, 2, 4, 8});
+    featup_close(featup);
+    st_close(st);
+    st_close(golden);
+}
+
+/* Without a stack: torch's bilinear, and a copy at stage 0. */
+static void test_bilinear(void)
+{
+    const float features[4] = {0, 1, 2, 3}, guidance[3] = {0};
+    const float row0[4] = {0, 0.25f, 0.75f, 1}; /* torch.nn.functional.interpolate of [0, 1] to 4 */
+    float out[16];
+    Error err = {""};
+    CHECK(featup_upsample(NULL, out, features, 2, 2, 1, guidance, 1, 1, 1, &err) == 0);
+    for (int y = 0; y < 4; y++)
+        for (int x = 0; x < 4; x++)
+            CHECK(fabsf(out[4 * y + x] - (row0[x] + 2 * row0[y])) < 1e-6f);
+    CHECK(featup_upsample(NULL, out, features, 2, 2, 1, guidance, 1, 1, 0, &err) == 0);
+    CHECK(memcmp(out, features, sizeof features) == 0);
+}
+
+/* Features of one pixel: the official code cannot mirror there, ours gives what a constant map must give:
+ * the constant times the kernel's sum, the same for every channel up to its factor. */
+static void test_one_pixel(void)
+{
+    Safetensors *st;
+    Error err = {""};
+    Featup *featup = open_stack(GOLDEN "featup_model.safetensors", &st);
+    REQUIRE(featup);
+    const float features[2] = {1, -3}, guidance[12] = {1, -1, 0.5f, 0, 2, 1, -1, 0, 0, 1, 0.2f, -0.3f};
+    float out[2 * 4 * 2];
+    CHECK(featup_upsample(featup, out, features, 1, 2, 1, guidance, 2, 2, 1, &err) == 0);
+    for (int i = 0; i < 8; i++)
+        CHECK(isfinite(out[i]));
+    CHECK(featup_upsample(featup, out, features, 1, 1, 2, guidance, 2, 2, 1, &err) == 0);
+    for (int i = 0; i < 4; i++)
+        CHECK(fabsf(out[2 * i] * -3 - out[2 * i + 1]) < 1e-5f && fabsf(out[2 * i] - 1) < 0.9f);
+    featup_close(featup);
+    st_close(st);
+}
+
+static void test_threads_give_the_same_bits(void)
+{
+#ifdef _OPENMP
+    enum { H = 11, W = 37, C = 24, G = 64, N = 16 * H * W * C };
+    Safetensors *st;
+    Error err = {""};
+    Featup *featup = open_stack(GOLDEN "featup_model.safetensors", &st);
+    float *features = malloc(H * W * C * sizeof *features), *guidance = malloc(3 * G * G * sizeof *guidance);
+    float *one = malloc(N * sizeof *one), *many = malloc(N * sizeof *many);
+    REQUIRE(featup && features && guidance && one && many);
+    for (int i = 0; i < H * W * C; i++)
+        features[i] = (float)(i * 7919 % 1000) / 250.0f - 2.0f;
+    for (int i = 0; i < 3 * G * G; i++)
+        guidance[i] = (float)(i * 104729 % 1000) / 250.0f - 2.0f;
+    int before = omp_get_max_threads();
+    omp_set_num_threads(1);
+    CHECK(featup_upsample(featup, one, features, H, W, C, guidance, G, G, 2, &err) == 0);
+    omp_set_num_threads(3);
+    CHECK(featup_upsample(featup, many, features, H, W, C, guidance, G, G, 2, &err) == 0);
+    omp_set_num_threads(before);
+    CHECK(memcmp(one, many, N * sizeof *one) == 0);
+    free(many);
+    free(one);
+    free(guidance);
+    free(features);
+    featup_close(featup);
+    st_close(st);
+#else
+    SKIP("built without OpenMP");
+#endif
+}
+
+/* ---- files that must be refused ---------------------------------------------------------------------*/
+
+#define BROKEN "test_featup_broken.tmp.safetensors"
+
+/* The golden stack with one tensor left out, with half of its first dimension, or with another first value */
+typedef struct Damage {
+    const char *without, *halved, *changed;
+    float value;
+} Damage;
+
+static int write_damaged(const Damage *d)
+{
+    Error err = {""};
+    int status = 0;
+    Safetensors *st = st_open(GOLDEN "featup_model.safetensors", &err);
+    StWriter *w = st_writer_new();
+    if (!st || !w)
+        return -1;
+    for (size_t i = 0; i < st_count(st); i++) {
+        const StTensor *t = st_at(st, i);
+        int64_t shape[ST_MAX_DIMS];
+        const void *data = d->changed && !strcmp(d->changed, t->name) ? &d->value : t->data;
+        memcpy(shape, t->shape, sizeof shape);
+        if (d->without && !strcmp(d->without, t->name))
+            continue;
+        if (d->halved && !strcmp(d->halved, t->name))
+            shape[0] /= 2;
+        status |= st_writer_add(w, t->name, t->dtype, t->n_dims, shape, data, &err);
+    }
+    status |= st_writer_save(w, BROKEN, &err);
+    st_writer_free(w);
+    st_close(st);
+    return status;
+}
+
+static void refuse(Damage damage, const char *word)
+{
+    Error err = {""};
+    REQUIRE(write_damaged(&damage) == 0);
+    Safetensors *st = st_open(BROKEN, &err);
+    REQUIRE(st);
+    Featup *featup = featup_open(st, &err);
+    CHECK_MSG(!featup, "opened although %s is wrong", word);
+    CHECK_MSG(strstr(err.message, BROKEN) && strstr(err.message, word), "no clear sentence: %s", err.message);
+    featup_close(featup);
+    st_close(st);
+    remove(BROKEN);
+}
+
+static void test_tensors_are_checked(void)
+{
+    refuse((Damage){.without = "up1.range_temp"}, "up1.range_temp");
+    refuse((Damage){.without = "up3.sigma_spatial"}, "up3.sigma_spatial");
+    refuse((Damage){.without = "up2.fixup_proj.3.bias"}, "up2.fixup_proj.3.bias");
+    refuse((Damage){.without = "fixup_proj.1.bias"}, "fixup_proj.1.bias");
+    refuse((Damage){.halved = "up1.range_proj.0.weight"}, "up1.range_proj");
+    refuse((Damage){.halved = "up4.fixup_proj.0.weight"}, "up4.fixup_proj.0.weight");
+    refuse((Damage){.halved = "fixup_proj.1.weight"}, "fixup_proj.1.weight");
+    refuse((Damage){.changed = "up2.sigma_spatial", .value = 0}, "up2.sigma_spatial");
+    refuse((Damage){.changed = "up2.range_temp", .value = NAN}, "up2.range_temp");
+}
+
+static void test_arguments_are_checked(void)
+{
+    Safetensors *st;
+    Error err = {""};
+    float x[64] = {0};
+    REQUIRE(write_damaged(&(Damage){.without = "up3.range_temp"}) == 0); /* a stack of two stages */
+    Featup *featup = open_stack(BROKEN, &st);
+    REQUIRE(featup);
+    CHECK(featup_stages(featup) == 2);
+    CHECK(featup_upsample(featup, x, x, 1, 1, 1, x, 1, 1, 3, &err) == -1 &&
+          strstr(err.message, "3 FeatUp stages"));
+    CHECK(featup_upsample(featup, x, x, 1, 1, 1, x, 1, 1, -1, &err) == -1);
+    CHECK(featup_upsample(featup, x, x, 0, 1, 1, x, 1, 1, 1, &err) == -1 && strstr(err.message, "0 x 1"));
+    featup_close(featup);
+    featup_close(NULL);
+    st_close(st);
+    remove(BROKEN);
+}
+
+int main(void)
+{
+    RUN(test_random_stack);
+    RUN(test_real_stack);
+    RUN(test_bilinear);
+    RUN(test_one_pixel);
+    RUN(test_threads_give_the_same_bits);
+    RUN(test_tensors_are_checked);
+    RUN(test_arguments_are_checked);
+    return test_summary();
+}
