@@ -418,6 +418,7 @@ void draw_shape(Path *path, int shape, uint64_t form)
         add_box(path, -0.62f, 0, 0.28f, 0.95f, 0.08f * a, 0);
         break;
     case SHAPE_DIGIT: add_glyph(path, rng, (int)(form % 10)); break;
+    case SHAPE_PANEL: add_box(path, 0, 0, 1, 1, 0.14f, 0); break;
     default: /* SHAPE_FRAME */
         add_box(path, 0, 0, 1, thin, 0.1f, 0);
         add_box(path, 0, 0, 0.72f, thin - 0.28f, 0.05f, 1);

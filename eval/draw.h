@@ -56,7 +56,8 @@ typedef struct {
 enum {
     SHAPE_ELLIPSE, SHAPE_RECT, SHAPE_ROUND_RECT, SHAPE_POLYGON, SHAPE_STAR, SHAPE_RING, SHAPE_GEAR,
     SHAPE_NUT, SHAPE_SCREW, SHAPE_ROD, SHAPE_CROSS, SHAPE_BLOB, SHAPE_CRESCENT, SHAPE_LETTER,
-    SHAPE_ARROW, SHAPE_KEY, SHAPE_L, SHAPE_DIGIT, SHAPE_FRAME, SHAPE_COUNT
+    SHAPE_ARROW, SHAPE_KEY, SHAPE_L, SHAPE_DIGIT, SHAPE_FRAME, SHAPE_COUNT,
+    SHAPE_PANEL = SHAPE_COUNT /* a square with little rounding, for trays; not among those picked at random */
 };
 
 /* Fills *path with a shape; `form` picks its details (number of teeth, aspect, waviness ...). */

@@ -1,0 +1,78 @@
+/* synth.h - data sets that nobody has to download: trays drawn by draw.c, and the paper's DigitAnatomy from MNIST.
+ *
+ * Both are written in the layout of MVTec LOCO AD:
+ *     train/good/000.png ...  validation/good/...  test/good/...  test/KIND/000.png ...
+ *     ground_truth/KIND/000/000.png ...   one 8-bit grey image a defect; its pixel value names the defect
+ *     defects_config.json                 pixel value -> name, saturation threshold (the keys of the official file)
+ * For the trays KIND is logical_anomalies or structural_anomalies, as in LOCO; for the digits it is missing,
+ * disordered, flipped or zero (all logical). Same options, same bytes. */
+#ifndef SAMLAD_SYNTH_H
+#define SAMLAD_SYNTH_H
+
+#include <stdint.h>
+
+#include "../error.h"
+
+/* ---- trays ---- */
+typedef struct SynthTrayOptions {
+    uint64_t seed;                      /* decides the product (tray, kinds, counts) and every image */
+    int width, height;                  /* 256 x 256; 64 ... 4096 */
+    int n_train, n_validation, n_good;  /* 40, 8, 20 normal images (n_good: in test) */
+    int n_logical;                      /* 6 of each: missing, extra, wrong kind, swapped, wrong count */
+    int n_structural;                   /* 6 of each: scratch, stain, dent, broken */
+} SynthTrayOptions;
+
+SynthTrayOptions synth_tray_defaults(void);
+
+/* Writes the data set. `dir` must be empty or not exist; it appears complete or not at all. */
+int synth_tray(const char *dir, const SynthTrayOptions *options, Error *err);
+
+/* ---- one tray image at a time, for tests and for looking at ---- */
+typedef enum TrayDefect {
+    TRAY_GOOD,
+    TRAY_MISSING,
+    TRAY_EXTRA,
+    TRAY_WRONG_KIND,
+    TRAY_SWAPPED,
+    TRAY_WRONG_COUNT,
+    TRAY_SCRATCH,
+    TRAY_STAIN,
+    TRAY_DENT,
+    TRAY_BROKEN,
+    TRAY_DEFECT_COUNT
+} TrayDefect;
+
+typedef enum TraySplit { TRAY_TRAIN, TRAY_VALIDATION, TRAY_TEST_GOOD, TRAY_TEST_DEFECT } TraySplit;
+
+enum { TRAY_MAX_TRUTHS = 2 };
+
+typedef struct TrayImage {
+    uint8_t *rgb;                    /* [height][width][3] */
+    int n_truths;                    /* ground truth images: 0 for a normal tray, else 1 or 2 */
+    uint8_t *truth[TRAY_MAX_TRUTHS]; /* [height][width], 0 or value[i] */
+    int value[TRAY_MAX_TRUTHS];      /* the defect's pixel value */
+} TrayImage;
+
+typedef struct TrayProduct TrayProduct;
+
+TrayProduct *tray_product_new(const SynthTrayOptions *options, Error *err);
+void tray_product_free(TrayProduct *product);
+/* Draws image `index` of a split. With TRAY_TEST_DEFECT, `defect` says which one; `show_defect` = 0 draws the same
+ * image as it would be without it (and no truths). */
+int tray_image_new(TrayImage *image, const TrayProduct *product, TraySplit split, TrayDefect defect, int index,
+                   int show_defect, Error *err);
+void tray_image_free(TrayImage *image);
+
+/* ---- digits ---- */
+typedef struct SynthDigitsOptions {
+    uint64_t seed;
+    int n_train, n_validation, n_good; /* 100, 20 from MNIST's training split; 50 from its test split */
+    int n_each;                        /* 50 of each: missing, disordered, flipped, zero */
+} SynthDigitsOptions;
+
+SynthDigitsOptions synth_digits_defaults(void);
+
+/* mnist_dir holds the four idx files, plain or .gz. 96 x 96 grey images of 3 x 3 digits 1 ... 9. */
+int synth_digits(const char *mnist_dir, const char *out_dir, const SynthDigitsOptions *options, Error *err);
+
+#endif
