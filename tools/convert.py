@@ -1,0 +1,665 @@
+#!/usr/bin/env python3
+"""convert.py - official PyTorch checkpoints -> safetensors files that samlad opens.
+
+    convert.py CHECKPOINT -o FILE.safetensors [--dtype f32|f16|bf16]
+
+Needs Python 3.8 and nothing else: no torch, no numpy. checkpoint.py opens the file, executing nothing of what it says.
+Here, in this order:
+
+  1. The model is recognised by names and shapes alone and its configuration derived from them. Wrappers ("state_dict",
+     "model", "teacher") and prefixes ("module.", "teacher.backbone.") are seen through; optimisers and heads left out.
+  2. Every tensor that the architecture has is required, with its exact shape; a tensor that it has no place for is a
+     variant that we would compute wrongly, and refused.
+  3. The tensors are streamed, chunk by chunk, under their official names into a temporary file that is renamed at the
+     end. The configuration goes into the file's __metadata__, as strings ("vit.depth": "12").
+
+What is refused is refused in one sentence, with exit status 1 and no output file (2: wrong usage).
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import struct
+import sys
+
+sys.dont_write_bytecode = True  # a tool that is run from a checkout leaves nothing beside itself
+from checkpoint import ITEM_SIZE, Checkpoint, Inert, Refusal, Tensor, dicts_with_tensors, shape_text, shown
+
+EPILOG = """\
+examples:
+  convert.py sam_vit_h_4b8939.pth -o sam_vit_h.safetensors --dtype f16
+      Segment Anything, half the size; samlad computes in f32 whatever the file holds
+  convert.py dinov2_vits14_reg4_pretrain.pth -o dinov2_vits14_reg.safetensors
+      DINOv2 S/B/L/g, with or without registers
+  convert.py vit_small_patch16_224.safetensors -o vit_small.safetensors --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
+      a plain timm ViT; the file does not say how its images were normalised, so say it when it is not 0.5
+  convert.py dino16_jbu_stack_cocostuff.ckpt -o featup.safetensors
+      FeatUp's JBU stack out of a PyTorch Lightning checkpoint
+  convert.py some.pth --list
+      what is in a file, and what this tool takes it for; converts nothing
+
+weights/README.md lists the official files, their sizes and checksums.
+"""
+
+FLOAT_TYPES = ("F32", "F64", "F16", "BF16")
+MAX_BLOCKS = 512
+
+# size in bytes and sha256 of official files that could be verified; weights/README.md has the same table
+OFFICIAL_FILES = {
+    "sam_vit_b_01ec64.pth": (375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    "mobile_sam.pt": (40728226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"),
+    "dinov2_vits14_pretrain.pth": (88283115, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+}
+
+
+# ---- recognising the model -------------------------------------------------------------------------------------------
+
+class Model:
+    """What a state dict turned out to be: `config` for __metadata__, `shapes` = {official name: shape} of all that must be
+    there, `optional` of what may be, `own` = beginnings of names that no other tensor may have."""
+
+    def __init__(self, summary, config, shapes, optional, own):
+        self.summary, self.config, self.shapes, self.optional, self.own = summary, config, shapes, optional, own
+        self.notes = []
+
+
+class StateDict:
+    """The tensors below one prefix of one dict, without the prefix, and the sentences that refuse them. `title` is what
+    they look like so far, `n_heads` what the user (or our own metadata) says about a ViT, None for nothing."""
+
+    def __init__(self, path, where, tensors, n_heads=None):
+        self.path, self.where, self.tensors, self.n_heads, self.title = path, where, tensors, n_heads, "a model"
+
+    def refuse(self, why):
+        raise Refusal("%s: %s" % (self.path, why))
+
+    def refuse_tensor(self, name, why):
+        self.refuse("looks like %s, but tensor %s %s" % (self.title, shown(name), why))
+
+    def shape(self, name, n_dims):
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            self.refuse_tensor(name, "is missing")
+        if len(tensor.shape) != n_dims or 0 in tensor.shape:
+            self.refuse_tensor(name, "has shape %s, expected %d dimensions" % (shape_text(tensor.shape), n_dims))
+        return tensor.shape
+
+    def count(self, before, after):
+        """How many i there are in BEFORE.i.AFTER; all of 0..n-1 must be there."""
+        pattern = re.compile(re.escape(before) + r"\.(\d{1,4})\.")
+        found = {int(match.group(1)) for match in map(pattern.match, self.tensors) if match}
+        if len(found) > MAX_BLOCKS:
+            self.refuse("has %d blocks named %s.*, more than any %s" % (len(found), before, self.title))
+        for i in range(len(found) or 1):
+            if i not in found:
+                self.refuse_tensor("%s.%d.%s" % (before, i, after), "is missing")
+        return len(found)
+
+
+def number_text(x):
+    return repr(x)[:-2] if repr(x).endswith(".0") else repr(x)
+
+
+def ratio_text(dim, hidden):
+    """hidden / dim such that int(dim * ratio) is hidden again: that is how the official constructors use it."""
+    ratio = hidden / dim
+    return number_text(ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim)
+
+
+def add_linear(shapes, name, n_out, n_in):
+    shapes[name + ".weight"], shapes[name + ".bias"] = (n_out, n_in), (n_out,)
+
+
+def add_norm(shapes, name, n):
+    shapes[name + ".weight"], shapes[name + ".bias"] = (n,), (n,)
+
+
+# -- ViT: dinov2/models/vision_transformer.py and timm/models/vision_transformer.py, which share their names
+
+DINOV2_BLOCKS = {384: 12, 768: 12, 1024: 24, 1536: 40}
+TIMM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # where a head has not 64 channels
+
+
+def vit_heads(sd, dim, is_dinov2):
+    """The file does not say it: 64 channels a head in all of DINOv2 and most of timm."""
+    n_heads = sd.n_heads or (0 if is_dinov2 else TIMM_HEADS.get(dim, 0))
+    if not n_heads and dim % 64:
+        sd.refuse("is a ViT of dim %d, no multiple of 64, so the number of heads cannot be known: give it by --heads" % dim)
+    if n_heads and dim % n_heads:
+        sd.refuse("is a ViT of dim %d, which %d heads do not divide" % (dim, n_heads))
+    return n_heads or dim // 64
+
+
+def vit_ffn(sd, dim):
+    """("mlp" or "swiglu", hidden width, mlp_ratio as the constructor was given it)"""
+    if "blocks.0.mlp.w12.weight" not in sd.tensors:
+        hidden = sd.shape("blocks.0.mlp.fc1.weight", 2)[0]
+        return "mlp", hidden, ratio_text(dim, hidden)
+    hidden = sd.shape("blocks.0.mlp.w3.weight", 2)[1]
+    for ratio in (4.0, hidden * 1.5 / dim, (hidden * 1.5 + 0.5) / dim):  # SwiGLUFFNFused: two thirds, rounded up to 8s
+        if (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8 == hidden:
+            return "swiglu", hidden, number_text(ratio)
+    return sd.refuse("is a SwiGLU ViT with %d hidden channels, expected a multiple of 8" % hidden)
+
+
+def vit_grid(sd, is_dinov2):
+    n = sd.shape("pos_embed", 3)[1]
+    for n_cls in (1,) if is_dinov2 else (1, 0):  # timm's no_embed_class models give the class token no position
+        grid = math.isqrt(max(n - n_cls, 0))
+        if grid > 0 and grid * grid == n - n_cls:
+            return n, grid
+    return sd.refuse("is %s with %d positions, expected a class token and a square grid" % (sd.title, n))
+
+
+def recognise_vit(sd):
+    is_dinov2 = "blocks.0.ls1.gamma" in sd.tensors
+    sd.title = "a DINOv2 ViT" if is_dinov2 else "a plain ViT"
+    dim, n_rgb, patch, patch_w = sd.shape("patch_embed.proj.weight", 4)
+    if n_rgb != 3 or patch != patch_w:
+        sd.refuse("is %s on patches of %d x %d x %d, expected 3 channels and square ones" % (sd.title, n_rgb, patch, patch_w))
+    n_positions, grid = vit_grid(sd, is_dinov2)
+    depth = sd.count("blocks", "norm1.weight")
+    n_registers = sd.shape("register_tokens", 3)[1] if "register_tokens" in sd.tensors else 0
+    ffn, hidden, ratio = vit_ffn(sd, dim)
+
+    shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, n_positions, dim)}
+    if n_registers:
+        shapes["register_tokens"] = (1, n_registers, dim)
+    shapes["patch_embed.proj.weight"], shapes["patch_embed.proj.bias"] = (dim, 3, patch, patch), (dim,)
+    for block in ("blocks.%d." % i for i in range(depth)):
+        add_norm(shapes, block + "norm1", dim)
+        add_linear(shapes, block + "attn.qkv", 3 * dim, dim)
+        add_linear(shapes, block + "attn.proj", dim, dim)
+        if is_dinov2:
+            shapes[block + "ls1.gamma"] = (dim,)
+        add_norm(shapes, block + "norm2", dim)
+        add_linear(shapes, block + ("mlp.w12" if ffn == "swiglu" else "mlp.fc1"), hidden * (1 + (ffn == "swiglu")), dim)
+        add_linear(shapes, block + ("mlp.w3" if ffn == "swiglu" else "mlp.fc2"), dim, hidden)
+        if is_dinov2:
+            shapes[block + "ls2.gamma"] = (dim,)
+    add_norm(shapes, "norm", dim)
+
+    # dinov2/hub/backbones.py: without registers the offset 0.1; with them the plain size form, antialiased
+    offset, antialias = ("0.1", "0") if is_dinov2 and not n_registers else ("0.0", "1")
+    config = {
+        "samlad.model": "vit", "vit.family": "dinov2" if is_dinov2 else "timm",
+        "vit.image_size": str(grid * patch), "vit.patch_size": str(patch), "vit.dim": str(dim), "vit.depth": str(depth),
+        "vit.n_heads": str(vit_heads(sd, dim, is_dinov2)), "vit.mlp_ratio": ratio, "vit.ffn": ffn, "vit.n_registers": str(n_registers),
+        "vit.layer_scale": str(int(is_dinov2)), "vit.eps": "1e-6",
+        "vit.interpolate_offset": offset, "vit.interpolate_antialias": antialias,
+        "vit.mean": "0.485,0.456,0.406" if is_dinov2 else "0.5,0.5,0.5",
+        "vit.std": "0.229,0.224,0.225" if is_dinov2 else "0.5,0.5,0.5",
+    }
+    model = Model("%s: image %d, patch %d, dim %d, %d blocks, %d registers, %s"
+                  % (sd.title[2:], grid * patch, patch, dim, depth, n_registers, ffn), config, shapes,
+                  {"mask_token": (1, dim)} if is_dinov2 else {},
+                  ("blocks.", "patch_embed.", "pos_embed", "cls_token", "reg_token", "register_tokens", "dist_token",
+                   "norm_pre.", "norm."))
+    if is_dinov2 and DINOV2_BLOCKS.get(dim, depth) != depth:
+        model.notes.append("the official DINOv2 of dim %d has %d blocks, this one %d" % (dim, DINOV2_BLOCKS[dim], depth))
+    if not is_dinov2:
+        model.notes.append("a ViT's file does not say how its images were normalised: mean = std = 0.5 (timm's augreg "
+                           "models) unless --mean and --std say otherwise")
+    return model
+
+
+# -- SAM: segment_anything/build_sam.py and modeling/
+
+def sam_encoder(sd, shapes):
+    """Adds the image encoder's shapes; returns its part of the configuration."""
+    e = "image_encoder."
+    dim, n_rgb, patch, patch_w = sd.shape(e + "patch_embed.proj.weight", 4)
+    _, grid, grid_w, _ = sd.shape(e + "pos_embed", 4)
+    if n_rgb != 3 or patch != patch_w or grid != grid_w:
+        sd.refuse("is SAM on a grid of %d x %d patches of %d x %d x %d, expected squares of 3 channels"
+                  % (grid, grid_w, n_rgb, patch, patch_w))
+    depth = sd.count(e + "blocks", "attn.rel_pos_h")
+    out_chans = sd.shape(e + "neck.0.weight", 4)[0]
+    hidden = sd.shape(e + "blocks.0.mlp.lin1.weight", 2)[0]
+    head_dim = sd.shape(e + "blocks.0.attn.rel_pos_h", 2)[1]
+    if dim % head_dim:
+        sd.refuse("is SAM of dim %d with %d channels a head, which does not divide it" % (dim, head_dim))
+
+    shapes[e + "pos_embed"] = (1, grid, grid, dim)
+    shapes[e + "patch_embed.proj.weight"], shapes[e + "patch_embed.proj.bias"] = (dim, 3, patch, patch), (dim,)
+    global_blocks, window = [], 0
+    for i in range(depth):
+        block = e + "blocks.%d." % i
+        # A table of relative positions has 2n-1 rows, n the side of what the block attends to: the grid, or a window.
+        rows = sd.shape(block + "attn.rel_pos_h", 2)[0]
+        if rows == 2 * grid - 1:
+            global_blocks.append(i)
+        else:
+            window = window or (rows + 1) // 2
+            rows = 2 * window - 1
+        add_norm(shapes, block + "norm1", dim)
+        shapes[block + "attn.rel_pos_h"] = shapes[block + "attn.rel_pos_w"] = (rows, head_dim)
+        add_linear(shapes, block + "attn.qkv", 3 * dim, dim)
+        add_linear(shapes, block + "attn.proj", dim, dim)
+        add_norm(shapes, block + "norm2", dim)
+        add_linear(shapes, block + "mlp.lin1", hidden, dim)
+        add_linear(shapes, block + "mlp.lin2", dim, hidden)
+    shapes[e + "neck.0.weight"] = (out_chans, dim, 1, 1)
+    add_norm(shapes, e + "neck.1", out_chans)
+    shapes[e + "neck.2.weight"] = (out_chans, out_chans, 3, 3)
+    add_norm(shapes, e + "neck.3", out_chans)
+    return {"sam.image_size": str(grid * patch), "sam.patch_size": str(patch), "sam.embed_dim": str(dim),
+            "sam.depth": str(depth), "sam.n_heads": str(dim // head_dim), "sam.mlp_ratio": ratio_text(dim, hidden),
+            "sam.window_size": str(window), "sam.global_attn_indexes": ",".join(map(str, global_blocks)),
+            "sam.out_chans": str(out_chans)}
+
+
+def sam_prompt_encoder(sd, shapes, c):
+    p = "prompt_encoder."
+    inner = sd.shape(p + "mask_downscaling.3.weight", 4)[0]
+    shapes[p + "pe_layer.positional_encoding_gaussian_matrix"] = (2, c // 2)
+    for i in range(4):  # negative point, positive point, a box's two corners
+        shapes[p + "point_embeddings.%d.weight" % i] = (1, c)
+    shapes[p + "not_a_point_embed.weight"] = (1, c)
+    for i, n_out, n_in, kernel in ((0, inner // 4, 1, 2), (3, inner, inner // 4, 2), (6, c, inner, 1)):
+        layer = p + "mask_downscaling.%d" % i
+        shapes[layer + ".weight"], shapes[layer + ".bias"] = (n_out, n_in, kernel, kernel), (n_out,)
+    add_norm(shapes, p + "mask_downscaling.1", inner // 4)
+    add_norm(shapes, p + "mask_downscaling.4", inner)
+    shapes[p + "no_mask_embed.weight"] = (1, c)
+    return {"sam.mask_in_chans": str(inner)}
+
+
+def sam_decoder(sd, shapes, c):
+    d, t = "mask_decoder.", "mask_decoder.transformer."
+    depth = sd.count(t + "layers", "self_attn.q_proj.weight")
+    mlp_dim = sd.shape(t + "layers.0.mlp.lin1.weight", 2)[0]
+    inner = sd.shape(t + "final_attn_token_to_image.q_proj.weight", 2)[0]
+    n_masks = sd.shape(d + "mask_tokens.weight", 2)[0]
+    iou_depth = sd.count(d + "iou_prediction_head.layers", "weight")
+    iou_hidden = sd.shape(d + "iou_prediction_head.layers.0.weight", 2)[0]
+    if c % inner or inner % 8 or c % 8 or n_masks < 2 or n_masks > MAX_BLOCKS:
+        sd.refuse("is SAM with a decoder of %d channels, %d inside its attention, %d masks, which does not fit its 8 heads"
+                  % (c, inner, n_masks - 1))
+
+    def attention(name, width):
+        for part in ("q_proj", "k_proj", "v_proj"):
+            add_linear(shapes, name + "." + part, width, c)
+        add_linear(shapes, name + ".out_proj", c, width)
+
+    def mlp(name, sizes):
+        for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:])):
+            add_linear(shapes, name + ".layers.%d" % i, n_out, n_in)
+
+    for layer in (t + "layers.%d." % i for i in range(depth)):
+        attention(layer + "self_attn", c)
+        add_norm(shapes, layer + "norm1", c)
+        attention(layer + "cross_attn_token_to_image", inner)
+        add_norm(shapes, layer + "norm2", c)
+        add_linear(shapes, layer + "mlp.lin1", mlp_dim, c)
+        add_linear(shapes, layer + "mlp.lin2", c, mlp_dim)
+        add_norm(shapes, layer + "norm3", c)
+        add_norm(shapes, layer + "norm4", c)
+        attention(layer + "cross_attn_image_to_token", inner)
+    attention(t + "final_attn_token_to_image", inner)
+    add_norm(shapes, t + "norm_final_attn", c)
+    shapes[d + "iou_token.weight"], shapes[d + "mask_tokens.weight"] = (1, c), (n_masks, c)
+    for i, n_in, n_out in ((0, c, c // 4), (3, c // 4, c // 8)):  # transposed convolutions: [in][out][2][2]
+        layer = d + "output_upscaling.%d" % i
+        shapes[layer + ".weight"], shapes[layer + ".bias"] = (n_in, n_out, 2, 2), (n_out,)
+    add_norm(shapes, d + "output_upscaling.1", c // 4)
+    for i in range(n_masks):
+        mlp(d + "output_hypernetworks_mlps.%d" % i, [c, c, c, c // 8])
+    mlp(d + "iou_prediction_head", [c] + [iou_hidden] * (iou_depth - 1) + [n_masks])
+    return {"sam.decoder_depth": str(depth), "sam.decoder_mlp_dim": str(mlp_dim), "sam.decoder_heads": "8",
+            "sam.attention_downsample_rate": str(c // inner), "sam.num_multimask_outputs": str(n_masks - 1),
+            "sam.iou_head_depth": str(iou_depth), "sam.iou_head_hidden_dim": str(iou_hidden)}
+
+
+def recognise_sam(sd):
+    sd.title, shapes, config = "SAM", {}, {"samlad.model": "sam"}
+    config.update(sam_encoder(sd, shapes))
+    c = int(config["sam.out_chans"])
+    config.update(sam_prompt_encoder(sd, shapes, c))
+    config.update(sam_decoder(sd, shapes, c))
+    config["sam.pixel_mean"], config["sam.pixel_std"] = "123.675,116.28,103.53", "58.395,57.12,57.375"
+    return Model("SAM: image %s, patch %s, dim %s, %s blocks of %s heads, windows of %s, global blocks %s"
+                 % tuple(config["sam." + k] or "none" for k in ("image_size", "patch_size", "embed_dim", "depth", "n_heads",
+                                                                "window_size", "global_attn_indexes")),
+                 config, shapes, {}, ("image_encoder.", "prompt_encoder.", "mask_decoder."))
+
+
+def refuse_mobile_sam(sd):
+    sd.refuse("is MobileSAM: its image encoder is a TinyViT, which is not supported yet; use an official SAM (ViT-B, L, H)")
+
+
+# -- FeatUp: featup/upsamplers.py, JBUStack
+
+def recognise_featup(sd):
+    sd.title, shapes, scalars = "FeatUp's JBU stack", {}, []
+    n_stages = 0
+    while n_stages < 4 and "up%d.range_temp" % (n_stages + 1) in sd.tensors:
+        n_stages += 1
+    area = sd.shape("up1.fixup_proj.0.weight", 4)[0]  # the (2·radius+1)² neighbours of a pixel
+    radius = (math.isqrt(area) - 1) // 2
+    if (2 * radius + 1) ** 2 != area:
+        sd.refuse("is %s with %d neighbours, expected the square of an odd number" % (sd.title, area))
+    key_dim = sd.shape("up1.range_proj.0.weight", 4)[0]
+    for stage in ("up%d." % (i + 1) for i in range(n_stages)):
+        scalars += [stage + "range_temp", stage + "sigma_spatial"]
+        shapes[stage + "range_temp"] = shapes[stage + "sigma_spatial"] = (1,)
+        for name, n_out, n_in in (("range_proj.0", key_dim, 3), ("range_proj.3", key_dim, key_dim),
+                                  ("fixup_proj.0", area, area + 3), ("fixup_proj.3", area, area)):
+            shapes[stage + name + ".weight"], shapes[stage + name + ".bias"] = (n_out, n_in, 1, 1), (n_out,)
+    channels = 0
+    if "fixup_proj.1.weight" in sd.tensors:
+        channels = sd.shape("fixup_proj.1.weight", 4)[0]
+        shapes["fixup_proj.1.weight"], shapes["fixup_proj.1.bias"] = (channels, channels, 1, 1), (channels,)
+    for name in scalars:  # PyTorch's scalars have shape []; written as [1]
+        tensor = sd.tensors.get(name)
+        if tensor is not None and tensor.shape == ():
+            sd.tensors[name] = Tensor(tensor.storage, tensor.offset, (1,), (1,))
+    config = {"samlad.model": "featup", "featup.stages": str(n_stages), "featup.radius": str(radius),
+              "featup.channels": str(channels)}
+    return Model("%s: %d stages, radius %d, %d channels" % (sd.title, n_stages, radius, channels), config, shapes, {},
+                 ("up1.", "up2.", "up3.", "up4.", "fixup_proj."))
+
+
+# A family is found by the end of one name; what stands before it is the prefix ("module.", "teacher.backbone.").
+# (its name for --model, that end, what builds its Model, what the names begin with in our file)
+FAMILIES = (
+    ("featup", "up1.range_temp", recognise_featup, "upsampler."),
+    ("sam", "image_encoder.patch_embed.proj.weight", recognise_sam, ""),
+    ("sam", "image_encoder.patch_embed.seq.0.c.weight", refuse_mobile_sam, ""),
+    ("vit", "patch_embed.proj.weight", recognise_vit, ""),
+)
+# Models whose names tell them apart, but which samlad does not have.
+STRANGERS = (
+    ("image_encoder.trunk.", "SAM 2, which is not supported; use Segment Anything 1"),
+    ("vision_encoder.patch_embed.projection.", "SAM in Hugging Face's naming; use the official .pth"),
+    ("embeddings.patch_embeddings.projection.", "a ViT in Hugging Face's naming; use the official .pth or timm's file"),
+    ("visual.transformer.resblocks.", "CLIP, which is not supported"),
+)
+
+
+def find_state_dict(checkpoint, wanted, n_heads):
+    """(family, StateDict) of the model in the checkpoint. Of a teacher (or moving average) and its student the teacher is
+    taken, as DINOv2 publishes it; otherwise the shortest prefix."""
+    found = []
+    for path, tensors in dicts_with_tensors(checkpoint.root):
+        for rank, (kind, anchor, _, _) in enumerate(FAMILIES):
+            for name in tensors:
+                prefix = name[:-len(anchor)]
+                if not name.endswith(anchor) or (prefix and not prefix.endswith(".")) or wanted not in (None, kind) \
+                        or prefix.endswith("image_encoder."):
+                    continue
+                words = re.split("[^a-z]+", "/".join(path + (prefix,)).lower())
+                role = 0 if "teacher" in words or "ema" in words else 2 if "student" in words else 1
+                found.append((rank, role, len(prefix), len(found), path, prefix, tensors))
+    if not found:
+        return None, None
+    rank, _, _, _, path, prefix, tensors = min(found, key=lambda entry: entry[:4])
+    below = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
+    where = "/".join(map(shown, path + ((prefix + "*",) if prefix else ()))) or "the top level"
+    return FAMILIES[rank], StateDict(checkpoint.path, where, unchunked(below), n_heads)
+
+
+def unchunked(tensors):
+    """DINOv2's training code numbers blocks twice (blocks.CHUNK.BLOCK.norm1): the second number is the real one."""
+    renamed = {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name): t for name, t in tensors.items()}
+    return renamed if len(renamed) == len(tensors) else tensors
+
+
+def recognise(checkpoint, wanted=None, n_heads=None):
+    """(Model, StateDict) with every tensor of the model there, in its shape; Refusal otherwise."""
+    family, sd = find_state_dict(checkpoint, wanted, n_heads)
+    if family is None:
+        refuse_unknown(checkpoint)
+    model = family[2](sd)
+    kept = dict(model.shapes)
+    kept.update({name: shape for name, shape in model.optional.items() if name in sd.tensors})
+    total = 0
+    for name, shape in kept.items():
+        tensor = sd.tensors.get(name)
+        if tensor is None:
+            sd.refuse_tensor(name, shape_text(shape) + " is missing")
+        if tensor.shape != shape:
+            sd.refuse_tensor(name, "has shape %s, expected %s" % (shape_text(tensor.shape), shape_text(shape)))
+        if tensor.dtype not in FLOAT_TYPES:
+            sd.refuse_tensor(name, "has dtype %s, expected a floating-point one" % tensor.dtype)
+        checkpoint.range_of(name, tensor)
+        total += tensor.n_elements * ITEM_SIZE[tensor.dtype]
+    if total > 4 * checkpoint.size:
+        sd.refuse("its tensors share storages so often that %d bytes become %d, which no model does"
+                  % (checkpoint.size, total))
+    dropped = sorted(name for name in sd.tensors if name not in kept)
+    for name in dropped:
+        if name.startswith(model.own):
+            sd.refuse_tensor(name, "has no place in it: a variant that is not supported")
+    if dropped:
+        model.notes.append("left out as not the model's: " + ", ".join(map(shown, dropped[:6]))
+                           + (" and %d more" % (len(dropped) - 6) if len(dropped) > 6 else ""))
+    sd.tensors = {family[3] + name: sd.tensors[name] for name in kept}
+    return model, sd
+
+
+def refuse_unknown(checkpoint):
+    found = dicts_with_tensors(checkpoint.root)
+    if not found:
+        what = type(checkpoint.root).__name__ if type(checkpoint.root) is not Inert else checkpoint.root.name
+        raise Refusal("%s: holds no dict of tensors (its object is %s); save model.state_dict() with torch.save"
+                      % (checkpoint.path, shown(what)))
+    for _, tensors in found:
+        for part, what in STRANGERS:
+            if any(part in name for name in tensors):
+                raise Refusal("%s: is %s" % (checkpoint.path, what))
+    raise Refusal("%s: holds %d tensors (%s, ...), but no model that samlad knows: DINOv2, plain ViT, SAM, FeatUp's JBU "
+                  "stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+def to_f32(raw, dtype):
+    """Little-endian elements of a floating-point dtype -> little-endian f32. Exact, but for F64."""
+    if dtype == "BF16":  # the upper half of an f32
+        wide = bytearray(2 * len(raw))
+        wide[2::4], wide[3::4] = raw[0::2], raw[1::2]
+        return bytes(wide)
+    if dtype == "F32":
+        return raw
+    n = len(raw) // ITEM_SIZE[dtype]
+    values = struct.unpack("<%d%s" % (n, "e" if dtype == "F16" else "d"), raw)
+    try:
+        return struct.pack("<%df" % n, *values)
+    except OverflowError:  # beyond f32: infinite, as torch does it
+        limit = 3.4028235677973366e38  # halfway between the largest f32 and 2^128
+        return struct.pack("<%df" % n, *(math.copysign(math.inf, v) if abs(v) >= limit else v for v in values))
+
+
+def from_f32(raw, dtype):
+    """f32 -> F32, F16 or BF16, to nearest even. OverflowError: an F16 cannot hold it."""
+    if dtype == "F32":
+        return raw
+    n = len(raw) // 4
+    if dtype == "F16":
+        return struct.pack("<%de" % n, *struct.unpack("<%df" % n, raw))
+    # BF16 is an f32 without its lower 16 bits. Rounded by adding 0x7fff plus the last bit that stays, to all elements at
+    # once: they are the 32-bit digits of one large integer, and only a NaN could carry into its neighbour.
+    if not_finite(raw):
+        raw = b"".join(b"\0\0\xc0\x7f" if v != v else struct.pack("<f", v) for v in struct.unpack("<%df" % n, raw))
+    digits = int.from_bytes(raw, "little")
+    last_bits = (digits >> 16) & int.from_bytes(b"\1\0\0\0" * n, "little")
+    rounded = (digits + last_bits + int.from_bytes(b"\xff\x7f\0\0" * n, "little")).to_bytes(4 * n + 1, "little")
+    narrow = bytearray(2 * n)
+    narrow[0::2], narrow[1::2] = rounded[2:4 * n:4], rounded[3:4 * n:4]
+    return bytes(narrow)
+
+
+def not_finite(raw):
+    """How many f32 are NaN or infinite. Their highest byte is 7f or ff, so most chunks need no closer look."""
+    high = raw[3::4]
+    if b"\x7f" not in high and b"\xff" not in high:
+        return 0
+    return sum(not math.isfinite(v) for v in struct.unpack("<%df" % (len(raw) // 4), raw))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+def write_safetensors(out, checkpoint, tensors, metadata, wanted_dtype):
+    """Stream `tensors` into a file that appears under its name only when it is complete. Returns (bytes, warnings)."""
+    dtypes = {name: wanted_dtype or ("F32" if t.dtype == "F64" else t.dtype) for name, t in tensors.items()}
+    names = sorted(tensors, key=lambda name: -ITEM_SIZE[dtypes[name]])  # F32 first: every tensor is aligned to its type
+    header, end = {"__metadata__": metadata}, 0
+    for name in names:
+        begin, end = end, end + tensors[name].n_elements * ITEM_SIZE[dtypes[name]]
+        header[name] = {"dtype": dtypes[name], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+
+    warnings = []
+    temporary = "%s.tmp.%d" % (out, os.getpid())
+    try:
+        with open(temporary, "xb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                n_bad = write_tensor(f, checkpoint, name, tensors[name], dtypes[name])
+                if n_bad:
+                    warnings.append("tensor %s has %d values that are NaN or infinite" % (name, n_bad))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, out)
+    except OSError as e:
+        raise Refusal("%s: cannot be written: %s" % (out, e.strerror or e))
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return 8 + len(text) + end, warnings
+
+
+def write_tensor(f, checkpoint, name, tensor, dtype):
+    """Convert and append one tensor; returns how many of its values are not finite."""
+    n_bad = 0
+    for raw in checkpoint.chunks(name, tensor):
+        wide = to_f32(raw, tensor.dtype)
+        n_bad += not_finite(wide)
+        try:
+            f.write(raw if dtype == tensor.dtype else from_f32(wide, dtype))
+        except OverflowError:
+            raise Refusal("%s: tensor %s has values beyond 65504, the largest that f16 can hold; use --dtype bf16"
+                          % (checkpoint.path, name))
+    return n_bad
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+def three_numbers(text):
+    values = [float(part) for part in text.split(",")]
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError("expected three numbers: R,G,B")
+    return ",".join(part.strip() for part in text.split(","))
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        prog="convert.py", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Convert an official PyTorch checkpoint (.pth, .pt, .ckpt, .safetensors) to a safetensors file that "
+                    "samlad opens.\nThe model is recognised by its tensors: DINOv2, plain timm ViT, Segment Anything, FeatUp. "
+                    "Nothing in the\ncheckpoint is executed, and neither torch nor numpy is needed.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the safetensors file to write")
+    parser.add_argument("--dtype", choices=("f32", "f16", "bf16"),
+                        help="store all tensors so (default: as the checkpoint has them, f64 as f32)")
+    parser.add_argument("--mean", type=three_numbers, metavar="R,G,B",
+                        help="mean of the model's training images, in [0,1] (SAM: in [0,255])")
+    parser.add_argument("--std", type=three_numbers, metavar="R,G,B", help="their standard deviation")
+    parser.add_argument("--heads", type=int, metavar="N", help="a ViT's attention heads, when not one per 64 channels")
+    parser.add_argument("--model", choices=("vit", "sam", "featup"), help="which one, of a checkpoint that holds several")
+    parser.add_argument("--list", action="store_true", help="print what the checkpoint holds, and convert nothing")
+    options = parser.parse_args(arguments)
+    if not options.list and not options.output:
+        parser.error("give -o FILE.safetensors, or --list")
+    if options.heads is not None and options.heads < 1:
+        parser.error("--heads must be at least 1")
+    return options
+
+
+def recognise_with(checkpoint, options):
+    """recognise(), where our own earlier metadata and then the command line know more than names and shapes."""
+    earlier = checkpoint.metadata if "samlad.model" in checkpoint.metadata else {}
+    n_heads = options.heads
+    if n_heads is None and re.fullmatch("[1-9][0-9]{0,5}", earlier.get("vit.n_heads", "")):
+        n_heads = int(earlier["vit.n_heads"])
+    model, sd = recognise(checkpoint, options.model, n_heads)
+    kind = model.config["samlad.model"]
+    if earlier.get("samlad.model") == kind:
+        model.config.update(earlier)
+        model.notes = []
+    if options.heads is not None:
+        if kind != "vit":
+            raise Refusal("--heads is for a ViT; a %s file says it itself" % kind)
+        model.config["vit.n_heads"] = str(options.heads)
+    for option, vit_key, sam_key in ((options.mean, "vit.mean", "sam.pixel_mean"), (options.std, "vit.std", "sam.pixel_std")):
+        if option and kind == "featup":
+            raise Refusal("--mean and --std are for a ViT or SAM; FeatUp takes the backbone's image")
+        if option:
+            model.config[vit_key if kind == "vit" else sam_key] = option
+    if options.mean and options.std:
+        model.notes = [note for note in model.notes if "--mean" not in note]
+    return model, sd
+
+
+def list_checkpoint(checkpoint, options):
+    print("%s: %s, %d bytes" % (checkpoint.path, checkpoint.kind, checkpoint.size))
+    for key, value in checkpoint.metadata.items():
+        print("  metadata %s = %s" % (shown(key), shown(value)))
+    for path, tensors in dicts_with_tensors(checkpoint.root):
+        print("%s: %d tensors" % ("/".join(map(shown, path)) or "top level", len(tensors)))
+        for name, tensor in tensors.items():
+            print("  %-60s %-5s %s%s" % (shown(name), tensor.dtype, shape_text(tensor.shape),
+                                         "" if tensor.is_contiguous() else "  strides " + shape_text(tensor.strides)))
+    try:
+        model, sd = recognise_with(checkpoint, options)
+        print("recognised at %s: %s" % (sd.where, model.summary))
+    except Refusal as why:
+        print("not convertible: %s" % why)
+
+
+def convert(checkpoint, options):
+    if os.path.exists(options.output) and os.path.samefile(options.output, checkpoint.path):
+        raise Refusal("%s: is the checkpoint itself; give another name to -o" % options.output)
+    model, sd = recognise_with(checkpoint, options)
+    name, digest = os.path.basename(checkpoint.path), checkpoint.sha256()
+    if name in OFFICIAL_FILES:
+        same = OFFICIAL_FILES[name] == (checkpoint.size, digest)
+        model.notes.append("sha256 " + ("is the official file's" if same else "is NOT the official file's of this name"))
+    metadata = dict(model.config)
+    metadata["samlad.source"], metadata["samlad.source_sha256"] = name, digest
+    n_bytes, warnings = write_safetensors(options.output, checkpoint, sd.tensors, metadata,
+                                          options.dtype and options.dtype.upper())
+    print("%s: %s" % (options.output, model.summary))
+    print("  %d tensors, %d values, %d bytes, from %s of %s"
+          % (len(sd.tensors), sum(t.n_elements for t in sd.tensors.values()), n_bytes, sd.where, name))
+    for note in model.notes:
+        print("  note: " + note)
+    for warning in warnings:
+        print("convert.py: warning: %s: %s" % (checkpoint.path, warning), file=sys.stderr)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        official_size, _ = OFFICIAL_FILES.get(os.path.basename(options.checkpoint), (0, ""))
+        checkpoint = Checkpoint(options.checkpoint, official_size)
+        list_checkpoint(checkpoint, options) if options.list else convert(checkpoint, options)
+    except Refusal as why:
+        print("convert.py: %s" % why, file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # --list | head
+        sys.stderr.close()
+        return 1
+    except MemoryError:
+        print("convert.py: %s: not enough memory" % options.checkpoint, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
