@@ -221,7 +221,7 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
  * Objects
  * ============================================================================================== */
 
-static int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err)
+int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err)
 {
     size_t n = masks->n, pixels = (size_t)height * (size_t)width;
     uint8_t *all = aligned_array(n * pixels + 1, 1);
@@ -248,12 +248,12 @@ static int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int wid
 }
 
 /* The encoder's tensors: the mask generator keeps its embeddings to itself, so a dump encodes the image once more. */
-static int dump_sam(Models *m, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err)
+int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err)
 {
     SamImage image;
-    if (sam_encode(m->sam, m->sam_state, &image, rgb, height, width, 1, NULL, NULL, err))
+    if (sam_encode(sam, state, &image, rgb, height, width, 1, NULL, NULL, err))
         return -1;
-    int64_t size = sam_config(m->sam)->image_size, g = image.grid, C = sam_config(m->sam)->out_chans;
+    int64_t size = sam_config(sam)->image_size, g = image.grid, C = sam_config(sam)->out_chans;
     float *embedding = aligned_array((size_t)(g * g * C), sizeof(float));
     int status = embedding ? 0 : fail_memory(err, "the dump of the embedding", (unsigned long long)(g * g * C * 4));
     for (int64_t p = 0; embedding && p < g * g; p++) /* to the official [C][h][w] */
@@ -323,7 +323,7 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
     AmgMasks masks = {0};
     if (amg_generate(m->sam, m->sam_state, &masks, &o->amg, rgb, scene->height, scene->width, NULL, NULL, err))
         return -1;
-    int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) || dump_sam(m, rgb, scene->height, scene->width, dump, err) : 0;
+    int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) || dump_sam(m->sam, m->sam_state, rgb, scene->height, scene->width, dump, err) : 0;
     if (!status)
         status = masks_to_objects(scene, &masks, o, err);
     amg_masks_free(&masks);

@@ -41,4 +41,8 @@ void scene_free(Scene *scene);
 /* Add float32 data (copied) to a dump; a no-op when dump is NULL. */
 int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data, Error *err);
 
+/* The masks (sam.masks, sam.iou_predictions, ...) and the encoder's input and output (sam.pixels, sam.embedding [C][g][g]). */
+int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err);
+int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err);
+
 #endif

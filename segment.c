@@ -1,0 +1,197 @@
+/* segment.c - see segment.h. */
+#include "segment.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/image.h"
+#include "io/json.h"
+#include "scene.h"
+#include "tensor.h"
+
+/* Box (XYWH) and stability of a mask from its logits, as the official generator has them. */
+static void measure_mask(AmgMask *mask, const float *logits, int height, int width, float threshold, double offset)
+{
+    int64_t inside = 0, above = 0, below = 0;
+    int x0 = width, x1 = -1, y0 = height, y1 = -1;
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++) {
+            double v = logits[(size_t)y * (size_t)width + (size_t)x];
+            above += v > threshold + offset;
+            below += v > threshold - offset;
+            if (!(v > threshold))
+                continue;
+            inside++;
+            x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
+        }
+    mask->area = inside;
+    mask->stability_score = below ? (float)((double)above / (double)below) : 0;
+    if (inside) /* the official box: inclusive corners, so one pixel has width 0 */
+        mask->bbox[0] = (float)x0, mask->bbox[1] = (float)y0, mask->bbox[2] = (float)(x1 - x0), mask->bbox[3] = (float)(y1 - y0);
+}
+
+static int better_iou(const void *a, const void *b)
+{
+    float x = ((const AmgMask *)a)->predicted_iou, y = ((const AmgMask *)b)->predicted_iou;
+    return (x < y) - (x > y);
+}
+
+static int record(AmgMask *mask, const Sam *sam, const SamImage *image, const float *low_res, float *logits, uint8_t *binary,
+                  const SegmentRequest *request, Error *err)
+{
+    int height = image->original_h, width = image->original_w;
+    if (sam_postprocess(sam, image, low_res, logits, err))
+        return -1;
+    float threshold = sam_config(sam)->mask_threshold;
+    for (size_t p = 0; p < (size_t)height * (size_t)width; p++)
+        binary[p] = logits[p] > threshold;
+    measure_mask(mask, logits, height, width, threshold, request->amg.stability_score_offset);
+    if (request->n_points > 0)
+        memcpy(mask->point, request->points, sizeof mask->point);
+    else if (request->box)
+        mask->point[0] = (request->box[0] + request->box[2]) / 2, mask->point[1] = (request->box[1] + request->box[3]) / 2;
+    mask->crop_box[2] = (float)width, mask->crop_box[3] = (float)height;
+    return rle_encode(&mask->segmentation, binary, height, width, err);
+}
+
+static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const SegmentRequest *request, Error *err)
+{
+    size_t pixels = (size_t)image->original_h * (size_t)image->original_w, low = 16 * (size_t)image->grid * (size_t)image->grid;
+    int n = request->single ? 1 : sam_config(sam)->n_multimask, status = 0;
+    float *low_res = aligned_array((size_t)n * low, sizeof(float)), *logits = aligned_array(pixels, sizeof(float)), iou[16] = {0};
+    uint8_t *binary = aligned_array(pixels, 1);
+    out->masks = calloc((size_t)n, sizeof *out->masks);
+    if (!low_res || !logits || !binary || !out->masks || n > 16)
+        status = fail_memory(err, "the masks", pixels * 5);
+    SamPrompt prompt = {request->n_points, request->points, request->labels, request->box, NULL};
+    if (!status)
+        status = sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, NULL, err);
+    for (int i = 0; i < n && !status; i++) {
+        out->masks[i].predicted_iou = iou[i];
+        status = record(&out->masks[i], sam, image, low_res + (size_t)i * low, logits, binary, request, err);
+        out->n += status == 0;
+    }
+    if (!status)
+        qsort(out->masks, out->n, sizeof *out->masks, better_iou);
+    free(low_res), free(logits), free(binary);
+    if (status)
+        amg_masks_free(out);
+    return status;
+}
+
+int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb, int height, int width,
+            AmgProgress progress, void *user, StWriter *dump, Error *err)
+{
+    *out = (AmgMasks){0};
+    if (request->n_points == 0 && !request->box) {
+        if (amg_generate(sam, state, out, &request->amg, rgb, height, width, progress, user, err))
+            return -1;
+    } else {
+        SamImage image;
+        if (sam_encode(sam, state, &image, rgb, height, width, 0, NULL, NULL, err))
+            return -1;
+        int status = prompted(out, sam, &image, request, err);
+        sam_image_free(&image);
+        if (status)
+            return -1;
+    }
+    if (dump && (dump_masks(dump, out, height, width, err) || dump_sam(sam, state, rgb, height, width, dump, err))) {
+        amg_masks_free(out);
+        return -1;
+    }
+    return 0;
+}
+
+/* ================================================================================================
+ * Files
+ * ============================================================================================== */
+
+/* Colours that neighbours in number do not share: hue by the golden angle. */
+static void palette_color(uint8_t rgb[3], int i)
+{
+    double hue = fmod(i * 0.61803398875, 1) * 6, value = 255 - 60 * (i % 3), f = hue - floor(hue);
+    double v[6][3] = {{1, f, 0}, {1 - f, 1, 0}, {0, 1, f}, {0, 1 - f, 1}, {f, 0, 1}, {1, 0, 1 - f}};
+    for (int c = 0; c < 3; c++)
+        rgb[c] = (uint8_t)(value * (0.25 + 0.75 * v[(int)hue % 6][c]));
+}
+
+static int larger_mask(const void *a, const void *b)
+{
+    const AmgMask *x = *(const AmgMask *const *)a, *y = *(const AmgMask *const *)b;
+    return x->area != y->area ? (x->area < y->area ? 1 : -1) : (x > y) - (x < y);
+}
+
+static int write_png(const AmgMasks *masks, const char *path, int height, int width, Error *err)
+{
+    size_t pixels = (size_t)height * (size_t)width;
+    uint8_t palette[256][3] = {{0}}, *indices = calloc(pixels, 1), *mask = aligned_array(pixels, 1);
+    const AmgMask **order = aligned_array(masks->n + 1, sizeof(*order));
+    int status = indices && mask && order ? 0 : fail_memory(err, "the masks' picture", pixels * 2);
+    for (size_t i = 0; i < masks->n && !status; i++)
+        order[i] = &masks->masks[i];
+    if (!status && masks->n)
+        qsort(order, masks->n, sizeof *order, larger_mask);
+    for (size_t i = 0; i < masks->n && !status; i++) {
+        rle_decode(mask, &order[i]->segmentation);
+        for (size_t p = 0; p < pixels; p++)
+            if (mask[p])
+                indices[p] = (uint8_t)(1 + (order[i] - masks->masks) % 255); /* the JSON's order; colours recur after 255 */
+    }
+    for (int i = 1; i < 256; i++)
+        palette_color(palette[i], i);
+    if (!status)
+        status = png_write_indexed(path, indices, width, height, &palette[0][0], 256, NULL, err);
+    free(indices), free(mask), free(order);
+    return status;
+}
+
+static void json_floats(JsonWriter *w, const char *key, const float *values, int n)
+{
+    json_key(w, key);
+    json_open(w, '[');
+    for (int i = 0; i < n; i++)
+        json_float(w, values[i]);
+    json_close(w, ']');
+}
+
+static int write_json(const AmgMasks *masks, const char *path, Error *err)
+{
+    JsonWriter w;
+    json_begin(&w);
+    json_open(&w, '[');
+    for (size_t i = 0; i < masks->n; i++) {
+        const AmgMask *m = &masks->masks[i];
+        json_open(&w, '{');
+        json_key(&w, "segmentation");
+        rle_json(&m->segmentation, &w);
+        json_key(&w, "area"), json_int(&w, m->area);
+        json_floats(&w, "bbox", m->bbox, 4);
+        json_key(&w, "predicted_iou"), json_float(&w, m->predicted_iou);
+        json_key(&w, "point_coords");
+        json_open(&w, '[');
+        json_open(&w, '[');
+        json_float(&w, m->point[0]), json_float(&w, m->point[1]);
+        json_close(&w, ']');
+        json_close(&w, ']');
+        json_key(&w, "stability_score"), json_float(&w, m->stability_score);
+        json_floats(&w, "crop_box", m->crop_box, 4);
+        json_close(&w, '}');
+    }
+    json_close(&w, ']');
+    int status = w.failed ? fail_memory(err, "the masks' JSON", w.length) : json_save(&w, path, err);
+    json_end(&w);
+    return status;
+}
+
+int segment_write(const AmgMasks *masks, const char *prefix, int height, int width, Error *err)
+{
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s_masks.json", prefix) >= (int)sizeof path)
+        return fail(err, "%s: the path is too long", prefix);
+    if (write_json(masks, path, err))
+        return -1;
+    snprintf(path, sizeof path, "%s_masks.png", prefix);
+    return write_png(masks, path, height, width, err);
+}
