@@ -1,13 +1,13 @@
-/* amg.h - automatic mask generation (segment_anything/automatic_mask_generator.py): same options, same defaults,
- * same masks in the same order. */
+/* amg.h - automatic mask generation (segment_anything/automatic_mask_generator.py): same options, same
+ * defaults, same masks in the same order. */
 #ifndef SAMLAD_AMG_H
 #define SAMLAD_AMG_H
 
 #include "io/rle.h"
 #include "sam.h"
 
-/* Thresholds are double because Python's are: a box overlap is compared with 0.7, not with 0.7f, and the crops' overlap
- * is truncated to an integer. */
+/* Thresholds are double because Python's are: a box overlap is compared with 0.7, not with 0.7f, and the
+ * crops' overlap is truncated to an integer. */
 typedef struct AmgOptions {
     int points_per_side;                /* 32 */
     double pred_iou_thresh;             /* 0.88 */

@@ -57,7 +57,39 @@ typedef struct SamPrompt {
 /* low_res [n_out][4·grid][4·grid] logits, iou [n_out]; n_out = multimask ? n_multimask : 1. 0 / -1. */
 int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask, float *low_res, float *iou,
                TensorTap tap, void *tap_user, Error *err);
-/* Low-res logits -> logits at the original size [original_h][original_w] (bilinear to image_size, crop, bilinear). */
+/* The same by the official code's own sequence of products, slower: the truth that sam_decode is tested
+ * against. */
+int sam_decode_plain(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask, float *low_res,
+                     float *iou, TensorTap tap, void *tap_user, Error *err);
+/* Low-res logits -> logits at the original size [original_h][original_w] (bilinear to image_size, crop,
+ * bilinear). */
 int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err);
+
+/* ---- many prompts on one image -----------------------------------------------------------------------------------
+ * A SamDecoder holds what all prompts of an image share; it is read-only once made, so that threads may share it. Each
+ * thread brings a SamScratch. Decoding is in two steps, because most masks of automatic generation are
+ * rejected by their predicted IoU: first the transformer and the IoU head, then only the masks that are wanted. */
+typedef struct SamDecoder SamDecoder;
+typedef struct SamScratch SamScratch;
+
+SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
+void sam_decoder_free(SamDecoder *decoder);
+/* For prompts of at most max_points points (and a box). */
+SamScratch *sam_scratch_new(const Sam *sam, int max_points, Error *err);
+void sam_scratch_free(SamScratch *scratch);
+
+/* iou [n_multimask + 1]: predicted IoU of every mask token; [0] belongs to the single-mask answer. The
+ * prompt must be one that sam_decode would accept. */
+void sam_decode_prompt(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompt, float *iou);
+/* Logits of the wanted mask tokens of the last prompt, in the order of `tokens` [n_tokens]:
+ * low_res [n_tokens][4·grid][4·grid]. */
+void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, const int *tokens, int n_tokens, float *low_res);
+
+/* A mask's logits at the size of the picture, row by row, so that no full-size logits need memory. */
+typedef struct SamRows SamRows;
+SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err);
+void sam_rows_free(SamRows *rows);
+void sam_rows_begin(SamRows *rows, const float *low_res); /* low_res must stay until the last row */
+const float *sam_rows_next(SamRows *rows);                /* [original_w]; original_h times, from the top */
 
 #endif

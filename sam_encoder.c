@@ -1,0 +1,248 @@
+/* sam_encoder.c - SAM's image encoder: a ViT whose blocks attend inside windows, a few of them globally
+ * (segment_anything/modeling/image_encoder.py, ImageEncoderViT; after ViTDet, Li et al. 2022).
+ *
+ *   pixels [3][S][S] -> patches [grid][grid][embed_dim] + pos_embed -> blocks -> neck
+ *                    -> embedding [grid][grid][out_chans]
+ *
+ * Both kinds of attention add the decomposed relative positions of MViTv2: rel_pos_h and rel_pos_w,
+ * resampled when their length is not 2·size - 1. Everything is channel-last; n = grid² tokens in
+ * row-major order. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sam_model.h"
+
+/* The MLP takes this many tokens at a time, so that its hidden layer stays in the cache. */
+#define MLP_ROWS 1024
+
+struct SamState {
+    Arena arena;
+    float *pixels;        /* [3][S][S] network input */
+    uint8_t *resized;     /* [S][S][3] */
+    float *patches;       /* [n][3·patch·patch] */
+    float *x, *norm;      /* [n][dim] the residual stream and its normalised copy */
+    float *qkv;           /* [n][3·dim] */
+    float *heads;         /* [n][dim] attention's output before proj */
+    float *branch;        /* [n][dim] what a block's branch adds */
+    float *window_qkv;    /* [window²][3·dim] */
+    float *window_heads;  /* [window²][dim] */
+    float *hidden;        /* [MLP_ROWS][hidden] */
+    float *rel_resampled; /* [2·size-1][head_dim] */
+    float *rel_h, *rel_w; /* [size][size][head_dim] gathered */
+    float *neck1, *neck2; /* [n][out_chans] */
+    float *conv_scratch;
+};
+
+static size_t largest(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static void state_layout(SamState *s, const Sam *sam)
+{
+    const SamConfig *c = &sam->config;
+    const size_t size = (size_t)c->image_size, n = (size_t)sam->n_positions, dim = (size_t)c->embed_dim;
+    const size_t channels = (size_t)c->out_chans, head_dim = dim / (size_t)c->n_heads;
+    const size_t window = (size_t)c->window_size, side = largest(window, (size_t)sam->grid);
+    Arena *a = &s->arena;
+    s->pixels = arena_floats(a, 3 * size * size);
+    s->resized = arena_take(a, 3 * size * size);
+    s->patches = arena_floats(a, n * 3 * (size_t)c->patch_size * (size_t)c->patch_size);
+    s->x = arena_floats(a, n * dim);
+    s->norm = arena_floats(a, n * dim);
+    s->qkv = arena_floats(a, n * 3 * dim);
+    s->heads = arena_floats(a, n * dim);
+    s->branch = arena_floats(a, n * dim);
+    s->window_qkv = arena_floats(a, window * window * 3 * dim);
+    s->window_heads = arena_floats(a, window * window * dim);
+    s->hidden = arena_floats(a, MLP_ROWS * (size_t)sam->hidden);
+    s->rel_resampled = arena_floats(a, (2 * side - 1) * head_dim);
+    s->rel_h = arena_floats(a, side * side * head_dim);
+    s->rel_w = arena_floats(a, side * side * head_dim);
+    s->neck1 = arena_floats(a, n * channels);
+    s->neck2 = arena_floats(a, n * channels);
+    s->conv_scratch =
+        arena_floats(a, conv2d_scratch(sam->grid, sam->grid, c->out_chans, c->out_chans, 3, 1, 1));
+}
+
+SamState *sam_state_new(const Sam *sam, Error *err)
+{
+    SamState *s = calloc(1, sizeof *s);
+    if (!s) {
+        fail_memory(err, "SAM's encoder", sizeof *s);
+        return NULL;
+    }
+    state_layout(s, sam);
+    const size_t n_bytes = s->arena.used;
+    s->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
+    if (!s->arena.base) {
+        fail_memory(err, "SAM's encoder", n_bytes);
+        free(s);
+        return NULL;
+    }
+    state_layout(s, sam);
+    return s;
+}
+
+void sam_state_free(SamState *state)
+{
+    if (!state)
+        return;
+    free(state->arena.base);
+    free(state);
+}
+
+size_t sam_state_bytes(const SamState *state)
+{
+    return state->arena.size;
+}
+
+float *sam_state_pixels(SamState *state)
+{
+    return state->pixels;
+}
+
+uint8_t *sam_state_resized(SamState *state)
+{
+    return state->resized;
+}
+
+/* x[token] = patch_embed.proj(patch). The convolution's stride is its kernel, so each patch, as a row of
+ * [3][patch][patch] like the weight's, makes it a Linear. */
+static void embed_patches(const Sam *sam, SamState *s, const float *pixels)
+{
+    const int size = sam->config.image_size, patch = sam->config.patch_size, grid = sam->grid;
+    float *row = s->patches;
+    for (int gy = 0; gy < grid; gy++)
+        for (int gx = 0; gx < grid; gx++)
+            for (int c = 0; c < 3; c++)
+                for (int y = 0; y < patch; y++, row += patch)
+                    memcpy(row, pixels + ((size_t)c * size + gy * patch + y) * size + (size_t)gx * patch,
+                           (size_t)patch * sizeof(float));
+    linear(s->x, s->patches, sam->patch_embed.weight, sam->patch_embed.bias, sam->n_positions,
+           sam->config.embed_dim, 3 * patch * patch);
+}
+
+/* get_rel_pos for queries and keys on the same axis of `size` places: out[q][k] = table[q - k + size -
+ * 1], the table resampled linearly to 2·size - 1 rows first when it has another length. */
+static void gather_rel_pos(SamState *s, float *out, const float *table, int n_rows, int size, int head_dim)
+{
+    const int n_needed = 2 * size - 1;
+    if (n_rows != n_needed) {
+        interpolate_bilinear(s->rel_resampled, 1, n_needed, table, 1, n_rows, head_dim, 0, 0);
+        table = s->rel_resampled;
+    }
+    for (int q = 0; q < size; q++)
+        for (int k = 0; k < size; k++)
+            memcpy(out + ((size_t)q * size + k) * head_dim, table + (size_t)(q - k + size - 1) * head_dim,
+                   (size_t)head_dim * sizeof(float));
+}
+
+/* One window: out [window²][3·dim] of the qkv rows of the window whose corner is (y0, x0). Outside the
+ * grid the official code pads the normalised tokens with zeros, whose qkv is the bias. */
+static void gather_window(const Sam *sam, float *out, const float *qkv, const float *bias, int y0, int x0)
+{
+    const int grid = sam->grid, window = sam->config.window_size;
+    const size_t width = 3 * (size_t)sam->config.embed_dim;
+    for (int y = y0; y < y0 + window; y++)
+        for (int x = x0; x < x0 + window; x++, out += width)
+            memcpy(out, y < grid && x < grid ? qkv + ((size_t)y * grid + x) * width : bias,
+                   width * sizeof(float));
+}
+
+static void scatter_window(const Sam *sam, float *heads, const float *in, int y0, int x0)
+{
+    const int grid = sam->grid, window = sam->config.window_size;
+    const size_t dim = (size_t)sam->config.embed_dim;
+    for (int y = y0; y < y0 + window && y < grid; y++)
+        for (int x = x0; x < x0 + window && x < grid; x++)
+            memcpy(heads + ((size_t)y * grid + x) * dim, in + ((size_t)(y - y0) * window + x - x0) * dim,
+                   dim * sizeof(float));
+}
+
+/* branch = proj(attention(norm)). qkv and proj act on single tokens, so they need not know of windows
+ * (and the padding of the last windows costs nothing there). */
+static void attend(const Sam *sam, SamState *s, const SamBlock *b)
+{
+    const int dim = sam->config.embed_dim, n_heads = sam->config.n_heads, head_dim = dim / n_heads;
+    const int n = sam->n_positions, grid = sam->grid, side = b->window ? b->window : grid;
+    const float scale = (float)(1 / sqrt(head_dim));
+    RelativePosition rel = {s->rel_h, s->rel_w, side, side};
+    gather_rel_pos(s, s->rel_h, b->rel_pos_h, b->n_rel_h, side, head_dim);
+    gather_rel_pos(s, s->rel_w, b->rel_pos_w, b->n_rel_w, side, head_dim);
+    linear(s->qkv, s->norm, b->qkv.weight, b->qkv.bias, n, 3 * dim, dim);
+    if (!b->window) {
+        attention(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
+                  n_heads, head_dim, scale, &rel);
+    } else {
+        const float *q = s->window_qkv;
+        for (int y = 0; y < grid; y += side)
+            for (int x = 0; x < grid; x += side) {
+                gather_window(sam, s->window_qkv, s->qkv, b->qkv.bias, y, x);
+                attention(s->window_heads, dim, q, 3 * dim, q + dim, 3 * dim, q + 2 * dim, 3 * dim,
+                          side * side, side * side, n_heads, head_dim, scale, &rel);
+                scatter_window(sam, s->heads, s->window_heads, y, x);
+            }
+    }
+    linear(s->branch, s->heads, b->proj.weight, b->proj.bias, n, dim, dim);
+}
+
+/* branch = lin2(gelu(lin1(norm))) */
+static void feed_forward(const Sam *sam, SamState *s, const SamBlock *b)
+{
+    const int dim = sam->config.embed_dim, n = sam->n_positions;
+    for (int row = 0; row < n; row += MLP_ROWS) {
+        int rows = n - row < MLP_ROWS ? n - row : MLP_ROWS;
+        linear(s->hidden, s->norm + (size_t)row * dim, b->lin1.weight, b->lin1.bias, rows, sam->hidden, dim);
+        gelu(s->hidden, (size_t)rows * sam->hidden);
+        linear(s->branch + (size_t)row * dim, s->hidden, b->lin2.weight, b->lin2.bias, rows, dim,
+               sam->hidden);
+    }
+}
+
+static void run_block(const Sam *sam, SamState *s, const SamBlock *b)
+{
+    const int dim = sam->config.embed_dim, n = sam->n_positions;
+    layer_norm(s->norm, s->x, b->norm1.weight, b->norm1.bias, n, dim, SAM_NORM_2D_EPS);
+    attend(sam, s, b);
+    add(s->x, s->branch, (size_t)n * dim);
+    layer_norm(s->norm, s->x, b->norm2.weight, b->norm2.bias, n, dim, SAM_NORM_2D_EPS);
+    feed_forward(sam, s, b);
+    add(s->x, s->branch, (size_t)n * dim);
+}
+
+/* 1×1 convolution, LayerNorm2d, 3×3 convolution, LayerNorm2d. */
+static void run_neck(const Sam *sam, SamState *s, float *embedding)
+{
+    const int channels = sam->config.out_chans, n = sam->n_positions;
+    linear(s->neck1, s->x, sam->neck_conv1, NULL, n, channels, sam->config.embed_dim);
+    layer_norm(s->neck1, s->neck1, sam->neck_norm1.weight, sam->neck_norm1.bias, n, channels,
+               SAM_NORM_2D_EPS);
+    conv2d(s->neck2, s->neck1, sam->neck_conv2, NULL, sam->grid, sam->grid, channels, channels, 3, 1, 1,
+           s->conv_scratch);
+    layer_norm(embedding, s->neck2, sam->neck_norm2.weight, sam->neck_norm2.bias, n, channels,
+               SAM_NORM_2D_EPS);
+}
+
+int sam_encode_pixels(const Sam *sam, SamState *state, float *embedding, const float *pixels, TensorTap tap,
+                      void *tap_user, Error *err)
+{
+    const int64_t shape[3] = {sam->grid, sam->grid, sam->config.embed_dim};
+    embed_patches(sam, state, pixels);
+    if (tap)
+        tap(tap_user, "sam.patch_embed", 3, shape, state->x);
+    add(state->x, sam->pos_embed, (size_t)sam->n_positions * sam->config.embed_dim);
+    for (int i = 0; i < sam->config.depth; i++) {
+        run_block(sam, state, &sam->blocks[i]);
+        if (tap) {
+            char name[32];
+            snprintf(name, sizeof name, "sam.blocks.%d", i);
+            tap(tap_user, name, 3, shape, state->x);
+        }
+    }
+    run_neck(sam, state, embedding);
+    return sam_tap_planar(tap, tap_user, "sam.embedding", embedding, sam->grid, sam->grid,
+                          sam->config.out_chans, err);
+}
