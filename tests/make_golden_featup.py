@@ -109,7 +109,8 @@ def run(stack, golden, case, features, guidance, stages, every):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--featup", required=True)
     parser.add_argument("--data")
     parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden"))
@@ -121,7 +122,8 @@ def main():
     save(f"{args.out}/featup_model.safetensors", {k: v.numpy() for k, v in stack.state_dict().items()})
     golden = {}
     run(stack, golden, "5x6x7", torch.randn(1, 7, 5, 6), guidance_image(50, 47), 4, [1, 2, 4, 16])
-    # channels for the vector loops of 64 or 32, 16 or 8, and 1; a map wider than a tile; guidance smaller than the result
+    # 83 channels: the vector loops of 64 or 32, of 16 or 8, and the last few; 35 columns: wider than a tile, and
+    # a guidance that is smaller than the result
     run(stack, golden, "3x4x83", torch.randn(1, 83, 3, 4), guidance_image(24, 32), 2, [2, 5])
     run(stack, golden, "2x35x3", torch.randn(1, 3, 2, 35), guidance_image(4, 50), 2, [1, 2])
     save(f"{args.out}/featup_golden.safetensors", golden)

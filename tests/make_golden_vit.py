@@ -86,12 +86,13 @@ def state(model, half=False):
     return {k: v.numpy().astype(np.float16 if half else np.float32) for k, v in model.state_dict().items()}
 
 
-def config(family, image, patch, dim, depth, heads, ffn="mlp", registers=0, layer_scale=1, offset=0.1, antialias=0,
-           mlp_ratio=4):
-    return {"samlad.model": "vit", "vit.family": family, "vit.image_size": str(image), "vit.patch_size": str(patch),
-            "vit.dim": str(dim), "vit.depth": str(depth), "vit.n_heads": str(heads), "vit.mlp_ratio": str(mlp_ratio),
-            "vit.ffn": ffn, "vit.n_registers": str(registers), "vit.layer_scale": str(layer_scale),
-            "vit.interpolate_offset": str(offset), "vit.interpolate_antialias": str(antialias), "vit.eps": "1e-6",
+def config(family, image, patch, dim, depth, heads, ffn="mlp", registers=0, layer_scale=1, offset=0.1,
+           antialias=0):
+    return {"samlad.model": "vit", "vit.family": family, "vit.image_size": str(image),
+            "vit.patch_size": str(patch), "vit.dim": str(dim), "vit.depth": str(depth), "vit.n_heads": str(heads),
+            "vit.mlp_ratio": "4", "vit.ffn": ffn, "vit.n_registers": str(registers),
+            "vit.layer_scale": str(layer_scale), "vit.interpolate_offset": str(offset),
+            "vit.interpolate_antialias": str(antialias), "vit.eps": "1e-6",
             "vit.mean": "0.485,0.456,0.406", "vit.std": "0.229,0.224,0.225"}
 
 
@@ -120,14 +121,15 @@ def run(model, embed, n_prefix, sizes, taps):
     return out
 
 
-def dinov2(out, name, sizes, taps, *, image, patch, dim, depth, heads, ffn="mlp", registers=0, offset=0.1, antialias=0,
-           raw=False):
+def dinov2(out, name, sizes, taps, *, image, patch, dim, depth, heads, ffn="mlp", registers=0, offset=0.1,
+           antialias=0, raw=False):
     from functools import partial
     from dinov2.layers import MemEffAttention, NestedTensorBlock
     from dinov2.models.vision_transformer import DinoVisionTransformer
     model = DinoVisionTransformer(
-        img_size=image, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=4, init_values=1.0,
-        ffn_layer={"swiglu": "swiglufused"}.get(ffn, ffn), block_chunks=0, num_register_tokens=registers,
+        img_size=image, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=4,
+        init_values=1.0, ffn_layer={"swiglu": "swiglufused"}.get(ffn, ffn), block_chunks=0,
+        num_register_tokens=registers,
         interpolate_antialias=bool(antialias), interpolate_offset=offset,
         block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention)).eval()
     randomise(model, raw)
@@ -167,7 +169,8 @@ def real_vit_tiny(out, data):
     model = timm_vit(img_size=224, patch_size=16, embed_dim=192, depth=12, num_heads=3)
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")}, strict=True)
     y, x = np.mgrid[0:60, 0:80]
-    picture = np.stack([128 + 100 * np.sin(x / 5 + y / 9), 255 * ((x // 10 + y // 10) % 2), 3 * x + 0 * y], -1)
+    checks = 255 * ((x // 10 + y // 10) % 2)
+    picture = np.stack([128 + 100 * np.sin(x / 5 + y / 9), checks, 3 * x], -1)
     picture += np.random.default_rng(5).normal(0, 20, picture.shape)
     picture = picture.clip(0, 255).astype(np.uint8)
     golden = {"image": picture}
@@ -188,7 +191,8 @@ def real_vit_tiny(out, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dinov2", required=True)
     parser.add_argument("--timm", required=True)
     parser.add_argument("--data")
@@ -208,7 +212,8 @@ def main():
     # as published: no metadata, half precision; everything is recognised from names and shapes
     dinov2(args.out, "raw", [(56, 56), (70, 42)], [(70, 42)],
            image=56, patch=14, dim=64, depth=1, heads=1, registers=4, offset=0.0, antialias=1, raw=True)
-    timm(args.out, "timm", [(32, 32), (16, 64), (56, 40)], [(56, 40)], image=32, patch=8, dim=24, depth=3, heads=4)
+    timm(args.out, "timm", [(32, 32), (16, 64), (56, 40)], [(56, 40)],
+         image=32, patch=8, dim=24, depth=3, heads=4)
     timm(args.out, "timm_nocls", [(32, 32), (24, 56)], [], image=32, patch=8, dim=16, depth=2, heads=2,
          no_embed_class=True)
     if args.data:
