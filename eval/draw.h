@@ -31,7 +31,7 @@ int rng_below(Rng *rng, int n);                         /* 0 ... n-1; n >= 1 */
 int rng_chance(Rng *rng, float probability);
 float rng_normal(Rng *rng); /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms) */
 
-/* Any colour, a good part of them greyish; and a colour near another one (all channels move by up to `amount`). */
+/* Any colour, a good part of them greyish; and one near another (`amount`: about how far a channel goes). */
 void rng_color(Rng *rng, float *rgb);
 void rng_color_near(Rng *rng, const float *from, float *to, float amount);
 
@@ -116,10 +116,10 @@ void canvas_free(Canvas *canvas);
 
 /* Covers everything (id 0) with one surface. */
 void canvas_background(Canvas *canvas, const Look *look);
-/* Draws one part, broken if it is, in front of all others; id (1...) goes to the pixels of which it covers more
- * than half. */
+/* Draws one part, broken if it is, in front of all others; id (1...) goes to the pixels of which it covers
+ * more than half. */
 void canvas_part(Canvas *canvas, const Part *part, int id);
-/* Scratches, stains or dents what was drawn where the part is (a broken part is drawn broken by canvas_part). */
+/* Scratches, stains or dents what was drawn where the part is (canvas_part draws a broken part broken). */
 void canvas_damage(Canvas *canvas, const Part *part);
 /* Marks (1) in mask [height][width] the pixels of which the part, undamaged, covers more than half. */
 void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask);

@@ -1,25 +1,27 @@
-/* synth.h - data sets that nobody has to download: trays drawn by draw.c, and the paper's DigitAnatomy from MNIST.
+/* synth.h - data sets that nobody has to download: trays drawn by draw.c (synth.c), and the paper's
+ * DigitAnatomy from MNIST (digits.c).
  *
  * Both are written in the layout of MVTec LOCO AD:
  *     train/good/000.png ...  validation/good/...  test/good/...  test/KIND/000.png ...
  *     ground_truth/KIND/000/000.png ...   one 8-bit grey image a defect; its pixel value names the defect
- *     defects_config.json                 pixel value -> name, saturation threshold (the keys of the official file)
- * For the trays KIND is logical_anomalies or structural_anomalies, as in LOCO; for the digits it is missing,
- * disordered, flipped or zero (all logical). Same options, same bytes. */
+ *     defects_config.json                 pixel value -> name, saturation threshold (the keys of the official
+ * file) For the trays KIND is logical_anomalies or structural_anomalies, as in LOCO; for the digits it is
+ * missing, disordered, flipped or zero (all logical). Same options, same bytes. */
 #ifndef SAMLAD_SYNTH_H
 #define SAMLAD_SYNTH_H
 
+#include <limits.h>
 #include <stdint.h>
 
 #include "../error.h"
 
 /* ---- trays ---- */
 typedef struct SynthTrayOptions {
-    uint64_t seed;                      /* decides the product (tray, kinds, counts) and every image */
-    int width, height;                  /* 256 x 256; 64 ... 4096 */
-    int n_train, n_validation, n_good;  /* 40, 8, 20 normal images (n_good: in test) */
-    int n_logical;                      /* 6 of each: missing, extra, wrong kind, swapped, wrong count */
-    int n_structural;                   /* 6 of each: scratch, stain, dent, broken */
+    uint64_t seed;                     /* decides the product (tray, kinds, counts) and every image */
+    int width, height;                 /* 256 x 256; 64 ... 4096 */
+    int n_train, n_validation, n_good; /* 40, 8, 20 normal images (n_good: in test) */
+    int n_logical;                     /* 6 of each: missing, extra, wrong kind, swapped, wrong count */
+    int n_structural;                  /* 6 of each: scratch, stain, dent, broken */
 } SynthTrayOptions;
 
 SynthTrayOptions synth_tray_defaults(void);
@@ -57,10 +59,10 @@ typedef struct TrayProduct TrayProduct;
 
 TrayProduct *tray_product_new(const SynthTrayOptions *options, Error *err);
 void tray_product_free(TrayProduct *product);
-/* Draws image `index` of a split. With TRAY_TEST_DEFECT, `defect` says which one; `show_defect` = 0 draws the same
- * image as it would be without it (and no truths). */
-int tray_image_new(TrayImage *image, const TrayProduct *product, TraySplit split, TrayDefect defect, int index,
-                   int show_defect, Error *err);
+/* Draws image `index` of a split. With TRAY_TEST_DEFECT, `defect` says which one; `show_defect` = 0 draws the
+ * same image as it would be without it (and no truths). */
+int tray_image_new(TrayImage *image, const TrayProduct *product, TraySplit split, TrayDefect defect,
+                   int index, int show_defect, Error *err);
 void tray_image_free(TrayImage *image);
 
 /* ---- digits ---- */
@@ -74,5 +76,28 @@ SynthDigitsOptions synth_digits_defaults(void);
 
 /* mnist_dir holds the four idx files, plain or .gz. 96 x 96 grey images of 3 x 3 digits 1 ... 9. */
 int synth_digits(const char *mnist_dir, const char *out_dir, const SynthDigitsOptions *options, Error *err);
+
+/* ---- the folder as a whole, shared by both ---- */
+typedef struct SynthOutput {
+    const char *dir;
+    char tmp[PATH_MAX]; /* everything is written here and renamed at the end */
+} SynthOutput;
+
+typedef struct SynthDefect {
+    char name[48];
+    double threshold; /* saturation threshold, relative to the area of the ground truth */
+} SynthDefect;
+
+/* Refuses a folder that holds anything, so that two data sets never mix and nothing of the user's is lost. */
+int synth_output_open(SynthOutput *out, const char *dir, Error *err);
+int synth_output_commit(SynthOutput *out, Error *err);
+void synth_output_drop(SynthOutput *out);
+/* Writes an 8-bit image to FOLDER/NNN.png below the output folder, making the folder on the way. */
+int synth_output_image(const SynthOutput *out, const char *folder, int index, const uint8_t *samples,
+                       int width, int height, int channels, Error *err);
+/* defects_config.json with the keys of MVTec LOCO AD; entry i has pixel value 255 - i. */
+int synth_output_config(const SynthOutput *out, const SynthDefect *entries, int n, Error *err);
+/* Fails when n, the number of `what`, is negative or absurd. */
+int synth_check_count(const char *what, int n, Error *err);
 
 #endif

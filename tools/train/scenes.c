@@ -5,7 +5,6 @@
  * small changes of place, rotation, light, texture and noise: object i of both views is the same thing. Three
  * families of scenes: general (anything on anything), trays (compartments with parts, like inspection
  * images), and grids of glyphs (like handwritten digits). The drawing itself is eval/draw.c. */
-#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,12 +20,7 @@ typedef struct {
 } SceneObject;
 
 enum {
-    KIND_MIXED,
-    KIND_GENERAL,
-    KIND_TRAY,
-    KIND_GLYPHS,
-    KIND_MASK = 15,
-    KIND_NO_DAMAGE = 16,
+    KIND_MIXED, KIND_GENERAL, KIND_TRAY, KIND_GLYPHS, KIND_MASK = 15, KIND_NO_DAMAGE = 16,
     KIND_ALL_DAMAGED = 32
 };
 enum { MAX_NODES = 256 };
@@ -396,32 +390,17 @@ static int choose_kind(Rng *rng, int kind)
     return u < 0.55f ? KIND_GENERAL : u < 0.9f ? KIND_TRAY : KIND_GLYPHS;
 }
 
-int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind, int size, uint8_t *rgb,
-                 uint16_t *ids, uint8_t *damage, SceneObject *objects, int max_objects)
+/* Decides everything about the scene, and the camera, before a pixel is drawn. */
+static Camera compose(Scene *scene, uint64_t seed, uint64_t jitter_seed, int kind)
 {
-    Canvas canvas;
     Rng jitter;
-    if (max_objects < 1 || canvas_init(&canvas, size, size)) return -1;
-    Scene *scene = malloc(sizeof *scene);
-    if (!scene) {
-        canvas_free(&canvas);
-        return -1;
-    }
-    memset(scene, 0, offsetof(Scene, nodes));
     rng_seed(&scene->layout, seed, 1);
     rng_seed(&jitter, seed ^ jitter_seed * 0x9e3779b97f4a7c15u, 2);
-    scene->difficulty = clamp01(difficulty);
-    scene->size = (float)size;
-    scene->unit = canvas.unit;
-    scene->n = 0;
-    scene->max = max_objects < MAX_NODES ? max_objects : MAX_NODES;
-    scene->background = (Look){0};
-    int chosen = choose_kind(&scene->layout, kind & KIND_MASK);
-    scene->damage_rate = rng_chance(&scene->layout, 0.25f * difficulty) ? 0.35f : 0;
+    int chosen = choose_kind(&scene->layout, kind & KIND_MASK), glyphs = chosen == KIND_GLYPHS;
+    scene->damage_rate = rng_chance(&scene->layout, 0.25f * scene->difficulty) ? 0.35f : 0;
     if (kind & KIND_ALL_DAMAGED) scene->damage_rate = 1;
     scene->light_angle = rng_uniform(&scene->layout, 0, 1);
-    Camera camera = random_camera(&scene->layout, scene->difficulty, scene->unit, chosen == KIND_GLYPHS);
-
+    Camera camera = random_camera(&scene->layout, scene->difficulty, scene->unit, glyphs);
     if (chosen == KIND_GENERAL)
         lay_out_general(scene);
     else if (chosen == KIND_TRAY)
@@ -429,12 +408,47 @@ int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind
     else
         lay_out_glyphs(scene);
     settle(scene, jitter_seed ? &jitter : NULL);
-    if (jitter_seed) {
-        vary_camera(&camera, &jitter, scene->difficulty, chosen == KIND_GLYPHS);
-        scene->light_angle += rng_uniform(&jitter, -0.03f, 0.03f);
-        for (int k = 0; k < 2; k++)
-            scene->background.phase[k] += rng_uniform(&jitter, -1, 1) * scene->background.period;
+    if (!jitter_seed) return camera;
+    vary_camera(&camera, &jitter, scene->difficulty, glyphs);
+    scene->light_angle += rng_uniform(&jitter, -0.03f, 0.03f);
+    for (int k = 0; k < 2; k++)
+        scene->background.phase[k] += rng_uniform(&jitter, -1, 1) * scene->background.period;
+    return camera;
+}
+
+static void describe(const Node *node, SceneObject *o)
+{
+    const Part *part = &node->part;
+    memset(o, 0, sizeof *o);
+    o->parent = node->parent;
+    o->shape = part->shape;
+    o->texture = part->look.texture;
+    o->damage = part->damage;
+    o->cx = part->cx;
+    o->cy = part->cy;
+    o->angle = part->angle;
+    o->scale = part->scale;
+    memcpy(o->color, part->look.color, sizeof o->color);
+    memcpy(o->color2, part->look.color2, sizeof o->color2);
+}
+
+/* See above. rgb: [size][size][3]; ids: [size][size], 0 background, i + 1 = object i is what is seen; damage:
+ * [size][size], 1 = changed by a damage. Returns the number of objects, or -1. */
+int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind, int size, uint8_t *rgb,
+                 uint16_t *ids, uint8_t *damage, SceneObject *objects, int max_objects)
+{
+    Canvas canvas;
+    if (max_objects < 1 || canvas_init(&canvas, size, size)) return -1;
+    Scene *scene = calloc(1, sizeof *scene);
+    if (!scene) {
+        canvas_free(&canvas);
+        return -1;
     }
+    scene->difficulty = clamp01(difficulty);
+    scene->size = (float)size;
+    scene->unit = canvas.unit;
+    scene->max = max_objects < MAX_NODES ? max_objects : MAX_NODES;
+    Camera camera = compose(scene, seed, jitter_seed, kind);
 
     canvas.light[0] = draw_cos(scene->light_angle);
     canvas.light[1] = draw_sin(scene->light_angle);
@@ -444,23 +458,13 @@ int scene_render(uint64_t seed, uint64_t jitter_seed, float difficulty, int kind
         if (kind & KIND_NO_DAMAGE) part->damage = DAMAGE_NONE;
         canvas_part(&canvas, part, i + 1);
         canvas_damage(&canvas, part);
-        SceneObject *o = &objects[i];
-        *o = (SceneObject){.parent = scene->nodes[i].parent,
-                           .shape = part->shape,
-                           .texture = part->look.texture,
-                           .damage = part->damage,
-                           .cx = part->cx,
-                           .cy = part->cy,
-                           .angle = part->angle,
-                           .scale = part->scale};
-        memcpy(o->color, part->look.color, sizeof o->color);
-        memcpy(o->color2, part->look.color2, sizeof o->color2);
+        describe(&scene->nodes[i], &objects[i]);
     }
-    long n_pixels = (long)size * size;
-    for (long i = 0; i < n_pixels; i++)
+    size_t n_pixels = (size_t)size * (size_t)size;
+    for (size_t i = 0; i < n_pixels; i++)
         if (canvas.ids[i]) objects[canvas.ids[i] - 1].area++;
-    memcpy(ids, canvas.ids, sizeof(uint16_t) * (size_t)n_pixels);
-    memcpy(damage, canvas.damage, (size_t)n_pixels);
+    memcpy(ids, canvas.ids, sizeof(uint16_t) * n_pixels);
+    memcpy(damage, canvas.damage, n_pixels);
     canvas_develop(&canvas, &camera, rgb);
     int n = scene->n;
     free(scene);

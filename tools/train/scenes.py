@@ -4,7 +4,8 @@
     scenes = Scenes()
     rgb, ids, damage, objects = scenes.render(seed=7, size=256)
 
-See scenes.c for what the arguments and arrays mean. `python scenes.py --sheet sheet.png` draws a contact sheet.
+See scenes.c for what the arguments and arrays mean. `python scenes.py --sheet sheet.png` draws a contact
+sheet.
 """
 import argparse
 import ctypes
@@ -21,7 +22,9 @@ HEADERS = [os.path.join(HERE, "..", "..", "eval", "draw.h")]
 FLAGS = ["-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
 
 MIXED, GENERAL, TRAY, GLYPHS = 0, 1, 2, 3
-NO_DAMAGE, ALL_DAMAGED = 16, 32  # added to the kind: the same scene without, or with everything damaged
+# Added to the kind: everything damaged, or the damage left out. kind + NO_DAMAGE is the same scene as kind, and
+# kind + ALL_DAMAGED + NO_DAMAGE the same as kind + ALL_DAMAGED.
+NO_DAMAGE, ALL_DAMAGED = 16, 32
 
 OBJECT = np.dtype([
     ("parent", "<i4"), ("shape", "<i4"), ("texture", "<i4"), ("damage", "<i4"),
@@ -32,7 +35,7 @@ MAX_OBJECTS = 256
 
 
 def build():
-    """Compiles the generator unless a library of exactly these sources and flags is there; returns its path."""
+    """Compiles the generator unless a library of exactly these sources and flags exists; returns its path."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for path in SOURCES + HEADERS:
         with open(path, "rb") as f:
@@ -106,7 +109,8 @@ def main():
     parser.add_argument("--jitter", type=int, default=0, help="show the second view of this jitter seed")
     args = parser.parse_args()
     from PIL import Image
-    sheet = contact_sheet(Scenes(), args.columns, args.rows, args.size, args.seed, args.difficulty, args.kind, args.jitter)
+    sheet = contact_sheet(Scenes(), args.columns, args.rows, args.size, args.seed, args.difficulty, args.kind,
+                          args.jitter)
     Image.fromarray(sheet).save(args.sheet)
 
 
