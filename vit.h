@@ -31,26 +31,27 @@ Vit *vit_open(Safetensors *weights, Error *err);
 void vit_close(Vit *vit);
 const VitConfig *vit_config(const Vit *vit);
 
-/* Activations for images of up to grid_h × grid_w patches (any other grid with no more patches fits too): one
+/* Activations for images of up to grid_h × grid_w patches (or any grid with no more patches): one
  * allocation, for this model only. Two threads need two states. NULL on failure. */
 typedef struct VitState VitState;
 VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err);
 void vit_state_free(VitState *state);
 size_t vit_state_bytes(const VitState *state);
 
-/* Intermediate tensors, for parity tests and --dump: called with names "vit.embed", "vit.blocks.N", ... NULL: off. */
+/* Receives intermediate tensors, for parity tests and --dump. NULL: off. */
 typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
 
 /* pixels [3][h][w] normalised; h and w multiples of patch_size, at most the state's size.
  * layer: 1..depth (after that block; depth = last), the features go through `norm` (the model's final norm
  * when layer == depth, LayerNorm without affine otherwise, METHOD.md 1).
  * cls [dim], patches [grid_h*grid_w][dim] row-major over the grid. Either may be NULL.
- * Tapped: "vit.embed" and "vit.blocks.N" (N from 0) [n_tokens][dim]: class token, registers, patches; "vit.cls"
- * and "vit.patches" as above. */
+ * Tapped: "vit.embed" and "vit.blocks.N" (N from 0) [n_tokens][dim]: class token, registers, patches;
+ * "vit.cls" and "vit.patches" as above. */
 void vit_forward(const Vit *vit, VitState *state, const float *pixels, int h, int w, int layer, float *cls,
                  float *patches, TensorTap tap, void *tap_user);
 
-/* RGB uint8 [h][w][3] -> pixels [3][oh][ow]: PIL's antialiased bicubic resize, /255, (x-mean)/std. 0 / -1 (memory). */
+/* RGB uint8 [h][w][3] -> pixels [3][oh][ow]: PIL's antialiased bicubic resize, /255, (x-mean)/std.
+ * 0 / -1 (memory). */
 int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const uint8_t *rgb, int h, int w,
                    Error *err);
 
