@@ -26,7 +26,7 @@ import struct
 import zipfile
 
 MAX_PICKLE_BYTES = 64 << 20   # the pickle of SAM ViT-H, without its storages, has about 100 KB
-MAX_PICKLE_STEPS = 4_000_000  # and about 30,000 opcodes
+MAX_PICKLE_STEPS = 2_000_000  # and about 30,000 opcodes
 MAX_PICKLE_LINE = 4096        # names of modules and classes
 MAX_ST_HEADER = 100 << 20     # the limit of the safetensors format itself
 MAX_DIMS = 8
@@ -555,7 +555,8 @@ class Checkpoint:
         items = storage.cast({1: "B", 2: "H", 4: "I", 8: "Q"}[size])
         gathered = bytearray()
         for start in run_starts(tensor.shape[:-1], tensor.strides[:-1]):
-            gathered += items[start:start + (run - 1) * step + 1:step] if step else bytes(items[start:start + 1]) * run
+            gathered += items[start:start + (run - 1) * step + 1:step].tobytes() if step else \
+                items[start:start + 1].tobytes() * run
             if len(gathered) >= CHUNK_ELEMENTS * size:
                 yield bytes(gathered)
                 gathered.clear()

@@ -388,7 +388,7 @@ def find_state_dict(checkpoint, wanted, n_heads):
             for name in tensors:
                 prefix = name[:-len(anchor)]
                 if not name.endswith(anchor) or (prefix and not prefix.endswith(".")) or wanted not in (None, kind) \
-                        or prefix.endswith("image_encoder."):
+                        or "image_encoder." in prefix:  # some SAM's, not a ViT of its own
                     continue
                 words = re.split("[^a-z]+", "/".join(path + (prefix,)).lower())
                 role = 0 if "teacher" in words or "ema" in words else 2 if "student" in words else 1
