@@ -1,0 +1,910 @@
+/* cli.c - the `samlad` command: sub-commands, options, messages, progress. No algorithm. */
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "eval/evaluate.h"
+#include "eval/synth.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "options.h"
+#include "report.h"
+#include "samlad.h"
+#include "segment.h"
+
+enum { PATH_SIZE = 4096, EXIT_USAGE = 2 };
+
+/* ================================================================================================
+ * Arguments
+ * ============================================================================================== */
+
+/* What all sub-commands may be given; each says which of them it takes. */
+typedef struct Args {
+    const char *command;
+    SamladWeights weights;
+    char vit[PATH_SIZE], sam[PATH_SIZE], featup[PATH_SIZE]; /* found defaults */
+    int no_featup;
+    const char *out, *bank, *from, *dump, *mnist;
+    int json, single, pictures, max_bank;
+    uint64_t seed;
+    int has_seed;
+    int n_set;
+    const OptionSpec *set[128]; /* method options in the order given */
+    const char *set_value[128];
+    int n_points, has_box;
+    float points[256][2], box[4];
+    int labels[256];
+    int n_inputs;
+    const char **inputs;
+} Args;
+
+static int usage_error(const Args *args, const char *format, const char *what)
+{
+    fprintf(stderr, "samlad: ");
+    fprintf(stderr, format, what);
+    fprintf(stderr, " (see samlad %s --help)\n", args->command);
+    return EXIT_USAGE;
+}
+
+static int failed(const Error *err)
+{
+    fprintf(stderr, "samlad: %s\n", err->message);
+    return EXIT_FAILURE;
+}
+
+/* n comma-separated numbers, and nothing after them. */
+static int parse_floats(const char *text, float *values, int n)
+{
+    for (int i = 0; i < n; i++) {
+        char *end;
+        values[i] = strtof(text, &end);
+        if (end == text || !isfinite(values[i]) || *end != (i + 1 < n ? ',' : '\0'))
+            return -1;
+        text = end + 1;
+    }
+    return 0;
+}
+
+static int parse_point(Args *args, const char *text)
+{
+    float v[3] = {0, 0, 1};
+    if (args->n_points == 256 || (parse_floats(text, v, 2) && (parse_floats(text, v, 3) || (v[2] != 0 && v[2] != 1))))
+        return -1;
+    args->points[args->n_points][0] = v[0];
+    args->points[args->n_points][1] = v[1];
+    args->labels[args->n_points++] = (int)v[2];
+    return 0;
+}
+
+static int parse_number(const char *text, uint64_t max, uint64_t *value)
+{
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(text, &end, 10);
+    if (end == text || *end || errno || !isdigit((unsigned char)*text) || v > max)
+        return -1;
+    *value = v;
+    return 0;
+}
+
+/* --featup takes a file, "none", or the number of stages. */
+static void parse_featup(Args *args, const char *value)
+{
+    if (value[0] >= '0' && value[0] <= '4' && !value[1]) {
+        args->set[args->n_set] = option_find("featup-stages");
+        args->set_value[args->n_set++] = value;
+    } else if (strcmp(value, "none") == 0) {
+        args->no_featup = 1;
+    } else {
+        args->weights.featup = value;
+    }
+}
+
+/* One named argument with its value; 0, or an exit status. */
+static int take_option(Args *args, const char *name, const char *value)
+{
+    uint64_t number;
+    if (args->n_set >= 127)
+        return usage_error(args, "too many options at --%s", name);
+    const struct {
+        const char *name;
+        const char **into;
+    } texts[] = {{"backbone", &args->weights.vit}, {"sam", &args->weights.sam}, {"dcga", &args->weights.dcga}, {"out", &args->out},
+                 {"bank", &args->bank},            {"from", &args->from},       {"dump", &args->dump},         {"mnist", &args->mnist}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (strcmp(name, texts[i].name) == 0) {
+            *texts[i].into = value;
+            return 0;
+        }
+    if (strcmp(name, "featup") == 0) {
+        parse_featup(args, value);
+    } else if (strcmp(name, "point") == 0) {
+        if (parse_point(args, value))
+            return usage_error(args, "--point '%s' is not X,Y or X,Y,LABEL with label 1 or 0", value);
+    } else if (strcmp(name, "box") == 0) {
+        if (parse_floats(value, args->box, 4))
+            return usage_error(args, "--box '%s' is not X0,Y0,X1,Y1", value);
+        args->has_box = 1;
+    } else if (strcmp(name, "seed") == 0) {
+        if (parse_number(value, UINT64_MAX, &args->seed))
+            return usage_error(args, "--seed '%s' is not a whole number", value);
+        args->has_seed = 1;
+    } else if (strcmp(name, "max-bank") == 0) {
+        if (parse_number(value, 1 << 24, &number))
+            return usage_error(args, "--max-bank '%s' is not a whole number", value);
+        args->max_bank = (int)number;
+    } else if (option_find(name)) {
+        Options scratch;
+        Error err;
+        char where[80];
+        options_default(&scratch);
+        snprintf(where, sizeof where, "--%s", name);
+        if (option_set(&scratch, option_find(name), value, where, &err))
+            return usage_error(args, "%s", err.message);
+        args->set[args->n_set] = option_find(name);
+        args->set_value[args->n_set++] = value;
+    } else {
+        return usage_error(args, "there is no option --%s", name);
+    }
+    return 0;
+}
+
+static int take_flag(Args *args, const char *name)
+{
+    if (strcmp(name, "json") == 0)
+        return args->json = 1;
+    if (strcmp(name, "single") == 0)
+        return args->single = 1;
+    if (strcmp(name, "no-pictures") == 0) {
+        args->pictures = 0;
+        return 1;
+    }
+    return 0;
+}
+
+/* Fill args from the command line after the sub-command's name. 0, or an exit status. */
+static int parse(Args *args, int argc, char **argv)
+{
+    args->pictures = 1;
+    args->inputs = calloc((size_t)argc + 1, sizeof *args->inputs);
+    if (!args->inputs)
+        return EXIT_FAILURE;
+    for (int i = 0; i < argc; i++) {
+        const char *arg = strcmp(argv[i], "-o") == 0 ? "--out" : argv[i];
+        char name[64];
+        if (strncmp(arg, "--", 2) != 0 || !arg[2]) {
+            if (arg[0] == '-' && arg[1] && strcmp(arg, "--") != 0)
+                return usage_error(args, "there is no option %s", arg);
+            args->inputs[args->n_inputs++] = arg;
+            continue;
+        }
+        const char *equals = strchr(arg, '=');
+        snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (long)strlen(arg) - 2), arg + 2);
+        if (take_flag(args, name))
+            continue;
+        const char *value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
+        if (!value)
+            return usage_error(args, "--%s needs a value", name);
+        int status = take_option(args, name, value);
+        if (status)
+            return status;
+    }
+    return 0;
+}
+
+/* ================================================================================================
+ * Weights that ship
+ * ============================================================================================== */
+
+/* The first of: $SAMLAD_WEIGHTS, beside the program (or one above), PREFIX/share/samlad/weights, ./weights. */
+static int find_weights(char path[PATH_SIZE], const char *file)
+{
+    char exe[PATH_SIZE] = "";
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    exe[n > 0 ? n : 0] = '\0';
+    char *slash = strrchr(exe, '/');
+    if (slash)
+        *slash = '\0';
+    const char *set = getenv("SAMLAD_WEIGHTS");
+    const char *const places[] = {"weights", "../weights", "../share/samlad/weights"};
+    if (set && *set)
+        return snprintf(path, PATH_SIZE, "%s/%s", set, file) < PATH_SIZE && file_exists(path);
+    for (size_t i = 0; i < 3 && slash; i++)
+        if (snprintf(path, PATH_SIZE, "%s/%s/%s", exe, places[i], file) < PATH_SIZE && file_exists(path))
+            return 1;
+    return snprintf(path, PATH_SIZE, "weights/%s", file) < PATH_SIZE && file_exists(path);
+}
+
+/* Weights that were not named are the shipped ones; FeatUp's only when it ships. */
+static int default_weights(Args *args)
+{
+    SamladWeights *w = &args->weights;
+    if (!w->vit)
+        w->vit = find_weights(args->vit, "vit_tiny.safetensors") ? args->vit : NULL;
+    if (!w->sam)
+        w->sam = find_weights(args->sam, "sam_tiny.safetensors") ? args->sam : NULL;
+    if (!w->featup && !args->no_featup)
+        w->featup = find_weights(args->featup, "featup_tiny.safetensors") ? args->featup : NULL;
+    if (args->no_featup)
+        w->featup = NULL;
+    if (w->vit)
+        return 0;
+    fprintf(stderr, "samlad: weights/vit_tiny.safetensors is not beside the program: give --backbone FILE, or set SAMLAD_WEIGHTS to the folder\n");
+    return EXIT_FAILURE;
+}
+
+/* Open the models and set the options given. NULL after a message. */
+static Samlad *open_samlad(Args *args, Error *err)
+{
+    if (default_weights(args))
+        return NULL;
+    Samlad *s = samlad_open(&args->weights, err);
+    if (!s) {
+        failed(err);
+        return NULL;
+    }
+    for (int i = 0; i < args->n_set; i++)
+        if (samlad_set(s, args->set[i]->name, args->set_value[i], err)) {
+            failed(err);
+            samlad_close(s);
+            return NULL;
+        }
+    return s;
+}
+
+/* ================================================================================================
+ * Progress: a bar with an estimate, only on a terminal, only when the work takes over two seconds
+ * ============================================================================================== */
+
+typedef struct Progress {
+    double start, shown;
+    const char *what;
+    int drawn;
+} Progress;
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void show_progress(void *user, const char *what, int done, int total)
+{
+    Progress *p = user;
+    double t = now();
+    if (p->what != what) {
+        p->what = what;
+        p->start = t;
+    }
+    if (!isatty(STDERR_FILENO) || (done < total && (t - p->start < 2 || t - p->shown < 0.2)) || (done == total && !p->drawn))
+        return;
+    double left = done > 0 ? (t - p->start) * (total - done) / done : 0;
+    int filled = total > 0 ? 30 * done / total : 30;
+    fprintf(stderr, "\r%-14s [%.*s%.*s] %d/%d, %.0f s left   ", what, filled, "##############################", 30 - filled, "..............................",
+            done, total, left);
+    p->drawn = 1;
+    p->shown = t;
+    if (done == total) {
+        fprintf(stderr, "\r%*s\r", 78, "");
+        p->drawn = 0;
+    }
+}
+
+/* The mask generator's progress has no name of its work. */
+static void show_points(void *user, int done, int total)
+{
+    show_progress(user, "prompts", done, total);
+}
+
+/* ================================================================================================
+ * Lists of images
+ * ============================================================================================== */
+
+typedef struct ImageList {
+    char **paths, **names; /* names: below the folder that was given, for output files */
+    int n, capacity;
+} ImageList;
+
+static int list_add(ImageList *list, const char *path, const char *name, Error *err)
+{
+    if (list->n == list->capacity) {
+        int capacity = 2 * list->capacity + 16;
+        char **paths = realloc(list->paths, (size_t)capacity * sizeof *paths);
+        list->paths = paths ? paths : list->paths;
+        char **names = paths ? realloc(list->names, (size_t)capacity * sizeof *names) : NULL;
+        list->names = names ? names : list->names;
+        if (!names)
+            return fail_memory(err, "the list of images", (unsigned long long)capacity * 16);
+        list->capacity = capacity;
+    }
+    list->paths[list->n] = strdup(path);
+    list->names[list->n] = strdup(name);
+    if (!list->paths[list->n] || !list->names[list->n])
+        return fail_memory(err, "the list of images", strlen(path));
+    list->n++;
+    return 0;
+}
+
+static void list_free(ImageList *list)
+{
+    for (int i = 0; i < list->n; i++)
+        free(list->paths[i]), free(list->names[i]);
+    free(list->paths), free(list->names);
+}
+
+/* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was given. */
+static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
+{
+    if (depth > 32)
+        return fail(err, "%s: folders are nested too deep", dir);
+    for (int want_dirs = 0; want_dirs <= 1; want_dirs++) {
+        size_t n;
+        char **names = dir_list(dir, want_dirs, &n, err);
+        int status = names ? 0 : -1;
+        for (size_t i = 0; names && i < n && !status; i++) {
+            char path[PATH_SIZE], name[PATH_SIZE];
+            if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE || snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
+                status = fail(err, "%s: the path is too long", dir);
+            else if (want_dirs)
+                status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
+            else if (looks_like_image(names[i]))
+                status = list_add(list, path, name, err);
+        }
+        free(names);
+        if (status)
+            return status;
+    }
+    return 0;
+}
+
+static int list_inputs(ImageList *list, const Args *args, Error *err)
+{
+    for (int i = 0; i < args->n_inputs; i++) {
+        const char *path = args->inputs[i], *slash = strrchr(path, '/');
+        int before = list->n;
+        if (!dir_exists(path)) {
+            if (list_add(list, path, slash ? slash + 1 : path, err))
+                return -1;
+        } else if (list_folder(list, path, "", 0, err)) {
+            return -1;
+        } else if (list->n == before) {
+            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm)", path);
+        }
+    }
+    return 0;
+}
+
+/* ================================================================================================
+ * samlad bank
+ * ============================================================================================== */
+
+static const char BANK_HELP[] =
+    "usage: samlad bank DIR|IMAGE... -o BANK [options]\n"
+    "\n"
+    "Study normal images and keep what is known of them in one file (safetensors).\n"
+    "A few dozen images of one product, taken alike, are enough; folders are searched.\n"
+    "\n"
+    "  samlad bank good/ -o screws.bank             with the weights that ship\n"
+    "  samlad bank good/ -o screws.bank --backbone dinov2_vits14.safetensors --sam sam_vit_h.safetensors\n"
+    "  samlad bank --from screws.bank -o k10.bank --k 10      the same images, another method setting\n"
+    "\n"
+    "  -o, --out FILE        the bank to write\n"
+    "  --backbone FILE       ViT weights (samlad info FILE; tools/convert.py makes them)\n"
+    "  --sam FILE            Segment Anything weights\n"
+    "  --featup FILE|none|N  FeatUp weights; none: bilinear; a number: stages\n"
+    "  --dcga FILE           learned graph weights (none by default)\n"
+    "  --from BANK           take the images from a bank and calibrate anew\n";
+
+static void bank_help(void)
+{
+    Options o;
+    options_default(&o);
+    fputs(BANK_HELP, stdout);
+    printf("\nFeatures and objects (0 and SAM's values: what the weights recommend):\n");
+    options_help(stdout, &o, 1);
+    printf("\nMethod (can be changed with --from):\n");
+    options_help(stdout, &o, 0);
+}
+
+static int bank_make(Args *args, Samlad *s, Error *err)
+{
+    Progress progress = {0};
+    if (args->from)
+        return samlad_bank_recalibrate(s, args->from, show_progress, &progress, err);
+    ImageList list = {0};
+    int status = list_inputs(&list, args, err);
+    if (!status)
+        status = samlad_bank_build(s, (const char *const *)list.paths, list.n, show_progress, &progress, err);
+    list_free(&list);
+    return status;
+}
+
+static int command_bank(Args *args)
+{
+    Error err;
+    if (!args->out)
+        return usage_error(args, "%s", "where to? -o BANK is missing");
+    if ((args->n_inputs == 0) == !args->from)
+        return usage_error(args, "%s", args->from ? "either --from or images, not both" : "no normal images are given");
+    Samlad *s = open_samlad(args, &err);
+    if (!s)
+        return EXIT_FAILURE;
+    double start = now();
+    int status = bank_make(args, s, &err);
+    if (!status)
+        status = samlad_bank_save(s, args->out, &err);
+    if (!status)
+        printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), now() - start);
+    samlad_close(s);
+    return status ? failed(&err) : EXIT_SUCCESS;
+}
+
+/* ================================================================================================
+ * samlad detect
+ * ============================================================================================== */
+
+static const char DETECT_HELP[] =
+    "usage: samlad detect --bank BANK IMAGE|DIR... [-o OUT] [--json]\n"
+    "\n"
+    "Score images against a bank of normal ones: higher is more anomalous. Prints a line an image (score, rank, path)\n"
+    "and below it what is missing, extra or damaged. rank is the part of the bank's own leave-one-out scores that are as\n"
+    "high: small means unusual, near 1 means normal.\n"
+    "\n"
+    "  samlad detect --bank screws.bank new/ -o results\n"
+    "  samlad detect --bank screws.bank photo.jpg --json | jq .score\n"
+    "\n"
+    "  --bank BANK           made by samlad bank; settings are taken from it\n"
+    "  -o, --out DIR         write NAME_heat.png, NAME_overlay.png (outlines: green normal, red extra, orange\n"
+    "                        damaged, dashed blue missing), NAME.tiff (float map) and results.jsonl\n"
+    "  --no-pictures         only results.jsonl\n"
+    "  --json                print JSON lines instead of words\n"
+    "  --backbone, --sam, --featup, --dcga FILE   the weights that the bank was made with, when not the shipped ones\n"
+    "  --dump FILE           every intermediate tensor of one image, as safetensors\n";
+
+typedef struct Detect {
+    Args *args;
+    Samlad *s;
+    FILE *jsonl;
+} Detect;
+
+/* OUT/NAME without its ending. */
+static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *name, Error *err)
+{
+    const char *dot = strrchr(name, '.'), *slash = strrchr(name, '/');
+    int stem = (int)(dot && (!slash || dot > slash) ? dot - name : (long)strlen(name));
+    if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, stem, name) >= PATH_SIZE - 32)
+        return fail(err, "%s: the path is too long", out);
+    char *last = strrchr(prefix, '/');
+    *last = '\0';
+    int status = dir_make(prefix, err);
+    *last = '/';
+    return status;
+}
+
+static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const char *path, const char *name, Error *err)
+{
+    JsonWriter w;
+    json_begin(&w);
+    report_json(&w, d->s, r, path);
+    int status = w.failed ? fail_memory(err, "the result's JSON", w.length) : 0;
+    if (!status && d->args->json) {
+        printf("%s\n", w.text);
+    } else if (!status) {
+        printf("%9.4f  rank %.3f  %s\n", (double)r->score, (double)r->rank, path);
+        report_text(stdout, d->s, r);
+    }
+    if (!status && d->jsonl && fprintf(d->jsonl, "%s\n", w.text) < 0)
+        status = fail(err, "%s/results.jsonl: cannot be written", d->args->out);
+    json_end(&w);
+    char prefix[PATH_SIZE];
+    if (!status && d->args->out && d->args->pictures)
+        status = output_prefix(prefix, d->args->out, name, err) || write_pictures(r, rgb, prefix, err) ? -1 : 0;
+    fflush(stdout);
+    return status;
+}
+
+static int detect_one(Detect *d, const char *path, const char *name, Error *err)
+{
+    int width, height;
+    uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
+    if (!rgb)
+        return -1;
+    SamladResult result;
+    int status = samlad_detect(d->s, rgb, height, width, &result, d->args->dump, err);
+    if (!status) {
+        status = output_one(d, &result, rgb, path, name, err);
+        samlad_result_free(&result);
+    } else {
+        Error inner = *err;
+        fail(err, "%s: %.600s", path, inner.message);
+    }
+    free(rgb);
+    return status;
+}
+
+static int detect_list(Detect *d, const ImageList *list, Error *err)
+{
+    char final[PATH_SIZE], temporary[PATH_SIZE + 8];
+    Progress progress = {0};
+    int status = 0;
+    if (d->args->out) {
+        if (dir_make(d->args->out, err))
+            return -1;
+        if (snprintf(final, sizeof final, "%s/results.jsonl", d->args->out) >= PATH_SIZE)
+            return fail(err, "%s: the path is too long", d->args->out);
+        snprintf(temporary, sizeof temporary, "%s.tmp", final);
+        if (!(d->jsonl = fopen(temporary, "w")))
+            return fail(err, "%s: %s", temporary, strerror(errno));
+    }
+    for (int i = 0; i < list->n && !status; i++) {
+        status = detect_one(d, list->paths[i], list->names[i], err);
+        if (!isatty(STDOUT_FILENO)) /* results scroll by on a terminal: they are progress enough */
+            show_progress(&progress, "images", i + 1, list->n);
+    }
+    if (d->jsonl) {
+        if (fclose(d->jsonl) && !status)
+            status = fail(err, "%s: cannot be written", temporary);
+        if (!status && rename(temporary, final))
+            status = fail(err, "%s: %s", final, strerror(errno));
+        if (status)
+            remove(temporary);
+    }
+    return status;
+}
+
+static int command_detect(Args *args)
+{
+    Error err;
+    ImageList list = {0};
+    if (!args->bank)
+        return usage_error(args, "%s", "which normal images? --bank BANK is missing");
+    if (args->n_inputs == 0)
+        return usage_error(args, "%s", "no image is given");
+    if (args->n_set > 0)
+        return usage_error(args, "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)", args->set[0]->name);
+    if (list_inputs(&list, args, &err)) {
+        list_free(&list);
+        return failed(&err);
+    }
+    if (args->dump && list.n != 1) {
+        list_free(&list);
+        return usage_error(args, "%s", "--dump takes one image");
+    }
+    Samlad *s = open_samlad(args, &err);
+    if (!s) {
+        list_free(&list);
+        return EXIT_FAILURE;
+    }
+    Detect d = {args, s, NULL};
+    int status = samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
+    samlad_close(s);
+    list_free(&list);
+    return status;
+}
+
+/* ================================================================================================
+ * samlad segment
+ * ============================================================================================== */
+
+static const char SEGMENT_HELP[] =
+    "usage: samlad segment IMAGE [-o PREFIX] [--point X,Y[,LABEL]]... [--box X0,Y0,X1,Y1] [--single]\n"
+    "\n"
+    "Segment Anything on one image. Without a prompt: automatic masks. Writes PREFIX_masks.png (indexed) and\n"
+    "PREFIX_masks.json (the official generator's fields; masks as uncompressed COCO run lengths).\n"
+    "\n"
+    "  samlad segment photo.jpg                          every object\n"
+    "  samlad segment photo.jpg --point 520,310          three candidates for what is there, best first\n"
+    "  samlad segment photo.jpg --point 520,310 --point 90,40,0 --single\n"
+    "\n"
+    "  -o, --out PREFIX      default: the image's name without its ending\n"
+    "  --sam FILE            weights (default: the tiny ones that ship)\n"
+    "  --point X,Y[,LABEL]   pixel; label 1 (default) inside, 0 outside\n"
+    "  --box X0,Y0,X1,Y1     pixels\n"
+    "  --single              one mask instead of three\n"
+    "  --dump FILE           the encoder's tensors and the masks, as safetensors\n"
+    "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N, --box-nms-thresh N,\n"
+    "  --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N, --crop-n-points-downscale-factor N,\n"
+    "  --min-mask-region-area N    as the official generator (default: what the weights recommend, else official)\n";
+
+static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
+{
+    char prefix[PATH_SIZE];
+    const char *path = args->inputs[0], *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
+    snprintf(prefix, sizeof prefix, "%.*s", (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path)), path);
+    int width, height;
+    uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
+    if (!rgb)
+        return -1;
+    SegmentRequest request = {args->n_points, &args->points[0][0], args->labels, args->has_box ? args->box : NULL, args->single, o->amg};
+    Progress progress = {0};
+    AmgMasks masks;
+    StWriter *dump = args->dump ? st_writer_new() : NULL;
+    int status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
+    if (!status) {
+        status = segment_write(&masks, args->out ? args->out : prefix, height, width, err);
+        if (!status && dump)
+            status = st_writer_save(dump, args->dump, err);
+        if (!status)
+            printf("%s: %zu masks\n", path, masks.n);
+        amg_masks_free(&masks);
+    }
+    st_writer_free(dump);
+    free(rgb);
+    return status;
+}
+
+static int command_segment(Args *args)
+{
+    Error err;
+    Options o;
+    if (args->n_inputs != 1)
+        return usage_error(args, "%s", "one image, please");
+    if (!args->weights.sam && !find_weights(args->sam, "sam_tiny.safetensors")) {
+        fprintf(stderr, "samlad: weights/sam_tiny.safetensors is not beside the program: give --sam FILE, or set SAMLAD_WEIGHTS\n");
+        return EXIT_FAILURE;
+    }
+    Safetensors *file = st_open(args->weights.sam ? args->weights.sam : args->sam, &err);
+    Sam *sam = file ? sam_open(file, &err) : NULL;
+    SamState *state = sam ? sam_state_new(sam, &err) : NULL;
+    options_default(&o);
+    int status = state ? amg_recommended(&o.amg, file, &err) : -1;
+    for (int i = 0; i < args->n_set && !status; i++)
+        status = option_set(&o, args->set[i], args->set_value[i], args->set[i]->name, &err);
+    if (!status)
+        status = segment_file(args, sam, state, &o, &err);
+    if (state)
+        sam_state_free(state);
+    if (sam)
+        sam_close(sam);
+    st_close(file);
+    return status ? failed(&err) : EXIT_SUCCESS;
+}
+
+/* ================================================================================================
+ * samlad info
+ * ============================================================================================== */
+
+static const char INFO_HELP[] =
+    "usage: samlad info FILE...\n"
+    "\n"
+    "Print what a weights file or a bank is: its configuration, its tensors, its checksum.\n";
+
+static void print_tensor(const StTensor *t)
+{
+    char shape[128] = "scalar";
+    int at = 0;
+    for (int d = 0; d < t->n_dims && at < (int)sizeof shape - 24; d++)
+        at += snprintf(shape + at, sizeof shape - (size_t)at, "[%lld]", (long long)t->shape[d]);
+    printf("  %-60s %-5s %s\n", t->name, st_dtype_name(t->dtype), shape);
+}
+
+static int info_one(const char *path, Error *err)
+{
+    Safetensors *st = st_open(path, err);
+    if (!st)
+        return -1;
+    char sha[65];
+    const char *model = st_meta(st, "samlad.model"), *kind = st_meta(st, "samlad.kind");
+    size_t elements = 0, bytes = 0;
+    for (size_t i = 0; i < st_count(st); i++) {
+        elements += st_at(st, i)->n_elements;
+        bytes += st_at(st, i)->n_bytes;
+    }
+    st_sha256(st, sha);
+    printf("%s: %s\n", path, model ? model : kind ? kind : "no samlad metadata");
+    printf("  sha256 %s\n  %zu tensors, %zu numbers, %zu bytes\n", sha, st_count(st), elements, bytes);
+    for (size_t i = 0; i < st_meta_count(st); i++) {
+        const char *key, *value;
+        st_meta_at(st, i, &key, &value);
+        printf("  %s = %s\n", key, value);
+    }
+    printf("\n");
+    for (size_t i = 0; i < st_count(st); i++)
+        print_tensor(st_at(st, i));
+    int status = 0;
+    if (model && strcmp(model, "sam") == 0) {
+        Sam *sam = sam_open(st, err);
+        status = sam ? 0 : -1;
+        if (sam)
+            sam_close(sam);
+    } else if (model && strcmp(model, "vit") == 0) {
+        Vit *vit = vit_open(st, err);
+        status = vit ? 0 : -1;
+        if (vit)
+            vit_close(vit);
+    }
+    st_close(st);
+    return status; /* a model that can't be opened says why, after what is in it */
+}
+
+static int command_info(Args *args)
+{
+    Error err;
+    if (args->n_inputs == 0)
+        return usage_error(args, "%s", "which file?");
+    for (int i = 0; i < args->n_inputs; i++)
+        if (info_one(args->inputs[i], &err)) {
+            fflush(stdout);
+            return failed(&err);
+        }
+    return EXIT_SUCCESS;
+}
+
+/* ================================================================================================
+ * samlad synth, samlad eval
+ * ============================================================================================== */
+
+static const char SYNTH_HELP[] =
+    "usage: samlad synth tray DIR [--seed N]\n"
+    "       samlad synth digits --mnist MNIST OUT [--seed N]\n"
+    "\n"
+    "Write a data set in MVTec LOCO's layout, to an empty or new folder. Same seed, same bytes.\n"
+    "\n"
+    "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, wrong count)\n"
+    "          and structural ones (scratch, stain, dent, broken part), with ground truth\n"
+    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder of the four\n"
+    "          idx files, plain or .gz\n";
+
+static int command_synth(Args *args)
+{
+    Error err;
+    if (args->n_inputs != 2)
+        return usage_error(args, "%s", "samlad synth tray DIR, or samlad synth digits --mnist MNIST OUT");
+    int status;
+    if (strcmp(args->inputs[0], "tray") == 0) {
+        SynthTrayOptions o = synth_tray_defaults();
+        o.seed = args->has_seed ? args->seed : o.seed;
+        status = synth_tray(args->inputs[1], &o, &err);
+    } else if (strcmp(args->inputs[0], "digits") == 0) {
+        SynthDigitsOptions o = synth_digits_defaults();
+        o.seed = args->has_seed ? args->seed : o.seed;
+        if (!args->mnist)
+            return usage_error(args, "%s", "--mnist MNIST is missing: the folder of MNIST's idx files");
+        status = synth_digits(args->mnist, args->inputs[1], &o, &err);
+    } else {
+        return usage_error(args, "'%s' is neither tray nor digits", args->inputs[0]);
+    }
+    if (status)
+        return failed(&err);
+    printf("%s: written\n", args->inputs[1]);
+    return EXIT_SUCCESS;
+}
+
+static const char EVAL_HELP[] =
+    "usage: samlad eval DIR [-o OUT] [--max-bank N] [options of samlad bank]\n"
+    "\n"
+    "Measure on one category in MVTec LOCO's layout: DIR/train/good becomes the bank, DIR/test/good is compared with every\n"
+    "other folder of DIR/test. Prints the area under the ROC curve of each, and of pixels where ground_truth is.\n"
+    "\n"
+    "  samlad synth tray trays && samlad eval trays -o out\n"
+    "\n"
+    "  -o, --out DIR         results.jsonl and, for each test image, heat map, overlay and float TIFF\n"
+    "  --max-bank N          use at most N normal images\n"
+    "  --json                print the figures as JSON\n";
+
+static void print_evaluation(const Evaluation *e, int json)
+{
+    JsonWriter w;
+    double per_image = e->n_images ? e->seconds_detect / e->n_images : 0;
+    if (!json) {
+        for (int i = 0; i < e->n_kinds; i++)
+            printf("%-24s AUROC %.3f  (%d against %d good)\n", e->kinds[i].name, e->kinds[i].auroc, e->kinds[i].n, e->n_good);
+        printf("%-24s AUROC %.3f\n%-24s AUROC %.3f\nbank of %d images in %.1f s, %d test images, %.3f s/image\n", "all", e->auroc, "pixels", e->pixel_auroc,
+               e->n_bank, e->seconds_bank, e->n_images, per_image);
+        return;
+    }
+    json_begin(&w);
+    json_open(&w, '{');
+    json_key(&w, "auroc"), json_number(&w, e->auroc);
+    json_key(&w, "pixel_auroc"), json_number(&w, e->pixel_auroc);
+    json_key(&w, "bank_images"), json_int(&w, e->n_bank);
+    json_key(&w, "good_images"), json_int(&w, e->n_good);
+    json_key(&w, "test_images"), json_int(&w, e->n_images);
+    json_key(&w, "seconds_bank"), json_number(&w, e->seconds_bank);
+    json_key(&w, "seconds_per_image"), json_number(&w, per_image);
+    json_key(&w, "kinds");
+    json_open(&w, '{');
+    for (int i = 0; i < e->n_kinds; i++)
+        json_key(&w, e->kinds[i].name), json_number(&w, e->kinds[i].auroc);
+    json_close(&w, '}');
+    json_close(&w, '}');
+    printf("%s\n", w.failed ? "{}" : w.text);
+    json_end(&w);
+}
+
+static int command_eval(Args *args)
+{
+    Error err;
+    Evaluation e;
+    Progress progress = {0};
+    if (args->n_inputs != 1)
+        return usage_error(args, "%s", "one folder, please");
+    Samlad *s = open_samlad(args, &err);
+    if (!s)
+        return EXIT_FAILURE;
+    int status = evaluate(s, args->inputs[0], args->out, args->max_bank, &e, show_progress, &progress, &err);
+    if (!status)
+        print_evaluation(&e, args->json);
+    samlad_close(s);
+    return status ? failed(&err) : EXIT_SUCCESS;
+}
+
+/* ================================================================================================
+ * main
+ * ============================================================================================== */
+
+static const char HELP[] =
+    "samlad " SAMLAD_VERSION " - SAM-LAD in C: zero-shot detection of logical and structural anomalies in images\n"
+    "\n"
+    "  samlad bank good/ -o normal.bank             study normal images\n"
+    "  samlad detect --bank normal.bank new/ -o out score others: what is missing, extra, damaged?\n"
+    "\n"
+    "  bank      normal images -> template bank\n"
+    "  detect    bank + images -> scores, maps, reasons\n"
+    "  segment   Segment Anything on one image\n"
+    "  info      what is in a weights file or a bank\n"
+    "  synth     write a data set: trays, or DigitAnatomy from MNIST\n"
+    "  eval      bank and test of one data set, with areas under ROC curves\n"
+    "\n"
+    "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads.\n";
+
+static void help_detect(void) { fputs(DETECT_HELP, stdout); }
+static void help_segment(void) { fputs(SEGMENT_HELP, stdout); }
+static void help_info(void) { fputs(INFO_HELP, stdout); }
+static void help_synth(void) { fputs(SYNTH_HELP, stdout); }
+static void help_eval(void) { fputs(EVAL_HELP, stdout); }
+
+static const struct {
+    const char *name;
+    int (*run)(Args *args);
+    void (*help)(void);
+} COMMANDS[] = {
+    {"bank", command_bank, bank_help}, {"detect", command_detect, help_detect}, {"segment", command_segment, help_segment},
+    {"info", command_info, help_info}, {"synth", command_synth, help_synth},    {"eval", command_eval, help_eval},
+};
+
+static int wants_help(int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return 1;
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        fputs(HELP, argc < 2 ? stderr : stdout);
+        return argc < 2 ? EXIT_USAGE : EXIT_SUCCESS;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("samlad %s\n", SAMLAD_VERSION);
+        return EXIT_SUCCESS;
+    }
+    for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++) {
+        if (strcmp(argv[1], COMMANDS[i].name) != 0)
+            continue;
+        if (wants_help(argc - 2, argv + 2)) {
+            COMMANDS[i].help();
+            return EXIT_SUCCESS;
+        }
+        Args *args = calloc(1, sizeof *args);
+        if (!args)
+            return EXIT_FAILURE;
+        args->command = argv[1];
+        int status = parse(args, argc - 2, argv + 2);
+        if (!status)
+            status = COMMANDS[i].run(args);
+        free(args->inputs);
+        free(args);
+        return status;
+    }
+    fprintf(stderr, "samlad: there is no command '%s' (see samlad --help)\n", argv[1]);
+    return EXIT_USAGE;
+}
