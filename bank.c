@@ -36,7 +36,6 @@ static void *buffer_grow(Buffer *b, size_t n_bytes)
 
 struct BankBuilder {
     int n_images, n_objects, grid_h, grid_w, channels, cls_dim;
-    char *first_name;
     Buffer names, features, mean_patch, cls, first, weights, pooled, centroids, areas;
 };
 
@@ -140,7 +139,7 @@ int bank_builder_finish(BankBuilder *b, Bank *bank, Error *err)
     }
     if (append(&b->first, &b->n_objects, sizeof b->n_objects)) {
         bank_builder_free(b);
-        return fail_memory(err, "the bank's images", b->features.used);
+        return fail_memory(err, "the bank's images", sizeof(int));
     }
     bank->n_images = b->n_images, bank->grid_h = b->grid_h, bank->grid_w = b->grid_w;
     bank->channels = b->channels, bank->cls_dim = b->cls_dim;
