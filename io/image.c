@@ -1,0 +1,76 @@
+/* io/image.c - which decoder reads a file (its first bytes say, never its name), and conversion to 8-bit RGB.
+ */
+#include "image.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "file.h"
+
+#define IMAGE_MAX_FILE ((size_t)1 << 30) /* bytes */
+
+int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err)
+{
+    memset(image, 0, sizeof *image);
+    if (n >= 8 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0)
+        return png_decode(image, bytes, n, name, err);
+    if (n >= 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6')
+        return pnm_decode(image, bytes, n, name, err);
+    return fail(err, "%s: not a PNG, JPEG or PNM image", name);
+}
+
+int image_read(Image *image, const char *path, Error *err)
+{
+    size_t n;
+    memset(image, 0, sizeof *image);
+    uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, err);
+    if (!bytes)
+        return -1;
+    int status = image_read_memory(image, bytes, n, path, err);
+    free(bytes);
+    return status;
+}
+
+void image_free(Image *image)
+{
+    free(image->samples);
+    free(image->indices);
+    memset(image, 0, sizeof *image);
+}
+
+uint8_t *image_rgb8(const Image *image, Error *err)
+{
+    size_t n_pixels = (size_t)image->width * (size_t)image->height;
+    uint8_t *rgb = malloc(3 * n_pixels + 1);
+    if (!rgb) {
+        fail_memory(err, "an RGB image", 3 * n_pixels);
+        return NULL;
+    }
+    size_t channels = (size_t)image->channels;
+    int is_grey = channels < 3;
+    const uint8_t *in8 = image->samples;
+    const uint16_t *in16 = image->samples;
+    if (image->bits == 8 && channels == 3) {
+        memcpy(rgb, in8, 3 * n_pixels);
+        return rgb;
+    }
+    for (size_t i = 0; i < n_pixels; i++)
+        for (size_t c = 0; c < 3; c++) {
+            size_t from = i * channels + (is_grey ? 0 : c);
+            rgb[3 * i + c] =
+                image->bits == 8 ? in8[from] : (uint8_t)((in16[from] + 128u) / 257u); /* round(v/257) */
+        }
+    return rgb;
+}
+
+uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err)
+{
+    Image image;
+    if (image_read(&image, path, err))
+        return NULL;
+    uint8_t *rgb = image_rgb8(&image, err);
+    *width = image.width;
+    *height = image.height;
+    image_free(&image);
+    return rgb;
+}

@@ -1,0 +1,121 @@
+/* io/rle.c - see rle.h.
+ *
+ * Runs go down the columns, but a mask lies in rows. So the encoder looks for the places where a run ends row
+ * by row: pixel (y, x) begins a new run when it differs from (y-1, x), or for y = 0 from the bottom of column
+ * x-1. One pass counts these places in each column, a second writes each to its column's part of the list,
+ * which so comes out in order. */
+#include "rle.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The pixel before (0, x) in the order of the runs; before the first stands a zero: counts begin with zeros.
+ */
+static int above_top(const uint8_t *mask, int height, int width, int x)
+{
+    return x > 0 && mask[(size_t)(height - 1) * (size_t)width + (size_t)x - 1] != 0;
+}
+
+/* How many runs begin in each column. */
+static void count_starts(uint32_t *n_starts, const uint8_t *mask, int height, int width)
+{
+    for (int x = 0; x < width; x++)
+        n_starts[x] = above_top(mask, height, width, x) != (mask[x] != 0);
+    for (int y = 1; y < height; y++) {
+        const uint8_t *row = mask + (size_t)y * (size_t)width, *above = row - width;
+        for (int x = 0; x < width; x++)
+            n_starts[x] += (above[x] != 0) != (row[x] != 0);
+    }
+}
+
+/* next[x]: where column x's next start goes. Most pixels equal the one above: eight are passed over at once.
+ */
+static void list_starts(uint32_t *starts, uint32_t *next, const uint8_t *mask, int height, int width)
+{
+    for (int x = 0; x < width; x++)
+        if (above_top(mask, height, width, x) != (mask[x] != 0))
+            starts[next[x]++] = (uint32_t)x * (uint32_t)height;
+    for (int y = 1; y < height; y++) {
+        const uint8_t *row = mask + (size_t)y * (size_t)width, *above = row - width;
+        for (int x = 0; x < width; x++) {
+            if (width - x >= 8 && memcmp(row + x, above + x, 8) == 0)
+                x += 7;
+            else if ((above[x] != 0) != (row[x] != 0))
+                starts[next[x]++] = (uint32_t)x * (uint32_t)height + (uint32_t)y;
+        }
+    }
+}
+
+int rle_encode(Rle *rle, const uint8_t *mask, int height, int width, Error *err)
+{
+    memset(rle, 0, sizeof *rle);
+    if (height < 1 || width < 1 || (int64_t)height * width > UINT32_MAX)
+        return fail(err, "run-length encoding: bad mask size %d x %d", width, height);
+    uint32_t *next = calloc((size_t)width, sizeof *next);
+    if (!next)
+        return fail_memory(err, "run-length encoding", (size_t)width * sizeof *next);
+    count_starts(next, mask, height, width);
+    uint32_t n_starts = 0;
+    for (int x = 0; x < width; x++) {
+        uint32_t n = next[x];
+        next[x] = n_starts;
+        n_starts += n;
+    }
+    rle->n_counts = (size_t)n_starts + 1;
+    rle->counts = malloc(rle->n_counts * sizeof *rle->counts);
+    if (!rle->counts) {
+        free(next);
+        return fail_memory(err, "run-length encoding", rle->n_counts * sizeof *rle->counts);
+    }
+    list_starts(rle->counts, next, mask, height, width);
+    free(next);
+    rle->counts[n_starts] = (uint32_t)((int64_t)height * width);
+    for (size_t i = n_starts; i > 0; i--) /* from starts to lengths */
+        rle->counts[i] -= rle->counts[i - 1];
+    rle->height = height;
+    rle->width = width;
+    return 0;
+}
+
+void rle_decode(uint8_t *mask, const Rle *rle)
+{
+    size_t height = (size_t)rle->height, width = (size_t)rle->width, size = height * width, at = 0;
+    memset(mask, 0, size);
+    for (size_t i = 0; i < rle->n_counts; i++) {
+        size_t n = rle->counts[i] < size - at ? rle->counts[i] : size - at;
+        if (i % 2 == 1)
+            for (size_t k = at; k < at + n; k++)
+                mask[k % height * width + k / height] = 1;
+        at += n;
+    }
+}
+
+int64_t rle_area(const Rle *rle)
+{
+    int64_t area = 0;
+    for (size_t i = 1; i < rle->n_counts; i += 2)
+        area += rle->counts[i];
+    return area;
+}
+
+void rle_free(Rle *rle)
+{
+    free(rle->counts);
+    memset(rle, 0, sizeof *rle);
+}
+
+void rle_json(const Rle *rle, JsonWriter *w)
+{
+    json_open(w, '{');
+    json_key(w, "size");
+    json_open(w, '[');
+    json_int(w, rle->height);
+    json_int(w, rle->width);
+    json_close(w, ']');
+    json_key(w, "counts");
+    json_open(w, '[');
+    for (size_t i = 0; i < rle->n_counts; i++)
+        json_int(w, rle->counts[i]);
+    json_close(w, ']');
+    json_close(w, '}');
+}
