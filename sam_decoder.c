@@ -234,7 +234,7 @@ static void embed_pixel(const Sam *sam, const SamImage *image, float *out, doubl
 
 /* One token a point, one that says "no point" when there are points but no box, two a box. Returns their
  * number. */
-static int embed_sparse(const Sam *sam, const SamImage *image, const SamPrompt *prompt, float *out)
+int sam_embed_sparse(const Sam *sam, const SamImage *image, const SamPrompt *prompt, float *out)
 {
     const int dim = sam->config.out_chans;
     const size_t n_bytes = (size_t)dim * sizeof(float);
@@ -283,7 +283,7 @@ static void embed_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *pr
     const int n_output = 1 + sam->n_mask_tokens;
     memcpy(s->point_embedding, sam->iou_token, dim * sizeof(float));
     memcpy(s->point_embedding + dim, sam->mask_tokens, (size_t)sam->n_mask_tokens * dim * sizeof(float));
-    s->n_tokens = n_output + embed_sparse(sam, d->image, prompt, s->point_embedding + (size_t)n_output * dim);
+    s->n_tokens = n_output + sam_embed_sparse(sam, d->image, prompt, s->point_embedding + (size_t)n_output * dim);
     memcpy(s->queries, s->point_embedding, (size_t)s->n_tokens * dim * sizeof(float));
     s->has_mask = prompt->mask != NULL;
     if (s->has_mask) {

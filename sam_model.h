@@ -75,6 +75,9 @@ struct Sam {
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input
  * (PositionEmbeddingRandom). */
 void sam_position(const Sam *sam, float *out, float x, float y);
+/* The prompt encoder's sparse part, out [n][out_chans]: one token a point, one that says "no point" when there are
+ * points but no box, two a box. Returns their number n. */
+int sam_embed_sparse(const Sam *sam, const SamImage *image, const SamPrompt *prompt, float *out);
 /* Call tap with the transpose: data [n][channels], told as [channels][h][w] as PyTorch has it. 0, or -1
  * (no memory). */
 int sam_tap_planar(TensorTap tap, void *user, const char *name, const float *data, int h, int w, int channels,

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Goldens for tests/test_sam.c, from the official Segment Anything package.
+
+    python3 tests/make_golden_sam.py --segment-anything PATH [-o tests/golden]
+
+Small models of the official classes with random weights (rounded to float16, in which they are stored), scaled so that
+attention is far from uniform and masks have both signs. Writes sam_*_model.safetensors and sam_*_golden.safetensors.
+PATH is a checkout of facebookresearch/segment-anything. Needs torch, torchvision, numpy, PIL.
+"""
+import argparse
+import json
+import struct
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+
+DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int32": "I32", "int64": "I64"}
+
+
+def save(path, tensors, metadata):
+    """A safetensors file; the larger items first, so that every one is aligned."""
+    arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+    header, offset = {"__metadata__": {k: str(v) for k, v in metadata.items()}}, 0
+    order = sorted(arrays, key=lambda k: (-arrays[k].itemsize, k))
+    for k in order:
+        a = arrays[k]
+        header[k] = {"dtype": DTYPES[a.dtype.name], "shape": list(a.shape), "data_offsets": [offset, offset + a.nbytes]}
+        offset += a.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for k in order:
+            f.write(arrays[k].tobytes())
+    print(f"{path}: {len(arrays)} tensors, {8 + len(text) + offset} bytes")
+
+
+def load(path):
+    """Tensors (as float32) and metadata of a safetensors file."""
+    raw = open(path, "rb").read()
+    n = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:8 + n])
+    metadata = header.pop("__metadata__", {})
+    types = {"F32": np.float32, "F16": np.float16}
+    tensors = {}
+    for k, t in header.items():
+        begin, end = t["data_offsets"]
+        data = np.frombuffer(raw[8 + n + begin:8 + n + end], types[t["dtype"]])
+        tensors[k] = torch.from_numpy(data.astype(np.float32).reshape(t["shape"]))
+    return tensors, metadata
+
+
+def build(metadata):
+    """The official classes as a samlad weights file describes them."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    get = lambda key: int(metadata["sam." + key])
+    floats = lambda key: [float(v) for v in metadata["sam." + key].split(",")]
+    channels, size, patch = get("out_chans"), get("image_size"), get("patch_size")
+    indexes = [int(v) for v in metadata["sam.global_attn_indexes"].split(",") if v]
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=size, patch_size=patch, embed_dim=get("embed_dim"), depth=get("depth"), num_heads=get("n_heads"),
+            mlp_ratio=float(metadata["sam.mlp_ratio"]), out_chans=channels, qkv_bias=True,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=get("window_size"),
+            global_attn_indexes=indexes),
+        prompt_encoder=PromptEncoder(
+            embed_dim=channels, image_embedding_size=(size // patch, size // patch), input_image_size=(size, size),
+            mask_in_chans=get("mask_in_chans")),
+        mask_decoder=MaskDecoder(
+            transformer_dim=channels,
+            transformer=TwoWayTransformer(
+                depth=get("decoder_depth"), embedding_dim=channels, num_heads=get("decoder_heads"),
+                mlp_dim=get("decoder_mlp_dim"), attention_downsample_rate=get("attention_downsample_rate")),
+            num_multimask_outputs=get("num_multimask_outputs"), iou_head_depth=get("iou_head_depth"),
+            iou_head_hidden_dim=get("iou_head_hidden_dim")),
+        pixel_mean=floats("pixel_mean"), pixel_std=floats("pixel_std"))
+    return sam.eval()
+
+
+def describe(size, patch, dim, depth, heads, ratio, window, indexes, channels, mask_in, layers, mlp, dec_heads, rate,
+             masks, iou_depth, iou_hidden):
+    names = ("image_size patch_size embed_dim depth n_heads mlp_ratio window_size global_attn_indexes out_chans "
+             "mask_in_chans decoder_depth decoder_mlp_dim decoder_heads attention_downsample_rate "
+             "num_multimask_outputs iou_head_depth iou_head_hidden_dim").split()
+    values = (size, patch, dim, depth, heads, ratio, window, indexes, channels, mask_in, layers, mlp, dec_heads, rate,
+              masks, iou_depth, iou_hidden)
+    metadata = {"sam." + k: str(v) for k, v in zip(names, values)}
+    metadata.update({"samlad.model": "sam", "sam.pixel_mean": "123.675,116.28,103.53",
+                     "sam.pixel_std": "58.395,57.12,57.375"})
+    return metadata
+
+
+def randomise(sam, seed, rel_pos_rows=None):
+    """Weights under which the outputs vary; rounded to float16. rel_pos_rows: other lengths for the tables."""
+    g = torch.Generator().manual_seed(seed)
+    for name, p in sam.named_parameters():
+        shape = list(p.shape)
+        if rel_pos_rows and "rel_pos" in name:
+            shape[0] = rel_pos_rows[name[-1]]
+        r = torch.randn(shape, generator=g)
+        if "norm" in name or name.endswith((".neck.1.weight", ".neck.3.weight", "downscaling.1.weight",
+                                            "downscaling.4.weight", "upscaling.1.weight")):
+            r = 1 + 0.3 * r if name.endswith("weight") else 0.2 * r
+        elif name.endswith("bias"):
+            r = 0.2 * r
+        elif "rel_pos" in name:
+            r = 0.4 * r
+        elif "embed" in name and "patch" not in name or "token" in name and r.shape[0] <= 16 and r.dim() == 2 and \
+                "layers" not in name and "attn" not in name:
+            r = 0.7 * r
+        else:
+            r = r * 1.3 / (r[0].numel() ** 0.5)
+        p.data = r.half().float()
+    for name, b in sam.named_buffers():
+        if "gaussian" in name:
+            b.copy_(torch.randn(b.shape, generator=g).half().float())
+
+
+def weights_of(sam):
+    return {k: v.numpy().astype(np.float16) for k, v in sam.state_dict().items()}
+
+
+def picture(h, w, seed):
+    """Smooth colours, some rectangles, noise."""
+    r = np.random.RandomState(seed)
+    y, x = np.mgrid[0:h, 0:w] / max(h, w)
+    image = np.stack([127 + 120 * np.sin(r.rand() * 9 * x + r.rand() * 9 * y + k) for k in range(3)], -1)
+    for _ in range(4):
+        a, b = r.randint(0, h), r.randint(0, w)
+        image[a:a + h // 3 + 1, b:b + w // 3 + 1] = r.randint(0, 256, 3)
+    return np.clip(image + r.randn(h, w, 3) * 9, 0, 255).astype(np.uint8)
+
+
+def grab_encoder(sam, predictor, image):
+    """Every stage of the encoder for one picture."""
+    out, hooks = {}, []
+    def hook(name):
+        return lambda module, args, result: out.__setitem__(name, result[0].numpy().copy())
+    hooks.append(sam.image_encoder.patch_embed.register_forward_hook(hook("sam.patch_embed")))
+    for i, block in enumerate(sam.image_encoder.blocks):
+        hooks.append(block.register_forward_hook(hook(f"sam.blocks.{i}")))
+    hooks.append(sam.image_encoder.register_forward_pre_hook(
+        lambda module, args: out.__setitem__("sam.pixels", args[0][0].numpy().copy())))
+    predictor.set_image(image)
+    for h in hooks:
+        h.remove()
+    out["sam.embedding"] = predictor.features[0].numpy()
+    return out
+
+
+def grab_prompt(sam, predictor, prompt, multimask):
+    out = {}
+    def prompt_hook(module, args, result):
+        out["sam.sparse"], out["sam.dense"] = result[0][0].numpy().copy(), result[1][0].numpy().copy()
+    hook = sam.prompt_encoder.register_forward_hook(prompt_hook)
+    logits, iou, low = predictor.predict(multimask_output=multimask, return_logits=True, **prompt)
+    hook.remove()
+    out.update({"sam.low_res": low, "sam.iou_predictions": iou, "logits": logits})
+    return out
+
+
+def prompts(h, w, side, seed):
+    """Name, arguments of SamPredictor.predict, multimask."""
+    r = np.random.RandomState(seed)
+    xy = lambda n: (r.rand(n, 2) * [w, h]).astype(np.float32)
+    box = np.array([w * 0.2, h * 0.15, w * 0.8, h * 0.7], np.float32)
+    mask = (r.randn(1, side, side) * 3).astype(np.float32)
+    yield "point", dict(point_coords=xy(1), point_labels=np.array([1])), True
+    yield "points", dict(point_coords=xy(3), point_labels=np.array([1, 0, -1])), False
+    yield "box", dict(box=box), False
+    yield "box_points", dict(point_coords=xy(2), point_labels=np.array([1, 0]), box=box), True
+    yield "mask", dict(point_coords=xy(1), point_labels=np.array([1]), mask_input=mask), True
+    yield "nothing", dict(), True
+
+
+def golden(sam, sizes, seed, names=None):
+    from segment_anything import SamPredictor
+    predictor, out = SamPredictor(sam), {}
+    side = 4 * sam.prompt_encoder.image_embedding_size[0]
+    for i, (h, w) in enumerate(sizes):
+        image = picture(h, w, seed + i)
+        out[f"{i}.image"] = image
+        for k, v in grab_encoder(sam, predictor, image).items():
+            if i == 0 or k == "sam.embedding":
+                out[f"{i}.{k}"] = v
+        for name, prompt, multimask in prompts(h, w, side, seed + i):
+            if i > 0 and name not in ("point", "box_points") or names and name not in names:
+                continue
+            at = f"{i}.{name}."
+            for k, v in prompt.items():
+                out[at + k] = v.astype(np.int32) if v.dtype == np.int64 else v
+            result = grab_prompt(sam, predictor, prompt, multimask)
+            for k, v in result.items():
+                if k == "logits" and name != "point" or k == "sam.dense" and name != "mask" or v.size == 0:
+                    continue
+                out[at + k] = v[:1] if k == "logits" else v
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segment-anything", required=True)
+    parser.add_argument("-o", "--output", default="tests/golden")
+    args = parser.parse_args()
+    sys.path.insert(0, args.segment_anything)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        # Grid 7 and windows of 3: the last windows are padded. Block 1 is global. Wide, tall, odd and tiny pictures.
+        metadata = describe(56, 8, 24, 3, 2, 2.0, 3, "1", 32, 8, 2, 40, 4, 2, 3, 3, 24)
+        sam = build(metadata)
+        randomise(sam, 1)
+        save(f"{args.output}/sam_window_model.safetensors", weights_of(sam), metadata)
+        save(f"{args.output}/sam_window_golden.safetensors",
+             golden(sam, [(37, 91), (83, 31), (64, 64), (9, 14)], 10), {"pictures": 4})
+        # The official tables of relative positions have 2·4-1 = 7 rows (windows) and 11 (global): give them others, as
+        # when a model is used at another size. And other numbers everywhere.
+        metadata = describe(48, 8, 20, 2, 2, 2.5, 4, "1", 16, 4, 1, 24, 2, 1, 2, 2, 12)
+        sam = build(metadata)
+        randomise(sam, 2, {"h": 9, "w": 5})
+        save(f"{args.output}/sam_resampled_model.safetensors", weights_of(sam), metadata)
+        save(f"{args.output}/sam_resampled_golden.safetensors", golden(sam, [(50, 40)], 20), {"pictures": 1})
+        # 169 positions, more than the decoder takes at once; the last windows are not whole.
+        metadata = describe(52, 4, 8, 2, 2, 2.0, 5, "0", 16, 4, 2, 16, 2, 2, 3, 2, 12)
+        sam = build(metadata)
+        randomise(sam, 3)
+        save(f"{args.output}/sam_blocks_model.safetensors", weights_of(sam), metadata)
+        save(f"{args.output}/sam_blocks_golden.safetensors",
+             golden(sam, [(40, 61)], 30, ("point", "mask")), {"pictures": 1})
+
+
+if __name__ == "__main__":
+    main()

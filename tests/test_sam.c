@@ -1,0 +1,496 @@
+/* test_sam.c - SAM against the official classes (make_golden_sam.py), the fast decoder against the plain one, threads,
+ * hostile weights, and the real prompt encoder. */
+#include "test.h"
+
+#include <unistd.h>
+
+#include "../io/file.h"
+#include "../sam.h"
+#include "../sam_model.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#define GOLDEN "tests/golden/"
+static const double TOLERANCE = 2e-5; /* of the output's largest magnitude */
+
+/* ---- goldens ---------------------------------------------------------------------------------------------------*/
+
+/* A model, its golden file, and which picture and prompt of it is on. */
+typedef struct Case {
+    Safetensors *weights, *golden;
+    Sam *sam;
+    SamState *state;
+    char key[64];
+    int n_compared;
+} Case;
+
+static void case_close(Case *c)
+{
+    sam_state_free(c->state);
+    sam_close(c->sam);
+    st_close(c->weights);
+    st_close(c->golden);
+}
+
+static int case_open(Case *c, const char *name)
+{
+    char path[128];
+    Error err = {""};
+    memset(c, 0, sizeof *c);
+    snprintf(path, sizeof path, GOLDEN "sam_%s_model.safetensors", name);
+    c->weights = st_open(path, &err);
+    snprintf(path, sizeof path, GOLDEN "sam_%s_golden.safetensors", name);
+    c->golden = c->weights ? st_open(path, &err) : NULL;
+    c->sam = c->golden ? sam_open(c->weights, &err) : NULL;
+    c->state = c->sam ? sam_state_new(c->sam, &err) : NULL;
+    CHECK_MSG(c->state, "%s", err.message);
+    if (!c->state)
+        case_close(c);
+    return c->state != NULL;
+}
+
+static const StTensor *case_find(const Case *c, const char *name)
+{
+    char full[128];
+    snprintf(full, sizeof full, "%s.%s", c->key, name);
+    return st_find(c->golden, full);
+}
+
+static const float *case_data(Case *c, const char *name)
+{
+    const StTensor *t = case_find(c, name);
+    return t ? st_f32(c->golden, t->name, t->n_dims, t->shape, NULL) : NULL;
+}
+
+static void compare(Case *c, const char *name, const float *data, size_t n)
+{
+    const StTensor *t = case_find(c, name);
+    if (!t)
+        return;
+    const float *expected = case_data(c, name);
+    CHECK_MSG(t->n_elements == n, "%s.%s: %zu elements, expected %zu", c->key, name, n, t->n_elements);
+    if (!expected || t->n_elements != n)
+        return;
+    double error = test_relative_error(data, expected, n);
+    CHECK_MSG(error < TOLERANCE, "%s.%s: relative error %.2g", c->key, name, error);
+    c->n_compared++;
+}
+
+static void compare_tap(void *user, const char *name, int n_dims, const int64_t *shape, const float *data)
+{
+    Case *c = user;
+    const StTensor *t = case_find(c, name);
+    if (!t)
+        return;
+    CHECK_MSG(t->n_dims == n_dims, "%s.%s: %d dimensions, expected %d", c->key, name, n_dims, t->n_dims);
+    for (int i = 0; i < n_dims && i < t->n_dims; i++)
+        CHECK_MSG(t->shape[i] == shape[i], "%s.%s: shape[%d] = %lld", c->key, name, i, (long long)shape[i]);
+    compare(c, name, data, t->n_elements);
+}
+
+/* The golden prompt c->key of the picture; points and labels point into the golden file. */
+static SamPrompt golden_prompt(Case *c, int labels[8])
+{
+    SamPrompt p = {0};
+    const StTensor *given = case_find(c, "point_labels");
+    if (given) {
+        p.n_points = (int)given->n_elements;
+        memcpy(labels, given->data, (size_t)p.n_points * sizeof *labels);
+        p.labels = labels;
+        p.points = case_data(c, "point_coords");
+    }
+    p.box = case_data(c, "box");
+    p.mask = case_data(c, "mask_input");
+    return p;
+}
+
+static void check_prompt(Case *c, const SamImage *image, int multimask)
+{
+    const SamConfig *config = sam_config(c->sam);
+    const size_t side = 4 * (size_t)image->grid, n_low = side * side;
+    const int n_out = multimask ? config->n_multimask : 1;
+    float *low = malloc(2 * n_out * n_low * sizeof *low), *plain = low + n_out * n_low;
+    float *logits = malloc((size_t)image->original_h * image->original_w * sizeof *logits);
+    float iou[SAM_MAX_MASK_TOKENS], plain_iou[SAM_MAX_MASK_TOKENS];
+    int labels[8];
+    Error err = {""};
+    SamPrompt prompt = golden_prompt(c, labels);
+    CHECK_MSG(sam_decode(c->sam, image, &prompt, multimask, low, iou, compare_tap, c, &err) == 0, "%s", err.message);
+    CHECK(sam_decode_plain(c->sam, image, &prompt, multimask, plain, plain_iou, compare_tap, c, &err) == 0);
+    CHECK(test_relative_error(low, plain, n_out * n_low) < 2e-6);
+    CHECK(test_relative_error(iou, plain_iou, (size_t)n_out) < 2e-6);
+    CHECK(sam_postprocess(c->sam, image, low, logits, &err) == 0);
+    compare(c, "logits", logits, (size_t)image->original_h * image->original_w);
+    free(low);
+    free(logits);
+}
+
+static void check_picture(Case *c, int picture)
+{
+    static const struct {
+        const char *name;
+        int multimask;
+    } prompts[] = {{"point", 1}, {"points", 0}, {"box", 0}, {"box_points", 1}, {"mask", 1}, {"nothing", 1}};
+    Error err = {""};
+    SamImage image;
+    snprintf(c->key, sizeof c->key, "%d", picture);
+    const StTensor *rgb = case_find(c, "image");
+    REQUIRE(rgb && rgb->n_dims == 3);
+    REQUIRE(sam_encode(c->sam, c->state, &image, rgb->data, (int)rgb->shape[0], (int)rgb->shape[1], 1, compare_tap, c,
+                       &err) == 0);
+    compare(c, "sam.pixels", image.pixels, 3 * (size_t)c->sam->config.image_size * c->sam->config.image_size);
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        snprintf(c->key, sizeof c->key, "%d.%s", picture, prompts[i].name);
+        if (case_find(c, "sam.low_res"))
+            check_prompt(c, &image, prompts[i].multimask);
+    }
+    sam_image_free(&image);
+}
+
+/* n_compared: how many tensors must have been found and compared, so that none is passed over in silence. */
+static void check_model(const char *name, int n_pictures, int n_compared)
+{
+    Case c;
+    if (!case_open(&c, name))
+        return;
+    for (int i = 0; i < n_pictures; i++)
+        check_picture(&c, i);
+    CHECK_MSG(c.n_compared >= n_compared, "%s: only %d tensors were compared", name, c.n_compared);
+    case_close(&c);
+}
+
+static void test_windows_with_padding(void)
+{
+    check_model("window", 4, 80);
+}
+
+static void test_resampled_relative_positions(void)
+{
+    check_model("resampled", 1, 40);
+}
+
+static void test_more_positions_than_a_block(void)
+{
+    check_model("blocks", 1, 18);
+}
+
+/* ---- properties ------------------------------------------------------------------------------------------------*/
+
+static uint8_t *checkered(int h, int w)
+{
+    uint8_t *rgb = malloc(3 * (size_t)h * w);
+    for (int i = 0; rgb && i < 3 * h * w; i++)
+        rgb[i] = (uint8_t)(i * 37 % 251 ^ i / (3 * w) * 11);
+    return rgb;
+}
+
+/* A long thin picture: the short side would round to no pixel at all. */
+static void test_thin_pictures(void)
+{
+    static const int sizes[][2] = {{1, 400}, {300, 1}, {1, 1}, {2, 3}};
+    Case c;
+    REQUIRE(case_open(&c, "window"));
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int h = sizes[i][0], w = sizes[i][1];
+        uint8_t *rgb = checkered(h, w);
+        float *low = malloc(28 * 28 * sizeof *low), *logits = malloc((size_t)h * w * sizeof *logits), iou;
+        const float point[2] = {0, 0};
+        SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
+        SamImage image;
+        REQUIRE(sam_encode(c.sam, c.state, &image, rgb, h, w, 0, NULL, NULL, NULL) == 0);
+        CHECK(image.pixels == NULL && image.input_h >= 1 && image.input_w >= 1);
+        CHECK(sam_decode(c.sam, &image, &prompt, 0, low, &iou, NULL, NULL, NULL) == 0);
+        CHECK(sam_postprocess(c.sam, &image, low, logits, NULL) == 0);
+        for (int k = 0; k < h * w; k++)
+            CHECK(isfinite(logits[k]));
+        sam_image_free(&image);
+        free(rgb);
+        free(low);
+        free(logits);
+    }
+    case_close(&c);
+}
+
+static void test_threads_do_not_change_bits(void)
+{
+#ifdef _OPENMP
+    Case c;
+    REQUIRE(case_open(&c, "blocks"));
+    uint8_t *rgb = checkered(50, 70);
+    const float points[4] = {20, 30, 66, 4};
+    SamPrompt prompt = {.n_points = 2, .points = points, .labels = (const int[]){1, 0}};
+    float low[2][3 * 52 * 52], iou[2][3];
+    SamImage image[2];
+    const int before = omp_get_max_threads();
+    for (int i = 0; i < 2; i++) {
+        omp_set_num_threads(i == 0 ? 1 : 5);
+        REQUIRE(sam_encode(c.sam, c.state, &image[i], rgb, 50, 70, 0, NULL, NULL, NULL) == 0);
+        CHECK(sam_decode(c.sam, &image[i], &prompt, 1, low[i], iou[i], NULL, NULL, NULL) == 0);
+    }
+    omp_set_num_threads(before);
+    CHECK(memcmp(image[0].embedding, image[1].embedding, 169 * 16 * sizeof(float)) == 0);
+    CHECK(memcmp(low[0], low[1], sizeof low[0]) == 0);
+    CHECK(memcmp(iou[0], iou[1], sizeof iou[0]) == 0);
+    for (int i = 0; i < 2; i++)
+        sam_image_free(&image[i]);
+    free(rgb);
+    case_close(&c);
+#else
+    SKIP("built without OpenMP");
+#endif
+}
+
+/* One scratch serves prompt after prompt, and wanted masks come out alone as they do together. */
+static void test_scratch_is_reusable(void)
+{
+    Case c;
+    REQUIRE(case_open(&c, "blocks"));
+    const size_t n_low = 52 * 52;
+    uint8_t *rgb = checkered(52, 52);
+    float *all = malloc(4 * n_low * sizeof *all), *one = malloc(n_low * sizeof *one), iou[4], again[4];
+    const float points[2][2] = {{10, 11}, {40, 20}};
+    SamImage image;
+    REQUIRE(sam_encode(c.sam, c.state, &image, rgb, 52, 52, 0, NULL, NULL, NULL) == 0);
+    SamDecoder *decoder = sam_decoder_new(c.sam, &image, NULL);
+    SamScratch *scratch = sam_scratch_new(c.sam, 1, NULL);
+    REQUIRE(decoder && scratch);
+    SamPrompt first = {.n_points = 1, .points = points[0], .labels = (const int[]){1}}, second = first;
+    second.points = points[1];
+    sam_decode_prompt(decoder, scratch, &first, iou);
+    sam_decode_masks(decoder, scratch, (const int[]){0, 1, 2, 3}, 4, all);
+    sam_decode_prompt(decoder, scratch, &second, again);
+    CHECK(memcmp(iou, again, sizeof iou) != 0);
+    sam_decode_masks(decoder, scratch, (const int[]){2}, 1, one);
+    sam_decode_prompt(decoder, scratch, &first, again);
+    CHECK(memcmp(iou, again, sizeof iou) == 0);
+    sam_decode_masks(decoder, scratch, (const int[]){2}, 1, one);
+    CHECK(test_relative_error(one, all + 2 * n_low, n_low) < 1e-6);
+    sam_scratch_free(scratch);
+    sam_decoder_free(decoder);
+    sam_image_free(&image);
+    free(rgb);
+    free(all);
+    free(one);
+    case_close(&c);
+}
+
+static void test_bad_prompts_are_refused(void)
+{
+    Case c;
+    REQUIRE(case_open(&c, "window"));
+    uint8_t *rgb = checkered(30, 30);
+    float low[28 * 28], iou;
+    const float points[4] = {1, 2, NAN, 3}, box[4] = {0, 0, INFINITY, 2};
+    SamImage image;
+    Error err = {""};
+    REQUIRE(sam_encode(c.sam, c.state, &image, rgb, 30, 30, 0, NULL, NULL, NULL) == 0);
+    SamPrompt label = {.n_points = 1, .points = points, .labels = (const int[]){2}};
+    CHECK(sam_decode(c.sam, &image, &label, 0, low, &iou, NULL, NULL, &err) == -1 && strstr(err.message, "label 2"));
+    SamPrompt nan = {.n_points = 2, .points = points, .labels = (const int[]){1, 1}};
+    CHECK(sam_decode(c.sam, &image, &nan, 0, low, &iou, NULL, NULL, &err) == -1 && strstr(err.message, "point 1"));
+    SamPrompt infinite = {.box = box};
+    CHECK(sam_decode(c.sam, &image, &infinite, 0, low, &iou, NULL, NULL, &err) == -1 && strstr(err.message, "box"));
+    SamPrompt many = {.n_points = 1 << 30};
+    CHECK(sam_decode(c.sam, &image, &many, 0, low, &iou, NULL, NULL, &err) == -1 && strstr(err.message, "points"));
+    CHECK(sam_encode(c.sam, c.state, &image, rgb, 0, 5, 0, NULL, NULL, &err) == -1);
+    sam_image_free(&image);
+    free(rgb);
+    case_close(&c);
+}
+
+/* ---- hostile weights -------------------------------------------------------------------------------------------*/
+
+/* What to change while a model is copied. */
+typedef struct Change {
+    const char *drop, *flatten;    /* a tensor to leave out; one to give the shape [n] */
+    const char *meta_key, *meta_value; /* a value to set; NULL: to leave out */
+    const char *expected;          /* must stand in the sentence */
+} Change;
+
+static int write_changed(const Safetensors *from, const Change *change, const char *path)
+{
+    StWriter *w = st_writer_new();
+    int status = w ? 0 : -1;
+    for (size_t i = 0; status == 0 && i < st_count(from); i++) {
+        const StTensor *t = st_at(from, i);
+        const int64_t flat[1] = {(int64_t)t->n_elements};
+        const int flatten = change->flatten && strcmp(change->flatten, t->name) == 0;
+        if (change->drop && strcmp(change->drop, t->name) == 0)
+            continue;
+        status = st_writer_add(w, t->name, t->dtype, flatten ? 1 : t->n_dims, flatten ? flat : t->shape, t->data, NULL);
+    }
+    for (size_t i = 0; status == 0 && i < st_meta_count(from); i++) {
+        const char *key, *value;
+        st_meta_at(from, i, &key, &value);
+        if (change->meta_key && strcmp(change->meta_key, key) == 0)
+            value = change->meta_value;
+        if (value)
+            status = st_writer_meta(w, key, value, NULL);
+    }
+    if (status == 0)
+        status = st_writer_save(w, path, NULL);
+    st_writer_free(w);
+    return status;
+}
+
+static void test_wrong_weights_are_refused(void)
+{
+    static const Change changes[] = {
+        {.drop = "mask_decoder.output_hypernetworks_mlps.2.layers.1.bias", .expected = "hypernetworks_mlps.2.layers.1.bias"},
+        {.drop = "image_encoder.blocks.1.attn.rel_pos_w", .expected = "blocks.1.attn.rel_pos_w"},
+        {.drop = "prompt_encoder.no_mask_embed.weight", .expected = "no_mask_embed"},
+        {.flatten = "image_encoder.blocks.2.mlp.lin2.weight", .expected = "blocks.2.mlp.lin2.weight"},
+        {.flatten = "mask_decoder.output_upscaling.0.weight", .expected = "output_upscaling.0.weight"},
+        {.meta_key = "samlad.model", .meta_value = "vit", .expected = "samlad.model"},
+        {.meta_key = "samlad.model", .expected = "samlad.model"},
+        {.meta_key = "sam.window_size", .expected = "sam.window_size"},
+        {.meta_key = "sam.window_size", .meta_value = "100000", .expected = "sam.window_size"},
+        {.meta_key = "sam.image_size", .meta_value = "2147483647", .expected = "sam.image_size"},
+        {.meta_key = "sam.image_size", .meta_value = "57", .expected = "sam.image_size"},
+        {.meta_key = "sam.image_size", .meta_value = "1024", .expected = "pos_embed"},
+        {.meta_key = "sam.patch_size", .meta_value = "0", .expected = "sam.patch_size"},
+        {.meta_key = "sam.depth", .meta_value = "4", .expected = "blocks.3"},
+        {.meta_key = "sam.depth", .meta_value = "-1", .expected = "sam.depth"},
+        {.meta_key = "sam.n_heads", .meta_value = "5", .expected = "n_heads"},
+        {.meta_key = "sam.n_heads", .meta_value = "24", .expected = "rel_pos_h"},
+        {.meta_key = "sam.mlp_ratio", .meta_value = "nan", .expected = "sam.mlp_ratio"},
+        {.meta_key = "sam.global_attn_indexes", .meta_value = "1,3", .expected = "sam.global_attn_indexes"},
+        {.meta_key = "sam.global_attn_indexes", .meta_value = "x", .expected = "sam.global_attn_indexes"},
+        {.meta_key = "sam.decoder_heads", .meta_value = "3", .expected = "sam.decoder_heads"},
+        {.meta_key = "sam.num_multimask_outputs", .meta_value = "15", .expected = "mask_tokens"},
+        {.meta_key = "sam.pixel_std", .meta_value = "1,0,1", .expected = "sam.pixel_std"},
+        {.meta_key = "sam.pixel_mean", .meta_value = "1,2", .expected = "sam.pixel_mean"},
+    };
+    char path[64];
+    Safetensors *good = st_open(GOLDEN "sam_window_model.safetensors", NULL);
+    REQUIRE(good);
+    snprintf(path, sizeof path, "/tmp/test_sam.%d.safetensors", (int)getpid());
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        Error err = {""};
+        REQUIRE(write_changed(good, &changes[i], path) == 0);
+        Safetensors *bad = st_open(path, &err);
+        REQUIRE(bad);
+        Sam *sam = sam_open(bad, &err);
+        CHECK_MSG(!sam, "change %zu was accepted", i);
+        CHECK_MSG(strstr(err.message, changes[i].expected), "expected a word on %s, got: %s", changes[i].expected,
+                  err.message);
+        CHECK_MSG(strstr(err.message, path), "the file is not named: %s", err.message);
+        sam_close(sam);
+        st_close(bad);
+    }
+    unlink(path);
+    st_close(good);
+}
+
+/* What the shapes tell may be left out of the metadata. */
+static void test_sizes_from_shapes(void)
+{
+    static const char *keys[] = {"sam.image_size", "sam.patch_size", "sam.embed_dim", "sam.depth", "sam.n_heads",
+                                 "sam.mlp_ratio", "sam.out_chans", "sam.mask_in_chans", "sam.decoder_depth",
+                                 "sam.decoder_mlp_dim", "sam.attention_downsample_rate", "sam.num_multimask_outputs",
+                                 "sam.iou_head_depth", "sam.iou_head_hidden_dim"};
+    char path[64];
+    Safetensors *full = st_open(GOLDEN "sam_resampled_model.safetensors", NULL);
+    REQUIRE(full);
+    Sam *expected = sam_open(full, NULL);
+    REQUIRE(expected);
+    snprintf(path, sizeof path, "/tmp/test_sam.%d.safetensors", (int)getpid());
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        Error err = {""};
+        REQUIRE(write_changed(full, &(Change){.meta_key = keys[i]}, path) == 0);
+        Safetensors *st = st_open(path, &err);
+        Sam *sam = st ? sam_open(st, &err) : NULL;
+        CHECK_MSG(sam, "%s", err.message);
+        if (sam)
+            CHECK_MSG(memcmp(sam_config(sam), sam_config(expected), sizeof(SamConfig)) == 0, "%s differs", keys[i]);
+        sam_close(sam);
+        st_close(st);
+    }
+    unlink(path);
+    sam_close(expected);
+    st_close(full);
+}
+
+/* ---- the real prompt encoder -----------------------------------------------------------------------------------*/
+
+/* The n floats of a .npy file, or of a .npz file that holds one array uncompressed. Free *bytes. */
+static const float *read_npy(const char *name, size_t n, uint8_t **bytes)
+{
+    char path[1024];
+    size_t size;
+    snprintf(path, sizeof path, "%s/mobile_sam/prompt_encoder/%s", test_data_dir(), name);
+    *bytes = file_read(path, 1 << 20, &size, NULL);
+    uint8_t *magic = *bytes ? memmem(*bytes, size, "\x93NUMPY", 6) : NULL;
+    if (!magic)
+        return NULL;
+    size_t start = (size_t)(magic - *bytes) + 10 + magic[8] + 256 * (size_t)magic[9];
+    if (start + n * sizeof(float) > size)
+        return NULL;
+    memmove(*bytes, *bytes + start, n * sizeof(float)); /* to an aligned place */
+    return (const float *)(void *)*bytes;
+}
+
+/* Element i of the positional encoding of (x, y) in the input's pixels, in double precision. */
+static double official_encoding(const float *gaussian, int i, double x, double y)
+{
+    const int k = i % 128;
+    double angle = 2 * 3.14159265358979323846 *
+                   ((2 * (x + 0.5) / 1024 - 1) * gaussian[k] + (2 * (y + 0.5) / 1024 - 1) * gaussian[128 + k]);
+    return i < 128 ? sin(angle) : cos(angle);
+}
+
+static void test_real_prompt_encoder(void)
+{
+    if (!test_data_dir())
+        SKIP("SAMLAD_DATA is not set");
+    uint8_t *files[4];
+    const float *gaussian = read_npy("positional_encoding_gaussian_matrix.npy", 256, &files[0]);
+    const float *corners = read_npy("point_embeddings.npz", 4 * 256, &files[1]);
+    Sam sam = {.config = {.out_chans = 256, .image_size = 1024}, .gaussian = gaussian};
+    sam.not_a_point = read_npy("not_a_point_embed_weight.npz", 256, &files[2]);
+    sam.no_mask = read_npy("no_mask_embed_weight.npz", 256, &files[3]);
+    REQUIRE(gaussian && corners && sam.not_a_point && sam.no_mask);
+    for (int i = 0; i < 4; i++)
+        sam.point_embeddings[i] = corners + 256 * i;
+    /* 1800 x 1200 becomes 1024 x 683; the scale of y is 683/1200 */
+    const SamImage image = {.original_h = 1200, .original_w = 1800, .input_h = 683, .input_w = 1024};
+    const float points[6] = {500, 375, 1799, 1199, 0, 0}, box[4] = {425, 600, 700.5f, 875};
+    const SamPrompt only_points = {.n_points = 3, .points = points, .labels = (const int[]){1, 0, -1}};
+    const SamPrompt only_box = {.box = box};
+    float out[8 * 256];
+    double worst = 0;
+    CHECK(sam_embed_sparse(&sam, &image, &only_points, out) == 4);
+    for (int i = 0; i < 256; i++) {
+        for (int p = 0; p < 2; p++) {
+            double expected = official_encoding(gaussian, i, points[2 * p] * 1024.0 / 1800, points[2 * p + 1] * 683.0 / 1200);
+            worst = fmax(worst, fabs(out[256 * p + i] - expected - corners[256 * (p == 0) + i]));
+        }
+        CHECK(out[512 + i] == sam.not_a_point[i] && out[768 + i] == sam.not_a_point[i]);
+    }
+    CHECK(sam_embed_sparse(&sam, &image, &only_box, out) == 2);
+    for (int i = 0; i < 256; i++)
+        for (int p = 0; p < 2; p++) {
+            double expected = official_encoding(gaussian, i, box[2 * p] * 1024.0 / 1800, box[2 * p + 1] * 683.0 / 1200);
+            worst = fmax(worst, fabs(out[256 * p + i] - expected - corners[256 * (2 + p) + i]));
+        }
+    CHECK_MSG(worst < 5e-6, "largest error %.2g", worst);
+    for (int i = 0; i < 4; i++)
+        free(files[i]);
+}
+
+int main(void)
+{
+    RUN(test_windows_with_padding);
+    RUN(test_resampled_relative_positions);
+    RUN(test_more_positions_than_a_block);
+    RUN(test_thin_pictures);
+    RUN(test_threads_do_not_change_bits);
+    RUN(test_scratch_is_reusable);
+    RUN(test_bad_prompts_are_refused);
+    RUN(test_wrong_weights_are_refused);
+    RUN(test_sizes_from_shapes);
+    RUN(test_real_prompt_encoder);
+    return test_summary();
+}
