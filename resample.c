@@ -42,33 +42,42 @@ static float input_step(int in, int out, double scale_factor)
     return scale_factor > 0 ? (float)(1.0 / scale_factor) : (float)in / (float)out;
 }
 
+/* The step is a float, the coordinate a double, the weights floats: as torch 1.13 has it on a CPU. */
+static double coordinate(int i, float step)
+{
+    return (double)step * (i + 0.5) - 0.5;
+}
+
 static Taps linear_taps(int i, int in, float step)
 {
-    float real = step * ((float)i + 0.5f) - 0.5f;
+    double real = coordinate(i, step);
     if (!(real > 0)) real = 0;
-    int first = real < (float)(in - 1) ? (int)real : in - 1;
-    float t = real - (float)first;
+    int first = real < in - 1 ? (int)real : in - 1;
+    float t = (float)(real - first);
     if (t > 1) t = 1;
     return (Taps){{first, min_int(first + 1, in - 1)}, {1 - t, t}};
 }
 
-/* Keys' cubic convolution with parameter a: for |x| <= 1, and for 1 < |x| < 2. */
+/* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a for
+ * 1 < |x| < 2. With fused multiply-adds, as the compiler of torch makes it: the second cancels, plain float is off by
+ * up to 1e-6. */
 static float cubic_near(float x, float a)
 {
-    return ((a + 2) * x - (a + 3)) * x * x + 1;
+    return fmaf(fmaf(a + 2, x, -(a + 3)) * x, x, 1);
 }
 
 static float cubic_far(float x, float a)
 {
-    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a;
+    return fmaf(fmaf(fmaf(a, x, -5 * a), x, 8 * a), x, -4 * a);
 }
 
 static Taps cubic_taps(int i, int in, float step)
 {
     const float a = -0.75f;
-    float real = step * ((float)i + 0.5f) - 0.5f, whole = floorf(real), t = real - whole;
+    double real = coordinate(i, step), whole = floor(real);
+    float t = (float)(real - whole);
     /* Beyond the border every tap is the border's pixel, however far. */
-    int first = whole < -4 ? -4 : whole > (float)in + 4 ? in + 4 : (int)whole;
+    int first = whole < -4 ? -4 : whole > in + 4.0 ? in + 4 : (int)whole;
     Taps taps = {{0}, {cubic_far(t + 1, a), cubic_near(t, a), cubic_near(1 - t, a), cubic_far(1 - t + 1, a)}};
     for (int j = 0; j < 4; j++) taps.at[j] = clamp_int(first - 1 + j, 0, in - 1);
     return taps;
@@ -163,6 +172,8 @@ void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int 
                           double scale_w)
 {
     Interpolation p = {y, x, oh, ow, ih, iw, channels, 2, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
+    if (oh == ih) p.step_h = 1; /* torch copies an axis that keeps its size, whatever the scale factor */
+    if (ow == iw) p.step_w = 1;
     if (oh > 0 && ow > 0 && ih > 0 && iw > 0 && channels > 0) interpolate(&p);
 }
 
