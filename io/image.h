@@ -47,7 +47,9 @@ int pnm_write(const char *path, const void *samples, int width, int height, int 
 /* One-channel float32 TIFF (little-endian, one strip, uncompressed), as MVTec's evaluation scripts read it. */
 int tiff_write_float(const char *path, const float *values, int width, int height, Error *err);
 /* Reads float32/float64/half/uint8/uint16 grey TIFF, strips or tiles, uncompressed, LZW, deflate or PackBits,
- * predictors 1-3, both byte orders -> [height][width] malloc'd float. NULL on failure. */
+ * predictors 1-3, both byte orders -> [height][width] malloc'd float. Integers keep their values (0 .. 255 or 65535;
+ * where the file says that white is zero they are turned round). NULL on failure. */
 float *tiff_read_float(const char *path, int *width, int *height, Error *err);
+float *tiff_decode_float(const uint8_t *bytes, size_t n, const char *name, int *width, int *height, Error *err);
 
 #endif
