@@ -18,7 +18,7 @@
 /* ---- trays ---- */
 typedef struct SynthTrayOptions {
     uint64_t seed;                     /* decides the product (tray, kinds, counts) and every image */
-    int width, height;                 /* 256 x 256; 64 ... 4096 */
+    int width, height;                 /* 256 x 256; 64 ... 4096, within a factor of two */
     int n_train, n_validation, n_good; /* 40, 8, 20 normal images (n_good: in test) */
     int n_logical;                     /* 6 of each: missing, extra, wrong kind, swapped, wrong count */
     int n_structural;                  /* 6 of each: scratch, stain, dent, broken */
