@@ -2,7 +2,7 @@
 #
 #   make            the library libsamlad.a and the command samlad
 #   make test       build and run every test; ends with "N passed, N failed"
-#   make demo       the main job on synthetic trays with the weights that ship
+#   make demo       the main job on synthetic trays with the weights that ship (SEED=1)
 #   make asan       the tests under the address and undefined-behaviour sanitizers
 #   make install    PREFIX=/usr/local: command, library, headers, man page
 #   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too
@@ -14,6 +14,8 @@ PREFIX  ?= /usr/local
 BUILD   ?= build
 CFLAGS  ?= -O3 -g
 SAN     ?=
+SEED    ?= 1
+DEMO_OUT ?= demo-out
 
 WARN    = -Wall -Wextra -Wshadow -Werror
 ALL     = -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(SAN) -I.
@@ -66,7 +68,7 @@ test: $(TESTS) $(BUILD)/samlad
 	@sh tests/run.sh $(BUILD)
 
 demo: samlad
-	@sh tests/demo.sh ./samlad
+	@sh tests/demo.sh ./samlad $(SEED) $(DEMO_OUT)
 
 asan:
 	$(MAKE) test BUILD=$(BUILD)-asan CFLAGS='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'

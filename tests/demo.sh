@@ -1,0 +1,23 @@
+#!/bin/sh
+# make demo: synthesise trays, build the bank, detect every test image, print the figures, leave the pictures.
+# Usage: sh tests/demo.sh SAMLAD [SEED [OUT]]     (make demo SEED=7 DEMO_OUT=/tmp/demo)
+set -e
+samlad=$1 seed=${2:-1} out=${3:-demo-out}
+rm -rf "$out"
+mkdir -p "$out"
+echo "1. trays (seed $seed): 40 normal images to learn from, 74 to judge"
+"$samlad" synth tray "$out/tray" --seed "$seed"
+echo "2. bank of the normal images, then every test image against it"
+"$samlad" eval "$out/tray" -o "$out/results" > "$out/figures.txt"
+cat "$out/figures.txt"
+echo "3. one of them in words"
+"$samlad" bank "$out/tray/train/good" -o "$out/tray.bank"
+"$samlad" detect --bank "$out/tray.bank" "$out/tray/test/logical_anomalies/000.png"
+echo "pictures: $out/results/*/*_overlay.png (green normal, red extra, orange damaged, dashed blue missing), *_heat.png"
+awk '
+    $1 == "logical_anomalies" { logical = $3 }
+    $1 == "structural_anomalies" { structural = $3 }
+    $1 == "pixels" { pixel = $3 }
+    /test images,/ { n = $(NF - 4); t = $(NF - 1) }
+    END { printf "demo: logical AUROC %s, structural AUROC %s, pixel AUROC %s, %s images, %s s/image\n", logical, structural, pixel, n, t }
+' "$out/figures.txt"
