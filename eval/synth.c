@@ -1,6 +1,6 @@
 /* synth.c - see synth.h. A product is drawn up once from the seed (tray, compartments, kinds of parts,
- * counts); an image is the product with small changes of place, light and texture; a defect is a change of the
- * list of parts (logical) or of one part's surface (structural).
+ * counts); an image is the product with small changes of place, light and texture; a defect is a change of
+ * the list of parts (logical) or of one part's surface (structural).
  *
  * Random numbers: one draw a statement, so that the order, and with it every byte, is the same with any
  * compiler. */
@@ -42,7 +42,7 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
     while (n > 1 && dir[n - 1] == '/') n--;
     if (n == 0) return fail(err, "the output folder's name is empty");
     if (dir[n - 1] == '.' && (n == 1 || dir[n - 2] == '/' || dir[n - 2] == '.'))
-        return fail(err, "%s: name the output folder itself, not '.' or '..'", dir); /* rename refuses these */
+        return fail(err, "%s: name the output folder itself, not '.' or '..'", dir);
     out->dir = dir;
     if (stat(dir, &st) == 0) {
         if (!S_ISDIR(st.st_mode)) return fail(err, "%s: exists and is not a folder", dir);
