@@ -785,6 +785,7 @@ static const char EVAL_HELP[] =
     "  samlad synth tray trays && samlad eval trays -o out\n"
     "\n"
     "  -o, --out DIR         results.jsonl and, for each test image, heat map, overlay and float TIFF\n"
+    "  --bank BANK           use this bank instead of DIR/train/good\n"
     "  --max-bank N          use at most N normal images\n"
     "  --json                print the figures as JSON\n";
 
@@ -825,10 +826,12 @@ static int command_eval(Args *args)
     Progress progress = {0};
     if (args->n_inputs != 1)
         return usage_error(args, "%s", "one folder, please");
+    if (args->bank && args->n_set > 0)
+        return usage_error(args, "--%s is a setting of the bank: leave out --bank, or make one with samlad bank", args->set[0]->name);
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
-    int status = evaluate(s, args->inputs[0], args->out, args->max_bank, &e, show_progress, &progress, &err);
+    int status = evaluate(s, args->inputs[0], args->bank, args->out, args->max_bank, &e, show_progress, &progress, &err);
     if (!status)
         print_evaluation(&e, args->json);
     samlad_close(s);

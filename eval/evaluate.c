@@ -139,6 +139,16 @@ typedef struct Run {
     Error *err;
 } Run;
 
+static int load_bank(Run *run, const char *bank)
+{
+    double start = now();
+    if (samlad_bank_load(run->s, bank, run->err))
+        return -1;
+    run->result->seconds_bank = now() - start;
+    run->result->n_bank = samlad_bank_size(run->s);
+    return 0;
+}
+
 static int build_bank(Run *run, int max_bank)
 {
     char dir[PATH_SIZE];
@@ -326,12 +336,12 @@ static int run_test(Run *run)
     return status;
 }
 
-int evaluate(Samlad *s, const char *dir, const char *out, int max_bank, Evaluation *result, EvaluateProgress progress, void *user, Error *err)
+int evaluate(Samlad *s, const char *dir, const char *bank, const char *out, int max_bank, Evaluation *result, EvaluateProgress progress, void *user, Error *err)
 {
     *result = (Evaluation){.auroc = NAN, .pixel_auroc = NAN};
     Run run = {.s = s, .dir = dir, .out = out, .result = result, .progress = progress, .user = user, .err = err};
     run.roc = pixel_roc_new(err);
-    int status = run.roc ? build_bank(&run, max_bank) : -1;
+    int status = !run.roc ? -1 : bank ? load_bank(&run, bank) : build_bank(&run, max_bank);
     if (!status)
         status = run_test(&run);
     pixel_roc_free(run.roc);

@@ -24,9 +24,9 @@ typedef struct Evaluation {
 /* Called after each image; `what` names the work. */
 typedef SamladProgress EvaluateProgress;
 
-/* Build the bank from dir/train/good, detect all of dir/test. out: folder for results.jsonl,
+/* Build the bank from dir/train/good, or load it from `bank`, then detect all of dir/test. out: folder for results.jsonl,
  * and for every image heat map, overlay and float TIFF under KIND/NAME (NULL: none). max_bank: at most so many normal images (0: all). */
-int evaluate(Samlad *s, const char *dir, const char *out, int max_bank, Evaluation *result, EvaluateProgress progress, void *user, Error *err);
+int evaluate(Samlad *s, const char *dir, const char *bank, const char *out, int max_bank, Evaluation *result, EvaluateProgress progress, void *user, Error *err);
 
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);
