@@ -1,15 +1,18 @@
 """checkpoint.py - open a PyTorch checkpoint (or a safetensors file) without PyTorch, and without trusting it.
 
-Three containers: torch.save's zip archive, its older stream (before torch 1.6), and safetensors. All three are mapped
-into memory and end as dicts of Tensors, which only point into the mapping (dtype, shape, strides, offset).
+Three containers: torch.save's zip archive, its older stream (before torch 1.6), and safetensors. All three
+are mapped into memory and end as dicts of Tensors, which only point into the mapping (dtype, shape, strides,
+offset).
 
-The pickle inside is run by our own small stack machine. Python's unpickler calls whatever the file tells it to call; ours
-calls nothing: it knows dicts, lists, numbers, strings and torch's recipes for tensors, and everything else (a callback, an
-optimiser, os.system) becomes an inert marker that is never looked up or imported.
+The pickle inside is run by our own small stack machine. Python's unpickler calls whatever the file tells it
+to call; ours calls nothing: it knows dicts, lists, numbers, strings and torch's recipes for tensors, and
+everything else (a callback, an optimiser, os.system) becomes an inert marker that is never looked up or
+imported.
 
-A file is hostile until proven otherwise: every length is compared with the file's size before it is believed, the pickle
-machine has a budget of steps, only str keys are kept (a file could choose numbers or nested tuples whose hashing takes
-forever), and nothing is followed recursively. What is refused is refused by a Refusal, in one sentence.
+A file is hostile until proven otherwise: every length is compared with the file's size before it is believed,
+the pickle machine has a budget of steps, only str keys are kept (a file could choose numbers or nested tuples
+whose hashing takes forever), and nothing is followed recursively. What is refused is refused by a Refusal, in
+one sentence.
 
     checkpoint = Checkpoint("sam_vit_b_01ec64.pth")
     for path, tensors in dicts_with_tensors(checkpoint.root): ...
@@ -28,7 +31,9 @@ import zipfile
 MAX_PICKLE_BYTES = 64 << 20   # the pickle of SAM ViT-H, without its storages, has about 100 KB
 MAX_PICKLE_STEPS = 2_000_000  # and about 30,000 opcodes
 MAX_PICKLE_LINE = 4096        # names of modules and classes
-MAX_ST_HEADER = 100 << 20     # the limit of the safetensors format itself
+MAX_STRING = 4096             # a longer one is no tensor's name, and not kept
+MAX_INERT_NAME = 100          # so that names made of names cannot grow
+MAX_ST_HEADER = 16 << 20      # about 30 KB for SAM ViT-H
 MAX_DIMS = 8
 CHUNK_ELEMENTS = 1 << 20      # what is converted and written at a time
 
@@ -48,19 +53,21 @@ def shape_text(shape):
     return "[" + ", ".join(str(n) for n in shape) + "]"
 
 
-# ---- tensors: pointers into the mapped file --------------------------------------------------------------------------
+# ---- tensors: pointers into the mapped file ----------------------------------------------------------------
 
-ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+             "BOOL": 1,
              "U16": 2, "U32": 4, "U64": 8, "C64": 8, "C128": 16, "F8_E4M3": 1, "F8_E5M2": 1}
-STORAGE_DTYPE = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+STORAGE_DTYPE = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16",
+                 "BFloat16Storage": "BF16",
                  "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
                  "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
                  "ComplexDoubleStorage": "C128"}
 
 
 class Storage:
-    """n_elements of one dtype, somewhere in the file. `key` is the checkpoint's name for it; `first` is where a view of
-    it begins, in elements. The container knows where the bytes are."""
+    """n_elements of one dtype, somewhere in the file. `key` is the checkpoint's name for it; `first` is where
+    a view of it begins, in elements. The container knows where the bytes are."""
     __slots__ = ("dtype", "key", "n_elements", "first")
 
     def __init__(self, dtype, key, n_elements, first=0):
@@ -68,7 +75,7 @@ class Storage:
 
 
 class Tensor:
-    """A view of a storage, as torch has it: element (i, j, ...) is storage[offset + i*strides[0] + j*strides[1] ...]"""
+    """A view of a storage, as in torch: element (i, j) is storage[offset + i*strides[0] + j*strides[1]]."""
     __slots__ = ("storage", "offset", "shape", "strides")
 
     def __init__(self, storage, offset, shape, strides):
@@ -78,8 +85,8 @@ class Tensor:
     n_elements = property(lambda self: math.prod(self.shape))
 
     def fits(self):
-        """Does every element lie in the storage? A view may also not be larger than what it views: torch can write
-        such a thing (expand), no model needs it, and it would let a small file ask for a disk full of zeros."""
+        """Does every element lie in the storage? A view may also not be larger than what it views: torch can
+        write such a thing (expand), no model needs it, and it would let a small file ask for a full disk."""
         if self.n_elements == 0:
             return True
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
@@ -102,7 +109,7 @@ def row_major(shape):
     return tuple(strides)
 
 
-# ---- the pickle machine ----------------------------------------------------------------------------------------------
+# ---- the pickle machine ------------------------------------------------------------------------------------
 
 class Inert:
     """Stands for a class, a function, or an object made by one, of which we keep only the name."""
@@ -131,13 +138,15 @@ class PickleWindow:
 
 
 class PickleMachine:
-    """Runs the opcodes that torch.save writes (pickle protocols 2 to 5); pickletools reads them, we act on them.
+    """Runs the opcodes that torch.save writes (pickle protocols 2 to 5); pickletools reads them, we act.
 
-    A pickle is a program for a stack machine: push a string, push an int, make a dict of what lies above the mark.
-    The dangerous opcodes are GLOBAL (fetch any function by name), REDUCE (call it) and BUILD (set an object's state).
-    Here GLOBAL makes an Inert with that name, REDUCE looks the name up in RECIPES, and BUILD does nothing."""
+    A pickle is a program for a stack machine: push a string, push an int, make a dict of what lies above the
+    mark. The dangerous opcodes are GLOBAL (fetch any function by name), REDUCE (call it) and BUILD (set an
+    object's state). Here GLOBAL makes an Inert of that name, REDUCE looks the name up in RECIPES, and BUILD
+    does nothing."""
 
-    ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+                 "BINUNICODE8",
                  "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
     CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
     NOTHING = {"PROTO", "FRAME"}
@@ -156,7 +165,8 @@ class PickleMachine:
                 self.spend(1)
                 name = opcode.name
                 if name in self.ARGUMENTS:
-                    self.stack.append(argument)
+                    is_long = type(argument) in (str, bytes) and len(argument) > MAX_STRING
+                    self.stack.append(Inert("a long string") if is_long else argument)
                 elif name in self.CONSTANTS:
                     self.stack.append(self.CONSTANTS[name])
                 elif name == "STOP":
@@ -173,15 +183,16 @@ class PickleMachine:
         return self.refuse("has no end")
 
     def refuse(self, why):
-        raise Refusal("%s: the pickle in it %s, near byte %d of the file" % (self.path, why, self.window.position))
+        raise Refusal("%s: the pickle in it %s, near byte %d of the file"
+                      % (self.path, why, self.window.position))
 
     def spend(self, n):
         self.steps += n
         if self.steps > MAX_PICKLE_STEPS:
             self.refuse("is longer than any state dict (%d steps)" % MAX_PICKLE_STEPS)
 
-    # -- containers. Only str keys are kept: state dicts have no others, and a hostile file could choose numbers or
-    #    nested tuples whose hashing takes forever.
+    # -- containers. Only str keys are kept: state dicts have no others, and a hostile file could choose
+    #    numbers or nested tuples whose hashing takes forever.
     def op_empty_dict(self, _):
         self.stack.append({})
 
@@ -270,7 +281,8 @@ class PickleMachine:
 
     def op_stack_global(self, _):
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(Inert("%s.%s" % (module, name) if type(name) is type(module) is str else "?"))
+        known = type(name) is type(module) is str
+        self.stack.append(Inert("%s.%s" % (module[:MAX_INERT_NAME], name[:MAX_INERT_NAME]) if known else "?"))
 
     def op_build(self, _):
         self.stack.pop()
@@ -287,21 +299,24 @@ class PickleMachine:
 
     def call(self, function, arguments):
         name = function.name if type(function) is Inert else "?"
-        if name == "torch._tensor._rebuild_from_type_v2":  # (recipe, type, its arguments, state): a Tensor subclass
+        if name == "torch._tensor._rebuild_from_type_v2":  # of subclasses: (recipe, type, arguments, state)
             name, arguments = getattr(arguments[0], "name", "?"), arguments[2]
         recipe = self.RECIPES.get(name)
-        return recipe(self, arguments) if recipe and type(arguments) is tuple else Inert("an object of " + name)
+        if recipe is None or type(arguments) is not tuple:
+            return Inert("an object of " + name[:MAX_INERT_NAME])
+        return recipe(self, arguments)
 
     # -- torch's recipes
     def op_binpersid(self, _):
-        """A persistent id: ('storage', type, key, device, n_elements[, view]) stands for bytes outside the pickle."""
+        """A persistent id, ('storage', type, key, device, n_elements[, view]): bytes outside the pickle."""
         pid = self.stack.pop()
         if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage" or type(pid[1]) is not Inert:
             self.stack.append(Inert("a persistent object"))
             return
         key, n_elements = pid[2], pid[4]
-        dtype = STORAGE_DTYPE.get(pid[1].name.rpartition(".")[2]) if pid[1].name.startswith("torch.") else None
-        if dtype is None:
+        module, _, type_name = pid[1].name.rpartition(".")  # torch, torch.cuda
+        dtype = STORAGE_DTYPE.get(type_name)
+        if dtype is None or not (module + ".").startswith("torch."):
             self.stack.append(Inert("a storage of " + pid[1].name))
             return
         if type(key) is not str or not is_count(n_elements):
@@ -309,11 +324,11 @@ class PickleMachine:
         storage = self.storages.setdefault(key, Storage(dtype, key, n_elements))
         if storage.dtype != dtype or storage.n_elements != n_elements:
             self.refuse("declares storage %s twice and differently" % shown(key))
-        view = pid[5] if len(pid) > 5 else None  # very old files: (its key, first element, number of elements)
-        if view is not None:
-            if len(view) != 3 or not is_count(view[1]) or not is_count(view[2]) or view[1] + view[2] > n_elements:
+        if len(pid) > 5 and pid[5] is not None:  # very old files: a part of the storage
+            _, first, n_viewed = pid[5]
+            if not is_count(first) or not is_count(n_viewed) or first + n_viewed > n_elements:
                 self.refuse("declares a view outside storage %s" % shown(key))
-            storage = Storage(dtype, key, view[2], view[1])
+            storage = Storage(dtype, key, n_viewed, first)
         self.stack.append(storage)
 
     def rebuild_tensor(self, arguments):
@@ -358,11 +373,11 @@ def is_shape(shape):
     return type(shape) in (tuple, list) and len(shape) <= MAX_DIMS and all(is_count(n) for n in shape)
 
 
-# ---- containers ------------------------------------------------------------------------------------------------------
+# ---- containers --------------------------------------------------------------------------------------------
 
 class Checkpoint:
-    """An open file: `root` is the object in it (dicts and Tensors), `place[key]` = (first byte, number of bytes) of each
-    storage, `metadata` what a safetensors file says about itself."""
+    """An open file: `root` is the object in it (dicts and Tensors), `place[key]` = (first byte, number of
+    bytes) of each storage, `metadata` what a safetensors file says about itself."""
 
     def __init__(self, path, official_size=0):
         self.path = path
@@ -376,7 +391,8 @@ class Checkpoint:
         except (OSError, ValueError) as e:
             raise Refusal("%s: cannot be read: %s" % (path, getattr(e, "strerror", None) or e))
         if self.size < official_size:
-            raise Refusal("%s: is truncated: %d bytes, the official file has %d" % (path, self.size, official_size))
+            raise Refusal("%s: is truncated: %d bytes, the official file has %d"
+                          % (path, self.size, official_size))
         self.open_container()
 
     def open_container(self):
@@ -406,15 +422,16 @@ class Checkpoint:
             digest.update(self.data[begin:begin + (1 << 24)])
         return digest.hexdigest()
 
-    # -- zip: PREFIX/data.pkl and one member PREFIX/data/KEY a storage, all stored without compression, so that each is
-    #    a range of the file, and no archive can expand into more than it weighs.
+    # -- zip: PREFIX/data.pkl and one member PREFIX/data/KEY a storage, all stored without compression, so
+    #    that each is a range of the file, and no archive can expand into more than it weighs.
     def open_zip(self):
         try:
             with open(self.path, "rb") as f, zipfile.ZipFile(f) as archive:
                 members = {info.filename: info for info in archive.infolist()}
         except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as e:
-            raise Refusal("%s: is truncated or damaged: it begins as a zip archive of torch.save, but the archive's "
-                          "directory at its end is missing or broken (%d bytes; %s)" % (self.path, self.size, e))
+            raise Refusal("%s: is truncated or damaged: it begins as a zip archive of torch.save, but the "
+                          "archive's directory at its end is missing or broken (%d bytes; %s)"
+                          % (self.path, self.size, e))
         pickles = [name for name in members if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise Refusal("%s: is a zip archive with %d members named */data.pkl, expected one (torch.save)"
@@ -434,7 +451,7 @@ class Checkpoint:
                 self.place[key] = self.member_range(info)
 
     def member_range(self, info):
-        """Where a stored member's bytes lie: behind its local header, whose name and extra field have own lengths."""
+        """Where a stored member's bytes lie: behind its local header, name and extra field."""
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise Refusal("%s: member %s is compressed or encrypted, which torch.save never does"
                           % (self.path, shown(info.filename)))
@@ -452,8 +469,8 @@ class Checkpoint:
         begin, n_bytes = self.member_range(info)
         return self.data[begin:begin + min(n_bytes, max_bytes)]
 
-    # -- legacy: five pickles (magic number, protocol, the writer's machine, the object, the storages' keys), then each
-    #    storage as its number of elements and their bytes.
+    # -- legacy: five pickles (magic number, protocol, the writer's machine, the object, the storages' keys),
+    #    then each storage as its number of elements and their bytes.
     def open_legacy(self):
         position, parts, machine = 0, [], None
         storages = {}
@@ -478,7 +495,7 @@ class Checkpoint:
                 raise Refusal("%s: is truncated: storage %s needs %d bytes at byte %d, the file ends at %d"
                               % (self.path, shown(key), n_bytes, position + 8, self.size))
             if struct.unpack("<q", self.data[position:position + 8])[0] != storage.n_elements:
-                raise Refusal("%s: storage %s at byte %d does not have the %d elements that it should; the file is damaged"
+                raise Refusal("%s: storage %s at byte %d does not have %d elements; the file is damaged"
                               % (self.path, shown(key), position, storage.n_elements))
             self.place[key] = (position + 8, n_bytes)
             position += 8 + n_bytes
@@ -494,11 +511,12 @@ class Checkpoint:
         if type(metadata) is dict:
             self.metadata = {k: v for k, v in metadata.items() if type(v) is str}
         for name, entry in header.items():
-            if type(entry) is not dict or not is_shape(entry.get("shape")) or not is_shape(entry.get("data_offsets")) \
-                    or len(entry["data_offsets"]) != 2 or entry.get("dtype") not in ITEM_SIZE:
+            entry = entry if type(entry) is dict else {}
+            shape, dtype, offsets = entry.get("shape"), entry.get("dtype"), entry.get("data_offsets")
+            if not is_shape(shape) or not is_shape(offsets) or len(offsets) != 2 or type(dtype) is not str \
+                    or dtype not in ITEM_SIZE:
                 raise Refusal("%s: the header's entry for tensor %s is malformed" % (self.path, shown(name)))
-            begin, end = entry["data_offsets"]
-            shape, dtype = entry["shape"], entry["dtype"]
+            begin, end = offsets
             if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
                 raise Refusal("%s: tensor %s has shape %s of %s but %d bytes"
                               % (self.path, shown(name), shape_text(shape), dtype, end - begin))
@@ -539,7 +557,7 @@ class Checkpoint:
         return begin + storage.first * ITEM_SIZE[storage.dtype]
 
     def chunks(self, name, tensor):
-        """The tensor's elements in row-major order, as bytes of its own dtype, at most CHUNK_ELEMENTS at a time."""
+        """The tensor's elements, row-major, as bytes of its own dtype, about CHUNK_ELEMENTS at a time."""
         size = ITEM_SIZE[tensor.dtype]
         begin = self.range_of(name, tensor) + tensor.offset * size
         if tensor.is_contiguous():
@@ -574,7 +592,7 @@ def run_starts(shape, strides):
 
 
 def dicts_with_tensors(root):
-    """(path, dict) of the object and the dicts in it down to three levels: {"state_dict": {...}}, {"model": {...}}."""
+    """(path, tensors) of the object and the dicts in it, three levels down: {"model": {"weight": ...}}."""
     queue, seen, found = [((), root)], set(), []
     for path, value in queue:  # grows while it is read
         if type(value) is not dict or id(value) in seen:

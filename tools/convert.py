@@ -3,15 +3,16 @@
 
     convert.py CHECKPOINT -o FILE.safetensors [--dtype f32|f16|bf16]
 
-Needs Python 3.8 and nothing else: no torch, no numpy. checkpoint.py opens the file, executing nothing of what it says.
-Here, in this order:
+Needs Python 3.8 and nothing else: no torch, no numpy. checkpoint.py opens the file, executing nothing of what
+it says. Here, in this order:
 
-  1. The model is recognised by names and shapes alone and its configuration derived from them. Wrappers ("state_dict",
-     "model", "teacher") and prefixes ("module.", "teacher.backbone.") are seen through; optimisers and heads left out.
-  2. Every tensor that the architecture has is required, with its exact shape; a tensor that it has no place for is a
-     variant that we would compute wrongly, and refused.
-  3. The tensors are streamed, chunk by chunk, under their official names into a temporary file that is renamed at the
-     end. The configuration goes into the file's __metadata__, as strings ("vit.depth": "12").
+  1. The model is recognised by names and shapes alone and its configuration derived from them. Wrappers
+     ("state_dict", "model", "teacher") and prefixes ("module.", "teacher.backbone.") are seen through;
+     optimisers and heads are left out.
+  2. Every tensor that the architecture has is required, with its exact shape; a tensor that it has no place
+     for means a variant that we would compute wrongly, and is refused.
+  3. The tensors are streamed, chunk by chunk, under their official names into a temporary file that is
+     renamed at the end. The configuration goes into the file's __metadata__, as strings ("vit.depth": "12").
 
 What is refused is refused in one sentence, with exit status 1 and no output file (2: wrong usage).
 """
@@ -27,13 +28,18 @@ import sys
 sys.dont_write_bytecode = True  # a tool that is run from a checkout leaves nothing beside itself
 from checkpoint import ITEM_SIZE, Checkpoint, Inert, Refusal, Tensor, dicts_with_tensors, shape_text, shown
 
+DESCRIPTION = """\
+Convert an official PyTorch checkpoint (.pth, .pt, .ckpt, .safetensors) to a safetensors file that samlad
+opens. The model is recognised by its tensors: DINOv2, plain timm ViT, Segment Anything, FeatUp. Nothing in
+the checkpoint is executed, and neither torch nor numpy is needed.
+"""
 EPILOG = """\
 examples:
   convert.py sam_vit_h_4b8939.pth -o sam_vit_h.safetensors --dtype f16
       Segment Anything, half the size; samlad computes in f32 whatever the file holds
   convert.py dinov2_vits14_reg4_pretrain.pth -o dinov2_vits14_reg.safetensors
       DINOv2 S/B/L/g, with or without registers
-  convert.py vit_small_patch16_224.safetensors -o vit_small.safetensors --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
+  convert.py deit_small.pth -o deit_small.safetensors --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
       a plain timm ViT; the file does not say how its images were normalised, so say it when it is not 0.5
   convert.py dino16_jbu_stack_cocostuff.ckpt -o featup.safetensors
       FeatUp's JBU stack out of a PyTorch Lightning checkpoint
@@ -50,27 +56,31 @@ MAX_BLOCKS = 512
 OFFICIAL_FILES = {
     "sam_vit_b_01ec64.pth": (375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     "mobile_sam.pt": (40728226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"),
-    "dinov2_vits14_pretrain.pth": (88283115, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    "dinov2_vits14_pretrain.pth": (88283115,
+                                   "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
 }
 
 
-# ---- recognising the model -------------------------------------------------------------------------------------------
+# ---- recognising the model ---------------------------------------------------------------------------------
 
 class Model:
-    """What a state dict turned out to be: `config` for __metadata__, `shapes` = {official name: shape} of all that must be
-    there, `optional` of what may be, `own` = beginnings of names that no other tensor may have."""
+    """What a state dict turned out to be: `config` for __metadata__, `shapes` = {official name: shape} of all
+    that must be there, `optional` of what may be, `own` = how the names of the model's tensors begin."""
 
     def __init__(self, summary, config, shapes, optional, own):
-        self.summary, self.config, self.shapes, self.optional, self.own = summary, config, shapes, optional, own
+        self.summary, self.config, self.own = summary, config, own
+        self.shapes, self.optional = shapes, optional
         self.notes = []
 
 
 class StateDict:
-    """The tensors below one prefix of one dict, without the prefix, and the sentences that refuse them. `title` is what
-    they look like so far, `n_heads` what the user (or our own metadata) says about a ViT, None for nothing."""
+    """The tensors below one prefix of one dict, without the prefix, and the sentences that refuse them.
+    `title` is what they look like so far, `n_heads` what the user (or our own metadata) says of a ViT, None
+    for nothing."""
 
     def __init__(self, path, where, tensors, n_heads=None):
-        self.path, self.where, self.tensors, self.n_heads, self.title = path, where, tensors, n_heads, "a model"
+        self.path, self.where, self.tensors, self.n_heads = path, where, tensors, n_heads
+        self.title = "a model"
 
     def refuse(self, why):
         raise Refusal("%s: %s" % (self.path, why))
@@ -83,7 +93,8 @@ class StateDict:
         if tensor is None:
             self.refuse_tensor(name, "is missing")
         if len(tensor.shape) != n_dims or 0 in tensor.shape:
-            self.refuse_tensor(name, "has shape %s, expected %d dimensions" % (shape_text(tensor.shape), n_dims))
+            shape = shape_text(tensor.shape)
+            self.refuse_tensor(name, "has shape %s, expected %d dimensions" % (shape, n_dims))
         return tensor.shape
 
     def count(self, before, after):
@@ -103,7 +114,7 @@ def number_text(x):
 
 
 def ratio_text(dim, hidden):
-    """hidden / dim such that int(dim * ratio) is hidden again: that is how the official constructors use it."""
+    """hidden / dim such that int(dim * ratio) is hidden again, as the official constructors compute it."""
     ratio = hidden / dim
     return number_text(ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim)
 
@@ -126,7 +137,8 @@ def vit_heads(sd, dim, is_dinov2):
     """The file does not say it: 64 channels a head in all of DINOv2 and most of timm."""
     n_heads = sd.n_heads or (0 if is_dinov2 else TIMM_HEADS.get(dim, 0))
     if not n_heads and dim % 64:
-        sd.refuse("is a ViT of dim %d, no multiple of 64, so the number of heads cannot be known: give it by --heads" % dim)
+        sd.refuse("is a ViT of dim %d, no multiple of 64, so its number of heads must be given by --heads"
+                  % dim)
     if n_heads and dim % n_heads:
         sd.refuse("is a ViT of dim %d, which %d heads do not divide" % (dim, n_heads))
     return n_heads or dim // 64
@@ -138,7 +150,8 @@ def vit_ffn(sd, dim):
         hidden = sd.shape("blocks.0.mlp.fc1.weight", 2)[0]
         return "mlp", hidden, ratio_text(dim, hidden)
     hidden = sd.shape("blocks.0.mlp.w3.weight", 2)[1]
-    for ratio in (4.0, hidden * 1.5 / dim, (hidden * 1.5 + 0.5) / dim):  # SwiGLUFFNFused: two thirds, rounded up to 8s
+    # SwiGLUFFNFused takes two thirds of dim * ratio, rounded up to a multiple of 8
+    for ratio in (4.0, hidden * 1.5 / dim, (hidden * 1.5 + 0.5) / dim):
         if (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8 == hidden:
             return "swiglu", hidden, number_text(ratio)
     return sd.refuse("is a SwiGLU ViT with %d hidden channels, expected a multiple of 8" % hidden)
@@ -146,7 +159,8 @@ def vit_ffn(sd, dim):
 
 def vit_grid(sd, is_dinov2):
     n = sd.shape("pos_embed", 3)[1]
-    for n_cls in (1,) if is_dinov2 else (1, 0):  # timm's no_embed_class models give the class token no position
+    # timm's no_embed_class models give the class token no position
+    for n_cls in (1,) if is_dinov2 else (1, 0):
         grid = math.isqrt(max(n - n_cls, 0))
         if grid > 0 and grid * grid == n - n_cls:
             return n, grid
@@ -158,7 +172,8 @@ def recognise_vit(sd):
     sd.title = "a DINOv2 ViT" if is_dinov2 else "a plain ViT"
     dim, n_rgb, patch, patch_w = sd.shape("patch_embed.proj.weight", 4)
     if n_rgb != 3 or patch != patch_w:
-        sd.refuse("is %s on patches of %d x %d x %d, expected 3 channels and square ones" % (sd.title, n_rgb, patch, patch_w))
+        sd.refuse("is %s on patches of %d x %d x %d, expected 3 channels and square ones"
+                  % (sd.title, n_rgb, patch, patch_w))
     n_positions, grid = vit_grid(sd, is_dinov2)
     depth = sd.count("blocks", "norm1.weight")
     n_registers = sd.shape("register_tokens", 3)[1] if "register_tokens" in sd.tensors else 0
@@ -175,8 +190,12 @@ def recognise_vit(sd):
         if is_dinov2:
             shapes[block + "ls1.gamma"] = (dim,)
         add_norm(shapes, block + "norm2", dim)
-        add_linear(shapes, block + ("mlp.w12" if ffn == "swiglu" else "mlp.fc1"), hidden * (1 + (ffn == "swiglu")), dim)
-        add_linear(shapes, block + ("mlp.w3" if ffn == "swiglu" else "mlp.fc2"), dim, hidden)
+        if ffn == "swiglu":
+            add_linear(shapes, block + "mlp.w12", 2 * hidden, dim)
+            add_linear(shapes, block + "mlp.w3", dim, hidden)
+        else:
+            add_linear(shapes, block + "mlp.fc1", hidden, dim)
+            add_linear(shapes, block + "mlp.fc2", dim, hidden)
         if is_dinov2:
             shapes[block + "ls2.gamma"] = (dim,)
     add_norm(shapes, "norm", dim)
@@ -185,8 +204,10 @@ def recognise_vit(sd):
     offset, antialias = ("0.1", "0") if is_dinov2 and not n_registers else ("0.0", "1")
     config = {
         "samlad.model": "vit", "vit.family": "dinov2" if is_dinov2 else "timm",
-        "vit.image_size": str(grid * patch), "vit.patch_size": str(patch), "vit.dim": str(dim), "vit.depth": str(depth),
-        "vit.n_heads": str(vit_heads(sd, dim, is_dinov2)), "vit.mlp_ratio": ratio, "vit.ffn": ffn, "vit.n_registers": str(n_registers),
+        "vit.image_size": str(grid * patch), "vit.patch_size": str(patch), "vit.dim": str(dim),
+        "vit.depth": str(depth),
+        "vit.n_heads": str(vit_heads(sd, dim, is_dinov2)), "vit.mlp_ratio": ratio, "vit.ffn": ffn,
+        "vit.n_registers": str(n_registers),
         "vit.layer_scale": str(int(is_dinov2)), "vit.eps": "1e-6",
         "vit.interpolate_offset": offset, "vit.interpolate_antialias": antialias,
         "vit.mean": "0.485,0.456,0.406" if is_dinov2 else "0.5,0.5,0.5",
@@ -195,13 +216,15 @@ def recognise_vit(sd):
     model = Model("%s: image %d, patch %d, dim %d, %d blocks, %d registers, %s"
                   % (sd.title[2:], grid * patch, patch, dim, depth, n_registers, ffn), config, shapes,
                   {"mask_token": (1, dim)} if is_dinov2 else {},
-                  ("blocks.", "patch_embed.", "pos_embed", "cls_token", "reg_token", "register_tokens", "dist_token",
+                  ("blocks.", "patch_embed.", "pos_embed", "cls_token", "reg_token", "register_tokens",
+                   "dist_token",
                    "norm_pre.", "norm."))
     if is_dinov2 and DINOV2_BLOCKS.get(dim, depth) != depth:
-        model.notes.append("the official DINOv2 of dim %d has %d blocks, this one %d" % (dim, DINOV2_BLOCKS[dim], depth))
+        model.notes.append("the official DINOv2 of dim %d has %d blocks, this one %d"
+                           % (dim, DINOV2_BLOCKS[dim], depth))
     if not is_dinov2:
-        model.notes.append("a ViT's file does not say how its images were normalised: mean = std = 0.5 (timm's augreg "
-                           "models) unless --mean and --std say otherwise")
+        model.notes.append("a ViT's file does not say how its images were normalised: mean = std = 0.5 "
+                           "(timm's augreg models) unless --mean and --std say otherwise")
     return model
 
 
@@ -223,11 +246,12 @@ def sam_encoder(sd, shapes):
         sd.refuse("is SAM of dim %d with %d channels a head, which does not divide it" % (dim, head_dim))
 
     shapes[e + "pos_embed"] = (1, grid, grid, dim)
-    shapes[e + "patch_embed.proj.weight"], shapes[e + "patch_embed.proj.bias"] = (dim, 3, patch, patch), (dim,)
+    shapes[e + "patch_embed.proj.weight"] = (dim, 3, patch, patch)
+    shapes[e + "patch_embed.proj.bias"] = (dim,)
     global_blocks, window = [], 0
     for i in range(depth):
         block = e + "blocks.%d." % i
-        # A table of relative positions has 2n-1 rows, n the side of what the block attends to: the grid, or a window.
+        # A table of relative positions has 2n-1 rows, n the side of what a block attends to: grid or window.
         rows = sd.shape(block + "attn.rel_pos_h", 2)[0]
         if rows == 2 * grid - 1:
             global_blocks.append(i)
@@ -246,7 +270,8 @@ def sam_encoder(sd, shapes):
     shapes[e + "neck.2.weight"] = (out_chans, out_chans, 3, 3)
     add_norm(shapes, e + "neck.3", out_chans)
     return {"sam.image_size": str(grid * patch), "sam.patch_size": str(patch), "sam.embed_dim": str(dim),
-            "sam.depth": str(depth), "sam.n_heads": str(dim // head_dim), "sam.mlp_ratio": ratio_text(dim, hidden),
+            "sam.depth": str(depth), "sam.n_heads": str(dim // head_dim),
+            "sam.mlp_ratio": ratio_text(dim, hidden),
             "sam.window_size": str(window), "sam.global_attn_indexes": ",".join(map(str, global_blocks)),
             "sam.out_chans": str(out_chans)}
 
@@ -276,8 +301,8 @@ def sam_decoder(sd, shapes, c):
     iou_depth = sd.count(d + "iou_prediction_head.layers", "weight")
     iou_hidden = sd.shape(d + "iou_prediction_head.layers.0.weight", 2)[0]
     if c % inner or inner % 8 or c % 8 or n_masks < 2 or n_masks > MAX_BLOCKS:
-        sd.refuse("is SAM with a decoder of %d channels, %d inside its attention, %d masks, which does not fit its 8 heads"
-                  % (c, inner, n_masks - 1))
+        sd.refuse("is SAM with a decoder of %d channels, %d inside its attention, for %d masks, which does "
+                  "not fit its 8 heads" % (c, inner, n_masks - 1))
 
     def attention(name, width):
         for part in ("q_proj", "k_proj", "v_proj"):
@@ -320,14 +345,16 @@ def recognise_sam(sd):
     config.update(sam_prompt_encoder(sd, shapes, c))
     config.update(sam_decoder(sd, shapes, c))
     config["sam.pixel_mean"], config["sam.pixel_std"] = "123.675,116.28,103.53", "58.395,57.12,57.375"
+    summary = ("image_size", "patch_size", "embed_dim", "depth", "n_heads", "window_size",
+               "global_attn_indexes")
     return Model("SAM: image %s, patch %s, dim %s, %s blocks of %s heads, windows of %s, global blocks %s"
-                 % tuple(config["sam." + k] or "none" for k in ("image_size", "patch_size", "embed_dim", "depth", "n_heads",
-                                                                "window_size", "global_attn_indexes")),
+                 % tuple(config["sam." + key] or "none" for key in summary),
                  config, shapes, {}, ("image_encoder.", "prompt_encoder.", "mask_decoder."))
 
 
 def refuse_mobile_sam(sd):
-    sd.refuse("is MobileSAM: its image encoder is a TinyViT, which is not supported yet; use an official SAM (ViT-B, L, H)")
+    sd.refuse("is MobileSAM: its image encoder is a TinyViT, which is not supported yet; use an official SAM "
+              "(ViT-B, L, H)")
 
 
 # -- FeatUp: featup/upsamplers.py, JBUStack
@@ -358,11 +385,12 @@ def recognise_featup(sd):
             sd.tensors[name] = Tensor(tensor.storage, tensor.offset, (1,), (1,))
     config = {"samlad.model": "featup", "featup.stages": str(n_stages), "featup.radius": str(radius),
               "featup.channels": str(channels)}
-    return Model("%s: %d stages, radius %d, %d channels" % (sd.title, n_stages, radius, channels), config, shapes, {},
+    return Model("%s: %d stages, radius %d, %d channels" % (sd.title, n_stages, radius, channels), config,
+                 shapes, {},
                  ("up1.", "up2.", "up3.", "up4.", "fixup_proj."))
 
 
-# A family is found by the end of one name; what stands before it is the prefix ("module.", "teacher.backbone.").
+# A family is found by the end of one name; what stands before that is the prefix ("teacher.backbone.").
 # (its name for --model, that end, what builds its Model, what the names begin with in our file)
 FAMILIES = (
     ("featup", "up1.range_temp", recognise_featup, "upsampler."),
@@ -374,21 +402,24 @@ FAMILIES = (
 STRANGERS = (
     ("image_encoder.trunk.", "SAM 2, which is not supported; use Segment Anything 1"),
     ("vision_encoder.patch_embed.projection.", "SAM in Hugging Face's naming; use the official .pth"),
-    ("embeddings.patch_embeddings.projection.", "a ViT in Hugging Face's naming; use the official .pth or timm's file"),
+    ("embeddings.patch_embeddings.projection.",
+     "a ViT in Hugging Face's naming; use the official .pth or timm's file"),
     ("visual.transformer.resblocks.", "CLIP, which is not supported"),
 )
 
 
 def find_state_dict(checkpoint, wanted, n_heads):
-    """(family, StateDict) of the model in the checkpoint. Of a teacher (or moving average) and its student the teacher is
-    taken, as DINOv2 publishes it; otherwise the shortest prefix."""
+    """(family, StateDict) of the model in the checkpoint. Of a teacher (or moving average) and its student
+    the teacher is taken, as DINOv2 publishes it; otherwise the shortest prefix."""
     found = []
     for path, tensors in dicts_with_tensors(checkpoint.root):
         for rank, (kind, anchor, _, _) in enumerate(FAMILIES):
             for name in tensors:
                 prefix = name[:-len(anchor)]
-                if not name.endswith(anchor) or (prefix and not prefix.endswith(".")) or wanted not in (None, kind) \
-                        or "image_encoder." in prefix:  # some SAM's, not a ViT of its own
+                if not name.endswith(anchor) or (prefix and not prefix.endswith(".")):
+                    continue
+                if wanted not in (None,
+                                  kind) or "image_encoder." in prefix:  # some SAM's, not a ViT of its own
                     continue
                 words = re.split("[^a-z]+", "/".join(path + (prefix,)).lower())
                 role = 0 if "teacher" in words or "ema" in words else 2 if "student" in words else 1
@@ -402,7 +433,7 @@ def find_state_dict(checkpoint, wanted, n_heads):
 
 
 def unchunked(tensors):
-    """DINOv2's training code numbers blocks twice (blocks.CHUNK.BLOCK.norm1): the second number is the real one."""
+    """DINOv2's training code numbers blocks twice, blocks.CHUNK.BLOCK.norm1: the second number counts."""
     renamed = {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name): t for name, t in tensors.items()}
     return renamed if len(renamed) == len(tensors) else tensors
 
@@ -421,7 +452,8 @@ def recognise(checkpoint, wanted=None, n_heads=None):
         if tensor is None:
             sd.refuse_tensor(name, shape_text(shape) + " is missing")
         if tensor.shape != shape:
-            sd.refuse_tensor(name, "has shape %s, expected %s" % (shape_text(tensor.shape), shape_text(shape)))
+            found = shape_text(tensor.shape)
+            sd.refuse_tensor(name, "has shape %s, expected %s" % (found, shape_text(shape)))
         if tensor.dtype not in FLOAT_TYPES:
             sd.refuse_tensor(name, "has dtype %s, expected a floating-point one" % tensor.dtype)
         checkpoint.range_of(name, tensor)
@@ -444,17 +476,17 @@ def refuse_unknown(checkpoint):
     found = dicts_with_tensors(checkpoint.root)
     if not found:
         what = type(checkpoint.root).__name__ if type(checkpoint.root) is not Inert else checkpoint.root.name
-        raise Refusal("%s: holds no dict of tensors (its object is %s); save model.state_dict() with torch.save"
+        raise Refusal("%s: holds no dict of tensors (its object is %s); save model.state_dict()"
                       % (checkpoint.path, shown(what)))
     for _, tensors in found:
         for part, what in STRANGERS:
             if any(part in name for name in tensors):
                 raise Refusal("%s: is %s" % (checkpoint.path, what))
-    raise Refusal("%s: holds %d tensors (%s, ...), but no model that samlad knows: DINOv2, plain ViT, SAM, FeatUp's JBU "
-                  "stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
+    raise Refusal("%s: holds %d tensors (%s, ...), but no model that samlad knows: DINOv2, plain ViT, SAM, "
+                  "FeatUp's JBU stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------------------
 
 def to_f32(raw, dtype):
     """Little-endian elements of a floating-point dtype -> little-endian f32. Exact, but for F64."""
@@ -470,7 +502,8 @@ def to_f32(raw, dtype):
         return struct.pack("<%df" % n, *values)
     except OverflowError:  # beyond f32: infinite, as torch does it
         limit = 3.4028235677973366e38  # halfway between the largest f32 and 2^128
-        return struct.pack("<%df" % n, *(math.copysign(math.inf, v) if abs(v) >= limit else v for v in values))
+        return struct.pack("<%df" % n,
+                           *(math.copysign(math.inf, v) if abs(v) >= limit else v for v in values))
 
 
 def from_f32(raw, dtype):
@@ -480,36 +513,40 @@ def from_f32(raw, dtype):
     n = len(raw) // 4
     if dtype == "F16":
         return struct.pack("<%de" % n, *struct.unpack("<%df" % n, raw))
-    # BF16 is an f32 without its lower 16 bits. Rounded by adding 0x7fff plus the last bit that stays, to all elements at
-    # once: they are the 32-bit digits of one large integer, and only a NaN could carry into its neighbour.
+    # BF16 is an f32 without its lower 16 bits, rounded by adding 0x7fff plus the last bit that stays. To all
+    # elements at once: they are the 32-bit digits of one large integer; only a NaN could carry into the next.
     if not_finite(raw):
-        raw = b"".join(b"\0\0\xc0\x7f" if v != v else struct.pack("<f", v) for v in struct.unpack("<%df" % n, raw))
+        raw = b"".join(b"\0\0\xc0\x7f" if v != v else struct.pack("<f", v)
+                       for v in struct.unpack("<%df" % n, raw))
     digits = int.from_bytes(raw, "little")
     last_bits = (digits >> 16) & int.from_bytes(b"\1\0\0\0" * n, "little")
-    rounded = (digits + last_bits + int.from_bytes(b"\xff\x7f\0\0" * n, "little")).to_bytes(4 * n + 1, "little")
+    digits += last_bits + int.from_bytes(b"\xff\x7f\0\0" * n, "little")
+    rounded = digits.to_bytes(4 * n + 1, "little")
     narrow = bytearray(2 * n)
     narrow[0::2], narrow[1::2] = rounded[2:4 * n:4], rounded[3:4 * n:4]
     return bytes(narrow)
 
 
 def not_finite(raw):
-    """How many f32 are NaN or infinite. Their highest byte is 7f or ff, so most chunks need no closer look."""
+    """How many f32 are NaN or infinite. Their highest byte is 7f or ff: most chunks need no closer look."""
     high = raw[3::4]
     if b"\x7f" not in high and b"\xff" not in high:
         return 0
     return sum(not math.isfinite(v) for v in struct.unpack("<%df" % (len(raw) // 4), raw))
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 def write_safetensors(out, checkpoint, tensors, metadata, wanted_dtype):
-    """Stream `tensors` into a file that appears under its name only when it is complete. Returns (bytes, warnings)."""
+    """Stream `tensors` into a file that gets its name only when it is complete. Returns (bytes, warnings)."""
     dtypes = {name: wanted_dtype or ("F32" if t.dtype == "F64" else t.dtype) for name, t in tensors.items()}
-    names = sorted(tensors, key=lambda name: -ITEM_SIZE[dtypes[name]])  # F32 first: every tensor is aligned to its type
+    # F32 first, so that every tensor is aligned to its type
+    names = sorted(tensors, key=lambda name: -ITEM_SIZE[dtypes[name]])
     header, end = {"__metadata__": metadata}, 0
     for name in names:
         begin, end = end, end + tensors[name].n_elements * ITEM_SIZE[dtypes[name]]
-        header[name] = {"dtype": dtypes[name], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": dtypes[name], "shape": list(tensors[name].shape),
+                        "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
 
@@ -542,12 +579,12 @@ def write_tensor(f, checkpoint, name, tensor, dtype):
         try:
             f.write(raw if dtype == tensor.dtype else from_f32(wide, dtype))
         except OverflowError:
-            raise Refusal("%s: tensor %s has values beyond 65504, the largest that f16 can hold; use --dtype bf16"
+            raise Refusal("%s: tensor %s has values beyond 65504, the largest of f16; use --dtype bf16"
                           % (checkpoint.path, name))
     return n_bad
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 
 def three_numbers(text):
     values = [float(part) for part in text.split(",")]
@@ -559,9 +596,7 @@ def three_numbers(text):
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         prog="convert.py", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Convert an official PyTorch checkpoint (.pth, .pt, .ckpt, .safetensors) to a safetensors file that "
-                    "samlad opens.\nThe model is recognised by its tensors: DINOv2, plain timm ViT, Segment Anything, FeatUp. "
-                    "Nothing in the\ncheckpoint is executed, and neither torch nor numpy is needed.")
+        description=DESCRIPTION)
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("-o", "--output", metavar="FILE", help="the safetensors file to write")
     parser.add_argument("--dtype", choices=("f32", "f16", "bf16"),
@@ -569,9 +604,12 @@ def parse_arguments(arguments):
     parser.add_argument("--mean", type=three_numbers, metavar="R,G,B",
                         help="mean of the model's training images, in [0,1] (SAM: in [0,255])")
     parser.add_argument("--std", type=three_numbers, metavar="R,G,B", help="their standard deviation")
-    parser.add_argument("--heads", type=int, metavar="N", help="a ViT's attention heads, when not one per 64 channels")
-    parser.add_argument("--model", choices=("vit", "sam", "featup"), help="which one, of a checkpoint that holds several")
-    parser.add_argument("--list", action="store_true", help="print what the checkpoint holds, and convert nothing")
+    parser.add_argument("--heads", type=int, metavar="N",
+                        help="a ViT's attention heads, when not one per 64 channels")
+    parser.add_argument("--model", choices=("vit", "sam", "featup"),
+                        help="which one, of a checkpoint that holds several")
+    parser.add_argument("--list", action="store_true",
+                        help="print what the checkpoint holds, and convert nothing")
     options = parser.parse_args(arguments)
     if not options.list and not options.output:
         parser.error("give -o FILE.safetensors, or --list")
@@ -581,7 +619,7 @@ def parse_arguments(arguments):
 
 
 def recognise_with(checkpoint, options):
-    """recognise(), where our own earlier metadata and then the command line know more than names and shapes."""
+    """recognise(), where our own earlier metadata and the command line know more than names and shapes."""
     earlier = checkpoint.metadata if "samlad.model" in checkpoint.metadata else {}
     n_heads = options.heads
     if n_heads is None and re.fullmatch("[1-9][0-9]{0,5}", earlier.get("vit.n_heads", "")):
@@ -595,7 +633,8 @@ def recognise_with(checkpoint, options):
         if kind != "vit":
             raise Refusal("--heads is for a ViT; a %s file says it itself" % kind)
         model.config["vit.n_heads"] = str(options.heads)
-    for option, vit_key, sam_key in ((options.mean, "vit.mean", "sam.pixel_mean"), (options.std, "vit.std", "sam.pixel_std")):
+    for option, vit_key, sam_key in ((options.mean, "vit.mean", "sam.pixel_mean"),
+                                     (options.std, "vit.std", "sam.pixel_std")):
         if option and kind == "featup":
             raise Refusal("--mean and --std are for a ViT or SAM; FeatUp takes the backbone's image")
         if option:
@@ -613,7 +652,8 @@ def list_checkpoint(checkpoint, options):
         print("%s: %d tensors" % ("/".join(map(shown, path)) or "top level", len(tensors)))
         for name, tensor in tensors.items():
             print("  %-60s %-5s %s%s" % (shown(name), tensor.dtype, shape_text(tensor.shape),
-                                         "" if tensor.is_contiguous() else "  strides " + shape_text(tensor.strides)))
+                                         "" if tensor.is_contiguous() else "  strides "
+                                         + shape_text(tensor.strides)))
     try:
         model, sd = recognise_with(checkpoint, options)
         print("recognised at %s: %s" % (sd.where, model.summary))
@@ -628,7 +668,7 @@ def convert(checkpoint, options):
     name, digest = os.path.basename(checkpoint.path), checkpoint.sha256()
     if name in OFFICIAL_FILES:
         same = OFFICIAL_FILES[name] == (checkpoint.size, digest)
-        model.notes.append("sha256 " + ("is the official file's" if same else "is NOT the official file's of this name"))
+        model.notes.append("sha256 is " + ("" if same else "NOT ") + "that of the official file of this name")
     metadata = dict(model.config)
     metadata["samlad.source"], metadata["samlad.source_sha256"] = name, digest
     n_bytes, warnings = write_safetensors(options.output, checkpoint, sd.tensors, metadata,
