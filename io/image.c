@@ -14,6 +14,8 @@ int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *
     memset(image, 0, sizeof *image);
     if (n >= 8 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0)
         return png_decode(image, bytes, n, name, err);
+    if (n >= 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0)
+        return jpeg_decode(image, bytes, n, name, err);
     if (n >= 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6')
         return pnm_decode(image, bytes, n, name, err);
     return fail(err, "%s: not a PNG, JPEG or PNM image", name);
