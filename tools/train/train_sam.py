@@ -1,0 +1,450 @@
+#!/usr/bin/env python3
+"""Trains the tiny SAM that samlad ships, on procedural scenes, within a given wall time on one CPU core.
+
+    python train_sam.py --out DIR --minutes 100                 a run from nothing
+    python train_sam.py --out DIR --minutes 100 --resume FILE   goes on with a checkpoint (its schedule too)
+    python train_sam.py --out DIR --minutes 60 --init weights/sam_tiny.safetensors --lr-scale 0.5
+
+Every step: B new scenes; A points an image. A dense auxiliary head (dropped at the end) turns the neck's output into
+embeddings of the finest grid and predicts the mask of each of the A points by a dot product; the real decoder does R of
+them. Losses of a mask: weighted cross entropy + focal + dice. Of the three outputs the best pays for the object under the
+point, the best other one for the whole that the object belongs to; output 0 (single mask) and the IoU head learn too. Some
+prompts are boxes; every few steps a second round corrects a mask with a second point and the first mask as mask prompt.
+Hidden matrices are trained by Muon (orthogonalised momentum), the rest by AdamW; the weights that ship are an average (EMA).
+The learning rate follows the wall clock, so that a run ends when it should. Seeds: training below 2^40, held out from 2^41.
+"""
+import argparse
+import math
+import os
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import safetensors_io
+from sam_model import (BF16, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, call, config_from_metadata, linear,
+                       metadata, unfold_masks)
+from scenes import Scenes
+
+HELD_OUT = 1 << 41
+EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
+AMG = {"amg.points_per_side": 24, "amg.pred_iou_thresh": 0.7, "amg.stability_score_thresh": 0.8,
+       "amg.stability_score_offset": 1.0, "amg.box_nms_thresh": 0.7, "amg.min_mask_region_area": 0}
+
+
+# ---------------------------------------------------------------- scenes to batches
+
+def load_scene(scenes, seed, difficulty, side, rng):
+    """-> image [h][w][3] u8 and ids [h][w] with max(h, w) = side, objects. Rendered at this size, or larger and reduced,
+    sometimes a part of it; flipped or turned by quarters."""
+    if rng.random() < 0.6:
+        rgb, ids, _, objects = scenes.render(seed, 0, difficulty, 0, side)
+    else:
+        size = int(rng.integers(180, 289))
+        rgb, ids, _, objects = scenes.render(seed, 0, difficulty, 0, size)
+        w = h = size
+        if rng.random() < 0.4:  # a window of the scene, not always square
+            scale = rng.uniform(0.5, 1.0)
+            w, h = (max(48, int(size * scale * rng.uniform(0.65, 1.0))) for _ in range(2))
+        x, y = int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1))
+        new_w, new_h = (int(v * side / max(w, h) + 0.5) for v in (w, h))
+        rgb = np.asarray(Image.fromarray(rgb[y:y + h, x:x + w]).resize((new_w, new_h), Image.BILINEAR))
+        rows = y + ((np.arange(new_h) + 0.5) * h / new_h).astype(int)
+        cols = x + ((np.arange(new_w) + 0.5) * w / new_w).astype(int)
+        ids = ids[rows[:, None], cols[None, :]]
+    turns = int(rng.integers(0, 8))
+    if turns & 1:
+        rgb, ids = rgb[:, ::-1], ids[:, ::-1]
+    if turns & 2:
+        rgb, ids = rgb[::-1], ids[::-1]
+    if turns & 4:
+        rgb, ids = rgb.transpose(1, 0, 2), ids.T
+    return rgb, ids, objects
+
+
+def families(objects):
+    """[256][256] u8: row i marks id i and everything that is part of it; and the root of every id."""
+    n = len(objects)
+    marks = np.eye(256, dtype=np.uint8)
+    roots = np.arange(256)
+    for i in range(n - 1, -1, -1):  # parents come before their parts
+        parent = objects["parent"][i]
+        if parent >= 0:
+            marks[parent + 1] |= marks[i + 1]
+    for i in range(n):
+        parent = objects["parent"][i]
+        if parent >= 0:
+            roots[i + 1] = roots[parent + 1]
+    return marks, roots
+
+
+def whole_of(i, objects, marks, roots, rng):
+    """The composite that a point on id i may also mean: i with its parts, or the carrier that i is a part of."""
+    parent = objects["parent"][i - 1] if i > 0 else -1
+    has_parts = i > 0 and marks[i].sum() > 1
+    if has_parts and (parent < 0 or rng.random() < 0.5):
+        return marks[i]
+    return marks[parent + 1] if parent >= 0 else None
+
+
+class Batch:
+    """B scenes with A points each, as tensors."""
+
+    def __init__(self, scenes, model, B, A, difficulty, seeds, rng, even=False):
+        side, g = model.c["image_size"], model.grid
+        self.images = torch.zeros(B, 3, side, side)
+        self.xy = np.zeros((B, A, 2), np.float32)
+        self.boxes = np.zeros((B, A, 4), np.float32)
+        self.has_whole = np.zeros((B, A), bool)
+        self.area = np.zeros((B, A), np.float32)
+        self.targets = np.zeros((B, A, 2, 16 * g * g), np.uint8)
+        self.weights = np.zeros((B, 16 * g * g), np.uint8)
+        mean, std = np.float32(PIXEL_MEAN), np.float32(PIXEL_STD)
+        for b in range(B):
+            rgb, ids, objects = load_scene(scenes, int(seeds[b]), float(difficulty[b]), side, rng)
+            h, w = ids.shape
+            self.images[b, :, :h, :w] = torch.from_numpy(((rgb - mean) / std).transpose(2, 0, 1))
+            padded = np.full((side, side), 255, np.uint16)
+            padded[:h, :w] = ids
+            counts = np.bincount(ids.ravel(), minlength=256)
+            counts[255] = 0
+            candidates = np.flatnonzero(counts >= 10)
+            chance = np.clip(counts[candidates] / (0.004 * side * side), 0.15, 1.0)
+            chance[candidates == 0] = 0.6
+            picks = rng.choice(candidates, A, p=chance / chance.sum())
+            marks, roots = families(objects)
+            member = np.zeros((A, 2, 256), np.uint8)
+            pixels = {i: np.flatnonzero(ids.ravel() == i) for i in set(picks.tolist())}
+            for a, i in enumerate(picks.tolist()):
+                at = pixels[i][rng.integers(len(pixels[i]))]
+                self.xy[b, a] = at % w, at // w
+                whole = whole_of(i, objects, marks, roots, rng)
+                self.has_whole[b, a] = whole is not None
+                member[a, 0, i], member[a, 1] = 1, whole if whole is not None else 0
+                ys, xs = pixels[i] // w, pixels[i] % w
+                self.boxes[b, a] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+                self.area[b, a] = len(pixels[i]) / (h * w)
+            call("fold_targets", 2 * A, g, padded, member, self.targets[b])
+            call("fold_weights", g, h, w, EDGE_WEIGHT, padded, self.weights[b])
+        self.xy, self.boxes = torch.from_numpy(self.xy), torch.from_numpy(self.boxes)
+        self.targets, self.weights = torch.from_numpy(self.targets), torch.from_numpy(self.weights)
+        self.has_whole, self.area = torch.from_numpy(self.has_whole), torch.from_numpy(self.area)
+
+
+# ---------------------------------------------------------------- losses
+
+def mask_losses(sums, targets, weights):
+    """sums [P][M][K][6], targets u8 [P][K][n], weights u8 [P][n] -> loss [P][M][K], hard IoU [P][M][K]."""
+    valid = (weights > 0).unsqueeze(1)
+    total = weights.sum(-1, dtype=torch.float32).view(-1, 1, 1) / 16
+    t_area = (targets.sum(-1, dtype=torch.float32) / 255).unsqueeze(1)
+    t_hard = ((targets > 127) & valid).sum(-1, dtype=torch.float32).unsqueeze(1)
+    bce, focal, inter, area, hard_inter, hard = sums.unbind(-1)
+    dice = 1 - (2 * inter + 1) / (area + t_area + 1)
+    iou = hard_inter / (hard + t_hard - hard_inter).clamp(min=1)
+    return 2 * bce / total + 5 * focal / total + dice, iou.detach()
+
+
+class DenseHead(nn.Module):
+    """Auxiliary: embeddings of the finest grid from the neck's output; logits = <q at the point, k everywhere>."""
+
+    def __init__(self, channels, dim=16):
+        super().__init__()
+        self.dim = dim
+        self.w = nn.Parameter(torch.randn(2 * dim * 16, channels) / math.sqrt(channels))
+        self.b = nn.Parameter(torch.zeros(2 * dim * 16))
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, embedding, xy, grid, patch):
+        B, N, _ = embedding.shape
+        A = xy.shape[1]
+        qk = linear(embedding, self.w, self.b).float().view(B, N, 16, 2, self.dim)
+        fine = (xy / (patch / 4)).long()
+        cell = (fine[..., 1] // 4) * grid + fine[..., 0] // 4
+        y, x = fine[..., 1] % 4, fine[..., 0] % 4
+        sub = ((y // 2) * 2 + x // 2) * 4 + (y % 2) * 2 + x % 2
+        q = qk[torch.arange(B).view(-1, 1), cell, sub, 0]
+        k = qk[:, :, :, 1].permute(0, 3, 2, 1).reshape(B, self.dim, 16 * N)
+        return (torch.bmm(q / self.dim ** 0.5, k) + self.bias).view(B * A, 1, 16 * N)
+
+
+def point_loss(model, batch, embedding, R, rng, box_share=0.2):
+    """The decoder on the first R points of every image, some of them as boxes. -> loss, logs, state for the second round."""
+    B = embedding.shape[0]
+    P = B * R
+    xy, boxes = batch.xy[:, :R].reshape(P, 2), batch.boxes[:, :R].reshape(P, 4)
+    is_box = torch.from_numpy(rng.random(P) < box_share)
+    noise = torch.from_numpy(rng.normal(0, 0.05, (P, 4)).astype(np.float32)).clamp(-0.1, 0.1)
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    boxes = (boxes + noise * size).clamp(0, model.c["image_size"])
+    coordinates = torch.where(is_box.view(-1, 1, 1), boxes.view(P, 2, 2), torch.stack([xy, torch.zeros_like(xy)], 1))
+    labels = torch.where(is_box.view(-1, 1), torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+    logits, iou_pred = model.decode(embedding, model.p["prompt_encoder.no_mask_embed.weight"],
+                                    model.embed_prompts(coordinates, labels))
+    targets = batch.targets[:, :R].reshape(P, 2, -1)
+    weights = batch.weights.repeat_interleave(R, 0)
+    loss, iou = mask_losses(MaskSumsFunction.apply(logits, targets, weights), targets, weights)
+    has_whole = batch.has_whole[:, :R].reshape(P) & ~is_box
+
+    leaf, whole = loss[:, 1:, 0], loss[:, 1:, 1]
+    best, which = leaf.min(1)
+    other = whole.scatter(1, which.view(-1, 1), 1e9).min(1)[0]
+    total = best.mean() + 0.5 * torch.where(has_whole, other, torch.zeros_like(other)).mean()
+    total = total + 0.05 * leaf.mean() + (0.3 * loss[:, 0, 0]).mean()
+    true_iou = torch.where(has_whole.view(-1, 1), iou.max(-1)[0], iou[..., 0])
+    head = F.mse_loss(iou_pred, true_iou)
+    logs = {"mask": best.mean().item(), "iou": iou[:, 1:, 0].max(1)[0].mean().item(), "single": iou[:, 0, 0].mean().item(),
+            "head": head.item()}
+    return total + head, logs, (logits.detach(), coordinates, labels, targets, weights, iou)
+
+
+def second_round(model, batch, embedding, R, state, rng, per_image=4):
+    """Corrects some masks of the first round: a second point in the wrong region, the first logits as mask prompt."""
+    logits, coordinates, labels, targets, weights, iou = state
+    B, g = embedding.shape[0], model.grid
+    rows = torch.from_numpy(np.concatenate([b * R + rng.choice(R, per_image, replace=False) for b in range(B)]))
+    best = iou[rows, :, 0].argmax(1)
+    previous = unfold_masks(logits[rows, best], g)
+    wanted = unfold_masks((targets[rows, 0] > 127) & (weights[rows] > 0), g)
+    valid = unfold_masks(weights[rows] > 0, g)
+    wrong = ((previous > 0) != wanted) & valid
+    points, signs = torch.zeros(len(rows), 1, 2), torch.full((len(rows), 1), -1)
+    for k in range(len(rows)):
+        places = np.flatnonzero(wrong[k].numpy().ravel())
+        if len(places):
+            at = int(places[rng.integers(len(places))])
+            points[k, 0] = torch.tensor([at % (4 * g) * 2 + 0.5, at // (4 * g) * 2 + 0.5])
+            signs[k, 0] = int(wanted[k].reshape(-1)[at])
+    sparse = model.embed_prompts(torch.cat([points, coordinates[rows]], 1), torch.cat([signs, labels[rows]], 1))
+    dense = model.embed_masks(previous.unsqueeze(1).clamp(-12, 12))
+    image = embedding.repeat_interleave(per_image, 0)
+    out, iou_pred = model.decode(image, dense, sparse)
+    t, w = targets[rows, :1].contiguous(), weights[rows]
+    loss, iou2 = mask_losses(MaskSumsFunction.apply(out, t, w), t, w)
+    total = loss[:, 0, 0].mean() + loss[:, 1:, 0].min(1)[0].mean() + F.mse_loss(iou_pred, iou2[..., 0])
+    return total, iou2[:, 0, 0].mean().item()
+
+
+# ---------------------------------------------------------------- optimiser
+
+class Optimizer:
+    """Muon for the hidden matrices, AdamW for the rest. Moments are part of the checkpoint."""
+
+    def __init__(self, named, muon_lr, adam_lr, decay):
+        self.rates = muon_lr, adam_lr, decay
+        self.named = {n: p for n, p in named.items() if not n.endswith("k_proj.bias")}  # softmax ignores k's bias
+        self.muon = {}
+        for name, p in self.named.items():
+            hidden = p.ndim == 2 and min(p.shape) >= 32 and ("blocks." in name or "transformer." in name) and "rel_pos" not in name
+            if hidden:
+                self.muon[name] = torch.zeros_like(p)
+        self.adam = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.named.items() if n not in self.muon}
+        self.steps = 0
+
+    def state(self):
+        return {"muon": self.muon, "adam": self.adam, "steps": self.steps}
+
+    def load(self, state):
+        self.steps = state["steps"]
+        for name in self.muon:
+            self.muon[name].copy_(state["muon"][name])
+        for name in self.adam:
+            for mine, saved in zip(self.adam[name], state["adam"][name]):
+                mine.copy_(saved)
+
+    @staticmethod
+    def orthogonalise(m):
+        """Newton-Schulz, five steps of Muon's quintic, on a batch of matrices [n][rows <= cols][cols]."""
+        x = m / (m.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        x = x.to(BF16)
+        for _ in range(5):
+            a = torch.bmm(x, x.transpose(1, 2))
+            b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+            x = torch.baddbmm(x, b, x, beta=3.4445)
+        return x.float()
+
+    @torch.no_grad()
+    def step(self, scale, clip=1.0):
+        muon_lr, adam_lr, decay = (self.rates[0] * scale, self.rates[1] * scale, self.rates[2])
+        self.steps += 1
+        grads = [p.grad for p in self.named.values() if p.grad is not None]
+        norm = torch.stack(torch._foreach_norm(grads)).norm().item()
+        factor = min(1.0, clip / (norm + 1e-6))
+        if not math.isfinite(norm):
+            return norm
+        torch._foreach_mul_(grads, factor)
+        groups = {}
+        for name, moment in self.muon.items():
+            p = self.named[name]
+            moment.mul_(0.95).add_(p.grad)
+            update = p.grad + 0.95 * moment
+            for piece, target in zip(update.chunk(3) if "qkv" in name else [update], p.chunk(3) if "qkv" in name else [p]):
+                wide = piece.shape[0] <= piece.shape[1]
+                piece = piece if wide else piece.t()
+                groups.setdefault(tuple(piece.shape), []).append((piece, target, wide))
+        for pieces in groups.values():
+            result = self.orthogonalise(torch.stack([piece for piece, _, _ in pieces]))
+            for x, (_, target, wide) in zip(result, pieces):
+                x = x if wide else x.t()
+                target.mul_(1 - muon_lr * decay).add_(x, alpha=-muon_lr * math.sqrt(max(1.0, x.shape[0] / x.shape[1])))
+        names = [n for n in self.adam if self.named[n].grad is not None]
+        p, g = [self.named[n] for n in names], [self.named[n].grad for n in names]
+        m, v = [self.adam[n][0] for n in names], [self.adam[n][1] for n in names]
+        torch._foreach_mul_(m, 0.9), torch._foreach_add_(m, g, alpha=0.1)
+        torch._foreach_mul_(v, 0.98), torch._foreach_addcmul_(v, g, g, 0.02)
+        c1, c2 = 1 - 0.9 ** self.steps, 1 - 0.98 ** self.steps
+        bottom = torch._foreach_sqrt(v)
+        torch._foreach_add_(bottom, 1e-8 * math.sqrt(c2))
+        torch._foreach_addcdiv_(p, m, bottom, -adam_lr * math.sqrt(c2) / c1)
+        return norm
+
+
+# ---------------------------------------------------------------- the run
+
+def held_out(model, scenes, n_images, first, R=24):
+    """Point prompts on held-out scenes (low-resolution IoU): quick figures for the log; eval_sam.py measures properly."""
+    rng, best, single, error = np.random.default_rng(1), [], [], []
+    with torch.no_grad():
+        for i in range(0, n_images, 8):
+            batch = Batch(scenes, model, 8, R, np.ones(8), first + i + np.arange(8), rng)
+            xy = batch.xy.view(-1, 1, 2)
+            sparse = model.embed_prompts(torch.cat([xy, 0 * xy], 1), torch.tensor([[1, -1]]).repeat(len(xy), 1))
+            logits, pred = model.decode(model.encode(batch.images), model.p["prompt_encoder.no_mask_embed.weight"], sparse)
+            targets, weights = batch.targets.view(8 * R, 2, -1)[:, :1].contiguous(), batch.weights.repeat_interleave(R, 0)
+            _, iou = mask_losses(MaskSumsFunction.apply(logits, targets, weights), targets, weights)
+            keep = batch.area.view(-1) > 0.01
+            iou, pred = iou[keep, :, 0], pred[keep]
+            best.append(iou[:, 1:].max(1)[0]), single.append(iou[:, 0])
+    best, single = torch.cat(best), torch.cat(single)
+    return {"best": best.mean().item(), "at75": (best >= 0.75).float().mean().item(), "single": single.mean().item()}
+
+
+def save_atomically(path, thing):
+    torch.save(thing, path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+def export(path, model, ema, extra):
+    state = {name: value.numpy().astype(np.float16) for name, value in ema.items()}
+    safetensors_io.save(path, state, metadata(model.c, {**AMG, **extra}))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder for checkpoints, log.txt and export/")
+    parser.add_argument("--minutes", type=float, default=100, help="wall time that the schedule ends at (over all resumes)")
+    parser.add_argument("--resume", help="checkpoint to go on with")
+    parser.add_argument("--init", help="safetensors file to start from")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--images", type=int, default=8, help="images a step")
+    parser.add_argument("--points", type=int, default=48, help="points an image for the dense head")
+    parser.add_argument("--decoded", type=int, default=20, help="of these, for the decoder")
+    parser.add_argument("--muon-lr", type=float, default=0.01)
+    parser.add_argument("--adam-lr", type=float, default=0.0015)
+    parser.add_argument("--decay", type=float, default=0.05)
+    parser.add_argument("--lr-scale", type=float, default=1.0)
+    parser.add_argument("--curriculum", type=float, default=0.3, help="share of the run until all scenes are hard")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    os.makedirs(os.path.join(args.out, "export"), exist_ok=True)
+
+    config = None
+    if args.init:
+        tensors, meta = safetensors_io.load(args.init)
+        config = config_from_metadata(meta)
+    model = TinySam(config, seed=args.seed)
+    dense = DenseHead(model.c["out_chans"])
+    if args.init:
+        model.load_official({k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items()})
+    named = {n.replace("/", "."): p for n, p in model.named_parameters()}
+    named.update({"dense." + n: p for n, p in dense.named_parameters()})
+    optimizer = Optimizer(named, args.muon_lr * args.lr_scale, args.adam_lr * args.lr_scale, args.decay)
+    ema = model.official_state()
+    step, images, before = 0, 0, 0.0
+    if args.resume:
+        saved = torch.load(args.resume)
+        model.load_official(saved["model"]), dense.load_state_dict(saved["dense"])
+        optimizer.load(saved["optimizer"])
+        ema, step, images, before = saved["ema"], saved["step"], saved["images"], saved["seconds"]
+    scenes = Scenes()
+    start, budget = time.time() - before, args.minutes * 60
+    log_file = open(os.path.join(args.out, "log.txt"), "a", buffering=1)
+
+    def log(text):
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        print(line, flush=True), log_file.write(line + "\n")
+
+    def checkpoint():
+        save_atomically(os.path.join(args.out, "last.pt"), {
+            "model": model.official_state(), "dense": dense.state_dict(), "optimizer": optimizer.state(), "ema": ema,
+            "step": step, "images": images, "seconds": time.time() - start, "args": vars(args)})
+        export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, ema,
+               {"training.steps": step, "training.images": images, "training.seed": args.seed,
+                "training.minutes": f"{(time.time() - start) / 60:.1f}"})
+
+    checkpoint()
+    log(f"start: {sum(p.numel() for p in model.parameters())} parameters, {vars(args)}")
+    sums, last_log, last_save, last_eval, timer = {}, time.time(), time.time(), time.time(), [0.0, 0.0]
+    while True:
+        progress = (time.time() - start) / budget
+        if progress >= 1:
+            break
+        rng = np.random.default_rng([args.seed, step])
+        tick = time.time()
+        ramp = min(1.0, progress / max(args.curriculum, 1e-6)) if not args.init else 1.0
+        difficulty = np.clip((0.25 + 0.75 * ramp) * rng.uniform(0.3 + 0.7 * ramp, 1.0, args.images), 0, 1)
+        seeds = rng.integers(0, 1 << 40, args.images)
+        batch = Batch(scenes, model, args.images, args.points, difficulty, seeds, rng)
+        timer[0] += time.time() - tick
+        embedding = model.encode(batch.images)
+
+        aux_weight = 1.0 if progress < 0.5 else max(0.0, 1.0 - (progress - 0.5) / 0.4)
+        loss, logs, state = point_loss(model, batch, embedding, args.decoded, rng)
+        if aux_weight > 0:
+            logits = dense(embedding, batch.xy, model.grid, model.c["patch_size"])
+            targets = batch.targets[:, :, :1].reshape(logits.shape[0], 1, -1)
+            weights = batch.weights.repeat_interleave(args.points, 0)
+            aux, aux_iou = mask_losses(MaskSumsFunction.apply(logits, targets, weights), targets, weights)
+            loss = loss + aux_weight * aux.mean()
+            logs["dense"] = aux_iou.mean().item()
+        if step % 4 == 3:
+            more, logs["refined"] = second_round(model, batch, embedding, args.decoded, state, rng)
+            loss = loss + 0.5 * more
+        for p in named.values():
+            p.grad = None
+        loss.backward()
+        scale = min(1.0, (step + 1) / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
+        logs["norm"] = optimizer.step(scale)
+        step, images = step + 1, images + args.images
+        decay = min(0.998, (1 + step) / (20 + step))
+        with torch.no_grad():
+            mine = [model.p[n] for n in ema]
+            averages = list(ema.values())
+            torch._foreach_mul_(averages, decay), torch._foreach_add_(averages, [p.detach() for p in mine], alpha=1 - decay)
+        for key, value in logs.items():
+            sums.setdefault(key, []).append(value)
+        if step % 100 == 0:
+            now = time.time()
+            means = " ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items())
+            log(f"step {step} progress {progress:.3f} {means} s/step {(now - last_log) / 100:.3f} data {timer[0] / 100:.3f}")
+            sums, last_log, timer = {}, now, [0.0, 0.0]
+        if time.time() - last_save > 240:
+            checkpoint()
+            last_save = time.time()
+        if time.time() - last_eval > 600:
+            average = TinySam(model.c)
+            average.load_official(ema)
+            log(f"held out (EMA, 48 images): {held_out(average, scenes, 48, HELD_OUT)}")
+            last_eval = time.time()
+    checkpoint()
+    average = TinySam(model.c)
+    average.load_official(ema)
+    log(f"end: step {step}, {images} images, held out (EMA, 128 images): {held_out(average, scenes, 128, HELD_OUT)}")
+
+
+if __name__ == "__main__":
+    main()
