@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Judge a ViT backbone by what samlad asks of it, without running samlad.
 
-The method of METHOD.md, sections 2 and 4 to 7, in a few lines of numpy with *oracle* masks (the generator's own), so that
-only the features are judged. Three tables:
+The method of METHOD.md, sections 2 and 4 to 7, in a few lines of numpy with *oracle* masks (the generator's
+own), so that only the features are judged. Two tables:
 
-  objects   tray scenes and collages: is an object's pooled feature nearest to the same object in the other jittered view?
-            Is a damaged object farther from its undamaged views than they are from each other (AUROC)?
-  method    trays of one product: 24 normal ones as bank, then normal, logical and structural test trays (AUROC).
-  digits    DigitAnatomy (METHOD.md section 10) from MNIST: 3 x 3 digits that no training has seen (AUROC a kind).
+  objects   trays and collages: is an object's pooled feature nearest to the same object in another jittered
+            view? Is a damaged object farther from its undamaged views than they are from each other (AUROC)?
+  digits    DigitAnatomy (METHOD.md section 10) from MNIST, which no training has seen: the whole method,
+            AUROC a kind of anomaly.
 
     eval_vit.py --weights weights/vit_tiny.safetensors [--mnist DIR]
     eval_vit.py --timm DIR/vit_tiny_patch16_224.safetensors --layer 9 [--mnist DIR]     (a yardstick)
@@ -96,7 +96,7 @@ def to_grid(f, g):
 
 
 class Scene:
-    """One image after the backbone: features on the grid, soft object weights, pooled features, centroids, areas."""
+    """One image after the backbone: features on the grid, soft object weights, pooled features, centroids."""
 
     def __init__(self, f, ids, g=56):
         self.f = to_grid(f, g)
@@ -171,7 +171,7 @@ def sinkhorn(s, alpha, tau=0.02, iters=30):
 
 
 class Method:
-    """Bank, retrieval, matching, Mahalanobis map, fusion: METHOD.md with its defaults (no verification: masks are true)."""
+    """Bank, retrieval, matching, Mahalanobis map, fusion: METHOD.md's defaults (masks are true: no verification)."""
 
     def __init__(self, bank, k=5, wp=0.7, whiten=True):
         self.bank, self.k, self.wp = bank, min(k, len(bank) - 1), wp
@@ -206,7 +206,7 @@ class Method:
         return out
 
     def object_map(self, s, i, refs, pairs):
-        """Mahalanobis distance of the object's grid cells from the references it matched; [h][w], 0 elsewhere."""
+        """Mahalanobis distances of the object's cells from the references it matched; [h][w], 0 elsewhere."""
         g = s.f.shape[0]
         yy, xx = np.nonzero(s.w[i] > .25)
         samples = []
@@ -251,7 +251,8 @@ class Method:
             self.q95[r] = {}
             for i in range(len(s.a)):
                 m = self.object_map(s, i, refs, pairs)
-                self.q95[r][i] = np.nan if m is None else np.quantile(m[m > 0], .95) if (m > 0).any() else np.nan
+                some = m is not None and (m > 0).any()
+                self.q95[r][i] = np.quantile(m[m > 0], .95) if some else np.nan
             values = [v for v in self.q95[r].values() if v == v]
             for i in self.q95[r]:
                 if self.q95[r][i] != self.q95[r][i]:
@@ -294,7 +295,8 @@ def mahalanobis(q, x, eps=0.01):
     xc = x - mu[:, None]
     xd = np.einsum('nmc,nc->nm', xc, d)
     gram = np.einsum('nmc,nkc->nmk', xc, xc) + eps * (m - 1) * np.eye(m)
-    return np.maximum(((d * d).sum(1) - np.einsum('nm,nm->n', xd, np.linalg.solve(gram, xd[..., None])[..., 0])) / eps, 0)
+    explained = np.einsum('nm,nm->n', xd, np.linalg.solve(gram, xd[..., None])[..., 0])
+    return np.maximum(((d * d).sum(1) - explained) / eps, 0)
 
 
 def blur(m, sigma=1.0):
@@ -344,7 +346,8 @@ class Digits:
         theta = torch.zeros(1, 32, 32, 2)
         gy, gx = np.meshgrid((t + y0) / 14 - 1, (t + x0) / 14 - 1, indexing='ij')
         theta[0] = torch.from_numpy(np.stack([gx, gy], -1).astype(np.float32))
-        return F.grid_sample(torch.from_numpy(im.copy())[None, None], theta, align_corners=False)[0, 0].numpy()
+        im = torch.from_numpy(im.copy())[None, None]
+        return F.grid_sample(im, theta, align_corners=False)[0, 0].numpy()
 
     def make(self, kind):
         """kind: good, missing, disordered, flipped, zero -> rgb [224][224][3] u8, ids [224][224]."""
@@ -370,7 +373,8 @@ class Digits:
             if d is not None:
                 im[y * 32:y * 32 + 32, x * 32:x * 32 + 32] = self.cell(d, flip.get(i, 0))
                 ids[edge[y]:edge[y + 1], edge[x]:edge[x + 1]] = i + 1
-        t = F.interpolate(torch.from_numpy(im)[None, None], (224, 224), mode='bilinear', align_corners=False)[0, 0]
+        t = torch.from_numpy(im)[None, None]
+        t = F.interpolate(t, (224, 224), mode='bilinear', align_corners=False)[0, 0]
         return np.repeat(t.round().clamp(0, 255).byte().numpy()[..., None], 3, 2), ids
 
 
@@ -396,8 +400,8 @@ DAMAGES = ('none', 'scratch', 'stain', 'dent', 'broken')
 
 
 def standing_in(s, refs, std):
-    """Score of each of the scene's objects that all references show too: the largest blurred Mahalanobis distance from
-    them, divided by the references' own (leave-one-out) 95 % quantile. {label: (score, plain largest)}"""
+    """Score of each of the scene's objects that all references show too: the largest blurred Mahalanobis
+    distance from them, divided by the references' own (leave-one-out) 95 % quantile. {label: (score, plain largest)}"""
     def distances(q, others):
         out = {}
         for i, label in enumerate(q.labels):
@@ -435,8 +439,10 @@ def objects_table(backbone, size, kind, n_scenes=24, seed=HELD_OUT, g=56):
         drawn = [generator.render(seed + s, 1 + v, .8, clean_kind, size) for v in range(6)]
         bad = generator.render(seed + s, 7, .8, bad_kind, size)
         f, _ = backbone(np.stack([d[0] for d in drawn] + [bad[0]]))
-        views.append(([Scene(a, d[1], g) for a, d in zip(f, drawn)], Scene(f[6], bad[1], g), drawn[0][3], bad))
-    std = np.concatenate([v.f.reshape(-1, v.f.shape[-1])[::9] for vs in views for v in vs[0][:2]]).std(0) + 1e-6
+        good = [Scene(a, d[1], g) for a, d in zip(f, drawn)]
+        views.append((good, Scene(f[6], bad[1], g), drawn[0][3], bad))
+    every = np.concatenate([v.f.reshape(-1, v.f.shape[-1])[::9] for vs in views for v in vs[0][:2]])
+    std = every.std(0) + 1e-6
     for vs, bad_view, objects, bad in views:
         look = [(o['shape'], o['texture'], o['color'].tobytes(), o['color2'].tobytes()) for o in objects]
         for k, whiten in enumerate((False, True)):
@@ -463,7 +469,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--weights', help='a shipped ViT (safetensors)')
     p.add_argument('--timm', help='a timm ViT-Tiny/16 (safetensors) as a yardstick')
-    p.add_argument('--layer', type=int, default=0, help='blocks to run (0: all; the timm yardstick is best at 9)')
+    p.add_argument('--layer', type=int, default=0, help='blocks to run (0: all; the yardstick is best at 9)')
     p.add_argument('--mnist', help='folder of the MNIST idx files, for the digits table')
     p.add_argument('--scenes', type=int, default=24)
     p.add_argument('--bank', type=int, default=60)
@@ -476,8 +482,8 @@ def main():
         backbone = load_timm(a.timm, a.layer or 9)
     else:
         model, meta = load_vit(a.weights)
-        backbone = Backbone(model, *([float(v) for v in meta['vit.' + k].split(',')] for k in ('mean', 'std')),
-                            a.layer or len(model.blocks))
+        mean, std = ([float(v) for v in meta['vit.' + k].split(',')] for k in ('mean', 'std'))
+        backbone = Backbone(model, mean, std, a.layer or len(model.blocks))
     import scenes as S
     table = {}
     if a.scenes:

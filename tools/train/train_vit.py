@@ -1,26 +1,30 @@
 #!/usr/bin/env python3
 """Train the small ViT that ships as samlad's default backbone, on procedurally generated scenes only.
 
-The network is the official DINOv2 `DinoVisionTransformer` (same parameter names and shapes: its weights load there with
-strict=True) with small dimensions. What samlad asks of its features is written straight into the losses; all heads are
-one linear layer, or none, and are dropped afterwards, so that the final-norm patch tokens carry it themselves:
+The network is the official DINOv2 `DinoVisionTransformer` (same parameter names and shapes: its weights
+load there with strict=True) with small dimensions. What samlad asks of its features is written straight into
+the losses; all heads are one linear layer, or none, and are dropped afterwards, so that the final-norm patch
+tokens carry it themselves:
 
-  attributes   every patch tells its object's shape, texture, colours, axes, size, the patch's place in the object,
-               its own mean colour, object borders inside it, and the damaged fraction of it        (dense supervision)
-  places       two views of a scene, drawn with jitter: what lies at the same place of the same object is a positive,
-               all other objects are negatives                                                      (InfoNCE, one linear layer)
-  objects      mean patch token of an object: the same object of the other view against all other objects, among them
-               its own mirror image and rotations when the shape shows the difference               (InfoNCE, no head)
-  damage       the standardised distance between the patches of the same place, which is what amm.c measures, must be
-               small where nothing changed and large where one view is damaged                      (logistic, no head)
-  scene        the class token finds the other view of its scene                                    (InfoNCE, one linear layer)
+  attributes   every patch tells its object's shape, texture, colours, axes, size, the patch's place in the
+               object, its own mean colour, object borders inside it, the damaged fraction of it, and which
+               digit it belongs to on handwritten pages                         (dense supervision)
+  places       two views of a scene, drawn with jitter: what lies at the same place of the same object is a
+               positive, all other objects are negatives                        (InfoNCE, one linear layer)
+  objects      mean patch token of an object: the same object of the other view against all other objects,
+               among them its own mirror image and rotations when the shape shows the difference; on
+               handwritten pages the other view is another hand's               (InfoNCE, no head)
+  damage       the standardised distance between the patches of the same place, which is what amm.c measures,
+               must be small where nothing changed and large where one view is damaged  (logistic, no head)
+  scene        the class token finds the other view of its scene                (InfoNCE, one linear layer)
 
-Training looks at windows of the scenes (112 x 112 pixels: 14 x 14 patches, with a random cut of the position embedding, so
-that position says little), and in the last part at whole images (224 x 224). The learning rate follows the clock.
+Training looks at windows of the scenes (112 x 112 pixels: 14 x 14 patches, with a random cut of the position
+embedding, so that position says little), and in the last part at whole images (224 x 224). The learning rate
+follows the clock.
 
     train_vit.py --out DIR --minutes 90 [--init weights/vit_tiny.safetensors | --resume DIR/checkpoint.pt]
 
-Environment that doubles the speed on a CPU: MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592.
+On a CPU, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592 double the speed.
 Training uses scene seeds in [2^39, 2^40), evaluation seeds from 2^41 on.
 """
 import argparse
@@ -80,8 +84,10 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     def __init__(self, dim, n_heads, mlp_ratio, layer_scale):
         super().__init__()
-        self.norm1, self.attn, self.ls1 = nn.LayerNorm(dim, 1e-6), Attention(dim, n_heads), LayerScale(dim, layer_scale)
-        self.norm2, self.mlp, self.ls2 = nn.LayerNorm(dim, 1e-6), Mlp(dim, mlp_ratio * dim), LayerScale(dim, layer_scale)
+        self.norm1, self.attn = nn.LayerNorm(dim, 1e-6), Attention(dim, n_heads)
+        self.ls1 = LayerScale(dim, layer_scale)
+        self.norm2, self.mlp = nn.LayerNorm(dim, 1e-6), Mlp(dim, mlp_ratio * dim)
+        self.ls2 = LayerScale(dim, layer_scale)
 
     def forward(self, x):
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -123,8 +129,8 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(m.bias)
 
     def tokens(self, x, cuts=None):
-        """x [B][3][H][W] normalised -> tokens [B][1 + n][C]; cuts: row and column of the position grid's cut, one a
-        picture; pictures of another size than the training's need the official class's interpolation, not this one."""
+        """x [B][3][H][W] normalised -> tokens [B][1 + n][C]; cuts: row and column of the position grid's cut,
+        one a picture. (Whole pictures of another size need the official class's interpolation, not a cut.)"""
         b, _, height, width = x.shape
         h, w, g = height // self.patch_size, width // self.patch_size, self.grid
         pos = self.pos_embed[:, 1:].view(g, g, -1)
@@ -148,10 +154,11 @@ class VisionTransformer(nn.Module):
 def metadata(model, extra):
     meta = {
         'samlad.model': 'vit', 'samlad.name': 'vit_tiny', 'vit.family': 'dinov2',
-        'vit.image_size': model.image_size, 'vit.patch_size': model.patch_size, 'vit.dim': model.norm.weight.numel(),
-        'vit.depth': len(model.blocks), 'vit.n_heads': model.n_heads, 'vit.mlp_ratio': model.mlp_ratio, 'vit.ffn': 'mlp',
-        'vit.n_registers': 0, 'vit.layer_scale': 1, 'vit.interpolate_offset': 0.1, 'vit.interpolate_antialias': 0,
-        'vit.eps': '1e-6', 'vit.mean': ','.join(map(str, MEAN)), 'vit.std': ','.join(map(str, STD)),
+        'vit.image_size': model.image_size, 'vit.patch_size': model.patch_size,
+        'vit.dim': model.norm.weight.numel(), 'vit.depth': len(model.blocks), 'vit.n_heads': model.n_heads,
+        'vit.mlp_ratio': model.mlp_ratio, 'vit.ffn': 'mlp', 'vit.n_registers': 0, 'vit.layer_scale': 1,
+        'vit.interpolate_offset': 0.1, 'vit.interpolate_antialias': 0, 'vit.eps': '1e-6',
+        'vit.mean': ','.join(map(str, MEAN)), 'vit.std': ','.join(map(str, STD)),
         'method.size': model.image_size, 'method.layer': len(model.blocks),
     }
     meta.update(extra)
@@ -180,7 +187,8 @@ def load_vit(path):
         header = json.loads(f.read(n))
         blob = f.read()
     meta = header.pop('__metadata__')
-    v = {k: int(meta['vit.' + k]) for k in ('image_size', 'patch_size', 'dim', 'depth', 'n_heads', 'mlp_ratio')}
+    names = ('image_size', 'patch_size', 'dim', 'depth', 'n_heads', 'mlp_ratio')
+    v = {k: int(meta['vit.' + k]) for k in names}
     model = VisionTransformer(**v)
     state = {}
     for name, e in header.items():
@@ -195,9 +203,105 @@ def load_vit(path):
 
 S = scenes_module
 N_SHAPES, N_TEXTURES = 19, 12
+WRITTEN = 99                                   # the kind of scene that write_page makes
+SAME_TURNED = {0, 1, 8}                        # digits that a turn may leave as they are
 SHOWS_MIRROR = {11, 13, 15, 16, 17}            # blob, letter, key, L, digit
 SHOWS_TURN = SHOWS_MIRROR | {8, 12, 14}        # screw, crescent, arrow
 BACKGROUND = N_SHAPES                          # the background's class among the shapes
+
+
+# Handwriting: control points of smooth strokes in [-1,1]^2 (y down), a few ways to write each digit.
+def _arc(cx, cy, rx, ry, start, end, n=9):
+    t = np.linspace(start, end, n) * 2 * math.pi
+    return np.stack([cx + rx * np.cos(t), cy + ry * np.sin(t)], -1)
+
+
+STROKES = {
+    0: [[_arc(0, 0, .62, .95, -.25, .75, 13)], [_arc(0, 0, .62, .95, -.2, .85, 13)]],
+    1: [[np.array([[0, -.95], [0, 0], [0, .95]])],
+        [np.array([[-.4, -.55], [.05, -.95], [.05, -.9], [.05, .95]])],
+        [np.array([[-.35, -.6], [0, -.95], [0, -.9], [0, .95]]), np.array([[-.4, .95], [.4, .95]])]],
+    2: [[np.concatenate([_arc(0, -.45, .55, .5, .55, 1.08, 7), [[-.55, .9], [-.5, .92], [.65, .88]]])],
+        [np.concatenate([_arc(0, -.45, .55, .5, .55, 1.1, 7), _arc(-.3, .72, .25, .2, .3, 1.05, 6),
+                         [[.65, .9]]])]],
+    3: [[_arc(0, -.47, .5, .46, .55, 1.22, 8), _arc(0, .45, .6, .5, .78, 1.42, 9)],
+        [np.concatenate([_arc(-.05, -.47, .5, .46, .58, 1.2, 7), _arc(0, .45, .58, .5, .78, 1.4, 8)])]],
+    4: [[np.array([[.3, .95], [.3, -.95], [.28, -.95], [-.6, .3], [-.58, .32], [.7, .32]])],
+        [np.array([[-.5, -.9], [-.55, .1], [-.5, .15], [.6, .1]]), np.array([[.4, -.85], [.35, .95]])]],
+    5: [[np.array([[.55, -.92], [-.4, -.92], [-.42, -.9], [-.48, -.1]]), _arc(0, .38, .58, .55, .62, 1.4, 9)],
+        [np.concatenate([[[.55, -.92], [-.4, -.9], [-.42, -.88], [-.48, -.12]],
+                         _arc(-.02, .38, .58, .55, .68, 1.4, 8)])]],
+    6: [[np.concatenate([[[.35, -.95], [-.3, -.4]], _arc(0, .42, .52, .5, .55, -.45, 11)])],
+        [np.concatenate([[[.1, -.95], [-.4, -.2]], _arc(-.02, .45, .46, .45, .5, -.48, 11)])]],
+    7: [[np.array([[-.6, -.9], [.6, -.9], [.6, -.88], [-.1, .95]])],
+        [np.array([[-.6, -.9], [.6, -.9], [.6, -.88], [-.1, .95]]), np.array([[-.3, .05], [.5, .05]])],
+        [np.array([[-.6, -.6], [-.55, -.9], [.6, -.9], [.6, -.88], [.1, .1], [0, .95]])]],
+    8: [[_arc(0, -.48, .45, .45, .25, 1.25, 12), _arc(0, .46, .55, .48, -.25, .75, 12)],
+        [np.array([[.45, -.75], [0, -.95], [-.45, -.6], [0, -.05], [.5, .5], [0, .95], [-.5, .5], [0, 0],
+                   [.45, -.5], [.4, -.8]])]],
+    9: [[np.concatenate([_arc(0, -.45, .5, .48, 0, -1, 11), [[.5, -.4], [.42, .95]]])],
+        [np.concatenate([_arc(-.02, -.45, .48, .46, -.03, -1, 11), [[.46, .3], [.1, .9], [-.4, .8]]])]],
+}
+
+
+def smooth(p, n=5):
+    """Catmull-Rom through the points."""
+    q = np.concatenate([p[:1], p, p[-1:]])
+    t = np.linspace(0, 1, n, endpoint=False)[:, None]
+    a, b, c, d = q[:-3, None], q[1:-2, None], q[2:-1, None], q[3:, None]
+    r = .5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t ** 2 + (3 * b - a - 3 * c + d) * t ** 3)
+    return np.concatenate([r.reshape(-1, 2), p[-1:]])
+
+
+def write_digit(rng, digit, side):
+    """One handwritten digit in a cell: ink [side][side] in 0..1, and the mask of ink and what is close to it."""
+    ways = STROKES[digit]
+    size, wide = side * rng.uniform(.28, .46), rng.uniform(.6, 1.1)
+    slant, turn = rng.normal(0, .2), rng.normal(0, .12)
+    m = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    m = m @ np.array([[wide, -slant], [0, 1]])
+    centre = side / 2 + rng.normal(0, .05, 2) * side
+    k = side // 3  # the distance to the pen's way is smooth: a third of the pixels will do
+    y, x = (np.mgrid[0:k, 0:k] + .5) * side / k - .5
+    p = np.stack([x, y], -1).reshape(-1, 1, 2).astype(np.float32)
+    near = np.full(k * k, 1e9, np.float32)
+    for stroke in ways[int(rng.integers(len(ways)))]:
+        wobble = stroke + rng.normal(0, .05, stroke.shape) + rng.normal(0, .04, 2)
+        q = (smooth(wobble, 3) @ m.T * size + centre).astype(np.float32)
+        a, ab = q[None, :-1], (q[1:] - q[:-1])[None]
+        t = (((p - a) * ab).sum(-1) / ((ab * ab).sum(-1) + 1e-6)).clip(0, 1)
+        d = p - a - t[..., None] * ab
+        near = np.minimum(near, (d * d).sum(-1).min(1))
+    near = torch.from_numpy(np.sqrt(near).reshape(1, 1, k, k))
+    near = F.interpolate(near, (side, side), mode='bilinear', align_corners=False)[0, 0].numpy()
+    pen, soft = size * rng.uniform(.09, .22), side * rng.uniform(.01, .028)
+    return (1 / (1 + np.exp(np.clip((near - pen) / soft, -30, 30)))).astype(np.float32), near < pen + 2
+
+
+def write_page(rng, digits, side):
+    """A grid of written digits (None: an empty cell) like scenes.py's views: rgb, ids, damage, objects. The
+    field `parent` holds the digit."""
+    rows, columns = len(digits), len(digits[0])
+    size = side * max(rows, columns)
+    ink, ids = np.zeros((size, size), np.float32), np.zeros((size, size), np.uint16)
+    objects = np.zeros(rows * columns, S.OBJECT)
+    shade = rng.uniform(.8, 1)
+    for r in range(rows):
+        for c in range(columns):
+            i = r * columns + c
+            o = objects[i]
+            o['parent'], o['shape'], o['color'], o['color2'] = -1, 17, shade, shade
+            o['cx'], o['cy'], o['scale'] = (c + .5) * side, (r + .5) * side, side * .4
+            if digits[r][c] is None:
+                continue
+            o['parent'] = digits[r][c]
+            d, m = write_digit(rng, digits[r][c], side)
+            sl = np.s_[r * side:(r + 1) * side, c * side:(c + 1) * side]
+            ink[sl] = d * rng.uniform(.85, 1)
+            ids[sl][m] = i + 1
+            o['area'] = int(m.sum())
+    rgb = np.repeat((ink * shade * 255).astype(np.uint8)[..., None], 3, 2)
+    return rgb, ids, np.zeros((size, size), np.uint8), objects
 
 
 class Pool:
@@ -213,8 +317,12 @@ class Pool:
         r = self.rng
         self.seed += 1
         self.drawn += 2
-        kind = int(r.choice([S.GENERAL, S.TRAY, S.GLYPHS], p=[.4, .45, .15]))
+        kind = int(r.choice([S.GENERAL, S.TRAY, S.GLYPHS, WRITTEN], p=[.38, .45, .05, .12]))
         size = int(r.integers(low, high + 1))
+        if kind == WRITTEN:  # the second view is another hand's
+            digits = [[None if r.random() < .06 else int(r.integers(10)) for _ in range(3)] for _ in range(3)]
+            side = (size + 2) // 3
+            return self.seed, kind, 3 * side, write_page(r, digits, side), write_page(r, digits, side)
         difficulty = float(self.difficulty * r.uniform(.6, 1))
         damaged = r.random() < .6
         clean, bad = kind | S.ALL_DAMAGED | S.NO_DAMAGE, kind | S.ALL_DAMAGED  # the same layout
@@ -242,7 +350,7 @@ def turn_arrays(code, *arrays):
 
 
 def recolour(rng, rgb_a, rgb_b, tables):
-    """A change of colour for both views alike (colours of the tables included), and a small one for each alone."""
+    """A change of colour for both views alike (the tables' colours too), and a small one for each alone."""
     m, b = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
     u = rng.random()
     if u < .25:
@@ -268,14 +376,14 @@ def recolour(rng, rgb_a, rgb_b, tables):
 class Batch:
     """Windows of `n` scenes, two views each, with everything that the losses ask for, as tensors.
 
-    Tokens are indexed [2 n views][T]; view v of scene s is row v * n + s. Objects of both views share one table of rows
-    (scene s, object i), the scene's background being its row 0."""
+    Tokens are indexed [2 n views][T]; view v of scene s is row v * n + s. Objects of both views share one
+    table of rows (scene s, object i), the scene's background being its row 0."""
 
     def __init__(self, pool, rng, n, window, patch, low, high, reuse):
         g = window // patch
         self.n, self.g = n, g
-        rgb, ids, dmg, coord, key, row0 = [], [], [], [], [], []
-        tables, n_rows, previous = [], 0, None
+        rgb, ids, dmg, coord, key, digit, row0 = [], [], [], [], [], [], []
+        tables, exact, n_rows, previous = [], [], 0, None
         for s in range(n):
             code = int(rng.integers(8)) if rng.random() < .5 else 0
             if previous is not None and rng.random() < .3:  # the same scene, turned: hard negatives
@@ -285,6 +393,7 @@ class Batch:
                 item = pool.pick(low, high, reuse)
                 previous = (item, code)
             seed, kind, size, a, b = item
+            exact.append(kind != WRITTEN)
             x, y = (int(rng.integers(0, size - window + 1)) for _ in range(2))
             shift = min(16, size - window)
             table = [v[3].copy() for v in (a, b)]
@@ -302,21 +411,23 @@ class Batch:
             row0.append(n_rows)
             for i in range(len(table[0]) + 1):
                 o = table[0][i - 1]
+                digit.append(int(o['parent']) if i > 0 and kind == WRITTEN else -1)
                 key.append((seed, code, i, -1 if i == 0 else int(o['shape']),
-                            0 if i == 0 else hash((int(o['texture']), o['color'].tobytes(), float(o['scale'])))))
+                            (int(o['texture']), o['color'].tobytes(), float(o['scale'])) if i else 0))
             n_rows += len(table[0]) + 1
         order = list(range(0, 2 * n, 2)) + list(range(1, 2 * n, 2))  # view-major
         self.rgb = torch.from_numpy(np.stack([rgb[i] for i in order]).transpose(0, 3, 1, 2).copy())
         self.ids = torch.from_numpy(np.stack([ids[i] for i in order]))
         self.dmg = torch.from_numpy(np.stack([dmg[i] for i in order])).float()
         self.coord = torch.from_numpy(np.stack([coord[i] for i in order]))
-        self.key, self.n_rows = key, n_rows
+        self.key, self.n_rows, self.digit = key, n_rows, torch.tensor(digit)
+        self.exact = torch.tensor(exact)[:, None]  # whether the same place of both views shows the same thing
         self.rows = torch.tensor(row0)
         self.fill_table(tables)
         self.fill_tokens(patch)
 
     def fill_table(self, tables):
-        """Object properties by [view][row]; background rows sit still at the origin with the scene's own frame."""
+        """Object properties by [view][row]; background rows sit still at the scene's origin."""
         t = {k: torch.zeros(2, self.n_rows, d) for k, d in
              (('place', 2), ('frame', 2), ('scale', 1), ('color', 3), ('color2', 3), ('kind', 2))}
         t['frame'][..., 0], t['scale'][:], t['kind'][..., 0], t['kind'][..., 1] = 1, 1, BACKGROUND, -1
@@ -330,12 +441,13 @@ class Batch:
                 t['scale'][v, sl, 0] = torch.from_numpy(o['scale'].copy())
                 t['color'][v, sl] = torch.from_numpy(o['color'].copy())
                 t['color2'][v, sl] = torch.from_numpy(o['color2'].copy())
-                t['kind'][v, sl] = torch.from_numpy(np.stack([o['shape'], o['texture']], -1).astype(np.float32))
+                shape = np.where(o['shape'] < N_SHAPES, o['shape'], 2)  # a panel is a rounded rectangle
+                t['kind'][v, sl] = torch.from_numpy(np.stack([shape, o['texture']], -1).astype(np.float32))
         self.table = t
 
     def fill_tokens(self, p):
-        """Per token: its object's row, purity, damaged fraction, borders in its 2 x 2 quarters, mean colour, its place in
-        the object's frame, and the object's axes in the picture."""
+        """Per token: its object's row, purity, damaged fraction, borders in its 2 x 2 quarters, mean colour,
+        its place in the object's frame, and the object's axes in the picture."""
         b, g = len(self.ids), self.g
         cells = self.ids.view(b, g, p, g, p).transpose(2, 3).reshape(b, g * g, p * p)
         self.row = cells.mode(-1).values.long()
@@ -359,10 +471,10 @@ class Batch:
         d = (self.xy - at['place'])
         c, s = at['frame'][..., 0], at['frame'][..., 1]
         self.inside = torch.stack([c * d[..., 0] + s * d[..., 1], c * d[..., 1] - s * d[..., 0]], -1)
-        # the picture's x and y steps in scene coordinates, and with them the object's axes as the picture shows them
+        # the picture's x and y steps in scene coordinates; with them, the object's axes as the picture shows them
         step_x = (self.coord[:, 0, 1] - self.coord[:, 0, 0]) / p
         step_y = (self.coord[:, 1, 0] - self.coord[:, 0, 0]) / p
-        self.step = torch.stack([step_x, step_y], 1)                                     # [B][2][2]
+        self.step = torch.stack([step_x, step_y], 1)  # [B][2][2]
         ax, ay = torch.stack([c, s], -1), torch.stack([-s, c], -1)
         self.axes = torch.cat([torch.einsum('bij,btj->bti', self.step, a) for a in (ax, ay)], -1)
 
@@ -376,20 +488,21 @@ class Batch:
         c, s = to['frame'][..., 0], to['frame'][..., 1]
         i = inside * ratio
         scene = to['place'] + torch.stack([c * i[..., 0] - s * i[..., 1], s * i[..., 0] + c * i[..., 1]], -1)
-        p = 8 if g == 0 else self.ids.shape[1] // g
+        p = self.ids.shape[1] // g
         first = self.coord[n:, 0, 0][:, None]
-        uv = torch.einsum('bij,btj->bti', self.step[n:], scene - first) / p              # 0 = centre of the first patch
+        uv = torch.einsum('bij,btj->bti', self.step[n:], scene - first) / p  # 0 = centre of the first patch
         pixel = (uv * p + (p - 1) / 2).round().long()
         ok = ((uv >= 0) & (uv <= g - 1)).all(-1)
         pixel = pixel.clamp(0, self.ids.shape[1] - 1)
         there = self.ids[n:][torch.arange(n)[:, None], pixel[..., 1], pixel[..., 0]]
+        ok = ok & self.exact
         return uv.clamp(0, g - 1), ok & (there == row), ok & (self.purity[:n] > .6)
 
 
 # --------------------------------------------------------------------------------------------------- losses
 
-HEADS = (('shape', N_SHAPES + 1), ('texture', N_TEXTURES), ('color', 6), ('inside', 2), ('axes', 4), ('scale', 1),
-         ('local', 4), ('border', 4), ('damage', 1), ('purity', 1))
+HEADS = (('shape', N_SHAPES + 1), ('texture', N_TEXTURES), ('color', 6), ('inside', 2), ('axes', 4),
+         ('scale', 1), ('local', 4), ('border', 4), ('damage', 1), ('purity', 1))
 
 
 class Heads(nn.Module):
@@ -398,6 +511,7 @@ class Heads(nn.Module):
         self.token = nn.Linear(dim, sum(d for _, d in HEADS))
         self.place = nn.Linear(dim, 64)
         self.scene = nn.Linear(dim, 64)
+        self.digit = nn.Linear(dim, 10)
         self.threshold = nn.Parameter(torch.tensor(0.7))
 
 
@@ -419,10 +533,10 @@ def attribute_losses(batch, heads, x):
     mean = lambda v, w: (v * w).sum() / (w.sum() + 1)  # noqa: E731
     huber = lambda a, b: F.smooth_l1_loss(a, b, reduction='none', beta=.2).mean(-1)  # noqa: E731
     loss = {}
-    shape = at['kind'][..., 0].long()
-    loss['shape'] = mean(F.cross_entropy(out['shape'].flatten(0, 1), shape.flatten(), reduction='none').view_as(pure), pure)
-    texture = at['kind'][..., 1].long().clamp(min=0)
-    loss['texture'] = mean(F.cross_entropy(out['texture'].flatten(0, 1), texture.flatten(), reduction='none').view_as(pure), thing)
+    for k, name, weight in ((0, 'shape', pure), (1, 'texture', thing)):
+        target = at['kind'][..., k].long().clamp(min=0).flatten()
+        wrong = F.cross_entropy(out[name].flatten(0, 1), target, reduction='none')
+        loss[name] = mean(wrong.view_as(weight), weight)
     loss['color'] = 2 * mean(huber(out['color'], torch.cat([at['color'], at['color2']], -1)), thing)
     loss['inside'] = mean(huber(out['inside'], batch.inside / (at['scale'] + 2)), thing)
     loss['axes'] = .5 * mean(huber(out['axes'], batch.axes), thing)
@@ -431,7 +545,11 @@ def attribute_losses(batch, heads, x):
     loss['border'] = F.binary_cross_entropy_with_logits(out['border'], batch.border)
     hurt = batch.damage.clamp(max=.5) * 2
     weight = 1 + 3 * hurt
-    loss['damage'] = 2 * (F.binary_cross_entropy_with_logits(out['damage'][..., 0], hurt, reduction='none') * weight).mean()
+    loss['damage'] = 2 * F.binary_cross_entropy_with_logits(out['damage'][..., 0], hurt, weight)
+    digit = batch.digit[batch.row]
+    written = (digit >= 0) & (batch.purity > .3)
+    if written.any():
+        loss['digit'] = .3 * F.cross_entropy(heads.digit(x[:, 1:][written]), digit[written])
     loss['purity'] = .5 * F.binary_cross_entropy_with_logits(out['purity'][..., 0], batch.purity)
     return loss
 
@@ -456,7 +574,7 @@ def pair_losses(batch, heads, x, rng):
     push = (F.softplus((th - d) / t) * d_there.clamp(max=.4) * 2.5)[hurt]
     loss['damage_pull'] = t * 4 * pull.mean()
     loss['damage_push'] = t * 4 * (push.mean() if len(push) else push.sum())
-    stats = {'d_clean': d[clean].mean().item(), 'd_hurt': d[hurt].mean().item() if hurt.any() else float('nan')}
+    stats = {'d_clean': d[clean].mean().item(), 'd_hurt': d[hurt].mean().item()}
     if hurt.any() and clean.any():
         a, b = d[hurt].detach(), d[clean].detach()
         a, b = a[:512], b[torch.randperm(len(b))[:2048]]
@@ -478,11 +596,12 @@ def pair_losses(batch, heads, x, rng):
     for v in range(2):
         sl = slice(v * n, v * n + n)
         r = batch.row[sl].flatten()
-        w = (batch.purity[sl].flatten() > .5).float()[:, None]
+        w = (batch.purity[sl].flatten() > torch.where(batch.digit[r] >= 0, .3, .5)).float()[:, None]
         count = torch.zeros(batch.n_rows, 1).index_add_(0, r, w)
         total = torch.zeros(batch.n_rows, f.shape[-1]).index_add(0, r, f[sl].flatten(0, 1) * w)
         pooled.append(total / count.clamp(min=1)), rows.append(count[:, 0])
-    both = ((rows[0] >= 2) & (rows[1] >= 2) & (torch.minimum(rows[0], rows[1]) > .6 * torch.maximum(rows[0], rows[1]))).nonzero()[:, 0]
+    less, more = torch.minimum(rows[0], rows[1]), torch.maximum(rows[0], rows[1])
+    both = ((less >= 2) & ((less > .6 * more) | (batch.digit >= 0))).nonzero()[:, 0]
     a, b = pooled[0][both], pooled[1][both]
     mu, sd = torch.cat([a, b]).mean(0).detach(), torch.cat([a, b]).std(0).detach() + 1e-4
     a, b = F.normalize((a - mu) / sd, dim=-1), F.normalize((b - mu) / sd, dim=-1)
@@ -494,13 +613,14 @@ def pair_losses(batch, heads, x, rng):
 
     c = F.normalize(heads.scene(x[:, 0]), dim=-1)
     logits = c[:n] @ c[n:].T / .1
-    loss['scene'] = .2 * (F.cross_entropy(logits, torch.arange(n)) + F.cross_entropy(logits.T, torch.arange(n)))
+    target = torch.arange(n)
+    loss['scene'] = .2 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
     return loss, stats
 
 
 def same_thing(batch):
-    """[rows][rows]: True where two rows must not be each other's negatives: the same thing, equal parts of one scene,
-    and the same thing in a turned copy of its scene if the shape does not show the turn."""
+    """[rows][rows]: True where two rows must not be each other's negatives: the same thing, equal parts of one
+    scene, equal digits, and the same thing in a turned copy of its scene if the shape does not show the turn."""
     key = batch.key
     look = {}
     n = len(key)
@@ -512,9 +632,13 @@ def same_thing(batch):
     same_scene = seed[:, None] == seed[None]
     equal = same_scene & ((index[:, None] == index[None]) | (kind[:, None] == kind[None]))
     turned = code[:, None] != code[None]
+    digit = batch.digit.numpy()
+    twins = (digit[:, None] == digit[None]) & (digit[:, None] >= 0)
+    equal |= twins & (~turned | np.isin(digit, list(SAME_TURNED))[:, None])
     mirrored = ((code[:, None] ^ code[None]) & 4) > 0
-    shows = np.where(mirrored, np.isin(shape, list(SHOWS_MIRROR))[:, None], np.isin(shape, list(SHOWS_TURN))[:, None])
-    negative = turned & shows & (index[:, None] == index[None])
+    shows = [np.isin(shape, list(s))[:, None] for s in (SHOWS_MIRROR, SHOWS_TURN)]
+    shows = np.where(mirrored, *shows)
+    negative = turned & shows & (index[:, None] == index[None]) & ~np.isin(digit, list(SAME_TURNED))[:, None]
     assert equal.shape == (n, n)
     return torch.from_numpy(equal & ~negative)
 
@@ -523,12 +647,12 @@ def same_thing(batch):
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--out', required=True, help='folder for checkpoint.pt, log.txt and export/vit_tiny.safetensors')
+    p.add_argument('--out', required=True, help='folder for checkpoint.pt, log.txt, export/vit_tiny.safetensors')
     p.add_argument('--minutes', type=float, default=90, help='wall time of the whole schedule')
     p.add_argument('--whole', type=float, default=.3, help='last fraction of the time, with whole images')
     p.add_argument('--init', help='safetensors weights to start from (the heads start anew)')
     p.add_argument('--resume', help='checkpoint.pt to go on with (schedule and all)')
-    p.add_argument('--scenes', type=int, default=16, help='scenes a step (of windows; a quarter of it of whole images)')
+    p.add_argument('--scenes', type=int, default=16, help='scenes a step (windows; of whole images a quarter)')
     p.add_argument('--lr', type=float, default=1.5e-3)
     p.add_argument('--seed', type=int, default=1)
     p.add_argument('--dim', type=int, default=144)
@@ -559,12 +683,14 @@ def main():
     named = list(model.named_parameters()) + [('head.' + k, v) for k, v in heads.named_parameters()]
     decay = [v for k, v in named if v.ndim > 1 and 'token' not in k.split('.')[0] and 'pos' not in k]
     rest = [v for k, v in named if not any(v is d for d in decay)]
-    optimiser = torch.optim.AdamW([{'params': decay, 'weight_decay': .05}, {'params': rest, 'weight_decay': 0}],
-                                  lr=a.lr, betas=(.9, .98))
+    groups = [{'params': decay, 'weight_decay': .05}, {'params': rest, 'weight_decay': 0}]
+    optimiser = torch.optim.AdamW(groups, lr=a.lr, betas=(.9, .98))
     step, spent, images = 0, 0., 0
     if a.resume:
         c = torch.load(a.resume)
-        model.load_state_dict(c['model']), heads.load_state_dict(c['heads']), optimiser.load_state_dict(c['optimiser'])
+        model.load_state_dict(c['model'])
+        heads.load_state_dict(c['heads'])
+        optimiser.load_state_dict(c['optimiser'])
         ema, step, spent, images = c['ema'], c['step'], c['spent'], c['images']
         rng = np.random.default_rng([a.seed, step])
     pool = Pool(160, rng, 1.0)
@@ -576,10 +702,12 @@ def main():
     def save(spent):
         model_state = {k: v.clone() for k, v in model.state_dict().items()}
         path = os.path.join(a.out, 'checkpoint.pt')
-        torch.save({'model': model_state, 'heads': heads.state_dict(), 'optimiser': optimiser.state_dict(), 'ema': ema,
-                    'step': step, 'spent': spent, 'images': images, 'args': vars(a)}, path + '.part')
+        torch.save({'model': model_state, 'heads': heads.state_dict(), 'optimiser': optimiser.state_dict(),
+                    'ema': ema, 'step': step, 'spent': spent, 'images': images, 'args': vars(a)},
+                   path + '.part')
         os.replace(path + '.part', path)
-        extra = {'train.steps': step, 'train.images': images, 'train.minutes': '%.1f' % spent, 'train.seed': a.seed}
+        extra = {'train.steps': step, 'train.images': images, 'train.minutes': '%.1f' % spent,
+                 'train.seed': a.seed}
         write_f16(os.path.join(a.out, 'export', 'vit_tiny.safetensors'), ema, metadata(model, extra))
 
     while True:
