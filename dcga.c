@@ -72,7 +72,7 @@ int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, in
     int n = 0;
     for (int i = 0; i < n_masks; i++) {
         int64_t area = rle_area(&masks[i]);
-        if (area > 0 && area <= options->max_area * (double)n_pixels && area >= options->min_area * (double)n_pixels)
+        if (area > 0 && (double)area <= options->max_area * (double)n_pixels && (double)area >= options->min_area * (double)n_pixels)
             order[n++] = (MaskArea){i, area};
     }
     qsort(order, (size_t)n, sizeof *order, larger_first);

@@ -24,10 +24,11 @@ typedef struct Objects {
     int *mask_index;    /* [n] which of the given masks, -1 for the background */
 } Objects;
 
+/* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, and 0.9f is less than 90 %. */
 typedef struct ObjectsOptions {
-    float max_area;  /* masks above this part of the image are dropped: 0.90 [ours] */
-    float min_area;  /* and below this: 0.0005 [ours] */
-    float min_kept;  /* a mask that keeps less of itself under smaller ones is dropped: 0.5 [ours] */
+    double max_area; /* masks above this part of the image are dropped: 0.90 [ours] */
+    double min_area; /* and below this: 0.0005 [ours] */
+    double min_kept; /* a mask that keeps less of itself under smaller ones is dropped: 0.5 [ours] */
     int background;  /* 1: what no mask covers is one more object [ours] */
 } ObjectsOptions;
 

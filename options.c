@@ -16,9 +16,9 @@ const OptionSpec option_table[] = {
     {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
     {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4)"},
     {"no-objects", OPTION_FLAG, AT(no_objects), 0, 1, NULL, 1, "ablation: no SAM, the image is one object"},
-    {"max-area", OPTION_FLOAT, AT(objects.max_area), 0, 1, NULL, 1, "drop masks above this part of the image"},
-    {"min-area", OPTION_FLOAT, AT(objects.min_area), 0, 1, NULL, 1, "drop masks below this part of the image"},
-    {"min-kept", OPTION_FLOAT, AT(objects.min_kept), 0, 1, NULL, 1, "drop masks that keep less of themselves"},
+    {"max-area", OPTION_DOUBLE, AT(objects.max_area), 0, 1, NULL, 1, "drop masks above this part of the image"},
+    {"min-area", OPTION_DOUBLE, AT(objects.min_area), 0, 1, NULL, 1, "drop masks below this part of the image"},
+    {"min-kept", OPTION_DOUBLE, AT(objects.min_kept), 0, 1, NULL, 1, "drop masks that keep less of themselves"},
     {"background", OPTION_FLAG, AT(objects.background), 0, 1, NULL, 1, "what no mask covers is one object"},
     {"points", OPTION_INT, AT(amg.points_per_side), 1, 256, NULL, 1, "SAM: point prompts along a side"},
     {"pred-iou-thresh", OPTION_DOUBLE, AT(amg.pred_iou_thresh), -10, 10, NULL, 1, "SAM: least predicted IoU"},
@@ -70,7 +70,7 @@ void options_default(Options *o)
 {
     *o = (Options){.featup_stages = 3, .k = 5, .alpha = NAN, .alpha_quantile = 0.001, .object_quantile = 0.95,
                    .delta_logical = 0.05, .delta_structural = 0.05, .loo_images = 60, .flag_damage = 3, .flag_unmatched = 0.5};
-    o->objects = (ObjectsOptions){.max_area = 0.9f, .min_area = 0.0005f, .min_kept = 0.5f, .background = 1};
+    o->objects = (ObjectsOptions){.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
     o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE, .rounds = 2, .partners = 4, .shrinkage = 0.3f,
                             .channel_strength = 0.1f, .channel_tau = 1, .object_strength = 0, .object_tau = 0.1f};
     o->omm = (OmmOptions){.position_weight = 0.7f, .tau = 0.02f, .sinkhorn_iters = 30, .match_threshold = 0.2f,
