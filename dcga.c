@@ -119,12 +119,14 @@ static double overlap(int i, int n, int c, int m)
     return high > low ? high - low : 0;
 }
 
-void objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width, int grid_h,
-                     int grid_w)
+int objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width, int grid_h,
+                    int grid_w, Error *err)
 {
     size_t n_cells = (size_t)grid_h * (size_t)grid_w;
     int n_all = n + (background != 0);
-    memset(weights, 0, (size_t)n_all * n_cells * sizeof *weights);
+    double *sums = calloc((size_t)n_all * n_cells + 1, sizeof *sums);
+    if (!sums)
+        return fail_memory(err, "the objects of an image", (unsigned long long)n_all * n_cells * sizeof *sums);
     for (int y = 0; y < height; y++) {
         int cy0, cy1;
         pixel_span(y, height, grid_h, &cy0, &cy1);
@@ -138,13 +140,14 @@ void objects_weights(float *weights, const int32_t *labels, int n, int backgroun
             pixel_span(x, width, grid_w, &cx0, &cx1);
             for (int cy = cy0; cy <= cy1; cy++)
                 for (int cx = cx0; cx <= cx1; cx++)
-                    weights[(size_t)label * n_cells + (size_t)cy * (size_t)grid_w + (size_t)cx] +=
-                        (float)(overlap(y, height, cy, grid_h) * overlap(x, width, cx, grid_w));
+                    sums[(size_t)label * n_cells + (size_t)cy * (size_t)grid_w + (size_t)cx] +=
+                        overlap(y, height, cy, grid_h) * overlap(x, width, cx, grid_w);
         }
     }
     for (size_t i = 0; i < (size_t)n_all * n_cells; i++)
-        if (weights[i] > 1)
-            weights[i] = 1; /* rounding of the sums */
+        weights[i] = (float)fmin(sums[i], 1); /* at most rounding is above 1 */
+    free(sums);
+    return 0;
 }
 
 void objects_pool(float *pooled, const float *weights, const float *features, int n, int n_cells, int channels)

@@ -38,9 +38,9 @@ int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, in
                    const ObjectsOptions *options, Error *err);
 
 /* Labels -> soft weights on the grid by exact area averaging, for n labels 0..n-1 (+ label -1 as object n when
- * background is set). weights [n (+1)][grid_h*grid_w]. */
-void objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width, int grid_h,
-                     int grid_w);
+ * background is set). weights [n (+1)][grid_h*grid_w]. Sums are double: a cell of a large image has a hundred thousand pixels. */
+int objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width, int grid_h,
+                    int grid_w, Error *err);
 
 /* Allocate for n objects and fill from weights (copied): pooled, centroids, areas. features [grid_h*grid_w][channels]. */
 int objects_new(Objects *objects, int n, int has_background, int grid_h, int grid_w, int channels,

@@ -287,9 +287,10 @@ static int masks_to_objects(Scene *scene, const AmgMasks *masks, const Options *
         for (size_t p = 0; p < (size_t)scene->height * (size_t)scene->width && !uncovered; p++)
             uncovered = scene->labels[p] < 0;
         background = background && uncovered;
-        objects_weights(weights, scene->labels, n_kept, background, scene->height, scene->width, scene->grid_h, scene->grid_w);
-        status = objects_new(&scene->objects, n_kept + background, background, scene->grid_h, scene->grid_w, scene->channels, weights, scene->features, err);
+        status = objects_weights(weights, scene->labels, n_kept, background, scene->height, scene->width, scene->grid_h, scene->grid_w, err);
     }
+    if (!status)
+        status = objects_new(&scene->objects, n_kept + background, background, scene->grid_h, scene->grid_w, scene->channels, weights, scene->features, err);
     for (int i = 0; !status && i < n_kept; i++)
         scene->objects.mask_index[i] = kept[i];
     free(rles), free(kept), free(weights);
