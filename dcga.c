@@ -583,8 +583,9 @@ int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, con
     standardise(dcga, x, pooled, n);
     int status = channel_graph(dcga, descriptors, x, features, weights, n, grid_h, grid_w, err);
     if (!status) {
-        if (dcga->has_object_gat && with_objects) {
-            gat_v2(g, mixed, descriptors, n, scratch);
+        if (dcga->has_object_gat) { /* who stands alone attends to itself: W_l x + b, in the same space as the others */
+            for (int i = 0, group = with_objects ? n : 1; i < n; i += group)
+                gat_v2(g, mixed + (size_t)i * (size_t)C, descriptors + (size_t)i * (size_t)C, group, scratch);
             memcpy(descriptors, mixed, n_x * sizeof(float));
         }
         l2_normalise(descriptors, n, C, 1e-12f);

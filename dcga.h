@@ -91,8 +91,8 @@ int dcga_learned(Dcga *dcga, Safetensors *weights, Error *err);
 void dcga_free(Dcga *dcga);
 
 /* descriptors [n][channels], unit vectors. features [n_cells][channels] and weights [n][n_cells] are those that pooled was
- * made from (the softmax channel graph and the learned one look at them). with_objects 0 leaves the object graph out:
- * for a mask that is not an object of the image (verification in omm.h). */
+ * made from (the softmax channel graph and the learned one look at them). with_objects 0: each
+ * stands alone in the object graph, for a mask that is not an object of the image (verification in compare.c). */
 int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, const float *features, const float *weights,
                   int n, int grid_h, int grid_w, int with_objects, Error *err);
 
