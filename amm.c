@@ -58,22 +58,28 @@ float amm_mahalanobis(const float *f, float *samples, int m, int channels, float
             samples[(size_t)r * (size_t)channels + (size_t)c] -= mean;
         d[c] = f[c] - mean;
     }
-    double norm = dot(d, d, channels);
     if (m == 1)
-        return (float)sqrt(norm / epsilon);
-    /* Σ = XᵀX/(m-1) + εI, so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system in place of C×C. */
-    double *gram = work, *xd = work + m * m, *solved = xd + m;
+        return sqrtf(dot(d, d, channels) / epsilon);
+    /* Σ = XᵀX/(m-1) + εI, so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system in place of C×C. With y =
+     * (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² + ε(m-1)‖y‖², and is computed as that: the
+     * difference of two large numbers would leave nothing of a d that lies among the samples. */
+    double *gram = work, *solved = work + m * m;
     for (int r = 0; r < m; r++) {
         const float *row = samples + (size_t)r * (size_t)channels;
-        solved[r] = xd[r] = dot(row, d, channels);
+        solved[r] = dot(row, d, channels);
         for (int s = 0; s <= r; s++)
             gram[r * m + s] = gram[s * m + r] = dot(row, samples + (size_t)s * (size_t)channels, channels);
         gram[r * m + r] += (double)epsilon * (m - 1);
     }
     solve_spd(gram, solved, m);
-    for (int r = 0; r < m; r++)
-        norm -= xd[r] * solved[r];
-    return (float)sqrt(fmax(norm, 0) / epsilon);
+    double penalty = 0;
+    for (int r = 0; r < m; r++) {
+        const float *row = samples + (size_t)r * (size_t)channels, y = (float)solved[r];
+        for (int c = 0; c < channels; c++)
+            d[c] -= y * row[c];
+        penalty += (double)y * y;
+    }
+    return (float)sqrt((dot(d, d, channels) + (double)epsilon * (m - 1) * penalty) / epsilon);
 }
 
 /* The place in reference object j that corresponds to (x, y) of query object i, in cells [ours]. */
@@ -90,7 +96,7 @@ static void corresponding(const AmmQuery *q, int i, const AmmReference *r, int j
 typedef struct Scratch {
     float *samples; /* [k][channels] */
     float *d;       /* [channels] */
-    double *work;   /* [k·k + 2k] */
+    double *work;   /* [k·k + k] */
 } Scratch;
 
 /* Mahalanobis distance at cell p of query object i over the references that it matched; 0 when there is none. */
@@ -113,7 +119,7 @@ static float distance_at(const AmmQuery *q, int i, int p, const AmmReference *re
 int amm_structural(float *map, const AmmQuery *q, const AmmReference *references, int k, const AmmOptions *options, Error *err)
 {
     int n_cells = q->grid_h * q->grid_w;
-    size_t n_work = (size_t)k * (size_t)k + 2 * (size_t)k;
+    size_t n_work = (size_t)k * (size_t)k + (size_t)k;
     Scratch scratch = {aligned_array((size_t)(k + 1) * (size_t)q->channels, sizeof(float)), aligned_array((size_t)q->channels, sizeof(float)),
                        aligned_array(n_work + 1, sizeof(double))};
     float *blurred = aligned_array((size_t)n_cells, sizeof(float));

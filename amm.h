@@ -41,7 +41,7 @@ void amm_normalise(float *map, const AmmQuery *query, const AmmReference *refere
 float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile, float *scratch);
 
 /* Mahalanobis distance of d = f - mean(samples) under Sigma = XᵀX/(m-1) + eps·I by the low-rank identity: sqrt(M²).
- * samples [m][channels] is overwritten by its centred self; d [channels] scratch; work: m·m + 2·m doubles. */
+ * samples [m][channels] is overwritten by its centred self; d [channels] scratch; work: m·m + m doubles. */
 float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d, double *work);
 
 /* Maximum of the map, or the mean of its top 1 %. scratch [n]. */
