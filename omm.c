@@ -18,24 +18,24 @@ void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, floa
 }
 
 /* log Σ_j exp(z[j·stride] + add[j]), shifted by the largest so that nothing overflows. */
-static float log_sum_exp(const float *z, size_t stride, const float *add, int n)
+static double log_sum_exp(const float *z, size_t stride, const double *add, int n)
 {
-    float largest = -INFINITY;
+    double largest = -INFINITY;
     for (int j = 0; j < n; j++)
-        largest = fmaxf(largest, z[(size_t)j * stride] + add[j]);
+        largest = fmax(largest, z[(size_t)j * stride] + add[j]);
     double sum = 0;
     for (int j = 0; j < n; j++)
-        sum += expf(z[(size_t)j * stride] + add[j] - largest);
-    return largest + (float)log(sum);
+        sum += expf((float)(z[(size_t)j * stride] + add[j] - largest));
+    return largest + log(sum);
 }
 
-void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, float *scratch)
+void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, double *scratch)
 {
     /* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as much as
      * the other side has objects, so that all may end up unmatched. */
     int rows = n + 1, cols = m + 1;
-    float *z = assignment, *u = scratch, *v = scratch + rows;
-    float norm = -logf((float)(n + m));
+    float *z = assignment;
+    double *u = scratch, *v = scratch + rows, norm = -log(n + m);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++)
             z[(size_t)i * (size_t)cols + (size_t)j] =
@@ -43,14 +43,14 @@ void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float al
     memset(scratch, 0, (size_t)(rows + cols) * sizeof *scratch);
     for (int t = 0; t < iters; t++) {
         for (int i = 0; i < rows; i++)
-            u[i] = norm + (i < n ? 0 : logf((float)m)) - log_sum_exp(z + (size_t)i * (size_t)cols, 1, v, cols);
+            u[i] = norm + (i < n ? 0 : log(m)) - log_sum_exp(z + (size_t)i * (size_t)cols, 1, v, cols);
         for (int j = 0; j < cols; j++)
-            v[j] = norm + (j < m ? 0 : logf((float)n)) - log_sum_exp(z + j, (size_t)cols, u, rows);
+            v[j] = norm + (j < m ? 0 : log(n)) - log_sum_exp(z + j, (size_t)cols, u, rows);
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++) {
             size_t at = (size_t)i * (size_t)cols + (size_t)j;
-            z[at] = expf(z[at] + u[i] + v[j] - norm);
+            z[at] = expf((float)(z[at] + u[i] + v[j] - norm));
         }
 }
 
@@ -107,7 +107,7 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
     m->match_r = aligned_array(k + 1, sizeof(int));
     m->unmatched_q = aligned_array(n + 1, sizeof(float));
     m->unmatched_r = aligned_array(k + 1, sizeof(float));
-    float *scratch = aligned_array(n + k + 2, sizeof(float));
+    double *scratch = aligned_array(n + k + 2, sizeof(double));
     if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r || !scratch) {
         matching_free(m);
         free(scratch);

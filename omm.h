@@ -37,8 +37,9 @@ typedef struct Matching {
 void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight);
 
 /* log P for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment [n+1][m+1] gets P (not its
- * logarithm); scratch: (n+1) + (m+1) floats. */
-void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, float *scratch);
+ * logarithm); scratch: (n+1) + (m+1) doubles, for
+ * the potentials: where objects fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
+void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, double *scratch);
 
 /* Match two images' objects; alpha is the bank's calibrated dustbin. matching is allocated here. */
 int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err);
