@@ -26,8 +26,15 @@ double auroc(const float *negatives, size_t n_negatives, const float *positives,
         fail_memory(err, "an AUROC", n * sizeof *all);
         return NAN;
     }
-    for (size_t i = 0; i < n; i++)
+    int numbers = 1;
+    for (size_t i = 0; i < n; i++) {
         all[i] = i < n_negatives ? (Scored){negatives[i], 0} : (Scored){positives[i - n_negatives], 1};
+        numbers = numbers && !isnan(all[i].score);
+    }
+    if (!numbers) {
+        free(all);
+        return NAN;
+    }
     qsort(all, n, sizeof *all, by_score);
     double wins = 0, below = 0;
     for (size_t i = 0; i < n;) { /* groups of equal scores */
@@ -46,6 +53,7 @@ double auroc(const float *negatives, size_t n_negatives, const float *positives,
 enum { PIXEL_BITS = 22, PIXEL_BINS = 1 << PIXEL_BITS };
 
 struct PixelRoc {
+    int not_a_number; /* one came along: the area is not a number either */
     uint64_t count[2][PIXEL_BINS];
 };
 
@@ -57,18 +65,21 @@ PixelRoc *pixel_roc_new(Error *err)
     return roc;
 }
 
-/* Bits of a float so that unsigned order is the order of the numbers. */
+/* Bits of a float so that unsigned order is the order of the numbers; -0 is 0. */
 static uint32_t ordered_bits(float f)
 {
     uint32_t bits;
+    f = f == 0 ? 0 : f;
     memcpy(&bits, &f, sizeof bits);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 void pixel_roc_add(PixelRoc *roc, const float *map, const uint8_t *truth, size_t n)
 {
-    for (size_t p = 0; p < n; p++)
+    for (size_t p = 0; p < n; p++) {
         roc->count[truth && truth[p]][ordered_bits(map[p]) >> (32 - PIXEL_BITS)]++;
+        roc->not_a_number |= isnan(map[p]) != 0;
+    }
 }
 
 double pixel_roc_area(const PixelRoc *roc)
@@ -79,7 +90,7 @@ double pixel_roc_area(const PixelRoc *roc)
         below += (double)roc->count[0][i];
         positives += (double)roc->count[1][i];
     }
-    return below > 0 && positives > 0 ? wins / (below * positives) : NAN;
+    return below > 0 && positives > 0 && !roc->not_a_number ? wins / (below * positives) : NAN;
 }
 
 void pixel_roc_free(PixelRoc *roc)
