@@ -1,0 +1,302 @@
+/* test_dcga.c - masks to objects to descriptors, against make_golden_method.py and against what must hold for any input. */
+#include "../dcga.h"
+
+#include "../tensor.h"
+#include "method_golden.h"
+
+static const ObjectsOptions OBJECTS = {.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
+static const DcgaOptions DCGA = {.channel_graph = CHANNEL_COVARIANCE, .rounds = 2, .partners = 4, .shrinkage = 0.3f,
+                                 .channel_strength = 0.1f, .channel_tau = 1, .object_strength = 0, .object_tau = 0.1f};
+
+/* ---- objects -------------------------------------------------------------------------------------------*/
+
+static Rle *encode_all(const uint8_t *masks, int n, int height, int width)
+{
+    Rle *rles = calloc((size_t)n + 1, sizeof *rles);
+    Error err;
+    for (int i = 0; i < n; i++)
+        CHECK_MSG(!rle_encode(&rles[i], masks + (size_t)i * (size_t)height * (size_t)width, height, width, &err), "%s", err.message);
+    return rles;
+}
+
+static void free_all(Rle *rles, int n)
+{
+    for (int i = 0; i < n; i++)
+        rle_free(&rles[i]);
+    free(rles);
+}
+
+static void one_objects_case(int c)
+{
+    const StTensor *masks = golden_tensor("%d.masks", c), *features = golden_tensor("%d.features", c);
+    REQUIRE(masks->data && features->data);
+    int n_masks = (int)masks->shape[0], height = (int)masks->shape[1], width = (int)masks->shape[2], n_kept;
+    int grid_h = (int)features->shape[0], grid_w = (int)features->shape[1], channels = (int)features->shape[2];
+    int has_background = GOLDEN_I32("%d.background", c)[1];
+    int32_t *labels = malloc((size_t)height * (size_t)width * sizeof *labels);
+    int *kept = malloc(((size_t)n_masks + 1) * sizeof *kept);
+    Rle *rles = encode_all(masks->data, n_masks, height, width);
+    Objects o;
+    Error err;
+    CHECK_MSG(!objects_labels(labels, kept, &n_kept, rles, n_masks, height, width, &OBJECTS, &err), "%s", err.message);
+    CHECK_GOLDEN_INTS(labels, "%d.labels", c);
+    CHECK_MSG(n_kept == (int)golden_tensor("%d.kept", c)->n_elements, "case %d keeps %d masks, expected %zu", c, n_kept,
+              golden_tensor("%d.kept", c)->n_elements);
+    if (n_kept == (int)golden_tensor("%d.kept", c)->n_elements) {
+        CHECK_GOLDEN_INTS(kept, "%d.kept", c);
+        int n = n_kept + has_background;
+        float *weights = malloc(((size_t)n + 1) * (size_t)grid_h * (size_t)grid_w * sizeof *weights);
+        CHECK(!objects_weights(weights, labels, n_kept, has_background, height, width, grid_h, grid_w, &err));
+        CHECK_GOLDEN(weights, 1e-6, "%d.weights", c);
+        REQUIRE(!objects_new(&o, n, has_background, grid_h, grid_w, channels, weights, features->data, &err));
+        CHECK_GOLDEN(o.pooled, 1e-5, "%d.pooled", c);
+        CHECK_GOLDEN(o.centroids, 1e-6, "%d.centroids", c);
+        CHECK_GOLDEN(o.areas, 1e-6, "%d.areas", c);
+        objects_free(&o);
+        free(weights);
+    }
+    free_all(rles, n_masks);
+    free(kept), free(labels);
+}
+
+static void test_objects_golden(void)
+{
+    REQUIRE(golden_open("method_objects"));
+    int n = GOLDEN_I32("cases")[0];
+    CHECK(n >= 10);
+    for (int c = 0; c < n; c++)
+        one_objects_case(c);
+}
+
+/* Every pixel belongs to one object or the background, so the weights of a cell add up to 1: for all shapes, also very large ones. */
+static void test_weights_sum_to_one(void)
+{
+    static const int shapes[][4] = {{1, 1, 1, 1}, {1, 1, 7, 5}, {1, 5000, 56, 56}, {5000, 1, 3, 2}, {13, 17, 13, 17}, {97, 101, 56, 55},
+                                    {2900, 2100, 4, 3}, {3, 2, 64, 64}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        Error err;
+        int height = shapes[s][0], width = shapes[s][1], h = shapes[s][2], w = shapes[s][3];
+        int32_t *labels = malloc((size_t)height * (size_t)width * sizeof *labels);
+        for (int p = 0; p < height * width; p++)
+            labels[p] = (int)((unsigned)p * 2654435761u >> 30) - 1; /* -1 .. 2 */
+        float *weights = malloc(4 * (size_t)h * (size_t)w * sizeof *weights);
+        CHECK(!objects_weights(weights, labels, 3, 1, height, width, h, w, &err));
+        double worst = 0;
+        for (int p = 0; p < h * w; p++) {
+            double sum = 0;
+            for (int i = 0; i < 4; i++)
+                sum += weights[i * h * w + p];
+            worst = fmax(worst, fabs(sum - 1));
+        }
+        CHECK_MSG(worst < 2e-6, "%dx%d on %dx%d: weights sum to 1 +- %g", width, height, w, h, worst);
+        free(weights), free(labels);
+    }
+}
+
+/* Options at their ends: everything dropped, or nothing. */
+static void test_objects_options(void)
+{
+    uint8_t masks[3][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1}, {1}};
+    Rle *rles = encode_all(masks[0], 3, 4, 4);
+    int32_t labels[16];
+    int kept[3], n_kept;
+    Error err;
+    ObjectsOptions all = {.max_area = 1, .min_area = 0, .min_kept = 0, .background = 1}, none = {.max_area = 0, .min_area = 0, .min_kept = 0};
+    CHECK(!objects_labels(labels, kept, &n_kept, rles, 3, 4, 4, &all, &err) && n_kept == 3);
+    CHECK(labels[0] == 2 && labels[1] == 1 && labels[15] == 0);
+    CHECK(!objects_labels(labels, kept, &n_kept, rles, 3, 4, 4, &none, &err) && n_kept == 0);
+    CHECK(labels[0] == -1 && labels[15] == -1);
+    free_all(rles, 3);
+}
+
+/* ---- descriptors ---------------------------------------------------------------------------------------*/
+
+typedef struct Fitted {
+    Dcga dcga;
+    const float *pooled, *features, *weights;
+    int n, grid_h, grid_w, channels;
+} Fitted;
+
+static int fit(Fitted *f, const DcgaOptions *options)
+{
+    const StTensor *pooled = golden_tensor("pooled"), *first = golden_tensor("first"), *features = golden_tensor("one.features");
+    Error err;
+    *f = (Fitted){.pooled = GOLDEN_F32("one.pooled"), .features = features->data, .weights = GOLDEN_F32("one.weights"),
+                  .n = (int)golden_tensor("one.pooled")->shape[0], .grid_h = (int)features->shape[0], .grid_w = (int)features->shape[1],
+                  .channels = (int)features->shape[2]};
+    int status = dcga_fit(&f->dcga, options, f->channels, pooled->data, GOLDEN_F32("centroids"), first->data, (int)first->n_elements - 1, &err);
+    CHECK_MSG(!status, "%s", err.message);
+    return status;
+}
+
+static float *describe(const Fitted *f, int with_objects)
+{
+    Error err;
+    float *h = calloc((size_t)f->n * (size_t)f->channels, sizeof *h);
+    CHECK(!dcga_describe(&f->dcga, h, f->pooled, f->features, f->weights, f->n, f->grid_h, f->grid_w, with_objects, &err));
+    return h;
+}
+
+/* The C filters by a Cholesky factor, the golden by the symmetric root: inner products are the same. */
+static void test_covariance(void)
+{
+    static const struct {
+        int rounds, partners;
+        float shrinkage;
+    } settings[] = {{1, 4, 0.3f}, {2, 4, 0.3f}, {3, 100, 0.05f}};
+    REQUIRE(golden_open("method_dcga"));
+    const StTensor *pooled = golden_tensor("pooled");
+    for (int s = 0; s < 3; s++) {
+        DcgaOptions options = DCGA;
+        Fitted f;
+        Error err;
+        options.rounds = settings[s].rounds, options.partners = settings[s].partners, options.shrinkage = settings[s].shrinkage;
+        if (fit(&f, &options))
+            return;
+        CHECK_GOLDEN(f.dcga.mean, 1e-6, "mean");
+        CHECK_GOLDEN(f.dcga.std, 1e-6, "std");
+        int n = (int)pooled->shape[0], C = f.channels;
+        float *h = calloc((size_t)n * (size_t)C, sizeof *h), *gram = calloc((size_t)n * (size_t)n, sizeof *gram);
+        CHECK(!dcga_describe(&f.dcga, h, pooled->data, NULL, NULL, n, 0, 0, 1, &err));
+        matmul_nt_naive(gram, n, h, C, h, C, n, n, C, 0);
+        CHECK_GOLDEN(gram, 1e-5, "covariance.%d.gram", options.rounds);
+        free(h), free(gram);
+        dcga_free(&f.dcga);
+    }
+}
+
+static void check_described(const DcgaOptions *options, const char *name)
+{
+    Fitted f;
+    if (fit(&f, options))
+        return;
+    float *h = describe(&f, 1);
+    CHECK_GOLDEN(h, 1e-5, "%s", name);
+    free(h);
+    dcga_free(&f.dcga);
+}
+
+static void test_softmax_graph(void)
+{
+    DcgaOptions options = DCGA;
+    REQUIRE(golden_open("method_dcga"));
+    options.channel_graph = CHANNEL_SOFTMAX;
+    check_described(&options, "softmax.h");
+    options.channel_strength = 0.7f, options.channel_tau = 2.5f;
+    check_described(&options, "softmax.strong");
+}
+
+static void test_object_graph(void)
+{
+    DcgaOptions options = DCGA;
+    Fitted f;
+    REQUIRE(golden_open("method_dcga"));
+    options.channel_graph = CHANNEL_OFF;
+    options.object_strength = 0.4f;
+    check_described(&options, "graph.h");
+    options.object_strength = 3, options.object_tau = 1;
+    check_described(&options, "graph.soft");
+    /* left out: as if there were no graph */
+    if (fit(&f, &options))
+        return;
+    float *alone = describe(&f, 0);
+    f.dcga.options.object_strength = 0;
+    float *without = describe(&f, 1);
+    CHECK(memcmp(alone, without, (size_t)f.n * (size_t)f.channels * sizeof(float)) == 0);
+    free(alone), free(without);
+    dcga_free(&f.dcga);
+}
+
+static Safetensors *attach(Fitted *f, const char *path)
+{
+    Error err;
+    Safetensors *st = st_open(path, &err);
+    CHECK_MSG(st && !dcga_learned(&f->dcga, st, &err), "%s", err.message);
+    return st;
+}
+
+static void test_learned(void)
+{
+    DcgaOptions options = DCGA;
+    Fitted f;
+    REQUIRE(golden_open("method_dcga"));
+    options.channel_graph = CHANNEL_OFF;
+    if (fit(&f, &options))
+        return;
+    Safetensors *st = attach(&f, "tests/golden/method_gat_object.safetensors");
+    float *h = describe(&f, 1), *alone = describe(&f, 0);
+    CHECK_GOLDEN(h, 1e-5, "gat.object");
+    CHECK_GOLDEN(alone, 1e-5, "gat.alone"); /* each object has only itself to attend to */
+    free(h), free(alone);
+    dcga_free(&f.dcga);
+    st_close(st);
+    if (fit(&f, &options))
+        return;
+    st = attach(&f, "tests/golden/method_gat_channel.safetensors");
+    h = describe(&f, 1);
+    CHECK_GOLDEN(h, 1e-5, "gat.channel");
+    free(h);
+    dcga_free(&f.dcga);
+    st_close(st);
+}
+
+static void test_learned_refused(void)
+{
+    Fitted f;
+    Error err = {""};
+    REQUIRE(golden_open("method_dcga"));
+    if (fit(&f, &DCGA))
+        return;
+    CHECK(dcga_learned(&f.dcga, golden, &err) == -1 && strstr(err.message, "not DCGA weights"));
+    f.dcga.channels++;
+    Safetensors *st = st_open("tests/golden/method_gat_object.safetensors", &err);
+    CHECK(st && dcga_learned(&f.dcga, st, &err) == -1 && strstr(err.message, "object.lin_l.weight"));
+    st_close(st);
+    dcga_free(&f.dcga);
+}
+
+/* Banks that have nothing to filter by: one image, no objects at all, all objects the same. */
+static void test_poor_banks(void)
+{
+    static const float same[6][3] = {{1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}}, centroids[6][2] = {{0.1f, 0.2f}};
+    static const int firsts[3][3] = {{0, 6, 6}, {0, 0, 0}, {0, 3, 6}};
+    for (int c = 0; c < 3; c++) {
+        Dcga d;
+        Error err;
+        float h[3] = {9, 9, 9};
+        REQUIRE(!dcga_fit(&d, &DCGA, 3, same[0], centroids[0], firsts[c], 2, &err));
+        CHECK(d.filter == NULL);
+        CHECK(!dcga_describe(&d, h, (const float[]){2, 2, 4}, NULL, NULL, 1, 0, 0, 1, &err));
+        CHECK(fabs(h[0] * h[0] + h[1] * h[1] + h[2] * h[2] - 1) < 1e-6);
+        CHECK(!dcga_describe(&d, h, NULL, NULL, NULL, 0, 0, 0, 1, &err)); /* no object, nothing to do */
+        dcga_free(&d);
+    }
+}
+
+static void test_mutual_pairs(void)
+{
+    static const float score[3][4] = {{1, 5, 2, 0}, {0, 6, 7, 0}, {3, 1, 1, 1}};
+    int pairs[3][2];
+    CHECK(mutual_pairs(pairs, score[0], 3, 4) == 2);
+    CHECK(pairs[0][0] == 1 && pairs[0][1] == 2 && pairs[1][0] == 2 && pairs[1][1] == 0);
+    CHECK(mutual_pairs(pairs, score[0], 0, 4) == 0 && mutual_pairs(pairs, score[0], 3, 0) == 0);
+    const float nan[2][2] = {{NAN, NAN}, {NAN, NAN}};
+    int n = mutual_pairs(pairs, nan[0], 2, 2);
+    CHECK(n >= 0 && n <= 2);
+}
+
+int main(void)
+{
+    RUN(test_objects_golden);
+    RUN(test_weights_sum_to_one);
+    RUN(test_objects_options);
+    RUN(test_mutual_pairs);
+    RUN(test_covariance);
+    RUN(test_softmax_graph);
+    RUN(test_object_graph);
+    RUN(test_learned);
+    RUN(test_learned_refused);
+    RUN(test_poor_banks);
+    st_close(golden);
+    return test_summary();
+}

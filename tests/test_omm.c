@@ -1,0 +1,117 @@
+/* test_omm.c - scores, Sinkhorn, matches against SuperGlue's formula in float64 (make_golden_method.py). */
+#include "../omm.h"
+
+#include "method_golden.h"
+
+static OmmSide side(int c, char which)
+{
+    const StTensor *h = golden_tensor("%d.h%c", c, which);
+    return (OmmSide){(int)h->shape[0], h->data, GOLDEN_F32("%d.c%c", c, which)};
+}
+
+static void one_case(int c)
+{
+    const float *s = GOLDEN_F32("%d.settings", c);
+    REQUIRE(s);
+    OmmSide q = side(c, 'q'), r = side(c, 'r');
+    OmmOptions options = {.position_weight = s[3], .tau = s[1], .sinkhorn_iters = (int)s[2], .match_threshold = 0.2f};
+    int dim = (int)golden_tensor("%d.hq", c)->shape[1];
+    Matching m;
+    Error err;
+    REQUIRE(!omm_match(&m, &q, &r, dim, s[0], &options, &err));
+    CHECK_GOLDEN(m.scores, 1e-6, "%d.scores", c);
+    /* S/τ is float32: at τ = 0.005 it reaches 200, where the next number is 1.5e-5 away, and that is P's relative error */
+    double tolerance = s[1] < 0.01f ? 2e-5 : 1e-5;
+    CHECK_GOLDEN(m.assignment, tolerance, "%d.assignment", c);
+    CHECK_GOLDEN(m.unmatched_q, tolerance, "%d.u", c);
+    CHECK_GOLDEN(m.unmatched_r, tolerance, "%d.v", c);
+    CHECK_GOLDEN_INTS(m.match_q, "%d.match", c);
+    int n_back = 0, n_forth = 0;
+    for (int j = 0; j < m.n_r; j++) {
+        n_back += m.match_r[j] >= 0;
+        CHECK(m.match_r[j] < 0 || m.match_q[m.match_r[j]] == j);
+    }
+    for (int i = 0; i < m.n_q; i++)
+        n_forth += m.match_q[i] >= 0;
+    CHECK(n_back == n_forth);
+    matching_free(&m);
+    options.nearest = 1;
+    REQUIRE(!omm_match(&m, &q, &r, dim, s[0], &options, &err));
+    CHECK_GOLDEN_INTS(m.match_q, "%d.nearest", c);
+    for (int i = 0; i < m.n_q; i++)
+        CHECK(m.unmatched_q[i] == (m.match_q[i] < 0 ? 1.0f : 0.0f));
+    for (int j = 0; j < m.n_r; j++)
+        CHECK(m.unmatched_r[j] == (m.match_r[j] < 0 ? 1.0f : 0.0f));
+    matching_free(&m);
+}
+
+static void test_golden(void)
+{
+    REQUIRE(golden_open("method_omm"));
+    int n = GOLDEN_I32("cases")[0];
+    CHECK(n >= 9);
+    for (int c = 0; c < n; c++)
+        one_case(c);
+}
+
+/* After many iterations the columns' marginals hold exactly and the rows' nearly: 1 an object, n and m the dustbins. */
+static void test_marginals(void)
+{
+    enum { N = 6, M = 9 };
+    float scores[N * M], p[(N + 1) * (M + 1)];
+    double scratch[N + M + 2];
+    for (int i = 0; i < N * M; i++)
+        scores[i] = (float)((unsigned)(i + 1) * 2654435761u >> 8) / (1 << 24);
+    omm_sinkhorn(p, scores, N, M, 0.4f, 0.1f, 300, scratch);
+    for (int i = 0; i <= N; i++) {
+        double sum = 0;
+        for (int j = 0; j <= M; j++)
+            sum += p[i * (M + 1) + j];
+        CHECK_MSG(fabs(sum - (i < N ? 1 : M)) < 1e-4, "row %d sums to %g", i, sum);
+    }
+    for (int j = 0; j <= M; j++) {
+        double sum = 0;
+        for (int i = 0; i <= N; i++)
+            sum += p[i * (M + 1) + j];
+        CHECK_MSG(fabs(sum - (j < M ? 1 : N)) < 1e-4, "column %d sums to %g", j, sum);
+    }
+}
+
+/* The extremes that the options allow end in numbers between 0 and 1 an object, not in NaN. */
+static void test_extremes(void)
+{
+    static const float h[3][2] = {{1, 0}, {0, 1}, {-1, 0}}, c[3][2] = {{0, 0}, {1, 1}, {0.5f, 0.5f}};
+    static const float settings[][3] = {{-1e6f, 1e-5f, 0.7f}, {1e6f, 1e-5f, 0.7f}, {0, 1e5f, 1000}, {0, 1e-5f, 1000}, {0, 1e-5f, 0}};
+    OmmSide q = {3, h[0], c[0]}, r = {2, h[0], c[0]};
+    for (size_t s = 0; s < sizeof settings / sizeof *settings; s++) {
+        OmmOptions options = {.position_weight = settings[s][2], .tau = settings[s][1], .sinkhorn_iters = 30, .match_threshold = 0.2f};
+        Matching m;
+        Error err;
+        REQUIRE(!omm_match(&m, &q, &r, 2, settings[s][0], &options, &err));
+        for (int i = 0; i < 3; i++)
+            CHECK_MSG(m.unmatched_q[i] >= 0 && m.unmatched_q[i] <= 3.001f, "setting %zu: U[%d] = %g", s, i, (double)m.unmatched_q[i]);
+        matching_free(&m);
+    }
+}
+
+static void test_nothing_on_both_sides(void)
+{
+    OmmSide none = {0, NULL, NULL};
+    OmmOptions options = {.tau = 0.02f, .sinkhorn_iters = 30};
+    Matching m;
+    Error err;
+    REQUIRE(!omm_match(&m, &none, &none, 4, 0.5f, &options, &err));
+    CHECK(m.n_q == 0 && m.n_r == 0 && m.assignment[0] == 0);
+    matching_free(&m);
+    matching_free(&m); /* twice is fine */
+}
+
+int main(void)
+{
+    RUN(test_golden);
+    RUN(test_marginals);
+    RUN(test_extremes);
+    RUN(test_nothing_on_both_sides);
+    st_close(golden);
+    return test_summary();
+}
