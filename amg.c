@@ -623,11 +623,11 @@ static int join_runs(Rle *rle, const Run *runs, size_t n, Error *err)
     return 0;
 }
 
-/* remove_small_regions on runs: fill the mask's holes (value 0), or erase its islands (value 1), that are
- * smaller than min_area. When all islands are small the largest stays; among equal ones the first in
- * OpenCV's labelling, which goes by 2×2 blocks. *changed tells whether there was any. */
-static int remove_small_regions(Rle *rle, int min_area, uint8_t value, int *changed, Error *err)
+/* See amg.h. Each component's area stands at its root; equal largest islands are told apart by where
+ * OpenCV's labelling, which goes by 2×2 blocks, meets them first. */
+int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err)
 {
+    const uint8_t value = islands != 0;
     size_t n, n_large = 0, largest = SIZE_MAX;
     Run *runs = split_runs(rle, &n, err);
     if (!runs)
@@ -645,13 +645,13 @@ static int remove_small_regions(Rle *rle, int min_area, uint8_t value, int *chan
             (runs[i].area == runs[largest].area && runs[i].first < runs[largest].first))
             largest = i;
     }
-    const size_t spared = value == 1 && n_large == 0 ? largest : SIZE_MAX;
+    const size_t spared = islands && n_large == 0 ? largest : SIZE_MAX;
     int status = 0;
     if (*changed) {
         for (size_t i = 0; i < n; i++) {
             const size_t root = find_root(runs, i);
             if (runs[i].value == value && runs[root].area < min_area && root != spared)
-                runs[i].value = !value; /* roots of `value` are only compared by area from here on */
+                runs[i].value = !value; /* areas stay at the roots */
         }
         status = join_runs(rle, runs, n, err);
     }
@@ -691,9 +691,9 @@ static int clean_masks(Candidates *list, int min_area, double nms_threshold, Err
     int status = 0;
     for (size_t i = 0; i < list->n && status == 0; i++) {
         int filled = 0, erased = 0;
-        status = remove_small_regions(&list->items[i].rle, min_area, 0, &filled, err);
+        status = amg_remove_small_regions(&list->items[i].rle, min_area, 0, &filled, err);
         if (status == 0)
-            status = remove_small_regions(&list->items[i].rle, min_area, 1, &erased, err);
+            status = amg_remove_small_regions(&list->items[i].rle, min_area, 1, &erased, err);
         scores[i] = filled || erased ? 0 : 1;
         if (filled || erased)
             box_of_rle(&list->items[i].rle, list->items[i].box);

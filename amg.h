@@ -46,4 +46,8 @@ int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOption
                  AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);
 
+/* remove_small_regions of the official package: fill the mask's holes (islands 0), or erase its islands (1), of less
+ * than min_area pixels, 8-connected. When every island is small the largest stays. *changed: was there any? 0 / -1. */
+int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err);
+
 #endif

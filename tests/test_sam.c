@@ -283,7 +283,7 @@ static void test_bad_prompts_are_refused(void)
     uint8_t *rgb = checkered(30, 30);
     float low[28 * 28], iou;
     const float points[4] = {1, 2, NAN, 3}, box[4] = {0, 0, INFINITY, 2};
-    SamImage image;
+    SamImage image, none;
     Error err = {""};
     REQUIRE(sam_encode(c.sam, c.state, &image, rgb, 30, 30, 0, NULL, NULL, NULL) == 0);
     SamPrompt label = {.n_points = 1, .points = points, .labels = (const int[]){2}};
@@ -294,7 +294,7 @@ static void test_bad_prompts_are_refused(void)
     CHECK(sam_decode(c.sam, &image, &infinite, 0, low, &iou, NULL, NULL, &err) == -1 && strstr(err.message, "box"));
     SamPrompt many = {.n_points = 1 << 30};
     CHECK(sam_decode(c.sam, &image, &many, 0, low, &iou, NULL, NULL, &err) == -1 && strstr(err.message, "points"));
-    CHECK(sam_encode(c.sam, c.state, &image, rgb, 0, 5, 0, NULL, NULL, &err) == -1);
+    CHECK(sam_encode(c.sam, c.state, &none, rgb, 0, 5, 0, NULL, NULL, &err) == -1);
     sam_image_free(&image);
     free(rgb);
     case_close(&c);
