@@ -4,9 +4,10 @@
  *
  * The decoder's integers are those of libjpeg's default settings, on which PIL and with it every official
  * pipeline stands: the "islow" inverse DCT, triangular ("fancy") upsampling of chroma, 16-bit fixed-point
- * colour conversion. So the pixels are the same to the last integer. What differs: corrupt data are refused,
- * where libjpeg would warn and guess; and progressive files that lack scans are shown as they are, without
- * libjpeg's smoothing between blocks.
+ * colour conversion. So the pixels are the same to the last integer, even where the coded data are corrupt,
+ * which libjpeg bears with: what is no code reads as 0, what was lost stays grey. Corrupt headers and
+ * truncated files are refused. One thing differs: progressive files that lack scans are shown as they are,
+ * without libjpeg's smoothing between blocks.
  *
  * Three steps: the markers and scans fill arrays of quantised coefficients [blocks_h][blocks_w][64] for each
  * component; dequantisation and inverse DCT make planes of samples; row by row these are upsampled and
@@ -39,7 +40,7 @@ typedef struct Component {
     uint16_t quant[64];     /* the table as it was when the first scan began, in rows */
     int coded;              /* some scan was about it */
     int dc_table, ac_table; /* of the current scan */
-    int32_t dc;             /* the last block's DC: the next is coded as a difference */
+    uint32_t dc;            /* the last block's DC: the next is coded as a difference */
 } Component;
 
 typedef struct Jpeg {
@@ -63,10 +64,13 @@ typedef struct Jpeg {
     size_t borrowed; /* zero bytes given out behind the end of the scan's data */
 } Jpeg;
 
-static const uint8_t ZIGZAG[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
+/* Where the k-th coefficient of the file stands in the block. Corrupt runs may lead up to 16 beyond the last.
+ */
+static const uint8_t ZIGZAG[80] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
                                    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
                                    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
-                                   58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+                                   58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+                                   63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
 
 static int bad(const Jpeg *j, const char *what)
 {
@@ -194,7 +198,7 @@ static inline int overrun(const Jpeg *j)
     return j->borrowed * 8 > (size_t)j->n_bits;
 }
 
-/* The next symbol, -1 when the bits are no code. Leaves at least 16 bits for what follows it. */
+/* The next symbol, 0 when the bits are no code. Leaves at least 15 bits for what follows it. */
 static inline int decode(Jpeg *j, const HuffmanTable *table)
 {
     need(j, 32);
@@ -207,9 +211,9 @@ static inline int decode(Jpeg *j, const HuffmanTable *table)
     int length = FAST_BITS + 1;
     while (code >= table->limit[length])
         length++;
-    if (length > 16)
-        return -1;
     j->n_bits -= length;
+    if (length > 16)
+        return 0;
     return table->symbols[(int32_t)(code >> (16 - length)) + table->offset[length]];
 }
 
@@ -222,81 +226,61 @@ static inline int extend(Jpeg *j, int n)
     return value < 1 << (n - 1) ? value - (1 << n) + 1 : value;
 }
 
-/* ---- blocks: each returns 0, or -1 for data that are no valid code ------------------------------------*/
+/* ---- blocks ----------------------------------------------------------------------------------------*/
 
 /* The DC coefficient as a difference to the last block's. */
-static inline int decode_dc(Jpeg *j, Component *c, int16_t *block)
+static inline void decode_dc(Jpeg *j, Component *c, int16_t *block)
 {
     int size = decode(j, &j->dc_tables[c->dc_table]);
-    if (size < 0 || size > 15)
-        return -1;
-    c->dc = (int32_t)((uint32_t)c->dc + (uint32_t)extend(j, size));
-    if (c->dc < -32768 || c->dc > 32767)
-        return -1;
-    block[0] = (int16_t)(c->dc * (1 << j->low));
-    return 0;
+    c->dc += (uint32_t)extend(j, size & 15);
+    block[0] = (int16_t)(c->dc << j->low);
 }
 
-static int decode_sequential(Jpeg *j, Component *c, int16_t *block)
+static void decode_sequential(Jpeg *j, Component *c, int16_t *block)
 {
     const HuffmanTable *table = &j->ac_tables[c->ac_table];
-    if (decode_dc(j, c, block))
-        return -1;
+    decode_dc(j, c, block);
     for (int k = 1; k < 64; k++) {
         int symbol = decode(j, table), run = symbol >> 4, size = symbol & 15;
-        if (symbol < 0)
-            return -1;
         k += run;
-        if (size == 0) {
-            if (run < 15) /* end of block */
-                return 0;
-            continue; /* sixteen zeros */
-        }
-        if (k > 63)
-            return -1;
-        block[ZIGZAG[k]] = (int16_t)extend(j, size);
+        if (size)
+            block[ZIGZAG[k]] = (int16_t)extend(j, size);
+        else if (run < 15) /* end of block; else these were sixteen zeros */
+            return;
     }
-    return 0;
 }
 
-static int refine_dc(Jpeg *j, Component *c, int16_t *block)
+static void refine_dc(Jpeg *j, Component *c, int16_t *block)
 {
     (void)c;
     if (take_bit(j))
         block[0] = (int16_t)(block[0] | 1 << j->low);
-    return 0;
 }
 
-static int decode_ac_band(Jpeg *j, Component *c, int16_t *block)
+static void decode_ac_band(Jpeg *j, Component *c, int16_t *block)
 {
     const HuffmanTable *table = &j->ac_tables[c->ac_table];
     if (j->eob_run > 0) {
         j->eob_run--;
-        return 0;
+        return;
     }
     for (int k = j->first; k <= j->last; k++) {
         int symbol = decode(j, table), run = symbol >> 4, size = symbol & 15;
-        if (symbol < 0)
-            return -1;
         if (size == 0 && run < 15) { /* this and 2^run - 1 + some more blocks end here */
             j->eob_run = (1u << run) - 1 + (run ? take(j, run) : 0);
-            return 0;
+            return;
         }
         k += run;
-        if (size == 0)
-            continue;
-        if (k > j->last)
-            return -1;
-        block[ZIGZAG[k]] = (int16_t)(extend(j, size) * (1 << j->low));
+        if (size)
+            block[ZIGZAG[k]] = (int16_t)((uint32_t)extend(j, size) << j->low);
     }
-    return 0;
 }
 
 /* One bit more for a coefficient that is not zero already. */
 static inline void refine(Jpeg *j, int16_t *coefficient)
 {
     int bit = 1 << j->low;
-    if (take_bit(j) && !(abs(*coefficient) & bit))
+    if (take_bit(j) && !(*coefficient & bit))
         *coefficient = (int16_t)(*coefficient + (*coefficient < 0 ? -bit : bit));
 }
 
@@ -314,23 +298,19 @@ static int refine_run(Jpeg *j, int16_t *block, int k, int zeros)
     return k;
 }
 
-static int refine_ac_band(Jpeg *j, Component *c, int16_t *block)
+static void refine_ac_band(Jpeg *j, Component *c, int16_t *block)
 {
     const HuffmanTable *table = &j->ac_tables[c->ac_table];
     int k = j->first;
     while (j->eob_run == 0 && k <= j->last) {
-        int symbol = decode(j, table), run = symbol >> 4, size = symbol & 15, value = 0;
-        if (symbol < 0 || size > 1)
-            return -1;
-        if (size == 1)
+        int symbol = decode(j, table), run = symbol >> 4, value = 0;
+        if (symbol & 15) { /* a coefficient that was zero so far: its sign */
             value = take(j, 1) ? 1 << j->low : -(1 << j->low);
-        else if (run < 15) {
+        } else if (run < 15) {
             j->eob_run = (1u << run) + (run ? take(j, run) : 0);
             break;
         }
         k = refine_run(j, block, k, run);
-        if (value && k > j->last)
-            return -1;
         if (value)
             block[ZIGZAG[k]] = (int16_t)value;
         k++;
@@ -339,12 +319,11 @@ static int refine_ac_band(Jpeg *j, Component *c, int16_t *block)
         refine_run(j, block, k, 64);
         j->eob_run--;
     }
-    return 0;
 }
 
 /* ---- scans -----------------------------------------------------------------------------------------*/
 
-typedef int (*BlockDecoder)(Jpeg *j, Component *c, int16_t *block);
+typedef void (*BlockDecoder)(Jpeg *j, Component *c, int16_t *block);
 
 static BlockDecoder choose_decoder(const Jpeg *j)
 {
@@ -381,45 +360,66 @@ static int16_t *block_at(const Component *c, int x, int y)
 }
 
 /* All blocks of MCU number i of the scan: of one component a single block, of several h x v of each. */
-static int decode_mcu(Jpeg *j, BlockDecoder decoder, int i)
+static void decode_mcu(Jpeg *j, BlockDecoder decoder, int i)
 {
     if (j->n_scan == 1) {
         Component *c = j->scan[0];
-        return decoder(j, c, block_at(c, i % c->blocks_w, i / c->blocks_w));
+        decoder(j, c, block_at(c, i % c->blocks_w, i / c->blocks_w));
+        return;
     }
     int mx = i % j->mcus_w, my = i / j->mcus_w;
     for (int s = 0; s < j->n_scan; s++) {
         Component *c = j->scan[s];
         for (int y = 0; y < c->v; y++)
             for (int x = 0; x < c->h; x++)
-                if (decoder(j, c, block_at(c, mx * c->h + x, my * c->v + y)))
-                    return -1;
+                decoder(j, c, block_at(c, mx * c->h + x, my * c->v + y));
     }
-    return 0;
+}
+
+/* To the restart marker that is due. When another one comes first, libjpeg's rule: one that is due soon stays
+ * where it is, so that this segment is found empty, as does any other marker; one from before is passed over;
+ * what is far away counts as the one that is due. Returns whether the marker was taken, -1 at the end of the
+ * file. */
+static int take_restart(Jpeg *j, int due)
+{
+    for (;;) {
+        int marker = next_marker(j);
+        if (marker < 0)
+            return -1;
+        int is_restart = marker >= 0xd0 && marker <= 0xd7, ahead = (marker - 0xd0 - due) & 7;
+        if (is_restart ? ahead == 1 || ahead == 2 : marker >= 0xc0) {
+            j->at -= 2;
+            return 0;
+        }
+        if (is_restart && ahead < 6)
+            return 1;
+    }
 }
 
 static int decode_scan(Jpeg *j)
 {
     BlockDecoder decoder = choose_decoder(j);
     int n_mcus = j->n_scan == 1 ? j->scan[0]->blocks_w * j->scan[0]->blocks_h : j->mcus_w * j->mcus_h;
-    int until_restart = j->restart_interval, restart = 0;
+    int until_restart = j->restart_interval, restart = 0, starved = 0;
     reset_decoder(j);
     for (int i = 0; i < n_mcus; i++) {
         if (j->restart_interval && until_restart-- == 0) {
-            int marker = next_marker(j);
-            if (marker < 0)
+            int taken = take_restart(j, restart);
+            if (taken < 0)
                 return truncated(j);
-            if (marker != 0xd0 + restart)
-                return bad(j, "expected a restart marker");
             restart = (restart + 1) & 7;
             until_restart = j->restart_interval - 1;
             reset_decoder(j);
+            starved = starved && !taken;
         }
-        int status = decode_mcu(j, decoder, i);
-        if (overrun(j))
-            return j->at >= j->n ? truncated(j) : bad(j, "the data of a scan end too early");
-        if (status)
-            return bad(j, "the data of a scan are corrupt");
+        if (starved)
+            continue;
+        decode_mcu(j, decoder, i);
+        /* At the end of the file the data are truncated. Before a marker something was lost, but what follows
+         * may be whole: as in libjpeg the blocks up to the next restart stay as they are. */
+        starved = overrun(j);
+        if (starved && j->at >= j->n)
+            return truncated(j);
     }
     return 0;
 }
@@ -452,6 +452,9 @@ static int read_huffman_tables(Jpeg *j, const uint8_t *p, size_t n)
             n_codes += p[i];
         if (n_codes > 256 || n - 17 < (size_t)n_codes || make_table(table, p + 1, p + 17, n_codes))
             return bad(j, "a Huffman table is malformed");
+        for (int i = 0; p[0] >> 4 == 0 && i < n_codes; i++)
+            if (p[17 + i] > 15)
+                return bad(j, "a Huffman table for DC has a size above 15");
         p += 17 + n_codes, n -= 17 + (size_t)n_codes;
     }
     return 0;
