@@ -21,7 +21,7 @@ static void *buffer_grow(Buffer *b, size_t n_bytes)
 {
     if (n_bytes > SIZE_MAX / 4 - b->used)
         return NULL;
-    if (b->used + n_bytes > b->capacity) {
+    if (b->used + n_bytes > b->capacity || !b->bytes) { /* never NULL, also for no bytes: an image may have no objects */
         size_t capacity = (b->used + n_bytes) + (b->used + n_bytes) / 2 + 64;
         char *bytes = realloc(b->bytes, capacity);
         if (!bytes)
@@ -100,6 +100,9 @@ int bank_builder_add(BankBuilder *b, const BankEntry *e, Error *err)
 {
     if (same_shape(b, e, err))
         return -1;
+    if (e->objects->n > BANK_MAX_OBJECTS || b->n_objects > BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
+        return fail(err, "%s: %d objects after %d of other images: a bank holds at most %d an image and %d in all", e->name, e->objects->n,
+                    b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
     size_t n_cells = (size_t)e->grid_h * (size_t)e->grid_w, C = (size_t)e->channels, n = (size_t)e->objects->n;
     const Objects *o = e->objects;
     char *name = strdup(e->name);
@@ -369,7 +372,7 @@ int bank_save(const Bank *bank, const char *path, Error *err)
     return status;
 }
 
-/* The tensor's data when dtype and shape are as expected (-1: any, up to 2^31-1). NULL on failure. */
+/* The tensor's data when dtype and shape are as expected (-1: any, up to 2^31-1) and its floats are numbers. NULL on failure. */
 static const void *expect(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape, Error *err)
 {
     const StTensor *t = st_find(st, name);
@@ -384,6 +387,11 @@ static const void *expect(const Safetensors *st, const char *name, StDtype dtype
         fail(err, "%s: tensor %s has another type, shape or alignment than a bank's", st_path(st), name);
         return NULL;
     }
+    for (size_t i = 0; dtype == ST_F32 && i < t->n_elements; i++)
+        if (!isfinite(((const float *)t->data)[i])) {
+            fail(err, "%s: tensor %s holds a value that is not a finite number", st_path(st), name);
+            return NULL;
+        }
     return t->data;
 }
 
@@ -422,14 +430,24 @@ static int load_images(Bank *b, Error *err)
         return -1;
     b->cls_dim = (int)st_find(st, "cls")->shape[1];
     for (int64_t i = 0; i < N; i++)
-        if (b->first[0] != 0 || b->first[i + 1] < b->first[i])
-            return fail(err, "%s: objects.first does not rise from 0 at image %lld", st_path(st), (long long)i);
+        if (b->first[0] != 0 || b->first[i + 1] < b->first[i] || b->first[i + 1] - b->first[i] > BANK_MAX_OBJECTS ||
+            b->first[i + 1] > BANK_MAX_ALL_OBJECTS)
+            return fail(err, "%s: objects.first does not rise from 0 by 0 to %d at image %lld", st_path(st), BANK_MAX_OBJECTS, (long long)i);
     int64_t O = b->first[N];
     b->weights = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err);
     b->pooled = b->weights ? expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err) : NULL;
     b->centroids = b->pooled ? expect(st, "objects.centroids", ST_F32, 2, (int64_t[]){O, 2}, err) : NULL;
     b->areas = b->centroids ? expect(st, "objects.areas", ST_F32, 1, (int64_t[]){O}, err) : NULL;
     return b->areas ? 0 : -1;
+}
+
+/* What features and scores are divided by. */
+static int check_positive(const Safetensors *st, const char *name, const float *values, size_t n, Error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(values[i] > 0))
+            return fail(err, "%s: tensor %s holds %g at %zu, expected more than 0", st_path(st), name, (double)values[i], i);
+    return 0;
 }
 
 static int load_calibration(Bank *b, Error *err)
@@ -457,6 +475,9 @@ static int load_calibration(Bank *b, Error *err)
         !(b->loo_structural = copy_of(st, "loo.structural", ST_F32, 1, &L, err)) ||
         !(b->loo_logical = copy_of(st, "loo.logical", ST_F32, 1, &L, err)) ||
         !(b->loo_score = copy_of(st, "loo.score", ST_F32, 1, &L, err)) || !(b->loo_sorted = copy_of(st, "loo.score", ST_F32, 1, &L, err)))
+        return -1;
+    if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) || check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
+        check_positive(st, "objects.scale", b->scale, (size_t)O, err))
         return -1;
     b->n_loo = (int)L;
     qsort(b->loo_sorted, (size_t)L, sizeof(float), compare_floats);

@@ -14,6 +14,9 @@
 #include "dcga.h"
 #include "options.h"
 
+/* Neither a bank's image nor a file may have more objects: a matching of two such images takes 400 MB. */
+enum { BANK_MAX_OBJECTS = 10000, BANK_MAX_ALL_OBJECTS = 1 << 30 };
+
 /* Which weights made a bank: detect refuses others. */
 typedef struct WeightsId {
     char name[256];  /* file name without folder; empty: none used */

@@ -38,6 +38,9 @@ static int references_load(References *r, const Bank *bank, const int *index, in
     float *at = r->weights;
     for (int i = 0; i < k; i++) {
         bank_features(bank, index[i], NULL, r->features + (size_t)i * one);
+        for (size_t p = 0; p < one; p++)
+            if (!isfinite(r->features[(size_t)i * one + p]))
+                return fail(err, "the bank's image %d (%s) has features that are not finite numbers", index[i], bank->names[index[i]]);
         bank_weights(bank, index[i], at);
         r->of[i] = at;
         at += (size_t)bank_objects(bank, index[i]) * n_cells;
@@ -219,6 +222,8 @@ int compare_scene(Comparison *c, const Bank *bank, Scene *scene, int exclude, in
     if (scene->grid_h != bank->grid_h || scene->grid_w != bank->grid_w || scene->channels != bank->channels)
         return fail(err, "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: another aspect (see --resize)", scene->grid_w,
                     scene->grid_h, scene->channels, bank->grid_w, bank->grid_h, bank->channels);
+    if (scene->cls_dim != bank->cls_dim)
+        return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim, bank->cls_dim);
     if (comparison_new(c, bank, o->n, err))
         return -1;
     c->k = bank_retrieve(bank, bank->options.retrieval, scene->mean_patch, scene->cls, scene->features, bank->options.k, exclude, c->references, err);
