@@ -162,7 +162,7 @@ def golden_shapes(output, retrain):
                       crop_n_points_downscale_factor=2, crop_nms_thresh=0.6),
         "regions": dict(points_per_side=12, pred_iou_thresh=0.2, stability_score_thresh=0.4, box_nms_thresh=0.9,
                         min_mask_region_area=40),
-        "all": dict(points_per_side=7, pred_iou_thresh=0.25, stability_score_thresh=0.4, stability_score_offset=0.6,
+        "all": dict(points_per_side=7, pred_iou_thresh=0.2258, stability_score_thresh=0.4, stability_score_offset=0.6,
                     box_nms_thresh=0.8, crop_n_layers=2, crop_overlap_ratio=0.4, min_mask_region_area=300),
         "unfiltered": dict(points_per_side=10, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0),
         "nothing": dict(points_per_side=4, pred_iou_thresh=9.0),
