@@ -834,7 +834,7 @@ def test_nan_and_inf_are_kept_and_reported(tmp):
 
 
 def test_large_tensors_go_in_chunks(tmp):
-    n = 1200000  # more than one chunk of 2^20 elements
+    n = 1200000  # many chunks, the last one not full
     dim = 64
     shapes = vit_shapes(dim=dim, depth=1, hidden=n // dim)
     values = [float((i * 2654435761 >> 7) % 4096 - 2048) / 64 for i in range(n)]

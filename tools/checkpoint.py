@@ -29,13 +29,13 @@ import struct
 import zipfile
 
 MAX_PICKLE_BYTES = 64 << 20   # the pickle of SAM ViT-H, without its storages, has about 100 KB
-MAX_PICKLE_STEPS = 2_000_000  # and about 30,000 opcodes
+MAX_PICKLE_STEPS = 2_000_000  # and about 22,000 opcodes; training state adds some times that
 MAX_PICKLE_LINE = 4096        # names of modules and classes
 MAX_STRING = 4096             # a longer one is no tensor's name, and not kept
 MAX_INERT_NAME = 100          # so that names made of names cannot grow
-MAX_ST_HEADER = 16 << 20      # about 30 KB for SAM ViT-H
+MAX_ST_HEADER = 16 << 20      # about 70 KB for SAM ViT-H
 MAX_DIMS = 8
-CHUNK_ELEMENTS = 1 << 20      # what is converted and written at a time
+CHUNK_ELEMENTS = 1 << 16      # what is converted and written at a time; small enough for the cache
 
 
 
