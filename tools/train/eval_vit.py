@@ -16,6 +16,7 @@ Needs PyTorch and numpy. The seeds used here are >= 2^41; training uses seeds < 
 """
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import struct
@@ -465,6 +466,31 @@ def objects_table(backbone, size, kind, n_scenes=24, seed=HELD_OUT, g=56):
     return out
 
 
+def write_card(path, weights, meta, figures, yardstick):
+    """What the weights are, how they were made, and what was measured."""
+    with open(weights, 'rb') as f:
+        blob = f.read()
+    card = {
+        'file': os.path.basename(weights), 'bytes': len(blob), 'sha256': hashlib.sha256(blob).hexdigest(),
+        'architecture': {k[4:]: v for k, v in sorted(meta.items()) if k.startswith('vit.')},
+        'training': {'data': 'procedural scenes (tools/train/scenes.c) and handwritten pages (tools/train/train_vit.py) '
+                             'only; no photographs, no other weights',
+                     'script': 'tools/train/train_vit.py', 'seeds': 'scenes from [2^39, 2^40)',
+                     **{k[6:]: v for k, v in sorted(meta.items()) if k.startswith('train.')}},
+        'evaluation': {'script': 'tools/train/eval_vit.py', 'seeds': 'scenes from 2^41 on',
+                       'note': 'oracle masks; *_found: the same object of another view is the nearest one; '
+                               '*_damage*: AUROC an object, subtle damages included; digits_*: AUROC an image, MNIST '
+                               'is never trained on', 'figures': {k: round(v, 4) for k, v in figures.items()}},
+    }
+    if yardstick:
+        with open(yardstick) as f:
+            card['evaluation']['imagenet_vit_tiny_layer_9'] = {k: round(v, 4) for k, v in json.load(f).items()}
+    with open(path + '.part', 'w') as f:
+        json.dump(card, f, indent=1)
+        f.write('\n')
+    os.replace(path + '.part', path)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--weights', help='a shipped ViT (safetensors)')
@@ -476,6 +502,8 @@ def main():
     p.add_argument('--tests', type=int, default=25)
     p.add_argument('--seed', type=int, default=0, help='added to 2^41')
     p.add_argument('--json', help='write the figures there')
+    p.add_argument('--card', help='write the model card (JSON) of --weights there')
+    p.add_argument('--yardstick', help="another backbone's --json, to stand beside in the card")
     a = p.parse_args()
     torch.set_num_threads(1)
     if a.timm:
@@ -497,6 +525,8 @@ def main():
     if a.json:
         with open(a.json, 'w') as f:
             json.dump(table, f, indent=1)
+    if a.card:
+        write_card(a.card, a.weights, meta, table, a.yardstick)
 
 
 if __name__ == '__main__':

@@ -149,6 +149,45 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
 
+OFFSETS = ((0, 1), (0, -1), (1, 0), (-1, 0), (0, 2), (0, -2), (2, 0), (-2, 0), (1, 1), (-1, -1), (1, -1),
+           (-1, 1))
+
+
+@torch.no_grad()
+def know_neighbours(model, images, strength=6.0, share=0.35):
+    """Gives the network a sense of place to start with. From small random position embeddings it takes
+    thousands of steps to find out which patches are neighbours. Waves of eight lengths along both axes go
+    into the embedding, in 32 directions of its space; each head of the first blocks gets queries and keys, added to
+    its own, that compare these waves, shifted by a small offset: it looks at one neighbour. Adds to what is
+    there, so it also helps a trained network. `images` (normalised, of the training size) tell how strong the
+    waves are in a block's input; `share` is the waves' length beside the patches' own."""
+    g, dim = model.grid, model.norm.weight.numel()
+    omega = 2 * math.pi / torch.logspace(math.log10(5), math.log10(2.2 * g), 8)
+    directions = torch.linalg.qr(torch.randn(dim, 32, generator=torch.Generator().manual_seed(7)))[0].T
+    r = torch.arange(g, dtype=torch.float32)
+    wave = torch.cat([(r[:, None] * omega).cos(), (r[:, None] * omega).sin()], 1)  # [g][16]
+    waves = torch.cat([wave[:, None].expand(g, g, 16), wave[None].expand(g, g, 16)], -1)  # rows, columns
+    length = share * model.patch_embed(images).norm(dim=-1).mean()  # that of sixteen unit waves is 4
+    model.pos_embed[0, 1:] += length / 4 * (waves.reshape(g * g, 32) @ directions)
+    x, offsets = model.tokens(images), iter(OFFSETS)
+    for block in model.blocks[:4]:
+        seen = block.norm1(x)[:, 1:].mean(0) @ directions.T
+        power = (seen - seen.mean(0)).square().sum(-1).mean().item()
+        d = dim // model.n_heads
+        gain = (strength * d ** .5 / power) ** .5
+        for h in range(model.n_heads):
+            turn = torch.eye(32)
+            for axis, shift in enumerate(next(offsets)):
+                for k in range(8):
+                    c, s = math.cos(omega[k] * shift), math.sin(omega[k] * shift)
+                    i, j = 16 * axis + k, 16 * axis + 8 + k
+                    turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
+            n = min(32, d)
+            block.attn.qkv.weight[h * d:h * d + n] += gain * (turn @ directions)[:n]
+            block.attn.qkv.weight[dim + h * d:dim + h * d + n] += gain * directions[:n]
+        x = block(x)
+
+
 # -------------------------------------------------------------------------------------------------- weights
 
 def metadata(model, extra):
@@ -254,7 +293,7 @@ def smooth(p, n=5):
 
 
 def write_digit(rng, digit, side):
-    """One handwritten digit in a cell: ink [side][side] in 0..1, and the mask of ink and what is close to it."""
+    """One handwritten digit in a cell: ink [side][side] in 0..1, and the mask of ink and its surroundings."""
     ways = STROKES[digit]
     size, wide = side * rng.uniform(.28, .46), rng.uniform(.6, 1.1)
     slant, turn = rng.normal(0, .2), rng.normal(0, .12)
@@ -471,7 +510,7 @@ class Batch:
         d = (self.xy - at['place'])
         c, s = at['frame'][..., 0], at['frame'][..., 1]
         self.inside = torch.stack([c * d[..., 0] + s * d[..., 1], c * d[..., 1] - s * d[..., 0]], -1)
-        # the picture's x and y steps in scene coordinates; with them, the object's axes as the picture shows them
+        # the steps in x and y in scene coordinates; with them, the axes as the picture has them
         step_x = (self.coord[:, 0, 1] - self.coord[:, 0, 0]) / p
         step_y = (self.coord[:, 1, 0] - self.coord[:, 0, 0]) / p
         self.step = torch.stack([step_x, step_y], 1)  # [B][2][2]
@@ -619,8 +658,8 @@ def pair_losses(batch, heads, x, rng):
 
 
 def same_thing(batch):
-    """[rows][rows]: True where two rows must not be each other's negatives: the same thing, equal parts of one
-    scene, equal digits, and the same thing in a turned copy of its scene if the shape does not show the turn."""
+    """[rows][rows]: True where two rows must not be each other's negatives: the same thing, equal parts of
+    one scene, equal digits, and the same thing in a turned copy of its scene if the shape does not show it."""
     key = batch.key
     look = {}
     n = len(key)
@@ -647,12 +686,12 @@ def same_thing(batch):
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--out', required=True, help='folder for checkpoint.pt, log.txt, export/vit_tiny.safetensors')
+    p.add_argument('--out', required=True, help='folder for checkpoint.pt, log.txt and export/')
     p.add_argument('--minutes', type=float, default=90, help='wall time of the whole schedule')
     p.add_argument('--whole', type=float, default=.3, help='last fraction of the time, with whole images')
     p.add_argument('--init', help='safetensors weights to start from (the heads start anew)')
     p.add_argument('--resume', help='checkpoint.pt to go on with (schedule and all)')
-    p.add_argument('--scenes', type=int, default=16, help='scenes a step (windows; of whole images a quarter)')
+    p.add_argument('--scenes', type=int, default=16, help='scenes a step (of whole images a quarter)')
     p.add_argument('--lr', type=float, default=1.5e-3)
     p.add_argument('--seed', type=int, default=1)
     p.add_argument('--dim', type=int, default=144)
@@ -678,6 +717,11 @@ def main():
     rng = np.random.default_rng(a.seed)
     os.makedirs(os.path.join(a.out, 'export'), exist_ok=True)
     model = load_vit(a.init)[0] if a.init else VisionTransformer(224, a.patch, a.dim, a.depth, a.heads)
+    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    if not a.init and not a.resume:
+        drawn = [S.Scenes().render(FIRST_SEED - 1 - i, size=224)[0] for i in range(16)]
+        drawn = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 255
+        know_neighbours(model, (drawn - mean) / std)
     heads = Heads(model.norm.weight.numel())
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     named = list(model.named_parameters()) + [('head.' + k, v) for k, v in heads.named_parameters()]
@@ -694,7 +738,6 @@ def main():
         ema, step, spent, images = c['ema'], c['step'], c['spent'], c['images']
         rng = np.random.default_rng([a.seed, step])
     pool = Pool(160, rng, 1.0)
-    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     log = open(os.path.join(a.out, 'log.txt'), 'a', buffering=1)
     began, saved, total, shown = time.time() - spent * 60, time.time(), {}, 0
     drawing = 0.
