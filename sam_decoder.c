@@ -386,20 +386,26 @@ static void fold_query_bias(const Sam *sam, SamScratch *s, const SamAttention *a
                 dot(a->q.bias + h * head_dim, s->k + (size_t)t * inner + (size_t)h * head_dim, head_dim);
 }
 
-/* scores [rows][H·T] of the positions from `row` on, softmaxed over the tokens of each head. */
-static void score_positions(const SamDecoder *d, SamScratch *s, const SamAttention *a, int first, int row,
-                            int rows)
+/* The first layer's queries are there already, W_q applied: folded[h·T + t][inner] = scale · k_t within
+ * head h and zero elsewhere gives the scores of all heads in one product. */
+static void spread_heads(const Sam *sam, SamScratch *s, int inner, float scale)
 {
-    const Sam *sam = d->sam;
-    const int dim = sam->config.out_chans, inner = a->inner_dim, n_heads = sam->config.decoder_heads;
-    const int head_dim = inner / n_heads, n_tokens = s->n_tokens, n_folded = n_heads * n_tokens;
-    if (first && !s->has_mask) /* queries0 are there already; s->k is scaled */
-        for (int h = 0; h < n_heads; h++)
-            matmul_nt(s->scores + (size_t)h * n_tokens, n_folded,
-                      d->queries0 + (size_t)row * inner + (size_t)h * head_dim, inner,
-                      s->k + (size_t)h * head_dim, inner, rows, n_tokens, head_dim, 0);
+    const int n_heads = sam->config.decoder_heads, head_dim = inner / n_heads, n_tokens = s->n_tokens;
+    memset(s->folded, 0, (size_t)n_heads * n_tokens * inner * sizeof(float));
+    for (int h = 0; h < n_heads; h++)
+        for (int t = 0; t < n_tokens; t++)
+            for (int i = h * head_dim; i < (h + 1) * head_dim; i++)
+                s->folded[((size_t)h * n_tokens + t) * inner + i] = scale * s->k[(size_t)t * inner + i];
+}
+
+/* scores [rows][H·T] of the positions from `row` on, softmaxed over the tokens of each head. */
+static void score_positions(const SamDecoder *d, SamScratch *s, int inner, int shared, int row, int rows)
+{
+    const int dim = d->sam->config.out_chans, n_heads = d->sam->config.decoder_heads, n_tokens = s->n_tokens;
+    if (shared)
+        linear(s->scores, d->queries0 + (size_t)row * inner, s->folded, NULL, rows, n_heads * n_tokens, inner);
     else
-        linear(s->scores, s->keys_pe + (size_t)row * dim, s->folded, s->fold_bias, rows, n_folded, dim);
+        linear(s->scores, s->keys_pe + (size_t)row * dim, s->folded, s->fold_bias, rows, n_heads * n_tokens, dim);
     softmax_rows(s->scores, rows * n_heads, n_tokens);
 }
 
@@ -410,6 +416,7 @@ static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayL
     const SamAttention *a = &layer->image_to_token;
     const int dim = sam->config.out_chans, inner = a->inner_dim, n = sam->n_positions, n_tokens = s->n_tokens;
     const int n_folded = sam->config.decoder_heads * n_tokens;
+    const int shared = first && !s->has_mask;
     const float scale = attention_scale(sam, a);
     sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_tokens * dim);
     if (s->plain) {
@@ -424,9 +431,8 @@ static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayL
     affine(s->k, s->with_pe, &a->k, n_tokens, inner, dim);
     affine(s->v, s->queries, &a->v, n_tokens, inner, dim);
     fold_values(sam, s, a);
-    if (first && !s->has_mask) {
-        for (int i = 0; i < n_tokens * inner; i++)
-            s->k[i] *= scale;
+    if (shared) {
+        spread_heads(sam, s, inner, scale);
     } else {
         fold(sam, s, s->k, a->q.weight, inner, scale);
         fold_query_bias(sam, s, a, scale);
@@ -434,8 +440,8 @@ static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayL
     for (int row = 0; row < n; row += POSITIONS) {
         const int rows = n - row < POSITIONS ? n - row : POSITIONS;
         const size_t at = (size_t)row * dim, count = (size_t)rows * dim;
-        score_positions(d, s, a, first, row, rows);
-        if (first && !s->has_mask)
+        score_positions(d, s, inner, shared, row, rows);
+        if (shared)
             memcpy(s->keys + at, d->source + at, count * sizeof(float));
         matmul(s->keys + at, dim, s->scores, n_folded, s->context, dim, rows, dim, n_folded, 1);
         add_rows(s->keys + at, a->out.bias, rows, dim);
