@@ -110,23 +110,41 @@ INLINE Vec vec_max(Vec a, Vec b)
     return choose(a > b, a, b);
 }
 
-/* Lanes are added pairwise, always in the same order. */
+/* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on: always added in the same order. */
+INLINE Vec4 fold_lanes(Vec v)
+{
+    Vec4 part[LANES / 4];
+    memcpy(part, &v, sizeof v);
+    for (int half = LANES / 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) part[i] += part[i + half];
+    return part[0];
+}
+
 INLINE float sum_lanes(Vec v)
 {
-    float lane[LANES];
-    store(lane, v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+    Vec4 s = fold_lanes(v);
+    s += SHUFFLE4(s, s, 2, 3, 0, 1);
+    return s[0] + s[1];
+}
+
+/* Four rows of four become four columns. */
+INLINE void transpose4(Vec4 r[4])
+{
+    Vec4 low01 = SHUFFLE4(r[0], r[1], 0, 4, 1, 5), high01 = SHUFFLE4(r[0], r[1], 2, 6, 3, 7);
+    Vec4 low23 = SHUFFLE4(r[2], r[3], 0, 4, 1, 5), high23 = SHUFFLE4(r[2], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLE4(low01, low23, 0, 1, 4, 5);
+    r[1] = SHUFFLE4(low01, low23, 2, 3, 6, 7);
+    r[2] = SHUFFLE4(high01, high23, 0, 1, 4, 5);
+    r[3] = SHUFFLE4(high01, high23, 2, 3, 6, 7);
 }
 
 INLINE float max_lanes(Vec v)
 {
     float lane[LANES];
     store(lane, v);
-    float most = lane[0];
-    for (int i = 1; i < LANES; i++) most = lane[i] > most ? lane[i] : most;
-    return most;
+    for (int half = LANES / 2; half > 0; half /= 2) /* pairs: short chains of dependent comparisons */
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
 }
 
 /* e^x within 2 ulp: x = n·ln2 + r with |r| <= ln2/2, e^x = 2^n·e^r, e^r by its Taylor series to r^7/5040.
@@ -233,9 +251,9 @@ static int round_up(int n, int step)
  *   slivers of NR columns                        b's KC × NR sliver is copied to the stack (first cache)
  *   groups of MR rows                            the register tile
  * The copies make every access of the register tile unit-stride, whatever the matrices' row distances. */
-#define MC 192
+#define MC 384
 #define NC 512
-#define KC 256
+#define KC 128
 
 typedef struct Operand {
     const float *data;
@@ -305,9 +323,26 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
+/* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. (A prefetch of an
+ * address that does not exist does nothing.) */
+#define AHEAD 8
+
+INLINE void prefetch_row(const float *row, int n)
+{
+    for (int i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)row + i * sizeof *row));
+}
+
 /* panel[k][width] = b[k][cols], padded with zero columns. */
 static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
 {
+    if (cols == width && width == NR) { /* the usual case, with a copy of constant size */
+        for (int p = 0; p < k; p++) {
+            prefetch_row((const float *)((uintptr_t)b + (p + AHEAD) * ldb * sizeof *b), NR);
+            store(panel + p * NR, load(b + p * ldb));
+            store(panel + p * NR + LANES, load(b + p * ldb + LANES));
+        }
+        return;
+    }
     for (int p = 0; p < k; p++) {
         memcpy(panel + p * width, b + p * ldb, cols * sizeof *b);
         memset(panel + p * width + cols, 0, (width - cols) * sizeof *b);
@@ -320,18 +355,13 @@ static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t l
     int j = 0;
     for (; j + 4 <= cols; j += 4) {
         const float *row = b + j * ldb;
+        for (int i = 0; i < 4; i++)
+            prefetch_row((const float *)((uintptr_t)row + (i + AHEAD) * ldb * sizeof *b), k);
         int p = 0;
         for (; p + 4 <= k; p += 4) {
-            Vec4 r[4], s[4];
+            Vec4 r[4];
             for (int i = 0; i < 4; i++) memcpy(&r[i], row + i * ldb + p, sizeof r[i]);
-            s[0] = SHUFFLE4(r[0], r[1], 0, 4, 1, 5);
-            s[1] = SHUFFLE4(r[2], r[3], 0, 4, 1, 5);
-            s[2] = SHUFFLE4(r[0], r[1], 2, 6, 3, 7);
-            s[3] = SHUFFLE4(r[2], r[3], 2, 6, 3, 7);
-            r[0] = SHUFFLE4(s[0], s[1], 0, 1, 4, 5);
-            r[1] = SHUFFLE4(s[0], s[1], 2, 3, 6, 7);
-            r[2] = SHUFFLE4(s[2], s[3], 0, 1, 4, 5);
-            r[3] = SHUFFLE4(s[2], s[3], 2, 3, 6, 7);
+            transpose4(r);
             for (int i = 0; i < 4; i++) memcpy(panel + (p + i) * width + j, &r[i], sizeof r[i]);
         }
         for (; p < k; p++)
@@ -341,15 +371,17 @@ static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t l
         for (int p = 0; p < k; p++) panel[p * width + j] = j < cols ? b[j * ldb + p] : 0;
 }
 
-/* c[m][n] = start + a·B, where a [m][k] has rows KC apart and k <= KC: one block of the sum, one thread. */
-static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, Operand b, int m, int n, int k)
+/* c[m][n] = start + a·B, where a [m][k] has rows KC apart and k <= KC: one block of the sum, one thread. `roomy`: the
+ * rows of c and start have room for n rounded up to whole vectors, and what is written there does not matter. */
+static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, Operand b, int m, int n, int k,
+                          int roomy)
 {
     float panel[KC * NR] __attribute__((aligned(64)));
     for (int j = 0; j < n; j += NR) {
         int cols = min_int(n - j, NR), vecs = cols > LANES ? 2 : 1;
         if (b.transposed) pack_transposed(panel, vecs * LANES, b.data + j * b.ld, b.ld, k, cols);
         else pack_rows(panel, vecs * LANES, b.data + j, b.ld, k, cols);
-        int full = cols == vecs * LANES;
+        int full = roomy || cols == vecs * LANES;
         for (int i = 0; i < m; i += MR) {
             int rows = min_int(m - i, MR);
             Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
@@ -369,7 +401,7 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, p
         int kc = min_int(k - p, KC);
         for (int i = 0; i < m && kc > 0; i++) memcpy(block + i * KC, a + i * lda + p, kc * sizeof *a);
         Operand slice = {b.data + (b.transposed ? p : p * b.ld), b.ld, b.transposed};
-        product_block(c, ldc, start, block, slice, m, n, kc);
+        product_block(c, ldc, start, block, slice, m, n, kc, 0);
         start = (Start){c, ldc};
     }
 }
@@ -436,7 +468,7 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
  * streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): per query a running maximum and a
  * running sum; when the maximum grows, what was summed up is scaled down. The logits of a tile are rows KC apart, so
  * that they are at once the packed left operand of the product with v. */
-#define QUERIES 84 /* a multiple of both MRs; the buffers below stay under 256 KiB a thread */
+#define QUERIES 132 /* a multiple of both MRs; the buffers below stay under 256 KiB a thread */
 #define REL_COLS 128
 
 typedef struct AttentionTask {
@@ -461,21 +493,47 @@ float dot(const float *a, const float *b, int n)
     return sum_lanes((s0 + s1) + (s2 + s3));
 }
 
-/* task->logits[n_q][keys] = q·kᵀ, in blocks of KC of the head's dimensions. */
+/* out[n] = q · row of each of n rows of dim floats. Four at a time, so that they share the adding up of lanes. */
+static void dots(float *out, const float *q, const float *row, int n, int dim)
+{
+    int j = 0, whole = dim / LANES * LANES;
+    for (; j + 4 <= n; j += 4, row += 4 * (ptrdiff_t)dim) {
+        Vec sum[4] = {{0}};
+        for (int d = 0; d < whole; d += LANES) {
+            Vec qd = load(q + d);
+            UNROLL for (int i = 0; i < 4; i++) sum[i] = fmadd(qd, load(row + i * (ptrdiff_t)dim + d), sum[i]);
+        }
+        if (whole < dim) {
+            Vec qd = load_part(q + whole, dim - whole);
+            for (int i = 0; i < 4; i++)
+                sum[i] = fmadd(qd, load_part(row + i * (ptrdiff_t)dim + whole, dim - whole), sum[i]);
+        }
+        Vec4 part[4];
+        UNROLL for (int i = 0; i < 4; i++) part[i] = fold_lanes(sum[i]);
+        transpose4(part);
+        part[0] = (part[0] + part[1]) + (part[2] + part[3]);
+        memcpy(out + j, &part[0], sizeof part[0]);
+    }
+    for (; j < n; j++, row += dim) out[j] = dot(q, row, dim);
+}
+
+/* task->logits[n_q][keys] = q·kᵀ, in blocks of KC of the head's dimensions. One block, the usual case, is copied into
+ * task->q before the first tile and stays there. */
 static void tile_logits(AttentionTask *task, const float *q, int ldq, const float *k, int ldk, int n_q, int keys,
-                        int head_dim)
+                        int head_dim, int first_tile)
 {
     for (int d = 0; d == 0 || d < head_dim; d += KC) {
         int dims = min_int(head_dim - d, KC);
-        for (ptrdiff_t i = 0; i < n_q; i++) memcpy(task->q + i * KC, q + i * ldq + d, dims * sizeof *q);
+        if (first_tile || head_dim > KC)
+            for (ptrdiff_t i = 0; i < n_q; i++) memcpy(task->q + i * KC, q + i * ldq + d, dims * sizeof *q);
         Start start = {d ? task->logits : NULL, KC};
-        product_block(task->logits, KC, start, task->q, (Operand){k + d, ldk, 1}, n_q, keys, dims);
+        product_block(task->logits, KC, start, task->q, (Operand){k + d, ldk, 1}, n_q, keys, dims, 1);
     }
 }
 
-/* Turn row i's logits into probabilities relative to the running maximum. Returns the factor by which what was summed
- * up before must be scaled (1 when the maximum stays). */
-static float tile_softmax(AttentionTask *task, int i, int keys, float scale)
+/* Turn row i's dot products into probabilities relative to the running maximum; bias: what to add to the scaled ones,
+ * or NULL. Returns the factor by which what was summed up before must be scaled (1 when the maximum stays). */
+static float tile_softmax(AttentionTask *task, int i, int keys, float scale, const float *bias)
 {
     float *row = task->logits + i * KC;
     int padded = round_up(keys, LANES);
@@ -483,37 +541,21 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale)
     Vec most = splat(task->max[i]);
     for (int j = 0; j < padded; j += LANES) {
         Vec x = load(row + j) * scale;
+        if (bias) x += load(bias + j);
         store(row + j, x);
         most = vec_max(x, most);
     }
-    float max = max_lanes(most);
+    float before = task->max[i], max = max_lanes(most);
     Vec sum = {0};
     for (int j = 0; j < padded; j += LANES) {
         Vec e = vec_exp(load(row + j) - max);
         store(row + j, e);
         sum += e;
     }
-    float factor = expf(task->max[i] - max); /* the first time e^-inf = 0 */
+    float factor = max == before ? 1 : expf(before - max); /* the first time e^-inf = 0 */
     task->sum[i] = task->sum[i] * factor + sum_lanes(sum);
     task->max[i] = max;
     return factor;
-}
-
-/* Add q·rel_h[qh][kh] + q·rel_w[qw][kw] to the logits of keys rows kh..kh+rows-1 × columns kw..kw+cols-1. The scale is
- * divided out because tile_softmax multiplies by it. */
-static void tile_rel(AttentionTask *task, const RelativePosition *rel, const float *q, int ldq, int first_query, int n_q,
-                     int kh, int rows, int cols, int head_dim, float scale)
-{
-    for (ptrdiff_t i = 0; i < n_q; i++) {
-        ptrdiff_t qh = (first_query + i) / rel->grid_w;
-        const float *rel_h = rel->rel_h + (qh * rel->grid_h + kh) * head_dim;
-        for (int r = 0; r < rows; r++) {
-            float h = dot(q + i * ldq, rel_h + (ptrdiff_t)r * head_dim, head_dim);
-            float *row = task->logits + i * KC + r * cols;
-            const float *w = task->rel_w + i * REL_COLS;
-            for (int c = 0; c < cols; c++) row[c] += (h + w[c]) / scale;
-        }
-    }
 }
 
 /* task->rel_w[n_q][cols] = q·rel_w[qw][kw...] */
@@ -522,10 +564,23 @@ static void rel_columns(AttentionTask *task, const RelativePosition *rel, const 
 {
     for (ptrdiff_t i = 0; i < n_q; i++) {
         ptrdiff_t qw = (first_query + i) % rel->grid_w;
-        const float *rel_w = rel->rel_w + (qw * rel->grid_w + kw) * head_dim;
-        for (int c = 0; c < cols; c++)
-            task->rel_w[i * REL_COLS + c] = dot(q + i * ldq, rel_w + (ptrdiff_t)c * head_dim, head_dim);
+        dots(task->rel_w + i * REL_COLS, q + i * ldq, rel->rel_w + (qw * rel->grid_w + kw) * head_dim, cols, head_dim);
+        for (int c = cols; c < REL_COLS; c++) task->rel_w[i * REL_COLS + c] = 0;
     }
+}
+
+/* bias[rows·cols] = q·rel_h[qh][kh] + q·rel_w[qw][kw] of the task's query i and the tile's keys. Whole vectors are
+ * written: what reaches into the next row of keys is overwritten when its turn comes, what lies beyond the
+ * last, in bias's spare lanes, is finite and will be added to -inf. */
+static void rel_bias(float *bias, const AttentionTask *task, const RelativePosition *rel, const float *q, int query,
+                     int i, int kh, int rows, int cols, int head_dim)
+{
+    float h[KC];
+    const float *w = task->rel_w + i * REL_COLS;
+    store(bias + rows * cols, splat(0));
+    dots(h, q, rel->rel_h + ((ptrdiff_t)(query / rel->grid_w) * rel->grid_h + kh) * head_dim, rows, head_dim);
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c += LANES) store(bias + r * cols + c, load(w + c) + h[r]);
 }
 
 /* One head (the pointers stand at its columns), n_q <= QUERIES queries. The keys are a grid of key_h × key_w (1 × n_k
@@ -546,20 +601,23 @@ static void attention_task(float *out, int ldo, const float *q, int ldq, const f
         for (int kh = 0; kh < key_h; kh += tile_rows) {
             int rows = min_int(tile_rows, key_h - kh), keys = rows * cols;
             ptrdiff_t first_key = (ptrdiff_t)kh * key_w + kw;
-            tile_logits(&task, q, ldq, k + first_key * ldk, ldk, n_q, keys, head_dim);
-            if (rel) tile_rel(&task, rel, q, ldq, first_query, n_q, kh, rows, cols, head_dim, scale);
+            tile_logits(&task, q, ldq, k + first_key * ldk, ldk, n_q, keys, head_dim, !started);
             for (ptrdiff_t i = 0; i < n_q; i++) {
-                float factor = tile_softmax(&task, (int)i, keys, scale);
+                float bias[KC + LANES];
+                if (rel) rel_bias(bias, &task, rel, q + i * ldq, first_query + (int)i, (int)i, kh, rows, cols, head_dim);
+                float factor = tile_softmax(&task, (int)i, keys, scale, rel ? bias : NULL);
                 if (!started || factor == 1) continue;
                 for (int d = 0; d < head_dim; d++) out[i * ldo + d] *= factor;
             }
             Start start = {started ? out : NULL, ldo};
-            product_block(out, ldo, start, task.logits, (Operand){v + first_key * ldv, ldv, 0}, n_q, head_dim, keys);
+            product_block(out, ldo, start, task.logits, (Operand){v + first_key * ldv, ldv, 0}, n_q, head_dim, keys, 0);
             started = 1;
         }
     }
-    for (ptrdiff_t i = 0; i < n_q; i++)
-        for (int d = 0; d < head_dim; d++) out[i * ldo + d] = started ? out[i * ldo + d] / task.sum[i] : 0;
+    for (ptrdiff_t i = 0; i < n_q; i++) {
+        float inverse = started ? 1 / task.sum[i] : 0;
+        for (int d = 0; d < head_dim; d++) out[i * ldo + d] = started ? out[i * ldo + d] * inverse : 0;
+    }
 }
 
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv, int n_q,
