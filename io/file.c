@@ -131,7 +131,7 @@ int out_commit(OutFile *out, Error *err)
     FILE *f = out->stream;
     if (!out->failed && fflush(f) != 0)
         out->failed = errno;
-    if (!out->failed && out->tmp && fsync(fileno(f)) != 0)
+    if (!out->failed && out->sync && out->tmp && fsync(fileno(f)) != 0)
         out->failed = errno;
     if (fclose(f) != 0 && !out->failed)
         out->failed = errno;

@@ -12,13 +12,14 @@ uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);
 /* Write to "PATH.tmp.PID", then rename; on failure nothing is left behind. */
 int file_write(const char *path, const void *bytes, size_t n, Error *err);
 
-/* The same in pieces: open, put any number of times, then commit (sync and rename) or drop. A put after a failed
+/* The same in pieces: open, put any number of times, then commit (rename) or drop. A put after a failed
  * one does nothing, so that only commit's status needs a look. Commit and drop both end the struct's life. When the
  * path names a device or a pipe, the bytes go straight to it: a rename would replace it. */
 typedef struct OutFile {
     void *stream;     /* FILE * */
     char *path, *tmp; /* tmp NULL: straight to path */
     int failed;       /* the errno of the first failed put */
+    int sync;         /* set it after open: commit waits until the disk has it (weights and banks; slow) */
 } OutFile;
 int out_open(OutFile *out, const char *path, Error *err);
 void out_put(OutFile *out, const void *bytes, size_t n);

@@ -740,6 +740,7 @@ int st_writer_save(StWriter *w, const char *path, Error *err)
         json_end(&json);
         return -1;
     }
+    out.sync = 1;
     static const char spaces[8] = "        ";
     size_t padding = (8 - json.length % 8) % 8;
     uint64_t length = json.length + padding;
