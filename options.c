@@ -108,11 +108,12 @@ static int set_number(Options *o, const OptionSpec *spec, const char *value, con
     char *end;
     errno = 0;
     double v = strtod(value, &end);
-    /* 1e-6 as a float, written into a bank, reads back as a little less */
-    double least = spec->kind == OPTION_FLOAT ? fmin(spec->min, (float)spec->min) : spec->min;
+    double least = spec->min, most = spec->max;
+    if (spec->kind == OPTION_FLOAT) /* 1e-6 as a float, written into a bank, reads back as a little less than the double */
+        v = (float)v, least = (float)least, most = (float)most;
     if (spec->offset == AT(alpha) && strcmp(value, "auto") == 0)
         v = NAN;
-    else if (end == value || *end || errno == ERANGE || !(v >= least && v <= spec->max))
+    else if (end == value || *end || errno == ERANGE || !(v >= least && v <= most))
         return fail(err, "%s: '%s' is not a number from %g to %g", where, value, spec->min, spec->max);
     else if ((spec->kind == OPTION_INT || spec->kind == OPTION_FLAG) && v != floor(v))
         return fail(err, "%s: '%s' is not a whole number", where, value);
