@@ -22,28 +22,35 @@ static void sample(float *out, const float *features, int h, int w, int channels
         out[i] = wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
 }
 
-/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky, in place; b becomes x. */
+static double divide(double a, double b)
+{
+    return b > 0 ? a / b : 0;
+}
+
+/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky, in place; b becomes x. A pivot of which float32's rounding
+ * of A leaves nothing (centred samples are linearly dependent, only ε parts them) counts as 0, and so does its unknown. */
 static void solve_spd(double *a, double *b, int m)
 {
     for (int j = 0; j < m; j++) {
+        double least = 1e-7 * a[j * m + j];
         for (int k = 0; k < j; k++)
             a[j * m + j] -= a[j * m + k] * a[j * m + k];
-        a[j * m + j] = sqrt(fmax(a[j * m + j], 1e-300));
+        a[j * m + j] = a[j * m + j] > least ? sqrt(a[j * m + j]) : 0;
         for (int i = j + 1; i < m; i++) {
             for (int k = 0; k < j; k++)
                 a[i * m + j] -= a[i * m + k] * a[j * m + k];
-            a[i * m + j] /= a[j * m + j];
+            a[i * m + j] = divide(a[i * m + j], a[j * m + j]);
         }
     }
     for (int i = 0; i < m; i++) {
         for (int k = 0; k < i; k++)
             b[i] -= a[i * m + k] * b[k];
-        b[i] /= a[i * m + i];
+        b[i] = divide(b[i], a[i * m + i]);
     }
     for (int i = m - 1; i >= 0; i--) {
         for (int k = i + 1; k < m; k++)
             b[i] -= a[k * m + i] * b[k];
-        b[i] /= a[i * m + i];
+        b[i] = divide(b[i], a[i * m + i]);
     }
 }
 
