@@ -214,6 +214,11 @@ def log_optimal_transport(scores, alpha, iters):
     return (z + u[:, None] + v[None] - norm).numpy()
 
 
+def dustbin(alpha, n, m, unmatched, tau=0.02):
+    """The dustbin at which one of min(n, m) matches of score alpha keeps U = unmatched: U²/(1-U) = min(n, m)·exp(-(alpha - bin)/τ)."""
+    return alpha if unmatched == 0 else alpha - tau * np.log(min(n, m) * (1 - unmatched) / unmatched ** 2)
+
+
 def match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, threshold=0.2):
     """-> S, P, match_q, U, V before verification."""
     scores = hq @ hr.T - position_weight * distance2(cq, cr)
@@ -301,14 +306,15 @@ def object_quantile(out, weight, q=0.95):
 class Bank:
     """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
 
-    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0):
+    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0):
+        self.unmatched = unmatched
         self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
         self.images = []
         for im in images:
             a, c, s = (f32(t) for t in pool(im["weights"], im["features"]))
             self.images.append({
                 "features": np.asarray(im["features"], np.float16).astype(np.float64),
-                "weights": f32(np.rint(im["weights"] * 255) / 255), "pooled": a, "centroids": c, "areas": s,
+                "weights": f32(np.rint(np.float32(im["weights"]) * np.float32(255)) / 255), "pooled": a, "centroids": c, "areas": s,
                 "mean": f32(unit(im["features"].mean((0, 1)))), "cls": f32(unit(im["cls"]))})
         self.first = np.cumsum([0] + [len(im["areas"]) for im in self.images])
         pooled = np.concatenate([im["pooled"] for im in self.images])
@@ -367,7 +373,8 @@ class Bank:
         k = len(out["references"])
         for r in out["references"]:
             im = self.images[r]
-            s, p, match_q, u, v = match(q["h"], q["centroids"], im["h"], im["centroids"], self.alpha)
+            s, p, match_q, u, v = match(q["h"], q["centroids"], im["h"], im["centroids"],
+                                      dustbin(self.alpha, n, len(im["areas"]), self.unmatched))
             self.verify(u, q["h"], q["weights"], im["features"])
             self.verify(v, im["h"], im["weights"], q["features"])
             out["scores"].append(s)
@@ -537,7 +544,8 @@ def make_omm(out):
 def make_amm(out):
     r, tensors = np.random.RandomState(4), {}
     for c, (m, C, epsilon, spread) in enumerate([(1, 16, 0.01, 1), (2, 16, 0.01, 1), (5, 40, 0.01, 1), (5, 3, 0.5, 1),
-                                                 (20, 16, 0.01, 1), (5, 64, 0.01, 0), (9, 200, 0.01, 2), (3, 1, 0.01, 1)]):
+                                                 (20, 16, 0.01, 1), (5, 64, 0.01, 0), (9, 200, 0.01, 2), (3, 1, 0.01, 1),
+                                                 (5, 16, 1e-9, 1), (5, 16, 1e9, 1)]):
         samples = f32(r.randn(m, C) + 3)
         f = r.randn(C) + 3
         if spread == 0:  # inside the span of the samples: ‖d‖² and the subtracted term are nearly the same
@@ -628,7 +636,7 @@ def make_bank(out):
     for i, im in enumerate(images + [query]):
         tensors.update({f"{i}.{key}": v for key, v in im.items()})
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
-                "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}}
+                "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05}}
     for name, settings in variants.items():
         bank = Bank(images, **settings)
         prepared = dict(query, cls=unit(query["cls"]))

@@ -1,0 +1,626 @@
+/* test_bank.c - banks: building, calibration, files, retrieval, and one comparison end to end against make_golden_method.py. */
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <unistd.h>
+
+#include "../compare.h"
+#include "../tensor.h"
+#include "method_golden.h"
+
+/* ---- banks from the golden's images ----------------------------------------------------------------------*/
+
+/* What the entry points into; `o` owns. */
+typedef struct Picture {
+    Objects o;
+    BankEntry entry;
+} Picture;
+
+static int picture_new(Picture *p, int i)
+{
+    const StTensor *f = golden_tensor("%d.features", i), *w = golden_tensor("%d.weights", i);
+    Error err;
+    int h = (int)f->shape[0], width = (int)f->shape[1], C = (int)f->shape[2];
+    if (objects_new(&p->o, (int)w->shape[0], 0, h, width, C, w->data, f->data, &err))
+        return -1;
+    p->entry = (BankEntry){"image.png", h, width, C, (int)golden_tensor("%d.cls", i)->n_elements, f->data, GOLDEN_F32("%d.mean", i),
+                           GOLDEN_F32("%d.cls", i), &p->o};
+    return 0;
+}
+
+/* The first n images as a bank, calibrated. 0 when all went well. */
+static int build(Bank *bank, int n, const Options *options)
+{
+    Error err = {""};
+    BankBuilder *b = bank_builder_new(&err);
+    int status = b ? 0 : -1;
+    for (int i = 0; i < n && !status; i++) {
+        Picture p;
+        status = picture_new(&p, i) || bank_builder_add(b, &p.entry, &err);
+        objects_free(&p.o);
+    }
+    if (!status)
+        status = bank_builder_finish(b, bank, &err);
+    else
+        bank_builder_free(b);
+    if (!status) {
+        bank->options = *options;
+        snprintf(bank->vit.name, sizeof bank->vit.name, "vit.safetensors");
+        snprintf(bank->vit.sha256, sizeof bank->vit.sha256, "%064d", 7);
+        status = calibrate(bank, NULL, NULL, NULL, &err);
+    }
+    CHECK_MSG(!status, "%s", err.message);
+    return status;
+}
+
+/* The golden's last image as a scene; unit vectors as scene_analyse makes them. */
+static int query_new(Scene *s)
+{
+    int i = GOLDEN_I32("n")[0];
+    const StTensor *f = golden_tensor("%d.features", i), *w = golden_tensor("%d.weights", i);
+    size_t C = (size_t)f->shape[2], D = golden_tensor("%d.cls", i)->n_elements;
+    Error err;
+    *s = (Scene){.height = 40, .width = 48, .grid_h = (int)f->shape[0], .grid_w = (int)f->shape[1], .channels = (int)C, .cls_dim = (int)D};
+    s->features = malloc(f->n_bytes), s->mean_patch = malloc(C * sizeof(float)), s->cls = malloc(D * sizeof(float));
+    memcpy(s->features, f->data, f->n_bytes);
+    memcpy(s->mean_patch, GOLDEN_F32("%d.mean", i), C * sizeof(float));
+    memcpy(s->cls, GOLDEN_F32("%d.cls", i), D * sizeof(float));
+    l2_normalise(s->cls, 1, (int)D, 1e-12f);
+    return objects_new(&s->objects, (int)w->shape[0], 0, s->grid_h, s->grid_w, s->channels, w->data, s->features, &err);
+}
+
+static void set(Options *o, const char *name, const char *value)
+{
+    Error err = {""};
+    CHECK_MSG(option_find(name) && !option_set(o, option_find(name), value, name, &err), "%s: %s", name, err.message);
+}
+
+/* METHOD.md's constants as the goldens have them, whatever the defaults become. */
+static Options defaults(void)
+{
+    static const char *const texts[][2] = {
+        {"k", "3"}, {"retrieval", "mean"}, {"channel-graph", "covariance"}, {"dcga-rounds", "2"}, {"dcga-partners", "4"}, {"shrinkage", "0.3"},
+        {"channel-strength", "0.1"}, {"channel-tau", "1"}, {"object-strength", "0"}, {"object-tau", "0.1"}, {"position-weight", "0.7"},
+        {"tau", "0.02"}, {"sinkhorn-iters", "30"}, {"match-threshold", "0.2"}, {"matcher", "sinkhorn"}, {"verify", "1"},
+        {"verify-above", "0.3"}, {"alpha", "auto"}, {"alpha-unmatched", "0"}, {"alpha-quantile", "0.001"}, {"align", "object"},
+        {"large-object", "0.15"}, {"epsilon", "0.01"}, {"blur", "1"}, {"score", "max"}, {"object-quantile", "0.95"},
+        {"delta-logical", "0.05"}, {"delta-structural", "0.05"}, {"loo-images", "60"}, {"only", "both"}};
+    Options o;
+    options_default(&o);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        set(&o, texts[i][0], texts[i][1]);
+    return o;
+}
+
+static void check_variant(const char *name, const Options *options)
+{
+    Bank bank;
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    if (build(&bank, GOLDEN_I32("n")[0], options))
+        return;
+    REQUIRE(!query_new(&scene));
+    CHECK_GOLDEN(&bank.alpha, 1e-5, "%s.alpha", name);
+    CHECK_GOLDEN(bank.channel_std, 1e-5, "%s.channel_std", name);
+    CHECK_GOLDEN(bank.scale, 2e-5, "%s.scale", name);
+    const float *loo = GOLDEN_F32("%s.loo", name), *spread = GOLDEN_F32("%s.spread", name);
+    CHECK(bank.n_loo == (int)golden_tensor("%s.loo", name)->shape[0]);
+    for (int i = 0; i < bank.n_loo; i++) {
+        CHECK_MSG(fabsf(bank.loo_structural[i] - loo[3 * i]) < 3e-5f, "%s: structural score %d without itself is %g, expected %g", name, i,
+                  (double)bank.loo_structural[i], (double)loo[3 * i]);
+        CHECK_MSG(fabsf(bank.loo_logical[i] - loo[3 * i + 1]) < 3e-5f, "%s: logical score %d without itself is %g, expected %g", name, i,
+                  (double)bank.loo_logical[i], (double)loo[3 * i + 1]);
+        CHECK(fabsf(bank.loo_score[i] - loo[3 * i + 2]) < 3e-4f && (i == 0 || bank.loo_sorted[i - 1] <= bank.loo_sorted[i]));
+    }
+    CHECK(fabsf(bank.structural.median - spread[0]) < 3e-5f && fabsf(bank.logical.median - spread[2]) < 3e-5f);
+    REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
+    CHECK_GOLDEN_INTS(c.references, "%s.references", name);
+    for (int r = 0; r < c.k; r++) {
+        CHECK_GOLDEN(c.matchings[r].scores, 1e-5, "%s.scores.%d", name, r);
+        CHECK_GOLDEN(c.matchings[r].assignment, 3e-5, "%s.assignment.%d", name, r);
+    }
+    CHECK_GOLDEN(c.unmatched, 3e-5, "%s.unmatched", name);
+    CHECK_GOLDEN(c.structural, 3e-5, "%s.structural", name);
+    CHECK_GOLDEN(c.logical, 3e-5, "%s.logical", name);
+    /* z divides by the spread of seven scores: their errors grow as much */
+    CHECK_GOLDEN(c.map, 2e-4, "%s.map", name);
+    CHECK_GOLDEN(((float[]){c.structural_score, c.logical_score, c.score}), 2e-4, "%s.results", name);
+    comparison_free(&c);
+    scene_free(&scene);
+    bank_free(&bank);
+}
+
+static void test_golden(void)
+{
+    REQUIRE(golden_open("method_bank"));
+    Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(), dustbin = defaults();
+    check_variant("default", &plain);
+    pixel.amm.align_pixel = 1, pixel.retrieval = RETRIEVAL_L2, pixel.k = 2;
+    check_variant("pixel_l2", &pixel);
+    softmax.dcga.channel_graph = CHANNEL_SOFTMAX, softmax.dcga.object_strength = 0.2f, softmax.retrieval = RETRIEVAL_CLS;
+    check_variant("softmax_cls", &softmax);
+    few.loo_images = 3, few.k = 100; /* k larger than the bank: all */
+    check_variant("few_loo", &few);
+    set(&dustbin, "alpha-unmatched", "0.05");
+    check_variant("dustbin", &dustbin);
+}
+
+/* ---- the same comparison again ---------------------------------------------------------------------------*/
+
+/* All numbers of a comparison, one after another, so that two can be compared bit for bit. */
+static size_t flatten(float *out, const Bank *bank)
+{
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    size_t n = 0, cells = bank_cells(bank);
+    if (query_new(&scene) || compare_scene(&c, bank, &scene, -1, 0, NULL, &err)) {
+        CHECK_MSG(0, "%s", err.message);
+        return 0;
+    }
+    const float *maps[] = {c.structural, c.logical, c.map};
+    for (int m = 0; m < 3; m++, n += cells)
+        memcpy(out + n, maps[m], cells * sizeof(float));
+    for (int r = 0; r < c.k; r++) {
+        size_t size = ((size_t)c.matchings[r].n_q + 1) * ((size_t)c.matchings[r].n_r + 1);
+        memcpy(out + n, c.matchings[r].assignment, size * sizeof(float));
+        n += size;
+        out[n++] = (float)c.references[r];
+    }
+    out[n++] = c.structural_score, out[n++] = c.logical_score, out[n++] = c.score;
+    for (int i = 0; i < bank->n_loo; i++)
+        out[n++] = bank->loo_score[i];
+    comparison_free(&c);
+    scene_free(&scene);
+    return n;
+}
+
+enum { MOST = 4096 };
+
+static char *temporary(void)
+{
+    static char path[64];
+    snprintf(path, sizeof path, "/tmp/samlad_test_bank.%ld", (long)getpid());
+    return path;
+}
+
+/* Save and load: the same comparison, bit for bit, and the same settings; saved again: the same file. */
+static void test_round_trip(void)
+{
+    static float before[MOST], after[MOST];
+    Options options = defaults();
+    Bank bank, loaded;
+    Error err = {""};
+    char again[80];
+    REQUIRE(golden_open("method_bank"));
+    options.amm.epsilon = 1e-9f, options.omm.tau = 0.0123456789f, options.flag_damage = 1 / 3.0, options.dcga.object_tau = 1e-6f;
+    if (build(&bank, 7, &options))
+        return;
+    size_t n = flatten(before, &bank);
+    int status = bank_save(&bank, temporary(), &err) || bank_load(&loaded, temporary(), &err);
+    CHECK_MSG(!status, "%s", err.message);
+    REQUIRE(!status);
+    CHECK(n > 0 && flatten(after, &loaded) == n && memcmp(before, after, n * sizeof(float)) == 0);
+    CHECK(memcmp(&loaded.options.omm, &options.omm, sizeof options.omm) == 0 && memcmp(&loaded.options.amm, &options.amm, sizeof options.amm) == 0 &&
+          loaded.options.flag_damage == options.flag_damage && isnan(loaded.options.alpha) &&
+          loaded.options.dcga.object_tau == options.dcga.object_tau);
+    CHECK(strcmp(loaded.names[3], "image.png") == 0 && strcmp(loaded.vit.sha256, bank.vit.sha256) == 0 && !loaded.sam.name[0]);
+    snprintf(again, sizeof again, "%s.again", temporary());
+    CHECK(!bank_save(&loaded, again, &err));
+    Safetensors *a = st_open(temporary(), &err), *b = st_open(again, &err);
+    char sha_a[65] = "a", sha_b[65] = "b";
+    if (a && b)
+        st_sha256(a, sha_a), st_sha256(b, sha_b);
+    CHECK(strcmp(sha_a, sha_b) == 0);
+    st_close(a), st_close(b);
+    /* calibrated anew from the loaded images: nothing but the file's own rounding went in, so nothing changes */
+    CHECK(!calibrate(&loaded, NULL, NULL, NULL, &err));
+    CHECK(flatten(after, &loaded) == n && memcmp(before, after, n * sizeof(float)) == 0);
+    unlink(temporary()), unlink(again);
+    bank_free(&bank), bank_free(&loaded);
+}
+
+/* Every option at both ends of its range can be written and read back. */
+static void test_options_round_trip(void)
+{
+    for (int i = 0; i < option_count; i++)
+        for (int end = 0; end < 2; end++) {
+            const OptionSpec *spec = &option_table[i];
+            Options o, back;
+            char text[64], again[64];
+            Error err = {""};
+            options_default(&o), options_default(&back);
+            if (spec->kind == OPTION_CHOICE)
+                snprintf(text, sizeof text, "%.*s", end ? 60 : (int)strcspn(spec->choices, "|"), end ? strrchr(spec->choices, '|') + 1 : spec->choices);
+            else
+                snprintf(text, sizeof text, "%.17g", end ? spec->max : spec->min);
+            CHECK_MSG(!option_set(&o, spec, text, "end", &err), "%s: %s", spec->name, err.message);
+            option_text(&o, spec, text, sizeof text);
+            CHECK_MSG(!option_set(&back, spec, text, "again", &err), "%s: %s", spec->name, err.message);
+            option_text(&back, spec, again, sizeof again);
+            CHECK_MSG(strcmp(text, again) == 0, "%s: %s came back as %s", spec->name, text, again);
+            CHECK(option_set(&back, spec, "nan", "x", &err) == -1 && option_set(&back, spec, "", "x", &err) == -1 &&
+                  option_set(&back, spec, "1e999", "x", &err) == -1 && option_set(&back, spec, "1 ", "x", &err) == -1);
+        }
+}
+
+static void test_threads(void)
+{
+#ifdef _OPENMP
+    static float one[MOST], more[MOST];
+    Options options = defaults();
+    REQUIRE(golden_open("method_bank"));
+    int before = omp_get_max_threads();
+    size_t n = 0;
+    for (int threads = 1; threads <= 4; threads *= 2) {
+        Bank bank;
+        omp_set_num_threads(threads);
+        if (build(&bank, 7, &options))
+            break;
+        if (threads == 1)
+            n = flatten(one, &bank);
+        else
+            CHECK_MSG(n > 0 && flatten(more, &bank) == n && memcmp(one, more, n * sizeof(float)) == 0, "other bits with %d threads", threads);
+        bank_free(&bank);
+    }
+    omp_set_num_threads(before);
+#else
+    SKIP("built without OpenMP");
+#endif
+}
+
+/* ---- unusual banks -----------------------------------------------------------------------------------------*/
+
+/* One normal image: no leave-one-out, scores stay as they are. */
+static void test_one_image(void)
+{
+    static float flat[MOST];
+    Options options = defaults();
+    Bank bank;
+    REQUIRE(golden_open("method_bank"));
+    if (build(&bank, 1, &options))
+        return;
+    CHECK(bank.n_loo == 0 && bank.structural.median == 0 && bank.structural.q95 == 1);
+    size_t n = flatten(flat, &bank);
+    const float results[3] = {flat[n - 3], flat[n - 2], flat[n - 1]};
+    CHECK_GOLDEN(results, 1e-4, "one.results");
+    bank_free(&bank);
+}
+
+/* A bank of n images with counts[i] objects each, on a grid of h×w with C channels, everything from a counter. */
+static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w, int C, const Options *options, Error *err)
+{
+    BankBuilder *b = bank_builder_new(err);
+    unsigned state = 1;
+    int status = 0;
+    for (int i = 0; i < n_images && !status; i++) {
+        size_t cells = (size_t)h * (size_t)w, n = (size_t)counts[i];
+        float *features = malloc(cells * (size_t)C * sizeof *features), *weights = malloc((n + 1) * cells * sizeof *weights);
+        for (size_t p = 0; p < cells * (size_t)C; p++)
+            features[p] = (float)((state = state * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1;
+        for (size_t p = 0; p < n * cells; p++)
+            weights[p] = p % cells == (p / cells) % cells ? 0.75f : 0;
+        Objects o;
+        status = objects_new(&o, (int)n, 0, h, w, C, weights, features, err);
+        BankEntry e = {"x", h, w, C, C, features, features, features, &o};
+        if (!status)
+            status = bank_builder_add(b, &e, err);
+        objects_free(&o);
+        free(features), free(weights);
+    }
+    if (status) {
+        bank_builder_free(b);
+        return status;
+    }
+    if (bank_builder_finish(b, bank, err))
+        return -1;
+    bank->options = *options;
+    return calibrate(bank, NULL, NULL, NULL, err);
+}
+
+/* Save, load, compare the first image with the others: everything is a number. */
+static void check_works(const int *counts, int n_images, int h, int w, int C, const char *what)
+{
+    Options options = defaults();
+    Bank bank, loaded;
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    int status = random_bank(&bank, counts, n_images, h, w, C, &options, &err);
+    CHECK_MSG(!status, "%s: %s", what, err.message);
+    if (status)
+        return;
+    CHECK_MSG(!bank_save(&bank, temporary(), &err), "%s: %s", what, err.message);
+    status = bank_load(&loaded, temporary(), &err);
+    CHECK_MSG(!status, "%s: %s", what, err.message);
+    unlink(temporary());
+    for (int i = 0; i < n_images && !status; i++) {
+        REQUIRE(!bank_scene(&scene, &loaded, i, &err));
+        CHECK_MSG(!compare_scene(&c, &loaded, &scene, i, 0, NULL, &err), "%s: %s", what, err.message);
+        CHECK_MSG(isfinite(c.score) && isfinite(c.structural_score) && isfinite(c.logical_score), "%s: image %d scores %g", what, i,
+                  (double)c.score);
+        for (size_t p = 0; p < bank_cells(&bank); p++)
+            CHECK(isfinite(c.map[p]));
+        comparison_free(&c);
+        scene_free(&scene);
+    }
+    if (!status)
+        bank_free(&loaded);
+    bank_free(&bank);
+}
+
+static void test_unusual(void)
+{
+    check_works((int[]){0, 3, 2, 0}, 4, 3, 4, 5, "first and last image without objects");
+    check_works((int[]){0, 0, 0}, 3, 3, 4, 5, "no image has objects");
+    check_works((int[]){0}, 1, 2, 2, 3, "one image without objects");
+    check_works((int[]){1, 1}, 2, 1, 1, 1, "one cell, one channel");
+    check_works((int[]){300, 250, 310}, 3, 20, 20, 8, "hundreds of objects");
+    check_works((int[]){2, 2, 2}, 3, 1, 300, 4, "one row of cells");
+}
+
+static void test_builder_refuses(void)
+{
+    Error err = {""};
+    Bank bank;
+    CHECK(bank_builder_finish(bank_builder_new(&err), &bank, &err) == -1 && strstr(err.message, "at least one"));
+    bank_free(&bank);
+    REQUIRE(golden_open("method_bank"));
+    Picture a, b;
+    REQUIRE(!picture_new(&a, 0) && !picture_new(&b, 1));
+    BankBuilder *builder = bank_builder_new(&err);
+    CHECK(!bank_builder_add(builder, &a.entry, &err));
+    b.entry.grid_w--;
+    CHECK(bank_builder_add(builder, &b.entry, &err) == -1 && strstr(err.message, "image.png"));
+    bank_builder_free(builder);
+    objects_free(&a.o), objects_free(&b.o);
+}
+
+/* NaN and infinite features become float16's ends when a bank is built; a query's are passed on, without a crash. */
+static void test_not_finite(void)
+{
+    Options options = defaults();
+    Bank bank;
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    REQUIRE(golden_open("method_bank"));
+    if (build(&bank, 7, &options))
+        return;
+    REQUIRE(!query_new(&scene));
+    for (int p = 0; p < 50; p++)
+        scene.features[7 * p] = p % 3 ? NAN : INFINITY;
+    scene.mean_patch[0] = NAN;
+    CHECK(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
+    comparison_free(&c);
+    scene_free(&scene);
+    bank_free(&bank);
+}
+
+/* ---- retrieval ---------------------------------------------------------------------------------------------*/
+
+static void test_retrieval(void)
+{
+    Options options = defaults();
+    Bank bank;
+    Error err = {""};
+    float features[3 * 4 * 5], mean[5], cls[5];
+    int found[10];
+    REQUIRE(!random_bank(&bank, (int[]){1, 1, 1, 1}, 4, 3, 4, 5, &options, &err));
+    for (int i = 0; i < 4; i++) { /* an image is its own nearest, by all three; excluded, it is not there */
+        bank_features(&bank, i, NULL, features);
+        memcpy(mean, bank.mean_patch + 5 * i, sizeof mean), memcpy(cls, bank.cls + 5 * i, sizeof cls);
+        for (int by = 0; by < 3; by++) {
+            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 1, -1, found, &err) == 1 && found[0] == i);
+            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, -1, found, &err) == 4 && found[0] == i);
+            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, i, found, &err) == 3);
+            CHECK(found[0] != i && found[1] != i && found[2] != i);
+        }
+    }
+    memset(mean, 0, sizeof mean); /* all alike: by index */
+    CHECK(bank_retrieve(&bank, RETRIEVAL_MEAN, mean, cls, features, 4, 1, found, &err) == 3 && found[0] == 0 && found[1] == 2 && found[2] == 3);
+    bank_free(&bank);
+}
+
+/* ---- hostile files -----------------------------------------------------------------------------------------*/
+
+/* A change to one tensor or one line of metadata of a good bank. */
+typedef struct Damage {
+    const char *what;
+    const char *tensor;   /* left out when nothing below is set */
+    int64_t shape[4];     /* another shape (and that many bytes) when n_dims > 0 */
+    int n_dims;
+    int f32_at, int_at;   /* or an element + 1 that becomes f32 / integer */
+    float f32;
+    int integer;
+    const char *key, *value; /* or metadata: value NULL leaves it out */
+    const char *expect;   /* in the sentence */
+} Damage;
+
+static const Damage DAMAGES[] = {
+    {.what = "no kind", .key = "samlad.kind", .expect = "not a samlad bank"},
+    {.what = "not a bank", .key = "samlad.kind", .value = "model", .expect = "not a samlad bank"},
+    {.what = "no features", .tensor = "features", .expect = "features"},
+    {.what = "no first", .tensor = "objects.first", .expect = "objects.first"},
+    {.what = "no mean_patch", .tensor = "mean_patch", .expect = "mean_patch"},
+    {.what = "no cls", .tensor = "cls", .expect = "cls"},
+    {.what = "no weights", .tensor = "objects.weights", .expect = "objects.weights"},
+    {.what = "no pooled", .tensor = "objects.pooled", .expect = "objects.pooled"},
+    {.what = "no centroids", .tensor = "objects.centroids", .expect = "objects.centroids"},
+    {.what = "no areas", .tensor = "objects.areas", .expect = "objects.areas"},
+    {.what = "no scale", .tensor = "objects.scale", .expect = "objects.scale"},
+    {.what = "no dcga.mean", .tensor = "dcga.mean", .expect = "dcga.mean"},
+    {.what = "no dcga.std", .tensor = "dcga.std", .expect = "dcga.std"},
+    {.what = "no descriptors", .tensor = "dcga.descriptors", .expect = "dcga.descriptors"},
+    {.what = "no channel_std", .tensor = "channel_std", .expect = "channel_std"},
+    {.what = "no loo.index", .tensor = "loo.index", .expect = "loo.index"},
+    {.what = "no loo.score", .tensor = "loo.score", .expect = "loo.score"},
+    {.what = "short first", .tensor = "objects.first", .shape = {3}, .n_dims = 1, .expect = "objects.first"},
+    {.what = "flat features", .tensor = "features", .shape = {7, 72, 10}, .n_dims = 3, .expect = "features"},
+    {.what = "no image", .tensor = "features", .shape = {0, 8, 9, 10}, .n_dims = 4, .expect = "features"},
+    {.what = "wide grid", .tensor = "features", .shape = {1, 1, 5040, 1}, .n_dims = 4, .expect = "features"},
+    {.what = "short loo", .tensor = "loo.logical", .shape = {2}, .n_dims = 1, .expect = "loo.logical"},
+    {.what = "square filter", .tensor = "dcga.filter", .shape = {4, 25}, .n_dims = 2, .expect = "dcga.filter"},
+    {.what = "first from 1", .tensor = "objects.first", .int_at = 1, .integer = 1, .expect = "does not rise"},
+    {.what = "first falls", .tensor = "objects.first", .int_at = 3, .integer = 1, .expect = "does not rise"},
+    {.what = "first is negative", .tensor = "objects.first", .int_at = 2, .integer = -5, .expect = "does not rise"},
+    {.what = "huge count", .tensor = "objects.first", .int_at = 8, .integer = 2147483647, .expect = "does not rise"},
+    {.what = "too many", .tensor = "objects.first", .int_at = 8, .integer = 9999, .expect = "objects.weights"},
+    {.what = "NaN mean", .tensor = "dcga.mean", .f32_at = 2, .f32 = NAN, .expect = "dcga.mean"},
+    {.what = "std 0", .tensor = "dcga.std", .f32_at = 2, .f32 = 0, .expect = "dcga.std"},
+    {.what = "negative std", .tensor = "channel_std", .f32_at = 10, .f32 = -1, .expect = "channel_std"},
+    {.what = "scale 0", .tensor = "objects.scale", .f32_at = 1, .f32 = 0, .expect = "objects.scale"},
+    {.what = "infinite descriptor", .tensor = "dcga.descriptors", .f32_at = 9, .f32 = INFINITY, .expect = "dcga.descriptors"},
+    {.what = "NaN score", .tensor = "loo.score", .f32_at = 1, .f32 = NAN, .expect = "loo.score"},
+    {.what = "NaN centroid", .tensor = "objects.centroids", .f32_at = 1, .f32 = NAN, .expect = "objects.centroids"},
+    {.what = "NaN alpha", .key = "calibration.alpha", .value = "nan", .expect = "calibration.alpha"},
+    {.what = "no median", .key = "calibration.logical.median", .expect = "calibration.logical.median"},
+    {.what = "infinite q95", .key = "calibration.structural.q95", .value = "inf", .expect = "calibration.structural.q95"},
+    {.what = "k of 0", .key = "option.k", .value = "0", .expect = "option.k"},
+    {.what = "k in words", .key = "option.k", .value = "five", .expect = "option.k"},
+    {.what = "unknown option", .key = "option.magic", .value = "1", .expect = "option.magic"},
+};
+
+/* A copy of the good bank with the damage. */
+static int write_damaged(const Safetensors *good, const Damage *d, const char *path)
+{
+    Error err = {""};
+    StWriter *w = st_writer_new();
+    int status = w ? 0 : -1, known = 0;
+    for (size_t i = 0; i < st_meta_count(good) && !status; i++) {
+        const char *key, *value;
+        st_meta_at(good, i, &key, &value);
+        int hit = d->key && strcmp(d->key, key) == 0;
+        known |= hit;
+        if (!hit || d->value)
+            status = st_writer_meta(w, key, hit ? d->value : value, &err);
+    }
+    if (!status && d->key && d->value && !known)
+        status = st_writer_meta(w, d->key, d->value, &err);
+    for (size_t i = 0; i < st_count(good) && !status; i++) {
+        const StTensor *t = st_at(good, i);
+        int hit = d->tensor && strcmp(d->tensor, t->name) == 0;
+        if (hit && !d->n_dims && !d->f32_at && !d->int_at)
+            continue;
+        char *bytes = malloc(t->n_bytes + 1);
+        memcpy(bytes, t->data, t->n_bytes);
+        if (hit && d->f32_at)
+            memcpy(bytes + 4 * (d->f32_at - 1), &d->f32, 4);
+        if (hit && d->int_at)
+            memcpy(bytes + 4 * (d->int_at - 1), &d->integer, 4);
+        status = st_writer_copy(w, t->name, t->dtype, hit && d->n_dims ? d->n_dims : t->n_dims, hit && d->n_dims ? d->shape : t->shape, bytes, &err);
+        free(bytes);
+    }
+    if (!status)
+        status = st_writer_save(w, path, &err);
+    st_writer_free(w);
+    return status;
+}
+
+static int one_sentence(const char *message, const char *path)
+{
+    return strstr(message, path) && !strchr(message, '\n') && strlen(message) > strlen(path) + 8;
+}
+
+static void test_hostile(void)
+{
+    Options options = defaults();
+    Bank bank, loaded;
+    Error err = {""};
+    char damaged[80];
+    REQUIRE(golden_open("method_bank"));
+    if (build(&bank, 7, &options))
+        return;
+    CHECK(bank.channels == 10 && bank.dcga.filter);
+    REQUIRE(!bank_save(&bank, temporary(), &err));
+    bank_free(&bank);
+    Safetensors *good = st_open(temporary(), &err);
+    REQUIRE(good);
+    snprintf(damaged, sizeof damaged, "%s.damaged", temporary());
+    REQUIRE(!write_damaged(good, &(Damage){0}, damaged) && !bank_load(&loaded, damaged, &err)); /* the copy itself is fine */
+    bank_free(&loaded);
+    for (size_t i = 0; i < sizeof DAMAGES / sizeof *DAMAGES; i++) {
+        const Damage *d = &DAMAGES[i];
+        err.message[0] = '\0';
+        CHECK_MSG(!write_damaged(good, d, damaged), "%s could not be written", d->what);
+        int status = bank_load(&loaded, damaged, &err);
+        CHECK_MSG(status == -1 && one_sentence(err.message, damaged) && strstr(err.message, d->expect), "%s: status %d, \"%s\"", d->what, status,
+                  err.message);
+        CHECK_MSG(!loaded.file && !loaded.names && !loaded.descriptors && loaded.n_images == 0, "%s: something is left", d->what);
+        if (!status)
+            bank_free(&loaded);
+    }
+    st_close(good);
+    unlink(damaged), unlink(temporary());
+}
+
+/* Features that are not numbers are found when the image is used: scanning all of a large bank would read it all. */
+static void test_hostile_features(void)
+{
+    Options options = defaults();
+    Bank bank;
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    REQUIRE(golden_open("method_bank"));
+    options.k = 7;
+    if (build(&bank, 7, &options))
+        return;
+    ((uint16_t *)bank.owned[0])[17] = 0x7e00;
+    CHECK(bank.features[17] == 0x7e00);
+    REQUIRE(!query_new(&scene));
+    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "image 0 (image.png)"));
+    ((uint16_t *)bank.owned[0])[17] = 0;
+    bank.cls_dim++; /* as a bank with another class token would have it: read past the scene's */
+    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "class token"));
+    bank.cls_dim--;
+    bank.grid_h--;
+    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "feature map"));
+    bank.grid_h++;
+    scene_free(&scene);
+    bank_free(&bank);
+}
+
+/* Cut anywhere, a bank is refused. */
+static void test_truncated(void)
+{
+    Options options = defaults();
+    Bank bank;
+    Error err = {""};
+    REQUIRE(golden_open("method_bank"));
+    if (build(&bank, 2, &options))
+        return;
+    REQUIRE(!bank_save(&bank, temporary(), &err));
+    bank_free(&bank);
+    FILE *f = fopen(temporary(), "rb");
+    REQUIRE(f);
+    static char bytes[1 << 20];
+    size_t n = fread(bytes, 1, sizeof bytes, f);
+    fclose(f);
+    for (size_t cut = 0; cut < n; cut += n / 40 + 1) {
+        f = fopen(temporary(), "wb");
+        REQUIRE(f && fwrite(bytes, 1, cut, f) == cut && !fclose(f));
+        CHECK_MSG(bank_load(&bank, temporary(), &err) == -1 && one_sentence(err.message, temporary()), "cut at %zu of %zu", cut, n);
+    }
+    unlink(temporary());
+    CHECK(bank_load(&bank, temporary(), &err) == -1 && one_sentence(err.message, temporary())); /* and so is none */
+}
+
+int main(void)
+{
+    RUN(test_golden);
+    RUN(test_round_trip);
+    RUN(test_options_round_trip);
+    RUN(test_threads);
+    RUN(test_one_image);
+    RUN(test_unusual);
+    RUN(test_builder_refuses);
+    RUN(test_not_finite);
+    RUN(test_retrieval);
+    RUN(test_hostile);
+    RUN(test_hostile_features);
+    RUN(test_truncated);
+    st_close(golden);
+    return test_summary();
+}
