@@ -41,6 +41,11 @@ Samlad *samlad_open(const SamladWeights *weights, Error *err)
         return NULL;
     }
     options_default(&s->options);
+    if (!weights->vit) {
+        fail(err, "no backbone is given");
+        free(s);
+        return NULL;
+    }
     if (models_open(&s->models, weights->vit, weights->sam, weights->featup, weights->dcga, err) ||
         models_recommend(&s->models, &s->options, err)) {
         samlad_close(s);
@@ -67,7 +72,7 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
     const OptionSpec *spec = option_find(name);
     if (!spec)
         return fail(err, "there is no option %s", name);
-    return option_set(&s->options, spec, value, name, err);
+    return option_set(&s->options, spec, value, name, err) || models_complete(&s->models, &s->options, err) ? -1 : 0;
 }
 
 /* ================================================================================================

@@ -66,7 +66,7 @@ void models_close(Models *m)
     *m = (Models){0};
 }
 
-int models_recommend(const Models *m, Options *o, Error *err)
+int models_complete(const Models *m, Options *o, Error *err)
 {
     const VitConfig *vit = vit_config(m->vit);
     if (o->size == 0) {
@@ -79,9 +79,14 @@ int models_recommend(const Models *m, Options *o, Error *err)
         if (st_meta(m->vit_file, "method.layer") && st_meta_int(m->vit_file, "method.layer", 1, vit->depth, &o->layer, err))
             return -1;
     }
-    if (m->sam)
-        return amg_recommended(&o->amg, m->sam_file, err);
     return 0;
+}
+
+int models_recommend(const Models *m, Options *o, Error *err)
+{
+    if (models_complete(m, o, err))
+        return -1;
+    return m->sam ? amg_recommended(&o->amg, m->sam_file, err) : 0;
 }
 
 /* ================================================================================================
@@ -196,8 +201,8 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
     size_t C = (size_t)vit->dim;
     scene->grid_h = s.grid_h, scene->grid_w = s.grid_w;
     scene->channels = scene->cls_dim = vit->dim;
-    if (o->layer > vit->depth)
-        return fail(err, "option layer: %d is more than the backbone's %d blocks", o->layer, vit->depth);
+    if (o->layer < 1 || o->layer > vit->depth)
+        return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer, vit->depth);
     float *pixels = aligned_array((size_t)s.in_h * (size_t)s.in_w * 3, sizeof(float));
     float *patches = aligned_array((size_t)s.patch_h * (size_t)s.patch_w * C, sizeof(float));
     float *up = aligned_array((size_t)s.up_h * (size_t)s.up_w * C, sizeof(float));

@@ -33,6 +33,8 @@ int models_open(Models *models, const char *vit, const char *sam, const char *fe
 void models_close(Models *models);
 /* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds. */
 int models_recommend(const Models *models, Options *options, Error *err);
+/* The part of it where 0 stands for what the weights recommend: size and layer. */
+int models_complete(const Models *models, Options *options, Error *err);
 
 /* rgb uint8 [height][width][3] -> scene. dump: every intermediate tensor goes there under METHOD.md 11's names, or NULL. */
 int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err);
