@@ -25,7 +25,7 @@ enum { PATH_SIZE = 4096, EXIT_USAGE = 2 };
 
 /* What all sub-commands may be given; each says which of them it takes. */
 typedef struct Args {
-    const char *command;
+    const char *command, *takes; /* takes: the names of its options; "*": all of METHOD.md's */
     SamladWeights weights;
     char vit[PATH_SIZE], sam[PATH_SIZE], featup[PATH_SIZE]; /* found defaults */
     int no_featup;
@@ -55,6 +55,17 @@ static int failed(const Error *err)
 {
     fprintf(stderr, "samlad: %s\n", err->message);
     return EXIT_FAILURE;
+}
+
+/* Is `name` among the words of the list? */
+static int is_taken(const char *list, const char *name)
+{
+    for (size_t n; *list; list += n + (list[n] != '\0')) {
+        n = strcspn(list, " ");
+        if ((n == strlen(name) && strncmp(list, name, n) == 0) || (n == 1 && *list == '*' && option_find(name)))
+            return 1;
+    }
+    return 0;
 }
 
 /* n comma-separated numbers, and nothing after them. */
@@ -174,19 +185,29 @@ static int parse(Args *args, int argc, char **argv)
     args->inputs = calloc((size_t)argc + 1, sizeof *args->inputs);
     if (!args->inputs)
         return EXIT_FAILURE;
+    int only_inputs = 0; /* after "--" */
     for (int i = 0; i < argc; i++) {
         const char *arg = strcmp(argv[i], "-o") == 0 ? "--out" : argv[i];
         char name[64];
-        if (strncmp(arg, "--", 2) != 0 || !arg[2]) {
-            if (arg[0] == '-' && arg[1] && strcmp(arg, "--") != 0)
+        if (!only_inputs && strcmp(arg, "--") == 0) {
+            only_inputs = 1;
+            continue;
+        }
+        if (only_inputs || strncmp(arg, "--", 2) != 0) {
+            if (!only_inputs && arg[0] == '-' && arg[1])
                 return usage_error(args, "there is no option %s", arg);
-            args->inputs[args->n_inputs++] = arg;
+            args->inputs[args->n_inputs++] = only_inputs ? argv[i] : arg;
             continue;
         }
         const char *equals = strchr(arg, '=');
         snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (long)strlen(arg) - 2), arg + 2);
-        if (take_flag(args, name))
+        if (!is_taken(args->takes, name))
+            return usage_error(args, "there is no option --%s", name);
+        if (take_flag(args, name)) {
+            if (equals)
+                return usage_error(args, "--%s takes no value", name);
             continue;
+        }
         const char *value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
         if (!value)
             return usage_error(args, "--%s needs a value", name);
@@ -473,12 +494,17 @@ typedef struct Detect {
     FILE *jsonl;
 } Detect;
 
+/* Length of a path without its ending. */
+static int stem_length(const char *path)
+{
+    const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
+    return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
+}
+
 /* OUT/NAME without its ending. */
 static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *name, Error *err)
 {
-    const char *dot = strrchr(name, '.'), *slash = strrchr(name, '/');
-    int stem = (int)(dot && (!slash || dot > slash) ? dot - name : (long)strlen(name));
-    if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, stem, name) >= PATH_SIZE - 32)
+    if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, stem_length(name), name) >= PATH_SIZE - 32)
         return fail(err, "%s: the path is too long", out);
     char *last = strrchr(prefix, '/');
     *last = '\0';
@@ -528,6 +554,30 @@ static int detect_one(Detect *d, const char *path, const char *name, Error *err)
     return status;
 }
 
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Two images whose pictures would have one name (good/000.png and bad/000.png given as files): refused before any work. */
+static int check_outputs(const ImageList *list, const char *out, Error *err)
+{
+    char **stems = calloc((size_t)list->n + 1, sizeof *stems);
+    int status = stems ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *stems);
+    for (int i = 0; i < list->n && !status; i++)
+        if (!(stems[i] = strndup(list->names[i], (size_t)stem_length(list->names[i]))))
+            status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
+    if (!status)
+        qsort(stems, (size_t)list->n, sizeof *stems, by_text);
+    for (int i = 1; i < list->n && !status; i++)
+        if (strcmp(stems[i - 1], stems[i]) == 0)
+            status = fail(err, "%s/%.300s_heat.png: two of the images would be written there: give them apart, or a folder above both", out, stems[i]);
+    for (int i = 0; stems && i < list->n; i++)
+        free(stems[i]);
+    free(stems);
+    return status;
+}
+
 static int detect_list(Detect *d, const ImageList *list, Error *err)
 {
     char final[PATH_SIZE], temporary[PATH_SIZE + 8];
@@ -568,7 +618,7 @@ static int command_detect(Args *args)
         return usage_error(args, "%s", "no image is given");
     if (args->n_set > 0)
         return usage_error(args, "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)", args->set[0]->name);
-    if (list_inputs(&list, args, &err)) {
+    if (list_inputs(&list, args, &err) || (args->out && args->pictures && check_outputs(&list, args->out, &err))) {
         list_free(&list);
         return failed(&err);
     }
@@ -615,8 +665,8 @@ static const char SEGMENT_HELP[] =
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
     char prefix[PATH_SIZE];
-    const char *path = args->inputs[0], *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
-    snprintf(prefix, sizeof prefix, "%.*s", (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path)), path);
+    const char *path = args->inputs[0];
+    snprintf(prefix, sizeof prefix, "%.*s", stem_length(path), path);
     int width, height;
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
     if (!rgb)
@@ -625,7 +675,9 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     Progress progress = {0};
     AmgMasks masks;
     StWriter *dump = args->dump ? st_writer_new() : NULL;
-    int status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
+    int status = args->dump && !dump ? fail_memory(err, "the dump", sizeof(void *)) : 0;
+    if (!status)
+        status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
     if (!status) {
         status = segment_write(&masks, args->out ? args->out : prefix, height, width, err);
         if (!status && dump)
@@ -867,9 +919,16 @@ static const struct {
     const char *name;
     int (*run)(Args *args);
     void (*help)(void);
+    const char *takes;
 } COMMANDS[] = {
-    {"bank", command_bank, bank_help}, {"detect", command_detect, help_detect}, {"segment", command_segment, help_segment},
-    {"info", command_info, help_info}, {"synth", command_synth, help_synth},    {"eval", command_eval, help_eval},
+    {"bank", command_bank, bank_help, "out from backbone sam featup dcga *"},
+    {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"}, /* * for a better message */
+    {"segment", command_segment, help_segment,
+     "out sam point box single dump points pred-iou-thresh stability-score-thresh stability-score-offset box-nms-thresh crop-n-layers "
+     "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
+    {"info", command_info, help_info, ""},
+    {"synth", command_synth, help_synth, "seed mnist"},
+    {"eval", command_eval, help_eval, "out json max-bank backbone sam featup dcga *"},
 };
 
 static int wants_help(int argc, char **argv)
@@ -901,9 +960,14 @@ int main(int argc, char **argv)
         if (!args)
             return EXIT_FAILURE;
         args->command = argv[1];
+        args->takes = COMMANDS[i].takes;
         int status = parse(args, argc - 2, argv + 2);
         if (!status)
             status = COMMANDS[i].run(args);
+        if ((fflush(stdout) || ferror(stdout)) && !status) {
+            fprintf(stderr, "samlad: the output cannot be written: %s\n", strerror(errno));
+            status = EXIT_FAILURE;
+        }
         free(args->inputs);
         free(args);
         return status;
