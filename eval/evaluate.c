@@ -233,6 +233,10 @@ static int detect_one(Run *run, const char *kind, const char *file)
     if (!rgb)
         return -1;
     SamladResult r;
+    if (run->n_scores == run->total) {
+        free(rgb);
+        return fail(run->err, "%s: images were added while the test ran", path);
+    }
     int status = samlad_detect(run->s, rgb, height, width, &r, NULL, run->err);
     if (!status) {
         run->scores[run->n_scores++] = r.score;
