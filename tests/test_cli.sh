@@ -1,0 +1,285 @@
+#!/bin/sh
+# test_cli.sh - the samlad command from outside: statuses, messages, files. Runs $SAMLAD_BIN on small random weights
+# (the models of test_vit.c and test_sam.c), so it needs neither the shipped weights nor data.
+#
+#   0 success, 1 a failure with exactly one line "samlad: ...", 2 wrong usage with one such line
+
+here=$(cd "$(dirname "$0")" && pwd)
+bin=${SAMLAD_BIN:-$here/../build/samlad}
+case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
+vit=$here/golden/vit_timm_model.safetensors
+other_vit=$here/golden/vit_registers_model.safetensors
+sam=$here/golden/sam_resampled_model.safetensors
+dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_cli.XXXXXX") || exit 1
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' INT TERM
+cd "$dir" || exit 1
+passed=0 failed=0 skipped=0
+# random weights: every mask that they find is as good as another
+masks="--points 3 --pred-iou-thresh -10 --stability-score-thresh 0 --min-area 0.01"
+weights="--backbone $vit --sam $sam --featup none"
+
+ok() { passed=$((passed + 1)); }
+bad() {
+    failed=$((failed + 1))
+    echo "  FAILED: $1"
+    [ ! -s err ] || sed 's/^/    stderr: /' err
+}
+
+# expect STATUS NAME COMMAND...: the status, and on stderr nothing (0) or one line that begins with "samlad: " (1, 2)
+expect() {
+    want=$1 name=$2
+    shift 2
+    "$@" >out 2>err </dev/null
+    got=$?
+    lines=$(wc -l <err)
+    if [ $got -ne "$want" ]; then
+        bad "$name: status $got, expected $want"
+    elif [ "$want" -eq 0 ] && [ -s err ]; then
+        bad "$name: something on stderr"
+    elif [ "$want" -ne 0 ] && { [ "$lines" -ne 1 ] || ! grep -q '^samlad: .' err; }; then
+        bad "$name: stderr is not one line 'samlad: ...'"
+    elif [ "$want" -eq 2 ] && [ -s out ]; then
+        bad "$name: usage error with output"
+    else
+        ok
+    fi
+}
+
+# says PATTERN: the last command's stderr or stdout has it
+says() { if grep -q -- "$1" err out; then ok; else bad "'$1' is not said"; fi; }
+there() { for f; do if [ -s "$f" ]; then ok; else bad "$f is not there"; fi; done; }
+# gone PATH...: none of them exists
+gone() { for f; do if [ -e "$f" ]; then bad "$f was left behind"; else ok; fi; done; }
+no_leftovers() { if [ -z "$(find . -name '*.tmp*')" ]; then ok; else bad "left behind: $(find . -name '*.tmp*')"; fi; }
+
+# picture WIDTH HEIGHT SHIFT: a plain PPM, two bright boxes on a gradient
+picture() {
+    awk -v w="$1" -v h="$2" -v s="$3" 'BEGIN {
+        print "P3\n" w " " h "\n255"
+        for (y = 0; y < h; y++) for (x = 0; x < w; x++) {
+            v = (x * 3 + y * 2) % 90
+            if (x > 8 + s && x < 20 + s && y > 6 && y < 18) print 230, v, 40
+            else if (x > 28 && x < 42 && y > 24 + s && y < 40 + s) print 30, 200, 90 + v
+            else print v, v, v + 30
+        }
+    }'
+}
+
+# ---- usage ---------------------------------------------------------------------------------------------
+"$bin" >out 2>err
+[ $? -eq 2 ] && [ -s err ] && [ ! -s out ] && ok || bad "no command"
+for c in "" bank detect segment info synth eval; do
+    expect 0 "$c --help" "$bin" $c --help
+    there out
+    expect 0 "$c -h" "$bin" $c -h
+done
+expect 0 help "$bin" help
+expect 0 version "$bin" --version
+says '^samlad [0-9]'
+expect 2 "unknown command" "$bin" frobnicate
+expect 2 "bank without -o" "$bin" bank x.ppm
+expect 2 "bank without images" "$bin" bank -o x.bank
+expect 2 "bank from both" "$bin" bank x.ppm --from a.bank -o x.bank
+expect 2 "detect without a bank" "$bin" detect x.ppm
+expect 2 "detect without an image" "$bin" detect --bank x.bank
+expect 2 "detect with a method option" "$bin" detect --bank x.bank x.ppm --k 3
+says "setting of the bank"
+expect 2 "segment without an image" "$bin" segment
+expect 2 "segment of two" "$bin" segment a.ppm b.ppm
+expect 2 "info of nothing" "$bin" info
+expect 2 "synth of nothing" "$bin" synth
+expect 2 "synth of what?" "$bin" synth cups out
+expect 2 "digits without MNIST" "$bin" synth digits out
+expect 2 "eval of nothing" "$bin" eval
+for o in --frobnicate --k=0 --k=-1 --k=5.5 --k=nan --k=x --k= --tau=0 --tau=1e99 --resize=stretch --alpha=high --layer=-1 --json=1 --bank=x --point=1,2 \
+    --seed=1 -k -oo "--this-name-is-longer-than-any-buffer-that-one-would-expect-here-or-anywhere=1"; do
+    expect 2 "bank $o" "$bin" bank x.ppm -o x.bank "$o"
+done
+expect 2 "an option without its value" "$bin" bank x.ppm -o
+for o in --point=1 --point=1,2,3 --point=1,2,1,1 --point=a,b --point=nan,1 --box=1,2,3 --box=1,2,3,4,5 --k=3 --bank=x; do
+    expect 2 "segment $o" "$bin" segment x.ppm "$o"
+done
+for o in --seed=-1 --seed=1.5 --seed=99999999999999999999 --k=3 --out=x; do expect 2 "synth $o" "$bin" synth tray out "$o"; done
+expect 2 "info takes no options" "$bin" info x --json
+expect 2 "max-bank" "$bin" eval x --max-bank=many
+gone x.bank out_heat.png
+
+# ---- failures ------------------------------------------------------------------------------------------
+mkdir good new empty
+for i in 0 1 2 3; do picture 56 48 $i >good/$i.ppm; done
+picture 56 48 5 >new/a.ppm
+mkdir new/below
+picture 56 48 1 >new/below/b.ppm
+echo "no image" >new/notes.txt
+echo "not an image" >fake.png
+: >void.png
+head -c 300 good/0.ppm >short.ppm
+expect 1 "no weights" env SAMLAD_WEIGHTS="$dir/empty" "$bin" bank good -o x.bank
+says backbone
+expect 1 "segment: no weights" env SAMLAD_WEIGHTS="$dir/empty" "$bin" segment good/0.ppm
+expect 1 "weights are missing" "$bin" bank good -o x.bank --backbone nowhere.safetensors --sam "$sam"
+says nowhere.safetensors
+expect 1 "weights are an image" "$bin" bank good -o x.bank --backbone good/0.ppm --sam "$sam"
+expect 1 "a SAM as backbone" "$bin" bank good -o x.bank --backbone "$sam" --sam "$sam"
+expect 1 "a ViT as SAM" "$bin" bank good -o x.bank --backbone "$vit" --sam "$vit"
+expect 1 "image is missing" "$bin" bank good/0.ppm nowhere.png -o x.bank $weights $masks
+says nowhere.png
+for f in fake.png void.png short.ppm; do
+    expect 1 "bank of $f" "$bin" bank good/0.ppm $f -o x.bank $weights $masks
+    says "$f"
+    expect 1 "segment $f" "$bin" segment $f --sam "$sam"
+done
+expect 1 "folder without images" "$bin" bank empty -o x.bank $weights $masks
+says "no images"
+expect 1 "bank cannot be written" "$bin" bank good/0.ppm -o nowhere/x.bank $weights $masks
+expect 1 "layer that is not there" "$bin" bank good/0.ppm -o x.bank $weights $masks --layer 9
+expect 1 "info of nothing there" "$bin" info nowhere.safetensors
+expect 1 "info of a picture" "$bin" info good/0.ppm
+expect 1 "eval of a folder without train" "$bin" eval empty $weights
+expect 1 "recalibrate what is no bank" "$bin" bank --from "$vit" -o x.bank $weights
+gone x.bank nowhere fake_masks.json fake_masks.png
+no_leftovers
+
+# ---- bank ----------------------------------------------------------------------------------------------
+expect 0 bank "$bin" bank good -o n.bank $weights $masks --k 2
+says "4 normal images"
+there n.bank
+expect 0 "info of a bank" "$bin" info n.bank
+says "option.k = 2"
+says "objects.first"
+expect 0 "the same bank again" env OMP_NUM_THREADS=2 "$bin" bank good -o m.bank $weights $masks --k 2
+if cmp -s n.bank m.bank; then ok; else bad "the same images gave another bank"; fi
+expect 0 "recalibrate" "$bin" bank --from n.bank -o k3.bank $weights --k 3 --channel-graph softmax
+expect 0 "info of it" "$bin" info k3.bank
+says "option.k = 3"
+says "option.points = 3" # what concerns features stays
+expect 0 "one image, fit, no objects" "$bin" bank good/0.ppm -o one.bank $weights --no-objects 1 --resize fit --size 0 --layer 0
+expect 0 "no masks, no background" "$bin" bank good -o none.bank $weights --background 0 --pred-iou-thresh 10 --points 2
+expect 0 "detect without objects" "$bin" detect --bank none.bank new $weights
+expect 0 "a file that begins with a dash" sh -c "cp good/0.ppm ./-x.ppm && '$bin' bank -o dash.bank $weights --no-objects 1 -- -x.ppm"
+expect 1 "images of two aspects with --resize fit" sh -c "awk 'BEGIN{print \"P2 90 20 9\"; for(i=0;i<1800;i++) print i%10}' > wide.pgm; '$bin' bank good/0.ppm wide.pgm -o x.bank $weights --no-objects 1 --resize fit"
+says aspect
+
+# ---- detect --------------------------------------------------------------------------------------------
+expect 0 "detect a folder" "$bin" detect --bank n.bank new -o res $weights
+says "new/a.ppm"
+says "rank"
+there res/results.jsonl res/a_heat.png res/a_overlay.png res/a.tiff res/below/b_heat.png res/below/b_overlay.png res/below/b.tiff
+[ "$(wc -l <res/results.jsonl)" -eq 2 ] && ok || bad "results.jsonl does not have two lines"
+expect 0 "detect --json" "$bin" detect --bank n.bank new --json --no-pictures -o json $weights
+cp out lines.jsonl
+if cmp -s lines.jsonl json/results.jsonl && cmp -s lines.jsonl res/results.jsonl; then ok; else bad "--json, results.jsonl differ"; fi
+gone json/a_heat.png json/a.tiff
+if command -v python3 >/dev/null 2>&1; then
+    python3 - lines.jsonl >err 2>&1 <<'PYTHON' && ok || bad "--json lines are not as documented"
+import json, math, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+assert [l["image"] for l in lines] == ["new/a.ppm", "new/below/b.ppm"], lines
+for l in lines:
+    assert l["width"] == 56 and l["height"] == 48 and len(l["references"]) == 2
+    assert math.isfinite(l["score"]) and 0 < l["rank"] <= 1 and l["objects"]
+    for o in l["objects"]:
+        x, y, w, h = o["bbox"]
+        assert 0 <= x and x + w <= 56 and 0 <= y and y + h <= 48 and o["verdict"] in ("normal", "extra", "damaged")
+        assert ("reason" in o) == (o["verdict"] != "normal")
+        assert all(0 <= m["reference"] < 2 and 0 <= m["assignment"] <= 1.01 for m in o["matches"])
+PYTHON
+else
+    echo "  skipped: --json is not parsed without python3"
+    skipped=$((skipped + 1))
+fi
+for threads in 1 2 4; do
+    OMP_NUM_THREADS=$threads "$bin" detect --bank n.bank new --json $weights >again 2>err
+    if cmp -s again lines.jsonl; then ok; else bad "other results with $threads threads"; fi
+done
+expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
+expect 0 "info of a dump" "$bin" info d.safetensors
+for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embedding sam.masks sam.iou_predictions sam.stability_scores sam.boxes sam.points \
+    objects.weights objects.pooled objects.centroids dcga.descriptors omm.scores.1 omm.assignment.1 references amm.structural amm.logical amm.map scores; do
+    says "  $t "
+done
+expect 2 "dump of two images" "$bin" detect --bank n.bank new --dump d.safetensors $weights
+for size in "1 1" "1 700" "700 1" "3 2"; do
+    picture $size 0 >tiny.ppm
+    expect 0 "detect $size" "$bin" detect --bank n.bank tiny.ppm -o tiny $weights
+    there tiny/tiny_heat.png tiny/tiny_overlay.png tiny/tiny.tiff
+done
+
+# other weights, damaged banks, images that are not there: one sentence, and nothing stays behind
+expect 1 "bank of another backbone" "$bin" detect --bank n.bank new -o bad --backbone "$other_vit" --sam "$sam" --featup none
+says "made with the backbone weights vit_timm_model"
+expect 1 "bank of another SAM" "$bin" detect --bank n.bank new -o bad --backbone "$vit" --sam "$here/golden/sam_window_model.safetensors" --featup none
+says "sam weights"
+expect 1 "recalibrate with another backbone" "$bin" bank --from n.bank -o x.bank --backbone "$other_vit" --sam "$sam" --featup none
+expect 1 "weights for a bank" "$bin" detect --bank "$vit" new -o bad $weights
+says "not a samlad bank"
+expect 1 "no bank" "$bin" detect --bank nowhere.bank new -o bad $weights
+head -c 5000 n.bank >cut.bank
+expect 1 "half a bank" "$bin" detect --bank cut.bank new -o bad $weights
+gone bad
+cp fake.png new/z.png
+expect 1 "a folder with a broken image" "$bin" detect --bank n.bank new -o bad $weights
+says "z.png"
+gone bad/results.jsonl bad/z_heat.png
+rm new/z.png
+expect 1 "out is a file" "$bin" detect --bank n.bank new -o fake.png $weights
+expect 1 "two outputs of one name" "$bin" detect --bank n.bank good/1.ppm new/below/../../good/1.ppm -o bad2 $weights
+gone bad2
+expect 1 "a folder without images" "$bin" detect --bank n.bank empty -o bad2 $weights
+if [ -e /dev/full ]; then
+    "$bin" detect --bank n.bank new --json $weights >/dev/full 2>err
+    [ $? -eq 1 ] && [ "$(wc -l <err)" -eq 1 ] && ok || bad "a full standard output"
+fi
+no_leftovers
+
+# ---- segment -------------------------------------------------------------------------------------------
+expect 0 "automatic masks" "$bin" segment good/0.ppm --sam "$sam" --points 3 --pred-iou-thresh -10 --stability-score-thresh 0
+there good/0_masks.png good/0_masks.json
+expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
+says "2 masks"
+there p_masks.png p_masks.json p.safetensors
+expect 0 "a box, one mask" "$bin" segment good/1.ppm --sam "$sam" --box 8,6,20,18 --single -o b
+says "1 masks"
+if command -v python3 >/dev/null 2>&1; then
+    python3 - good/0_masks.json p_masks.json b_masks.json >err 2>&1 <<'PYTHON' && ok || bad "masks' JSON"
+import json, sys
+for path in sys.argv[1:]:
+    masks = json.load(open(path))
+    assert masks
+    for m in masks:
+        assert m["segmentation"]["size"] == [48, 56] and sum(m["segmentation"]["counts"]) == 48 * 56
+        assert sum(m["segmentation"]["counts"][1::2]) == m["area"]
+        assert len(m["bbox"]) == 4 and len(m["crop_box"]) == 4 and len(m["point_coords"][0]) == 2
+        assert 0 <= m["stability_score"] <= 1 and isinstance(m["predicted_iou"], float)
+PYTHON
+else
+    skipped=$((skipped + 1))
+fi
+expect 1 "masks cannot be written" "$bin" segment good/1.ppm --sam "$sam" --point 1,1 -o nowhere/p
+for size in "1 1" "1 300"; do
+    picture $size 0 >tiny.ppm
+    expect 0 "segment $size" "$bin" segment tiny.ppm --sam "$sam" --point 0,0
+done
+
+# ---- eval ----------------------------------------------------------------------------------------------
+mkdir -p set/train/good set/test/good set/test/moved set/ground_truth/moved/000
+cp good/0.ppm good/1.ppm good/2.ppm set/train/good
+cp good/3.ppm set/test/good/000.ppm
+picture 56 48 6 >set/test/moved/000.ppm
+awk 'BEGIN{print "P2 56 48 255"; for(i=0;i<56*48;i++) print i<900?255:0}' >truth.pgm
+cp truth.pgm set/ground_truth/moved/000/000.pgm
+expect 0 eval "$bin" eval set -o evaluated $weights $masks
+says "moved  *AUROC [01]"
+says "pixels  *AUROC 0\."
+there evaluated/results.jsonl evaluated/good/000_heat.png evaluated/moved/000_overlay.png evaluated/moved/000.tiff
+expect 0 "eval --json" "$bin" eval set --json --max-bank 2 $weights $masks
+says '"bank_images":2'
+awk 'BEGIN{print "P2 3 3 1"; for(i=0;i<9;i++) print 1}' >set/ground_truth/moved/000/000.pgm
+expect 1 "ground truth of another size" "$bin" eval set -o evaluated2 $weights $masks
+says "ground truth"
+gone evaluated2/results.jsonl
+no_leftovers
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
