@@ -97,6 +97,19 @@ static void match_nearest(Matching *m, float alpha)
             m->assignment[(size_t)m->n_q * cols + (size_t)j] = 1;
 }
 
+/* Why alpha is not the dustbin itself. Take one pair (i, j) that matches, among others that do. In the transport plan
+ * P_ij·P_bb / (P_ib·P_bj) = exp((S_ij - dustbin)/τ), b the bins; rows and columns of objects sum to 1, so P_ib = P_bj = U and P_ij = 1 - U;
+ * and P_bb, what the bins have to give each other, is about the number of matches, min(n, m). So U²/(1 - U) = min(n, m)·exp(-(S - dustbin)/τ):
+ * the more objects, the more of every match leaks into the bins, and at S = dustbin nearly all of it. Solving for the dustbin at which
+ * the weakest normal match, S = alpha, still has U = u gives dustbin = alpha - τ·(log min(n, m) - log(u²/(1 - u))). */
+float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
+{
+    float u = options->alpha_unmatched;
+    if (u <= 0 || n < 1 || m < 1)
+        return alpha;
+    return alpha - options->tau * (logf((float)(n < m ? n : m)) - logf(u * u / (1 - u)));
+}
+
 int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err)
 {
     size_t n = (size_t)q->n, k = (size_t)r->n, cols = k + 1;
@@ -120,7 +133,7 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
         if (options->nearest) {
             match_nearest(m, alpha);
         } else {
-            omm_sinkhorn(m->assignment, m->scores, q->n, r->n, alpha, options->tau, options->sinkhorn_iters, scratch);
+            omm_sinkhorn(m->assignment, m->scores, q->n, r->n, omm_dustbin(alpha, q->n, r->n, options), options->tau, options->sinkhorn_iters, scratch);
             pick_matches(m, m->assignment, cols, options->match_threshold);
         }
         for (size_t i = 0; i < n; i++)

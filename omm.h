@@ -13,6 +13,7 @@ typedef struct OmmOptions {
     float match_threshold; /* P above this is a match: 0.2 [block] */
     float verify_above;    /* U or V above this is verified: 0.3 [ours] */
     int verify;            /* 1: verification by mask transfer [ours] */
+    float alpha_unmatched; /* U that a match as weak as alpha still gets: 0.05 [ours]; 0: the dustbin is alpha itself */
     int nearest;           /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
 } OmmOptions;
 
@@ -41,7 +42,10 @@ void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, floa
  * the potentials: where objects fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
 void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, double *scratch);
 
-/* Match two images' objects; alpha is the bank's calibrated dustbin. matching is allocated here. */
+/* The dustbin's score for n and m objects: alpha, lowered so that a match of score alpha keeps U = alpha_unmatched [ours]. */
+float omm_dustbin(float alpha, int n, int m, const OmmOptions *options);
+
+/* Match two images' objects; alpha is the score of the weakest normal matches, calibrated by the bank. matching is allocated here. */
 int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err);
 void matching_free(Matching *matching);
 

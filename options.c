@@ -49,7 +49,8 @@ const OptionSpec option_table[] = {
     {"matcher", OPTION_CHOICE, AT(omm.nearest), 0, 1, "sinkhorn|nearest", 0, "OMM: optimal transport, or mutual nearest"},
     {"verify", OPTION_FLAG, AT(omm.verify), 0, 1, NULL, 0, "OMM: check missing and extra by mask transfer"},
     {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: when U or V is above this"},
-    {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: the dustbin's score (auto: calibrated on the bank)"},
+    {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: score of the weakest normal match (auto: calibrated)"},
+    {"alpha-unmatched", OPTION_FLOAT, AT(omm.alpha_unmatched), 0, 0.99, NULL, 0, "OMM: U of a match at alpha (0: alpha is the dustbin)"},
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
     {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare along the object, or same pixel"},
     {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: same position above this part of the image"},
@@ -74,7 +75,7 @@ void options_default(Options *o)
     o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE, .rounds = 2, .partners = 4, .shrinkage = 0.3f,
                             .channel_strength = 0.1f, .channel_tau = 1, .object_strength = 0, .object_tau = 0.1f};
     o->omm = (OmmOptions){.position_weight = 0.7f, .tau = 0.02f, .sinkhorn_iters = 30, .match_threshold = 0.2f,
-                          .verify_above = 0.3f, .verify = 1, .nearest = 0};
+                          .verify_above = 0.3f, .verify = 1, .alpha_unmatched = 0.05f, .nearest = 0};
     o->amm = (AmmOptions){.align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
     amg_defaults(&o->amg);
 }

@@ -106,6 +106,26 @@ static void test_nothing_on_both_sides(void)
     matching_free(&m); /* twice is fine */
 }
 
+/* omm_dustbin's promise: n pairs that all match as weakly as alpha keep U = alpha_unmatched, however many there are. */
+static void test_dustbin(void)
+{
+    OmmOptions options = {.tau = 0.02f, .sinkhorn_iters = 200, .alpha_unmatched = 0.05f};
+    const float alpha = 0.7f;
+    for (int n = 1; n <= 64; n *= 2) {
+        float *scores = malloc(sizeof(float) * (size_t)(n * n)), *p = malloc(sizeof(float) * (size_t)((n + 1) * (n + 1)));
+        double *scratch = malloc(sizeof(double) * (size_t)(2 * n + 2));
+        REQUIRE(scores && p && scratch);
+        for (int i = 0; i < n * n; i++)
+            scores[i] = i % (n + 1) == 0 ? alpha : -1; /* the diagonal matches, nothing else does */
+        omm_sinkhorn(p, scores, n, n, omm_dustbin(alpha, n, n, &options), options.tau, options.sinkhorn_iters, scratch);
+        for (int i = 0; i < n; i++)
+            CHECK_MSG(fabsf(p[i * (n + 1) + n] - 0.05f) < 0.004f, "n = %d: U = %g, not 0.05", n, (double)p[i * (n + 1) + n]);
+        free(scores), free(p), free(scratch);
+    }
+    options.alpha_unmatched = 0;
+    CHECK(omm_dustbin(alpha, 5, 9, &options) == alpha);
+}
+
 int main(void)
 {
     RUN(test_golden);
@@ -113,5 +133,6 @@ int main(void)
     RUN(test_extremes);
     RUN(test_nothing_on_both_sides);
     st_close(golden);
+    RUN(test_dustbin);
     return test_summary();
 }
