@@ -1,13 +1,14 @@
 /* amg.c - automatic mask generation (segment_anything/automatic_mask_generator.py and utils/amg.py).
  *
  *   picture -> crops (the whole, then 2×2, 4×4, ... overlapping ones)
- *   crop -> embedding -> a grid of points -> SAM's masks of each -> filters: predicted IoU, stability, crop edge
- *        -> box NMS within the crop -> box NMS among crops (the smaller wins) -> small regions removed, NMS again
+ *   crop -> embedding -> a grid of points -> SAM's masks of each
+ *        -> filters: predicted IoU, stability, crop edge -> box NMS within the crop
+ *   all crops -> box NMS among them (the smaller crop wins) -> small regions removed, NMS again
  *
- * The official code decodes 64 points at a time and keeps all their full-size logits. Here each point is
- * worked off alone, by any thread: masks whose predicted IoU is too low are never upscaled, the others
- * pass row by row through the filters, and only what survives is kept, as run lengths. Each answer has
- * its place by point and mask, so order and bits do not depend on the number of threads.
+ * The official code decodes 64 points at a time and keeps all their full-size logits. Here each point
+ * is worked off alone, by any thread: masks whose predicted IoU is too low are never upscaled, the
+ * others pass row by row through the filters, and only what survives is kept, as run lengths. Each
+ * answer has its place by point and mask, so order and bits do not depend on the number of threads.
  *
  * Connected components are found on the runs themselves: no label image is made. */
 #include "amg.h"

@@ -29,10 +29,10 @@ int amg_recommended(AmgOptions *options, const Safetensors *weights, Error *err)
 typedef struct AmgMask {
     Rle segmentation;
     int64_t area;
-    float bbox[4];      /* XYWH */
+    float bbox[4]; /* XYWH */
     float predicted_iou, stability_score;
-    float point[2];     /* the prompt, original pixels */
-    float crop_box[4];  /* XYWH */
+    float point[2];    /* the prompt, original pixels */
+    float crop_box[4]; /* XYWH */
 } AmgMask;
 
 typedef struct AmgMasks {
@@ -42,12 +42,13 @@ typedef struct AmgMasks {
 
 typedef void (*AmgProgress)(void *user, int done, int total);
 
-int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options, const uint8_t *rgb, int h, int w,
-                 AmgProgress progress, void *user, Error *err);
+int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
+                 const uint8_t *rgb, int h, int w, AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);
 
-/* remove_small_regions of the official package: fill the mask's holes (islands 0), or erase its islands (1), of less
- * than min_area pixels, 8-connected. When every island is small the largest stays. *changed: was there any? 0 / -1. */
+/* remove_small_regions of the official package: fill the mask's holes (islands 0), or erase its islands
+ * (1), of less than min_area pixels, 8-connected. When every island is small the largest stays.
+ * *changed: was there any? 0 / -1. */
 int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err);
 
 #endif

@@ -1,5 +1,6 @@
-/* sam.h - Segment Anything: image encoder, prompt encoder, mask decoder (facebookresearch/segment-anything).
- * Automatic mask generation is amg.h. Every size comes from the weights file. */
+/* sam.h - Segment Anything: image encoder, prompt encoder, mask decoder
+ * (facebookresearch/segment-anything). Automatic mask generation is amg.h. Every size comes from the
+ * weights file. */
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
 
@@ -12,7 +13,7 @@ typedef struct SamConfig {
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
     double mlp_ratio;
     int n_global, global_attn_indexes[64];
-    int out_chans;      /* channels of the embedding = of the prompts = transformer_dim */
+    int out_chans; /* channels of the embedding = of the prompts = transformer_dim */
     int mask_in_chans;
     int decoder_depth, decoder_mlp_dim, decoder_heads, attention_downsample_rate;
     int n_multimask, iou_head_depth, iou_head_hidden_dim;
@@ -33,42 +34,44 @@ size_t sam_state_bytes(const SamState *state);
 
 /* An image that is ready for prompts. */
 typedef struct SamImage {
-    int original_h, original_w;  /* of the picture */
-    int input_h, input_w;        /* after ResizeLongestSide, before padding */
-    int grid;                    /* image_size / patch_size */
-    float *embedding;            /* [grid][grid][out_chans] channel-last */
-    float *pixels;               /* [3][image_size][image_size] network input, kept when asked for, else NULL */
+    int original_h, original_w; /* of the picture */
+    int input_h, input_w;       /* after ResizeLongestSide, before padding */
+    int grid;                   /* image_size / patch_size */
+    float *embedding;           /* [grid][grid][out_chans] channel-last */
+    float *pixels; /* [3][image_size][image_size] network input, kept when asked for, else NULL */
 } SamImage;
 
-/* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and encode. */
-int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w, int keep_pixels,
-               TensorTap tap, void *tap_user, Error *err);
+/* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and
+ * encode. */
+int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w,
+               int keep_pixels, TensorTap tap, void *tap_user, Error *err);
 void sam_image_free(SamImage *image);
 
 /* One prompt, in pixels of the original image (x, y). */
 typedef struct SamPrompt {
     int n_points;
-    const float *points;  /* [n_points][2] */
-    const int *labels;    /* [n_points] 1 foreground, 0 background, -1 padding (as the official code) */
-    const float *box;     /* [4] x0 y0 x1 y1, or NULL */
-    const float *mask;    /* [4·grid][4·grid] low-res logits of an earlier answer, or NULL */
+    const float *points; /* [n_points][2] */
+    const int *labels;   /* [n_points] 1 foreground, 0 background, -1 padding (as the official code) */
+    const float *box;    /* [4] x0 y0 x1 y1, or NULL */
+    const float *mask;   /* [4·grid][4·grid] low-res logits of an earlier answer, or NULL */
 } SamPrompt;
 
 /* low_res [n_out][4·grid][4·grid] logits, iou [n_out]; n_out = multimask ? n_multimask : 1. 0 / -1. */
-int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask, float *low_res, float *iou,
-               TensorTap tap, void *tap_user, Error *err);
+int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask, float *low_res,
+               float *iou, TensorTap tap, void *tap_user, Error *err);
 /* The same by the official code's own sequence of products, slower: the truth that sam_decode is tested
  * against. */
-int sam_decode_plain(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask, float *low_res,
-                     float *iou, TensorTap tap, void *tap_user, Error *err);
+int sam_decode_plain(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask,
+                     float *low_res, float *iou, TensorTap tap, void *tap_user, Error *err);
 /* Low-res logits -> logits at the original size [original_h][original_w] (bilinear to image_size, crop,
  * bilinear). */
 int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err);
 
-/* ---- many prompts on one image -----------------------------------------------------------------------------------
- * A SamDecoder holds what all prompts of an image share; it is read-only once made, so that threads may share it. Each
- * thread brings a SamScratch. Decoding is in two steps, because most masks of automatic generation are
- * rejected by their predicted IoU: first the transformer and the IoU head, then only the masks that are wanted. */
+/* ---- many prompts on one image ----------------------------------------------------------------
+ * A SamDecoder holds what all prompts of an image share; it is read-only once made, so that threads may
+ * share it. Each thread brings a SamScratch. Decoding is in two steps, because most masks of automatic
+ * generation are rejected by their predicted IoU: first the transformer and the IoU head, then only the
+ * masks that are wanted. */
 typedef struct SamDecoder SamDecoder;
 typedef struct SamScratch SamScratch;
 
@@ -83,7 +86,8 @@ void sam_scratch_free(SamScratch *scratch);
 void sam_decode_prompt(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompt, float *iou);
 /* Logits of the wanted mask tokens of the last prompt, in the order of `tokens` [n_tokens]:
  * low_res [n_tokens][4·grid][4·grid]. */
-void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, const int *tokens, int n_tokens, float *low_res);
+void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, const int *tokens, int n_tokens,
+                      float *low_res);
 
 /* A mask's logits at the size of the picture, row by row, so that no full-size logits need memory. */
 typedef struct SamRows SamRows;

@@ -283,7 +283,8 @@ static void embed_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *pr
     const int n_output = 1 + sam->n_mask_tokens;
     memcpy(s->point_embedding, sam->iou_token, dim * sizeof(float));
     memcpy(s->point_embedding + dim, sam->mask_tokens, (size_t)sam->n_mask_tokens * dim * sizeof(float));
-    s->n_tokens = n_output + sam_embed_sparse(sam, d->image, prompt, s->point_embedding + (size_t)n_output * dim);
+    s->n_tokens =
+        n_output + sam_embed_sparse(sam, d->image, prompt, s->point_embedding + (size_t)n_output * dim);
     memcpy(s->queries, s->point_embedding, (size_t)s->n_tokens * dim * sizeof(float));
     s->has_mask = prompt->mask != NULL;
     if (s->has_mask) {
@@ -403,9 +404,11 @@ static void score_positions(const SamDecoder *d, SamScratch *s, int inner, int s
 {
     const int dim = d->sam->config.out_chans, n_heads = d->sam->config.decoder_heads, n_tokens = s->n_tokens;
     if (shared)
-        linear(s->scores, d->queries0 + (size_t)row * inner, s->folded, NULL, rows, n_heads * n_tokens, inner);
+        linear(s->scores, d->queries0 + (size_t)row * inner, s->folded, NULL, rows, n_heads * n_tokens,
+               inner);
     else
-        linear(s->scores, s->keys_pe + (size_t)row * dim, s->folded, s->fold_bias, rows, n_heads * n_tokens, dim);
+        linear(s->scores, s->keys_pe + (size_t)row * dim, s->folded, s->fold_bias, rows, n_heads * n_tokens,
+               dim);
     softmax_rows(s->scores, rows * n_heads, n_tokens);
 }
 

@@ -5,13 +5,13 @@
 
 #include "sam.h"
 
-#define SAM_MAX_DEPTH 64          /* blocks of the image encoder */
+#define SAM_MAX_DEPTH 64 /* blocks of the image encoder */
 #define SAM_MAX_DECODER_DEPTH 16
-#define SAM_MAX_MASK_TOKENS 16    /* num_multimask_outputs + 1 */
-#define SAM_MAX_MLP 8             /* layers of the IoU head */
+#define SAM_MAX_MASK_TOKENS 16 /* num_multimask_outputs + 1 */
+#define SAM_MAX_MLP 8          /* layers of the IoU head */
 
-#define SAM_NORM_2D_EPS 1e-6f     /* LayerNorm2d, and LayerNorm in the image encoder */
-#define SAM_NORM_EPS 1e-5f        /* LayerNorm in the two-way transformer (PyTorch's default) */
+#define SAM_NORM_2D_EPS 1e-6f /* LayerNorm2d, and LayerNorm in the image encoder */
+#define SAM_NORM_EPS 1e-5f    /* LayerNorm in the two-way transformer (PyTorch's default) */
 
 /* Weight and bias of a Linear [n_out][n_in] or Conv2d, or gamma and beta of a norm. */
 typedef struct SamAffine {
@@ -23,7 +23,7 @@ typedef struct SamBlock {
     SamAffine norm1, qkv, proj, norm2, lin1, lin2;
     const float *rel_pos_h, *rel_pos_w; /* [n_rel_h][head_dim], [n_rel_w][head_dim] */
     int n_rel_h, n_rel_w;
-    int window;                         /* tokens a side; 0: global attention */
+    int window; /* tokens a side; 0: global attention */
 } SamBlock;
 
 /* transformer.py, Attention: dim inner_dim = out_chans, or that divided by attention_downsample_rate. */
@@ -52,8 +52,9 @@ struct Sam {
     SamAffine neck_norm1, neck_norm2;
 
     /* prompt_encoder */
-    const float *gaussian;            /* [2][out_chans/2] */
-    const float *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each */
+    const float *gaussian; /* [2][out_chans/2] */
+    const float
+        *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each */
     const float *not_a_point, *no_mask;
     SamAffine mask_conv1, mask_norm1, mask_conv2, mask_norm2, mask_conv3;
 
@@ -68,15 +69,15 @@ struct Sam {
 
     /* Made once when the model is opened, in one block of memory. */
     float *derived;
-    float *dense_pe;               /* [grid][grid][out_chans] positional encoding of the image positions */
+    float *dense_pe;                /* [grid][grid][out_chans] positional encoding of the image positions */
     float *up_weight1, *up_weight2; /* the up_conv weights as [c_in][2·2][c_out]: see sam_decoder.c */
 };
 
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input
  * (PositionEmbeddingRandom). */
 void sam_position(const Sam *sam, float *out, float x, float y);
-/* The prompt encoder's sparse part, out [n][out_chans]: one token a point, one that says "no point" when there are
- * points but no box, two a box. Returns their number n. */
+/* The prompt encoder's sparse part, out [n][out_chans]: one token a point, one that says "no point"
+ * when there are points but no box, two a box. Returns their number n. */
 int sam_embed_sparse(const Sam *sam, const SamImage *image, const SamPrompt *prompt, float *out);
 /* Call tap with the transpose: data [n][channels], told as [channels][h][w] as PyTorch has it. 0, or -1
  * (no memory). */
@@ -86,7 +87,7 @@ int sam_tap_planar(TensorTap tap, void *user, const char *name, const float *dat
 int sam_encode_pixels(const Sam *sam, SamState *state, float *embedding, const float *pixels, TensorTap tap,
                       void *tap_user, Error *err);
 /* Where sam_encode may put the resized picture and the network's input. */
-float *sam_state_pixels(SamState *state);      /* [3][image_size][image_size] */
-uint8_t *sam_state_resized(SamState *state);   /* [image_size][image_size][3] */
+float *sam_state_pixels(SamState *state);    /* [3][image_size][image_size] */
+uint8_t *sam_state_resized(SamState *state); /* [image_size][image_size][3] */
 
 #endif

@@ -2,11 +2,12 @@
 """Goldens for tests/test_amg.c: what the official SamAutomaticMaskGenerator yields.
 
     python3 tests/make_golden_amg.py --segment-anything PATH [-o tests/golden]
-        trains a very small SAM for some minutes on coloured shapes and writes amg_model.safetensors (unless it is
-        there), and amg_golden.safetensors: one picture, several sets of options (crops, small regions, no filters)
+        trains a very small SAM for some minutes on coloured shapes and writes amg_model.safetensors (unless
+        it is there), and amg_golden.safetensors: one picture, several sets of options (crops, small regions,
+        no filters)
 
-    python3 tests/make_golden_amg.py --segment-anything PATH --weights weights/sam_tiny.safetensors --photo PHOTO.jpg
-            [-o tests/golden/amg_photo.safetensors]
+    python3 tests/make_golden_amg.py --segment-anything PATH --weights weights/sam_tiny.safetensors
+            --photo PHOTO.jpg [-o tests/golden/amg_photo.safetensors]
         the masks of a photo with given weights and their recommended options
 
 Every case records how near any candidate's score comes to a threshold; there, rounding decides.
@@ -21,6 +22,7 @@ import zlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from make_golden_sam import DTYPES, build, describe, load, save, weights_of  # noqa: E402
@@ -31,7 +33,8 @@ DTYPES["uint32"] = "U32"
 def scene(h, w, r, n_shapes):
     """Coloured shapes on a shaded ground; ids [h][w] says which shape each pixel belongs to, 0 the ground."""
     y, x = np.mgrid[0:h, 0:w]
-    image = np.ones((h, w, 3)) * r.randint(40, 216, 3) + (x / w * r.randint(-30, 31) + y / h * r.randint(-30, 31))[..., None]
+    image = np.ones((h, w, 3)) * r.randint(40, 216, 3)
+    image += (x / w * r.randint(-30, 31) + y / h * r.randint(-30, 31))[..., None]
     ids = np.zeros((h, w), int)
     for i in range(n_shapes):
         cy, cx, a, b = r.rand() * h, r.rand() * w, *(0.08 + 0.2 * r.rand(2)) * min(h, w)
@@ -74,18 +77,21 @@ def train(sam, steps, seed):
         torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
         optimiser.step()
         if step % 100 == 99:
-            print(f"step {step + 1}: loss {float(loss):.3f}, IoU {float(actual.max(1)[0].mean()):.2f}", flush=True)
+            best = float(actual.max(1)[0].mean())
+            print(f"step {step + 1}: loss {float(loss):.3f}, IoU {best:.2f}", flush=True)
     for p in sam.parameters():
         p.data = p.data.half().float()
 
 
 class Margins:
-    """Watches the official generator: all candidates' scores, before any filter."""
+    """Watches the official generator: all candidates' scores before any filter, and how near the scores of two
+    masks are of which NMS keeps the better."""
 
     def __init__(self, generator):
         import segment_anything.automatic_mask_generator as module
-        self.iou, self.stability = [], []
+        self.iou, self.stability, self.rivals = [], [], [1.0]
         predict, stability = generator.predictor.predict_torch, module.calculate_stability_score
+        nms = module.batched_nms
 
         def watched_predict(*args, **kwargs):
             result = predict(*args, **kwargs)
@@ -97,20 +103,31 @@ class Margins:
             self.stability.append(result)
             return result
 
+        def watched_nms(boxes, scores, *args, **kwargs):
+            gaps = (scores[:, None] - scores[None, :]).abs()
+            gaps = gaps[(box_iou(boxes, boxes) > kwargs["iou_threshold"]) & (gaps > 0)]
+            self.rivals.append(float(gaps.min()) if gaps.numel() else 1.0)
+            return nms(boxes, scores, *args, **kwargs)
+
+        def restore():
+            module.calculate_stability_score, module.batched_nms = stability, nms
+
         generator.predictor.predict_torch = watched_predict
         module.calculate_stability_score = watched_stability
-        self.restore = lambda: setattr(module, "calculate_stability_score", stability)
+        module.batched_nms = watched_nms
+        self.restore = restore
 
     def nearest(self, options):
         def near(values, threshold):
             values = torch.cat(values) if values else torch.zeros(0)
             return float((values - threshold).abs().min()) if threshold > 0 and values.numel() else 1.0
-        return (near(self.iou, options["pred_iou_thresh"]), near(self.stability, options["stability_score_thresh"]))
+        return (near(self.iou, options["pred_iou_thresh"]),
+                near(self.stability, options["stability_score_thresh"]), min(self.rivals))
 
 
 def pack(all_counts):
-    """Run lengths of many masks as bytes: each less the one before the previous one (runs of neighbouring columns are
-    alike), zigzag, base 128, then zlib."""
+    """Run lengths of many masks as bytes: each less the one before the previous one (runs of neighbouring
+    columns are alike), zigzag, base 128, then zlib."""
     out = bytearray()
     for counts in all_counts:
         values = [len(counts)] + [c - (counts[i - 2] if i > 1 else 0) for i, c in enumerate(counts)]
@@ -137,9 +154,11 @@ def run_case(sam, image, options):
                "point": column("point_coords").reshape(-1, 2), "crop_box": column("crop_box").reshape(-1, 4),
                "runs": runs}
     near = margins.nearest(generator_options(generator))
-    metadata = {"n": len(masks), "runs_bytes": n_bytes, "margin_iou": near[0], "margin_stability": near[1]}
+    metadata = {"n": len(masks), "runs_bytes": n_bytes, "margin_iou": near[0], "margin_stability": near[1],
+                "margin_nms": near[2]}
     metadata.update({k: repr(v) for k, v in options.items()})
-    print(f"{len(masks)} masks of {sum(len(v) for v in margins.iou)}, nearest to a threshold: {near}, {options}")
+    n_candidates = sum(len(v) for v in margins.iou)
+    print(f"{len(masks)} masks of {n_candidates}, nearest to a threshold: {near}, {options}")
     return tensors, metadata
 
 
@@ -162,9 +181,11 @@ def golden_shapes(output, retrain):
                       crop_n_points_downscale_factor=2, crop_nms_thresh=0.6),
         "regions": dict(points_per_side=12, pred_iou_thresh=0.2, stability_score_thresh=0.4, box_nms_thresh=0.9,
                         min_mask_region_area=40),
-        "all": dict(points_per_side=7, pred_iou_thresh=0.2258, stability_score_thresh=0.4, stability_score_offset=0.6,
-                    box_nms_thresh=0.8, crop_n_layers=2, crop_overlap_ratio=0.4, min_mask_region_area=300),
-        "unfiltered": dict(points_per_side=10, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0),
+        "all": dict(points_per_side=7, pred_iou_thresh=0.2258, stability_score_thresh=0.4,
+                    stability_score_offset=0.6, box_nms_thresh=0.8, crop_n_layers=2,
+                    crop_overlap_ratio=0.4, min_mask_region_area=300),
+        "unfiltered": dict(points_per_side=10, pred_iou_thresh=0.0, stability_score_thresh=0.0,
+                           box_nms_thresh=1.0),
         "nothing": dict(points_per_side=4, pred_iou_thresh=9.0),
     }
     tensors, notes = {"image": image}, {"cases": ",".join(cases)}
@@ -182,8 +203,8 @@ def golden_photo(weights, photo, output, overrides):
     sam = build(metadata)
     sam.load_state_dict(tensors, strict=True)
     image = np.asarray(Image.open(photo).convert("RGB"))
-    kinds = dict(points_per_side=int, pred_iou_thresh=float, stability_score_thresh=float, stability_score_offset=float,
-                 box_nms_thresh=float, min_mask_region_area=int)
+    kinds = dict(points_per_side=int, pred_iou_thresh=float, stability_score_thresh=float,
+                 stability_score_offset=float, box_nms_thresh=float, min_mask_region_area=int)
     options = {k: kind(metadata["amg." + k]) for k, kind in kinds.items() if "amg." + k in metadata}
     options.update({k: kinds[k](v) for k, v in (o.split("=") for o in overrides)})
     with torch.no_grad():
@@ -201,7 +222,8 @@ def main():
     parser.add_argument("--weights")
     parser.add_argument("--photo")
     parser.add_argument("--retrain", action="store_true", help="train the very small SAM anew")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="in place of a recommended one")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                        help="in place of what the weights recommend")
     parser.add_argument("-o", "--output")
     args = parser.parse_args()
     sys.path.insert(0, args.segment_anything)
