@@ -58,9 +58,9 @@ static Taps linear_taps(int i, int in, float step)
     return (Taps){{first, min_int(first + 1, in - 1)}, {1 - t, t}};
 }
 
-/* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a for
- * 1 < |x| < 2. With fused multiply-adds, as the compiler of torch makes it: the second cancels, plain float is off by
- * up to 1e-6. */
+/* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a
+ * for 1 < |x| < 2. With fused multiply-adds, as the compiler of torch makes it: the second cancels, plain
+ * float is off by up to 1e-6. */
 static float cubic_near(float x, float a)
 {
     return fmaf(fmaf(a + 2, x, -(a + 3)) * x, x, 1);
@@ -88,9 +88,10 @@ static Taps taps_at(int i, int in, float step, int n_taps)
     return n_taps == 2 ? linear_taps(i, in, step) : cubic_taps(i, in, step);
 }
 
-/* The work is cut into strips of at most STRIP floats of an output row (pixels × channels), each walked down over
- * BAND output rows. The input rows that an output row mixes are interpolated horizontally once and kept in `line`:
- * neighbouring output rows share them. n_taps (2 or 4) input rows follow each other, so row % 4 is a place of its own. */
+/* The work is cut into strips of at most STRIP floats of an output row (pixels × channels), each walked down
+ * over BAND output rows. The input rows that an output row mixes are interpolated horizontally once and kept
+ * in `line`: neighbouring output rows share them. n_taps (2 or 4) input rows follow each other, so row % 4 is
+ * a place of its own. */
 #define STRIP 1024
 #define BAND 64
 
@@ -101,7 +102,8 @@ typedef struct Strip {
 } Strip;
 
 /* line[pixels][channels] = row ix... of x, interpolated horizontally; `width` = all channels of a pixel. */
-static void fill_line(float *line, const float *row, const Taps *column, int n_taps, int pixels, int channels, int width)
+static void fill_line(float *line, const float *row, const Taps *column, int n_taps, int pixels, int channels,
+                      int width)
 {
     for (int i = 0; i < pixels; i++) {
         const Taps *t = &column[i];
@@ -113,7 +115,8 @@ static void fill_line(float *line, const float *row, const Taps *column, int n_t
         }
         const float *p2 = row + (ptrdiff_t)t->at[2] * width, *p3 = row + (ptrdiff_t)t->at[3] * width;
         for (int c = 0; c < channels; c++)
-            out[c] = p0[c] * t->weight[0] + p1[c] * t->weight[1] + p2[c] * t->weight[2] + p3[c] * t->weight[3];
+            out[c] =
+                p0[c] * t->weight[0] + p1[c] * t->weight[1] + p2[c] * t->weight[2] + p3[c] * t->weight[3];
     }
 }
 
@@ -123,7 +126,8 @@ static void mix_lines(float *y, const float *const *line, const float *weight, i
         for (int i = 0; i < n; i++) y[i] = line[0][i] * weight[0] + line[1][i] * weight[1];
     else
         for (int i = 0; i < n; i++)
-            y[i] = line[0][i] * weight[0] + line[1][i] * weight[1] + line[2][i] * weight[2] + line[3][i] * weight[3];
+            y[i] = line[0][i] * weight[0] + line[1][i] * weight[1] + line[2][i] * weight[2] +
+                   line[3][i] * weight[3];
 }
 
 typedef struct Interpolation {
@@ -133,9 +137,10 @@ typedef struct Interpolation {
     float step_h, step_w;
 } Interpolation;
 
-/* Output rows y0..y1-1, columns x0..x0+pixels-1, channels c0..c0+channels-1: pixels·channels <= STRIP, and a part of
- * the channels only for a single pixel. */
-static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, int pixels, int c0, int channels)
+/* Output rows y0..y1-1, columns x0..x0+pixels-1, channels c0..c0+channels-1: pixels·channels <= STRIP, and a
+ * part of the channels only for a single pixel. */
+static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, int pixels, int c0,
+                              int channels)
 {
     Strip strip;
     for (int i = 0; i < 4; i++) strip.line_row[i] = -1;
@@ -146,8 +151,8 @@ static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, in
         for (int t = 0; t < p->n_taps; t++) {
             int row = rows.at[t], place = row % 4;
             if (strip.line_row[place] != row)
-                fill_line(strip.line[place], p->x + (ptrdiff_t)row * p->iw * p->channels + c0, strip.column, p->n_taps,
-                          pixels, channels, p->channels);
+                fill_line(strip.line[place], p->x + (ptrdiff_t)row * p->iw * p->channels + c0, strip.column,
+                          p->n_taps, pixels, channels, p->channels);
             strip.line_row[place] = row;
             line[t] = strip.line[place];
         }
@@ -160,7 +165,9 @@ static void interpolate(const Interpolation *p)
 {
     int channels = min_int(p->channels, STRIP), pixels = p->channels < STRIP ? STRIP / p->channels : 1;
     int bands = (p->oh + BAND - 1) / BAND, strips = (p->ow + pixels - 1) / pixels;
-#pragma omp parallel for collapse(2) schedule(dynamic) if ((double)p->oh * p->ow * p->channels > PARALLEL_ELEMENTS)
+    int parallel = (double)p->oh * p->ow * p->channels > PARALLEL_ELEMENTS;
+    (void)parallel; /* without OpenMP */
+#pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)
     for (int b = 0; b < bands; b++)
         for (int s = 0; s < strips; s++)
             for (int c = 0; c < p->channels; c += channels)
@@ -168,10 +175,11 @@ static void interpolate(const Interpolation *p)
                                   min_int(pixels, p->ow - s * pixels), c, min_int(channels, p->channels - c));
 }
 
-void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels, double scale_h,
-                          double scale_w)
+void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
+                          double scale_h, double scale_w)
 {
-    Interpolation p = {y, x, oh, ow, ih, iw, channels, 2, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
+    Interpolation p = {
+        y, x, oh, ow, ih, iw, channels, 2, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
     if (oh == ih) p.step_h = 1; /* torch copies an axis that keeps its size, whatever the scale factor */
     if (ow == iw) p.step_w = 1;
     if (oh > 0 && ow > 0 && ih > 0 && iw > 0 && channels > 0) interpolate(&p);
@@ -179,7 +187,8 @@ void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int 
 
 /* ---- bicubic with antialiasing (torch's _upsample_bicubic2d_aa) ----------------------------------*/
 
-/* The window of inputs of one output coordinate: the cubic filter (here a = -0.5, as PIL) widened by the step. */
+/* The window of inputs of one output coordinate: the cubic filter (here a = -0.5, as PIL) widened by the
+ * step. */
 typedef struct Window {
     int first, count;
     float centre, shrink, total; /* total: the sum of the weights, by which each is divided */
@@ -205,8 +214,8 @@ static Window window_at(int i, int in, float step)
     return w;
 }
 
-/* One output row. Horizontal sums are made anew for every output row that needs them: the windows may be of any
- * size, there is no room to keep them, and only small maps (position embeddings) come here. */
+/* One output row. Horizontal sums are made anew for every output row that needs them: the windows may be of
+ * any size, there is no room to keep them, and only small maps (position embeddings) come here. */
 static void antialias_row(const Interpolation *p, int oy)
 {
     Window rows = window_at(oy, p->ih, p->step_h);
@@ -218,7 +227,8 @@ static void antialias_row(const Interpolation *p, int oy)
             for (int c = 0; c < n; c++) out[c0 + c] = 0;
             for (int j = 0; j < rows.count; j++) {
                 float sum[256] = {0}, wy = window_weight(&rows, j) / rows.total;
-                const float *row = p->x + ((ptrdiff_t)(rows.first + j) * p->iw + cols.first) * p->channels + c0;
+                const float *row =
+                    p->x + ((ptrdiff_t)(rows.first + j) * p->iw + cols.first) * p->channels + c0;
                 for (int i = 0; i < cols.count; i++, row += p->channels) {
                     float wx = window_weight(&cols, i) / cols.total;
                     for (int c = 0; c < n; c++) sum[c] += row[c] * wx;
@@ -229,10 +239,11 @@ static void antialias_row(const Interpolation *p, int oy)
     }
 }
 
-void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels, double scale_h,
-                         double scale_w, int antialias)
+void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
+                         double scale_h, double scale_w, int antialias)
 {
-    Interpolation p = {y, x, oh, ow, ih, iw, channels, 4, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
+    Interpolation p = {
+        y, x, oh, ow, ih, iw, channels, 4, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
     if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0 || channels <= 0) return;
     if (!antialias) {
         interpolate(&p);
@@ -337,7 +348,8 @@ static void pil_taps_free(PilTaps *taps)
 }
 
 /* The weights of one output coordinate, normalised in double, then rounded to fixed point. */
-static void pil_weights(PilTaps *taps, int i, double *w, int in, double scale, double support, ResizeFilter filter)
+static void pil_weights(PilTaps *taps, int i, double *w, int in, double scale, double support,
+                        ResizeFilter filter)
 {
     double stretch = scale < 1 ? 1 : scale, centre = (i + 0.5) * scale, inverse = 1 / stretch, total = 0;
     int first = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
@@ -380,7 +392,8 @@ static uint8_t clip8(int32_t sum)
 }
 
 /* y[rows][ow][channels] from x[rows][iw][channels] */
-static void pil_horizontal(uint8_t *y, const uint8_t *x, int rows, int ow, int iw, int channels, const PilTaps *taps)
+static void pil_horizontal(uint8_t *y, const uint8_t *x, int rows, int ow, int iw, int channels,
+                           const PilTaps *taps)
 {
 #pragma omp parallel for if ((double)rows * ow * channels > PARALLEL_ELEMENTS)
     for (int r = 0; r < rows; r++) {

@@ -158,8 +158,8 @@ INLINE Vec vec_exp(Vec x)
     clamped = choose((IntVec)too_small, splat(-87.0f), clamped);
     Vec t = fmadd(clamped, splat(1.44269504f), magic);
     Vec n = t - magic;
-    Vec r = fmadd(n, splat(-0.693145752f), clamped);  /* ln2 in two parts, the first with few bits, */
-    r = fmadd(n, splat(-1.42860677e-6f), r);          /* so that n times it is exact */
+    Vec r = fmadd(n, splat(-0.693145752f), clamped); /* ln2 in two parts, the first with few bits, */
+    r = fmadd(n, splat(-1.42860677e-6f), r);         /* so that n times it is exact */
     Vec p = splat(1.0f / 5040);
     p = fmadd(p, r, splat(1.0f / 720));
     p = fmadd(p, r, splat(1.0f / 120));
@@ -172,8 +172,9 @@ INLINE Vec vec_exp(Vec x)
     return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
 }
 
-/* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum relative
- * error (2e-8) on that interval, found by reweighted least squares; in float the error is below 4e-7. */
+/* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum
+ * relative error (2e-8) on that interval, found by reweighted least squares; in float the error is below
+ * 4e-7. */
 INLINE Vec vec_erf(Vec z)
 {
     Vec t = z * z;
@@ -231,7 +232,7 @@ int tensor_max_threads(void)
 }
 
 /* Below these a parallel region costs more than it gains. */
-#define PARALLEL_PRODUCT (1 << 18) /* multiply-adds */
+#define PARALLEL_PRODUCT (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)
 
 static int min_int(int a, int b)
@@ -267,10 +268,10 @@ typedef struct Start {
     ptrdiff_t ld;
 } Start;
 
-/* c[rows][vecs·LANES] = start + a·b for a [rows][k] with rows KC apart and b [k][vecs·LANES] packed. `rows` and
- * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
-INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
-                          int k)
+/* c[rows][vecs·LANES] = start + a·b for a [rows][k] with rows KC apart and b [k][vecs·LANES] packed. `rows`
+ * and `vecs` are constants where this is inlined, so that `sum` lives in registers. */
+INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
+                          const float *b, int k)
 {
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
@@ -296,7 +297,8 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
 }
 
 /* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
-static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b, int k)
+static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
+                     int k)
 {
 #define CASE(n)                                                            \
     case n:                                                                \
@@ -310,10 +312,12 @@ static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, c
 #endif
     }
 #undef CASE
+    /* clang-format on */
 }
 
 /* A tile whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
-static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b, int k)
+static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const float *a,
+                      const float *b, int k)
 {
     float full[MR * NR];
     Start zero = {NULL, 0};
@@ -323,8 +327,8 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
-/* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. (A prefetch of an
- * address that does not exist does nothing.) */
+/* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. (A prefetch of
+ * an address that does not exist does nothing.) */
 #define AHEAD 8
 
 INLINE void prefetch_row(const float *row, int n)
@@ -371,10 +375,11 @@ static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t l
         for (int p = 0; p < k; p++) panel[p * width + j] = j < cols ? b[j * ldb + p] : 0;
 }
 
-/* c[m][n] = start + a·B, where a [m][k] has rows KC apart and k <= KC: one block of the sum, one thread. `roomy`: the
- * rows of c and start have room for n rounded up to whole vectors, and what is written there does not matter. */
-static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, Operand b, int m, int n, int k,
-                          int roomy)
+/* c[m][n] = start + a·B, where a [m][k] has rows KC apart and k <= KC: one block of the sum, one thread.
+ * `roomy`: the rows of c and start have room for n rounded up to whole vectors, and what is written there
+ * does not matter. */
+static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, Operand b, int m, int n,
+                          int k, int roomy)
 {
     float panel[KC * NR] __attribute__((aligned(64)));
     for (int j = 0; j < n; j += NR) {
@@ -393,8 +398,8 @@ static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, 
 }
 
 /* One output tile (m <= MC): all blocks of the sum, one after the other. */
-static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m, int n,
-                         int k)
+static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b,
+                         int m, int n, int k)
 {
     float block[MC * KC] __attribute__((aligned(64)));
     for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
@@ -407,11 +412,13 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, p
 }
 
 /* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
-static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m, int n, int k)
+static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
+                    int n, int k)
 {
     if (m <= 0 || n <= 0) return;
     int m_tiles = (m + MC - 1) / MC, n_tiles = (n + NC - 1) / NC;
-    int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR), tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
+    int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR);
+    int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
     int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
     (void)parallel; /* without OpenMP */
 #pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)
@@ -421,8 +428,8 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
             if (i >= m || j >= n) continue;
             Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
             Operand bj = {b.data + (b.transposed ? j * b.ld : j), b.ld, b.transposed};
-            product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - i, tile_m), min_int(n - j, tile_n),
-                         k);
+            product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - i, tile_m),
+                         min_int(n - j, tile_n), k);
         }
 }
 
@@ -431,12 +438,14 @@ void linear(float *y, const float *x, const float *w, const float *bias, int m, 
     product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k);
 }
 
-void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k, int accumulate)
+void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+            int accumulate)
 {
     product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k);
 }
 
-void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k, int accumulate)
+void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+               int accumulate)
 {
     product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k);
 }
@@ -465,9 +474,9 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
 
 /* ---- attention ---------------------------------------------------------------------------------
  * One task = one head and at most QUERIES queries. It walks over the keys in tiles of at most KC with the
- * streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): per query a running maximum and a
- * running sum; when the maximum grows, what was summed up is scaled down. The logits of a tile are rows KC apart, so
- * that they are at once the packed left operand of the product with v. */
+ * streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): per query a running maximum
+ * and a running sum; when the maximum grows, what was summed up is scaled down. The logits of a tile are rows
+ * KC apart, so that they are at once the packed left operand of the product with v. */
 #define QUERIES 132 /* a multiple of both MRs; the buffers below stay under 256 KiB a thread */
 #define REL_COLS 128
 
@@ -493,7 +502,8 @@ float dot(const float *a, const float *b, int n)
     return sum_lanes((s0 + s1) + (s2 + s3));
 }
 
-/* out[n] = q · row of each of n rows of dim floats. Four at a time, so that they share the adding up of lanes. */
+/* out[n] = q · row of each of n rows of dim floats. Four at a time, so that they share the adding up of
+ * lanes. */
 static void dots(float *out, const float *q, const float *row, int n, int dim)
 {
     int j = 0, whole = dim / LANES * LANES;
@@ -517,10 +527,10 @@ static void dots(float *out, const float *q, const float *row, int n, int dim)
     for (; j < n; j++, row += dim) out[j] = dot(q, row, dim);
 }
 
-/* task->logits[n_q][keys] = q·kᵀ, in blocks of KC of the head's dimensions. One block, the usual case, is copied into
- * task->q before the first tile and stays there. */
-static void tile_logits(AttentionTask *task, const float *q, int ldq, const float *k, int ldk, int n_q, int keys,
-                        int head_dim, int first_tile)
+/* task->logits[n_q][keys] = q·kᵀ, in blocks of KC of the head's dimensions. One block, the usual case, is
+ * copied into task->q before the first tile and stays there. */
+static void tile_logits(AttentionTask *task, const float *q, int ldq, const float *k, int ldk, int n_q,
+                        int keys, int head_dim, int first_tile)
 {
     for (int d = 0; d == 0 || d < head_dim; d += KC) {
         int dims = min_int(head_dim - d, KC);
@@ -531,8 +541,9 @@ static void tile_logits(AttentionTask *task, const float *q, int ldq, const floa
     }
 }
 
-/* Turn row i's dot products into probabilities relative to the running maximum; bias: what to add to the scaled ones,
- * or NULL. Returns the factor by which what was summed up before must be scaled (1 when the maximum stays). */
+/* Turn row i's dot products into probabilities relative to the running maximum; bias: what to add to the
+ * scaled ones, or NULL. Returns the factor by which what was summed up before must be scaled (1 when the
+ * maximum stays). */
 static float tile_softmax(AttentionTask *task, int i, int keys, float scale, const float *bias)
 {
     float *row = task->logits + i * KC;
@@ -559,21 +570,22 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
 }
 
 /* task->rel_w[n_q][cols] = q·rel_w[qw][kw...] */
-static void rel_columns(AttentionTask *task, const RelativePosition *rel, const float *q, int ldq, int first_query,
-                        int n_q, int kw, int cols, int head_dim)
+static void rel_columns(AttentionTask *task, const RelativePosition *rel, const float *q, int ldq,
+                        int first_query, int n_q, int kw, int cols, int head_dim)
 {
     for (ptrdiff_t i = 0; i < n_q; i++) {
         ptrdiff_t qw = (first_query + i) % rel->grid_w;
-        dots(task->rel_w + i * REL_COLS, q + i * ldq, rel->rel_w + (qw * rel->grid_w + kw) * head_dim, cols, head_dim);
+        dots(task->rel_w + i * REL_COLS, q + i * ldq, rel->rel_w + (qw * rel->grid_w + kw) * head_dim, cols,
+             head_dim);
         for (int c = cols; c < REL_COLS; c++) task->rel_w[i * REL_COLS + c] = 0;
     }
 }
 
-/* bias[rows·cols] = q·rel_h[qh][kh] + q·rel_w[qw][kw] of the task's query i and the tile's keys. Whole vectors are
- * written: what reaches into the next row of keys is overwritten when its turn comes, what lies beyond the
- * last, in bias's spare lanes, is finite and will be added to -inf. */
-static void rel_bias(float *bias, const AttentionTask *task, const RelativePosition *rel, const float *q, int query,
-                     int i, int kh, int rows, int cols, int head_dim)
+/* bias[rows·cols] = q·rel_h[qh][kh] + q·rel_w[qw][kw] of the task's query i and the tile's keys. Whole
+ * vectors are written: what reaches into the next row of keys is overwritten when its turn comes, what lies
+ * beyond the last, in bias's spare lanes, is finite and will be added to -inf. */
+static void rel_bias(float *bias, const AttentionTask *task, const RelativePosition *rel, const float *q,
+                     int query, int i, int kh, int rows, int cols, int head_dim)
 {
     float h[KC];
     const float *w = task->rel_w + i * REL_COLS;
@@ -583,11 +595,12 @@ static void rel_bias(float *bias, const AttentionTask *task, const RelativePosit
         for (int c = 0; c < cols; c += LANES) store(bias + r * cols + c, load(w + c) + h[r]);
 }
 
-/* One head (the pointers stand at its columns), n_q <= QUERIES queries. The keys are a grid of key_h × key_w (1 × n_k
- * without rel); a tile is some full rows of it, or a part of one row when rows are long: always adjacent keys. */
-static void attention_task(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
-                           int first_query, int n_q, int key_h, int key_w, int head_dim, float scale,
-                           const RelativePosition *rel)
+/* One head (the pointers stand at its columns), n_q <= QUERIES queries. The keys are a grid of key_h × key_w
+ * (1 × n_k without rel); a tile is some full rows of it, or a part of one row when rows are long: always
+ * adjacent keys. */
+static void attention_task(float *out, int ldo, const float *q, int ldq, const float *k, int ldk,
+                           const float *v, int ldv, int first_query, int n_q, int key_h, int key_w,
+                           int head_dim, float scale, const RelativePosition *rel)
 {
     AttentionTask task;
     for (int i = 0; i < n_q; i++) task.max[i] = -INFINITY, task.sum[i] = 0;
@@ -604,13 +617,16 @@ static void attention_task(float *out, int ldo, const float *q, int ldq, const f
             tile_logits(&task, q, ldq, k + first_key * ldk, ldk, n_q, keys, head_dim, !started);
             for (ptrdiff_t i = 0; i < n_q; i++) {
                 float bias[KC + LANES];
-                if (rel) rel_bias(bias, &task, rel, q + i * ldq, first_query + (int)i, (int)i, kh, rows, cols, head_dim);
+                if (rel)
+                    rel_bias(bias, &task, rel, q + i * ldq, first_query + (int)i, (int)i, kh, rows, cols,
+                             head_dim);
                 float factor = tile_softmax(&task, (int)i, keys, scale, rel ? bias : NULL);
                 if (!started || factor == 1) continue;
                 for (int d = 0; d < head_dim; d++) out[i * ldo + d] *= factor;
             }
             Start start = {started ? out : NULL, ldo};
-            product_block(out, ldo, start, task.logits, (Operand){v + first_key * ldv, ldv, 0}, n_q, head_dim, keys, 0);
+            product_block(out, ldo, start, task.logits, (Operand){v + first_key * ldv, ldv, 0}, n_q, head_dim,
+                          keys, 0);
             started = 1;
         }
     }
@@ -620,8 +636,8 @@ static void attention_task(float *out, int ldo, const float *q, int ldq, const f
     }
 }
 
-void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv, int n_q,
-               int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
 {
     int blocks = (n_q + QUERIES - 1) / QUERIES;
     if (blocks <= 0) return;
@@ -634,9 +650,9 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         for (int block = 0; block < blocks; block++) {
             int first = block * per_block, head = h * head_dim;
             if (first >= n_q) continue;
-            attention_task(out + (ptrdiff_t)first * ldo + head, ldo, q + (ptrdiff_t)first * ldq + head, ldq, k + head,
-                           ldk, v + head, ldv, first, min_int(per_block, n_q - first), key_h, key_w, head_dim, scale,
-                           rel);
+            attention_task(out + (ptrdiff_t)first * ldo + head, ldo, q + (ptrdiff_t)first * ldq + head, ldq,
+                           k + head, ldk, v + head, ldv, first, min_int(per_block, n_q - first), key_h, key_w,
+                           head_dim, scale, rel);
         }
 }
 
@@ -655,23 +671,28 @@ static double naive_logit(const float *q, const float *k, int i, int j, int head
     return qk * scale + bias;
 }
 
-void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
-                     int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
+                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
+                     const RelativePosition *rel)
 {
     for (int h = 0; h < n_heads; h++)
         for (int i = 0; i < n_q; i++) {
-            const float *qi = q + (ptrdiff_t)i * ldq + h * head_dim, *kh = k + h * head_dim, *vh = v + h * head_dim;
+            const float *qi = q + (ptrdiff_t)i * ldq + h * head_dim, *kh = k + h * head_dim,
+                        *vh = v + h * head_dim;
             float *oi = out + (ptrdiff_t)i * ldo + h * head_dim;
             double max = -INFINITY, total = 0;
             for (ptrdiff_t j = 0; j < n_k; j++)
                 max = fmax(max, naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel));
             for (ptrdiff_t j = 0; j < n_k; j++)
                 total += exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
-            for (int d = 0; d < head_dim; d++) {
-                double sum = 0;
-                for (ptrdiff_t j = 0; j < n_k; j++)
-                    sum += exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max) * vh[j * ldv + d];
-                oi[d] = n_k > 0 ? (float)(sum / total) : 0;
+            for (int first = 0; first < head_dim; first += 64) { /* 64 sums at a time */
+                double sum[64] = {0};
+                int dims = min_int(head_dim - first, 64);
+                for (ptrdiff_t j = 0; j < n_k; j++) {
+                    double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
+                    for (int d = 0; d < dims; d++) sum[d] += p * vh[j * ldv + first + d];
+                }
+                for (int d = 0; d < dims; d++) oi[first + d] = n_k > 0 ? (float)(sum[d] / total) : 0;
             }
         }
 }
@@ -848,9 +869,9 @@ void l2_normalise(float *x, int rows, int dim, float eps)
 }
 
 /* ---- convolutions ------------------------------------------------------------------------------
- * Output pixels in bands of about BAND_PIXELS: per band the patches under the kernel are laid out as rows of a matrix
- * ("im2col") and multiplied by the weight. Patches are channel-last, [ky][kx][c_in], so that they are copied in long
- * runs; the weight is brought into the same order once per call. */
+ * Output pixels in bands of about BAND_PIXELS: per band the patches under the kernel are laid out as rows of
+ * a matrix ("im2col") and multiplied by the weight. Patches are channel-last, [ky][kx][c_in], so that they
+ * are copied in long runs; the weight is brought into the same order once per call. */
 #define BAND_PIXELS 1024
 
 static int band_rows(int width)
@@ -895,8 +916,8 @@ static void copy_patch(float *patch, const float *x, int h, int w, int c_in, int
     }
 }
 
-void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in, int c_out,
-            int kernel, int stride, int pad, float *scratch)
+void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
+            int c_out, int kernel, int stride, int pad, float *scratch)
 {
     if (is_pointwise(kernel, stride, pad)) {
         linear(y, x, weight, bias, h * w, c_out, c_in);
@@ -927,10 +948,10 @@ size_t conv_transpose2d_scratch(int h, int w, int c_in, int c_out, int stride)
     return (size_t)min_int(band_rows(w), h) * w * c_out * stride * stride;
 }
 
-/* Every input pixel becomes a square of stride × stride output pixels: one product gives [c_out][stride][stride] for
- * each, which is then put in its place. */
-void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
-                      int c_out, int stride, float *scratch)
+/* Every input pixel becomes a square of stride × stride output pixels: one product gives
+ * [c_out][stride][stride] for each, which is then put in its place. */
+void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
+                      int c_in, int c_out, int stride, float *scratch)
 {
     int square = stride * stride, cols = c_out * square, rows = band_rows(w);
     for (int first = 0; first < h; first += rows) {

@@ -94,9 +94,10 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
 
 /* ---- resampling --------------------------------------------------------------------------------*/
 
-/* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w: the scale_factor form
- * uses 1/scale_factor for the coordinates (as official code with recompute_scale_factor=None does);
- * 0 = the size form (in/out). antialias as in torch's antialias=True (separable, support scaled). */
+/* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w: the scale_factor that
+ * interpolate was given (coordinates then go by 1/scale_factor, as with recompute_scale_factor=None; oh, ow
+ * are still the caller's: floor(in·scale_factor)); 0 = the size form (in/out). antialias as in torch's
+ * antialias=True (separable, support scaled). */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w);
 void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels, double scale_h,

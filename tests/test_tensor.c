@@ -55,8 +55,8 @@ static void set_threads(int n)
 
 /* ---- products ----------------------------------------------------------------------------------*/
 
-/* One product in both layouts, with row gaps that must stay untouched. The tolerance is on the error relative to
- * the largest result; products of small numbers have terms of about 1/3 and errors of a few float ulps. */
+/* One product in both layouts, with row gaps that must stay untouched. The tolerance is on the error relative
+ * to the largest result; products of small numbers have terms of about 1/3 and errors of a few float ulps. */
 static void check_product(int m, int n, int k, int gap, int accumulate)
 {
     int lda = k + gap, ldb = n + 2 * gap, ldbt = k + 3 * gap, ldc = n + gap;
@@ -83,7 +83,8 @@ static void products_equal_the_plain_ones(void)
     static const int edge[] = {0, 1, 2, 3, 5, 6, 7, 11, 12, 13, 16, 17, 31, 32, 33};
     const int n_edges = sizeof edge / sizeof *edge;
     for (int i = 0; i < n_edges; i++)
-        for (int j = 0; j < n_edges; j++) check_product(edge[i], edge[j], edge[(i * 7 + j) % n_edges], j % 3, i % 2);
+        for (int j = 0; j < n_edges; j++)
+            check_product(edge[i], edge[j], edge[(i * 7 + j) % n_edges], j % 3, i % 2);
     for (int t = 0; t < 150; t++)
         check_product(random_int(1, 200), random_int(1, 200), random_int(1, 200), random_int(0, 4), t % 2);
     check_product(193, 520, 257, 1, 0); /* more than one tile of each kind */
@@ -111,7 +112,7 @@ static void linear_adds_its_bias(void)
     }
 }
 
-/* A NaN or an infinity reaches exactly the outputs that it belongs to: padding never multiplies it elsewhere. */
+/* A NaN or an infinity reaches exactly the outputs that it belongs to: padding multiplies it nowhere else. */
 static void products_keep_non_finite_numbers_in_place(void)
 {
     enum { M = 13, N = 35, K = 9 };
@@ -135,7 +136,8 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     int width = heads * dim, ld = 2 * width + 1, ldo = width + 3;
     float *q = random_array((size_t)n_q * ld), *kv = random_array((size_t)n_k * ld);
     float *fast = random_array((size_t)n_q * ldo), *truth = copy_array(fast, (size_t)n_q * ldo);
-    float *rel_h = random_array((size_t)grid_h * grid_h * dim), *rel_w = random_array((size_t)grid_w * grid_w * dim);
+    float *rel_h = random_array((size_t)grid_h * grid_h * dim),
+          *rel_w = random_array((size_t)grid_w * grid_w * dim);
     for (size_t i = 0; i < (size_t)n_q * ld; i++) q[i] *= size;
     RelativePosition rel = {rel_h, rel_w, grid_h, grid_w}, *r = grid_h ? &rel : NULL;
     float scale = 1 / sqrtf((float)dim);
@@ -144,8 +146,8 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     double error = test_relative_error(fast, truth, (size_t)n_q * ldo);
     /* logits of size s have errors of s·1e-7, which the exponential turns into relative errors */
     double bound = 3e-6 + 2e-6 * size;
-    CHECK_MSG(error < bound, "attention %d×%d, %d heads of %d, grid %d×%d: error %g", n_q, n_k, heads, dim, grid_h,
-              grid_w, error);
+    CHECK_MSG(error < bound, "attention %d×%d, %d heads of %d, grid %d×%d: error %g", n_q, n_k, heads, dim,
+              grid_h, grid_w, error);
     free(q), free(kv), free(fast), free(truth), free(rel_h), free(rel_w);
 }
 
@@ -160,12 +162,12 @@ static void attention_equals_the_plain_one(void)
                         t % 3 == 0 ? 20 : 1);
     }
     check_attention(300, 520, 1, 64, 0, 0, 5);
-    check_attention(5, 9, 2, 300, 0, 0, 1);      /* a head longer than a block */
-    check_attention(290, 290, 1, 8, 1, 290, 1);  /* rows of the grid longer than a strip */
+    check_attention(5, 9, 2, 300, 0, 0, 1);     /* a head longer than a block */
+    check_attention(290, 290, 1, 8, 1, 290, 1); /* rows of the grid longer than a strip */
     check_attention(262, 262, 1, 8, 2, 131, 1);
     check_attention(290, 290, 2, 8, 290, 1, 1);
     check_attention(7, 1, 2, 16, 0, 0, 1);
-    check_attention(3, 0, 2, 16, 0, 0, 1);       /* no keys: zeros */
+    check_attention(3, 0, 2, 16, 0, 0, 1); /* no keys: zeros */
     check_attention(0, 5, 2, 16, 0, 0, 1);
 }
 
@@ -257,7 +259,8 @@ static void rows_at_every_length(void)
         for (int r = 0; r < ROWS; r++) {
             double total = 0;
             for (int i = 0; i < dim; i++) total += exp((double)y[r * dim + i]);
-            for (int i = 0; i < dim; i++) CHECK(fabs(z[r * dim + i] - exp((double)y[r * dim + i]) / total) < 4e-7);
+            for (int i = 0; i < dim; i++)
+                CHECK(fabs(z[r * dim + i] - exp((double)y[r * dim + i]) / total) < 4e-7);
         }
         free(x), free(y), free(g), free(z);
     }
@@ -280,7 +283,8 @@ static void layer_norm_survives_a_large_mean(void)
 static void arena_counts_what_it_gives(void)
 {
     Arena counting = {0};
-    CHECK(arena_floats(&counting, 3) == NULL && arena_take(&counting, 1) == NULL && arena_take(&counting, 64) == NULL);
+    CHECK(arena_floats(&counting, 3) == NULL && arena_take(&counting, 1) == NULL &&
+          arena_take(&counting, 64) == NULL);
     CHECK(counting.used == 192);
     Arena real = {aligned_array(1, counting.used), counting.used, 0};
     REQUIRE(real.base);
@@ -399,11 +403,13 @@ static float *floats_of(const StTensor *t)
 
 typedef enum MapKind { BILINEAR, BICUBIC, BICUBIC_AA, POOL, BLUR } MapKind;
 
-static void check_map(const Safetensors *st, MapKind kind, const char *name, int expected_cases, double tolerance)
+static void check_map(const Safetensors *st, MapKind kind, const char *name, int expected_cases,
+                      double tolerance)
 {
     int i = 0;
     for (const StTensor *tx; (tx = golden(st, name, i, "x")) != NULL; i++) {
-        const StTensor *ty = golden(st, name, i, "y"), *options = golden(st, name, i, kind == BLUR ? "sigma" : "scale");
+        const StTensor *ty = golden(st, name, i, "y"),
+                       *options = golden(st, name, i, kind == BLUR ? "sigma" : "scale");
         REQUIRE(ty && tx->n_dims == 3 && ty->n_dims == 3 && (options || kind == POOL));
         int ih = (int)tx->shape[0], iw = (int)tx->shape[1], channels = (int)tx->shape[2];
         int oh = (int)ty->shape[0], ow = (int)ty->shape[1];
@@ -447,8 +453,8 @@ static void check_pil(const Safetensors *st, const char *name, ResizeFilter filt
         REQUIRE(ty && ty->n_dims == 3 && tx->n_dims == 3 && tx->dtype == ST_U8 && ty->dtype == ST_U8);
         uint8_t *y = malloc(ty->n_bytes);
         REQUIRE(y);
-        CHECK(resize_u8(y, (int)ty->shape[0], (int)ty->shape[1], tx->data, (int)tx->shape[0], (int)tx->shape[1],
-                        (int)tx->shape[2], filter) == 0);
+        CHECK(resize_u8(y, (int)ty->shape[0], (int)ty->shape[1], tx->data, (int)tx->shape[0],
+                        (int)tx->shape[1], (int)tx->shape[2], filter) == 0);
         CHECK_MSG(memcmp(y, ty->data, ty->n_bytes) == 0, "%s.%d differs", name, i);
         free(y);
     }
@@ -491,11 +497,13 @@ static void convolution_equals_torch(void)
     CHECK(i == 7);
     i = 0;
     for (const StTensor *tx; (tx = golden(st, "conv_transpose2d", i, "x")) != NULL; i++) {
-        const StTensor *tw = golden(st, "conv_transpose2d", i, "weight"), *ty = golden(st, "conv_transpose2d", i, "y");
+        const StTensor *tw = golden(st, "conv_transpose2d", i, "weight"),
+                       *ty = golden(st, "conv_transpose2d", i, "y");
         REQUIRE(tw && ty);
         int h = (int)tx->shape[0], w = (int)tx->shape[1], c_in = (int)tx->shape[2];
         int c_out = (int)tw->shape[1], stride = (int)tw->shape[2];
-        float *x = floats_of(tx), *weight = floats_of(tw), *bias = floats_of(golden(st, "conv_transpose2d", i, "bias"));
+        float *x = floats_of(tx), *weight = floats_of(tw),
+              *bias = floats_of(golden(st, "conv_transpose2d", i, "bias"));
         float *truth = floats_of(ty), *y = random_array(ty->n_elements);
         float *scratch = random_array(conv_transpose2d_scratch(h, w, c_in, c_out, stride));
         conv_transpose2d(y, x, weight, bias, h, w, c_in, c_out, stride, scratch);
@@ -521,8 +529,8 @@ static void attention_equals_torch(void)
         float *rel_h = floats_of(golden(st, "attention", i, "rel_h"));
         float *rel_w = floats_of(golden(st, "attention", i, "rel_w"));
         RelativePosition rel = {rel_h, rel_w, grid[i][0], grid[i][1]};
-        attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n, heads, dim,
-                  1 / sqrtf((float)dim), rel_h ? &rel : NULL);
+        attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n, heads,
+                  dim, 1 / sqrtf((float)dim), rel_h ? &rel : NULL);
         double error = test_relative_error(y, truth, ty->n_elements);
         CHECK_MSG(error < 3e-6, "attention.%d: error %g", i, error);
         free(qkv), free(truth), free(y), free(rel_h), free(rel_w);
@@ -538,7 +546,8 @@ static void rows_equal_torch(void)
     int i = 0;
     for (const StTensor *tx; (tx = golden(st, "layer_norm", i, "x")) != NULL; i++) {
         const StTensor *ty = golden(st, "layer_norm", i, "y");
-        float *x = floats_of(tx), *truth = floats_of(ty), *gamma = floats_of(golden(st, "layer_norm", i, "gamma"));
+        float *x = floats_of(tx), *truth = floats_of(ty),
+              *gamma = floats_of(golden(st, "layer_norm", i, "gamma"));
         float *beta = floats_of(golden(st, "layer_norm", i, "beta"));
         REQUIRE(x && truth);
         layer_norm(x, x, gamma, beta, (int)tx->shape[0], (int)tx->shape[1], 1e-6f);
@@ -557,7 +566,8 @@ static void rows_equal_torch(void)
     free(softmax), free(softmax_y), free(l2), free(l2_y);
 
     const StTensor *tx = st_find(st, "gelu.x");
-    float *x = floats_of(tx), *gelu_y = floats_of(st_find(st, "gelu.y")), *silu_y = floats_of(st_find(st, "silu.y"));
+    float *x = floats_of(tx), *gelu_y = floats_of(st_find(st, "gelu.y")),
+          *silu_y = floats_of(st_find(st, "silu.y"));
     float *sigmoid_y = floats_of(st_find(st, "sigmoid.y"));
     REQUIRE(x && gelu_y && silu_y && sigmoid_y);
     int n = (int)tx->n_elements;
@@ -585,10 +595,12 @@ static double seconds(void)
 
 static void print_speed(void)
 {
-    static const int shape[][3] = {{197, 576, 192}, {1370, 1152, 384}, {1370, 384, 1536}, {1024, 1024, 1024}, {7, 2048, 256}};
+    static const int shape[][3] = {
+        {197, 576, 192}, {1370, 1152, 384}, {1370, 384, 1536}, {1024, 1024, 1024}, {7, 2048, 256}};
     for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
         int m = shape[s][0], n = shape[s][1], k = shape[s][2];
-        float *x = random_array((size_t)m * k), *w = random_array((size_t)n * k), *y = random_array((size_t)m * n);
+        float *x = random_array((size_t)m * k), *w = random_array((size_t)n * k),
+              *y = random_array((size_t)m * n);
         double best = 1e9;
         for (int i = 0; i < 10; i++) {
             double start = seconds();
@@ -607,8 +619,8 @@ static void print_speed(void)
         double best = 1e9;
         for (int i = 0; i < 5; i++) {
             double start = seconds();
-            attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n, heads[s][1],
-                      heads[s][2], 0.125f, grid ? &rel : NULL);
+            attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n,
+                      heads[s][1], heads[s][2], 0.125f, grid ? &rel : NULL);
             best = fmin(best, seconds() - start);
         }
         printf("  attention %d, %d heads of %d, grid %d: %.1f GFLOP/s\n", n, heads[s][1], heads[s][2], grid,
