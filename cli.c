@@ -928,7 +928,7 @@ static const struct {
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed mnist"},
-    {"eval", command_eval, help_eval, "out json max-bank backbone sam featup dcga *"},
+    {"eval", command_eval, help_eval, "bank out json max-bank backbone sam featup dcga *"},
 };
 
 static int wants_help(int argc, char **argv)

@@ -103,6 +103,14 @@ done
 for o in --seed=-1 --seed=1.5 --seed=99999999999999999999 --k=3 --out=x; do expect 2 "synth $o" "$bin" synth tray out "$o"; done
 expect 2 "info takes no options" "$bin" info x --json
 expect 2 "max-bank" "$bin" eval x --max-bank=many
+# what --help names, the command takes: with a value missing it says so, not that there is no such option
+for c in bank detect segment synth eval; do
+    for o in $("$bin" $c --help | grep -o -- '--[a-z][a-z-]*' | sort -u); do
+        case $o in --help) continue ;; --from) [ $c = bank ] || continue ;; esac
+        "$bin" $c $o >out 2>err
+        if grep -q "there is no option" err; then bad "$c $o is in --help but not taken"; else ok; fi
+    done
+done
 gone x.bank out_heat.png
 
 # ---- failures ------------------------------------------------------------------------------------------
@@ -273,6 +281,9 @@ expect 0 eval "$bin" eval set -o evaluated $weights $masks
 says "moved  *AUROC [01]"
 says "pixels  *AUROC 0\."
 there evaluated/results.jsonl evaluated/good/000_heat.png evaluated/moved/000_overlay.png evaluated/moved/000.tiff
+expect 0 "eval with a bank" "$bin" eval set --bank n.bank $weights
+says "bank of 4 images"
+expect 2 "eval with a bank and a setting" "$bin" eval set --bank n.bank --k 3 $weights
 expect 0 "eval --json" "$bin" eval set --json --max-bank 2 $weights $masks
 says '"bank_images":2'
 awk 'BEGIN{print "P2 3 3 1"; for(i=0;i<9;i++) print 1}' >set/ground_truth/moved/000/000.pgm
