@@ -758,10 +758,33 @@ static void softmax_row(float *x, int n)
     for (i = 0; i < n; i++) x[i] /= total;
 }
 
+/* LANES rows of a few columns at once, each lane a row: a row alone would leave most lanes idle. */
+static void softmax_short_rows(float *x, int cols)
+{
+    float columns[LANES][LANES], totals[LANES];
+    Vec max = splat(-INFINITY), sum = {0};
+    for (int r = 0; r < LANES; r++)
+        for (int c = 0; c < cols; c++) columns[c][r] = x[r * cols + c];
+    for (int c = 0; c < cols; c++) max = choose(load(columns[c]) > max, load(columns[c]), max);
+    for (int c = 0; c < cols; c++) {
+        Vec e = vec_exp(load(columns[c]) - max);
+        store(columns[c], e);
+        sum += e;
+    }
+    store(totals, sum);
+    for (int r = 0; r < LANES; r++)
+        for (int c = 0; c < cols; c++) x[r * cols + c] = columns[c][r] / totals[r];
+}
+
 void softmax_rows(float *x, int rows, int cols)
 {
+    const int together = cols < LANES ? LANES : 1;
 #pragma omp parallel for if ((double)rows * cols > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r++) softmax_row(x + r * cols, cols);
+    for (ptrdiff_t r = 0; r < rows; r += together) {
+        if (together > 1 && r + LANES <= rows) softmax_short_rows(x + r * cols, cols);
+        else
+            for (ptrdiff_t i = r; i < rows && i < r + together; i++) softmax_row(x + i * cols, cols);
+    }
 }
 
 /* Run an element-wise routine on slices of x. */

@@ -207,6 +207,21 @@ static void exponential_is_exact(void)
     float far[3] = {0, -200, -INFINITY};
     softmax_rows(far, 1, 3);
     CHECK(far[0] == 1 && far[1] == 0 && far[2] == 0);
+    float *rows = malloc(sizeof(float) * 37 * 20); /* short rows go several at once, the last ones singly */
+    REQUIRE(rows);
+    for (int cols = 1; cols <= 20; cols++) {
+        for (int i = 0; i < 37 * cols; i++) rows[i] = (float)((i * 7919) % 1000) * 0.02f - 10;
+        softmax_rows(rows, 37, cols);
+        for (int r = 0; r < 37; r++) {
+            double total = 0;
+            for (int c = 0; c < cols; c++) total += exp((double)((float)(((r * cols + c) * 7919) % 1000) * 0.02f - 10));
+            for (int c = 0; c < cols; c++) {
+                double truth = exp((double)((float)(((r * cols + c) * 7919) % 1000) * 0.02f - 10)) / total;
+                CHECK_MSG(fabs(rows[r * cols + c] - truth) < 1e-6, "softmax of %d columns: row %d", cols, r);
+            }
+        }
+    }
+    free(rows);
     float x[] = {-1000, -90, -20, 0, 20, 1000, NAN, -INFINITY, INFINITY};
     sigmoid(x, 9);
     CHECK(x[0] >= 0 && x[0] < 1e-37 && x[1] < 1e-37);
