@@ -21,10 +21,10 @@
 #include <omp.h>
 #endif
 
-#define POINTS_PER_BATCH 64 /* between two calls of the progress function */
+#define POINTS_PER_BATCH    64 /* between two calls of the progress function */
 #define MAX_POINTS_PER_SIDE 1024
-#define MAX_CROP_LAYERS 6 /* 5,461 crops */
-#define CROP_EDGE 20.0f   /* is_box_near_crop_edge's atol, in pixels */
+#define MAX_CROP_LAYERS     6     /* 5,461 crops */
+#define CROP_EDGE           20.0f /* is_box_near_crop_edge's atol, in pixels */
 
 /* ---- options ----------------------------------------------------------------------------------*/
 

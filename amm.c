@@ -15,8 +15,10 @@ static void sample(float *out, const float *features, int h, int w, int channels
     int x0 = (int)x, y0 = (int)y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
     float fx = x - (float)x0, fy = y - (float)y0;
     size_t C = (size_t)channels, W = (size_t)w;
-    const float *a = features + ((size_t)y0 * W + (size_t)x0) * C, *b = features + ((size_t)y0 * W + (size_t)x1) * C;
-    const float *c = features + ((size_t)y1 * W + (size_t)x0) * C, *d = features + ((size_t)y1 * W + (size_t)x1) * C;
+    const float *a = features + ((size_t)y0 * W + (size_t)x0) * C,
+                *b = features + ((size_t)y0 * W + (size_t)x1) * C;
+    const float *c = features + ((size_t)y1 * W + (size_t)x0) * C,
+                *d = features + ((size_t)y1 * W + (size_t)x1) * C;
     float wa = (1 - fy) * (1 - fx), wb = (1 - fy) * fx, wc = fy * (1 - fx), wd = fy * fx;
     for (size_t i = 0; i < C; i++)
         out[i] = wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
@@ -27,8 +29,9 @@ static double divide(double a, double b)
     return b > 0 ? a / b : 0;
 }
 
-/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky, in place; b becomes x. A pivot of which float32's rounding
- * of A leaves nothing (centred samples are linearly dependent, only ε parts them) counts as 0, and so does its unknown. */
+/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky, in place; b becomes x. A pivot of which
+ * float32's rounding of A leaves nothing (centred samples are linearly dependent, only ε parts them) counts
+ * as 0, and so does its unknown. */
 static void solve_spd(double *a, double *b, int m)
 {
     for (int j = 0; j < m; j++) {
@@ -54,7 +57,8 @@ static void solve_spd(double *a, double *b, int m)
     }
 }
 
-float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d, double *work)
+float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d,
+                      double *work)
 {
     for (int c = 0; c < channels; c++) {
         float mean = 0;
@@ -67,9 +71,10 @@ float amm_mahalanobis(const float *f, float *samples, int m, int channels, float
     }
     if (m == 1)
         return sqrtf(dot(d, d, channels) / epsilon);
-    /* Σ = XᵀX/(m-1) + εI, so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system in place of C×C. With y =
-     * (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² + ε(m-1)‖y‖², and is computed as that: the
-     * difference of two large numbers would leave nothing of a d that lies among the samples. */
+    /* Σ = XᵀX/(m-1) + εI, so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system in place of
+     * C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² + ε(m-1)‖y‖², and
+     * is computed as that: the difference of two large numbers would leave nothing of a d that lies among the
+     * samples. */
     double *gram = work, *solved = work + m * m;
     for (int r = 0; r < m; r++) {
         const float *row = samples + (size_t)r * (size_t)channels;
@@ -90,7 +95,8 @@ float amm_mahalanobis(const float *f, float *samples, int m, int channels, float
 }
 
 /* The place in reference object j that corresponds to (x, y) of query object i, in cells [ours]. */
-static void corresponding(const AmmQuery *q, int i, const AmmReference *r, int j, const AmmOptions *options, float *x, float *y)
+static void corresponding(const AmmQuery *q, int i, const AmmReference *r, int j, const AmmOptions *options,
+                          float *x, float *y)
 {
     if (options->align_pixel || q->areas[i] > options->large_object)
         return;
@@ -106,8 +112,10 @@ typedef struct Scratch {
     double *work;   /* [k·k + k] */
 } Scratch;
 
-/* Mahalanobis distance at cell p of query object i over the references that it matched; 0 when there is none. */
-static float distance_at(const AmmQuery *q, int i, int p, const AmmReference *references, int k, const AmmOptions *options, Scratch *scratch)
+/* Mahalanobis distance at cell p of query object i over the references that it matched; 0 when there is none.
+ */
+static float distance_at(const AmmQuery *q, int i, int p, const AmmReference *references, int k,
+                         const AmmOptions *options, Scratch *scratch)
 {
     int m = 0, C = q->channels;
     for (int r = 0; r < k; r++) {
@@ -116,18 +124,22 @@ static float distance_at(const AmmQuery *q, int i, int p, const AmmReference *re
             continue;
         float x = (float)(p % q->grid_w) + 0.5f, y = (float)(p / q->grid_w) + 0.5f;
         corresponding(q, i, &references[r], j, options, &x, &y);
-        sample(scratch->samples + (size_t)m++ * (size_t)C, references[r].features, q->grid_h, q->grid_w, C, x, y);
+        sample(scratch->samples + (size_t)m++ * (size_t)C, references[r].features, q->grid_h, q->grid_w, C, x,
+               y);
     }
     if (m == 0)
         return 0;
-    return amm_mahalanobis(q->features + (size_t)p * (size_t)C, scratch->samples, m, C, options->epsilon, scratch->d, scratch->work);
+    return amm_mahalanobis(q->features + (size_t)p * (size_t)C, scratch->samples, m, C, options->epsilon,
+                           scratch->d, scratch->work);
 }
 
-int amm_structural(float *map, const AmmQuery *q, const AmmReference *references, int k, const AmmOptions *options, Error *err)
+int amm_structural(float *map, const AmmQuery *q, const AmmReference *references, int k,
+                   const AmmOptions *options, Error *err)
 {
     int n_cells = q->grid_h * q->grid_w;
     size_t n_work = (size_t)k * (size_t)k + (size_t)k;
-    Scratch scratch = {aligned_array((size_t)(k + 1) * (size_t)q->channels, sizeof(float)), aligned_array((size_t)q->channels, sizeof(float)),
+    Scratch scratch = {aligned_array((size_t)(k + 1) * (size_t)q->channels, sizeof(float)),
+                       aligned_array((size_t)q->channels, sizeof(float)),
                        aligned_array(n_work + 1, sizeof(double))};
     float *blurred = aligned_array((size_t)n_cells, sizeof(float));
     int ok = scratch.samples && scratch.d && scratch.work && blurred;
@@ -141,7 +153,9 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
     if (ok && options->blur > 0)
         gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);
     free(scratch.samples), free(scratch.d), free(scratch.work), free(blurred);
-    return ok ? 0 : fail_memory(err, "the structural map", n_work * 8 + (unsigned long long)k * (unsigned long long)q->channels * 4);
+    return ok ? 0
+              : fail_memory(err, "the structural map",
+                            n_work * 8 + (unsigned long long)k * (unsigned long long)q->channels * 4);
 }
 
 void amm_normalise(float *map, const AmmQuery *q, const AmmReference *references, int k)

@@ -1,6 +1,7 @@
 /* amm.h - the Anomaly Measurement Module: matches to maps and scores (METHOD.md 7).
- * Structural: per-position Gaussian of the matched objects' features, Mahalanobis distance. Logical: what stayed in the
- * dustbins. Features given here are divided by the bank's standard deviation, channel by channel. */
+ * Structural: per-position Gaussian of the matched objects' features, Mahalanobis distance. Logical: what
+ * stayed in the dustbins. Features given here are divided by the bank's standard deviation, channel by
+ * channel. */
 #ifndef SAMLAD_AMM_H
 #define SAMLAD_AMM_H
 
@@ -9,11 +10,12 @@
 typedef enum AmmScore { SCORE_MAX, SCORE_TOP1 } AmmScore;
 
 typedef struct AmmOptions {
-    int align_pixel;     /* 0: object-aligned [ours], 1: the same pixel */
-    float large_object;  /* objects above this part of the image are compared at the same position: 0.15 [ours] */
-    float epsilon;       /* of the covariance: 0.01 [block: PaDiM] */
-    float blur;          /* sigma in grid cells: 1 [ours] */
-    AmmScore score;      /* max, or the mean of the top 1 % */
+    int align_pixel;    /* 0: object-aligned [ours], 1: the same pixel */
+    float large_object; /* objects above this part of the image are compared at the same position: 0.15 [ours]
+                         */
+    float epsilon;      /* of the covariance: 0.01 [block: PaDiM] */
+    float blur;         /* sigma in grid cells: 1 [ours] */
+    AmmScore score;     /* max, or the mean of the top 1 % */
 } AmmOptions;
 
 /* One reference as the structural map sees it. */
@@ -27,22 +29,27 @@ typedef struct AmmReference {
 
 typedef struct AmmQuery {
     int n, grid_h, grid_w, channels;
-    const float *features;  /* [grid_h*grid_w][channels] scaled */
-    const float *weights;   /* [n][grid_h*grid_w] */
+    const float *features; /* [grid_h*grid_w][channels] scaled */
+    const float *weights;  /* [n][grid_h*grid_w] */
     const float *centroids, *areas;
 } AmmQuery;
 
-/* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), M_i the Mahalanobis distance of object i to what it matched (0 where it matched nothing),
- * blurred. 0 / -1 (memory). */
-int amm_structural(float *map, const AmmQuery *query, const AmmReference *references, int k, const AmmOptions *options, Error *err);
+/* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), M_i the Mahalanobis distance of object i to what it matched (0
+ * where it matched nothing), blurred. 0 / -1 (memory). */
+int amm_structural(float *map, const AmmQuery *query, const AmmReference *references, int k,
+                   const AmmOptions *options, Error *err);
 /* Divide by each object's mean leave-one-out quantile over the references it matched. In place. */
 void amm_normalise(float *map, const AmmQuery *query, const AmmReference *references, int k);
-/* The 95 % quantile of map over the cells that are mostly object i (the largest value when there is none). scratch [n_cells]. */
-float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile, float *scratch);
+/* The 95 % quantile of map over the cells that are mostly object i (the largest value when there is none).
+ * scratch [n_cells]. */
+float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile,
+                          float *scratch);
 
-/* Mahalanobis distance of d = f - mean(samples) under Sigma = XᵀX/(m-1) + eps·I by the low-rank identity: sqrt(M²).
- * samples [m][channels] is overwritten by its centred self; d [channels] scratch; work: m·m + m doubles. */
-float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d, double *work);
+/* Mahalanobis distance of d = f - mean(samples) under Sigma = XᵀX/(m-1) + eps·I by the low-rank identity:
+ * sqrt(M²). samples [m][channels] is overwritten by its centred self; d [channels] scratch; work: m·m + m
+ * doubles. */
+float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d,
+                      double *work);
 
 /* Maximum of the map, or the mean of its top 1 %. scratch [n]. */
 float amm_score(const float *map, int n, AmmScore score, float *scratch);

@@ -21,7 +21,8 @@ static void *buffer_grow(Buffer *b, size_t n_bytes)
 {
     if (n_bytes > SIZE_MAX / 4 - b->used)
         return NULL;
-    if (b->used + n_bytes > b->capacity || !b->bytes) { /* never NULL, also for no bytes: an image may have no objects */
+    if (b->used + n_bytes > b->capacity ||
+        !b->bytes) { /* never NULL, also for no bytes: an image may have no objects */
         size_t capacity = (b->used + n_bytes) + (b->used + n_bytes) / 2 + 64;
         char *bytes = realloc(b->bytes, capacity);
         if (!bytes)
@@ -53,7 +54,8 @@ void bank_builder_free(BankBuilder *b)
         return;
     for (size_t at = 0; at + sizeof(char *) <= b->names.used; at += sizeof(char *))
         free(*(char **)(void *)(b->names.bytes + at));
-    Buffer *all[] = {&b->names, &b->features, &b->mean_patch, &b->cls, &b->first, &b->weights, &b->pooled, &b->centroids, &b->areas};
+    Buffer *all[] = {&b->names,   &b->features, &b->mean_patch, &b->cls,  &b->first,
+                     &b->weights, &b->pooled,   &b->centroids,  &b->areas};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]->bytes);
     free(b);
@@ -65,10 +67,13 @@ static int same_shape(BankBuilder *b, const BankEntry *e, Error *err)
         b->grid_h = e->grid_h, b->grid_w = e->grid_w, b->channels = e->channels, b->cls_dim = e->cls_dim;
         return 0;
     }
-    if (b->grid_h == e->grid_h && b->grid_w == e->grid_w && b->channels == e->channels && b->cls_dim == e->cls_dim)
+    if (b->grid_h == e->grid_h && b->grid_w == e->grid_w && b->channels == e->channels &&
+        b->cls_dim == e->cls_dim)
         return 0;
-    return fail(err, "%s: its feature map is %dx%d, the bank's are %dx%d: images of one bank need one aspect (or --resize squash)", e->name,
-                e->grid_w, e->grid_h, b->grid_w, b->grid_h);
+    return fail(err,
+                "%s: its feature map is %dx%d, the bank's are %dx%d: images of one bank need one aspect (or "
+                "--resize squash)",
+                e->name, e->grid_w, e->grid_h, b->grid_w, b->grid_h);
 }
 
 static int append(Buffer *b, const void *bytes, size_t n)
@@ -101,9 +106,11 @@ int bank_builder_add(BankBuilder *b, const BankEntry *e, Error *err)
     if (same_shape(b, e, err))
         return -1;
     if (e->objects->n > BANK_MAX_OBJECTS || b->n_objects > BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
-        return fail(err, "%s: %d objects after %d of other images: a bank holds at most %d an image and %d in all", e->name, e->objects->n,
-                    b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
-    size_t n_cells = (size_t)e->grid_h * (size_t)e->grid_w, C = (size_t)e->channels, n = (size_t)e->objects->n;
+        return fail(err,
+                    "%s: %d objects after %d of other images: a bank holds at most %d an image and %d in all",
+                    e->name, e->objects->n, b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
+    size_t n_cells = (size_t)e->grid_h * (size_t)e->grid_w, C = (size_t)e->channels,
+           n = (size_t)e->objects->n;
     const Objects *o = e->objects;
     char *name = strdup(e->name);
     uint16_t *features = buffer_grow(&b->features, n_cells * C * sizeof *features);
@@ -117,8 +124,10 @@ int bank_builder_add(BankBuilder *b, const BankEntry *e, Error *err)
     for (size_t i = 0; i < n * n_cells; i++)
         weights[i] = (uint8_t)lrintf(o->weights[i] * 255);
     if (append_unit(&b->mean_patch, e->mean_patch, e->channels) || append_unit(&b->cls, e->cls, e->cls_dim) ||
-        append(&b->first, &b->n_objects, sizeof b->n_objects) || append(&b->pooled, o->pooled, n * C * sizeof(float)) ||
-        append(&b->centroids, o->centroids, n * 2 * sizeof(float)) || append(&b->areas, o->areas, n * sizeof(float)))
+        append(&b->first, &b->n_objects, sizeof b->n_objects) ||
+        append(&b->pooled, o->pooled, n * C * sizeof(float)) ||
+        append(&b->centroids, o->centroids, n * 2 * sizeof(float)) ||
+        append(&b->areas, o->areas, n * sizeof(float)))
         return fail_memory(err, "the bank's images", b->features.used);
     b->n_objects += o->n;
     b->n_images++;
@@ -254,8 +263,8 @@ static float minus_l2(const Bank *bank, int image, const float *features)
     return (float)-sum;
 }
 
-int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features, int k, int exclude, int *found,
-                  Error *err)
+int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
+                  int k, int exclude, int *found, Error *err)
 {
     Candidate *candidates = aligned_array((size_t)bank->n_images, sizeof *candidates);
     if (!candidates)
@@ -264,9 +273,11 @@ int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float
     for (int i = 0; i < bank->n_images; i++) {
         if (i == exclude)
             continue;
-        float score = by == RETRIEVAL_MEAN  ? dot(mean, bank->mean_patch + (size_t)i * (size_t)bank->channels, bank->channels)
-                      : by == RETRIEVAL_CLS ? dot(cls, bank->cls + (size_t)i * (size_t)bank->cls_dim, bank->cls_dim)
-                                            : minus_l2(bank, i, features);
+        float score = by == RETRIEVAL_MEAN
+                          ? dot(mean, bank->mean_patch + (size_t)i * (size_t)bank->channels, bank->channels)
+                      : by == RETRIEVAL_CLS
+                          ? dot(cls, bank->cls + (size_t)i * (size_t)bank->cls_dim, bank->cls_dim)
+                          : minus_l2(bank, i, features);
         candidates[n++] = (Candidate){score, i};
     }
     qsort(candidates, (size_t)n, sizeof *candidates, nearer_first);
@@ -338,7 +349,8 @@ typedef struct Entry {
 
 int bank_save(const Bank *bank, const char *path, Error *err)
 {
-    int64_t N = bank->n_images, h = bank->grid_h, w = bank->grid_w, C = bank->channels, O = bank->first[N], L = bank->n_loo;
+    int64_t N = bank->n_images, h = bank->grid_h, w = bank->grid_w, C = bank->channels, O = bank->first[N],
+            L = bank->n_loo;
     const Entry entries[] = {
         {"features", ST_F16, 4, {N, h, w, C}, bank->features},
         {"mean_patch", ST_F32, 2, {N, C}, bank->mean_patch},
@@ -365,15 +377,18 @@ int bank_save(const Bank *bank, const char *path, Error *err)
     int status = add_metadata(writer, bank, err);
     for (size_t i = 0; !status && i < sizeof entries / sizeof *entries; i++)
         if (entries[i].data)
-            status = st_writer_add(writer, entries[i].name, entries[i].dtype, entries[i].n_dims, entries[i].shape, entries[i].data, err);
+            status = st_writer_add(writer, entries[i].name, entries[i].dtype, entries[i].n_dims,
+                                   entries[i].shape, entries[i].data, err);
     if (!status)
         status = st_writer_save(writer, path, err);
     st_writer_free(writer);
     return status;
 }
 
-/* The tensor's data when dtype and shape are as expected (-1: any, up to 2^31-1) and its floats are numbers. NULL on failure. */
-static const void *expect(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape, Error *err)
+/* The tensor's data when dtype and shape are as expected (-1: any, up to 2^31-1) and its floats are numbers.
+ * NULL on failure. */
+static const void *expect(const Safetensors *st, const char *name, StDtype dtype, int n_dims,
+                          const int64_t *shape, Error *err)
 {
     const StTensor *t = st_find(st, name);
     if (!t) {
@@ -396,7 +411,8 @@ static const void *expect(const Safetensors *st, const char *name, StDtype dtype
 }
 
 /* A malloc'd copy of an optional or required float/int tensor of n 4-byte elements. */
-static void *copy_of(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape, Error *err)
+static void *copy_of(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
+                     Error *err)
 {
     const void *data = expect(st, name, dtype, n_dims, shape, err);
     if (!data)
@@ -420,8 +436,8 @@ static int load_images(Bank *b, Error *err)
     const int64_t *shape = st_find(st, "features")->shape;
     int64_t N = shape[0], h = shape[1], w = shape[2], C = shape[3];
     if (N < 1 || h < 1 || w < 1 || C < 1 || h > 1024 || w > 1024 || C > 65536 || N > (1 << 24))
-        return fail(err, "%s: tensor features has shape [%lld][%lld][%lld][%lld]: not a bank's", st_path(st), (long long)N, (long long)h,
-                    (long long)w, (long long)C);
+        return fail(err, "%s: tensor features has shape [%lld][%lld][%lld][%lld]: not a bank's", st_path(st),
+                    (long long)N, (long long)h, (long long)w, (long long)C);
     b->n_images = (int)N, b->grid_h = (int)h, b->grid_w = (int)w, b->channels = (int)C;
     b->first = expect(st, "objects.first", ST_I32, 1, (int64_t[]){N + 1}, err);
     b->mean_patch = b->first ? expect(st, "mean_patch", ST_F32, 2, (int64_t[]){N, C}, err) : NULL;
@@ -430,9 +446,10 @@ static int load_images(Bank *b, Error *err)
         return -1;
     b->cls_dim = (int)st_find(st, "cls")->shape[1];
     for (int64_t i = 0; i < N; i++)
-        if (b->first[0] != 0 || b->first[i + 1] < b->first[i] || b->first[i + 1] - b->first[i] > BANK_MAX_OBJECTS ||
-            b->first[i + 1] > BANK_MAX_ALL_OBJECTS)
-            return fail(err, "%s: objects.first does not rise from 0 by 0 to %d at image %lld", st_path(st), BANK_MAX_OBJECTS, (long long)i);
+        if (b->first[0] != 0 || b->first[i + 1] < b->first[i] ||
+            b->first[i + 1] - b->first[i] > BANK_MAX_OBJECTS || b->first[i + 1] > BANK_MAX_ALL_OBJECTS)
+            return fail(err, "%s: objects.first does not rise from 0 by 0 to %d at image %lld", st_path(st),
+                        BANK_MAX_OBJECTS, (long long)i);
     int64_t O = b->first[N];
     b->weights = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err);
     b->pooled = b->weights ? expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err) : NULL;
@@ -446,7 +463,8 @@ static int check_positive(const Safetensors *st, const char *name, const float *
 {
     for (size_t i = 0; i < n; i++)
         if (!(values[i] > 0))
-            return fail(err, "%s: tensor %s holds %g at %zu, expected more than 0", st_path(st), name, (double)values[i], i);
+            return fail(err, "%s: tensor %s holds %g at %zu, expected more than 0", st_path(st), name,
+                        (double)values[i], i);
     return 0;
 }
 
@@ -455,8 +473,10 @@ static int load_calibration(Bank *b, Error *err)
     const Safetensors *st = b->file;
     int64_t C = b->channels, O = b->first[b->n_images];
     double v[7];
-    const char *keys[] = {"calibration.alpha", "calibration.structural.median", "calibration.structural.q95", "calibration.structural.delta",
-                          "calibration.logical.median", "calibration.logical.q95", "calibration.logical.delta"};
+    const char *keys[] = {"calibration.alpha",          "calibration.structural.median",
+                          "calibration.structural.q95", "calibration.structural.delta",
+                          "calibration.logical.median", "calibration.logical.q95",
+                          "calibration.logical.delta"};
     for (int i = 0; i < 7; i++)
         if (st_meta_float(st, keys[i], -1e30, 1e30, &v[i], err))
             return -1;
@@ -467,16 +487,21 @@ static int load_calibration(Bank *b, Error *err)
     b->dcga.channels = b->channels;
     const StTensor *loo = st_find(st, "loo.index");
     int64_t L = loo && loo->n_dims == 1 ? loo->shape[0] : -1;
-    if (!(b->dcga.mean = copy_of(st, "dcga.mean", ST_F32, 1, &C, err)) || !(b->dcga.std = copy_of(st, "dcga.std", ST_F32, 1, &C, err)) ||
-        (st_find(st, "dcga.filter") && !(b->dcga.filter = copy_of(st, "dcga.filter", ST_F32, 2, (int64_t[]){C, C}, err))) ||
+    if (!(b->dcga.mean = copy_of(st, "dcga.mean", ST_F32, 1, &C, err)) ||
+        !(b->dcga.std = copy_of(st, "dcga.std", ST_F32, 1, &C, err)) ||
+        (st_find(st, "dcga.filter") &&
+         !(b->dcga.filter = copy_of(st, "dcga.filter", ST_F32, 2, (int64_t[]){C, C}, err))) ||
         !(b->descriptors = copy_of(st, "dcga.descriptors", ST_F32, 2, (int64_t[]){O, C}, err)) ||
-        !(b->channel_std = copy_of(st, "channel_std", ST_F32, 1, &C, err)) || !(b->scale = copy_of(st, "objects.scale", ST_F32, 1, &O, err)) ||
+        !(b->channel_std = copy_of(st, "channel_std", ST_F32, 1, &C, err)) ||
+        !(b->scale = copy_of(st, "objects.scale", ST_F32, 1, &O, err)) ||
         !(b->loo_index = copy_of(st, "loo.index", ST_I32, 1, &L, err)) ||
         !(b->loo_structural = copy_of(st, "loo.structural", ST_F32, 1, &L, err)) ||
         !(b->loo_logical = copy_of(st, "loo.logical", ST_F32, 1, &L, err)) ||
-        !(b->loo_score = copy_of(st, "loo.score", ST_F32, 1, &L, err)) || !(b->loo_sorted = copy_of(st, "loo.score", ST_F32, 1, &L, err)))
+        !(b->loo_score = copy_of(st, "loo.score", ST_F32, 1, &L, err)) ||
+        !(b->loo_sorted = copy_of(st, "loo.score", ST_F32, 1, &L, err)))
         return -1;
-    if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) || check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
+    if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) ||
+        check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
         check_positive(st, "objects.scale", b->scale, (size_t)O, err))
         return -1;
     b->n_loo = (int)L;
@@ -507,12 +532,14 @@ static int load_settings(Bank *b, Error *err)
             continue;
         const OptionSpec *spec = option_find(key + 7);
         if (!spec)
-            return fail(err, "%s: setting %s is unknown: the bank is of another version of samlad", st_path(st), key);
+            return fail(err, "%s: setting %s is unknown: the bank is of another version of samlad",
+                        st_path(st), key);
         snprintf(where, sizeof where, "%s: setting %s", st_path(st), key);
         if (option_set(&b->options, spec, value, where, err))
             return -1;
     }
-    load_id(st, "vit", &b->vit), load_id(st, "sam", &b->sam), load_id(st, "featup", &b->featup), load_id(st, "dcga", &b->dcga_weights);
+    load_id(st, "vit", &b->vit), load_id(st, "sam", &b->sam), load_id(st, "featup", &b->featup),
+        load_id(st, "dcga", &b->dcga_weights);
     b->names = calloc((size_t)b->n_images, sizeof *b->names);
     for (int i = 0; b->names && i < b->n_images; i++) {
         char key[32];
@@ -531,7 +558,9 @@ int bank_load(Bank *bank, const char *path, Error *err)
     if (!bank->file)
         return -1;
     const char *kind = st_meta(bank->file, "samlad.kind");
-    int status = kind && strcmp(kind, "bank") == 0 ? 0 : fail(err, "%s: not a samlad bank (metadata samlad.kind is not \"bank\")", path);
+    int status = kind && strcmp(kind, "bank") == 0
+                     ? 0
+                     : fail(err, "%s: not a samlad bank (metadata samlad.kind is not \"bank\")", path);
     if (!status)
         status = load_images(bank, err);
     if (!status)

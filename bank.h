@@ -7,7 +7,8 @@
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
  *   channel_std [C], objects.scale [O], loo.index I32, loo.structural, loo.logical, loo.score [n]
- * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights' checksums. */
+ * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights'
+ * checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
@@ -19,7 +20,7 @@ enum { BANK_MAX_OBJECTS = 10000, BANK_MAX_ALL_OBJECTS = 1 << 30 };
 
 /* Which weights made a bank: detect refuses others. */
 typedef struct WeightsId {
-    char name[256];  /* file name without folder; empty: none used */
+    char name[256]; /* file name without folder; empty: none used */
     char sha256[65];
 } WeightsId;
 
@@ -27,25 +28,25 @@ typedef struct Bank {
     Options options;
     WeightsId vit, sam, featup, dcga_weights;
     int n_images, grid_h, grid_w, channels, cls_dim;
-    char **names;                 /* [n_images] */
-    const uint16_t *features;     /* [N][h*w][C] float16 */
+    char **names;             /* [n_images] */
+    const uint16_t *features; /* [N][h*w][C] float16 */
     const float *mean_patch, *cls;
-    const int *first;             /* [N+1] */
-    const uint8_t *weights;       /* [O][h*w] */
+    const int *first;       /* [N+1] */
+    const uint8_t *weights; /* [O][h*w] */
     const float *pooled, *centroids, *areas;
     /* calibration (samlad.c fills it) */
     Dcga dcga;
-    float *descriptors;           /* [O][C] */
-    float *channel_std;           /* [C] over all cells of all images */
-    float *scale;                 /* [O] */
+    float *descriptors; /* [O][C] */
+    float *channel_std; /* [C] over all cells of all images */
+    float *scale;       /* [O] */
     float alpha;
     AmmScale structural, logical;
     int n_loo;
-    int *loo_index;               /* [n_loo] */
+    int *loo_index;                                  /* [n_loo] */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
-    float *loo_sorted;            /* [n_loo] fused scores in order, for ranks */
-    Safetensors *file;            /* when loaded: the first block points into it */
-    void *owned[8];               /* when built: the malloc'd arrays */
+    float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks */
+    Safetensors *file;                               /* when loaded: the first block points into it */
+    void *owned[8];                                  /* when built: the malloc'd arrays */
     int n_owned;
 } Bank;
 
@@ -53,7 +54,7 @@ typedef struct Bank {
 typedef struct BankEntry {
     const char *name;
     int grid_h, grid_w, channels, cls_dim;
-    const float *features;        /* [h*w][C] */
+    const float *features;         /* [h*w][C] */
     const float *mean_patch, *cls; /* any length: normalised here */
     const Objects *objects;
 } BankEntry;
@@ -74,15 +75,15 @@ void bank_borrow(Bank *bank, const Bank *source);
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);
 
-int bank_objects(const Bank *bank, int image);                 /* how many */
+int bank_objects(const Bank *bank, int image); /* how many */
 size_t bank_cells(const Bank *bank);
 /* features of an image as float32 [h*w][C], divided channel by channel by `divide` unless that is NULL. */
 void bank_features(const Bank *bank, int image, const float *divide, float *features);
 void bank_weights(const Bank *bank, int image, float *weights); /* [n][h*w] in 0..1 */
 
-/* The k nearest images: best first, ties by index; `exclude` (or -1) is left out; returns how many (k larger than the bank: all).
- * mean [C] and cls [D] are unit vectors, features [h*w][C]; found [k]. */
-int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features, int k, int exclude, int *found,
-                  Error *err);
+/* The k nearest images: best first, ties by index; `exclude` (or -1) is left out; returns how many (k larger
+ * than the bank: all). mean [C] and cls [D] are unit vectors, features [h*w][C]; found [k]. */
+int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
+                  int k, int exclude, int *found, Error *err);
 
 #endif

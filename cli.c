@@ -62,7 +62,8 @@ static int is_taken(const char *list, const char *name)
 {
     for (size_t n; *list; list += n + (list[n] != '\0')) {
         n = strcspn(list, " ");
-        if ((n == strlen(name) && strncmp(list, name, n) == 0) || (n == 1 && *list == '*' && option_find(name)))
+        if ((n == strlen(name) && strncmp(list, name, n) == 0) ||
+            (n == 1 && *list == '*' && option_find(name)))
             return 1;
     }
     return 0;
@@ -84,7 +85,8 @@ static int parse_floats(const char *text, float *values, int n)
 static int parse_point(Args *args, const char *text)
 {
     float v[3] = {0, 0, 1};
-    if (args->n_points == 256 || (parse_floats(text, v, 2) && (parse_floats(text, v, 3) || (v[2] != 0 && v[2] != 1))))
+    if (args->n_points == 256 ||
+        (parse_floats(text, v, 2) && (parse_floats(text, v, 3) || (v[2] != 0 && v[2] != 1))))
         return -1;
     args->points[args->n_points][0] = v[0];
     args->points[args->n_points][1] = v[1];
@@ -125,8 +127,14 @@ static int take_option(Args *args, const char *name, const char *value)
     const struct {
         const char *name;
         const char **into;
-    } texts[] = {{"backbone", &args->weights.vit}, {"sam", &args->weights.sam}, {"dcga", &args->weights.dcga}, {"out", &args->out},
-                 {"bank", &args->bank},            {"from", &args->from},       {"dump", &args->dump},         {"mnist", &args->mnist}};
+    } texts[] = {{"backbone", &args->weights.vit},
+                 {"sam", &args->weights.sam},
+                 {"dcga", &args->weights.dcga},
+                 {"out", &args->out},
+                 {"bank", &args->bank},
+                 {"from", &args->from},
+                 {"dump", &args->dump},
+                 {"mnist", &args->mnist}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (strcmp(name, texts[i].name) == 0) {
             *texts[i].into = value;
@@ -200,7 +208,8 @@ static int parse(Args *args, int argc, char **argv)
             continue;
         }
         const char *equals = strchr(arg, '=');
-        snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (long)strlen(arg) - 2), arg + 2);
+        snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (long)strlen(arg) - 2),
+                 arg + 2);
         if (!is_taken(args->takes, name))
             return usage_error(args, "there is no option --%s", name);
         if (take_flag(args, name)) {
@@ -222,7 +231,8 @@ static int parse(Args *args, int argc, char **argv)
  * Weights that ship
  * ============================================================================================== */
 
-/* The first of: $SAMLAD_WEIGHTS, beside the program (or one above), PREFIX/share/samlad/weights, ./weights. */
+/* The first of: $SAMLAD_WEIGHTS, beside the program (or one above), PREFIX/share/samlad/weights, ./weights.
+ */
 static int find_weights(char path[PATH_SIZE], const char *file)
 {
     char exe[PATH_SIZE] = "";
@@ -255,7 +265,8 @@ static int default_weights(Args *args)
         w->featup = NULL;
     if (w->vit)
         return 0;
-    fprintf(stderr, "samlad: weights/vit_tiny.safetensors is not beside the program: give --backbone FILE, or set SAMLAD_WEIGHTS to the folder\n");
+    fprintf(stderr, "samlad: weights/vit_tiny.safetensors is not beside the program: give --backbone FILE, "
+                    "or set SAMLAD_WEIGHTS to the folder\n");
     return EXIT_FAILURE;
 }
 
@@ -303,12 +314,14 @@ static void show_progress(void *user, const char *what, int done, int total)
         p->what = what;
         p->start = t;
     }
-    if (!isatty(STDERR_FILENO) || (done < total && (t - p->start < 2 || t - p->shown < 0.2)) || (done == total && !p->drawn))
+    if (!isatty(STDERR_FILENO) || (done < total && (t - p->start < 2 || t - p->shown < 0.2)) ||
+        (done == total && !p->drawn))
         return;
     double left = done > 0 ? (t - p->start) * (total - done) / done : 0;
     int filled = total > 0 ? 30 * done / total : 30;
-    fprintf(stderr, "\r%-14s [%.*s%.*s] %d/%d, %.0f s left   ", what, filled, "##############################", 30 - filled, "..............................",
-            done, total, left);
+    fprintf(stderr, "\r%-14s [%.*s%.*s] %d/%d, %.0f s left   ", what, filled,
+            "##############################", 30 - filled, "..............................", done, total,
+            left);
     p->drawn = 1;
     p->shown = t;
     if (done == total) {
@@ -359,7 +372,8 @@ static void list_free(ImageList *list)
     free(list->paths), free(list->names);
 }
 
-/* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was given. */
+/* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
+ * given. */
 static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
 {
     if (depth > 32)
@@ -370,7 +384,8 @@ static int list_folder(ImageList *list, const char *dir, const char *below, int 
         int status = names ? 0 : -1;
         for (size_t i = 0; names && i < n && !status; i++) {
             char path[PATH_SIZE], name[PATH_SIZE];
-            if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE || snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
+            if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE ||
+                snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
                 status = fail(err, "%s: the path is too long", dir);
             else if (want_dirs)
                 status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
@@ -452,7 +467,8 @@ static int command_bank(Args *args)
     if (!args->out)
         return usage_error(args, "%s", "where to? -o BANK is missing");
     if ((args->n_inputs == 0) == !args->from)
-        return usage_error(args, "%s", args->from ? "either --from or images, not both" : "no normal images are given");
+        return usage_error(args, "%s",
+                           args->from ? "either --from or images, not both" : "no normal images are given");
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
@@ -473,19 +489,23 @@ static int command_bank(Args *args)
 static const char DETECT_HELP[] =
     "usage: samlad detect --bank BANK IMAGE|DIR... [-o OUT] [--json]\n"
     "\n"
-    "Score images against a bank of normal ones: higher is more anomalous. Prints a line an image (score, rank, path)\n"
-    "and below it what is missing, extra or damaged. rank is the part of the bank's own leave-one-out scores that are as\n"
+    "Score images against a bank of normal ones: higher is more anomalous. Prints a line an image (score, "
+    "rank, path)\n"
+    "and below it what is missing, extra or damaged. rank is the part of the bank's own leave-one-out scores "
+    "that are as\n"
     "high: small means unusual, near 1 means normal.\n"
     "\n"
     "  samlad detect --bank screws.bank new/ -o results\n"
     "  samlad detect --bank screws.bank photo.jpg --json | jq .score\n"
     "\n"
     "  --bank BANK           made by samlad bank; settings are taken from it\n"
-    "  -o, --out DIR         write NAME_heat.png, NAME_overlay.png (outlines: green normal, red extra, orange\n"
+    "  -o, --out DIR         write NAME_heat.png, NAME_overlay.png (outlines: green normal, red extra, "
+    "orange\n"
     "                        damaged, dashed blue missing), NAME.tiff (float map) and results.jsonl\n"
     "  --no-pictures         only results.jsonl\n"
     "  --json                print JSON lines instead of words\n"
-    "  --backbone, --sam, --featup, --dcga FILE   the weights that the bank was made with, when not the shipped ones\n"
+    "  --backbone, --sam, --featup, --dcga FILE   the weights that the bank was made with, when not the "
+    "shipped ones\n"
     "  --dump FILE           every intermediate tensor of one image, as safetensors\n";
 
 typedef struct Detect {
@@ -513,7 +533,8 @@ static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *na
     return status;
 }
 
-static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const char *path, const char *name, Error *err)
+static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const char *path,
+                      const char *name, Error *err)
 {
     JsonWriter w;
     json_begin(&w);
@@ -530,7 +551,8 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     json_end(&w);
     char prefix[PATH_SIZE];
     if (!status && d->args->out && d->args->pictures)
-        status = output_prefix(prefix, d->args->out, name, err) || write_pictures(r, rgb, prefix, err) ? -1 : 0;
+        status =
+            output_prefix(prefix, d->args->out, name, err) || write_pictures(r, rgb, prefix, err) ? -1 : 0;
     fflush(stdout);
     return status;
 }
@@ -559,11 +581,13 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* Two images whose pictures would have one name (good/000.png and bad/000.png given as files): refused before any work. */
+/* Two images whose pictures would have one name (good/000.png and bad/000.png given as files): refused before
+ * any work. */
 static int check_outputs(const ImageList *list, const char *out, Error *err)
 {
     char **stems = calloc((size_t)list->n + 1, sizeof *stems);
-    int status = stems ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *stems);
+    int status =
+        stems ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *stems);
     for (int i = 0; i < list->n && !status; i++)
         if (!(stems[i] = strndup(list->names[i], (size_t)stem_length(list->names[i]))))
             status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
@@ -571,7 +595,10 @@ static int check_outputs(const ImageList *list, const char *out, Error *err)
         qsort(stems, (size_t)list->n, sizeof *stems, by_text);
     for (int i = 1; i < list->n && !status; i++)
         if (strcmp(stems[i - 1], stems[i]) == 0)
-            status = fail(err, "%s/%.300s_heat.png: two of the images would be written there: give them apart, or a folder above both", out, stems[i]);
+            status = fail(err,
+                          "%s/%.300s_heat.png: two of the images would be written there: give them apart, or "
+                          "a folder above both",
+                          out, stems[i]);
     for (int i = 0; stems && i < list->n; i++)
         free(stems[i]);
     free(stems);
@@ -617,8 +644,12 @@ static int command_detect(Args *args)
     if (args->n_inputs == 0)
         return usage_error(args, "%s", "no image is given");
     if (args->n_set > 0)
-        return usage_error(args, "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)", args->set[0]->name);
-    if (list_inputs(&list, args, &err) || (args->out && args->pictures && check_outputs(&list, args->out, &err))) {
+        return usage_error(
+            args,
+            "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)",
+            args->set[0]->name);
+    if (list_inputs(&list, args, &err) ||
+        (args->out && args->pictures && check_outputs(&list, args->out, &err))) {
         list_free(&list);
         return failed(&err);
     }
@@ -632,7 +663,8 @@ static int command_detect(Args *args)
         return EXIT_FAILURE;
     }
     Detect d = {args, s, NULL};
-    int status = samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
+    int status =
+        samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
     samlad_close(s);
     list_free(&list);
     return status;
@@ -645,7 +677,8 @@ static int command_detect(Args *args)
 static const char SEGMENT_HELP[] =
     "usage: samlad segment IMAGE [-o PREFIX] [--point X,Y[,LABEL]]... [--box X0,Y0,X1,Y1] [--single]\n"
     "\n"
-    "Segment Anything on one image. Without a prompt: automatic masks. Writes PREFIX_masks.png (indexed) and\n"
+    "Segment Anything on one image. Without a prompt: automatic masks. Writes PREFIX_masks.png (indexed) "
+    "and\n"
     "PREFIX_masks.json (the official generator's fields; masks as uncompressed COCO run lengths).\n"
     "\n"
     "  samlad segment photo.jpg                          every object\n"
@@ -658,9 +691,11 @@ static const char SEGMENT_HELP[] =
     "  --box X0,Y0,X1,Y1     pixels\n"
     "  --single              one mask instead of three\n"
     "  --dump FILE           the encoder's tensors and the masks, as safetensors\n"
-    "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N, --box-nms-thresh N,\n"
+    "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N, "
+    "--box-nms-thresh N,\n"
     "  --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N, --crop-n-points-downscale-factor N,\n"
-    "  --min-mask-region-area N    as the official generator (default: what the weights recommend, else official)\n";
+    "  --min-mask-region-area N    as the official generator (default: what the weights recommend, else "
+    "official)\n";
 
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
@@ -671,7 +706,9 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
     if (!rgb)
         return -1;
-    SegmentRequest request = {args->n_points, &args->points[0][0], args->labels, args->has_box ? args->box : NULL, args->single, o->amg};
+    SegmentRequest request = {args->n_points, &args->points[0][0],
+                              args->labels,   args->has_box ? args->box : NULL,
+                              args->single,   o->amg};
     Progress progress = {0};
     AmgMasks masks;
     StWriter *dump = args->dump ? st_writer_new() : NULL;
@@ -698,7 +735,8 @@ static int command_segment(Args *args)
     if (args->n_inputs != 1)
         return usage_error(args, "%s", "one image, please");
     if (!args->weights.sam && !find_weights(args->sam, "sam_tiny.safetensors")) {
-        fprintf(stderr, "samlad: weights/sam_tiny.safetensors is not beside the program: give --sam FILE, or set SAMLAD_WEIGHTS\n");
+        fprintf(stderr, "samlad: weights/sam_tiny.safetensors is not beside the program: give --sam FILE, or "
+                        "set SAMLAD_WEIGHTS\n");
         return EXIT_FAILURE;
     }
     Safetensors *file = st_open(args->weights.sam ? args->weights.sam : args->sam, &err);
@@ -798,9 +836,11 @@ static const char SYNTH_HELP[] =
     "\n"
     "Write a data set in MVTec LOCO's layout, to an empty or new folder. Same seed, same bytes.\n"
     "\n"
-    "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, wrong count)\n"
+    "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, "
+    "wrong count)\n"
     "          and structural ones (scratch, stain, dent, broken part), with ground truth\n"
-    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder of the four\n"
+    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder "
+    "of the four\n"
     "          idx files, plain or .gz\n";
 
 static int command_synth(Args *args)
@@ -831,8 +871,10 @@ static int command_synth(Args *args)
 static const char EVAL_HELP[] =
     "usage: samlad eval DIR [-o OUT] [--max-bank N] [options of samlad bank]\n"
     "\n"
-    "Measure on one category in MVTec LOCO's layout: DIR/train/good becomes the bank, DIR/test/good is compared with every\n"
-    "other folder of DIR/test. Prints the area under the ROC curve of each, and of pixels where ground_truth is.\n"
+    "Measure on one category in MVTec LOCO's layout: DIR/train/good becomes the bank, DIR/test/good is "
+    "compared with every\n"
+    "other folder of DIR/test. Prints the area under the ROC curve of each, and of pixels where ground_truth "
+    "is.\n"
     "\n"
     "  samlad synth tray trays && samlad eval trays -o out\n"
     "\n"
@@ -847,9 +889,11 @@ static void print_evaluation(const Evaluation *e, int json)
     double per_image = e->n_images ? e->seconds_detect / e->n_images : 0;
     if (!json) {
         for (int i = 0; i < e->n_kinds; i++)
-            printf("%-24s AUROC %.3f  (%d against %d good)\n", e->kinds[i].name, e->kinds[i].auroc, e->kinds[i].n, e->n_good);
-        printf("%-24s AUROC %.3f\n%-24s AUROC %.3f\nbank of %d images in %.1f s, %d test images, %.3f s/image\n", "all", e->auroc, "pixels", e->pixel_auroc,
-               e->n_bank, e->seconds_bank, e->n_images, per_image);
+            printf("%-24s AUROC %.3f  (%d against %d good)\n", e->kinds[i].name, e->kinds[i].auroc,
+                   e->kinds[i].n, e->n_good);
+        printf(
+            "%-24s AUROC %.3f\n%-24s AUROC %.3f\nbank of %d images in %.1f s, %d test images, %.3f s/image\n",
+            "all", e->auroc, "pixels", e->pixel_auroc, e->n_bank, e->seconds_bank, e->n_images, per_image);
         return;
     }
     json_begin(&w);
@@ -879,11 +923,14 @@ static int command_eval(Args *args)
     if (args->n_inputs != 1)
         return usage_error(args, "%s", "one folder, please");
     if (args->bank && args->n_set > 0)
-        return usage_error(args, "--%s is a setting of the bank: leave out --bank, or make one with samlad bank", args->set[0]->name);
+        return usage_error(args,
+                           "--%s is a setting of the bank: leave out --bank, or make one with samlad bank",
+                           args->set[0]->name);
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
-    int status = evaluate(s, args->inputs[0], args->bank, args->out, args->max_bank, &e, show_progress, &progress, &err);
+    int status = evaluate(s, args->inputs[0], args->bank, args->out, args->max_bank, &e, show_progress,
+                          &progress, &err);
     if (!status)
         print_evaluation(&e, args->json);
     samlad_close(s);
@@ -895,7 +942,8 @@ static int command_eval(Args *args)
  * ============================================================================================== */
 
 static const char HELP[] =
-    "samlad " SAMLAD_VERSION " - SAM-LAD in C: zero-shot detection of logical and structural anomalies in images\n"
+    "samlad " SAMLAD_VERSION
+    " - SAM-LAD in C: zero-shot detection of logical and structural anomalies in images\n"
     "\n"
     "  samlad bank good/ -o normal.bank             study normal images\n"
     "  samlad detect --bank normal.bank new/ -o out score others: what is missing, extra, damaged?\n"
@@ -909,11 +957,26 @@ static const char HELP[] =
     "\n"
     "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads.\n";
 
-static void help_detect(void) { fputs(DETECT_HELP, stdout); }
-static void help_segment(void) { fputs(SEGMENT_HELP, stdout); }
-static void help_info(void) { fputs(INFO_HELP, stdout); }
-static void help_synth(void) { fputs(SYNTH_HELP, stdout); }
-static void help_eval(void) { fputs(EVAL_HELP, stdout); }
+static void help_detect(void)
+{
+    fputs(DETECT_HELP, stdout);
+}
+static void help_segment(void)
+{
+    fputs(SEGMENT_HELP, stdout);
+}
+static void help_info(void)
+{
+    fputs(INFO_HELP, stdout);
+}
+static void help_synth(void)
+{
+    fputs(SYNTH_HELP, stdout);
+}
+static void help_eval(void)
+{
+    fputs(EVAL_HELP, stdout);
+}
 
 static const struct {
     const char *name;
@@ -922,9 +985,11 @@ static const struct {
     const char *takes;
 } COMMANDS[] = {
     {"bank", command_bank, bank_help, "out from backbone sam featup dcga *"},
-    {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"}, /* * for a better message */
+    {"detect", command_detect, help_detect,
+     "bank out json no-pictures dump backbone sam featup dcga *"}, /* * for a better message */
     {"segment", command_segment, help_segment,
-     "out sam point box single dump points pred-iou-thresh stability-score-thresh stability-score-offset box-nms-thresh crop-n-layers "
+     "out sam point box single dump points pred-iou-thresh stability-score-thresh stability-score-offset "
+     "box-nms-thresh crop-n-layers "
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed mnist"},
@@ -941,7 +1006,8 @@ static int wants_help(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         fputs(HELP, argc < 2 ? stderr : stdout);
         return argc < 2 ? EXIT_USAGE : EXIT_SUCCESS;
     }

@@ -40,7 +40,8 @@ static int references_load(References *r, const Bank *bank, const int *index, in
         bank_features(bank, index[i], NULL, r->features + (size_t)i * one);
         for (size_t p = 0; p < one; p++)
             if (!isfinite(r->features[(size_t)i * one + p]))
-                return fail(err, "the bank's image %d (%s) has features that are not finite numbers", index[i], bank->names[index[i]]);
+                return fail(err, "the bank's image %d (%s) has features that are not finite numbers",
+                            index[i], bank->names[index[i]]);
         bank_weights(bank, index[i], at);
         r->of[i] = at;
         at += (size_t)bank_objects(bank, index[i]) * n_cells;
@@ -52,10 +53,12 @@ static int references_load(References *r, const Bank *bank, const int *index, in
  * OMM: verification by mask transfer [ours]
  * ============================================================================================== */
 
-/* Objects of one image that found no match: look at the same place in the other image. When what lies there, pooled under the same mask,
- * is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product, and it counts as matched.
- * unmatched [n], descriptors [n][C], weights [n][h*w] of this image; other [h*w][C] features of the other one. */
-static int verify(const Bank *bank, float *unmatched, const float *descriptors, const float *weights, int n, const float *other, Error *err)
+/* Objects of one image that found no match: look at the same place in the other image. When what lies there,
+ * pooled under the same mask, is as like it as normal matches are (cosine >= alpha), segmentation failed
+ * there, not the product, and it counts as matched. unmatched [n], descriptors [n][C], weights [n][h*w] of
+ * this image; other [h*w][C] features of the other one. */
+static int verify(const Bank *bank, float *unmatched, const float *descriptors, const float *weights, int n,
+                  const float *other, Error *err)
 {
     size_t C = (size_t)bank->channels, n_cells = bank_cells(bank);
     float *pooled = aligned_array(2 * C, sizeof(float));
@@ -68,7 +71,8 @@ static int verify(const Bank *bank, float *unmatched, const float *descriptors, 
             continue;
         const float *w = weights + (size_t)i * n_cells;
         objects_pool(pooled, w, other, 1, (int)n_cells, bank->channels);
-        status = dcga_describe(&bank->dcga, described, pooled, other, w, 1, bank->grid_h, bank->grid_w, 0, err);
+        status =
+            dcga_describe(&bank->dcga, described, pooled, other, w, 1, bank->grid_h, bank->grid_w, 0, err);
         if (!status && dot(descriptors + (size_t)i * C, described, bank->channels) >= bank->alpha)
             unmatched[i] = 0;
     }
@@ -76,15 +80,18 @@ static int verify(const Bank *bank, float *unmatched, const float *descriptors, 
     return status;
 }
 
-static int match_one(Matching *m, const Bank *bank, const Scene *scene, int image, const float *features, const float *weights, Error *err)
+static int match_one(Matching *m, const Bank *bank, const Scene *scene, int image, const float *features,
+                     const float *weights, Error *err)
 {
     const Objects *q = &scene->objects;
     int first = bank->first[image];
     const float *descriptors = bank->descriptors + (size_t)first * (size_t)bank->channels;
-    OmmSide query = {q->n, q->descriptors, q->centroids}, reference = {bank_objects(bank, image), descriptors, bank->centroids + 2 * first};
+    OmmSide query = {q->n, q->descriptors, q->centroids},
+            reference = {bank_objects(bank, image), descriptors, bank->centroids + 2 * first};
     if (omm_match(m, &query, &reference, bank->channels, bank->alpha, &bank->options.omm, err))
         return -1;
-    if (bank->options.no_objects && m->n_q == 1 && m->n_r == 1) { /* ablation: the whole is compared with the whole */
+    if (bank->options.no_objects && m->n_q == 1 &&
+        m->n_r == 1) { /* ablation: the whole is compared with the whole */
         m->match_q[0] = m->match_r[0] = 0;
         m->unmatched_q[0] = m->unmatched_r[0] = 0;
         return 0;
@@ -100,7 +107,8 @@ static int match_one(Matching *m, const Bank *bank, const Scene *scene, int imag
  * AMM: measurement
  * ============================================================================================== */
 
-/* L = max(max_i mean_r U_i, mean_r max_j V_j); map = U on the query's objects, mean over r of V on the reference's missing ones [ours]. */
+/* L = max(max_i mean_r U_i, mean_r max_j V_j); map = U on the query's objects, mean over r of V on the
+ * reference's missing ones [ours]. */
 static void measure_logical(Comparison *c, const Bank *bank, const Scene *scene, const References *refs)
 {
     int n_cells = (int)bank_cells(bank), n = scene->objects.n;
@@ -137,7 +145,8 @@ static void divide_channels(float *features, size_t n_cells, const float *std, i
 }
 
 /* The structural map; refs' features are divided by channel_std in place. */
-static int measure_structural(Comparison *c, const Bank *bank, const Scene *scene, References *refs, int raw, Error *err)
+static int measure_structural(Comparison *c, const Bank *bank, const Scene *scene, References *refs, int raw,
+                              Error *err)
 {
     size_t n_cells = bank_cells(bank), one = n_cells * (size_t)bank->channels;
     const Objects *o = &scene->objects;
@@ -150,15 +159,17 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
         divide_channels(refs->features, n_cells * (size_t)c->k, bank->channel_std, bank->channels);
         for (int r = 0; r < c->k; r++) {
             int first = bank->first[c->references[r]];
-            references[r] = (AmmReference){refs->features + (size_t)r * one, bank->centroids + 2 * first, bank->areas + first,
-                                           c->matchings[r].match_q, bank->scale + first};
+            references[r] = (AmmReference){refs->features + (size_t)r * one, bank->centroids + 2 * first,
+                                           bank->areas + first, c->matchings[r].match_q, bank->scale + first};
         }
-        AmmQuery query = {o->n, bank->grid_h, bank->grid_w, bank->channels, features, o->weights, o->centroids, o->areas};
+        AmmQuery query = {o->n,     bank->grid_h, bank->grid_w, bank->channels,
+                          features, o->weights,   o->centroids, o->areas};
         status = amm_structural(c->structural, &query, references, c->k, &bank->options.amm, err);
         if (!status && !raw)
             amm_normalise(c->structural, &query, references, c->k);
         if (!status)
-            c->structural_score = amm_score(c->structural, (int)n_cells, bank->options.amm.score, features + one);
+            c->structural_score =
+                amm_score(c->structural, (int)n_cells, bank->options.amm.score, features + one);
     }
     free(features), free(references);
     return status;
@@ -171,7 +182,9 @@ static void fuse(Comparison *c, const Bank *bank)
     c->structural_z = amm_z(&bank->structural, c->structural_score);
     c->logical_z = amm_z(&bank->logical, c->logical_score);
     float structural = fmaxf(c->structural_z, -1), logical = fmaxf(c->logical_z, -1);
-    c->score = only == ONLY_STRUCTURAL ? c->structural_z : only == ONLY_LOGICAL ? c->logical_z : structural + logical;
+    c->score = only == ONLY_STRUCTURAL ? c->structural_z
+               : only == ONLY_LOGICAL  ? c->logical_z
+                                       : structural + logical;
     for (size_t p = 0; p < bank_cells(bank); p++) {
         float a = amm_z(&bank->structural, c->structural[p]), l = amm_z(&bank->logical, c->logical[p]);
         c->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
@@ -184,10 +197,14 @@ static void fuse(Comparison *c, const Bank *bank)
 
 static int comparison_new(Comparison *c, const Bank *bank, int n_objects, Error *err)
 {
-    size_t n_cells = bank_cells(bank), k = (size_t)(bank->options.k < bank->n_images ? bank->options.k : bank->n_images);
-    *c = (Comparison){.references = aligned_array(k + 1, sizeof(int)), .matchings = calloc(k + 1, sizeof(Matching)),
-                      .structural = aligned_array(n_cells, sizeof(float)), .logical = aligned_array(n_cells, sizeof(float)),
-                      .map = aligned_array(n_cells, sizeof(float)), .unmatched = aligned_array((size_t)n_objects + 1, sizeof(float))};
+    size_t n_cells = bank_cells(bank),
+           k = (size_t)(bank->options.k < bank->n_images ? bank->options.k : bank->n_images);
+    *c = (Comparison){.references = aligned_array(k + 1, sizeof(int)),
+                      .matchings = calloc(k + 1, sizeof(Matching)),
+                      .structural = aligned_array(n_cells, sizeof(float)),
+                      .logical = aligned_array(n_cells, sizeof(float)),
+                      .map = aligned_array(n_cells, sizeof(float)),
+                      .unmatched = aligned_array((size_t)n_objects + 1, sizeof(float))};
     if (c->references && c->matchings && c->structural && c->logical && c->map && c->unmatched)
         return 0;
     comparison_free(c);
@@ -198,41 +215,53 @@ static int dump_comparison(StWriter *dump, const Comparison *c, const Scene *sce
 {
     const Objects *o = &scene->objects;
     int64_t k = c->k;
-    int status = dump_floats(dump, "dcga.descriptors", 2, (int64_t[]){o->n, o->channels}, o->descriptors, err) ||
-                 st_writer_copy(dump, "references", ST_I32, 1, &k, c->references, err);
+    int status =
+        dump_floats(dump, "dcga.descriptors", 2, (int64_t[]){o->n, o->channels}, o->descriptors, err) ||
+        st_writer_copy(dump, "references", ST_I32, 1, &k, c->references, err);
     for (int r = 0; r < c->k && !status; r++) {
         const Matching *m = &c->matchings[r];
         char name[48];
         snprintf(name, sizeof name, "omm.scores.%d", r);
         status = dump_floats(dump, name, 2, (int64_t[]){m->n_q, m->n_r}, m->scores, err);
         snprintf(name, sizeof name, "omm.assignment.%d", r);
-        status = status || dump_floats(dump, name, 2, (int64_t[]){m->n_q + 1, m->n_r + 1}, m->assignment, err);
+        status =
+            status || dump_floats(dump, name, 2, (int64_t[]){m->n_q + 1, m->n_r + 1}, m->assignment, err);
     }
     int64_t grid[2] = {scene->grid_h, scene->grid_w}, three = 3;
     float scores[3] = {c->structural_score, c->logical_score, c->score};
-    status = status || dump_floats(dump, "amm.structural", 2, grid, c->structural, err) || dump_floats(dump, "amm.logical", 2, grid, c->logical, err) ||
-             dump_floats(dump, "amm.map", 2, grid, c->map, err) || dump_floats(dump, "scores", 1, &three, scores, err);
+    status = status || dump_floats(dump, "amm.structural", 2, grid, c->structural, err) ||
+             dump_floats(dump, "amm.logical", 2, grid, c->logical, err) ||
+             dump_floats(dump, "amm.map", 2, grid, c->map, err) ||
+             dump_floats(dump, "scores", 1, &three, scores, err);
     return status ? -1 : 0;
 }
 
-int compare_scene(Comparison *c, const Bank *bank, Scene *scene, int exclude, int raw, StWriter *dump, Error *err)
+int compare_scene(Comparison *c, const Bank *bank, Scene *scene, int exclude, int raw, StWriter *dump,
+                  Error *err)
 {
     Objects *o = &scene->objects;
     References refs = {0};
     if (scene->grid_h != bank->grid_h || scene->grid_w != bank->grid_w || scene->channels != bank->channels)
-        return fail(err, "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: another aspect (see --resize)", scene->grid_w,
-                    scene->grid_h, scene->channels, bank->grid_w, bank->grid_h, bank->channels);
+        return fail(err,
+                    "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: "
+                    "another aspect (see --resize)",
+                    scene->grid_w, scene->grid_h, scene->channels, bank->grid_w, bank->grid_h,
+                    bank->channels);
     if (scene->cls_dim != bank->cls_dim)
-        return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim, bank->cls_dim);
+        return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim,
+                    bank->cls_dim);
     if (comparison_new(c, bank, o->n, err))
         return -1;
-    c->k = bank_retrieve(bank, bank->options.retrieval, scene->mean_patch, scene->cls, scene->features, bank->options.k, exclude, c->references, err);
+    c->k = bank_retrieve(bank, bank->options.retrieval, scene->mean_patch, scene->cls, scene->features,
+                         bank->options.k, exclude, c->references, err);
     int status = c->k < 0 ? -1 : references_load(&refs, bank, c->references, c->k, err);
     if (!status)
-        status = dcga_describe(&bank->dcga, o->descriptors, o->pooled, scene->features, o->weights, o->n, o->grid_h, o->grid_w, 1, err);
+        status = dcga_describe(&bank->dcga, o->descriptors, o->pooled, scene->features, o->weights, o->n,
+                               o->grid_h, o->grid_w, 1, err);
     for (int r = 0; r < c->k && !status; r++)
-        status = match_one(&c->matchings[r], bank, scene, c->references[r],
-                           refs.features + (size_t)r * bank_cells(bank) * (size_t)bank->channels, refs.of[r], err);
+        status =
+            match_one(&c->matchings[r], bank, scene, c->references[r],
+                      refs.features + (size_t)r * bank_cells(bank) * (size_t)bank->channels, refs.of[r], err);
     if (!status)
         measure_logical(c, bank, scene, &refs);
     if (!status)
@@ -252,7 +281,8 @@ void comparison_free(Comparison *c)
 {
     for (int r = 0; r < c->k && c->matchings; r++)
         matching_free(&c->matchings[r]);
-    free(c->references), free(c->matchings), free(c->structural), free(c->logical), free(c->map), free(c->unmatched);
+    free(c->references), free(c->matchings), free(c->structural), free(c->logical), free(c->map),
+        free(c->unmatched);
     *c = (Comparison){0};
 }
 
@@ -264,18 +294,22 @@ int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
 {
     size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, D = (size_t)bank->cls_dim;
     int n = bank_objects(bank, image);
-    *scene = (Scene){.grid_h = bank->grid_h, .grid_w = bank->grid_w, .channels = bank->channels, .cls_dim = bank->cls_dim};
+    *scene = (Scene){
+        .grid_h = bank->grid_h, .grid_w = bank->grid_w, .channels = bank->channels, .cls_dim = bank->cls_dim};
     float *weights = aligned_array((size_t)n * n_cells + 1, sizeof(float));
     scene->features = aligned_array(n_cells * C, sizeof(float));
     scene->mean_patch = aligned_array(C, sizeof(float));
     scene->cls = aligned_array(D + 1, sizeof(float));
-    int status = weights && scene->features && scene->mean_patch && scene->cls ? 0 : fail_memory(err, "an image of the bank", n_cells * C * 4);
+    int status = weights && scene->features && scene->mean_patch && scene->cls
+                     ? 0
+                     : fail_memory(err, "an image of the bank", n_cells * C * 4);
     if (!status) {
         bank_weights(bank, image, weights);
         bank_features(bank, image, NULL, scene->features);
         memcpy(scene->mean_patch, bank->mean_patch + (size_t)image * C, C * sizeof(float));
         memcpy(scene->cls, bank->cls + (size_t)image * D, D * sizeof(float));
-        status = objects_new(&scene->objects, n, 0, bank->grid_h, bank->grid_w, bank->channels, weights, scene->features, err);
+        status = objects_new(&scene->objects, n, 0, bank->grid_h, bank->grid_w, bank->channels, weights,
+                             scene->features, err);
     }
     free(weights);
     if (status)
@@ -286,7 +320,9 @@ int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
 static int calibrate_memory(Bank *b, Error *err)
 {
     size_t N = (size_t)b->n_images, O = (size_t)b->first[N], C = (size_t)b->channels;
-    b->n_loo = b->n_images < 2 ? 0 : b->n_images < b->options.loo_images ? b->n_images : b->options.loo_images;
+    b->n_loo = b->n_images < 2                       ? 0
+               : b->n_images < b->options.loo_images ? b->n_images
+                                                     : b->options.loo_images;
     size_t L = (size_t)b->n_loo + 1;
     b->descriptors = aligned_array(O * C + 1, sizeof(float));
     b->channel_std = aligned_array(C, sizeof(float));
@@ -296,7 +332,8 @@ static int calibrate_memory(Bank *b, Error *err)
     b->loo_logical = aligned_array(L, sizeof(float));
     b->loo_score = aligned_array(L, sizeof(float));
     b->loo_sorted = aligned_array(L, sizeof(float));
-    return b->descriptors && b->channel_std && b->scale && b->loo_index && b->loo_structural && b->loo_logical && b->loo_score && b->loo_sorted
+    return b->descriptors && b->channel_std && b->scale && b->loo_index && b->loo_structural &&
+                   b->loo_logical && b->loo_score && b->loo_sorted
                ? 0
                : fail_memory(err, "the bank's calibration", O * C * 4);
 }
@@ -331,7 +368,8 @@ static int describe_bank(Bank *b, Error *err)
             return -1;
         const Objects *o = &scene.objects;
         size_t at = (size_t)b->first[i] * (size_t)b->channels;
-        status = dcga_describe(&b->dcga, b->descriptors + at, b->pooled + at, scene.features, o->weights, o->n, o->grid_h, o->grid_w, 1, err);
+        status = dcga_describe(&b->dcga, b->descriptors + at, b->pooled + at, scene.features, o->weights,
+                               o->n, o->grid_h, o->grid_w, 1, err);
         scene_free(&scene);
     }
     return status;
@@ -345,11 +383,15 @@ static int pair_scores(const Bank *b, int i, float **scores, size_t *n, size_t *
     if (bank_scene(&scene, b, i, err))
         return -1;
     int *found = aligned_array((size_t)k + 1, sizeof *found);
-    k = found ? bank_retrieve(b, b->options.retrieval, scene.mean_patch, scene.cls, scene.features, k, i, found, err) : fail_memory(err, "retrieval", 4);
-    OmmSide q = {bank_objects(b, i), b->descriptors + (size_t)b->first[i] * (size_t)C, b->centroids + 2 * b->first[i]};
+    k = found ? bank_retrieve(b, b->options.retrieval, scene.mean_patch, scene.cls, scene.features, k, i,
+                              found, err)
+              : fail_memory(err, "retrieval", 4);
+    OmmSide q = {bank_objects(b, i), b->descriptors + (size_t)b->first[i] * (size_t)C,
+                 b->centroids + 2 * b->first[i]};
     for (int r = 0; r < k && !status; r++) {
         int first = b->first[found[r]];
-        OmmSide ref = {bank_objects(b, found[r]), b->descriptors + (size_t)first * (size_t)C, b->centroids + 2 * first};
+        OmmSide ref = {bank_objects(b, found[r]), b->descriptors + (size_t)first * (size_t)C,
+                       b->centroids + 2 * first};
         float *s = aligned_array((size_t)q.n * (size_t)ref.n + 1, sizeof *s);
         int(*pairs)[2] = aligned_array((size_t)q.n + 1, sizeof *pairs);
         if (*n + (size_t)q.n > *capacity) {
@@ -402,7 +444,8 @@ typedef struct Loop {
     int done_before, total;
 } Loop;
 
-/* First pass: an object's scale is the 95 % quantile of its own leave-one-out map (-1: it matched nothing). */
+/* First pass: an object's scale is the 95 % quantile of its own leave-one-out map (-1: it matched nothing).
+ */
 static int object_scales(Bank *b, const Comparison *c, const Scene *scene, int image, Error *err)
 {
     int n_cells = (int)bank_cells(b);
@@ -413,8 +456,8 @@ static int object_scales(Bank *b, const Comparison *c, const Scene *scene, int i
         int matched = 0;
         for (int r = 0; r < c->k; r++)
             matched += c->matchings[r].match_q[i] >= 0;
-        float scale = amm_object_quantile(c->structural, scene->objects.weights + (size_t)i * (size_t)n_cells, n_cells,
-                                          (float)b->options.object_quantile, scratch);
+        float scale = amm_object_quantile(c->structural, scene->objects.weights + (size_t)i * (size_t)n_cells,
+                                          n_cells, (float)b->options.object_quantile, scratch);
         b->scale[b->first[image] + i] = matched && scale > 0 ? scale : -1;
     }
     free(scratch);
@@ -498,7 +541,9 @@ static int spread_scores(Bank *b, Error *err)
         b->structural = b->logical = (AmmScale){0, 1, 0};
     for (int i = 0; i < n; i++) {
         float a = amm_z(&b->structural, b->loo_structural[i]), l = amm_z(&b->logical, b->loo_logical[i]);
-        b->loo_score[i] = b->options.only == ONLY_STRUCTURAL ? a : b->options.only == ONLY_LOGICAL ? l : fmaxf(a, -1) + fmaxf(l, -1);
+        b->loo_score[i] = b->options.only == ONLY_STRUCTURAL ? a
+                          : b->options.only == ONLY_LOGICAL  ? l
+                                                             : fmaxf(a, -1) + fmaxf(l, -1);
     }
     memcpy(b->loo_sorted, b->loo_score, (size_t)n * sizeof *sorted);
     qsort(b->loo_sorted, (size_t)n, sizeof *sorted, compare_floats);
@@ -510,17 +555,31 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
 {
     bank_uncalibrate(b);
     if (calibrate_memory(b, err) || channel_spread(b, err) ||
-        dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images, err) ||
-        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, err) || calibrate_alpha(b, err))
+        dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images,
+                 err) ||
+        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, err) ||
+        calibrate_alpha(b, err))
         return -1;
     for (int i = 0; i < b->first[b->n_images]; i++)
         b->scale[i] = 1;
     for (int i = 0; i < b->n_loo; i++)
         b->loo_index[i] = (int)((int64_t)i * b->n_images / b->n_loo);
-    Loop first = {.bank = b, .n = b->n_loo ? b->n_images : 0, .raw = 1, .err = err, .progress = progress, .user = user, .total = b->n_images + b->n_loo};
+    Loop first = {.bank = b,
+                  .n = b->n_loo ? b->n_images : 0,
+                  .raw = 1,
+                  .err = err,
+                  .progress = progress,
+                  .user = user,
+                  .total = b->n_images + b->n_loo};
     if (run_loop(&first) || (b->n_loo && fill_scales(b, err)))
         return -1;
-    Loop second = {.bank = b, .index = b->loo_index, .n = b->n_loo, .err = err, .progress = progress, .user = user,
-                   .done_before = first.done, .total = first.total};
+    Loop second = {.bank = b,
+                   .index = b->loo_index,
+                   .n = b->n_loo,
+                   .err = err,
+                   .progress = progress,
+                   .user = user,
+                   .done_before = first.done,
+                   .total = first.total};
     return run_loop(&second) || spread_scores(b, err) ? -1 : 0;
 }

@@ -53,8 +53,8 @@ static void paint_all(int32_t *labels, const Rle *masks, const MaskArea *order, 
             paint(labels, &masks[order[i].index], order[i].index);
 }
 
-int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, int n_masks, int height, int width,
-                   const ObjectsOptions *options, Error *err)
+int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, int n_masks, int height,
+                   int width, const ObjectsOptions *options, Error *err)
 {
     size_t n_pixels = (size_t)height * (size_t)width;
     *n_kept = 0;
@@ -72,7 +72,8 @@ int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, in
     int n = 0;
     for (int i = 0; i < n_masks; i++) {
         int64_t area = rle_area(&masks[i]);
-        if (area > 0 && (double)area <= options->max_area * (double)n_pixels && (double)area >= options->min_area * (double)n_pixels)
+        if (area > 0 && (double)area <= options->max_area * (double)n_pixels &&
+            (double)area >= options->min_area * (double)n_pixels)
             order[n++] = (MaskArea){i, area};
     }
     qsort(order, (size_t)n, sizeof *order, larger_first);
@@ -119,14 +120,15 @@ static double overlap(int i, int n, int c, int m)
     return high > low ? high - low : 0;
 }
 
-int objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width, int grid_h,
-                    int grid_w, Error *err)
+int objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width,
+                    int grid_h, int grid_w, Error *err)
 {
     size_t n_cells = (size_t)grid_h * (size_t)grid_w;
     int n_all = n + (background != 0);
     double *sums = calloc((size_t)n_all * n_cells + 1, sizeof *sums);
     if (!sums)
-        return fail_memory(err, "the objects of an image", (unsigned long long)n_all * n_cells * sizeof *sums);
+        return fail_memory(err, "the objects of an image",
+                           (unsigned long long)n_all * n_cells * sizeof *sums);
     for (int y = 0; y < height; y++) {
         int cy0, cy1;
         pixel_span(y, height, grid_h, &cy0, &cy1);
@@ -150,7 +152,8 @@ int objects_weights(float *weights, const int32_t *labels, int n, int background
     return 0;
 }
 
-void objects_pool(float *pooled, const float *weights, const float *features, int n, int n_cells, int channels)
+void objects_pool(float *pooled, const float *weights, const float *features, int n, int n_cells,
+                  int channels)
 {
     matmul(pooled, channels, weights, n_cells, features, channels, n, channels, n_cells, 0);
     for (int i = 0; i < n; i++) {
@@ -180,11 +183,12 @@ static void locate(Objects *o)
     }
 }
 
-int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, int channels, const float *weights,
-                const float *features, Error *err)
+int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, int channels,
+                const float *weights, const float *features, Error *err)
 {
     size_t n_cells = (size_t)grid_h * (size_t)grid_w, count = (size_t)(n > 0 ? n : 1);
-    *o = (Objects){.n = n, .has_background = has_background, .grid_h = grid_h, .grid_w = grid_w, .channels = channels};
+    *o = (Objects){
+        .n = n, .has_background = has_background, .grid_h = grid_h, .grid_w = grid_w, .channels = channels};
     o->weights = aligned_array(count * n_cells, sizeof(float));
     o->pooled = aligned_array(count * (size_t)channels, sizeof(float));
     o->descriptors = aligned_array(count * (size_t)channels, sizeof(float));
@@ -193,7 +197,8 @@ int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, i
     o->mask_index = aligned_array(count, sizeof(int));
     if (!o->weights || !o->pooled || !o->descriptors || !o->centroids || !o->areas || !o->mask_index) {
         objects_free(o);
-        return fail_memory(err, "the objects of an image", (unsigned long long)(count * (n_cells + 2 * (size_t)channels) * 4));
+        return fail_memory(err, "the objects of an image",
+                           (unsigned long long)(count * (n_cells + 2 * (size_t)channels) * 4));
     }
     memcpy(o->weights, weights, (size_t)n * n_cells * sizeof(float));
     memset(o->descriptors, 0, count * (size_t)channels * sizeof(float));
@@ -207,7 +212,8 @@ int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, i
 
 void objects_free(Objects *o)
 {
-    free(o->weights), free(o->pooled), free(o->descriptors), free(o->centroids), free(o->areas), free(o->mask_index);
+    free(o->weights), free(o->pooled), free(o->descriptors), free(o->centroids), free(o->areas),
+        free(o->mask_index);
     *o = (Objects){0};
 }
 
@@ -221,7 +227,8 @@ int mutual_pairs(int (*pairs)[2], const float *score, int n, int m)
     for (int i = 0; i < n; i++) {
         int best = -1;
         for (int j = 0; j < m; j++)
-            if (best < 0 || score[(size_t)i * (size_t)m + (size_t)j] > score[(size_t)i * (size_t)m + (size_t)best])
+            if (best < 0 ||
+                score[(size_t)i * (size_t)m + (size_t)j] > score[(size_t)i * (size_t)m + (size_t)best])
                 best = j;
         int back = 0;
         for (int k = 1; k < n && best >= 0; k++)
@@ -305,20 +312,22 @@ typedef struct Fit {
     const float *x, *h, *centroids; /* [total][C], [total][C], [total][2] */
     const int *first;
     int n_images, channels;
-    double *covariance;             /* [C][C] */
-    float *score;                   /* [most][most] objects of two images */
-    int (*pairs)[2];                /* [most] */
-    double *delta;                  /* [C] */
+    double *covariance; /* [C][C] */
+    float *score;       /* [most][most] objects of two images */
+    int (*pairs)[2];    /* [most] */
+    double *delta;      /* [C] */
 } Fit;
 
-/* Add δδᵀ of the mutual nearest pairs of images a and b under cos(h_i, h_j) - ‖c_i - c_j‖²; returns their number. */
+/* Add δδᵀ of the mutual nearest pairs of images a and b under cos(h_i, h_j) - ‖c_i - c_j‖²; returns their
+ * number. */
 static int add_pairs(Fit *fit, int a, int b)
 {
     int first_a = fit->first[a], first_b = fit->first[b], C = fit->channels;
     int n = fit->first[a + 1] - first_a, m = fit->first[b + 1] - first_b;
     if (n == 0 || m == 0)
         return 0;
-    matmul_nt(fit->score, m, fit->h + (size_t)first_a * (size_t)C, C, fit->h + (size_t)first_b * (size_t)C, C, n, m, C, 0);
+    matmul_nt(fit->score, m, fit->h + (size_t)first_a * (size_t)C, C, fit->h + (size_t)first_b * (size_t)C, C,
+              n, m, C, 0);
     for (int i = 0; i < n; i++)
         for (int j = 0; j < m; j++) {
             float dx = fit->centroids[2 * (first_a + i)] - fit->centroids[2 * (first_b + j)];
@@ -338,7 +347,8 @@ static int add_pairs(Fit *fit, int a, int b)
     return n_pairs;
 }
 
-/* Σ_w = Σ δδᵀ/(2n) + shrinkage·(tr/C)·I over each bank image and `partners` others spread over the bank. 1: found, 0: no pairs. */
+/* Σ_w = Σ δδᵀ/(2n) + shrinkage·(tr/C)·I over each bank image and `partners` others spread over the bank. 1:
+ * found, 0: no pairs. */
 static int within_covariance(Fit *fit, int partners, float shrinkage)
 {
     int C = fit->channels, N = fit->n_images;
@@ -361,21 +371,30 @@ static int within_covariance(Fit *fit, int partners, float shrinkage)
     return 1;
 }
 
-/* The covariance channel graph [ours]. METHOD.md has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ. Both are
- * square roots of Σ_w^{-1}, a rotation apart, and everything after sees only inner products xᵀ Σ_w^{-1} x', which are the
- * same: Cholesky needs no eigenvectors. */
-static int fit_covariance(Dcga *dcga, const float *pooled, const float *centroids, const int *first, int n_images, Error *err)
+/* The covariance channel graph [ours]. METHOD.md has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ.
+ * Both are square roots of Σ_w^{-1}, a rotation apart, and everything after sees only inner products xᵀ
+ * Σ_w^{-1} x', which are the same: Cholesky needs no eigenvectors. */
+static int fit_covariance(Dcga *dcga, const float *pooled, const float *centroids, const int *first,
+                          int n_images, Error *err)
 {
     int C = dcga->channels, total = first[n_images], most = 1, status = -1;
     for (int i = 0; i < n_images; i++)
         if (first[i + 1] - first[i] > most)
             most = first[i + 1] - first[i];
     size_t squared = (size_t)C * (size_t)C;
-    float *x = aligned_array((size_t)total * (size_t)C, sizeof(float)), *h = aligned_array((size_t)total * (size_t)C, sizeof(float));
+    float *x = aligned_array((size_t)total * (size_t)C, sizeof(float)),
+          *h = aligned_array((size_t)total * (size_t)C, sizeof(float));
     float *filter = aligned_array(squared, sizeof(float));
     double *work = aligned_array(squared, sizeof(double));
-    Fit fit = {x, h, centroids, first, n_images, C, aligned_array(squared, sizeof(double)),
-               aligned_array((size_t)most * (size_t)most, sizeof(float)), aligned_array((size_t)most, sizeof(int[2])),
+    Fit fit = {x,
+               h,
+               centroids,
+               first,
+               n_images,
+               C,
+               aligned_array(squared, sizeof(double)),
+               aligned_array((size_t)most * (size_t)most, sizeof(float)),
+               aligned_array((size_t)most, sizeof(int[2])),
                aligned_array((size_t)C, sizeof(double))};
     if (!x || !h || !filter || !work || !fit.covariance || !fit.score || !fit.pairs || !fit.delta) {
         fail_memory(err, "the channel graph", squared * 20);
@@ -386,7 +405,8 @@ static int fit_covariance(Dcga *dcga, const float *pooled, const float *centroid
     l2_normalise(h, total, C, 1e-12f);
     status = 0;
     for (int round = 0; round < dcga->options.rounds; round++) {
-        if (!within_covariance(&fit, dcga->options.partners, dcga->options.shrinkage) || cholesky(fit.covariance, C))
+        if (!within_covariance(&fit, dcga->options.partners, dcga->options.shrinkage) ||
+            cholesky(fit.covariance, C))
             break; /* one image, or all alike: nothing to filter by */
         invert_lower(filter, fit.covariance, work, C);
         dcga->filter = filter;
@@ -400,8 +420,8 @@ done:
     return status;
 }
 
-int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled, const float *centroids, const int *first,
-             int n_images, Error *err)
+int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
+             const float *centroids, const int *first, int n_images, Error *err)
 {
     *dcga = (Dcga){.options = *options, .channels = channels};
     dcga->mean = aligned_array((size_t)channels, sizeof(float));
@@ -411,7 +431,8 @@ int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *
         return fail_memory(err, "the bank's statistics", (unsigned long long)channels * 8);
     }
     moments(dcga, pooled, first[n_images]);
-    if (options->channel_graph == CHANNEL_COVARIANCE && fit_covariance(dcga, pooled, centroids, first, n_images, err)) {
+    if (options->channel_graph == CHANNEL_COVARIANCE &&
+        fit_covariance(dcga, pooled, centroids, first, n_images, err)) {
         dcga_free(dcga);
         return -1;
     }
@@ -428,9 +449,11 @@ void dcga_free(Dcga *dcga)
  * Objects -> descriptors
  * ============================================================================================== */
 
-/* The literal reading [ours]: channels of one object attend to each other, A = softmax_row(Z·Zᵀ/(n·τ)), x <- x + λ·A·x, with Z
- * [C][n] the object's standardised features at the n cells that it mostly covers. z [C][n_cells], gram [C][C]: scratch. */
-static void channel_softmax(const Dcga *dcga, float *x, const float *features, const float *weights, int n_cells, float *z, float *gram)
+/* The literal reading [ours]: channels of one object attend to each other, A = softmax_row(Z·Zᵀ/(n·τ)), x <-
+ * x + λ·A·x, with Z [C][n] the object's standardised features at the n cells that it mostly covers. z
+ * [C][n_cells], gram [C][C]: scratch. */
+static void channel_softmax(const Dcga *dcga, float *x, const float *features, const float *weights,
+                            int n_cells, float *z, float *gram)
 {
     int C = dcga->channels, n = 0;
     for (int p = 0; p < n_cells; p++) {
@@ -454,8 +477,9 @@ static void channel_softmax(const Dcga *dcga, float *x, const float *features, c
         x[c] += dcga->options.channel_strength * z[c];
 }
 
-/* GATv2 over n complete nodes with self-loops [block: Brody et al. 2022, eq. 7]: e_ij = aᵀ LeakyReLU(W_l x_j + W_r x_i), softmax over j,
- * out_i = Σ_j α_ij W_l x_j + b. x [n][d_in], out [n][d_out]; scratch: n·(2·d_out + 1) floats. */
+/* GATv2 over n complete nodes with self-loops [block: Brody et al. 2022, eq. 7]: e_ij = aᵀ LeakyReLU(W_l x_j
+ * + W_r x_i), softmax over j, out_i = Σ_j α_ij W_l x_j + b. x [n][d_in], out [n][d_out]; scratch: n·(2·d_out
+ * + 1) floats. */
 static void gat_v2(const GatWeights *g, float *out, const float *x, int n, float *scratch)
 {
     size_t d = (size_t)g->d_out;
@@ -481,7 +505,8 @@ static void gat_v2(const GatWeights *g, float *out, const float *x, int n, float
 }
 
 /* A channel as a node: its weighted means over a side×side raster of the object's box, [C][side²] [ours]. */
-static void channel_layout(const Dcga *dcga, float *nodes, const float *features, const float *weights, int grid_h, int grid_w, int side)
+static void channel_layout(const Dcga *dcga, float *nodes, const float *features, const float *weights,
+                           int grid_h, int grid_w, int side)
 {
     int C = dcga->channels, bins = side * side, x0 = grid_w, x1 = -1, y0 = grid_h, y1 = -1;
     memset(nodes, 0, (size_t)C * (size_t)bins * sizeof(float));
@@ -495,20 +520,24 @@ static void channel_layout(const Dcga *dcga, float *nodes, const float *features
         for (int y = y0; y <= y1; y++)
             for (int x = x0; x <= x1; x++) {
                 int p = y * grid_w + x;
-                if ((y - y0) * side / (y1 - y0 + 1) != bin / side || (x - x0) * side / (x1 - x0 + 1) != bin % side)
+                if ((y - y0) * side / (y1 - y0 + 1) != bin / side ||
+                    (x - x0) * side / (x1 - x0 + 1) != bin % side)
                     continue;
                 total += weights[p];
                 for (int c = 0; c < C; c++)
                     nodes[(size_t)c * (size_t)bins + (size_t)bin] +=
-                        weights[p] * (features[(size_t)p * (size_t)C + (size_t)c] - dcga->mean[c]) / dcga->std[c];
+                        weights[p] * (features[(size_t)p * (size_t)C + (size_t)c] - dcga->mean[c]) /
+                        dcga->std[c];
             }
         for (int c = 0; c < C && total > 0; c++)
             nodes[(size_t)c * (size_t)bins + (size_t)bin] /= (float)total;
     }
 }
 
-/* The learned channel graph: nodes = channels, GATv2, then the mean over each node's outputs is the channel's new value [ours]. */
-static int channel_gat(const Dcga *dcga, float *x, const float *features, const float *weights, int n, int grid_h, int grid_w, Error *err)
+/* The learned channel graph: nodes = channels, GATv2, then the mean over each node's outputs is the channel's
+ * new value [ours]. */
+static int channel_gat(const Dcga *dcga, float *x, const float *features, const float *weights, int n,
+                       int grid_h, int grid_w, Error *err)
 {
     const GatWeights *g = &dcga->channel_gat;
     int C = dcga->channels, side = (int)lround(sqrt(g->d_in));
@@ -518,7 +547,8 @@ static int channel_gat(const Dcga *dcga, float *x, const float *features, const 
         return fail_memory(err, "the learned channel graph", n_floats * 4);
     float *out = nodes + (size_t)C * (size_t)g->d_in, *scratch = out + (size_t)C * d;
     for (int i = 0; i < n; i++) {
-        channel_layout(dcga, nodes, features, weights + (size_t)i * (size_t)grid_h * (size_t)grid_w, grid_h, grid_w, side);
+        channel_layout(dcga, nodes, features, weights + (size_t)i * (size_t)grid_h * (size_t)grid_w, grid_h,
+                       grid_w, side);
         gat_v2(g, out, nodes, C, scratch);
         for (int c = 0; c < C; c++) {
             double sum = 0;
@@ -531,7 +561,8 @@ static int channel_gat(const Dcga *dcga, float *x, const float *features, const 
     return 0;
 }
 
-/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours]. alpha [n][n], mixed [n][C]: scratch. */
+/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours]. alpha
+ * [n][n], mixed [n][C]: scratch. */
 static void object_graph(const Dcga *dcga, float *h, int n, float *alpha, float *mixed)
 {
     int C = dcga->channels;
@@ -545,8 +576,8 @@ static void object_graph(const Dcga *dcga, float *h, int n, float *alpha, float 
     l2_normalise(h, n, C, 1e-12f);
 }
 
-static int channel_graph(const Dcga *dcga, float *h, float *x, const float *features, const float *weights, int n, int grid_h, int grid_w,
-                         Error *err)
+static int channel_graph(const Dcga *dcga, float *h, float *x, const float *features, const float *weights,
+                         int n, int grid_h, int grid_w, Error *err)
 {
     int C = dcga->channels, n_cells = grid_h * grid_w;
     if (dcga->has_channel_gat && channel_gat(dcga, x, features, weights, n, grid_h, grid_w, err))
@@ -557,7 +588,8 @@ static int channel_graph(const Dcga *dcga, float *h, float *x, const float *feat
         if (!z)
             return fail_memory(err, "the channel graph", (n_z + n_gram) * 4);
         for (int i = 0; i < n; i++)
-            channel_softmax(dcga, x + (size_t)i * (size_t)C, features, weights + (size_t)i * (size_t)n_cells, n_cells, z, z + n_z);
+            channel_softmax(dcga, x + (size_t)i * (size_t)C, features, weights + (size_t)i * (size_t)n_cells,
+                            n_cells, z, z + n_z);
         free(z);
     }
     if (dcga->filter)
@@ -567,8 +599,8 @@ static int channel_graph(const Dcga *dcga, float *h, float *x, const float *feat
     return 0;
 }
 
-int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, const float *features, const float *weights, int n, int grid_h,
-                  int grid_w, int with_objects, Error *err)
+int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, const float *features,
+                  const float *weights, int n, int grid_h, int grid_w, int with_objects, Error *err)
 {
     if (n == 0)
         return 0;
@@ -583,7 +615,8 @@ int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, con
     standardise(dcga, x, pooled, n);
     int status = channel_graph(dcga, descriptors, x, features, weights, n, grid_h, grid_w, err);
     if (!status) {
-        if (dcga->has_object_gat) { /* who stands alone attends to itself: W_l x + b, in the same space as the others */
+        if (dcga->has_object_gat) { /* who stands alone attends to itself: W_l x + b, in the same space as the
+                                       others */
             for (int i = 0, group = with_objects ? n : 1; i < n; i += group)
                 gat_v2(g, mixed + (size_t)i * (size_t)C, descriptors + (size_t)i * (size_t)C, group, scratch);
             memcpy(descriptors, mixed, n_x * sizeof(float));
@@ -596,7 +629,8 @@ int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, con
     return status;
 }
 
-static int gat_open(GatWeights *g, int *has, Safetensors *st, const char *prefix, int64_t d_in, int64_t d_out, Error *err)
+static int gat_open(GatWeights *g, int *has, Safetensors *st, const char *prefix, int64_t d_in, int64_t d_out,
+                    Error *err)
 {
     char name[64];
     snprintf(name, sizeof name, "%s.lin_l.weight", prefix);
@@ -604,10 +638,10 @@ static int gat_open(GatWeights *g, int *has, Safetensors *st, const char *prefix
     *has = w != NULL;
     if (!w)
         return 0;
-    if (w->n_dims != 2 || (d_in > 0 && w->shape[1] != d_in) || (d_out > 0 && w->shape[0] != d_out) || w->shape[0] < 1 ||
-        w->shape[0] > 65536 || w->shape[1] < 1 || w->shape[1] > 65536)
-        return fail(err, "%s: tensor %s does not have the shape [%lld][%lld] of the features", st_path(st), name, (long long)d_out,
-                    (long long)d_in);
+    if (w->n_dims != 2 || (d_in > 0 && w->shape[1] != d_in) || (d_out > 0 && w->shape[0] != d_out) ||
+        w->shape[0] < 1 || w->shape[0] > 65536 || w->shape[1] < 1 || w->shape[1] > 65536)
+        return fail(err, "%s: tensor %s does not have the shape [%lld][%lld] of the features", st_path(st),
+                    name, (long long)d_out, (long long)d_in);
     int64_t out = w->shape[0], in = w->shape[1];
     g->d_in = (int)in, g->d_out = (int)out;
     g->w_l = st_weight(st, err, 2, (int64_t[]){out, in}, "%s.lin_l.weight", prefix);
@@ -619,13 +653,17 @@ static int gat_open(GatWeights *g, int *has, Safetensors *st, const char *prefix
 
 int dcga_learned(Dcga *dcga, Safetensors *st, Error *err)
 {
-    if (gat_open(&dcga->object_gat, &dcga->has_object_gat, st, "object", dcga->channels, dcga->channels, err) ||
+    if (gat_open(&dcga->object_gat, &dcga->has_object_gat, st, "object", dcga->channels, dcga->channels,
+                 err) ||
         gat_open(&dcga->channel_gat, &dcga->has_channel_gat, st, "channel", 0, 0, err))
         return -1;
     if (!dcga->has_object_gat && !dcga->has_channel_gat)
-        return fail(err, "%s: neither object.lin_l.weight nor channel.lin_l.weight is there: not DCGA weights", st_path(st));
+        return fail(err,
+                    "%s: neither object.lin_l.weight nor channel.lin_l.weight is there: not DCGA weights",
+                    st_path(st));
     int side = (int)lround(sqrt(dcga->channel_gat.d_in));
     if (dcga->has_channel_gat && side * side != dcga->channel_gat.d_in)
-        return fail(err, "%s: channel.lin_l.weight takes %d inputs, which is not a square raster", st_path(st), dcga->channel_gat.d_in);
+        return fail(err, "%s: channel.lin_l.weight takes %d inputs, which is not a square raster",
+                    st_path(st), dcga->channel_gat.d_in);
     return 0;
 }

@@ -12,7 +12,8 @@ void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, floa
     matmul_nt(scores, r->n, q->descriptors, dim, r->descriptors, dim, q->n, r->n, dim, 0);
     for (int i = 0; i < q->n; i++)
         for (int j = 0; j < r->n; j++) {
-            float dx = q->centroids[2 * i] - r->centroids[2 * j], dy = q->centroids[2 * i + 1] - r->centroids[2 * j + 1];
+            float dx = q->centroids[2 * i] - r->centroids[2 * j],
+                  dy = q->centroids[2 * i + 1] - r->centroids[2 * j + 1];
             scores[(size_t)i * (size_t)r->n + (size_t)j] -= position_weight * (dx * dx + dy * dy);
         }
 }
@@ -29,10 +30,11 @@ static double log_sum_exp(const float *z, size_t stride, const double *add, int 
     return largest + log(sum);
 }
 
-void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, double *scratch)
+void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters,
+                  double *scratch)
 {
-    /* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as much as
-     * the other side has objects, so that all may end up unmatched. */
+    /* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as
+     * much as the other side has objects, so that all may end up unmatched. */
     int rows = n + 1, cols = m + 1;
     float *z = assignment;
     double *u = scratch, *v = scratch + rows, norm = -log(n + m);
@@ -77,7 +79,8 @@ static void pick_matches(Matching *m, const float *table, size_t stride, float t
 {
     for (int i = 0; i < m->n_q; i++) {
         int j = best_in_row(table + (size_t)i * stride, m->n_r);
-        if (table[(size_t)i * stride + (size_t)j] > threshold && best_in_column(table + j, stride, m->n_q) == i) {
+        if (table[(size_t)i * stride + (size_t)j] > threshold &&
+            best_in_column(table + j, stride, m->n_q) == i) {
             m->match_q[i] = j;
             m->match_r[j] = i;
         }
@@ -97,11 +100,13 @@ static void match_nearest(Matching *m, float alpha)
             m->assignment[(size_t)m->n_q * cols + (size_t)j] = 1;
 }
 
-/* Why alpha is not the dustbin itself. Take one pair (i, j) that matches, among others that do. In the transport plan
- * P_ij·P_bb / (P_ib·P_bj) = exp((S_ij - dustbin)/τ), b the bins; rows and columns of objects sum to 1, so P_ib = P_bj = U and P_ij = 1 - U;
- * and P_bb, what the bins have to give each other, is about the number of matches, min(n, m). So U²/(1 - U) = min(n, m)·exp(-(S - dustbin)/τ):
- * the more objects, the more of every match leaks into the bins, and at S = dustbin nearly all of it. Solving for the dustbin at which
- * the weakest normal match, S = alpha, still has U = u gives dustbin = alpha - τ·(log min(n, m) - log(u²/(1 - u))). */
+/* Why alpha is not the dustbin itself. Take one pair (i, j) that matches, among others that do. In the
+ * transport plan P_ij·P_bb / (P_ib·P_bj) = exp((S_ij - dustbin)/τ), b the bins; rows and columns of objects
+ * sum to 1, so P_ib = P_bj = U and P_ij = 1 - U; and P_bb, what the bins have to give each other, is about
+ * the number of matches, min(n, m). So U²/(1 - U) = min(n, m)·exp(-(S - dustbin)/τ): the more objects, the
+ * more of every match leaks into the bins, and at S = dustbin nearly all of it. Solving for the dustbin at
+ * which the weakest normal match, S = alpha, still has U = u gives dustbin = alpha - τ·(log min(n, m) -
+ * log(u²/(1 - u))). */
 float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
 {
     float u = options->alpha_unmatched;
@@ -110,7 +115,8 @@ float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
     return alpha - options->tau * (logf((float)(n < m ? n : m)) - logf(u * u / (1 - u)));
 }
 
-int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err)
+int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha,
+              const OmmOptions *options, Error *err)
 {
     size_t n = (size_t)q->n, k = (size_t)r->n, cols = k + 1;
     *m = (Matching){.n_q = q->n, .n_r = r->n};
@@ -121,7 +127,8 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
     m->unmatched_q = aligned_array(n + 1, sizeof(float));
     m->unmatched_r = aligned_array(k + 1, sizeof(float));
     double *scratch = aligned_array(n + k + 2, sizeof(double));
-    if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r || !scratch) {
+    if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r ||
+        !scratch) {
         matching_free(m);
         free(scratch);
         return fail_memory(err, "a matching", (n + 1) * cols * 8);
@@ -133,7 +140,8 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
         if (options->nearest) {
             match_nearest(m, alpha);
         } else {
-            omm_sinkhorn(m->assignment, m->scores, q->n, r->n, omm_dustbin(alpha, q->n, r->n, options), options->tau, options->sinkhorn_iters, scratch);
+            omm_sinkhorn(m->assignment, m->scores, q->n, r->n, omm_dustbin(alpha, q->n, r->n, options),
+                         options->tau, options->sinkhorn_iters, scratch);
             pick_matches(m, m->assignment, cols, options->match_threshold);
         }
         for (size_t i = 0; i < n; i++)
@@ -153,6 +161,7 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
 
 void matching_free(Matching *m)
 {
-    free(m->scores), free(m->assignment), free(m->match_q), free(m->match_r), free(m->unmatched_q), free(m->unmatched_r);
+    free(m->scores), free(m->assignment), free(m->match_q), free(m->match_r), free(m->unmatched_q),
+        free(m->unmatched_r);
     *m = (Matching){0};
 }

@@ -1,6 +1,6 @@
 /* omm.h - the Object Matching Module: descriptors to matches (METHOD.md 6).
- * SuperGlue's optimal transport (Sarlin et al., 2020) [block]: a score matrix with a dustbin row and column, log-domain
- * Sinkhorn, mutual best above a threshold. What goes into the dustbin is missing or extra. */
+ * SuperGlue's optimal transport (Sarlin et al., 2020) [block]: a score matrix with a dustbin row and column,
+ * log-domain Sinkhorn, mutual best above a threshold. What goes into the dustbin is missing or extra. */
 #ifndef SAMLAD_OMM_H
 #define SAMLAD_OMM_H
 
@@ -13,8 +13,9 @@ typedef struct OmmOptions {
     float match_threshold; /* P above this is a match: 0.2 [block] */
     float verify_above;    /* U or V above this is verified: 0.3 [ours] */
     int verify;            /* 1: verification by mask transfer [ours] */
-    float alpha_unmatched; /* U that a match as weak as alpha still gets: 0.05 [ours]; 0: the dustbin is alpha itself */
-    int nearest;           /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
+    float alpha_unmatched; /* U that a match as weak as alpha still gets: 0.05 [ours]; 0: the dustbin is alpha
+                              itself */
+    int nearest; /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
 } OmmOptions;
 
 /* One side of a matching. */
@@ -37,16 +38,20 @@ typedef struct Matching {
 /* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
 void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight);
 
-/* log P for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment [n+1][m+1] gets P (not its
- * logarithm); scratch: (n+1) + (m+1) doubles, for
- * the potentials: where objects fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
-void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters, double *scratch);
+/* log P for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment
+ * [n+1][m+1] gets P (not its logarithm); scratch: (n+1) + (m+1) doubles, for the potentials: where objects
+ * fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
+void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters,
+                  double *scratch);
 
-/* The dustbin's score for n and m objects: alpha, lowered so that a match of score alpha keeps U = alpha_unmatched [ours]. */
+/* The dustbin's score for n and m objects: alpha, lowered so that a match of score alpha keeps U =
+ * alpha_unmatched [ours]. */
 float omm_dustbin(float alpha, int n, int m, const OmmOptions *options);
 
-/* Match two images' objects; alpha is the score of the weakest normal matches, calibrated by the bank. matching is allocated here. */
-int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha, const OmmOptions *options, Error *err);
+/* Match two images' objects; alpha is the score of the weakest normal matches, calibrated by the bank.
+ * matching is allocated here. */
+int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha,
+              const OmmOptions *options, Error *err);
 void matching_free(Matching *matching);
 
 #endif

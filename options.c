@@ -9,6 +9,7 @@
 
 #define AT(field) offsetof(Options, field)
 
+/* clang-format off */
 const OptionSpec option_table[] = {
     {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: the model's)"},
     {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
@@ -65,18 +66,40 @@ const OptionSpec option_table[] = {
     {"flag-damage", OPTION_DOUBLE, AT(flag_damage), 0, 1e9, NULL, 0, "report: z above which an object is damaged"},
     {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V of extra and missing objects"},
 };
+/* clang-format on */
 const int option_count = (int)(sizeof option_table / sizeof *option_table);
 
 void options_default(Options *o)
 {
-    *o = (Options){.featup_stages = 3, .k = 5, .alpha = NAN, .alpha_quantile = 0.001, .object_quantile = 0.95,
-                   .delta_logical = 0.05, .delta_structural = 0.05, .loo_images = 60, .flag_damage = 3, .flag_unmatched = 0.5};
+    *o = (Options){.featup_stages = 3,
+                   .k = 5,
+                   .alpha = NAN,
+                   .alpha_quantile = 0.001,
+                   .object_quantile = 0.95,
+                   .delta_logical = 0.05,
+                   .delta_structural = 0.05,
+                   .loo_images = 60,
+                   .flag_damage = 3,
+                   .flag_unmatched = 0.5};
     o->objects = (ObjectsOptions){.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
-    o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE, .rounds = 2, .partners = 4, .shrinkage = 0.3f,
-                            .channel_strength = 0.1f, .channel_tau = 1, .object_strength = 0, .object_tau = 0.1f};
-    o->omm = (OmmOptions){.position_weight = 0.7f, .tau = 0.02f, .sinkhorn_iters = 30, .match_threshold = 0.2f,
-                          .verify_above = 0.3f, .verify = 1, .alpha_unmatched = 0.05f, .nearest = 0};
-    o->amm = (AmmOptions){.align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
+    o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE,
+                            .rounds = 2,
+                            .partners = 4,
+                            .shrinkage = 0.3f,
+                            .channel_strength = 0.1f,
+                            .channel_tau = 1,
+                            .object_strength = 0,
+                            .object_tau = 0.1f};
+    o->omm = (OmmOptions){.position_weight = 0.7f,
+                          .tau = 0.02f,
+                          .sinkhorn_iters = 30,
+                          .match_threshold = 0.2f,
+                          .verify_above = 0.3f,
+                          .verify = 1,
+                          .alpha_unmatched = 0.05f,
+                          .nearest = 0};
+    o->amm = (AmmOptions){
+        .align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
     amg_defaults(&o->amg);
 }
 
@@ -110,7 +133,8 @@ static int set_number(Options *o, const OptionSpec *spec, const char *value, con
     errno = 0;
     double v = strtod(value, &end);
     double least = spec->min, most = spec->max;
-    if (spec->kind == OPTION_FLOAT) /* 1e-6 as a float, written into a bank, reads back as a little less than the double */
+    if (spec->kind ==
+        OPTION_FLOAT) /* 1e-6 as a float, written into a bank, reads back as a little less than the double */
         v = (float)v, least = (float)least, most = (float)most;
     if (spec->offset == AT(alpha) && strcmp(value, "auto") == 0)
         v = NAN;

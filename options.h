@@ -1,5 +1,5 @@
-/* options.h - every constant of METHOD.md as an option: one table serves the command line, --help, and the settings that a
- * bank records. */
+/* options.h - every constant of METHOD.md as an option: one table serves the command line, --help, and the
+ * settings that a bank records. */
 #ifndef SAMLAD_OPTIONS_H
 #define SAMLAD_OPTIONS_H
 
@@ -17,36 +17,36 @@ typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct Options {
     /* features: changing one of these needs the bank's images again */
-    int size;               /* S; 0: the model's */
-    int resize;             /* Resize */
-    int layer;              /* 0: the model's recommendation, else the last */
-    int featup_stages;      /* 0: bilinear */
-    int grid;               /* cells of the longer side; 0: S/4 */
-    int no_objects;         /* ablation: the whole image is one object (PaDiM on the k references) */
+    int size;          /* S; 0: the model's */
+    int resize;        /* Resize */
+    int layer;         /* 0: the model's recommendation, else the last */
+    int featup_stages; /* 0: bilinear */
+    int grid;          /* cells of the longer side; 0: S/4 */
+    int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
     ObjectsOptions objects;
     AmgOptions amg;
     /* the method: a bank can be calibrated again with others of these (`samlad bank --from`) */
     int k;
-    int retrieval;          /* Retrieval */
+    int retrieval; /* Retrieval */
     DcgaOptions dcga;
     OmmOptions omm;
-    double alpha;           /* dustbin; NAN: calibrated */
-    double alpha_quantile;  /* of the scores of mutual nearest pairs: 0.001 [ours] */
+    double alpha;          /* dustbin; NAN: calibrated */
+    double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours] */
     AmmOptions amm;
-    double object_quantile; /* of an object's own leave-one-out map: 0.95 [ours] */
+    double object_quantile;                 /* of an object's own leave-one-out map: 0.95 [ours] */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
-    int loo_images;         /* leave-one-out scores of at most so many: 60 [ours] */
-    int only;               /* Only */
-    double flag_damage;     /* z above which an object is called damaged: 3 [ours] */
-    double flag_unmatched;  /* U or V above which it is called extra or missing: 0.5 [ours] */
+    int loo_images;                         /* leave-one-out scores of at most so many: 60 [ours] */
+    int only;                               /* Only */
+    double flag_damage;                     /* z above which an object is called damaged: 3 [ours] */
+    double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */
 } Options;
 
 typedef enum OptionKind { OPTION_INT, OPTION_FLOAT, OPTION_DOUBLE, OPTION_CHOICE, OPTION_FLAG } OptionKind;
 
 typedef struct OptionSpec {
-    const char *name;    /* "sinkhorn-iters" */
+    const char *name; /* "sinkhorn-iters" */
     OptionKind kind;
-    size_t offset;       /* into Options */
+    size_t offset; /* into Options */
     double min, max;
     const char *choices; /* OPTION_CHOICE: "squash|fit", values 0, 1, … */
     int of_features;     /* 1: belongs to the features, see above */
@@ -58,7 +58,8 @@ extern const int option_count;
 
 void options_default(Options *options);
 const OptionSpec *option_find(const char *name);
-/* Set by text; `where` begins the sentence when it is not acceptable ("--k", or a bank's name). Flags take 0 or 1. */
+/* Set by text; `where` begins the sentence when it is not acceptable ("--k", or a bank's name). Flags take 0
+ * or 1. */
 int option_set(Options *options, const OptionSpec *spec, const char *value, const char *where, Error *err);
 /* The value as text that option_set reads back exactly. */
 void option_text(const Options *options, const OptionSpec *spec, char *text, size_t size);

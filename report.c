@@ -16,12 +16,14 @@ typedef struct Color {
     uint8_t r, g, b;
 } Color;
 
-static const Color GREEN = {60, 200, 90}, RED = {235, 50, 50}, ORANGE = {255, 150, 20}, BLUE = {70, 140, 255}, BLACK = {0, 0, 0};
+static const Color GREEN = {60, 200, 90}, RED = {235, 50, 50}, ORANGE = {255, 150, 20}, BLUE = {70, 140, 255},
+                   BLACK = {0, 0, 0};
 
 /* Black, purple, red, orange, yellow, white: brightness rises all the way, so that it also reads in grey. */
 static Color heat_color(float t)
 {
-    static const float stops[6][3] = {{0, 0, 8}, {75, 12, 107}, {165, 44, 96}, {237, 105, 37}, {251, 190, 35}, {252, 255, 200}};
+    static const float stops[6][3] = {{0, 0, 8},      {75, 12, 107},  {165, 44, 96},
+                                      {237, 105, 37}, {251, 190, 35}, {252, 255, 200}};
     t = fminf(fmaxf(t, 0), 1) * 5;
     int i = t >= 5 ? 4 : (int)t;
     float f = t - (float)i, v[3];
@@ -66,10 +68,12 @@ static const struct {
     char letter;
     uint8_t rows[7];
 } FONT[] = {
-    {'A', {14, 17, 17, 31, 17, 17, 17}}, {'D', {30, 17, 17, 17, 17, 17, 30}}, {'E', {31, 16, 16, 30, 16, 16, 31}},
-    {'G', {14, 17, 16, 23, 17, 17, 15}}, {'I', {14, 4, 4, 4, 4, 4, 14}},      {'M', {17, 27, 21, 21, 17, 17, 17}},
-    {'N', {17, 25, 21, 19, 17, 17, 17}}, {'R', {30, 17, 17, 30, 20, 18, 17}}, {'S', {15, 16, 16, 14, 1, 1, 30}},
-    {'T', {31, 4, 4, 4, 4, 4, 4}},       {'X', {17, 17, 10, 4, 10, 17, 17}},
+    {'A', {14, 17, 17, 31, 17, 17, 17}}, {'D', {30, 17, 17, 17, 17, 17, 30}},
+    {'E', {31, 16, 16, 30, 16, 16, 31}}, {'G', {14, 17, 16, 23, 17, 17, 15}},
+    {'I', {14, 4, 4, 4, 4, 4, 14}},      {'M', {17, 27, 21, 21, 17, 17, 17}},
+    {'N', {17, 25, 21, 19, 17, 17, 17}}, {'R', {30, 17, 17, 30, 20, 18, 17}},
+    {'S', {15, 16, 16, 14, 1, 1, 30}},   {'T', {31, 4, 4, 4, 4, 4, 4}},
+    {'X', {17, 17, 10, 4, 10, 17, 17}},
 };
 
 static void write_letter(Canvas *c, int x, int y, char letter, Color color)
@@ -119,7 +123,8 @@ static Color verdict_color(SamladVerdict verdict)
     return verdict == VERDICT_EXTRA ? RED : verdict == VERDICT_DAMAGED ? ORANGE : GREEN;
 }
 
-/* A pixel of the enlarged picture belongs to an outline when the label within `reach` pixels differs from its own. */
+/* A pixel of the enlarged picture belongs to an outline when the label within `reach` pixels differs from its
+ * own. */
 static void outline(Canvas *c, const SamladResult *r, int scale)
 {
     for (int y = 0; y < c->height; y++)
@@ -144,7 +149,8 @@ static void annotate(Canvas *c, const SamladResult *r, int scale)
     float s = (float)scale;
     for (int i = 0; i < r->n_missing; i++) {
         const float *b = r->missing[i].box;
-        int x0 = (int)(b[0] * s), y0 = (int)(b[1] * s), x1 = (int)((b[0] + b[2]) * s), y1 = (int)((b[1] + b[3]) * s);
+        int x0 = (int)(b[0] * s), y0 = (int)(b[1] * s), x1 = (int)((b[0] + b[2]) * s),
+            y1 = (int)((b[1] + b[3]) * s);
         dashed_box(c, x0, y0, x1, y1, BLUE);
         write_text(c, x0, y0 - 18, "MISSING", BLUE);
     }
@@ -164,8 +170,11 @@ static void annotate(Canvas *c, const SamladResult *r, int scale)
 
 int report_overlay(const char *path, const SamladResult *r, const uint8_t *rgb, Error *err)
 {
-    int longer = r->width > r->height ? r->width : r->height, scale = longer < 512 ? (511 + longer) / longer : 1;
-    Canvas c = {r->width * scale, r->height * scale, aligned_array((size_t)r->width * (size_t)scale * (size_t)r->height * (size_t)scale, sizeof(Color))};
+    int longer = r->width > r->height ? r->width : r->height,
+        scale = longer < 512 ? (511 + longer) / longer : 1;
+    Canvas c = {
+        r->width * scale, r->height * scale,
+        aligned_array((size_t)r->width * (size_t)scale * (size_t)r->height * (size_t)scale, sizeof(Color))};
     if (!c.pixels)
         return fail_memory(err, "an overlay", (unsigned long long)c.width * (unsigned long long)c.height * 3);
     for (int y = 0; y < c.height; y++)
@@ -194,19 +203,28 @@ static void describe_object(char *text, size_t size, const SamladResult *r, int 
     const SamladObject *o = &r->objects[i];
     const char *what = o->background ? "the background" : "an object";
     if (o->verdict == VERDICT_EXTRA)
-        snprintf(text, size, "%s at (%.0f, %.0f) of %.0fx%.0f pixels has no counterpart in the normal images (unmatched %.2f)", what, (double)o->box[0],
-                 (double)o->box[1], (double)o->box[2], (double)o->box[3], (double)o->unmatched);
+        snprintf(
+            text, size,
+            "%s at (%.0f, %.0f) of %.0fx%.0f pixels has no counterpart in the normal images (unmatched %.2f)",
+            what, (double)o->box[0], (double)o->box[1], (double)o->box[2], (double)o->box[3],
+            (double)o->unmatched);
     else
-        snprintf(text, size, "%s at (%.0f, %.0f) of %.0fx%.0f pixels differs from its counterparts around (%.0f, %.0f) (z %.1f)", what, (double)o->box[0],
-                 (double)o->box[1], (double)o->box[2], (double)o->box[3], (double)o->damage_at[0], (double)o->damage_at[1], (double)o->damage);
+        snprintf(text, size,
+                 "%s at (%.0f, %.0f) of %.0fx%.0f pixels differs from its counterparts around (%.0f, %.0f) "
+                 "(z %.1f)",
+                 what, (double)o->box[0], (double)o->box[1], (double)o->box[2], (double)o->box[3],
+                 (double)o->damage_at[0], (double)o->damage_at[1], (double)o->damage);
 }
 
 static void describe_missing(char *text, size_t size, const Samlad *s, const SamladResult *r, int i)
 {
     const SamladMissing *m = &r->missing[i];
-    snprintf(text, size, "object %d of %s, expected at (%.0f, %.0f) within %.0fx%.0f pixels, was not found (unmatched %.2f in %d of %d references)", m->object,
-             samlad_bank_name(s, r->references[m->reference]), (double)m->box[0], (double)m->box[1], (double)m->box[2], (double)m->box[3],
-             (double)m->unmatched, m->support, r->n_references);
+    snprintf(text, size,
+             "object %d of %s, expected at (%.0f, %.0f) within %.0fx%.0f pixels, was not found (unmatched "
+             "%.2f in %d of %d references)",
+             m->object, samlad_bank_name(s, r->references[m->reference]), (double)m->box[0],
+             (double)m->box[1], (double)m->box[2], (double)m->box[3], (double)m->unmatched, m->support,
+             r->n_references);
 }
 
 int report_text(FILE *out, const Samlad *s, const SamladResult *r)

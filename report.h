@@ -8,11 +8,13 @@
 /* Heat map: map [height][width] of z, `low` dark to `high` bright, RGB PNG. */
 int report_heat(const char *path, const float *map, int width, int height, float low, float high, Error *err);
 
-/* The image with every object outlined: green normal, red extra, orange damaged (a ring where), blue dashed missing, named in letters.
- * Images below 512 pixels are enlarged by a whole factor, so that the letters can be read. */
+/* The image with every object outlined: green normal, red extra, orange damaged (a ring where), blue dashed
+ * missing, named in letters. Images below 512 pixels are enlarged by a whole factor, so that the letters can
+ * be read. */
 int report_overlay(const char *path, const SamladResult *result, const uint8_t *rgb, Error *err);
 
-/* One object on the writer: score, rank, references by name, objects with matches and reasons, missing objects. */
+/* One object on the writer: score, rank, references by name, objects with matches and reasons, missing
+ * objects. */
 void report_json(JsonWriter *w, const Samlad *s, const SamladResult *result, const char *image);
 /* The reasons in words, a line each ("missing: ..."), on out. Returns how many. */
 int report_text(FILE *out, const Samlad *s, const SamladResult *result);

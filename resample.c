@@ -51,10 +51,12 @@ static double coordinate(int i, float step)
 static Taps linear_taps(int i, int in, float step)
 {
     double real = coordinate(i, step);
-    if (!(real > 0)) real = 0;
+    if (!(real > 0))
+        real = 0;
     int first = real < in - 1 ? (int)real : in - 1;
     float t = (float)(real - first);
-    if (t > 1) t = 1;
+    if (t > 1)
+        t = 1;
     return (Taps){{first, min_int(first + 1, in - 1)}, {1 - t, t}};
 }
 
@@ -79,7 +81,8 @@ static Taps cubic_taps(int i, int in, float step)
     /* Beyond the border every tap is the border's pixel, however far. */
     int first = whole < -4 ? -4 : whole > in + 4.0 ? in + 4 : (int)whole;
     Taps taps = {{0}, {cubic_far(t + 1, a), cubic_near(t, a), cubic_near(1 - t, a), cubic_far(1 - t + 1, a)}};
-    for (int j = 0; j < 4; j++) taps.at[j] = clamp_int(first - 1 + j, 0, in - 1);
+    for (int j = 0; j < 4; j++)
+        taps.at[j] = clamp_int(first - 1 + j, 0, in - 1);
     return taps;
 }
 
@@ -93,7 +96,7 @@ static Taps taps_at(int i, int in, float step, int n_taps)
  * in `line`: neighbouring output rows share them. n_taps (2 or 4) input rows follow each other, so row % 4 is
  * a place of its own. */
 #define STRIP 1024
-#define BAND 64
+#define BAND  64
 
 typedef struct Strip {
     Taps column[STRIP]; /* of the strip's output columns */
@@ -110,7 +113,8 @@ static void fill_line(float *line, const float *row, const Taps *column, int n_t
         float *out = line + i * channels;
         const float *p0 = row + (ptrdiff_t)t->at[0] * width, *p1 = row + (ptrdiff_t)t->at[1] * width;
         if (n_taps == 2) {
-            for (int c = 0; c < channels; c++) out[c] = p0[c] * t->weight[0] + p1[c] * t->weight[1];
+            for (int c = 0; c < channels; c++)
+                out[c] = p0[c] * t->weight[0] + p1[c] * t->weight[1];
             continue;
         }
         const float *p2 = row + (ptrdiff_t)t->at[2] * width, *p3 = row + (ptrdiff_t)t->at[3] * width;
@@ -123,7 +127,8 @@ static void fill_line(float *line, const float *row, const Taps *column, int n_t
 static void mix_lines(float *y, const float *const *line, const float *weight, int n_taps, int n)
 {
     if (n_taps == 2)
-        for (int i = 0; i < n; i++) y[i] = line[0][i] * weight[0] + line[1][i] * weight[1];
+        for (int i = 0; i < n; i++)
+            y[i] = line[0][i] * weight[0] + line[1][i] * weight[1];
     else
         for (int i = 0; i < n; i++)
             y[i] = line[0][i] * weight[0] + line[1][i] * weight[1] + line[2][i] * weight[2] +
@@ -143,8 +148,10 @@ static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, in
                               int channels)
 {
     Strip strip;
-    for (int i = 0; i < 4; i++) strip.line_row[i] = -1;
-    for (int i = 0; i < pixels; i++) strip.column[i] = taps_at(x0 + i, p->iw, p->step_w, p->n_taps);
+    for (int i = 0; i < 4; i++)
+        strip.line_row[i] = -1;
+    for (int i = 0; i < pixels; i++)
+        strip.column[i] = taps_at(x0 + i, p->iw, p->step_w, p->n_taps);
     for (int oy = y0; oy < y1; oy++) {
         Taps rows = taps_at(oy, p->ih, p->step_h, p->n_taps);
         const float *line[4] = {0};
@@ -180,9 +187,12 @@ void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int 
 {
     Interpolation p = {
         y, x, oh, ow, ih, iw, channels, 2, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
-    if (oh == ih) p.step_h = 1; /* torch copies an axis that keeps its size, whatever the scale factor */
-    if (ow == iw) p.step_w = 1;
-    if (oh > 0 && ow > 0 && ih > 0 && iw > 0 && channels > 0) interpolate(&p);
+    if (oh == ih)
+        p.step_h = 1; /* torch copies an axis that keeps its size, whatever the scale factor */
+    if (ow == iw)
+        p.step_w = 1;
+    if (oh > 0 && ow > 0 && ih > 0 && iw > 0 && channels > 0)
+        interpolate(&p);
 }
 
 /* ---- bicubic with antialiasing (torch's _upsample_bicubic2d_aa) ----------------------------------*/
@@ -209,8 +219,10 @@ static Window window_at(int i, int in, float step)
     w.first = low > 0 ? min_int((int)fminf(low, (float)in), in - 1) : 0;
     int end = high < (float)in ? (int)high : in;
     w.count = end > w.first ? end - w.first : 1;
-    for (int j = 0; j < w.count; j++) w.total += window_weight(&w, j);
-    if (w.total == 0) w.total = 1;
+    for (int j = 0; j < w.count; j++)
+        w.total += window_weight(&w, j);
+    if (w.total == 0)
+        w.total = 1;
     return w;
 }
 
@@ -224,16 +236,19 @@ static void antialias_row(const Interpolation *p, int oy)
         float *out = p->y + ((ptrdiff_t)oy * p->ow + ox) * p->channels;
         for (int c0 = 0; c0 < p->channels; c0 += 256) {
             int n = min_int(256, p->channels - c0);
-            for (int c = 0; c < n; c++) out[c0 + c] = 0;
+            for (int c = 0; c < n; c++)
+                out[c0 + c] = 0;
             for (int j = 0; j < rows.count; j++) {
                 float sum[256] = {0}, wy = window_weight(&rows, j) / rows.total;
                 const float *row =
                     p->x + ((ptrdiff_t)(rows.first + j) * p->iw + cols.first) * p->channels + c0;
                 for (int i = 0; i < cols.count; i++, row += p->channels) {
                     float wx = window_weight(&cols, i) / cols.total;
-                    for (int c = 0; c < n; c++) sum[c] += row[c] * wx;
+                    for (int c = 0; c < n; c++)
+                        sum[c] += row[c] * wx;
                 }
-                for (int c = 0; c < n; c++) out[c0 + c] += sum[c] * wy;
+                for (int c = 0; c < n; c++)
+                    out[c0 + c] += sum[c] * wy;
             }
         }
     }
@@ -244,13 +259,15 @@ void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int i
 {
     Interpolation p = {
         y, x, oh, ow, ih, iw, channels, 4, input_step(ih, oh, scale_h), input_step(iw, ow, scale_w)};
-    if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0 || channels <= 0) return;
+    if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0 || channels <= 0)
+        return;
     if (!antialias) {
         interpolate(&p);
         return;
     }
 #pragma omp parallel for schedule(dynamic) if ((double)oh * ow * channels > PARALLEL_ELEMENTS)
-    for (int oy = 0; oy < oh; oy++) antialias_row(&p, oy);
+    for (int oy = 0; oy < oh; oy++)
+        antialias_row(&p, oy);
 }
 
 /* ---- pooling and blur --------------------------------------------------------------------------*/
@@ -263,14 +280,17 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
             int y0 = (int)((int64_t)oy * ih / oh), y1 = (int)(((int64_t)(oy + 1) * ih + oh - 1) / oh);
             int x0 = (int)((int64_t)ox * iw / ow), x1 = (int)(((int64_t)(ox + 1) * iw + ow - 1) / ow);
             float *out = y + ((ptrdiff_t)oy * ow + ox) * channels;
-            for (int c = 0; c < channels; c++) out[c] = 0;
+            for (int c = 0; c < channels; c++)
+                out[c] = 0;
             for (int iy = y0; iy < y1; iy++)
                 for (int ix = x0; ix < x1; ix++) {
                     const float *in = x + ((ptrdiff_t)iy * iw + ix) * channels;
-                    for (int c = 0; c < channels; c++) out[c] += in[c];
+                    for (int c = 0; c < channels; c++)
+                        out[c] += in[c];
                 }
             float height = (float)(y1 - y0), width = (float)(x1 - x0);
-            for (int c = 0; c < channels; c++) out[c] = out[c] / height / width;
+            for (int c = 0; c < channels; c++)
+                out[c] = out[c] / height / width;
         }
 }
 
@@ -279,7 +299,8 @@ static int reflect(int i, int n)
 {
     int period = 2 * n; /* n < 2^30: maps are far smaller */
     i %= period;
-    if (i < 0) i += period;
+    if (i < 0)
+        i += period;
     return i < n ? i : period - 1 - i;
 }
 
@@ -290,23 +311,28 @@ static void blur_axis(float *out, const float *in, int n, int run, float sigma)
     double radius_limit = 40.0 * n, radius_wanted = ceil(4.0 * (double)sigma);
     int radius = (int)(radius_wanted < radius_limit || radius_wanted < 64 ? radius_wanted : radius_limit);
     double total = 1, k = -0.5 / ((double)sigma * (double)sigma);
-    for (int t = 1; t <= radius; t++) total += 2 * exp(k * t * t);
-    for (ptrdiff_t i = 0; i < (ptrdiff_t)n * run; i++) out[i] = 0;
+    for (int t = 1; t <= radius; t++)
+        total += 2 * exp(k * t * t);
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)n * run; i++)
+        out[i] = 0;
     for (int t = -radius; t <= radius; t++) {
         float weight = (float)(exp(k * t * t) / total);
         for (int i = 0; i < n; i++) {
             const float *from = in + (ptrdiff_t)reflect(i + t, n) * run;
             float *to = out + (ptrdiff_t)i * run;
-            for (int j = 0; j < run; j++) to[j] += weight * from[j];
+            for (int j = 0; j < run; j++)
+                to[j] += weight * from[j];
         }
     }
 }
 
 void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch)
 {
-    if (h <= 0 || w <= 0 || channels <= 0) return;
+    if (h <= 0 || w <= 0 || channels <= 0)
+        return;
     if (!(sigma > 0)) {
-        if (y != x) memcpy(y, x, (size_t)h * w * channels * sizeof *y);
+        if (y != x)
+            memcpy(y, x, (size_t)h * w * channels * sizeof *y);
         return;
     }
     blur_axis(scratch, x, h, w * channels, sigma);
@@ -333,9 +359,12 @@ static double pil_filter(ResizeFilter filter, double x)
 {
     const double a = -0.5;
     x = fabs(x);
-    if (filter == RESIZE_BILINEAR) return x < 1 ? 1 - x : 0;
-    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-    if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
+    if (filter == RESIZE_BILINEAR)
+        return x < 1 ? 1 - x : 0;
+    if (x < 1)
+        return ((a + 2) * x - (a + 3)) * x * x + 1;
+    if (x < 2)
+        return (((x - 5) * x + 8) * x - 4) * a;
     return 0;
 }
 
@@ -353,8 +382,10 @@ static void pil_weights(PilTaps *taps, int i, double *w, int in, double scale, d
 {
     double stretch = scale < 1 ? 1 : scale, centre = (i + 0.5) * scale, inverse = 1 / stretch, total = 0;
     int first = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
-    if (first < 0) first = 0;
-    if (end > in) end = in;
+    if (first < 0)
+        first = 0;
+    if (end > in)
+        end = in;
     int count = end - first;
     for (int j = 0; j < count; j++) {
         w[j] = pil_filter(filter, (j + first - centre + 0.5) * inverse);
@@ -379,9 +410,11 @@ static int pil_taps_make(PilTaps *taps, int in, int out, ResizeFilter filter)
     taps->weight = aligned_array(out, (size_t)taps->most * sizeof(int32_t));
     double *w = aligned_array(taps->most, sizeof(double));
     int ok = taps->first && taps->count && taps->weight && w;
-    for (int i = 0; i < out && ok; i++) pil_weights(taps, i, w, in, scale, support, filter);
+    for (int i = 0; i < out && ok; i++)
+        pil_weights(taps, i, w, in, scale, support, filter);
     free(w);
-    if (!ok) pil_taps_free(taps);
+    if (!ok)
+        pil_taps_free(taps);
     return ok ? 0 : -1;
 }
 
@@ -404,7 +437,8 @@ static void pil_horizontal(uint8_t *y, const uint8_t *x, int rows, int ow, int i
             const uint8_t *from = in + (size_t)taps->first[i] * channels;
             for (int c = 0; c < channels; c++) {
                 int32_t sum = 1 << (PRECISION_BITS - 1);
-                for (int j = 0; j < taps->count[i]; j++) sum += from[(size_t)j * channels + c] * weight[j];
+                for (int j = 0; j < taps->count[i]; j++)
+                    sum += from[(size_t)j * channels + c] * weight[j];
                 out[(size_t)i * channels + c] = clip8(sum);
             }
         }
@@ -420,28 +454,38 @@ static void pil_vertical(uint8_t *y, const uint8_t *x, int oh, size_t run, const
         for (size_t at = 0; at < run; at += 256) {
             int n = run - at < 256 ? (int)(run - at) : 256;
             int32_t sum[256];
-            for (int c = 0; c < n; c++) sum[c] = 1 << (PRECISION_BITS - 1);
+            for (int c = 0; c < n; c++)
+                sum[c] = 1 << (PRECISION_BITS - 1);
             for (int j = 0; j < taps->count[i]; j++) {
                 const uint8_t *from = x + (size_t)(taps->first[i] + j) * run + at;
-                for (int c = 0; c < n; c++) sum[c] += from[c] * weight[j];
+                for (int c = 0; c < n; c++)
+                    sum[c] += from[c] * weight[j];
             }
-            for (int c = 0; c < n; c++) y[(size_t)i * run + at + c] = clip8(sum[c]);
+            for (int c = 0; c < n; c++)
+                y[(size_t)i * run + at + c] = clip8(sum[c]);
         }
     }
 }
 
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels, ResizeFilter filter)
 {
-    if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0 || channels <= 0) return -1;
+    if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0 || channels <= 0)
+        return -1;
     PilTaps across = {0}, down = {0};
     uint8_t *middle = NULL; /* [ih][ow][channels] */
     int status = -1;
-    if (ow != iw && pil_taps_make(&across, iw, ow, filter) != 0) return -1;
-    if (oh != ih && pil_taps_make(&down, ih, oh, filter) != 0) goto done;
-    if (ow != iw && oh != ih && !(middle = aligned_array((size_t)ih * ow, channels))) goto done;
-    if (ow == iw && oh == ih) memcpy(y, x, (size_t)oh * ow * channels);
-    if (ow != iw) pil_horizontal(middle ? middle : y, x, ih, ow, iw, channels, &across);
-    if (oh != ih) pil_vertical(y, middle ? middle : x, oh, (size_t)ow * channels, &down);
+    if (ow != iw && pil_taps_make(&across, iw, ow, filter) != 0)
+        return -1;
+    if (oh != ih && pil_taps_make(&down, ih, oh, filter) != 0)
+        goto done;
+    if (ow != iw && oh != ih && !(middle = aligned_array((size_t)ih * ow, channels)))
+        goto done;
+    if (ow == iw && oh == ih)
+        memcpy(y, x, (size_t)oh * ow * channels);
+    if (ow != iw)
+        pil_horizontal(middle ? middle : y, x, ih, ow, iw, channels, &across);
+    if (oh != ih)
+        pil_vertical(y, middle ? middle : x, oh, (size_t)ow * channels, &down);
     status = 0;
 done:
     pil_taps_free(&across);

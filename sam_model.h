@@ -5,13 +5,13 @@
 
 #include "sam.h"
 
-#define SAM_MAX_DEPTH 64 /* blocks of the image encoder */
+#define SAM_MAX_DEPTH         64 /* blocks of the image encoder */
 #define SAM_MAX_DECODER_DEPTH 16
-#define SAM_MAX_MASK_TOKENS 16 /* num_multimask_outputs + 1 */
-#define SAM_MAX_MLP 8          /* layers of the IoU head */
+#define SAM_MAX_MASK_TOKENS   16 /* num_multimask_outputs + 1 */
+#define SAM_MAX_MLP           8  /* layers of the IoU head */
 
 #define SAM_NORM_2D_EPS 1e-6f /* LayerNorm2d, and LayerNorm in the image encoder */
-#define SAM_NORM_EPS 1e-5f    /* LayerNorm in the two-way transformer (PyTorch's default) */
+#define SAM_NORM_EPS    1e-5f /* LayerNorm in the two-way transformer (PyTorch's default) */
 
 /* Weight and bias of a Linear [n_out][n_in] or Conv2d, or gamma and beta of a norm. */
 typedef struct SamAffine {

@@ -1,7 +1,8 @@
 /* samlad.c - the library's face: models, bank, detection, reasons. See samlad.h.
  *
- * The algorithm in reading order: scene.c (features and objects of an image), bank.c (the normal images), dcga.c (descriptors), omm.c
- * (matches), amm.c (maps and scores), and compare.c, which calls them in the paper's order. */
+ * The algorithm in reading order: scene.c (features and objects of an image), bank.c (the normal images),
+ * dcga.c (descriptors), omm.c (matches), amm.c (maps and scores), and compare.c, which calls them in the
+ * paper's order. */
 #include "samlad.h"
 
 #include <math.h>
@@ -72,7 +73,9 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
     const OptionSpec *spec = option_find(name);
     if (!spec)
         return fail(err, "there is no option %s", name);
-    return option_set(&s->options, spec, value, name, err) || models_complete(&s->models, &s->options, err) ? -1 : 0;
+    return option_set(&s->options, spec, value, name, err) || models_complete(&s->models, &s->options, err)
+               ? -1
+               : 0;
 }
 
 /* ================================================================================================
@@ -106,8 +109,8 @@ static int add_image(Samlad *s, BankBuilder *builder, const char *path, Error *e
     Scene scene;
     int status = scene_analyse(&scene, &s->models, &s->options, rgb, height, width, NULL, err);
     if (!status) {
-        BankEntry entry = {base_name(path), scene.grid_h, scene.grid_w, scene.channels, scene.cls_dim, scene.features, scene.mean_patch, scene.cls,
-                           &scene.objects};
+        BankEntry entry = {base_name(path), scene.grid_h,     scene.grid_w, scene.channels, scene.cls_dim,
+                           scene.features,  scene.mean_patch, scene.cls,    &scene.objects};
         status = bank_builder_add(builder, &entry, err);
         scene_free(&scene);
     }
@@ -127,7 +130,8 @@ static int finish_bank(Samlad *s, SamladProgress progress, void *user, Error *er
     return status;
 }
 
-int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user, Error *err)
+int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user,
+                      Error *err)
 {
     BankBuilder *builder = bank_builder_new(err);
     bank_free(&s->bank);
@@ -156,16 +160,18 @@ int samlad_bank_save(const Samlad *s, const char *path, Error *err)
 }
 
 /* Detection with other weights than the bank's would compare what can't be compared. */
-static int same_weights(const char *path, const char *role, const WeightsId *bank, const WeightsId *here, Error *err)
+static int same_weights(const char *path, const char *role, const WeightsId *bank, const WeightsId *here,
+                        Error *err)
 {
     if (strcmp(bank->sha256, here->sha256) == 0)
         return 0;
     if (!bank->sha256[0])
         return fail(err, "%s: the bank was made without %s weights, but %s is given", path, role, here->name);
     if (!here->sha256[0])
-        return fail(err, "%s: the bank was made with the %s weights %s (sha256 %.12s...), but none are given", path, role, bank->name, bank->sha256);
-    return fail(err, "%s: the bank was made with the %s weights %s (sha256 %.12s...), not with %s (%.12s...)", path, role, bank->name, bank->sha256,
-                here->name, here->sha256);
+        return fail(err, "%s: the bank was made with the %s weights %s (sha256 %.12s...), but none are given",
+                    path, role, bank->name, bank->sha256);
+    return fail(err, "%s: the bank was made with the %s weights %s (sha256 %.12s...), not with %s (%.12s...)",
+                path, role, bank->name, bank->sha256, here->name, here->sha256);
 }
 
 /* Load and check everything that concerns features. */
@@ -175,7 +181,8 @@ static int load_bank(Samlad *s, const char *path, Error *err)
     s->has_bank = 0;
     if (bank_load(&s->bank, path, err))
         return -1;
-    if (same_weights(path, "backbone", &s->bank.vit, &s->vit, err) || same_weights(path, "featup", &s->bank.featup, &s->featup, err) ||
+    if (same_weights(path, "backbone", &s->bank.vit, &s->vit, err) ||
+        same_weights(path, "featup", &s->bank.featup, &s->featup, err) ||
         (!s->bank.options.no_objects && same_weights(path, "sam", &s->bank.sam, &s->sam, err))) {
         bank_free(&s->bank);
         return -1;
@@ -249,7 +256,8 @@ static void cells_box(float box[4], const float *weights, int grid_h, int grid_w
 static void pixel_boxes(SamladResult *r, const Objects *o)
 {
     for (int i = 0; i < r->n_objects; i++)
-        r->objects[i].box[0] = r->objects[i].box[1] = INFINITY, r->objects[i].box[2] = r->objects[i].box[3] = -INFINITY;
+        r->objects[i].box[0] = r->objects[i].box[1] = INFINITY,
+        r->objects[i].box[2] = r->objects[i].box[3] = -INFINITY;
     for (int y = 0; y < r->height; y++)
         for (int x = 0; x < r->width; x++) {
             int label = r->labels[(size_t)y * (size_t)r->width + (size_t)x];
@@ -270,18 +278,22 @@ static void pixel_boxes(SamladResult *r, const Objects *o)
 }
 
 /* Largest structural z on the object's cells and where it stands. */
-static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights, int height, int width)
+static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights,
+                        int height, int width)
 {
     int n_cells = (int)bank_cells(bank), at = -1;
     for (int p = 0; p < n_cells; p++)
         if (weights[p] >= 0.5f && (at < 0 || c->structural[p] > c->structural[at]))
             at = p;
     object->damage = at < 0 ? 0 : amm_z(&bank->structural, c->structural[at]);
-    object->damage_at[0] = at < 0 ? 0 : ((float)(at % bank->grid_w) + 0.5f) * (float)width / (float)bank->grid_w;
-    object->damage_at[1] = at < 0 ? 0 : ((float)(at / bank->grid_w) + 0.5f) * (float)height / (float)bank->grid_h;
+    object->damage_at[0] =
+        at < 0 ? 0 : ((float)(at % bank->grid_w) + 0.5f) * (float)width / (float)bank->grid_w;
+    object->damage_at[1] =
+        at < 0 ? 0 : ((float)(at / bank->grid_w) + 0.5f) * (float)height / (float)bank->grid_h;
 }
 
-static int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, const Objects *o, Error *err)
+static int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, const Objects *o,
+                           Error *err)
 {
     SamladMatch *matches = aligned_array((size_t)o->n * (size_t)c->k + 1, sizeof *matches);
     r->memory = matches; /* samlad_result_free knows */
@@ -301,13 +313,17 @@ static int explain_objects(SamladResult *r, const Bank *bank, const Comparison *
             int j = m->match_q[i];
             if (j >= 0)
                 object->matches[object->n_matches++] =
-                    (SamladMatch){k, j, m->assignment[(size_t)i * ((size_t)m->n_r + 1) + (size_t)j], m->scores[(size_t)i * (size_t)m->n_r + (size_t)j]};
+                    (SamladMatch){k, j, m->assignment[(size_t)i * ((size_t)m->n_r + 1) + (size_t)j],
+                                  m->scores[(size_t)i * (size_t)m->n_r + (size_t)j]};
         }
         matches += object->n_matches;
         find_damage(object, bank, c, o->weights + (size_t)i * bank_cells(bank), r->height, r->width);
-        object->verdict = bank->options.only != ONLY_STRUCTURAL && object->unmatched > bank->options.flag_unmatched ? VERDICT_EXTRA
-                          : bank->options.only != ONLY_LOGICAL && object->damage > bank->options.flag_damage      ? VERDICT_DAMAGED
-                                                                                                                     : VERDICT_NORMAL;
+        object->verdict =
+            bank->options.only != ONLY_STRUCTURAL && object->unmatched > bank->options.flag_unmatched
+                ? VERDICT_EXTRA
+            : bank->options.only != ONLY_LOGICAL && object->damage > bank->options.flag_damage
+                ? VERDICT_DAMAGED
+                : VERDICT_NORMAL;
     }
     pixel_boxes(r, o);
     return 0;
@@ -325,14 +341,16 @@ static double soft_iou(const uint8_t *a, const uint8_t *b, size_t n_cells)
 }
 
 /* Join (reference, object) with what is already listed at its place; the clearest stands for all. */
-static void join_missing(SamladResult *r, const Bank *bank, const Comparison *c, int k, int j, int *last_reference)
+static void join_missing(SamladResult *r, const Bank *bank, const Comparison *c, int k, int j,
+                         int *last_reference)
 {
     size_t n_cells = bank_cells(bank);
     const uint8_t *mask = bank->weights + (size_t)(bank->first[c->references[k]] + j) * n_cells;
     float v = c->matchings[k].unmatched_r[j];
     for (int i = 0; i < r->n_missing; i++) {
         SamladMissing *m = &r->missing[i];
-        const uint8_t *other = bank->weights + (size_t)(bank->first[c->references[m->reference]] + m->object) * n_cells;
+        const uint8_t *other =
+            bank->weights + (size_t)(bank->first[c->references[m->reference]] + m->object) * n_cells;
         if (last_reference[i] == k || soft_iou(mask, other, n_cells) < 0.25)
             continue;
         m->support++;
@@ -367,7 +385,8 @@ static int explain_missing(SamladResult *r, const Bank *bank, const Comparison *
         SamladMissing m = r->missing[i];
         if (2 * m.support < c->k)
             continue;
-        const uint8_t *mask = bank->weights + (size_t)(bank->first[c->references[m.reference]] + m.object) * bank_cells(bank);
+        const uint8_t *mask =
+            bank->weights + (size_t)(bank->first[c->references[m.reference]] + m.object) * bank_cells(bank);
         for (size_t p = 0; p < bank_cells(bank); p++)
             weights[p] = mask[p];
         cells_box(m.box, weights, bank->grid_h, bank->grid_w, r->height, r->width);
@@ -389,11 +408,23 @@ static float rank_of(const Bank *bank, float score)
 /* Move what the result keeps out of the comparison and the scene. */
 static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *scene, Error *err)
 {
-    *r = (SamladResult){.width = scene->width, .height = scene->height, .grid_w = bank->grid_w, .grid_h = bank->grid_h, .score = c->score,
-                        .structural = c->structural_score, .logical = c->logical_score, .structural_z = c->structural_z, .logical_z = c->logical_z,
-                        .rank = rank_of(bank, c->score), .n_references = c->k, .map_low = 0, .map_high = 6};
-    r->map = c->map, r->structural_map = c->structural, r->logical_map = c->logical, r->references = c->references, r->labels = scene->labels;
-    int status = explain_objects(r, bank, c, &scene->objects, err) || explain_missing(r, bank, c, err) ? -1 : 0;
+    *r = (SamladResult){.width = scene->width,
+                        .height = scene->height,
+                        .grid_w = bank->grid_w,
+                        .grid_h = bank->grid_h,
+                        .score = c->score,
+                        .structural = c->structural_score,
+                        .logical = c->logical_score,
+                        .structural_z = c->structural_z,
+                        .logical_z = c->logical_z,
+                        .rank = rank_of(bank, c->score),
+                        .n_references = c->k,
+                        .map_low = 0,
+                        .map_high = 6};
+    r->map = c->map, r->structural_map = c->structural, r->logical_map = c->logical,
+    r->references = c->references, r->labels = scene->labels;
+    int status =
+        explain_objects(r, bank, c, &scene->objects, err) || explain_missing(r, bank, c, err) ? -1 : 0;
     c->map = c->structural = c->logical = NULL; /* the result's now */
     scene->labels = NULL;
     for (int k = 0; k < c->k; k++)
@@ -405,7 +436,8 @@ static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *
     return status;
 }
 
-int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result, const char *dump, Error *err)
+int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
+                  const char *dump, Error *err)
 {
     *result = (SamladResult){0};
     if (!s->has_bank)
@@ -434,7 +466,8 @@ int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladRe
 
 void samlad_result_free(SamladResult *r)
 {
-    free(r->map), free(r->structural_map), free(r->logical_map), free(r->references), free(r->objects), free(r->missing), free(r->labels), free(r->memory);
+    free(r->map), free(r->structural_map), free(r->logical_map), free(r->references), free(r->objects),
+        free(r->missing), free(r->labels), free(r->memory);
     *r = (SamladResult){0};
 }
 

@@ -1,5 +1,5 @@
-/* samlad.h - the public API of libsamlad: SAM-LAD (Peng et al., arXiv 2406.00625), zero-shot detection of logical and structural
- * anomalies. Open models, build or load a bank of normal images, detect, free.
+/* samlad.h - the public API of libsamlad: SAM-LAD (Peng et al., arXiv 2406.00625), zero-shot detection of
+ * logical and structural anomalies. Open models, build or load a bank of normal images, detect, free.
  *
  *     Error err;
  *     Samlad *s = samlad_open(&(SamladWeights){.vit = "vit.safetensors", .sam = "sam.safetensors"}, &err);
@@ -40,11 +40,13 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 typedef void (*SamladProgress)(void *user, const char *what, int done, int total);
 
 /* ---- the bank ------------------------------------------------------------------------------------*/
-int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user, Error *err);
+int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user,
+                      Error *err);
 int samlad_bank_save(const Samlad *s, const char *path, Error *err);
 /* Takes the settings from the bank; refuses one that was made with other weights than the opened ones. */
 int samlad_bank_load(Samlad *s, const char *path, Error *err);
-/* Take the images of another bank and calibrate them anew with the options that are set now (those that do not concern features). */
+/* Take the images of another bank and calibrate them anew with the options that are set now (those that do
+ * not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);
 const char *samlad_bank_name(const Samlad *s, int image);
@@ -60,16 +62,16 @@ typedef struct SamladMatch {
 } SamladMatch;
 
 typedef struct SamladObject {
-    int background;        /* 1: what no mask covered */
-    float box[4];          /* x, y, width, height in pixels */
-    float area;            /* part of the image */
-    float centroid[2];     /* x, y in 0..1 */
-    float unmatched;       /* mean of U over the references, 0..1 */
-    float damage;          /* largest structural z on the object */
-    float damage_at[2];    /* where, x, y in pixels */
+    int background;     /* 1: what no mask covered */
+    float box[4];       /* x, y, width, height in pixels */
+    float area;         /* part of the image */
+    float centroid[2];  /* x, y in 0..1 */
+    float unmatched;    /* mean of U over the references, 0..1 */
+    float damage;       /* largest structural z on the object */
+    float damage_at[2]; /* where, x, y in pixels */
     SamladVerdict verdict;
     int n_matches;
-    SamladMatch *matches;  /* one a reference at the most */
+    SamladMatch *matches; /* one a reference at the most */
 } SamladObject;
 
 /* An object of the normal images that the query lacks. */
@@ -86,22 +88,23 @@ typedef struct SamladResult {
     float score;               /* fused; what to sort by */
     float structural, logical; /* A and L */
     float structural_z, logical_z;
-    float rank;                /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value */
-    float *map;                /* [grid_h][grid_w] fused z */
+    float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value */
+    float *map; /* [grid_h][grid_w] fused z */
     float *structural_map, *logical_map; /* [grid_h][grid_w] A and L before z */
     int n_references;
-    int *references;           /* bank indices, nearest first */
+    int *references; /* bank indices, nearest first */
     int n_objects;
     SamladObject *objects;
     int n_missing;
     SamladMissing *missing;
-    int32_t *labels;           /* [height][width] object of each pixel, or -1 */
-    float map_low, map_high;   /* z of a typical and of a clearly anomalous position: a scale for pictures */
-    void *memory;              /* what the pointers above live in */
+    int32_t *labels;         /* [height][width] object of each pixel, or -1 */
+    float map_low, map_high; /* z of a typical and of a clearly anomalous position: a scale for pictures */
+    void *memory;            /* what the pointers above live in */
 } SamladResult;
 
 /* rgb uint8 [height][width][3]. dump: file for every intermediate tensor (METHOD.md 11), or NULL. */
-int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result, const char *dump, Error *err);
+int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
+                  const char *dump, Error *err);
 void samlad_result_free(SamladResult *result);
 /* The fused map at the image's size, bilinear: map [height][width]. */
 void samlad_full_map(const SamladResult *result, float *map);

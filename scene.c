@@ -1,6 +1,7 @@
 /* scene.c - features and objects of one image. See scene.h.
  *
- *   rgb [H][W][3] -> pixels [3][S_h][S_w] -> ViT -> patches [h'][w'][C] -> FeatUp -> [h'·8][w'·8][C] -> mean -> [h][w][C]
+ *   rgb [H][W][3] -> pixels [3][S_h][S_w] -> ViT -> patches [h'][w'][C] -> FeatUp -> [h'·8][w'·8][C] -> mean
+ * -> [h][w][C]
  *                 -> SAM automatic masks [n][H][W] -> objects on the grid [n][h][w] */
 #include "scene.h"
 
@@ -71,12 +72,14 @@ int models_complete(const Models *m, Options *o, Error *err)
     const VitConfig *vit = vit_config(m->vit);
     if (o->size == 0) {
         o->size = vit->image_size == 518 ? 448 : vit->image_size; /* METHOD.md 1: 448 for DINOv2 */
-        if (st_meta(m->vit_file, "method.size") && st_meta_int(m->vit_file, "method.size", 1, 4096, &o->size, err))
+        if (st_meta(m->vit_file, "method.size") &&
+            st_meta_int(m->vit_file, "method.size", 1, 4096, &o->size, err))
             return -1;
     }
     if (o->layer == 0) { /* METHOD.md 1: the last for DINOv2; for the ImageNet ViT block 9 of 12 was best */
         o->layer = vit->timm ? (3 * vit->depth + 2) / 4 : vit->depth;
-        if (st_meta(m->vit_file, "method.layer") && st_meta_int(m->vit_file, "method.layer", 1, vit->depth, &o->layer, err))
+        if (st_meta(m->vit_file, "method.layer") &&
+            st_meta_int(m->vit_file, "method.layer", 1, vit->depth, &o->layer, err))
             return -1;
     }
     return 0;
@@ -93,7 +96,8 @@ int models_recommend(const Models *m, Options *o, Error *err)
  * Dumping
  * ============================================================================================== */
 
-int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data, Error *err)
+int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
+                Error *err)
 {
     return dump ? st_writer_copy(dump, name, ST_F32, n_dims, shape, data, err) : 0;
 }
@@ -131,7 +135,8 @@ static int at_least_one(double x)
 static Sizes choose_sizes(const Options *o, int patch, int height, int width)
 {
     double longer = height > width ? height : width;
-    double aspect_h = o->resize == RESIZE_FIT ? height / longer : 1, aspect_w = o->resize == RESIZE_FIT ? width / longer : 1;
+    double aspect_h = o->resize == RESIZE_FIT ? height / longer : 1,
+           aspect_w = o->resize == RESIZE_FIT ? width / longer : 1;
     Sizes s;
     s.patch_h = at_least_one(o->size * aspect_h / patch);
     s.patch_w = at_least_one(o->size * aspect_w / patch);
@@ -177,24 +182,28 @@ static int ensure_vit_state(Models *m, const Sizes *s, Error *err)
     return m->vit_state ? 0 : -1;
 }
 
-static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *s, float *pixels, float *patches, float *up, StWriter *dump, Error *err)
+static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *s, float *pixels,
+                        float *patches, float *up, StWriter *dump, Error *err)
 {
     int C = scene->channels;
     Tap tap = {dump, err, 0};
-    vit_forward(m->vit, m->vit_state, pixels, s->in_h, s->in_w, o->layer, scene->cls, patches, dump ? tap_tensor : NULL, &tap);
+    vit_forward(m->vit, m->vit_state, pixels, s->in_h, s->in_w, o->layer, scene->cls, patches,
+                dump ? tap_tensor : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;
     mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
     l2_normalise(scene->cls, 1, scene->cls_dim, 1e-12f);
     int bilinear = o->featup_stages == 0 || !m->featup;
-    if (featup_upsample(bilinear ? NULL : m->featup, up, patches, s->patch_h, s->patch_w, C, pixels, s->in_h, s->in_w,
-                        o->featup_stages > 0 ? o->featup_stages : 3, err))
+    if (featup_upsample(bilinear ? NULL : m->featup, up, patches, s->patch_h, s->patch_w, C, pixels, s->in_h,
+                        s->in_w, o->featup_stages > 0 ? o->featup_stages : 3, err))
         return -1;
     to_grid(scene->features, up, s, C);
-    return dump_floats(dump, "featup.features", 3, (int64_t[]){scene->grid_h, scene->grid_w, C}, scene->features, err);
+    return dump_floats(dump, "featup.features", 3, (int64_t[]){scene->grid_h, scene->grid_w, C},
+                       scene->features, err);
 }
 
-static int compute_features(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump, Error *err)
+static int compute_features(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump,
+                            Error *err)
 {
     const VitConfig *vit = vit_config(m->vit);
     Sizes s = choose_sizes(o, vit->patch_size, scene->height, scene->width);
@@ -202,7 +211,8 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
     scene->grid_h = s.grid_h, scene->grid_w = s.grid_w;
     scene->channels = scene->cls_dim = vit->dim;
     if (o->layer < 1 || o->layer > vit->depth)
-        return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer, vit->depth);
+        return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer,
+                    vit->depth);
     float *pixels = aligned_array((size_t)s.in_h * (size_t)s.in_w * 3, sizeof(float));
     float *patches = aligned_array((size_t)s.patch_h * (size_t)s.patch_w * C, sizeof(float));
     float *up = aligned_array((size_t)s.up_h * (size_t)s.up_w * C, sizeof(float));
@@ -211,7 +221,8 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
     scene->cls = aligned_array(C, sizeof(float));
     int status;
     if (!pixels || !patches || !up || !scene->features || !scene->mean_patch || !scene->cls)
-        status = fail_memory(err, "features", (unsigned long long)s.up_h * (unsigned long long)s.up_w * C * 4);
+        status =
+            fail_memory(err, "features", (unsigned long long)s.up_h * (unsigned long long)s.up_w * C * 4);
     else
         status = ensure_vit_state(m, &s, err);
     if (!status)
@@ -245,22 +256,26 @@ int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Err
     }
     int64_t count = (int64_t)n;
     int status = st_writer_copy(dump, "sam.masks", ST_U8, 3, (int64_t[]){count, height, width}, all, err) ||
-                 dump_floats(dump, "sam.iou_predictions", 1, &count, iou, err) || dump_floats(dump, "sam.stability_scores", 1, &count, stability, err) ||
+                 dump_floats(dump, "sam.iou_predictions", 1, &count, iou, err) ||
+                 dump_floats(dump, "sam.stability_scores", 1, &count, stability, err) ||
                  dump_floats(dump, "sam.boxes", 2, (int64_t[]){count, 4}, boxes, err) ||
                  dump_floats(dump, "sam.points", 2, (int64_t[]){count, 2}, points, err);
     free(all), free(numbers);
     return status ? -1 : 0;
 }
 
-/* The encoder's tensors: the mask generator keeps its embeddings to itself, so a dump encodes the image once more. */
-int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err)
+/* The encoder's tensors: the mask generator keeps its embeddings to itself, so a dump encodes the image once
+ * more. */
+int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
+             Error *err)
 {
     SamImage image;
     if (sam_encode(sam, state, &image, rgb, height, width, 1, NULL, NULL, err))
         return -1;
     int64_t size = sam_config(sam)->image_size, g = image.grid, C = sam_config(sam)->out_chans;
     float *embedding = aligned_array((size_t)(g * g * C), sizeof(float));
-    int status = embedding ? 0 : fail_memory(err, "the dump of the embedding", (unsigned long long)(g * g * C * 4));
+    int status =
+        embedding ? 0 : fail_memory(err, "the dump of the embedding", (unsigned long long)(g * g * C * 4));
     for (int64_t p = 0; embedding && p < g * g; p++) /* to the official [C][h][w] */
         for (int64_t c = 0; c < C; c++)
             embedding[c * g * g + p] = image.embedding[p * C + c];
@@ -282,20 +297,25 @@ static int masks_to_objects(Scene *scene, const AmgMasks *masks, const Options *
     Rle *rles = aligned_array((size_t)n_masks + 1, sizeof *rles);
     int *kept = aligned_array((size_t)n_masks + 1, sizeof *kept);
     float *weights = aligned_array(((size_t)n_masks + 1) * n_cells, sizeof *weights);
-    int status = rles && kept && weights ? 0 : fail_memory(err, "the objects of an image", ((size_t)n_masks + 1) * n_cells * 4);
+    int status = rles && kept && weights
+                     ? 0
+                     : fail_memory(err, "the objects of an image", ((size_t)n_masks + 1) * n_cells * 4);
     for (int i = 0; !status && i < n_masks; i++)
         rles[i] = masks->masks[i].segmentation;
     if (!status)
-        status = objects_labels(scene->labels, kept, &n_kept, rles, n_masks, scene->height, scene->width, &o->objects, err);
+        status = objects_labels(scene->labels, kept, &n_kept, rles, n_masks, scene->height, scene->width,
+                                &o->objects, err);
     if (!status) {
         int uncovered = 0;
         for (size_t p = 0; p < (size_t)scene->height * (size_t)scene->width && !uncovered; p++)
             uncovered = scene->labels[p] < 0;
         background = background && uncovered;
-        status = objects_weights(weights, scene->labels, n_kept, background, scene->height, scene->width, scene->grid_h, scene->grid_w, err);
+        status = objects_weights(weights, scene->labels, n_kept, background, scene->height, scene->width,
+                                 scene->grid_h, scene->grid_w, err);
     }
     if (!status)
-        status = objects_new(&scene->objects, n_kept + background, background, scene->grid_h, scene->grid_w, scene->channels, weights, scene->features, err);
+        status = objects_new(&scene->objects, n_kept + background, background, scene->grid_h, scene->grid_w,
+                             scene->channels, weights, scene->features, err);
     for (int i = 0; !status && i < n_kept; i++)
         scene->objects.mask_index[i] = kept[i];
     free(rles), free(kept), free(weights);
@@ -312,24 +332,30 @@ static int whole_image(Scene *scene, Error *err)
         weights[p] = 1;
     for (size_t p = 0; p < (size_t)scene->height * (size_t)scene->width; p++)
         scene->labels[p] = 0;
-    int status = objects_new(&scene->objects, 1, 0, scene->grid_h, scene->grid_w, scene->channels, weights, scene->features, err);
+    int status = objects_new(&scene->objects, 1, 0, scene->grid_h, scene->grid_w, scene->channels, weights,
+                             scene->features, err);
     free(weights);
     return status;
 }
 
-static int compute_objects(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump, Error *err)
+static int compute_objects(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump,
+                           Error *err)
 {
     scene->labels = aligned_array((size_t)scene->height * (size_t)scene->width, sizeof *scene->labels);
     if (!scene->labels)
-        return fail_memory(err, "the objects of an image", (unsigned long long)scene->height * (unsigned long long)scene->width * 4);
+        return fail_memory(err, "the objects of an image",
+                           (unsigned long long)scene->height * (unsigned long long)scene->width * 4);
     if (o->no_objects)
         return whole_image(scene, err);
     if (!m->sam)
         return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
     AmgMasks masks = {0};
-    if (amg_generate(m->sam, m->sam_state, &masks, &o->amg, rgb, scene->height, scene->width, NULL, NULL, err))
+    if (amg_generate(m->sam, m->sam_state, &masks, &o->amg, rgb, scene->height, scene->width, NULL, NULL,
+                     err))
         return -1;
-    int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) || dump_sam(m->sam, m->sam_state, rgb, scene->height, scene->width, dump, err) : 0;
+    int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) ||
+                            dump_sam(m->sam, m->sam_state, rgb, scene->height, scene->width, dump, err)
+                      : 0;
     if (!status)
         status = masks_to_objects(scene, &masks, o, err);
     amg_masks_free(&masks);
@@ -338,15 +364,18 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
 
 static int dump_objects(StWriter *dump, const Objects *o, Error *err)
 {
-    return dump_floats(dump, "objects.weights", 3, (int64_t[]){o->n, o->grid_h, o->grid_w}, o->weights, err) ||
+    return dump_floats(dump, "objects.weights", 3, (int64_t[]){o->n, o->grid_h, o->grid_w}, o->weights,
+                       err) ||
            dump_floats(dump, "objects.pooled", 2, (int64_t[]){o->n, o->channels}, o->pooled, err) ||
            dump_floats(dump, "objects.centroids", 2, (int64_t[]){o->n, 2}, o->centroids, err);
 }
 
-int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err)
+int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height,
+                  int width, StWriter *dump, Error *err)
 {
     *scene = (Scene){.height = height, .width = width};
-    if (compute_features(scene, models, options, rgb, dump, err) || compute_objects(scene, models, options, rgb, dump, err) ||
+    if (compute_features(scene, models, options, rgb, dump, err) ||
+        compute_objects(scene, models, options, rgb, dump, err) ||
         (dump && dump_objects(dump, &scene->objects, err))) {
         scene_free(scene);
         return -1;

@@ -13,38 +13,45 @@ typedef struct Models {
     Safetensors *vit_file, *sam_file, *featup_file, *dcga_file;
     Vit *vit;
     VitState *vit_state;
-    int vit_state_grid;  /* patches a side that vit_state was made for */
+    int vit_state_grid; /* patches a side that vit_state was made for */
     Sam *sam;
     SamState *sam_state;
     Featup *featup;
 } Models;
 
 typedef struct Scene {
-    int height, width;             /* of the image */
+    int height, width; /* of the image */
     int grid_h, grid_w, channels, cls_dim;
-    float *features;               /* [grid_h*grid_w][channels] */
-    float *mean_patch;             /* [channels] unit */
-    float *cls;                    /* [cls_dim] unit */
+    float *features;   /* [grid_h*grid_w][channels] */
+    float *mean_patch; /* [channels] unit */
+    float *cls;        /* [cls_dim] unit */
     Objects objects;
-    int32_t *labels;               /* [height][width] object of each pixel or -1; NULL for a bank's image */
+    int32_t *labels; /* [height][width] object of each pixel or -1; NULL for a bank's image */
 } Scene;
 
-int models_open(Models *models, const char *vit, const char *sam, const char *featup, const char *dcga, Error *err);
+int models_open(Models *models, const char *vit, const char *sam, const char *featup, const char *dcga,
+                Error *err);
 void models_close(Models *models);
-/* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds. */
+/* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds.
+ */
 int models_recommend(const Models *models, Options *options, Error *err);
 /* The part of it where 0 stands for what the weights recommend: size and layer. */
 int models_complete(const Models *models, Options *options, Error *err);
 
-/* rgb uint8 [height][width][3] -> scene. dump: every intermediate tensor goes there under METHOD.md 11's names, or NULL. */
-int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err);
+/* rgb uint8 [height][width][3] -> scene. dump: every intermediate tensor goes there under METHOD.md 11's
+ * names, or NULL. */
+int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height,
+                  int width, StWriter *dump, Error *err);
 void scene_free(Scene *scene);
 
 /* Add float32 data (copied) to a dump; a no-op when dump is NULL. */
-int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data, Error *err);
+int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
+                Error *err);
 
-/* The masks (sam.masks, sam.iou_predictions, ...) and the encoder's input and output (sam.pixels, sam.embedding [C][g][g]). */
+/* The masks (sam.masks, sam.iou_predictions, ...) and the encoder's input and output (sam.pixels,
+ * sam.embedding [C][g][g]). */
 int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err);
-int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump, Error *err);
+int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
+             Error *err);
 
 #endif

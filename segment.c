@@ -12,7 +12,8 @@
 #include "tensor.h"
 
 /* Box (XYWH) and stability of a mask from its logits, as the official generator has them. */
-static void measure_mask(AmgMask *mask, const float *logits, int height, int width, float threshold, double offset)
+static void measure_mask(AmgMask *mask, const float *logits, int height, int width, float threshold,
+                         double offset)
 {
     int64_t inside = 0, above = 0, below = 0;
     int x0 = width, x1 = -1, y0 = height, y1 = -1;
@@ -29,7 +30,8 @@ static void measure_mask(AmgMask *mask, const float *logits, int height, int wid
     mask->area = inside;
     mask->stability_score = below ? (float)((double)above / (double)below) : 0;
     if (inside) /* the official box: inclusive corners, so one pixel has width 0 */
-        mask->bbox[0] = (float)x0, mask->bbox[1] = (float)y0, mask->bbox[2] = (float)(x1 - x0), mask->bbox[3] = (float)(y1 - y0);
+        mask->bbox[0] = (float)x0, mask->bbox[1] = (float)y0, mask->bbox[2] = (float)(x1 - x0),
+        mask->bbox[3] = (float)(y1 - y0);
 }
 
 static int better_iou(const void *a, const void *b)
@@ -38,8 +40,8 @@ static int better_iou(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-static int record(AmgMask *mask, const Sam *sam, const SamImage *image, const float *low_res, float *logits, uint8_t *binary,
-                  const SegmentRequest *request, Error *err)
+static int record(AmgMask *mask, const Sam *sam, const SamImage *image, const float *low_res, float *logits,
+                  uint8_t *binary, const SegmentRequest *request, Error *err)
 {
     int height = image->original_h, width = image->original_w;
     if (sam_postprocess(sam, image, low_res, logits, err))
@@ -51,16 +53,20 @@ static int record(AmgMask *mask, const Sam *sam, const SamImage *image, const fl
     if (request->n_points > 0)
         memcpy(mask->point, request->points, sizeof mask->point);
     else if (request->box)
-        mask->point[0] = (request->box[0] + request->box[2]) / 2, mask->point[1] = (request->box[1] + request->box[3]) / 2;
+        mask->point[0] = (request->box[0] + request->box[2]) / 2,
+        mask->point[1] = (request->box[1] + request->box[3]) / 2;
     mask->crop_box[2] = (float)width, mask->crop_box[3] = (float)height;
     return rle_encode(&mask->segmentation, binary, height, width, err);
 }
 
-static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const SegmentRequest *request, Error *err)
+static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const SegmentRequest *request,
+                    Error *err)
 {
-    size_t pixels = (size_t)image->original_h * (size_t)image->original_w, low = 16 * (size_t)image->grid * (size_t)image->grid;
+    size_t pixels = (size_t)image->original_h * (size_t)image->original_w,
+           low = 16 * (size_t)image->grid * (size_t)image->grid;
     int n = request->single ? 1 : sam_config(sam)->n_multimask, status = 0;
-    float *low_res = aligned_array((size_t)n * low, sizeof(float)), *logits = aligned_array(pixels, sizeof(float)), iou[16] = {0};
+    float *low_res = aligned_array((size_t)n * low, sizeof(float)),
+          *logits = aligned_array(pixels, sizeof(float)), iou[16] = {0};
     uint8_t *binary = aligned_array(pixels, 1);
     out->masks = calloc((size_t)n, sizeof *out->masks);
     if (!low_res || !logits || !binary || !out->masks || n > 16)
@@ -81,8 +87,8 @@ static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const 
     return status;
 }
 
-int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb, int height, int width,
-            AmgProgress progress, void *user, StWriter *dump, Error *err)
+int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb,
+            int height, int width, AmgProgress progress, void *user, StWriter *dump, Error *err)
 {
     *out = (AmgMasks){0};
     if (request->n_points == 0 && !request->box) {
@@ -97,7 +103,8 @@ int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest
         if (status)
             return -1;
     }
-    if (dump && (dump_masks(dump, out, height, width, err) || dump_sam(sam, state, rgb, height, width, dump, err))) {
+    if (dump &&
+        (dump_masks(dump, out, height, width, err) || dump_sam(sam, state, rgb, height, width, dump, err))) {
         amg_masks_free(out);
         return -1;
     }
@@ -137,7 +144,8 @@ static int write_png(const AmgMasks *masks, const char *path, int height, int wi
         rle_decode(mask, &order[i]->segmentation);
         for (size_t p = 0; p < pixels; p++)
             if (mask[p])
-                indices[p] = (uint8_t)(1 + (order[i] - masks->masks) % 255); /* the JSON's order; colours recur after 255 */
+                indices[p] = (uint8_t)(1 + (order[i] - masks->masks) %
+                                               255); /* the JSON's order; colours recur after 255 */
     }
     for (int i = 1; i < 256; i++)
         palette_color(palette[i], i);

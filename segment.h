@@ -6,20 +6,20 @@
 
 typedef struct SegmentRequest {
     int n_points;
-    const float *points;  /* [n_points][2] x, y in pixels */
-    const int *labels;    /* [n_points] 1 foreground, 0 background */
-    const float *box;     /* [4] x0 y0 x1 y1, or NULL */
-    int single;           /* 1: one mask (official multimask_output=False), 0: the three, best first */
-    AmgOptions amg;       /* without points and box: automatic masks */
+    const float *points; /* [n_points][2] x, y in pixels */
+    const int *labels;   /* [n_points] 1 foreground, 0 background */
+    const float *box;    /* [4] x0 y0 x1 y1, or NULL */
+    int single;          /* 1: one mask (official multimask_output=False), 0: the three, best first */
+    AmgOptions amg;      /* without points and box: automatic masks */
 } SegmentRequest;
 
-/* Automatic masks, or the masks of one prompt as records of the same kind (best predicted IoU first). dump: the encoder's and the masks'
- * tensors (METHOD.md 11), or NULL. */
-int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb, int height, int width,
-            AmgProgress progress, void *user, StWriter *dump, Error *err);
+/* Automatic masks, or the masks of one prompt as records of the same kind (best predicted IoU first). dump:
+ * the encoder's and the masks' tensors (METHOD.md 11), or NULL. */
+int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb,
+            int height, int width, AmgProgress progress, void *user, StWriter *dump, Error *err);
 
-/* PREFIX_masks.png (indexed: 0 = nothing, then masks from the largest, so that small ones lie on top) and PREFIX_masks.json (the official
- * generator's fields, uncompressed COCO RLE). */
+/* PREFIX_masks.png (indexed: 0 = nothing, then masks from the largest, so that small ones lie on top) and
+ * PREFIX_masks.json (the official generator's fields, uncompressed COCO RLE). */
 int segment_write(const AmgMasks *masks, const char *prefix, int height, int width, Error *err);
 
 #endif

@@ -30,13 +30,13 @@
  * of 16. */
 #if defined(__AVX512F__)
 #define LANES 16
-#define MR 12
+#define MR    12
 #elif defined(__AVX2__) && defined(__FMA__)
 #define LANES 8
-#define MR 6
+#define MR    6
 #else
 #define LANES 4
-#define MR 6
+#define MR    6
 #endif
 #define NR (2 * LANES)
 
@@ -47,10 +47,10 @@ typedef int32_t IntVec4 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
-#define UNROLL _Pragma("unroll")
+#define UNROLL                     _Pragma("unroll")
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL                     _Pragma("GCC unroll 16")
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (IntVec4){i, j, k, l})
 #endif
 
@@ -116,7 +116,8 @@ INLINE Vec4 fold_lanes(Vec v)
     Vec4 part[LANES / 4];
     memcpy(part, &v, sizeof v);
     for (int half = LANES / 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) part[i] += part[i + half];
+        for (int i = 0; i < half; i++)
+            part[i] += part[i + half];
     return part[0];
 }
 
@@ -143,7 +144,8 @@ INLINE float max_lanes(Vec v)
     float lane[LANES];
     store(lane, v);
     for (int half = LANES / 2; half > 0; half /= 2) /* pairs: short chains of dependent comparisons */
-        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+        for (int i = 0; i < half; i++)
+            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
     return lane[0];
 }
 
@@ -217,7 +219,8 @@ float *arena_floats(Arena *arena, size_t n_floats)
 
 void *aligned_array(size_t count, size_t size)
 {
-    if (size != 0 && count > (SIZE_MAX / 2) / size) return NULL;
+    if (size != 0 && count > (SIZE_MAX / 2) / size)
+        return NULL;
     size_t n_bytes = (count * size + 63) & ~(size_t)63;
     return aligned_alloc(64, n_bytes ? n_bytes : 64);
 }
@@ -232,7 +235,7 @@ int tensor_max_threads(void)
 }
 
 /* Below these a parallel region costs more than it gains. */
-#define PARALLEL_PRODUCT (1 << 20) /* multiply-adds */
+#define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)
 
 static int min_int(int a, int b)
@@ -278,21 +281,27 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
     for (int p = 0; p < k; p++) {
         Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
         b += vecs * LANES;
-        UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int i = 0; i < rows; i++)
+        {
             Vec ai = splat(a[i * KC + p]);
             sum[i][0] = fmadd(ai, b0, sum[i][0]);
-            if (vecs > 1) sum[i][1] = fmadd(ai, b1, sum[i][1]);
+            if (vecs > 1)
+                sum[i][1] = fmadd(ai, b1, sum[i][1]);
         }
     }
     if (start.data) {
-        UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int i = 0; i < rows; i++)
+        {
             sum[i][0] += load(start.data + i * start.ld);
-            if (vecs > 1) sum[i][1] += load(start.data + i * start.ld + LANES);
+            if (vecs > 1)
+                sum[i][1] += load(start.data + i * start.ld + LANES);
         }
     }
-    UNROLL for (int i = 0; i < rows; i++) {
+    UNROLL for (int i = 0; i < rows; i++)
+    {
         store(c + i * ldc, sum[i][0]);
-        if (vecs > 1) store(c + i * ldc + LANES, sum[i][1]);
+        if (vecs > 1)
+            store(c + i * ldc + LANES, sum[i][1]);
     }
 }
 
@@ -300,15 +309,18 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
 static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
                      int k)
 {
-#define CASE(n)                                                            \
-    case n:                                                                \
-        if (vecs > 1) register_tile(n, 2, c, ldc, start, a, b, k);         \
-        else register_tile(n, 1, c, ldc, start, a, b, k);                  \
+#define CASE(n)                                                                                              \
+    case n:                                                                                                  \
+        if (vecs > 1)                                                                                        \
+            register_tile(n, 2, c, ldc, start, a, b, k);                                                     \
+        else                                                                                                 \
+            register_tile(n, 1, c, ldc, start, a, b, k);                                                     \
         break;
     switch (rows) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        CASE(1)
+        CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if MR == 12
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
     }
 #undef CASE
@@ -333,7 +345,8 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
 
 INLINE void prefetch_row(const float *row, int n)
 {
-    for (int i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)row + i * sizeof *row));
+    for (int i = 0; i < n; i += 16)
+        __builtin_prefetch((const void *)((uintptr_t)row + i * sizeof *row));
 }
 
 /* panel[k][width] = b[k][cols], padded with zero columns. */
@@ -364,15 +377,19 @@ static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t l
         int p = 0;
         for (; p + 4 <= k; p += 4) {
             Vec4 r[4];
-            for (int i = 0; i < 4; i++) memcpy(&r[i], row + i * ldb + p, sizeof r[i]);
+            for (int i = 0; i < 4; i++)
+                memcpy(&r[i], row + i * ldb + p, sizeof r[i]);
             transpose4(r);
-            for (int i = 0; i < 4; i++) memcpy(panel + (p + i) * width + j, &r[i], sizeof r[i]);
+            for (int i = 0; i < 4; i++)
+                memcpy(panel + (p + i) * width + j, &r[i], sizeof r[i]);
         }
         for (; p < k; p++)
-            for (int i = 0; i < 4; i++) panel[p * width + j + i] = row[i * ldb + p];
+            for (int i = 0; i < 4; i++)
+                panel[p * width + j + i] = row[i * ldb + p];
     }
     for (; j < width; j++)
-        for (int p = 0; p < k; p++) panel[p * width + j] = j < cols ? b[j * ldb + p] : 0;
+        for (int p = 0; p < k; p++)
+            panel[p * width + j] = j < cols ? b[j * ldb + p] : 0;
 }
 
 /* c[m][n] = start + a·B, where a [m][k] has rows KC apart and k <= KC: one block of the sum, one thread.
@@ -384,15 +401,19 @@ static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, 
     float panel[KC * NR] __attribute__((aligned(64)));
     for (int j = 0; j < n; j += NR) {
         int cols = min_int(n - j, NR), vecs = cols > LANES ? 2 : 1;
-        if (b.transposed) pack_transposed(panel, vecs * LANES, b.data + j * b.ld, b.ld, k, cols);
-        else pack_rows(panel, vecs * LANES, b.data + j, b.ld, k, cols);
+        if (b.transposed)
+            pack_transposed(panel, vecs * LANES, b.data + j * b.ld, b.ld, k, cols);
+        else
+            pack_rows(panel, vecs * LANES, b.data + j, b.ld, k, cols);
         int full = roomy || cols == vecs * LANES;
         for (int i = 0; i < m; i += MR) {
             int rows = min_int(m - i, MR);
             Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
             float *ci = c + i * ldc + j;
-            if (full) any_tile(rows, vecs, ci, ldc, s, a + i * KC, panel, k);
-            else edge_tile(rows, cols, ci, ldc, s, a + i * KC, panel, k);
+            if (full)
+                any_tile(rows, vecs, ci, ldc, s, a + i * KC, panel, k);
+            else
+                edge_tile(rows, cols, ci, ldc, s, a + i * KC, panel, k);
         }
     }
 }
@@ -404,7 +425,8 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, p
     float block[MC * KC] __attribute__((aligned(64)));
     for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
         int kc = min_int(k - p, KC);
-        for (int i = 0; i < m && kc > 0; i++) memcpy(block + i * KC, a + i * lda + p, kc * sizeof *a);
+        for (int i = 0; i < m && kc > 0; i++)
+            memcpy(block + i * KC, a + i * lda + p, kc * sizeof *a);
         Operand slice = {b.data + (b.transposed ? p : p * b.ld), b.ld, b.transposed};
         product_block(c, ldc, start, block, slice, m, n, kc, 0);
         start = (Start){c, ldc};
@@ -415,7 +437,8 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, p
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
                     int n, int k)
 {
-    if (m <= 0 || n <= 0) return;
+    if (m <= 0 || n <= 0)
+        return;
     int m_tiles = (m + MC - 1) / MC, n_tiles = (n + NC - 1) / NC;
     int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR);
     int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
@@ -425,7 +448,8 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     for (int ti = 0; ti < m_tiles; ti++)
         for (int tj = 0; tj < n_tiles; tj++) {
             int i = ti * tile_m, j = tj * tile_n;
-            if (i >= m || j >= n) continue;
+            if (i >= m || j >= n)
+                continue;
             Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
             Operand bj = {b.data + (b.transposed ? j * b.ld : j), b.ld, b.transposed};
             product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - i, tile_m),
@@ -456,7 +480,8 @@ void matmul_naive(float *c, int ldc, const float *a, int lda, const float *b, in
     for (ptrdiff_t i = 0; i < m; i++)
         for (ptrdiff_t j = 0; j < n; j++) {
             double sum = accumulate ? c[i * ldc + j] : 0;
-            for (ptrdiff_t p = 0; p < k; p++) sum += (double)a[i * lda + p] * b[p * ldb + j];
+            for (ptrdiff_t p = 0; p < k; p++)
+                sum += (double)a[i * lda + p] * b[p * ldb + j];
             c[i * ldc + j] = (float)sum;
         }
 }
@@ -467,7 +492,8 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
     for (ptrdiff_t i = 0; i < m; i++)
         for (ptrdiff_t j = 0; j < n; j++) {
             double sum = accumulate ? c[i * ldc + j] : 0;
-            for (ptrdiff_t p = 0; p < k; p++) sum += (double)a[i * lda + p] * b[j * ldb + p];
+            for (ptrdiff_t p = 0; p < k; p++)
+                sum += (double)a[i * lda + p] * b[j * ldb + p];
             c[i * ldc + j] = (float)sum;
         }
 }
@@ -477,7 +503,7 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
  * streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): per query a running maximum
  * and a running sum; when the maximum grows, what was summed up is scaled down. The logits of a tile are rows
  * KC apart, so that they are at once the packed left operand of the product with v. */
-#define QUERIES 132 /* a multiple of both MRs; the buffers below stay under 256 KiB a thread */
+#define QUERIES  132 /* a multiple of both MRs; the buffers below stay under 256 KiB a thread */
 #define REL_COLS 128
 
 typedef struct AttentionTask {
@@ -497,8 +523,10 @@ float dot(const float *a, const float *b, int n)
         s2 = fmadd(load(a + i + 2 * LANES), load(b + i + 2 * LANES), s2);
         s3 = fmadd(load(a + i + 3 * LANES), load(b + i + 3 * LANES), s3);
     }
-    for (; i + LANES <= n; i += LANES) s0 = fmadd(load(a + i), load(b + i), s0);
-    if (i < n) s1 = fmadd(load_part(a + i, n - i), load_part(b + i, n - i), s1);
+    for (; i + LANES <= n; i += LANES)
+        s0 = fmadd(load(a + i), load(b + i), s0);
+    if (i < n)
+        s1 = fmadd(load_part(a + i, n - i), load_part(b + i, n - i), s1);
     return sum_lanes((s0 + s1) + (s2 + s3));
 }
 
@@ -524,7 +552,8 @@ static void dots(float *out, const float *q, const float *row, int n, int dim)
         part[0] = (part[0] + part[1]) + (part[2] + part[3]);
         memcpy(out + j, &part[0], sizeof part[0]);
     }
-    for (; j < n; j++, row += dim) out[j] = dot(q, row, dim);
+    for (; j < n; j++, row += dim)
+        out[j] = dot(q, row, dim);
 }
 
 /* task->logits[n_q][keys] = q·kᵀ, in blocks of KC of the head's dimensions. One block, the usual case, is
@@ -535,7 +564,8 @@ static void tile_logits(AttentionTask *task, const float *q, int ldq, const floa
     for (int d = 0; d == 0 || d < head_dim; d += KC) {
         int dims = min_int(head_dim - d, KC);
         if (first_tile || head_dim > KC)
-            for (ptrdiff_t i = 0; i < n_q; i++) memcpy(task->q + i * KC, q + i * ldq + d, dims * sizeof *q);
+            for (ptrdiff_t i = 0; i < n_q; i++)
+                memcpy(task->q + i * KC, q + i * ldq + d, dims * sizeof *q);
         Start start = {d ? task->logits : NULL, KC};
         product_block(task->logits, KC, start, task->q, (Operand){k + d, ldk, 1}, n_q, keys, dims, 1);
     }
@@ -548,11 +578,13 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
 {
     float *row = task->logits + i * KC;
     int padded = round_up(keys, LANES);
-    for (int j = keys; j < padded; j++) row[j] = -INFINITY;
+    for (int j = keys; j < padded; j++)
+        row[j] = -INFINITY;
     Vec most = splat(task->max[i]);
     for (int j = 0; j < padded; j += LANES) {
         Vec x = load(row + j) * scale;
-        if (bias) x += load(bias + j);
+        if (bias)
+            x += load(bias + j);
         store(row + j, x);
         most = vec_max(x, most);
     }
@@ -577,7 +609,8 @@ static void rel_columns(AttentionTask *task, const RelativePosition *rel, const 
         ptrdiff_t qw = (first_query + i) % rel->grid_w;
         dots(task->rel_w + i * REL_COLS, q + i * ldq, rel->rel_w + (qw * rel->grid_w + kw) * head_dim, cols,
              head_dim);
-        for (int c = cols; c < REL_COLS; c++) task->rel_w[i * REL_COLS + c] = 0;
+        for (int c = cols; c < REL_COLS; c++)
+            task->rel_w[i * REL_COLS + c] = 0;
     }
 }
 
@@ -592,7 +625,8 @@ static void rel_bias(float *bias, const AttentionTask *task, const RelativePosit
     store(bias + rows * cols, splat(0));
     dots(h, q, rel->rel_h + ((ptrdiff_t)(query / rel->grid_w) * rel->grid_h + kh) * head_dim, rows, head_dim);
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cols; c += LANES) store(bias + r * cols + c, load(w + c) + h[r]);
+        for (int c = 0; c < cols; c += LANES)
+            store(bias + r * cols + c, load(w + c) + h[r]);
 }
 
 /* One head (the pointers stand at its columns), n_q <= QUERIES queries. The keys are a grid of key_h × key_w
@@ -603,14 +637,16 @@ static void attention_task(float *out, int ldo, const float *q, int ldq, const f
                            int head_dim, float scale, const RelativePosition *rel)
 {
     AttentionTask task;
-    for (int i = 0; i < n_q; i++) task.max[i] = -INFINITY, task.sum[i] = 0;
+    for (int i = 0; i < n_q; i++)
+        task.max[i] = -INFINITY, task.sum[i] = 0;
     int started = 0, most_cols = rel ? REL_COLS : KC;
     int strips = key_w > most_cols ? (key_w + most_cols - 1) / most_cols : 1;
     int strip = strips == 1 ? key_w : min_int(round_up((key_w + strips - 1) / strips, NR), most_cols);
     int tile_rows = strip == key_w && key_w > 0 ? KC / key_w : 1;
     for (int kw = 0; kw < key_w; kw += strip) {
         int cols = min_int(strip, key_w - kw);
-        if (rel) rel_columns(&task, rel, q, ldq, first_query, n_q, kw, cols, head_dim);
+        if (rel)
+            rel_columns(&task, rel, q, ldq, first_query, n_q, kw, cols, head_dim);
         for (int kh = 0; kh < key_h; kh += tile_rows) {
             int rows = min_int(tile_rows, key_h - kh), keys = rows * cols;
             ptrdiff_t first_key = (ptrdiff_t)kh * key_w + kw;
@@ -621,8 +657,10 @@ static void attention_task(float *out, int ldo, const float *q, int ldq, const f
                     rel_bias(bias, &task, rel, q + i * ldq, first_query + (int)i, (int)i, kh, rows, cols,
                              head_dim);
                 float factor = tile_softmax(&task, (int)i, keys, scale, rel ? bias : NULL);
-                if (!started || factor == 1) continue;
-                for (int d = 0; d < head_dim; d++) out[i * ldo + d] *= factor;
+                if (!started || factor == 1)
+                    continue;
+                for (int d = 0; d < head_dim; d++)
+                    out[i * ldo + d] *= factor;
             }
             Start start = {started ? out : NULL, ldo};
             product_block(out, ldo, start, task.logits, (Operand){v + first_key * ldv, ldv, 0}, n_q, head_dim,
@@ -632,7 +670,8 @@ static void attention_task(float *out, int ldo, const float *q, int ldq, const f
     }
     for (ptrdiff_t i = 0; i < n_q; i++) {
         float inverse = started ? 1 / task.sum[i] : 0;
-        for (int d = 0; d < head_dim; d++) out[i * ldo + d] = started ? out[i * ldo + d] * inverse : 0;
+        for (int d = 0; d < head_dim; d++)
+            out[i * ldo + d] = started ? out[i * ldo + d] * inverse : 0;
     }
 }
 
@@ -640,7 +679,8 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
 {
     int blocks = (n_q + QUERIES - 1) / QUERIES;
-    if (blocks <= 0) return;
+    if (blocks <= 0)
+        return;
     int per_block = min_int(round_up((n_q + blocks - 1) / blocks, MR), QUERIES);
     int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
     int parallel = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
@@ -649,7 +689,8 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
     for (int h = 0; h < n_heads; h++)
         for (int block = 0; block < blocks; block++) {
             int first = block * per_block, head = h * head_dim;
-            if (first >= n_q) continue;
+            if (first >= n_q)
+                continue;
             attention_task(out + (ptrdiff_t)first * ldo + head, ldo, q + (ptrdiff_t)first * ldq + head, ldq,
                            k + head, ldk, v + head, ldv, first, min_int(per_block, n_q - first), key_h, key_w,
                            head_dim, scale, rel);
@@ -661,12 +702,14 @@ static double naive_logit(const float *q, const float *k, int i, int j, int head
                           const RelativePosition *rel)
 {
     double qk = 0, bias = 0;
-    for (int d = 0; d < head_dim; d++) qk += (double)q[d] * k[d];
+    for (int d = 0; d < head_dim; d++)
+        qk += (double)q[d] * k[d];
     if (rel) {
         int qh = i / rel->grid_w, qw = i % rel->grid_w, kh = j / rel->grid_w, kw = j % rel->grid_w;
         const float *h = rel->rel_h + ((ptrdiff_t)qh * rel->grid_h + kh) * head_dim;
         const float *w = rel->rel_w + ((ptrdiff_t)qw * rel->grid_w + kw) * head_dim;
-        for (int d = 0; d < head_dim; d++) bias += (double)q[d] * h[d] + (double)q[d] * w[d];
+        for (int d = 0; d < head_dim; d++)
+            bias += (double)q[d] * h[d] + (double)q[d] * w[d];
     }
     return qk * scale + bias;
 }
@@ -690,9 +733,11 @@ void attention_naive(float *out, int ldo, const float *q, int ldq, const float *
                 int dims = min_int(head_dim - first, 64);
                 for (ptrdiff_t j = 0; j < n_k; j++) {
                     double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
-                    for (int d = 0; d < dims; d++) sum[d] += p * vh[j * ldv + first + d];
+                    for (int d = 0; d < dims; d++)
+                        sum[d] += p * vh[j * ldv + first + d];
                 }
-                for (int d = 0; d < dims; d++) oi[first + d] = n_k > 0 ? (float)(sum[d] / total) : 0;
+                for (int d = 0; d < dims; d++)
+                    oi[first + d] = n_k > 0 ? (float)(sum[d] / total) : 0;
             }
         }
 }
@@ -703,8 +748,10 @@ static float row_sum(const float *x, int n)
 {
     Vec s0 = {0}, s1 = {0};
     int i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) s0 += load(x + i), s1 += load(x + i + LANES);
-    for (; i < n; i += LANES) s0 += n - i >= LANES ? load(x + i) : load_part(x + i, n - i);
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        s0 += load(x + i), s1 += load(x + i + LANES);
+    for (; i < n; i += LANES)
+        s0 += n - i >= LANES ? load(x + i) : load_part(x + i, n - i);
     return sum_lanes(s0 + s1);
 }
 
@@ -719,7 +766,8 @@ static float row_deviation(const float *x, int n, float mean)
         s1 = fmadd(d1, d1, s1);
     }
     float tail = 0;
-    for (; i < n; i++) tail += (x[i] - mean) * (x[i] - mean);
+    for (; i < n; i++)
+        tail += (x[i] - mean) * (x[i] - mean);
     return sum_lanes(s0 + s1) + tail;
 }
 
@@ -731,18 +779,22 @@ void layer_norm(float *y, const float *x, const float *gamma, const float *beta,
         float *out = y + r * dim;
         float mean = row_sum(in, dim) / dim;
         float scale = 1 / sqrtf(row_deviation(in, dim, mean) / dim + eps);
-        for (int i = 0; i < dim; i++) out[i] = (in[i] - mean) * scale;
+        for (int i = 0; i < dim; i++)
+            out[i] = (in[i] - mean) * scale;
         if (gamma)
-            for (int i = 0; i < dim; i++) out[i] *= gamma[i];
+            for (int i = 0; i < dim; i++)
+                out[i] *= gamma[i];
         if (beta)
-            for (int i = 0; i < dim; i++) out[i] += beta[i];
+            for (int i = 0; i < dim; i++)
+                out[i] += beta[i];
     }
 }
 
 static void softmax_row(float *x, int n)
 {
     float max = -INFINITY;
-    for (int i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (int i = 0; i < n; i++)
+        max = x[i] > max ? x[i] : max;
     Vec sum = {0};
     int i = 0;
     for (; i + LANES <= n; i += LANES) {
@@ -751,11 +803,14 @@ static void softmax_row(float *x, int n)
         sum += e;
     }
     float tail[LANES] = {0};
-    if (i < n) store(tail, vec_exp(load_part(x + i, n - i) - max));
-    for (int j = 0; i + j < n; j++) x[i + j] = tail[j];
+    if (i < n)
+        store(tail, vec_exp(load_part(x + i, n - i) - max));
+    for (int j = 0; i + j < n; j++)
+        x[i + j] = tail[j];
     sum += load_part(tail, n - i);
     float total = sum_lanes(sum);
-    for (i = 0; i < n; i++) x[i] /= total;
+    for (i = 0; i < n; i++)
+        x[i] /= total;
 }
 
 /* LANES rows of a few columns at once, each lane a row: a row alone would leave most lanes idle. */
@@ -764,8 +819,10 @@ static void softmax_short_rows(float *x, int cols)
     float columns[LANES][LANES], totals[LANES];
     Vec max = splat(-INFINITY), sum = {0};
     for (int r = 0; r < LANES; r++)
-        for (int c = 0; c < cols; c++) columns[c][r] = x[r * cols + c];
-    for (int c = 0; c < cols; c++) max = choose(load(columns[c]) > max, load(columns[c]), max);
+        for (int c = 0; c < cols; c++)
+            columns[c][r] = x[r * cols + c];
+    for (int c = 0; c < cols; c++)
+        max = choose(load(columns[c]) > max, load(columns[c]), max);
     for (int c = 0; c < cols; c++) {
         Vec e = vec_exp(load(columns[c]) - max);
         store(columns[c], e);
@@ -773,7 +830,8 @@ static void softmax_short_rows(float *x, int cols)
     }
     store(totals, sum);
     for (int r = 0; r < LANES; r++)
-        for (int c = 0; c < cols; c++) x[r * cols + c] = columns[c][r] / totals[r];
+        for (int c = 0; c < cols; c++)
+            x[r * cols + c] = columns[c][r] / totals[r];
 }
 
 void softmax_rows(float *x, int rows, int cols)
@@ -781,9 +839,11 @@ void softmax_rows(float *x, int rows, int cols)
     const int together = cols < LANES ? LANES : 1;
 #pragma omp parallel for if ((double)rows * cols > PARALLEL_ELEMENTS)
     for (ptrdiff_t r = 0; r < rows; r += together) {
-        if (together > 1 && r + LANES <= rows) softmax_short_rows(x + r * cols, cols);
+        if (together > 1 && r + LANES <= rows)
+            softmax_short_rows(x + r * cols, cols);
         else
-            for (ptrdiff_t i = r; i < rows && i < r + together; i++) softmax_row(x + i * cols, cols);
+            for (ptrdiff_t i = r; i < rows && i < r + together; i++)
+                softmax_row(x + i * cols, cols);
     }
 }
 
@@ -792,14 +852,17 @@ static void in_slices(float *x, size_t n, void (*run)(float *x, size_t n))
 {
     const size_t slice = 4096;
 #pragma omp parallel for if (n > PARALLEL_ELEMENTS)
-    for (size_t i = 0; i < n; i += slice) run(x + i, n - i < slice ? n - i : slice);
+    for (size_t i = 0; i < n; i += slice)
+        run(x + i, n - i < slice ? n - i : slice);
 }
 
 INLINE void map(float *x, size_t n, Vec (*f)(Vec))
 {
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) store(x + i, f(load(x + i)));
-    if (i < n) store_part(x + i, f(load_part(x + i, n - i)), n - i);
+    for (; i + LANES <= n; i += LANES)
+        store(x + i, f(load(x + i)));
+    if (i < n)
+        store_part(x + i, f(load_part(x + i, n - i)), n - i);
 }
 
 INLINE Vec vec_gelu(Vec x)
@@ -863,21 +926,24 @@ void swiglu(float *y, const float *x12, int rows, int dim)
 void add(float *y, const float *x, size_t n)
 {
 #pragma omp parallel for simd if (n > PARALLEL_ELEMENTS)
-    for (size_t i = 0; i < n; i++) y[i] += x[i];
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
 }
 
 void add_rows(float *y, const float *bias, int rows, int dim)
 {
 #pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
     for (ptrdiff_t r = 0; r < rows; r++)
-        for (int i = 0; i < dim; i++) y[r * dim + i] += bias[i];
+        for (int i = 0; i < dim; i++)
+            y[r * dim + i] += bias[i];
 }
 
 void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim)
 {
 #pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
     for (ptrdiff_t r = 0; r < rows; r++)
-        for (int i = 0; i < dim; i++) y[r * dim + i] += gamma[i] * x[r * dim + i];
+        for (int i = 0; i < dim; i++)
+            y[r * dim + i] += gamma[i] * x[r * dim + i];
 }
 
 void l2_normalise(float *x, int rows, int dim, float eps)
@@ -886,8 +952,10 @@ void l2_normalise(float *x, int rows, int dim, float eps)
     for (ptrdiff_t r = 0; r < rows; r++) {
         float *row = x + r * dim;
         float norm = sqrtf(dot(row, row, dim));
-        if (!(norm > eps)) norm = eps;
-        for (int i = 0; i < dim; i++) row[i] /= norm;
+        if (!(norm > eps))
+            norm = eps;
+        for (int i = 0; i < dim; i++)
+            row[i] /= norm;
     }
 }
 
@@ -914,7 +982,8 @@ static int is_pointwise(int kernel, int stride, int pad)
 
 size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad)
 {
-    if (is_pointwise(kernel, stride, pad)) return 0;
+    if (is_pointwise(kernel, stride, pad))
+        return 0;
     int oh = conv_out(h, kernel, stride, pad), ow = conv_out(w, kernel, stride, pad);
     size_t patch = (size_t)kernel * kernel * c_in;
     return patch * c_out + patch * min_int(band_rows(ow), oh) * ow;
@@ -924,8 +993,10 @@ size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride,
 static void copy_patch(float *patch, const float *x, int h, int w, int c_in, int kernel, int y0, int x0)
 {
     int from = x0 < 0 ? -x0 : 0, to = x0 + kernel > w ? w - x0 : kernel; /* columns inside */
-    if (from > kernel) from = kernel;
-    if (to < from) to = from;
+    if (from > kernel)
+        from = kernel;
+    if (to < from)
+        to = from;
     size_t run = (size_t)kernel * c_in;
     for (int ky = 0; ky < kernel; ky++, patch += run) {
         if (y0 + ky < 0 || y0 + ky >= h || from == to) {
@@ -986,7 +1057,8 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
             size_t top = (size_t)(first + i / w) * stride, left = (size_t)(i % w) * stride;
             for (int s = 0; s < square; s++) {
                 float *out = y + ((top + s / stride) * w * stride + left + s % stride) * c_out;
-                for (int co = 0; co < c_out; co++) out[co] = in[co * square + s] + (bias ? bias[co] : 0);
+                for (int co = 0; co < c_out; co++)
+                    out[co] = in[co * square + s] + (bias ? bias[co] : 0);
             }
         }
     }

@@ -41,8 +41,8 @@ void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int l
 /* The three-loop versions of both, the tests' truth (sums in double). */
 void matmul_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                   int accumulate);
-void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n,
-                     int k, int accumulate);
+void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+                     int accumulate);
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
@@ -67,30 +67,31 @@ void attention_naive(float *out, int ldo, const float *q, int ldq, const float *
 
 /* y = (x - mean)/sqrt(var + eps)·gamma + beta over each row of dim; gamma and beta may be NULL (no
  * affine); y == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
-void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim, float eps);
-void softmax_rows(float *x, int rows, int cols);             /* in place, over each row */
-void gelu(float *x, size_t n);                               /* in place, exact: x/2·(1+erf(x/√2)) */
-void relu(float *x, size_t n);                               /* in place */
-void sigmoid(float *x, size_t n);                            /* in place */
-void swiglu(float *y, const float *x12, int rows, int dim);  /* y[r][i] = silu(x12[r][i])·x12[r][dim+i] */
-void add(float *y, const float *x, size_t n);                /* y += x */
-void add_rows(float *y, const float *bias, int rows, int dim);                         /* y[r] += bias */
-void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim);     /* y[r] += gamma∘x[r] */
+void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim,
+                float eps);
+void softmax_rows(float *x, int rows, int cols);               /* in place, over each row */
+void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)) */
+void relu(float *x, size_t n);                                 /* in place */
+void sigmoid(float *x, size_t n);                              /* in place */
+void swiglu(float *y, const float *x12, int rows, int dim);    /* y[r][i] = silu(x12[r][i])·x12[r][dim+i] */
+void add(float *y, const float *x, size_t n);                  /* y += x */
+void add_rows(float *y, const float *bias, int rows, int dim); /* y[r] += bias */
+void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim); /* y[r] += gamma∘x[r] */
 float dot(const float *a, const float *b, int n);
-void l2_normalise(float *x, int rows, int dim, float eps);   /* x[r] /= max(‖x[r]‖, eps) */
+void l2_normalise(float *x, int rows, int dim, float eps); /* x[r] /= max(‖x[r]‖, eps) */
 
 /* ---- convolutions, channel-last -----------------------------------------------------------------*/
 
 /* y[oh][ow][c_out], oh = (h+2·pad-kernel)/stride+1; x[h][w][c_in]; w [c_out][c_in][kernel][kernel]
  * (official layout); zero padding; bias or NULL. scratch: conv2d_scratch(...) floats. */
 size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad);
-void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in, int c_out,
-            int kernel, int stride, int pad, float *scratch);
+void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
+            int c_out, int kernel, int stride, int pad, float *scratch);
 /* ConvTranspose2d with kernel == stride (no overlap): y[h·s][w·s][c_out]; weight [c_in][c_out][s][s].
  * scratch: conv_transpose2d_scratch(...) floats. */
 size_t conv_transpose2d_scratch(int h, int w, int c_in, int c_out, int stride);
-void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
-                      int c_out, int stride, float *scratch);
+void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
+                      int c_in, int c_out, int stride, float *scratch);
 
 /* ---- resampling --------------------------------------------------------------------------------*/
 
@@ -100,8 +101,8 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
  * antialias=True (separable, support scaled). */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w);
-void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels, double scale_h,
-                         double scale_w, int antialias);
+void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
+                         double scale_h, double scale_w, int antialias);
 /* torch.nn.AdaptiveAvgPool2d: bins [floor(i·in/out), ceil((i+1)·in/out)). */
 void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw, int channels);
 /* Separable Gaussian blur, sigma in grid cells, radius ceil(4σ), borders reflected (scipy 'reflect');
@@ -111,7 +112,8 @@ void gaussian_blur(float *y, const float *x, int h, int w, int channels, float s
 /* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes
  * (horizontal first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory). */
 typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
-int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels, ResizeFilter filter);
+int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
+              ResizeFilter filter);
 
 /* ---- threads -----------------------------------------------------------------------------------*/
 int tensor_max_threads(void); /* 1 without OpenMP */

@@ -27,7 +27,8 @@ typedef struct {
 static void mnist_free(Mnist *m)
 {
     free(m->file);
-    for (int d = 0; d < 10; d++) free(m->index[d]);
+    for (int d = 0; d < 10; d++)
+        free(m->index[d]);
     memset(m, 0, sizeof *m);
 }
 
@@ -49,7 +50,8 @@ static uint8_t *idx_read(const char *dir, const char *name, uint32_t magic, size
         return NULL;
     }
     int packed = !file_exists(path);
-    if (packed) strcat(path, ".gz");
+    if (packed)
+        strcat(path, ".gz");
     if (packed && !file_exists(path)) {
         fail(err, "%s: holds neither %s nor %s.gz (MNIST's idx files)", dir, name, name);
         return NULL;
@@ -61,7 +63,8 @@ static uint8_t *idx_read(const char *dir, const char *name, uint32_t magic, size
         bytes = plain;
         n = n_out;
     }
-    if (!bytes) return NULL;
+    if (!bytes)
+        return NULL;
     uint32_t found = n >= 4 ? big_endian(bytes) : 0;
     if (n < header_size || found != magic) {
         fail(err, "%s: begins with 0x%08x, expected 0x%08x (an idx file of MNIST)", path, found, magic);
@@ -83,16 +86,20 @@ static uint8_t *idx_read(const char *dir, const char *name, uint32_t magic, size
 static int index_labels(Mnist *m, const uint8_t *labels, const char *name, Error *err)
 {
     for (size_t i = 0; i < m->n; i++) {
-        if (labels[i] > 9) return fail(err, "%s: label %u of image %zu is not a digit", name, labels[i], i);
+        if (labels[i] > 9)
+            return fail(err, "%s: label %u of image %zu is not a digit", name, labels[i], i);
         m->count[labels[i]]++;
     }
     for (int d = 0; d < 10; d++) {
-        if (m->count[d] == 0) return fail(err, "%s: there is no image of the digit %d", name, d);
+        if (m->count[d] == 0)
+            return fail(err, "%s: there is no image of the digit %d", name, d);
         m->index[d] = malloc(m->count[d] * sizeof *m->index[d]);
-        if (!m->index[d]) return fail_memory(err, "MNIST's labels", m->count[d] * sizeof *m->index[d]);
+        if (!m->index[d])
+            return fail_memory(err, "MNIST's labels", m->count[d] * sizeof *m->index[d]);
         m->count[d] = 0;
     }
-    for (size_t i = 0; i < m->n; i++) m->index[labels[i]][m->count[labels[i]]++] = (uint32_t)i;
+    for (size_t i = 0; i < m->n; i++)
+        m->index[labels[i]][m->count[labels[i]]++] = (uint32_t)i;
     return 0;
 }
 
@@ -104,14 +111,17 @@ static int mnist_read(Mnist *m, const char *dir, const char *prefix, Error *err)
     snprintf(images, sizeof images, "%s-images-idx3-ubyte", prefix);
     snprintf(names, sizeof names, "%s-labels-idx1-ubyte", prefix);
     m->file = idx_read(dir, images, 0x803, DIGIT * DIGIT, 16, &m->n, err);
-    if (!m->file) return -1;
+    if (!m->file)
+        return -1;
     uint8_t *labels = idx_read(dir, names, 0x801, 1, 8, &n_labels, err);
     int status = labels ? 0 : -1;
     if (labels && n_labels != m->n)
         status = fail(err, "%s/%s: %zu labels for %zu images", dir, names, n_labels, m->n);
-    if (status == 0) status = index_labels(m, labels + 8, names, err);
+    if (status == 0)
+        status = index_labels(m, labels + 8, names, err);
     free(labels);
-    if (status) mnist_free(m);
+    if (status)
+        mnist_free(m);
     return status;
 }
 
@@ -152,21 +162,28 @@ static DigitPlan plan_digits(DigitsDefect defect, Rng *rng)
     switch (defect) {
     case DIGITS_MISSING:
         n = 1 + rng_below(rng, 2);
-        for (int i = 0; i < n; i++) plan.digit[cell[i]] = -1;
+        for (int i = 0; i < n; i++)
+            plan.digit[cell[i]] = -1;
         break;
     case DIGITS_DISORDERED: /* every chosen cell gets the digit of the next chosen one: two are swapped, more
                                turn */
         n = rng_chance(rng, 0.5f) ? 2 : 3 + rng_below(rng, 4);
-        for (int i = 0; i < n; i++) plan.digit[cell[i]] = cell[(i + 1) % n] + 1;
+        for (int i = 0; i < n; i++)
+            plan.digit[cell[i]] = cell[(i + 1) % n] + 1;
         break;
     case DIGITS_FLIPPED:
         cell[0] = flips[rng_below(rng, (int)(sizeof flips / sizeof flips[0]))] - 1;
         plan.flip[cell[0]] = cell[0] == 1 || cell[0] == 4 || rng_chance(rng, 0.5f) ? FLIP_MIRROR : FLIP_TURN;
         break;
-    case DIGITS_ZERO: plan.digit[cell[0]] = 0; break;
-    default: n = 0; break;
+    case DIGITS_ZERO:
+        plan.digit[cell[0]] = 0;
+        break;
+    default:
+        n = 0;
+        break;
     }
-    for (int i = 0; i < n; i++) plan.wrong[cell[i]] = 1;
+    for (int i = 0; i < n; i++)
+        plan.wrong[cell[i]] = 1;
     return plan;
 }
 
@@ -187,14 +204,16 @@ static int crop_digit(uint8_t *cell, const uint8_t *digit, Rng *rng)
     uint8_t crop[64 * 64] = {0};
     float target = DIGIT * DIGIT * rng_uniform(rng, 0.6f, 1.3f);
     int side = 1;
-    while ((float)side * (float)(side + 1) + 0.25f < target) side++; /* the square root, rounded */
+    while ((float)side * (float)(side + 1) + 0.25f < target)
+        side++; /* the square root, rounded */
     int slack = DIGIT - side, x0, y0;
     x0 = slack >= 0 ? rng_below(rng, slack + 1) : -rng_below(rng, 1 - slack);
     y0 = slack >= 0 ? rng_below(rng, slack + 1) : -rng_below(rng, 1 - slack);
     for (int y = 0; y < side; y++)
         for (int x = 0; x < side; x++) {
             int sx = x0 + x, sy = y0 + y;
-            if (sx >= 0 && sy >= 0 && sx < DIGIT && sy < DIGIT) crop[y * side + x] = digit[sy * DIGIT + sx];
+            if (sx >= 0 && sy >= 0 && sx < DIGIT && sy < DIGIT)
+                crop[y * side + x] = digit[sy * DIGIT + sx];
         }
     return resize_u8(cell, CELL, CELL, crop, side, side, 1, RESIZE_BILINEAR);
 }
@@ -205,10 +224,12 @@ static int draw_digits(uint8_t *sheet, const DigitPlan *plan, const Mnist *mnist
     memset(sheet, 0, SHEET * SHEET);
     for (int i = 0; i < 9; i++) {
         int d = plan->digit[i];
-        if (d < 0) continue;
+        if (d < 0)
+            continue;
         uint32_t which = mnist->index[d][rng_below(rng, (int)mnist->count[d])];
         flip_digit(digit, mnist->file + 16 + (size_t)which * DIGIT * DIGIT, plan->flip[i]);
-        if (crop_digit(cell, digit, rng)) return fail_memory(err, "resizing a digit", CELL * CELL);
+        if (crop_digit(cell, digit, rng))
+            return fail_memory(err, "resizing a digit", CELL * CELL);
         for (int y = 0; y < CELL; y++)
             memcpy(sheet + (i / GRID * CELL + y) * SHEET + i % GRID * CELL, cell + y * CELL, CELL);
     }
@@ -233,11 +254,14 @@ static int write_digit_truths(const SynthOutput *out, const DigitPlan *plan, Dig
     snprintf(path, sizeof path, "ground_truth/%s/%03d", digits_folders[defect], index);
     memset(truth, 0, sizeof truth);
     for (int i = 0; i < 9; i++) {
-        if (!plan->wrong[i]) continue;
+        if (!plan->wrong[i])
+            continue;
         mark_cell(truth, i, (uint8_t)(256 - defect));
         open = 1;
-        if (defect == DIGITS_DISORDERED) continue;
-        if (synth_output_image(out, path, n++, truth, SHEET, SHEET, 1, err)) return -1;
+        if (defect == DIGITS_DISORDERED)
+            continue;
+        if (synth_output_image(out, path, n++, truth, SHEET, SHEET, 1, err))
+            return -1;
         memset(truth, 0, sizeof truth);
         open = 0;
     }
@@ -254,9 +278,12 @@ static int write_digit_images(const SynthOutput *out, const SynthDigitsOptions *
         Rng rng;
         rng_seed(&rng, o->seed, 0x6469676900000000u ^ ((uint64_t)stream << 24) ^ (uint64_t)i);
         DigitPlan plan = plan_digits(defect, &rng);
-        if (draw_digits(sheet, &plan, mnist, &rng, err)) return -1;
-        if (synth_output_image(out, path, i, sheet, SHEET, SHEET, 1, err)) return -1;
-        if (write_digit_truths(out, &plan, defect, i, err)) return -1;
+        if (draw_digits(sheet, &plan, mnist, &rng, err))
+            return -1;
+        if (synth_output_image(out, path, i, sheet, SHEET, SHEET, 1, err))
+            return -1;
+        if (write_digit_truths(out, &plan, defect, i, err))
+            return -1;
     }
     return 0;
 }
@@ -265,11 +292,15 @@ static int write_digits(const SynthOutput *out, const SynthDigitsOptions *o, con
                         const Mnist *test, Error *err)
 {
     SynthDefect entries[DIGITS_COUNT - 1];
-    if (write_digit_images(out, o, train, "train", DIGITS_GOOD, o->n_train, 0, err)) return -1;
-    if (write_digit_images(out, o, train, "validation", DIGITS_GOOD, o->n_validation, 1, err)) return -1;
-    if (write_digit_images(out, o, test, "test", DIGITS_GOOD, o->n_good, 2, err)) return -1;
+    if (write_digit_images(out, o, train, "train", DIGITS_GOOD, o->n_train, 0, err))
+        return -1;
+    if (write_digit_images(out, o, train, "validation", DIGITS_GOOD, o->n_validation, 1, err))
+        return -1;
+    if (write_digit_images(out, o, test, "test", DIGITS_GOOD, o->n_good, 2, err))
+        return -1;
     for (int d = DIGITS_MISSING; d < DIGITS_COUNT; d++) {
-        if (write_digit_images(out, o, test, "test", (DigitsDefect)d, o->n_each, 2 + d, err)) return -1;
+        if (write_digit_images(out, o, test, "test", (DigitsDefect)d, o->n_each, 2 + d, err))
+            return -1;
         snprintf(entries[d - 1].name, sizeof entries[d - 1].name, "%s", digits_folders[d]);
         entries[d - 1].threshold = 1;
     }
@@ -290,7 +321,8 @@ int synth_digits(const char *mnist_dir, const char *out_dir, const SynthDigitsOp
         synth_check_count("good test images", o->n_good, err) ||
         synth_check_count("images of a defect", o->n_each, err))
         return -1;
-    if (mnist_read(&train, mnist_dir, "train", err)) return -1;
+    if (mnist_read(&train, mnist_dir, "train", err))
+        return -1;
     int status = mnist_read(&test, mnist_dir, "t10k", err);
     if (status == 0) {
         status = synth_output_open(&out, out_dir, err);

@@ -20,7 +20,8 @@ void rng_seed(Rng *rng, uint64_t seed, uint64_t stream)
 {
     uint64_t state = stream;
     state = splitmix64(&state) ^ seed;
-    for (int i = 0; i < 4; i++) rng->s[i] = splitmix64(&state);
+    for (int i = 0; i < 4; i++)
+        rng->s[i] = splitmix64(&state);
 }
 
 static inline uint64_t rotate_left(uint64_t x, int k)
@@ -110,7 +111,8 @@ void rng_color(Rng *rng, float *rgb)
     float saturation = rng_chance(rng, 0.4f) ? rng_uniform(rng, 0, 0.18f) : rng_uniform(rng, 0.15f, 0.95f);
     for (int k = 0; k < 3; k++) {
         float h = hue + 2.0f * (float)k;
-        if (h >= 6) h -= 6;
+        if (h >= 6)
+            h -= 6;
         float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3 */
         float c = d - 1 < 0 ? 0 : d - 1 > 1 ? 1 : d - 1;
         rgb[k] = value * (1 - saturation * (1 - c));
@@ -120,7 +122,8 @@ void rng_color(Rng *rng, float *rgb)
 void rng_color_near(Rng *rng, const float *from, float *to, float amount)
 {
     float all = rng_uniform(rng, -amount, amount);
-    for (int k = 0; k < 3; k++) to[k] = clamp01(from[k] + all + rng_uniform(rng, -0.35f, 0.35f) * amount);
+    for (int k = 0; k < 3; k++)
+        to[k] = clamp01(from[k] + all + rng_uniform(rng, -0.35f, 0.35f) * amount);
 }
 
 static inline uint32_t hash_cell(int x, int y, uint32_t seed)
@@ -160,7 +163,8 @@ static inline float value_noise(float x, float y, uint32_t seed)
 
 static void path_point(Path *path, float x, float y)
 {
-    if (path->n_points < PATH_MAX_POINTS) path->points[path->n_points++] = (Point){x, y};
+    if (path->n_points < PATH_MAX_POINTS)
+        path->points[path->n_points++] = (Point){x, y};
 }
 
 /* Ends the outline begun after the previous one; turns it around when its direction is not the wanted one. */
@@ -173,7 +177,8 @@ static void path_close(Path *path, int hole)
     }
     Point *p = path->points + first;
     float area = 0;
-    for (int i = 0, j = n - 1; i < n; j = i++) area += p[j].x * p[i].y - p[i].x * p[j].y;
+    for (int i = 0, j = n - 1; i < n; j = i++)
+        area += p[j].x * p[i].y - p[i].x * p[j].y;
     if ((area < 0) != (hole != 0))
         for (int i = 0; i < n / 2; i++) {
             Point t = p[i];
@@ -205,7 +210,8 @@ static void add_polygon(Path *path, int n, float radius, float turn, int hole)
 static void add_box(Path *path, float cx, float cy, float half_w, float half_h, float corner, int hole)
 {
     float limit = half_w < half_h ? half_w : half_h;
-    if (corner > limit) corner = limit;
+    if (corner > limit)
+        corner = limit;
     for (int k = 0; k < 4; k++) {
         float sx = k == 0 || k == 3 ? 1.0f : -1.0f, sy = k < 2 ? 1.0f : -1.0f;
         float x = cx + sx * (half_w - corner), y = cy + sy * (half_h - corner);
@@ -267,9 +273,11 @@ static void add_blob(Path *path, Rng *rng, float roughness)
     }
     for (int i = 0; i < N; i++) {
         float r = 1;
-        for (int k = 0; k < HARMONICS; k++) r += a[k] * draw_cos((float)((k + 1) * i) / N + p[k]);
+        for (int k = 0; k < HARMONICS; k++)
+            r += a[k] * draw_cos((float)((k + 1) * i) / N + p[k]);
         radius[i] = r < 0.15f ? 0.15f : r;
-        if (radius[i] > largest) largest = radius[i];
+        if (radius[i] > largest)
+            largest = radius[i];
     }
     for (int i = 0; i < N; i++)
         path_point(path, radius[i] / largest * draw_cos((float)i / N),
@@ -318,7 +326,8 @@ static void add_glyph(Path *path, Rng *rng, int digit)
         if (digit < 0) {
             p.x = (float)rng_below(rng, 3) - 1;
             p.y = (float)rng_below(rng, 3) - 1;
-            if (rng_chance(rng, 0.15f)) down = 0;
+            if (rng_chance(rng, 0.15f))
+                down = 0;
             i++;
         } else {
             const char *s = digit_strokes[digit] + i;
@@ -333,11 +342,13 @@ static void add_glyph(Path *path, Rng *rng, int digit)
         }
         p.x = wide * p.x - slant * p.y * 0.6f + shake * rng_normal(rng);
         p.y = 0.8f * p.y + shake * rng_normal(rng);
-        if (down) add_stroke(path, last, p, pen);
+        if (down)
+            add_stroke(path, last, p, pen);
         last = p;
         down = 1;
     }
-    if (!path->n_outlines) add_stroke(path, last, (Point){-last.x, -last.y + 0.3f}, pen);
+    if (!path->n_outlines)
+        add_stroke(path, last, (Point){-last.x, -last.y + 0.3f}, pen);
 }
 
 static void add_letter(Path *path, Rng *rng)
@@ -379,32 +390,53 @@ void draw_shape(Path *path, int shape, uint64_t form)
     path->n_points = path->n_outlines = 0;
     float thin = rng_uniform(rng, 0.45f, 1.0f), a = rng_uniform(rng, 0, 1), b = rng_uniform(rng, 0, 1);
     switch (shape) {
-    case SHAPE_ELLIPSE: add_ellipse(path, 0, 0, 1, a < 0.4f ? 1 : thin, 0); break;
-    case SHAPE_RECT: add_box(path, 0, 0, 1, thin, 0, 0); break;
-    case SHAPE_ROUND_RECT: add_box(path, 0, 0, 1, thin, 0.05f + 0.45f * a, 0); break;
-    case SHAPE_POLYGON: add_polygon(path, 3 + (int)(a * 5.99f), 1, b, 0); break;
-    case SHAPE_STAR: add_star(path, 4 + (int)(a * 5.99f), 0.35f + 0.4f * b, 0); break;
+    case SHAPE_ELLIPSE:
+        add_ellipse(path, 0, 0, 1, a < 0.4f ? 1 : thin, 0);
+        break;
+    case SHAPE_RECT:
+        add_box(path, 0, 0, 1, thin, 0, 0);
+        break;
+    case SHAPE_ROUND_RECT:
+        add_box(path, 0, 0, 1, thin, 0.05f + 0.45f * a, 0);
+        break;
+    case SHAPE_POLYGON:
+        add_polygon(path, 3 + (int)(a * 5.99f), 1, b, 0);
+        break;
+    case SHAPE_STAR:
+        add_star(path, 4 + (int)(a * 5.99f), 0.35f + 0.4f * b, 0);
+        break;
     case SHAPE_RING:
         add_ellipse(path, 0, 0, 1, 1, 0);
         add_ellipse(path, 0, 0, 0.3f + 0.5f * a, 0.3f + 0.5f * a, 1);
         break;
     case SHAPE_GEAR:
         add_gear(path, 7 + (int)(a * 10), 0.72f + 0.12f * b, 0.7f);
-        if (thin > 0.6f) add_ellipse(path, 0, 0, 0.3f * thin, 0.3f * thin, 1);
+        if (thin > 0.6f)
+            add_ellipse(path, 0, 0, 0.3f * thin, 0.3f * thin, 1);
         break;
     case SHAPE_NUT:
         add_polygon(path, 6, 1, 0, 0);
         add_ellipse(path, 0, 0, 0.35f + 0.25f * a, 0.35f + 0.25f * a, 1);
         break;
-    case SHAPE_SCREW: add_screw(path, rng); break;
-    case SHAPE_ROD: add_box(path, 0, 0, 1, 0.07f + 0.15f * a, b < 0.6f ? 1.0f : 0, 0); break;
+    case SHAPE_SCREW:
+        add_screw(path, rng);
+        break;
+    case SHAPE_ROD:
+        add_box(path, 0, 0, 1, 0.07f + 0.15f * a, b < 0.6f ? 1.0f : 0, 0);
+        break;
     case SHAPE_CROSS:
         add_box(path, 0, 0, 1, 0.18f + 0.2f * a, 0.1f * b, 0);
         add_box(path, 0, 0, 0.18f + 0.2f * a, thin, 0.1f * b, 0);
         break;
-    case SHAPE_BLOB: add_blob(path, rng, 0.1f + 0.5f * a); break;
-    case SHAPE_CRESCENT: add_crescent(path, rng); break;
-    case SHAPE_LETTER: add_letter(path, rng); break;
+    case SHAPE_BLOB:
+        add_blob(path, rng, 0.1f + 0.5f * a);
+        break;
+    case SHAPE_CRESCENT:
+        add_crescent(path, rng);
+        break;
+    case SHAPE_LETTER:
+        add_letter(path, rng);
+        break;
     case SHAPE_ARROW:
         add_box(path, -0.35f, 0, 0.65f, 0.12f + 0.15f * a, 0, 0);
         path_point(path, 0.2f, -0.6f * thin - 0.2f);
@@ -412,13 +444,19 @@ void draw_shape(Path *path, int shape, uint64_t form)
         path_point(path, 0.2f, 0.6f * thin + 0.2f);
         path_close(path, 0);
         break;
-    case SHAPE_KEY: add_key(path, rng); break;
+    case SHAPE_KEY:
+        add_key(path, rng);
+        break;
     case SHAPE_L:
         add_box(path, 0, 0.65f, 0.9f, 0.3f, 0.08f * a, 0);
         add_box(path, -0.62f, 0, 0.28f, 0.95f, 0.08f * a, 0);
         break;
-    case SHAPE_DIGIT: add_glyph(path, rng, (int)(form % 10)); break;
-    case SHAPE_PANEL: add_box(path, 0, 0, 1, 1, 0.14f, 0); break;
+    case SHAPE_DIGIT:
+        add_glyph(path, rng, (int)(form % 10));
+        break;
+    case SHAPE_PANEL:
+        add_box(path, 0, 0, 1, 1, 0.14f, 0);
+        break;
     default: /* SHAPE_FRAME */
         add_box(path, 0, 0, 1, thin, 0.1f, 0);
         add_box(path, 0, 0, 0.72f, thin - 0.28f, 0.05f, 1);
@@ -432,8 +470,10 @@ float draw_shape_aspect(int shape, uint64_t form, float height_over_width)
     float wide = 0, tall = 0;
     draw_shape(&path, shape, form);
     for (int i = 0; i < path.n_points; i++) {
-        if (path.points[i].x > wide) wide = path.points[i].x;
-        if (path.points[i].y > tall) tall = path.points[i].y;
+        if (path.points[i].x > wide)
+            wide = path.points[i].x;
+        if (path.points[i].y > tall)
+            tall = path.points[i].y;
     }
     return tall > 0 ? height_over_width * wide / tall : 1;
 }
@@ -450,7 +490,8 @@ typedef struct {
  * from this cell to the next: summed along a row they give, exactly, the covered area of every pixel. */
 static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
 {
-    if (p0.y == p1.y) return;
+    if (p0.y == p1.y)
+        return;
     float direction = 1;
     if (p0.y > p1.y) {
         Point t = p0;
@@ -458,9 +499,11 @@ static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
         p1 = t;
         direction = -1;
     }
-    if (p1.y <= 0 || p0.y >= (float)win->h) return;
+    if (p1.y <= 0 || p0.y >= (float)win->h)
+        return;
     float slope = (p1.x - p0.x) / (p1.y - p0.y), x = p0.x, right = (float)win->w;
-    if (p0.y < 0) x -= p0.y * slope;
+    if (p0.y < 0)
+        x -= p0.y * slope;
     int first = p0.y < 0 ? 0 : (int)p0.y, last = p1.y > (float)win->h ? win->h : (int)ceilf(p1.y);
     for (int row = first; row < last; row++) {
         float *line = plane + (long)row * (win->w + 2);
@@ -486,7 +529,8 @@ static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
         } else {
             float second = s * (1.5f - fa);
             line[ia + 1] += d * (second - head);
-            for (int i = ia + 2; i < ib - 1; i++) line[i] += d * s;
+            for (int i = ia + 2; i < ib - 1; i++)
+                line[i] += d * s;
             line[ib - 1] += d * (1 - (second + (float)(ib - ia - 3) * s) - tail);
         }
         line[ib] += d * tail;
@@ -516,13 +560,19 @@ static int path_window(const Canvas *canvas, const Path *path, const Placement *
     float left = 1e9f, top = 1e9f, right = -1e9f, bottom = -1e9f;
     for (int i = 0; i < path->n_points; i++) {
         Point p = transform(t, path->points[i]);
-        if (p.x < left) left = p.x;
-        if (p.x > right) right = p.x;
-        if (p.y < top) top = p.y;
-        if (p.y > bottom) bottom = p.y;
+        if (p.x < left)
+            left = p.x;
+        if (p.x > right)
+            right = p.x;
+        if (p.y < top)
+            top = p.y;
+        if (p.y > bottom)
+            bottom = p.y;
     }
-    if (!(right + margin >= 0 && left - margin <= (float)canvas->width)) return 0;
-    if (!(bottom + margin >= 0 && top - margin <= (float)canvas->height)) return 0;
+    if (!(right + margin >= 0 && left - margin <= (float)canvas->width))
+        return 0;
+    if (!(bottom + margin >= 0 && top - margin <= (float)canvas->height))
+        return 0;
     int x1, y1;
     win->x0 = left - margin < 0 ? 0 : (int)(left - margin);
     win->y0 = top - margin < 0 ? 0 : (int)(top - margin);
@@ -572,7 +622,8 @@ static void blur_rows(const float *in, float *out, const Window *win, int r)
     float inverse = 1 / (float)(2 * r + 1);
     for (int y = 0; y < win->h; y++, in += stride, out += stride) {
         float sum = in[0] * (float)(r + 1);
-        for (int i = 0; i < r; i++) sum += in[i < n ? i : n - 1];
+        for (int i = 0; i < r; i++)
+            sum += in[i < n ? i : n - 1];
         for (int i = 0; i < n; i++) {
             sum += in[i + r < n ? i + r : n - 1];
             out[i] = sum * inverse;
@@ -587,10 +638,12 @@ static void blur_columns(const float *in, float *out, const Window *win, int r, 
     int n = win->h, w = win->w;
     long stride = w + 2;
     float inverse = 1 / (float)(2 * r + 1);
-    for (int x = 0; x < w; x++) sum[x] = in[x] * (float)(r + 1);
+    for (int x = 0; x < w; x++)
+        sum[x] = in[x] * (float)(r + 1);
     for (int i = 0; i < r; i++) {
         const float *row = in + stride * (i < n ? i : n - 1);
-        for (int x = 0; x < w; x++) sum[x] += row[x];
+        for (int x = 0; x < w; x++)
+            sum[x] += row[x];
     }
     for (int i = 0; i < n; i++) {
         const float *add = in + stride * (i + r < n ? i + r : n - 1),
@@ -607,7 +660,8 @@ static void blur_columns(const float *in, float *out, const Window *win, int r, 
  */
 static void box_blur(const Canvas *canvas, float *plane, const Window *win, int r)
 {
-    if (r < 1) return;
+    if (r < 1)
+        return;
     float *other = scratch_plane(canvas, 3), *sum = scratch_plane(canvas, 2);
     for (int pass = 0; pass < 2; pass++) {
         blur_rows(plane, other, win, r);
@@ -635,7 +689,8 @@ static float texture_value(const Look *look, float u, float v)
     float p = look->period, x = u / p, y = v / p, n;
     uint32_t g = look->grain;
     switch (look->texture) {
-    case TEXTURE_STRIPES: return soft_step(triangle_wave(x), 2 / p);
+    case TEXTURE_STRIPES:
+        return soft_step(triangle_wave(x), 2 / p);
     case TEXTURE_CHECKS: {
         float a = soft_step(triangle_wave(x), 2 / p), b = soft_step(triangle_wave(y), 2 / p);
         return a + b - 2 * a * b;
@@ -652,7 +707,8 @@ static float texture_value(const Look *look, float u, float v)
     case TEXTURE_WOOD:
         n = 1.6f * value_noise(0.25f * x, 0.6f * y, g);
         return 0.75f * triangle_wave(0.35f * y + n) + 0.25f * value_noise(0.2f * x, 6 * y, g + 1);
-    case TEXTURE_GRADIENT: return clamp01(0.5f + 0.12f * x);
+    case TEXTURE_GRADIENT:
+        return clamp01(0.5f + 0.12f * x);
     case TEXTURE_SPECKLE: {
         float c = cell_value(floor_int(4 * x), floor_int(4 * y), g);
         return c > 0.86f ? 1 : 0.25f * value_noise(x, y, g + 1);
@@ -668,7 +724,8 @@ static float texture_value(const Look *look, float u, float v)
     }
     case TEXTURE_TURNED:
         return 0.5f * triangle_wave(1.5f * sqrtf(x * x + y * y)) + 0.3f * value_noise(2 * x, 2 * y, g);
-    default: return 0;
+    default:
+        return 0;
     }
 }
 
@@ -683,7 +740,8 @@ void canvas_background(Canvas *canvas, const Look *look)
             float t = look->texture == TEXTURE_FLAT ? 0
                                                     : texture_value(look, c * dx + s * dy + look->phase[0],
                                                                     c * dy - s * dx + look->phase[1]);
-            for (int k = 0; k < 3; k++) out[k] = mix(look->color[k], look->color2[k], t);
+            for (int k = 0; k < 3; k++)
+                out[k] = mix(look->color[k], look->color2[k], t);
         }
 }
 
@@ -707,7 +765,8 @@ static void cast_shadow(Canvas *canvas, const Part *part, const Window *win, con
         for (int x = 0; x < win->w; x++) {
             float dark = 1 - part->shadow * soft[(long)y * stride + x];
             float *out = canvas->rgb + 3 * ((long)(win->y0 + y) * canvas->width + win->x0 + x);
-            for (int k = 0; k < 3; k++) out[k] *= dark;
+            for (int k = 0; k < 3; k++)
+                out[k] *= dark;
         }
 }
 
@@ -744,7 +803,8 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
     for (int y = 0; y < win->h; y++)
         for (int x = 0; x < win->w; x++) {
             float a = cover[(long)y * stride + x];
-            if (a <= 0) continue;
+            if (a <= 0)
+                continue;
             long at = (long)(win->y0 + y) * canvas->width + win->x0 + x;
             float dx = (float)(win->x0 + x) - part->cx, dy = (float)(win->y0 + y) - part->cy,
                   *out = canvas->rgb + 3 * at;
@@ -755,7 +815,8 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
             if (shade) {
                 float e = shade[(long)y * stride + x];
                 light = 1 + (e < -0.75f ? -0.75f : e);
-                if (e > 0) shine = look->gloss * 0.5f * e;
+                if (e > 0)
+                    shine = look->gloss * 0.5f * e;
             }
             /* a curved surface is a little brighter on the side of the light */
             light +=
@@ -782,7 +843,8 @@ static void overlay(Canvas *canvas, const Window *win, const float *cover, const
     for (int y = 0; y < win->h; y++)
         for (int x = 0; x < win->w; x++) {
             float a = cover[(long)y * stride + x] * over[(long)y * stride + x] * alpha, change = 0;
-            if (a <= 0) continue;
+            if (a <= 0)
+                continue;
             long at = (long)(win->y0 + y) * canvas->width + win->x0 + x;
             float *out = canvas->rgb + 3 * at;
             for (int k = 0; k < 3; k++) {
@@ -790,7 +852,8 @@ static void overlay(Canvas *canvas, const Window *win, const float *cover, const
                 change += v > out[k] ? v - out[k] : out[k] - v;
                 out[k] = v;
             }
-            if (change > 0.07f && cover[(long)y * stride + x] > 0.5f) canvas->damage[at] = 1;
+            if (change > 0.07f && cover[(long)y * stride + x] > 0.5f)
+                canvas->damage[at] = 1;
         }
 }
 
@@ -809,7 +872,8 @@ static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, c
 {
     float *over = scratch_plane(canvas, 1), width = canvas->unit * rng_uniform(rng, 0.9f, 1.7f);
     float color[3] = {0.95f, 0.95f, 0.92f};
-    if (luminance(part->look.color) > 0.5f) color[0] = color[1] = color[2] = 0.12f;
+    if (luminance(part->look.color) > 0.5f)
+        color[0] = color[1] = color[2] = 0.12f;
     Path line = {.n_points = 0, .n_outlines = 0};
     for (int i = 0, n = 1 + rng_below(rng, 3); i < n; i++) {
         /* from near the edge across the centre; one draw a statement, since C leaves the order within one
@@ -855,7 +919,8 @@ static void damage_dent(Canvas *canvas, const Part *part, const Path *path, cons
 {
     static const float black[3] = {0.05f, 0.05f, 0.05f}, white[3] = {1, 1, 1};
     float *over = scratch_plane(canvas, 1), size = part->scale * rng_uniform(rng, 0.28f, 0.45f);
-    if (size < 4.5f * canvas->unit) size = 4.5f * canvas->unit;
+    if (size < 4.5f * canvas->unit)
+        size = 4.5f * canvas->unit;
     Point p = point_on_part(path, t, rng, rng_uniform(rng, 0.1f, 0.65f));
     int stride = win->w + 2;
     for (int side = 0; side < 2; side++) {
@@ -863,7 +928,8 @@ static void damage_dent(Canvas *canvas, const Part *part, const Path *path, cons
             for (int x = 0; x < win->w; x++) {
                 float dx = ((float)(win->x0 + x) - p.x) / size, dy = ((float)(win->y0 + y) - p.y) / size;
                 float r2 = dx * dx + dy * dy, slope = dx * canvas->light[0] + dy * canvas->light[1];
-                if (side) slope = -slope;
+                if (side)
+                    slope = -slope;
                 /* the steepest place of the hollow's wall is at about 0.7 of its radius */
                 over[(long)y * stride + x] = r2 < 1 && slope > 0 ? clamp01(3.2f * slope * (1 - r2)) : 0;
             }
@@ -906,13 +972,17 @@ void canvas_damage(Canvas *canvas, const Part *part)
     Rng rng;
     draw_shape(&path, part->shape, part->form);
     Placement t = place(part->cx, part->cy, part->angle, part->scale, part->aspect);
-    if (!path_window(canvas, &path, &t, 2, &win)) return;
+    if (!path_window(canvas, &path, &t, 2, &win))
+        return;
     float *cover = scratch_plane(canvas, 0);
     rasterise(&path, &t, &win, cover);
     rng_seed(&rng, part->damage_seed, 11);
-    if (part->damage == DAMAGE_SCRATCH) damage_scratch(canvas, part, &path, &t, &win, cover, &rng);
-    if (part->damage == DAMAGE_STAIN) damage_stain(canvas, part, &path, &t, &win, cover, &rng);
-    if (part->damage == DAMAGE_DENT) damage_dent(canvas, part, &path, &t, &win, cover, &rng);
+    if (part->damage == DAMAGE_SCRATCH)
+        damage_scratch(canvas, part, &path, &t, &win, cover, &rng);
+    if (part->damage == DAMAGE_STAIN)
+        damage_stain(canvas, part, &path, &t, &win, cover, &rng);
+    if (part->damage == DAMAGE_DENT)
+        damage_dent(canvas, part, &path, &t, &win, cover, &rng);
 }
 
 void canvas_part(Canvas *canvas, const Part *part, int id)
@@ -924,14 +994,17 @@ void canvas_part(Canvas *canvas, const Part *part, int id)
     draw_shape(&path, part->shape, part->form);
     Placement t = place(part->cx, part->cy, part->angle, part->scale, part->aspect);
     float margin = 2 + (part->shadow > 0 ? 2.2f * part->height + 2 : 0);
-    if (!path_window(canvas, &path, &t, margin, &win)) return;
+    if (!path_window(canvas, &path, &t, margin, &win))
+        return;
     float *cover = scratch_plane(canvas, 0);
     uint8_t *lost = (uint8_t *)scratch_plane(canvas, 4);
     rasterise(&path, &t, &win, cover);
     rng_seed(&rng, part->damage_seed, 11);
     int broken = part->damage == DAMAGE_BROKEN;
-    if (broken) damage_broken(canvas, part, &path, &t, &win, cover, lost, &rng);
-    if (part->shadow > 0) cast_shadow(canvas, part, &win, cover);
+    if (broken)
+        damage_broken(canvas, part, &path, &t, &win, cover, lost, &rng);
+    if (part->shadow > 0)
+        cast_shadow(canvas, part, &win, cover);
     int rounded = look->bevel != 0 && look->relief > 0;
     paint(canvas, part, &win, cover, rounded ? edge_shade(canvas, look, &win, cover) : NULL, id);
     for (int y = 0; broken && y < win.h; y++)
@@ -946,7 +1019,8 @@ void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask)
     Window win;
     draw_shape(&path, part->shape, part->form);
     Placement t = place(part->cx, part->cy, part->angle, part->scale, part->aspect);
-    if (!path_window(canvas, &path, &t, 1, &win)) return;
+    if (!path_window(canvas, &path, &t, 1, &win))
+        return;
     float *cover = scratch_plane(canvas, 0);
     rasterise(&path, &t, &win, cover);
     for (int y = 0; y < win.h; y++)
@@ -962,7 +1036,8 @@ enum { SCRATCH_PLANES = 5, MAX_SIDE = 8192 };
 int canvas_init(Canvas *canvas, int width, int height)
 {
     memset(canvas, 0, sizeof *canvas);
-    if (width < 8 || height < 8 || width > MAX_SIDE || height > MAX_SIDE) return -1;
+    if (width < 8 || height < 8 || width > MAX_SIDE || height > MAX_SIDE)
+        return -1;
     size_t n = (size_t)width * (size_t)height, plane = (size_t)(width + 2) * (size_t)height;
     canvas->width = width;
     canvas->height = height;
@@ -971,7 +1046,8 @@ int canvas_init(Canvas *canvas, int width, int height)
     canvas->ids = malloc(sizeof(uint16_t) * n);
     canvas->damage = malloc(n);
     canvas->scratch = malloc(sizeof(float) * SCRATCH_PLANES * plane);
-    if (canvas->rgb && canvas->ids && canvas->damage && canvas->scratch) return 0;
+    if (canvas->rgb && canvas->ids && canvas->damage && canvas->scratch)
+        return 0;
     canvas_free(canvas);
     return -1;
 }
@@ -1000,14 +1076,16 @@ static void lens_blur(Canvas *canvas, float sigma)
             float *out = copy + 3L * y * w;
             for (int x = 0; x < w; x++) {
                 const float *l = in + 3 * (x > 0 ? x - 1 : 0), *r = in + 3 * (x < w - 1 ? x + 1 : x);
-                for (int k = 0; k < 3; k++) out[3 * x + k] = centre * in[3 * x + k] + side * (l[k] + r[k]);
+                for (int k = 0; k < 3; k++)
+                    out[3 * x + k] = centre * in[3 * x + k] + side * (l[k] + r[k]);
             }
         }
         for (int y = 0; y < h; y++) {
             const float *in = copy + 3L * y * w, *up = copy + 3L * (y > 0 ? y - 1 : 0) * w;
             const float *down = copy + 3L * (y < h - 1 ? y + 1 : y) * w;
             float *out = canvas->rgb + 3L * y * w;
-            for (int x = 0; x < 3 * w; x++) out[x] = centre * in[x] + side * (up[x] + down[x]);
+            for (int x = 0; x < 3 * w; x++)
+                out[x] = centre * in[x] + side * (up[x] + down[x]);
         }
     }
 }
@@ -1017,7 +1095,8 @@ void canvas_develop(Canvas *canvas, const Camera *camera, uint8_t *rgb)
     int w = canvas->width, h = canvas->height;
     Rng rng;
     rng_seed(&rng, camera->noise_seed, 13);
-    if (camera->blur > 0) lens_blur(canvas, camera->blur);
+    if (camera->blur > 0)
+        lens_blur(canvas, camera->blur);
     for (int y = 0; y < h; y++) {
         float fy = ((float)y + 0.5f) / (float)h - 0.5f;
         for (int x = 0; x < w; x++) {
@@ -1027,7 +1106,8 @@ void canvas_develop(Canvas *canvas, const Camera *camera, uint8_t *rgb)
             long at = 3 * ((long)y * w + x);
             for (int k = 0; k < 3; k++) {
                 float v = canvas->rgb[at + k] * light * camera->gain[k];
-                if (camera->noise > 0) v += camera->noise * rng_normal(&rng);
+                if (camera->noise > 0)
+                    v += camera->noise * rng_normal(&rng);
                 rgb[at + k] = (uint8_t)(clamp01(v) * 255.0f + 0.5f);
             }
         }

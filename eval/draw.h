@@ -54,9 +54,26 @@ typedef struct {
 } Path;
 
 enum {
-    SHAPE_ELLIPSE, SHAPE_RECT, SHAPE_ROUND_RECT, SHAPE_POLYGON, SHAPE_STAR, SHAPE_RING, SHAPE_GEAR,
-    SHAPE_NUT, SHAPE_SCREW, SHAPE_ROD, SHAPE_CROSS, SHAPE_BLOB, SHAPE_CRESCENT, SHAPE_LETTER,
-    SHAPE_ARROW, SHAPE_KEY, SHAPE_L, SHAPE_DIGIT, SHAPE_FRAME, SHAPE_COUNT,
+    SHAPE_ELLIPSE,
+    SHAPE_RECT,
+    SHAPE_ROUND_RECT,
+    SHAPE_POLYGON,
+    SHAPE_STAR,
+    SHAPE_RING,
+    SHAPE_GEAR,
+    SHAPE_NUT,
+    SHAPE_SCREW,
+    SHAPE_ROD,
+    SHAPE_CROSS,
+    SHAPE_BLOB,
+    SHAPE_CRESCENT,
+    SHAPE_LETTER,
+    SHAPE_ARROW,
+    SHAPE_KEY,
+    SHAPE_L,
+    SHAPE_DIGIT,
+    SHAPE_FRAME,
+    SHAPE_COUNT,
     SHAPE_PANEL = SHAPE_COUNT /* a square with little rounding, for trays; not among those picked at random */
 };
 
@@ -67,8 +84,18 @@ float draw_shape_aspect(int shape, uint64_t form, float height_over_width);
 
 /* ---- surfaces ---- */
 enum {
-    TEXTURE_FLAT, TEXTURE_STRIPES, TEXTURE_CHECKS, TEXTURE_DOTS, TEXTURE_CLOUDS, TEXTURE_BRUSHED,
-    TEXTURE_WOOD, TEXTURE_GRADIENT, TEXTURE_SPECKLE, TEXTURE_MARBLE, TEXTURE_WEAVE, TEXTURE_TURNED,
+    TEXTURE_FLAT,
+    TEXTURE_STRIPES,
+    TEXTURE_CHECKS,
+    TEXTURE_DOTS,
+    TEXTURE_CLOUDS,
+    TEXTURE_BRUSHED,
+    TEXTURE_WOOD,
+    TEXTURE_GRADIENT,
+    TEXTURE_SPECKLE,
+    TEXTURE_MARBLE,
+    TEXTURE_WEAVE,
+    TEXTURE_TURNED,
     TEXTURE_COUNT
 };
 
@@ -103,7 +130,7 @@ typedef struct {
 /* ---- the canvas ---- */
 typedef struct {
     int width, height;
-    float *rgb; /* [height][width][3], linear 0..1 */
+    float *rgb;      /* [height][width][3], linear 0..1 */
     uint16_t *ids;   /* [height][width], 0 = background, else the front-most object covering more than half */
     uint8_t *damage; /* [height][width], 1 = changed by a damage and still visible */
     float light[2];  /* unit vector towards the light, in the image plane */

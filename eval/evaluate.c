@@ -25,7 +25,9 @@ static double now(void)
 
 static int join(char path[PATH_SIZE], const char *dir, const char *name, Error *err)
 {
-    return snprintf(path, PATH_SIZE, "%s/%s", dir, name) < PATH_SIZE ? 0 : fail(err, "%s/%s: the path is too long", dir, name);
+    return snprintf(path, PATH_SIZE, "%s/%s", dir, name) < PATH_SIZE
+               ? 0
+               : fail(err, "%s/%s: the path is too long", dir, name);
 }
 
 int looks_like_image(const char *name)
@@ -63,7 +65,9 @@ int write_pictures(const SamladResult *r, const uint8_t *rgb, const char *prefix
     if (!map)
         return fail_memory(err, "a map", n * sizeof *map);
     samlad_full_map(r, map);
-    int status = snprintf(path, sizeof path, "%s_overlay.png", prefix) < PATH_SIZE ? 0 : fail(err, "%s: the path is too long", prefix);
+    int status = snprintf(path, sizeof path, "%s_overlay.png", prefix) < PATH_SIZE
+                     ? 0
+                     : fail(err, "%s: the path is too long", prefix);
     if (!status)
         status = report_overlay(path, r, rgb, err);
     snprintf(path, sizeof path, "%s_heat.png", prefix);
@@ -87,20 +91,25 @@ static int merge_truth(uint8_t *truth, const char *path, int width, int height, 
     if (image_read(&image, path, err))
         return -1;
     if (image.width != width || image.height != height) {
-        fail(err, "%s: the ground truth is %dx%d, its image %dx%d", path, image.width, image.height, width, height);
+        fail(err, "%s: the ground truth is %dx%d, its image %dx%d", path, image.width, image.height, width,
+             height);
         image_free(&image);
         return -1;
     }
-    size_t n = (size_t)width * (size_t)height, channels = (size_t)image.channels, colors = channels < 3 ? 1 : 3;
+    size_t n = (size_t)width * (size_t)height, channels = (size_t)image.channels,
+           colors = channels < 3 ? 1 : 3;
     for (size_t p = 0; p < n; p++)
         for (size_t c = 0; c < colors; c++)
-            truth[p] |= image.bits == 16 ? ((const uint16_t *)image.samples)[p * channels + c] != 0 : ((const uint8_t *)image.samples)[p * channels + c] != 0;
+            truth[p] |= image.bits == 16 ? ((const uint16_t *)image.samples)[p * channels + c] != 0
+                                         : ((const uint8_t *)image.samples)[p * channels + c] != 0;
     image_free(&image);
     return 0;
 }
 
-/* ground_truth/KIND/STEM/ *.png (LOCO) or ground_truth/KIND/STEM_mask.png (MVTec AD). 1: found, 0: there is none, -1. */
-static int read_truth(uint8_t *truth, const char *dir, const char *kind, const char *file, int width, int height, Error *err)
+/* ground_truth/KIND/STEM/ *.png (LOCO) or ground_truth/KIND/STEM_mask.png (MVTec AD). 1: found, 0: there is
+ * none, -1. */
+static int read_truth(uint8_t *truth, const char *dir, const char *kind, const char *file, int width,
+                      int height, Error *err)
 {
     char base[PATH_SIZE], path[PATH_SIZE];
     int stem = (int)(strrchr(file, '.') ? strrchr(file, '.') - file : (long)strlen(file));
@@ -172,7 +181,8 @@ static int build_bank(Run *run, int max_bank)
         status = fail(run->err, "%s: no normal images", dir);
     double start = now();
     if (!status)
-        status = samlad_bank_build(run->s, (const char *const *)paths, (int)n, run->progress, run->user, run->err);
+        status =
+            samlad_bank_build(run->s, (const char *const *)paths, (int)n, run->progress, run->user, run->err);
     run->result->seconds_bank = now() - start;
     run->result->n_bank = (int)n;
     for (size_t i = 0; paths && i < n; i++)
@@ -181,7 +191,8 @@ static int build_bank(Run *run, int max_bank)
     return status;
 }
 
-static int write_outputs(Run *run, const SamladResult *r, const uint8_t *rgb, const char *kind, const char *file)
+static int write_outputs(Run *run, const SamladResult *r, const uint8_t *rgb, const char *kind,
+                         const char *file)
 {
     char prefix[PATH_SIZE], image[PATH_SIZE];
     if (!run->out)
@@ -190,7 +201,9 @@ static int write_outputs(Run *run, const SamladResult *r, const uint8_t *rgb, co
     json_begin(&w);
     snprintf(image, sizeof image, "test/%s/%s", kind, file);
     report_json(&w, run->s, r, image);
-    int status = w.failed || fprintf(run->jsonl, "%s\n", w.text) < 0 ? fail(run->err, "%s/results.jsonl: cannot be written", run->out) : 0;
+    int status = w.failed || fprintf(run->jsonl, "%s\n", w.text) < 0
+                     ? fail(run->err, "%s/results.jsonl: cannot be written", run->out)
+                     : 0;
     json_end(&w);
     snprintf(prefix, sizeof prefix, "%s/%s", run->out, kind);
     if (!status)
@@ -304,7 +317,8 @@ static int detect_all(Run *run, char **kinds, size_t n_kinds)
         kind->auroc = auroc(run->scores, (size_t)n_good, run->scores + first, (size_t)n, run->err);
     }
     e->n_images = run->n_scores;
-    e->auroc = auroc(run->scores, (size_t)n_good, run->scores + n_good, (size_t)(run->n_scores - n_good), run->err);
+    e->auroc =
+        auroc(run->scores, (size_t)n_good, run->scores + n_good, (size_t)(run->n_scores - n_good), run->err);
     e->pixel_auroc = run->any_truth ? pixel_roc_area(run->roc) : NAN;
     return 0;
 }
@@ -340,10 +354,12 @@ static int run_test(Run *run)
     return status;
 }
 
-int evaluate(Samlad *s, const char *dir, const char *bank, const char *out, int max_bank, Evaluation *result, EvaluateProgress progress, void *user, Error *err)
+int evaluate(Samlad *s, const char *dir, const char *bank, const char *out, int max_bank, Evaluation *result,
+             EvaluateProgress progress, void *user, Error *err)
 {
     *result = (Evaluation){.auroc = NAN, .pixel_auroc = NAN};
-    Run run = {.s = s, .dir = dir, .out = out, .result = result, .progress = progress, .user = user, .err = err};
+    Run run = {
+        .s = s, .dir = dir, .out = out, .result = result, .progress = progress, .user = user, .err = err};
     run.roc = pixel_roc_new(err);
     int status = !run.roc ? -1 : bank ? load_bank(&run, bank) : build_bank(&run, max_bank);
     if (!status)

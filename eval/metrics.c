@@ -16,7 +16,8 @@ static int by_score(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-double auroc(const float *negatives, size_t n_negatives, const float *positives, size_t n_positives, Error *err)
+double auroc(const float *negatives, size_t n_negatives, const float *positives, size_t n_positives,
+             Error *err)
 {
     size_t n = n_negatives + n_positives;
     if (n_negatives == 0 || n_positives == 0)

@@ -39,30 +39,39 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
 {
     struct stat st;
     size_t n = strlen(dir);
-    while (n > 1 && dir[n - 1] == '/') n--;
-    if (n == 0) return fail(err, "the output folder's name is empty");
+    while (n > 1 && dir[n - 1] == '/')
+        n--;
+    if (n == 0)
+        return fail(err, "the output folder's name is empty");
     if (dir[n - 1] == '.' && (n == 1 || dir[n - 2] == '/' || dir[n - 2] == '.'))
         return fail(err, "%s: name the output folder itself, not '.' or '..'", dir);
     out->dir = dir;
     if (stat(dir, &st) == 0) {
-        if (!S_ISDIR(st.st_mode)) return fail(err, "%s: exists and is not a folder", dir);
+        if (!S_ISDIR(st.st_mode))
+            return fail(err, "%s: exists and is not a folder", dir);
         DIR *d = opendir(dir);
-        if (!d) return fail(err, "%s: cannot be read: %s", dir, strerror(errno));
+        if (!d)
+            return fail(err, "%s: cannot be read: %s", dir, strerror(errno));
         int holds = 0;
         for (struct dirent *e; (e = readdir(d));)
-            if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..")) holds = 1;
+            if (strcmp(e->d_name, ".") && strcmp(e->d_name, ".."))
+                holds = 1;
         closedir(d);
-        if (holds) return fail(err, "%s: the folder is not empty; name a new or an empty one", dir);
+        if (holds)
+            return fail(err, "%s: the folder is not empty; name a new or an empty one", dir);
     }
     int length = snprintf(out->tmp, sizeof out->tmp, "%.*s.tmp.%ld", (int)n, dir, (long)getpid());
-    if (length < 0 || (size_t)length >= sizeof out->tmp) return fail(err, "%s: the path is too long", dir);
-    if (stat(out->tmp, &st) == 0) return fail(err, "%s: is in the way; remove it", out->tmp);
+    if (length < 0 || (size_t)length >= sizeof out->tmp)
+        return fail(err, "%s: the path is too long", dir);
+    if (stat(out->tmp, &st) == 0)
+        return fail(err, "%s: is in the way; remove it", out->tmp);
     return dir_make(out->tmp, err);
 }
 
 int synth_output_commit(SynthOutput *out, Error *err)
 {
-    if (rename(out->tmp, out->dir) == 0) return 0;
+    if (rename(out->tmp, out->dir) == 0)
+        return 0;
     int reason = errno;
     synth_output_drop(out);
     return fail(err, "%s: the finished folder cannot be moved there: %s", out->dir, strerror(reason));
@@ -88,8 +97,10 @@ int synth_output_image(const SynthOutput *out, const char *folder, int index, co
                        int width, int height, int channels, Error *err)
 {
     char path[PATH_MAX];
-    if (path_below(out, path, err, "%s", folder) || dir_make(path, err)) return -1;
-    if (path_below(out, path, err, "%s/%03d.png", folder, index)) return -1;
+    if (path_below(out, path, err, "%s", folder) || dir_make(path, err))
+        return -1;
+    if (path_below(out, path, err, "%s/%03d.png", folder, index))
+        return -1;
     return png_write(path, samples, width, height, channels, 8, err);
 }
 
@@ -98,7 +109,8 @@ int synth_output_config(const SynthOutput *out, const SynthDefect *entries, int 
 {
     char path[PATH_MAX];
     JsonWriter w;
-    if (path_below(out, path, err, "defects_config.json")) return -1;
+    if (path_below(out, path, err, "defects_config.json"))
+        return -1;
     json_begin(&w);
     json_open(&w, '[');
     for (int i = 0; i < n; i++) {
@@ -123,7 +135,8 @@ enum { MAX_IMAGES = 100000 };
 
 int synth_check_count(const char *what, int n, Error *err)
 {
-    if (n >= 0 && n <= MAX_IMAGES) return 0;
+    if (n >= 0 && n <= MAX_IMAGES)
+        return 0;
     return fail(err, "the number of %s is %d, expected 0 to %d", what, n, MAX_IMAGES);
 }
 
@@ -181,7 +194,8 @@ enum { N_PART_NAMES = (int)(sizeof part_names / sizeof part_names[0]) };
 static float color_distance(const float *a, const float *b)
 {
     float sum = 0;
-    for (int k = 0; k < 3; k++) sum += a[k] > b[k] ? a[k] - b[k] : b[k] - a[k];
+    for (int k = 0; k < 3; k++)
+        sum += a[k] > b[k] ? a[k] - b[k] : b[k] - a[k];
     return sum / 3;
 }
 
@@ -200,9 +214,11 @@ static void distinct_color(Rng *rng, float *color, const float *floor, float lea
         float margin = color_distance(candidate, floor) / least;
         for (int i = 0; i < n; i++) {
             float d = color_distance(candidate, others[i].body.look.color) / 0.2f;
-            if (d < margin) margin = d;
+            if (d < margin)
+                margin = d;
         }
-        if (margin <= best) continue;
+        if (margin <= best)
+            continue;
         best = margin;
         memcpy(color, candidate, sizeof candidate);
     }
@@ -229,7 +245,8 @@ static void draw_up_tray(TrayProduct *p, Rng *rng)
     rng_color(rng, color);
     p->table = product_look(rng, color, unit, 0.12f);
     p->table.period *= 2;
-    do rng_color(rng, color);
+    do
+        rng_color(rng, color);
     while (color_distance(color, p->table.color) < 0.15f);
     Part *tray = &p->tray, *bottom = &p->floor;
     memset(tray, 0, sizeof *tray);
@@ -245,7 +262,8 @@ static void draw_up_tray(TrayProduct *p, Rng *rng)
     tray->height = 5 * unit;
     *bottom = *tray;
     bottom->shadow = 0;
-    do rng_color_near(rng, color, bottom->look.color, 0.5f);
+    do
+        rng_color_near(rng, color, bottom->look.color, 0.5f);
     while (color_distance(color, bottom->look.color) < 0.08f || brightness(bottom->look.color) < 0.15f ||
            brightness(bottom->look.color) >
                0.75f); /* neither black nor overexposed: shades must be seen on it */
@@ -286,7 +304,8 @@ static float lay_out_slots(Compartment *box)
     for (int columns = 1; columns <= box->n; columns++) {
         int rows = (box->n + columns - 1) / columns;
         float w = box->half_w / (float)columns, h = box->half_h / (float)rows, cell = w < h ? w : h;
-        if (cell <= best) continue;
+        if (cell <= best)
+            continue;
         best = cell;
         for (int i = 0; i < box->n; i++) {
             int r = i / columns, in_row = r < rows - 1 ? columns : box->n - columns * (rows - 1);
@@ -312,9 +331,11 @@ static float fill_plan(TrayProduct *p, Compartment *box, int index, int loose_in
     int plenty = index == (loose_index + 1) % p->n_compartments;
     box->n = plenty ? 3 + rng_below(rng, 2) : 1 + rng_below(rng, 2);
     float cell = lay_out_slots(box), scale = 0.84f * cell, most = 30 * p->unit;
-    if (scale > most) scale = most;
+    if (scale > most)
+        scale = most;
     box->play_x = box->play_y = 0.8f * (cell - scale);
-    if (box->play_x > 5 * p->unit) box->play_x = box->play_y = 5 * p->unit;
+    if (box->play_x > 5 * p->unit)
+        box->play_x = box->play_y = 5 * p->unit;
     return scale;
 }
 
@@ -346,7 +367,8 @@ static PartKind draw_up_kind(const TrayProduct *p, int index, int name, float sc
         kind.cap.form = rng_next(rng);
         kind.cap.scale = scale * rng_uniform(rng, 0.25f, 0.38f);
         kind.cap.shadow = 0;
-        do rng_color(rng, kind.cap.look.color);
+        do
+            rng_color(rng, kind.cap.look.color);
         while (color_distance(kind.cap.look.color, color) < 0.2f);
         memcpy(kind.cap.look.color2, kind.cap.look.color, sizeof color);
     }
@@ -388,7 +410,8 @@ static void mark_slot(const TrayProduct *p, Canvas *canvas, const Part *tray, co
 static long count_marked(const uint8_t *mask, size_t n)
 {
     long sum = 0;
-    for (size_t i = 0; i < n; i++) sum += mask[i] != 0;
+    for (size_t i = 0; i < n; i++)
+        sum += mask[i] != 0;
     return sum;
 }
 
@@ -410,7 +433,8 @@ static int saturation_of_missing(const TrayProduct *p, Canvas *canvas, const Com
 {
     size_t n = (size_t)canvas->width * (size_t)canvas->height;
     uint8_t *mask = calloc(2, n);
-    if (!mask) return fail_memory(err, "a ground truth image", 2 * n);
+    if (!mask)
+        return fail_memory(err, "a ground truth image", 2 * n);
     Part part = p->kinds[box->kind].body;
     place_on_tray(&p->tray, box->slot[0].x, box->slot[0].y, box->angle, &part);
     canvas_silhouette(canvas, &part, mask);
@@ -419,7 +443,8 @@ static int saturation_of_missing(const TrayProduct *p, Canvas *canvas, const Com
     else
         mark_slot(p, canvas, &p->tray, box, 0, mask + n);
     long own = count_marked(mask, n), all = count_marked(mask + n, n);
-    if (box->loose) all -= (box->n - 1) * own; /* what the others cover is not marked */
+    if (box->loose)
+        all -= (box->n - 1) * own; /* what the others cover is not marked */
     long percent = all > 0 ? (100 * own + all / 2) / all : 100;
     *threshold = (double)(percent < 5 ? 5 : percent > 100 ? 100 : percent) / 100;
     free(mask);
@@ -433,17 +458,21 @@ static int write_defect_table(TrayProduct *p, Error *err)
         "scratch", "stain", "dent",       "broken"};
     Canvas canvas;
     int status = 0;
-    if (canvas_init(&canvas, p->options.width, p->options.height)) return fail_memory(err, "a canvas", 0);
+    if (canvas_init(&canvas, p->options.width, p->options.height))
+        return fail_memory(err, "a canvas", 0);
     for (int i = 0; i < p->n_compartments && !status; i++) {
         Compartment *box = &p->compartments[i];
         double threshold = 1;
         status = saturation_of_missing(p, &canvas, box, &threshold, err);
-        if (status) break;
+        if (status)
+            break;
         box->missing_entry = p->n_entries;
         add_entry(p, threshold, "missing_", p->kinds[box->kind].name);
         box->few_entry = box->n >= 3 ? p->n_entries : -1;
-        if (box->loose) threshold = threshold >= 0.5 ? 1 : 2 * threshold; /* one region for both */
-        if (box->n >= 3) add_entry(p, threshold, "wrong_count_too_few_", p->kinds[box->kind].name);
+        if (box->loose)
+            threshold = threshold >= 0.5 ? 1 : 2 * threshold; /* one region for both */
+        if (box->n >= 3)
+            add_entry(p, threshold, "wrong_count_too_few_", p->kinds[box->kind].name);
     }
     for (int d = TRAY_EXTRA; d < TRAY_DEFECT_COUNT; d++) {
         p->entry_of[d] = p->n_entries;
@@ -487,15 +516,18 @@ TrayProduct *tray_product_new(const SynthTrayOptions *options, Error *err)
         p->compartments[i].kind = i;
         float scale = fill_plan(p, &p->compartments[i], i, loose, &rng);
         p->kinds[i] = draw_up_kind(p, i, names[i], scale, &rng);
-        if (p->compartments[i].loose) p->kinds[i].turns = 1;
+        if (p->compartments[i].loose)
+            p->kinds[i].turns = 1;
         sum += scale;
     }
     p->kinds[p->n_compartments] =
         draw_up_kind(p, p->n_compartments, names[p->n_compartments], sum / (float)p->n_compartments, &rng);
     p->camera = (Camera){{0}, 0, {1, 1, 1}, 0.55f * p->unit, 0.014f, 0};
-    for (int k = 0; k < 2; k++) p->camera.gradient[k] = rng_uniform(&rng, -0.12f, 0.12f);
+    for (int k = 0; k < 2; k++)
+        p->camera.gradient[k] = rng_uniform(&rng, -0.12f, 0.12f);
     p->camera.vignette = rng_uniform(&rng, 0, 0.15f);
-    if (write_defect_table(p, err) == 0) return p;
+    if (write_defect_table(p, err) == 0)
+        return p;
     free(p);
     return NULL;
 }
@@ -544,10 +576,12 @@ static float free_room(const Arrangement *a, float x, float y, float scale, int 
     float least = 1e9f;
     for (int i = 0; i < a->n_parts; i++) {
         const Placed *other = &a->parts[i];
-        if (i == self || other->gone) continue;
+        if (i == self || other->gone)
+            continue;
         float dx = other->x - x, dy = other->y - y, touch = 0.95f * (scale + other->scale);
         float room = dx * dx + dy * dy - touch * touch; /* same sign and order as the distance itself */
-        if (room < least) least = room;
+        if (room < least)
+            least = room;
     }
     return least;
 }
@@ -557,13 +591,16 @@ static float find_place(const Arrangement *a, const Compartment *box, float scal
                         float *x, float *y)
 {
     float best = -1e30f, w = box->half_w - 1.02f * scale, h = box->half_h - 1.02f * scale;
-    if (w < 0) w = 0;
-    if (h < 0) h = 0;
+    if (w < 0)
+        w = 0;
+    if (h < 0)
+        h = 0;
     for (int attempt = 0; attempt < 200 && best < 0; attempt++) {
         float tx = box->x + rng_uniform(rng, -w, w), ty = box->y;
         ty += rng_uniform(rng, -h, h);
         float room = free_room(a, tx, ty, scale, self);
-        if (room <= best) continue;
+        if (room <= best)
+            continue;
         best = room;
         *x = tx;
         *y = ty;
@@ -602,15 +639,18 @@ static void arrange(Arrangement *a, const TrayProduct *p, Rng *rng)
                 part->y = box->slot[s].y + box->play_y * 0.7f * rng_uniform(rng, -1, 1);
             }
             part->angle = part_angle(p, box, part->kind, rng);
-            for (int k = 0; k < 2; k++) part->phase[k] = rng_uniform(rng, 0, 400);
+            for (int k = 0; k < 2; k++)
+                part->phase[k] = rng_uniform(rng, 0, 400);
             a->n_parts++;
         }
     }
     a->light_angle = p->light_angle + rng_uniform(rng, -0.02f, 0.02f);
     a->camera = p->camera;
-    for (int k = 0; k < 2; k++) a->camera.gradient[k] += rng_uniform(rng, -0.06f, 0.06f);
+    for (int k = 0; k < 2; k++)
+        a->camera.gradient[k] += rng_uniform(rng, -0.06f, 0.06f);
     float exposure = rng_uniform(rng, 0.95f, 1.05f);
-    for (int k = 0; k < 3; k++) a->camera.gain[k] = exposure * rng_uniform(rng, 0.99f, 1.01f);
+    for (int k = 0; k < 3; k++)
+        a->camera.gain[k] = exposure * rng_uniform(rng, 0.99f, 1.01f);
     a->camera.noise_seed = rng_next(rng);
 }
 
@@ -665,7 +705,8 @@ static void draw_arrangement(const Arrangement *a, Canvas *canvas)
         canvas_damage(canvas, &part);
     }
     for (int i = 0; i < a->n_parts; i++)
-        if (!a->parts[i].gone) draw_placed(a, canvas, i);
+        if (!a->parts[i].gone)
+            draw_placed(a, canvas, i);
 }
 
 /* ------------------------------------------------------------------------------------- logical defects */
@@ -679,7 +720,8 @@ static void add_region(Arrangement *a, RegionKind kind, int placed, int truth, i
 static int part_of(const Arrangement *a, int compartment, int n)
 {
     for (int i = 0; i < a->n_parts; i++)
-        if (a->parts[i].compartment == compartment && n-- == 0) return i;
+        if (a->parts[i].compartment == compartment && n-- == 0)
+            return i;
     return 0;
 }
 
@@ -696,14 +738,17 @@ static void defect_too_few(Arrangement *a, Rng *rng)
 {
     const TrayProduct *p = a->p;
     int c = rng_below(rng, p->n_compartments);
-    while (p->compartments[c].few_entry < 0) c = (c + 1) % p->n_compartments;
+    while (p->compartments[c].few_entry < 0)
+        c = (c + 1) % p->n_compartments;
     const Compartment *box = &p->compartments[c];
     int first = rng_below(rng, box->n), second = rng_below(rng, box->n - 1);
-    if (second >= first) second++;
+    if (second >= first)
+        second++;
     int gone[2] = {part_of(a, c, first), part_of(a, c, second)};
     for (int k = 0; k < 2; k++) {
         a->parts[gone[k]].gone = 1;
-        if (box->loose && k > 0) continue; /* one region, the whole floor, for both */
+        if (box->loose && k > 0)
+            continue; /* one region, the whole floor, for both */
         add_region(a, box->loose ? REGION_FLOOR : REGION_SLOT, gone[k], k, box->few_entry);
     }
 }
@@ -719,7 +764,8 @@ static void defect_too_many(Arrangement *a, int n, int entry, Rng *rng)
         int c = (first + i) % p->n_compartments;
         const Compartment *box = &p->compartments[c];
         float x, y, room = find_place(a, box, p->kinds[box->kind].body.scale, -1, rng, &x, &y);
-        if (room <= roomiest) continue;
+        if (room <= roomiest)
+            continue;
         roomiest = room;
         chosen = c;
     }
@@ -730,7 +776,8 @@ static void defect_too_many(Arrangement *a, int n, int entry, Rng *rng)
             .kind = box->kind, .compartment = chosen, .slot = -1, .scale = p->kinds[box->kind].body.scale};
         find_place(a, box, part->scale, -1, rng, &part->x, &part->y);
         part->angle = part_angle(p, box, box->kind, rng);
-        for (int j = 0; j < 2; j++) part->phase[j] = rng_uniform(rng, 0, 400);
+        for (int j = 0; j < 2; j++)
+            part->phase[j] = rng_uniform(rng, 0, 400);
         add_region(a, REGION_PART, a->n_parts, k, entry);
         a->n_parts++;
     }
@@ -748,11 +795,13 @@ static void defect_wrong_kind(Arrangement *a, Rng *rng)
         for (int k = 0; k < p->n_compartments; k++) {
             int other = (first + k) % p->n_compartments;
             float ratio = p->kinds[other].body.scale / part->scale;
-            if (other != part->kind && ratio > 0.7f && ratio < 1.4f) kind = other;
+            if (other != part->kind && ratio > 0.7f && ratio < 1.4f)
+                kind = other;
         }
     }
     part->kind = kind;
-    if (kind < p->n_compartments) part->scale = p->kinds[kind].body.scale;
+    if (kind < p->n_compartments)
+        part->scale = p->kinds[kind].body.scale;
     add_region(a, REGION_PART, i, 0, p->entry_of[TRAY_WRONG_KIND]);
 }
 
@@ -764,9 +813,11 @@ static void defect_swapped(Arrangement *a, Rng *rng)
     float best = 1e9f;
     for (int attempt = 0; attempt < 40 && best > 1.25f; attempt++) {
         int i = rng_below(rng, a->n_parts), j = rng_below(rng, a->n_parts);
-        if (a->parts[i].compartment == a->parts[j].compartment) continue;
+        if (a->parts[i].compartment == a->parts[j].compartment)
+            continue;
         float si = a->parts[i].scale, sj = a->parts[j].scale, ratio = si > sj ? si / sj : sj / si;
-        if (ratio >= best) continue;
+        if (ratio >= best)
+            continue;
         best = ratio;
         best_i = i;
         best_j = j;
@@ -793,7 +844,8 @@ static long visible_damage(const Canvas *damaged, const Canvas *whole)
     long n = 0, total = (long)damaged->width * damaged->height;
     double change = 0;
     for (long i = 0; i < total; i++) {
-        if (!damaged->damage[i]) continue;
+        if (!damaged->damage[i])
+            continue;
         n++;
         change += (double)color_distance(damaged->rgb + 3 * i, whole->rgb + 3 * i);
     }
@@ -806,7 +858,8 @@ static int defect_structural(Arrangement *a, int damage, int entry, Rng *rng, Ca
 {
     const TrayProduct *p = a->p;
     Canvas whole;
-    if (canvas_init(&whole, canvas->width, canvas->height)) return fail_memory(err, "a canvas", 0);
+    if (canvas_init(&whole, canvas->width, canvas->height))
+        return fail_memory(err, "a canvas", 0);
     draw_arrangement(a, &whole);
     int on_floor = (damage == DAMAGE_SCRATCH || damage == DAMAGE_STAIN) && rng_chance(rng, 0.33f);
     int place = rng_below(rng, on_floor ? p->n_compartments : a->n_parts), best_place = place;
@@ -814,7 +867,8 @@ static int defect_structural(Arrangement *a, int damage, int entry, Rng *rng, Ca
     long best = -1, enough = (long)(110 * p->unit * p->unit);
     for (int attempt = 0; attempt < 40 && best < enough; attempt++) {
         uint64_t seed = rng_next(rng);
-        if (attempt % 4 == 3) place = rng_below(rng, on_floor ? p->n_compartments : a->n_parts);
+        if (attempt % 4 == 3)
+            place = rng_below(rng, on_floor ? p->n_compartments : a->n_parts);
         if (on_floor) {
             a->floor_damage[place] = damage;
             a->floor_seed = seed;
@@ -828,7 +882,8 @@ static int defect_structural(Arrangement *a, int damage, int entry, Rng *rng, Ca
             a->floor_damage[place] = DAMAGE_NONE;
         else
             a->parts[place].damage = DAMAGE_NONE;
-        if (n <= best) continue;
+        if (n <= best)
+            continue;
         best = n;
         best_place = place;
         best_seed = seed;
@@ -849,21 +904,34 @@ static int apply_defect(Arrangement *a, TrayDefect defect, int index, Rng *rng, 
 {
     const int *entry = a->p->entry_of;
     switch (defect) {
-    case TRAY_MISSING: defect_missing(a, rng); break;
-    case TRAY_EXTRA: defect_too_many(a, 1, entry[TRAY_EXTRA], rng); break;
-    case TRAY_WRONG_KIND: defect_wrong_kind(a, rng); break;
-    case TRAY_SWAPPED: defect_swapped(a, rng); break;
+    case TRAY_MISSING:
+        defect_missing(a, rng);
+        break;
+    case TRAY_EXTRA:
+        defect_too_many(a, 1, entry[TRAY_EXTRA], rng);
+        break;
+    case TRAY_WRONG_KIND:
+        defect_wrong_kind(a, rng);
+        break;
+    case TRAY_SWAPPED:
+        defect_swapped(a, rng);
+        break;
     case TRAY_WRONG_COUNT:
         if (index % 2)
             defect_too_many(a, 2, entry[TRAY_WRONG_COUNT], rng);
         else
             defect_too_few(a, rng);
         break;
-    case TRAY_SCRATCH: return defect_structural(a, DAMAGE_SCRATCH, entry[defect], rng, canvas, err);
-    case TRAY_STAIN: return defect_structural(a, DAMAGE_STAIN, entry[defect], rng, canvas, err);
-    case TRAY_DENT: return defect_structural(a, DAMAGE_DENT, entry[defect], rng, canvas, err);
-    case TRAY_BROKEN: return defect_structural(a, DAMAGE_BROKEN, entry[defect], rng, canvas, err);
-    default: break;
+    case TRAY_SCRATCH:
+        return defect_structural(a, DAMAGE_SCRATCH, entry[defect], rng, canvas, err);
+    case TRAY_STAIN:
+        return defect_structural(a, DAMAGE_STAIN, entry[defect], rng, canvas, err);
+    case TRAY_DENT:
+        return defect_structural(a, DAMAGE_DENT, entry[defect], rng, canvas, err);
+    case TRAY_BROKEN:
+        return defect_structural(a, DAMAGE_BROKEN, entry[defect], rng, canvas, err);
+    default:
+        break;
     }
     return 0;
 }
@@ -876,16 +944,20 @@ static void mark_region(const Arrangement *a, const Region *region, Canvas *canv
     long n = (long)canvas->width * canvas->height;
     int id = part_id(a, region->placed), first_part = part_id(a, 0);
     for (long i = 0; i < n; i++) {
-        if (region->kind == REGION_PART && canvas->ids[i] == id) mask[i] = 1;
-        if (region->kind == REGION_DAMAGE && canvas->damage[i]) mask[i] = 1;
+        if (region->kind == REGION_PART && canvas->ids[i] == id)
+            mask[i] = 1;
+        if (region->kind == REGION_DAMAGE && canvas->damage[i])
+            mask[i] = 1;
     }
-    if (region->kind != REGION_SLOT && region->kind != REGION_FLOOR) return;
+    if (region->kind != REGION_SLOT && region->kind != REGION_FLOOR)
+        return;
     if (region->kind == REGION_SLOT)
         mark_slot(a->p, canvas, &a->tray, box, a->parts[region->placed].slot, mask);
     else
         mark_floor(a->p, canvas, &a->tray, box, mask);
     for (long i = 0; i < n; i++) /* what stands there is not missing */
-        if (canvas->ids[i] >= first_part) mask[i] = 0;
+        if (canvas->ids[i] >= first_part)
+            mask[i] = 0;
 }
 
 static int make_truths(TrayImage *image, const Arrangement *a, Canvas *canvas, Error *err)
@@ -894,15 +966,19 @@ static int make_truths(TrayImage *image, const Arrangement *a, Canvas *canvas, E
     for (int r = 0; r < a->n_regions; r++) {
         const Region *region = &a->regions[r];
         uint8_t **mask = &image->truth[region->truth];
-        if (!*mask) *mask = calloc(1, n);
-        if (!*mask) return fail_memory(err, "a ground truth image", n);
+        if (!*mask)
+            *mask = calloc(1, n);
+        if (!*mask)
+            return fail_memory(err, "a ground truth image", n);
         image->value[region->truth] = 255 - region->entry;
-        if (region->truth >= image->n_truths) image->n_truths = region->truth + 1;
+        if (region->truth >= image->n_truths)
+            image->n_truths = region->truth + 1;
         mark_region(a, region, canvas, *mask);
     }
     for (int t = 0; t < image->n_truths; t++)
         for (size_t i = 0; i < n; i++)
-            if (image->truth[t][i]) image->truth[t][i] = (uint8_t)image->value[t];
+            if (image->truth[t][i])
+                image->truth[t][i] = (uint8_t)image->value[t];
     return 0;
 }
 
@@ -937,14 +1013,16 @@ int tray_image_new(TrayImage *image, const TrayProduct *p, TraySplit split, Tray
     }
     canvas_free(&canvas);
     free(a);
-    if (status) tray_image_free(image);
+    if (status)
+        tray_image_free(image);
     return status;
 }
 
 void tray_image_free(TrayImage *image)
 {
     free(image->rgb);
-    for (int i = 0; i < TRAY_MAX_TRUTHS; i++) free(image->truth[i]);
+    for (int i = 0; i < TRAY_MAX_TRUTHS; i++)
+        free(image->truth[i]);
     memset(image, 0, sizeof *image);
 }
 
@@ -967,7 +1045,8 @@ static int write_tray_image(const SynthOutput *out, const TrayProduct *p, TraySp
     TrayImage image;
     char path[128];
     int w = p->options.width, h = p->options.height;
-    if (tray_image_new(&image, p, split, defect, index, 1, err)) return -1;
+    if (tray_image_new(&image, p, split, defect, index, 1, err))
+        return -1;
     snprintf(path, sizeof path, "%s%s", split == TRAY_TEST_DEFECT ? "test/" : "", folder);
     int status = synth_output_image(out, path, number, image.rgb, w, h, 3, err);
     snprintf(path, sizeof path, "ground_truth/%s/%03d", folder, number);
@@ -984,13 +1063,15 @@ static int write_tray(const SynthOutput *out, const TrayProduct *p, Error *err)
     const int counts[] = {o->n_train, o->n_validation, o->n_good};
     for (int split = TRAY_TRAIN; split <= TRAY_TEST_GOOD; split++)
         for (int i = 0; i < counts[split]; i++)
-            if (write_tray_image(out, p, (TraySplit)split, TRAY_GOOD, i, folders[split], i, err)) return -1;
+            if (write_tray_image(out, p, (TraySplit)split, TRAY_GOOD, i, folders[split], i, err))
+                return -1;
     int n_logical = 0, n_structural = 0;
     for (int d = TRAY_MISSING; d < TRAY_DEFECT_COUNT; d++) {
         int logical = d < TRAY_SCRATCH, *number = logical ? &n_logical : &n_structural;
         const char *folder = logical ? "logical_anomalies" : "structural_anomalies";
         for (int i = 0; i < (logical ? o->n_logical : o->n_structural); i++, ++*number)
-            if (write_tray_image(out, p, TRAY_TEST_DEFECT, (TrayDefect)d, i, folder, *number, err)) return -1;
+            if (write_tray_image(out, p, TRAY_TEST_DEFECT, (TrayDefect)d, i, folder, *number, err))
+                return -1;
     }
     return synth_output_config(out, p->entries, p->n_entries, err);
 }
@@ -1005,7 +1086,8 @@ int synth_tray(const char *dir, const SynthTrayOptions *o, Error *err)
         synth_check_count("images of a structural defect", o->n_structural, err))
         return -1;
     TrayProduct *p = tray_product_new(o, err);
-    if (!p) return -1;
+    if (!p)
+        return -1;
     int status = synth_output_open(&out, dir, err);
     if (status == 0) {
         status = write_tray(&out, p, err);

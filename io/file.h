@@ -13,8 +13,8 @@ uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);
 int file_write(const char *path, const void *bytes, size_t n, Error *err);
 
 /* The same in pieces: open, put any number of times, then commit (rename) or drop. A put after a failed
- * one does nothing, so that only commit's status needs a look. Commit and drop both end the struct's life. When the
- * path names a device or a pipe, the bytes go straight to it: a rename would replace it. */
+ * one does nothing, so that only commit's status needs a look. Commit and drop both end the struct's life.
+ * When the path names a device or a pipe, the bytes go straight to it: a rename would replace it. */
 typedef struct OutFile {
     void *stream;     /* FILE * */
     char *path, *tmp; /* tmp NULL: straight to path */
@@ -29,8 +29,9 @@ void out_drop(OutFile *out);
 int file_exists(const char *path);
 int dir_exists(const char *path);
 int dir_make(const char *path, Error *err); /* with parents; existing is fine */
-/* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes, without those that begin
- * with '.'. Returns a malloc'd array whose strings are in the same block: free(names) frees all. */
+/* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes, without those
+ * that begin with '.'. Returns a malloc'd array whose strings are in the same block: free(names) frees all.
+ */
 char **dir_list(const char *path, int want_dirs, size_t *n, Error *err);
 
 /* SHA-256 (FIPS 180-4). */
@@ -38,8 +39,10 @@ void sha256(const void *bytes, size_t n, char hex[65]);
 
 /* zlib and gzip streams (RFC 1950, 1951, 1952), checksums verified; at most max_out bytes. malloc'd, NULL on
  * failure. `name` is for messages. */
-uint8_t *zlib_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name, Error *err);
-uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name, Error *err);
+uint8_t *zlib_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name,
+                      Error *err);
+uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out, const char *name,
+                      Error *err);
 /* malloc'd zlib stream; NULL: no memory. */
 uint8_t *zlib_deflate(const uint8_t *in, size_t n, size_t *n_out);
 uint32_t crc32_update(uint32_t crc, const uint8_t *bytes, size_t n);     /* start with 0 */

@@ -37,19 +37,24 @@ int png_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, E
 int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int jpeg_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 
-/* PNG: channels 1..4, bits 8 or 16; filters chosen per row, own deflate (fixed+dynamic Huffman, lazy LZ77). */
-int png_write(const char *path, const void *samples, int width, int height, int channels, int bits, Error *err);
+/* PNG: channels 1..4, bits 8 or 16; filters chosen per row, own deflate (fixed+dynamic Huffman, lazy LZ77).
+ */
+int png_write(const char *path, const void *samples, int width, int height, int channels, int bits,
+              Error *err);
 /* Indexed PNG; palette [n_colors][3]; alpha [n_colors] or NULL. */
 int png_write_indexed(const char *path, const uint8_t *indices, int width, int height, const uint8_t *palette,
                       int n_colors, const uint8_t *alpha, Error *err);
-int pnm_write(const char *path, const void *samples, int width, int height, int channels, int bits, Error *err);
+int pnm_write(const char *path, const void *samples, int width, int height, int channels, int bits,
+              Error *err);
 
-/* One-channel float32 TIFF (little-endian, one strip, uncompressed), as MVTec's evaluation scripts read it. */
+/* One-channel float32 TIFF (little-endian, one strip, uncompressed), as MVTec's evaluation scripts read it.
+ */
 int tiff_write_float(const char *path, const float *values, int width, int height, Error *err);
 /* Reads float32/float64/half/uint8/uint16 grey TIFF, strips or tiles, uncompressed, LZW, deflate or PackBits,
- * predictors 1-3, both byte orders -> [height][width] malloc'd float. Integers keep their values (0 .. 255 or 65535;
- * where the file says that white is zero they are turned round). NULL on failure. */
+ * predictors 1-3, both byte orders -> [height][width] malloc'd float. Integers keep their values (0 .. 255 or
+ * 65535; where the file says that white is zero they are turned round). NULL on failure. */
 float *tiff_read_float(const char *path, int *width, int *height, Error *err);
-float *tiff_decode_float(const uint8_t *bytes, size_t n, const char *name, int *width, int *height, Error *err);
+float *tiff_decode_float(const uint8_t *bytes, size_t n, const char *name, int *width, int *height,
+                         Error *err);
 
 #endif

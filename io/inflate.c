@@ -12,12 +12,12 @@
 #include <string.h>
 
 #define MAX_CODE_LENGTH 15
-#define N_LITERALS 288 /* literal/length symbols: 286 used, 288 in the fixed code */
-#define N_DISTANCES 30
-#define END_OF_BLOCK 256
-#define WINDOW 32768
-#define MIN_MATCH 3
-#define MAX_MATCH 258
+#define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code */
+#define N_DISTANCES     30
+#define END_OF_BLOCK    256
+#define WINDOW          32768
+#define MIN_MATCH       3
+#define MAX_MATCH       258
 
 /* Symbol 257 + i: length LENGTH_BASE[i] plus LENGTH_EXTRA[i] more bits; the same for distances. */
 static const uint16_t LENGTH_BASE[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
@@ -497,12 +497,12 @@ uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
 
 /* ---- deflate: finding matches ----------------------------------------------------------------------*/
 
-#define HASH_BITS 15
-#define HASH_SIZE (1 << HASH_BITS)
+#define HASH_BITS    15
+#define HASH_SIZE    (1 << HASH_BITS)
 #define BLOCK_TOKENS 32768
-#define MAX_CHAIN 128  /* candidates looked at for one match */
-#define GOOD_MATCH 32  /* from here on, look at a quarter of them for the next position */
-#define LAZY_MATCH 128 /* a match this long is taken without a look at the next position */
+#define MAX_CHAIN    128 /* candidates looked at for one match */
+#define GOOD_MATCH   32  /* from here on, look at a quarter of them for the next position */
+#define LAZY_MATCH   128 /* a match this long is taken without a look at the next position */
 
 typedef struct Deflate {
     const uint8_t *in;

@@ -18,8 +18,8 @@
 #include <string.h>
 
 #define MAX_COMPONENTS 4
-#define MAX_SCANS 200 /* real files have about 10; each scan may cost a pass over all blocks */
-#define FAST_BITS 9
+#define MAX_SCANS      200 /* real files have about 10; each scan may cost a pass over all blocks */
+#define FAST_BITS      9
 
 typedef struct HuffmanTable {
     int defined;
@@ -604,7 +604,9 @@ static int read_segment(Jpeg *j, int marker, const uint8_t *p, size_t n)
     switch (marker) {
     case 0xc0: /* baseline, extended, progressive */
     case 0xc1:
-    case 0xc2: j->progressive = marker == 0xc2; return read_frame(j, p, n);
+    case 0xc2:
+        j->progressive = marker == 0xc2;
+        return read_frame(j, p, n);
     case 0xc3:
     case 0xc5:
     case 0xc6:
@@ -614,10 +616,14 @@ static int read_segment(Jpeg *j, int marker, const uint8_t *p, size_t n)
     case 0xcb:
     case 0xcd:
     case 0xce:
-    case 0xcf: return refuse_frame(j, marker);
-    case 0xc4: return read_huffman_tables(j, p, n);
-    case 0xda: return read_scan(j, p, n);
-    case 0xdb: return read_quant_tables(j, p, n);
+    case 0xcf:
+        return refuse_frame(j, marker);
+    case 0xc4:
+        return read_huffman_tables(j, p, n);
+    case 0xda:
+        return read_scan(j, p, n);
+    case 0xdb:
+        return read_quant_tables(j, p, n);
     case 0xdd:
         if (n != 2)
             return bad(j, "the restart interval has a wrong length");
@@ -631,7 +637,8 @@ static int read_segment(Jpeg *j, int marker, const uint8_t *p, size_t n)
         if (n >= 12 && memcmp(p, "Adobe", 5) == 0)
             j->adobe = p[11];
         return 0;
-    default: return 0; /* comments, Exif, colour profiles ... */
+    default:
+        return 0; /* comments, Exif, colour profiles ... */
     }
 }
 

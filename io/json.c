@@ -14,8 +14,8 @@
 
 #include "file.h"
 
-#define JSON_MAX_DEPTH 64
-#define JSON_MAX_FILE ((size_t)1 << 30)
+#define JSON_MAX_DEPTH  64
+#define JSON_MAX_FILE   ((size_t)1 << 30)
 #define JSON_MAX_NUMBER 400 /* characters; the shortest text of any double needs 25 */
 
 typedef struct Chunk Chunk;
@@ -383,14 +383,22 @@ static int parse_value(Parser *p, Json *value)
 {
     skip_space(p);
     switch (peek(p)) {
-    case -1: return syntax(p, p->at, "the text ends where a value is expected");
+    case -1:
+        return syntax(p, p->at, "the text ends where a value is expected");
     case '{':
-    case '[': return parse_container(p, value);
-    case '"': value->type = JSON_STRING; return parse_string(p, &value->string);
-    case 't': return parse_word(p, value, "true", JSON_BOOL, 1);
-    case 'f': return parse_word(p, value, "false", JSON_BOOL, 0);
-    case 'n': return parse_word(p, value, "null", JSON_NULL, 0);
-    default: return parse_number(p, value);
+    case '[':
+        return parse_container(p, value);
+    case '"':
+        value->type = JSON_STRING;
+        return parse_string(p, &value->string);
+    case 't':
+        return parse_word(p, value, "true", JSON_BOOL, 1);
+    case 'f':
+        return parse_word(p, value, "false", JSON_BOOL, 0);
+    case 'n':
+        return parse_word(p, value, "null", JSON_NULL, 0);
+    default:
+        return parse_number(p, value);
     }
 }
 

@@ -35,9 +35,9 @@ typedef struct JsonWriter {
 } JsonWriter;
 
 void json_begin(JsonWriter *w);
-void json_end(JsonWriter *w);                       /* frees */
-void json_open(JsonWriter *w, char bracket);        /* '{' or '[' */
-void json_close(JsonWriter *w, char bracket);       /* '}' or ']' */
+void json_end(JsonWriter *w);                 /* frees */
+void json_open(JsonWriter *w, char bracket);  /* '{' or '[' */
+void json_close(JsonWriter *w, char bracket); /* '}' or ']' */
 void json_key(JsonWriter *w, const char *key);
 void json_string(JsonWriter *w, const char *value); /* invalid UTF-8 bytes become U+FFFD */
 void json_number(JsonWriter *w, double value);      /* shortest that reads back; NaN and inf -> null */
@@ -45,6 +45,7 @@ void json_float(JsonWriter *w, float value);        /* shortest that reads back 
 void json_int(JsonWriter *w, long long value);
 void json_bool(JsonWriter *w, int value);
 void json_null(JsonWriter *w);
-int json_save(const JsonWriter *w, const char *path, Error *err); /* text and a newline; temporary name, then rename */
+int json_save(const JsonWriter *w, const char *path,
+              Error *err); /* text and a newline; temporary name, then rename */
 
 #endif

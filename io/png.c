@@ -175,7 +175,8 @@ static int unfilter(int filter, uint8_t *row, const uint8_t *above, size_t n, si
 {
     size_t i = 0;
     switch (filter) {
-    case 0: return 0;
+    case 0:
+        return 0;
     case 1:
         for (i = step; i < n; i++)
             row[i] = (uint8_t)(row[i] + row[i - step]);
@@ -196,7 +197,8 @@ static int unfilter(int filter, uint8_t *row, const uint8_t *above, size_t n, si
         for (; i < n; i++)
             row[i] = (uint8_t)(row[i] + paeth(row[i - step], above[i], above[i - step]));
         return 0;
-    default: return -1;
+    default:
+        return -1;
     }
 }
 

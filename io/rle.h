@@ -15,7 +15,8 @@ typedef struct Rle {
     size_t n_counts;
 } Rle;
 
-int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not */, int height, int width, Error *err);
+int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not */, int height, int width,
+               Error *err);
 void rle_decode(uint8_t *mask /* [height][width] 0/1 */, const Rle *rle);
 int64_t rle_area(const Rle *rle);
 void rle_free(Rle *rle);

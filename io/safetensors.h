@@ -15,17 +15,29 @@
 #define ST_MAX_DIMS 8
 
 typedef enum StDtype {
-    ST_BOOL, ST_U8, ST_I8, ST_U16, ST_I16, ST_F16, ST_BF16, ST_U32, ST_I32, ST_F32, ST_U64, ST_I64, ST_F64,
+    ST_BOOL,
+    ST_U8,
+    ST_I8,
+    ST_U16,
+    ST_I16,
+    ST_F16,
+    ST_BF16,
+    ST_U32,
+    ST_I32,
+    ST_F32,
+    ST_U64,
+    ST_I64,
+    ST_F64,
     ST_N_DTYPES
 } StDtype;
 
 typedef struct StTensor {
     const char *name;
     StDtype dtype;
-    int n_dims;                  /* 0: a scalar */
+    int n_dims; /* 0: a scalar */
     int64_t shape[ST_MAX_DIMS];
     size_t n_elements, n_bytes;
-    const void *data;            /* in the mapping; alignment is NOT guaranteed by the format */
+    const void *data; /* in the mapping; alignment is NOT guaranteed by the format */
 } StTensor;
 
 typedef struct Safetensors Safetensors;
@@ -35,7 +47,7 @@ Safetensors *st_open(const char *path, Error *err);
 void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it */
 const char *st_path(const Safetensors *st);
 size_t st_count(const Safetensors *st);
-const StTensor *st_at(const Safetensors *st, size_t i); /* in file order */
+const StTensor *st_at(const Safetensors *st, size_t i);           /* in file order */
 const StTensor *st_find(const Safetensors *st, const char *name); /* NULL when absent; O(log n) */
 size_t st_meta_count(const Safetensors *st);
 void st_meta_at(const Safetensors *st, size_t i, const char **key, const char **value);
@@ -52,7 +64,8 @@ int st_meta_floats(const Safetensors *st, const char *key, int n, float *out, Er
 const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err);
 /* The same with a printf-style name and the shape as int varargs, for brevity in model loaders:
  * st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i) */
-const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *shape, const char *name_format, ...)
+const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *shape, const char *name_format,
+                       ...)
 #if defined(__GNUC__)
     __attribute__((format(printf, 5, 6)))
 #endif
@@ -65,8 +78,8 @@ void st_sha256(const Safetensors *st, char hex[65]);
 typedef struct StWriter StWriter;
 StWriter *st_writer_new(void); /* NULL: no memory */
 /* `data` must stay valid until st_writer_save. Names and keys are copied. 0 / -1. */
-int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape, const void *data,
-                  Error *err);
+int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
+                  const void *data, Error *err);
 /* Like add, but takes a private copy of the data now. */
 int st_writer_copy(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
                    const void *data, Error *err);

@@ -1,5 +1,6 @@
-/* method_golden.h - what the method's tests share: tensors of tests/golden/method_*.safetensors (make_golden_method.py)
- * by printf-style names, and comparison with them. A tensor that is not there fails the test with its name. */
+/* method_golden.h - what the method's tests share: tensors of tests/golden/method_*.safetensors
+ * (make_golden_method.py) by printf-style names, and comparison with them. A tensor that is not there fails
+ * the test with its name. */
 #ifndef SAMLAD_METHOD_GOLDEN_H
 #define SAMLAD_METHOD_GOLDEN_H
 
@@ -42,25 +43,29 @@ static inline const StTensor *golden_tensor(const char *format, ...)
 /* The numbers of a tensor; the writer of the goldens aligns every one. */
 #define GOLDEN_F32(...) ((const float *)golden_tensor(__VA_ARGS__)->data)
 #define GOLDEN_I32(...) ((const int *)golden_tensor(__VA_ARGS__)->data)
-#define GOLDEN_U8(...) ((const uint8_t *)golden_tensor(__VA_ARGS__)->data)
+#define GOLDEN_U8(...)  ((const uint8_t *)golden_tensor(__VA_ARGS__)->data)
 
-static inline void golden_check(const char *file, int line, const float *found, const StTensor *t, double tolerance)
+static inline void golden_check(const char *file, int line, const float *found, const StTensor *t,
+                                double tolerance)
 {
     double e = t->dtype == ST_F32 && t->data ? test_relative_error(found, t->data, t->n_elements) : INFINITY;
     if (!(e <= tolerance)) {
-        printf("  %s:%d: %s: relative error %g, at most %g\n", file, line, t->name ? t->name : "?", e, tolerance);
+        printf("  %s:%d: %s: relative error %g, at most %g\n", file, line, t->name ? t->name : "?", e,
+               tolerance);
         test_ok = 0;
     }
 }
 
 /* found[] has the tensor's numbers, to `tolerance` of the largest. */
-#define CHECK_GOLDEN(found, tolerance, ...) golden_check(__FILE__, __LINE__, found, golden_tensor(__VA_ARGS__), tolerance)
+#define CHECK_GOLDEN(found, tolerance, ...)                                                                  \
+    golden_check(__FILE__, __LINE__, found, golden_tensor(__VA_ARGS__), tolerance)
 
 static inline void golden_check_ints(const char *file, int line, const int *found, const StTensor *t)
 {
     for (size_t i = 0; i < t->n_elements; i++)
         if (!t->data || found[i] != ((const int *)t->data)[i]) {
-            printf("  %s:%d: %s[%zu] is %d, expected %d\n", file, line, t->name, i, found[i], t->data ? ((const int *)t->data)[i] : -1);
+            printf("  %s:%d: %s[%zu] is %d, expected %d\n", file, line, t->name, i, found[i],
+                   t->data ? ((const int *)t->data)[i] : -1);
             test_ok = 0;
             return;
         }

@@ -3,7 +3,8 @@
 
 #include "method_golden.h"
 
-static const AmmOptions AMM = {.align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
+static const AmmOptions AMM = {
+    .align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
 
 /* The low-rank identity against the C×C inverse. */
 static void test_mahalanobis(void)
@@ -17,7 +18,8 @@ static void test_mahalanobis(void)
         float *copy = malloc(samples->n_bytes), *d = malloc((size_t)C * sizeof *d);
         double *work = malloc(((size_t)m * (size_t)m + (size_t)m) * sizeof *work);
         memcpy(copy, samples->data, samples->n_bytes);
-        float found = amm_mahalanobis(GOLDEN_F32("m%d.f", c), copy, m, C, GOLDEN_F32("m%d.epsilon", c)[0], d, work);
+        float found =
+            amm_mahalanobis(GOLDEN_F32("m%d.f", c), copy, m, C, GOLDEN_F32("m%d.epsilon", c)[0], d, work);
         CHECK_GOLDEN(&found, 1e-5, "m%d.distance", c);
         free(copy), free(d), free(work);
     }
@@ -26,15 +28,22 @@ static void test_mahalanobis(void)
 static AmmQuery query(void)
 {
     const StTensor *f = golden_tensor("q.features");
-    return (AmmQuery){(int)golden_tensor("q.weights")->shape[0], (int)f->shape[0], (int)f->shape[1], (int)f->shape[2], f->data,
-                      GOLDEN_F32("q.weights"), GOLDEN_F32("q.centroids"), GOLDEN_F32("q.areas")};
+    return (AmmQuery){(int)golden_tensor("q.weights")->shape[0],
+                      (int)f->shape[0],
+                      (int)f->shape[1],
+                      (int)f->shape[2],
+                      f->data,
+                      GOLDEN_F32("q.weights"),
+                      GOLDEN_F32("q.centroids"),
+                      GOLDEN_F32("q.areas")};
 }
 
 static void references(AmmReference r[3])
 {
     for (int i = 0; i < 3; i++)
-        r[i] = (AmmReference){GOLDEN_F32("r%d.features", i), GOLDEN_F32("r%d.centroids", i), GOLDEN_F32("r%d.areas", i),
-                              GOLDEN_I32("r%d.match_q", i), GOLDEN_F32("r%d.scale", i)};
+        r[i] = (AmmReference){GOLDEN_F32("r%d.features", i), GOLDEN_F32("r%d.centroids", i),
+                              GOLDEN_F32("r%d.areas", i), GOLDEN_I32("r%d.match_q", i),
+                              GOLDEN_F32("r%d.scale", i)};
 }
 
 static void check_map(const AmmOptions *options, const char *name)
@@ -61,7 +70,8 @@ static void test_structural(void)
     check_map(&wide, "wide");
 }
 
-/* An object that matches nothing has no structural map: the logical one speaks of it. Without references all is 0. */
+/* An object that matches nothing has no structural map: the logical one speaks of it. Without references all
+ * is 0. */
 static void test_unmatched(void)
 {
     REQUIRE(golden_open("method_amm"));
@@ -101,7 +111,8 @@ static void test_normalise_and_scores(void)
     static const float levels[] = {0.95f, 0.5f, 1};
     for (int i = 0; i < q.n; i++)
         for (int l = 0; l < 3; l++)
-            found[3 * i + l] = amm_object_quantile(base, q.weights + i * n_cells, n_cells, levels[l], scratch);
+            found[3 * i + l] =
+                amm_object_quantile(base, q.weights + i * n_cells, n_cells, levels[l], scratch);
     CHECK_GOLDEN(found, 1e-5, "quantiles");
     found[0] = amm_score(base, n_cells, SCORE_MAX, scratch);
     found[1] = amm_score(base, n_cells, SCORE_TOP1, scratch);
@@ -130,7 +141,8 @@ static void test_quantiles(void)
 /* A grid of one cell, an object without weight: nothing to divide by. */
 static void test_one_cell(void)
 {
-    static const float features[2] = {1, 2}, weights[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f}, areas[2] = {1, 0}, scale[2] = {1, 1};
+    static const float features[2] = {1, 2}, weights[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f},
+                       areas[2] = {1, 0}, scale[2] = {1, 1};
     static const int match_q[2] = {1, 0};
     AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas};
     AmmReference r = {features, centroids, areas, match_q, scale};
@@ -141,7 +153,8 @@ static void test_one_cell(void)
     REQUIRE(!amm_structural(map, &q, &r, 1, &options, &err));
     CHECK(map[0] == 0);
     amm_normalise(map, &q, &r, 1);
-    CHECK(map[0] == 0 && amm_score(map, 1, SCORE_TOP1, scratch) == 0 && amm_score(map, 0, SCORE_MAX, scratch) == 0);
+    CHECK(map[0] == 0 && amm_score(map, 1, SCORE_TOP1, scratch) == 0 &&
+          amm_score(map, 0, SCORE_MAX, scratch) == 0);
     CHECK(amm_object_quantile(map, weights + 1, 1, 0.95f, scratch) == 0);
 }
 

@@ -1,4 +1,5 @@
-/* test_bank.c - banks: building, calibration, files, retrieval, and one comparison end to end against make_golden_method.py. */
+/* test_bank.c - banks: building, calibration, files, retrieval, and one comparison end to end against
+ * make_golden_method.py. */
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -8,7 +9,8 @@
 #include "../tensor.h"
 #include "method_golden.h"
 
-/* ---- banks from the golden's images ----------------------------------------------------------------------*/
+/* ---- banks from the golden's images
+ * ----------------------------------------------------------------------*/
 
 /* What the entry points into; `o` owns. */
 typedef struct Picture {
@@ -23,8 +25,15 @@ static int picture_new(Picture *p, int i)
     int h = (int)f->shape[0], width = (int)f->shape[1], C = (int)f->shape[2];
     if (objects_new(&p->o, (int)w->shape[0], 0, h, width, C, w->data, f->data, &err))
         return -1;
-    p->entry = (BankEntry){"image.png", h, width, C, (int)golden_tensor("%d.cls", i)->n_elements, f->data, GOLDEN_F32("%d.mean", i),
-                           GOLDEN_F32("%d.cls", i), &p->o};
+    p->entry = (BankEntry){"image.png",
+                           h,
+                           width,
+                           C,
+                           (int)golden_tensor("%d.cls", i)->n_elements,
+                           f->data,
+                           GOLDEN_F32("%d.mean", i),
+                           GOLDEN_F32("%d.cls", i),
+                           &p->o};
     return 0;
 }
 
@@ -60,31 +69,62 @@ static int query_new(Scene *s)
     const StTensor *f = golden_tensor("%d.features", i), *w = golden_tensor("%d.weights", i);
     size_t C = (size_t)f->shape[2], D = golden_tensor("%d.cls", i)->n_elements;
     Error err;
-    *s = (Scene){.height = 40, .width = 48, .grid_h = (int)f->shape[0], .grid_w = (int)f->shape[1], .channels = (int)C, .cls_dim = (int)D};
-    s->features = malloc(f->n_bytes), s->mean_patch = malloc(C * sizeof(float)), s->cls = malloc(D * sizeof(float));
+    *s = (Scene){.height = 40,
+                 .width = 48,
+                 .grid_h = (int)f->shape[0],
+                 .grid_w = (int)f->shape[1],
+                 .channels = (int)C,
+                 .cls_dim = (int)D};
+    s->features = malloc(f->n_bytes), s->mean_patch = malloc(C * sizeof(float)),
+    s->cls = malloc(D * sizeof(float));
     memcpy(s->features, f->data, f->n_bytes);
     memcpy(s->mean_patch, GOLDEN_F32("%d.mean", i), C * sizeof(float));
     memcpy(s->cls, GOLDEN_F32("%d.cls", i), D * sizeof(float));
     l2_normalise(s->cls, 1, (int)D, 1e-12f);
-    return objects_new(&s->objects, (int)w->shape[0], 0, s->grid_h, s->grid_w, s->channels, w->data, s->features, &err);
+    return objects_new(&s->objects, (int)w->shape[0], 0, s->grid_h, s->grid_w, s->channels, w->data,
+                       s->features, &err);
 }
 
 static void set(Options *o, const char *name, const char *value)
 {
     Error err = {""};
-    CHECK_MSG(option_find(name) && !option_set(o, option_find(name), value, name, &err), "%s: %s", name, err.message);
+    CHECK_MSG(option_find(name) && !option_set(o, option_find(name), value, name, &err), "%s: %s", name,
+              err.message);
 }
 
 /* METHOD.md's constants as the goldens have them, whatever the defaults become. */
 static Options defaults(void)
 {
-    static const char *const texts[][2] = {
-        {"k", "3"}, {"retrieval", "mean"}, {"channel-graph", "covariance"}, {"dcga-rounds", "2"}, {"dcga-partners", "4"}, {"shrinkage", "0.3"},
-        {"channel-strength", "0.1"}, {"channel-tau", "1"}, {"object-strength", "0"}, {"object-tau", "0.1"}, {"position-weight", "0.7"},
-        {"tau", "0.02"}, {"sinkhorn-iters", "30"}, {"match-threshold", "0.2"}, {"matcher", "sinkhorn"}, {"verify", "1"},
-        {"verify-above", "0.3"}, {"alpha", "auto"}, {"alpha-unmatched", "0"}, {"alpha-quantile", "0.001"}, {"align", "object"},
-        {"large-object", "0.15"}, {"epsilon", "0.01"}, {"blur", "1"}, {"score", "max"}, {"object-quantile", "0.95"},
-        {"delta-logical", "0.05"}, {"delta-structural", "0.05"}, {"loo-images", "60"}, {"only", "both"}};
+    static const char *const texts[][2] = {{"k", "3"},
+                                           {"retrieval", "mean"},
+                                           {"channel-graph", "covariance"},
+                                           {"dcga-rounds", "2"},
+                                           {"dcga-partners", "4"},
+                                           {"shrinkage", "0.3"},
+                                           {"channel-strength", "0.1"},
+                                           {"channel-tau", "1"},
+                                           {"object-strength", "0"},
+                                           {"object-tau", "0.1"},
+                                           {"position-weight", "0.7"},
+                                           {"tau", "0.02"},
+                                           {"sinkhorn-iters", "30"},
+                                           {"match-threshold", "0.2"},
+                                           {"matcher", "sinkhorn"},
+                                           {"verify", "1"},
+                                           {"verify-above", "0.3"},
+                                           {"alpha", "auto"},
+                                           {"alpha-unmatched", "0"},
+                                           {"alpha-quantile", "0.001"},
+                                           {"align", "object"},
+                                           {"large-object", "0.15"},
+                                           {"epsilon", "0.01"},
+                                           {"blur", "1"},
+                                           {"score", "max"},
+                                           {"object-quantile", "0.95"},
+                                           {"delta-logical", "0.05"},
+                                           {"delta-structural", "0.05"},
+                                           {"loo-images", "60"},
+                                           {"only", "both"}};
     Options o;
     options_default(&o);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
@@ -107,13 +147,17 @@ static void check_variant(const char *name, const Options *options)
     const float *loo = GOLDEN_F32("%s.loo", name), *spread = GOLDEN_F32("%s.spread", name);
     CHECK(bank.n_loo == (int)golden_tensor("%s.loo", name)->shape[0]);
     for (int i = 0; i < bank.n_loo; i++) {
-        CHECK_MSG(fabsf(bank.loo_structural[i] - loo[3 * i]) < 3e-5f, "%s: structural score %d without itself is %g, expected %g", name, i,
+        CHECK_MSG(fabsf(bank.loo_structural[i] - loo[3 * i]) < 3e-5f,
+                  "%s: structural score %d without itself is %g, expected %g", name, i,
                   (double)bank.loo_structural[i], (double)loo[3 * i]);
-        CHECK_MSG(fabsf(bank.loo_logical[i] - loo[3 * i + 1]) < 3e-5f, "%s: logical score %d without itself is %g, expected %g", name, i,
+        CHECK_MSG(fabsf(bank.loo_logical[i] - loo[3 * i + 1]) < 3e-5f,
+                  "%s: logical score %d without itself is %g, expected %g", name, i,
                   (double)bank.loo_logical[i], (double)loo[3 * i + 1]);
-        CHECK(fabsf(bank.loo_score[i] - loo[3 * i + 2]) < 3e-4f && (i == 0 || bank.loo_sorted[i - 1] <= bank.loo_sorted[i]));
+        CHECK(fabsf(bank.loo_score[i] - loo[3 * i + 2]) < 3e-4f &&
+              (i == 0 || bank.loo_sorted[i - 1] <= bank.loo_sorted[i]));
     }
-    CHECK(fabsf(bank.structural.median - spread[0]) < 3e-5f && fabsf(bank.logical.median - spread[2]) < 3e-5f);
+    CHECK(fabsf(bank.structural.median - spread[0]) < 3e-5f &&
+          fabsf(bank.logical.median - spread[2]) < 3e-5f);
     REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
     CHECK_GOLDEN_INTS(c.references, "%s.references", name);
     for (int r = 0; r < c.k; r++) {
@@ -134,11 +178,13 @@ static void check_variant(const char *name, const Options *options)
 static void test_golden(void)
 {
     REQUIRE(golden_open("method_bank"));
-    Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(), dustbin = defaults();
+    Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(),
+            dustbin = defaults();
     check_variant("default", &plain);
     pixel.amm.align_pixel = 1, pixel.retrieval = RETRIEVAL_L2, pixel.k = 2;
     check_variant("pixel_l2", &pixel);
-    softmax.dcga.channel_graph = CHANNEL_SOFTMAX, softmax.dcga.object_strength = 0.2f, softmax.retrieval = RETRIEVAL_CLS;
+    softmax.dcga.channel_graph = CHANNEL_SOFTMAX, softmax.dcga.object_strength = 0.2f,
+    softmax.retrieval = RETRIEVAL_CLS;
     check_variant("softmax_cls", &softmax);
     few.loo_images = 3, few.k = 100; /* k larger than the bank: all */
     check_variant("few_loo", &few);
@@ -146,7 +192,8 @@ static void test_golden(void)
     check_variant("dustbin", &dustbin);
 }
 
-/* ---- the same comparison again ---------------------------------------------------------------------------*/
+/* ---- the same comparison again
+ * ---------------------------------------------------------------------------*/
 
 /* All numbers of a comparison, one after another, so that two can be compared bit for bit. */
 static size_t flatten(float *out, const Bank *bank)
@@ -194,7 +241,8 @@ static void test_round_trip(void)
     Error err = {""};
     char again[80];
     REQUIRE(golden_open("method_bank"));
-    options.amm.epsilon = 1e-9f, options.omm.tau = 0.0123456789f, options.flag_damage = 1 / 3.0, options.dcga.object_tau = 1e-6f;
+    options.amm.epsilon = 1e-9f, options.omm.tau = 0.0123456789f, options.flag_damage = 1 / 3.0,
+    options.dcga.object_tau = 1e-6f;
     if (build(&bank, 7, &options))
         return;
     size_t n = flatten(before, &bank);
@@ -202,10 +250,12 @@ static void test_round_trip(void)
     CHECK_MSG(!status, "%s", err.message);
     REQUIRE(!status);
     CHECK(n > 0 && flatten(after, &loaded) == n && memcmp(before, after, n * sizeof(float)) == 0);
-    CHECK(memcmp(&loaded.options.omm, &options.omm, sizeof options.omm) == 0 && memcmp(&loaded.options.amm, &options.amm, sizeof options.amm) == 0 &&
+    CHECK(memcmp(&loaded.options.omm, &options.omm, sizeof options.omm) == 0 &&
+          memcmp(&loaded.options.amm, &options.amm, sizeof options.amm) == 0 &&
           loaded.options.flag_damage == options.flag_damage && isnan(loaded.options.alpha) &&
           loaded.options.dcga.object_tau == options.dcga.object_tau);
-    CHECK(strcmp(loaded.names[3], "image.png") == 0 && strcmp(loaded.vit.sha256, bank.vit.sha256) == 0 && !loaded.sam.name[0]);
+    CHECK(strcmp(loaded.names[3], "image.png") == 0 && strcmp(loaded.vit.sha256, bank.vit.sha256) == 0 &&
+          !loaded.sam.name[0]);
     snprintf(again, sizeof again, "%s.again", temporary());
     CHECK(!bank_save(&loaded, again, &err));
     Safetensors *a = st_open(temporary(), &err), *b = st_open(again, &err);
@@ -214,7 +264,8 @@ static void test_round_trip(void)
         st_sha256(a, sha_a), st_sha256(b, sha_b);
     CHECK(strcmp(sha_a, sha_b) == 0);
     st_close(a), st_close(b);
-    /* calibrated anew from the loaded images: nothing but the file's own rounding went in, so nothing changes */
+    /* calibrated anew from the loaded images: nothing but the file's own rounding went in, so nothing changes
+     */
     CHECK(!calibrate(&loaded, NULL, NULL, NULL, &err));
     CHECK(flatten(after, &loaded) == n && memcmp(before, after, n * sizeof(float)) == 0);
     unlink(temporary()), unlink(again);
@@ -232,7 +283,8 @@ static void test_options_round_trip(void)
             Error err = {""};
             options_default(&o), options_default(&back);
             if (spec->kind == OPTION_CHOICE)
-                snprintf(text, sizeof text, "%.*s", end ? 60 : (int)strcspn(spec->choices, "|"), end ? strrchr(spec->choices, '|') + 1 : spec->choices);
+                snprintf(text, sizeof text, "%.*s", end ? 60 : (int)strcspn(spec->choices, "|"),
+                         end ? strrchr(spec->choices, '|') + 1 : spec->choices);
             else
                 snprintf(text, sizeof text, "%.17g", end ? spec->max : spec->min);
             CHECK_MSG(!option_set(&o, spec, text, "end", &err), "%s: %s", spec->name, err.message);
@@ -240,8 +292,10 @@ static void test_options_round_trip(void)
             CHECK_MSG(!option_set(&back, spec, text, "again", &err), "%s: %s", spec->name, err.message);
             option_text(&back, spec, again, sizeof again);
             CHECK_MSG(strcmp(text, again) == 0, "%s: %s came back as %s", spec->name, text, again);
-            CHECK(option_set(&back, spec, "nan", "x", &err) == -1 && option_set(&back, spec, "", "x", &err) == -1 &&
-                  option_set(&back, spec, "1e999", "x", &err) == -1 && option_set(&back, spec, "1 ", "x", &err) == -1);
+            CHECK(option_set(&back, spec, "nan", "x", &err) == -1 &&
+                  option_set(&back, spec, "", "x", &err) == -1 &&
+                  option_set(&back, spec, "1e999", "x", &err) == -1 &&
+                  option_set(&back, spec, "1 ", "x", &err) == -1);
         }
 }
 
@@ -261,7 +315,8 @@ static void test_threads(void)
         if (threads == 1)
             n = flatten(one, &bank);
         else
-            CHECK_MSG(n > 0 && flatten(more, &bank) == n && memcmp(one, more, n * sizeof(float)) == 0, "other bits with %d threads", threads);
+            CHECK_MSG(n > 0 && flatten(more, &bank) == n && memcmp(one, more, n * sizeof(float)) == 0,
+                      "other bits with %d threads", threads);
         bank_free(&bank);
     }
     omp_set_num_threads(before);
@@ -270,7 +325,8 @@ static void test_threads(void)
 #endif
 }
 
-/* ---- unusual banks -----------------------------------------------------------------------------------------*/
+/* ---- unusual banks
+ * -----------------------------------------------------------------------------------------*/
 
 /* One normal image: no leave-one-out, scores stay as they are. */
 static void test_one_image(void)
@@ -288,15 +344,18 @@ static void test_one_image(void)
     bank_free(&bank);
 }
 
-/* A bank of n images with counts[i] objects each, on a grid of h×w with C channels, everything from a counter. */
-static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w, int C, const Options *options, Error *err)
+/* A bank of n images with counts[i] objects each, on a grid of h×w with C channels, everything from a
+ * counter. */
+static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w, int C,
+                       const Options *options, Error *err)
 {
     BankBuilder *b = bank_builder_new(err);
     unsigned state = 1;
     int status = 0;
     for (int i = 0; i < n_images && !status; i++) {
         size_t cells = (size_t)h * (size_t)w, n = (size_t)counts[i];
-        float *features = malloc(cells * (size_t)C * sizeof *features), *weights = malloc((n + 1) * cells * sizeof *weights);
+        float *features = malloc(cells * (size_t)C * sizeof *features),
+              *weights = malloc((n + 1) * cells * sizeof *weights);
         for (size_t p = 0; p < cells * (size_t)C; p++)
             features[p] = (float)((state = state * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1;
         for (size_t p = 0; p < n * cells; p++)
@@ -338,8 +397,8 @@ static void check_works(const int *counts, int n_images, int h, int w, int C, co
     for (int i = 0; i < n_images && !status; i++) {
         REQUIRE(!bank_scene(&scene, &loaded, i, &err));
         CHECK_MSG(!compare_scene(&c, &loaded, &scene, i, 0, NULL, &err), "%s: %s", what, err.message);
-        CHECK_MSG(isfinite(c.score) && isfinite(c.structural_score) && isfinite(c.logical_score), "%s: image %d scores %g", what, i,
-                  (double)c.score);
+        CHECK_MSG(isfinite(c.score) && isfinite(c.structural_score) && isfinite(c.logical_score),
+                  "%s: image %d scores %g", what, i, (double)c.score);
         for (size_t p = 0; p < bank_cells(&bank); p++)
             CHECK(isfinite(c.map[p]));
         comparison_free(&c);
@@ -364,7 +423,8 @@ static void test_builder_refuses(void)
 {
     Error err = {""};
     Bank bank;
-    CHECK(bank_builder_finish(bank_builder_new(&err), &bank, &err) == -1 && strstr(err.message, "at least one"));
+    CHECK(bank_builder_finish(bank_builder_new(&err), &bank, &err) == -1 &&
+          strstr(err.message, "at least one"));
     bank_free(&bank);
     REQUIRE(golden_open("method_bank"));
     Picture a, b;
@@ -377,7 +437,8 @@ static void test_builder_refuses(void)
     objects_free(&a.o), objects_free(&b.o);
 }
 
-/* NaN and infinite features become float16's ends when a bank is built; a query's are passed on, without a crash. */
+/* NaN and infinite features become float16's ends when a bank is built; a query's are passed on, without a
+ * crash. */
 static void test_not_finite(void)
 {
     Options options = defaults();
@@ -398,7 +459,8 @@ static void test_not_finite(void)
     bank_free(&bank);
 }
 
-/* ---- retrieval ---------------------------------------------------------------------------------------------*/
+/* ---- retrieval
+ * ---------------------------------------------------------------------------------------------*/
 
 static void test_retrieval(void)
 {
@@ -412,30 +474,34 @@ static void test_retrieval(void)
         bank_features(&bank, i, NULL, features);
         memcpy(mean, bank.mean_patch + 5 * i, sizeof mean), memcpy(cls, bank.cls + 5 * i, sizeof cls);
         for (int by = 0; by < 3; by++) {
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 1, -1, found, &err) == 1 && found[0] == i);
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, -1, found, &err) == 4 && found[0] == i);
+            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 1, -1, found, &err) == 1 &&
+                  found[0] == i);
+            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, -1, found, &err) == 4 &&
+                  found[0] == i);
             CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, i, found, &err) == 3);
             CHECK(found[0] != i && found[1] != i && found[2] != i);
         }
     }
     memset(mean, 0, sizeof mean); /* all alike: by index */
-    CHECK(bank_retrieve(&bank, RETRIEVAL_MEAN, mean, cls, features, 4, 1, found, &err) == 3 && found[0] == 0 && found[1] == 2 && found[2] == 3);
+    CHECK(bank_retrieve(&bank, RETRIEVAL_MEAN, mean, cls, features, 4, 1, found, &err) == 3 &&
+          found[0] == 0 && found[1] == 2 && found[2] == 3);
     bank_free(&bank);
 }
 
-/* ---- hostile files -----------------------------------------------------------------------------------------*/
+/* ---- hostile files
+ * -----------------------------------------------------------------------------------------*/
 
 /* A change to one tensor or one line of metadata of a good bank. */
 typedef struct Damage {
     const char *what;
-    const char *tensor;   /* left out when nothing below is set */
-    int64_t shape[4];     /* another shape (and that many bytes) when n_dims > 0 */
+    const char *tensor; /* left out when nothing below is set */
+    int64_t shape[4];   /* another shape (and that many bytes) when n_dims > 0 */
     int n_dims;
-    int f32_at, int_at;   /* or an element + 1 that becomes f32 / integer */
+    int f32_at, int_at; /* or an element + 1 that becomes f32 / integer */
     float f32;
     int integer;
     const char *key, *value; /* or metadata: value NULL leaves it out */
-    const char *expect;   /* in the sentence */
+    const char *expect;      /* in the sentence */
 } Damage;
 
 static const Damage DAMAGES[] = {
@@ -461,22 +527,49 @@ static const Damage DAMAGES[] = {
     {.what = "no image", .tensor = "features", .shape = {0, 8, 9, 10}, .n_dims = 4, .expect = "features"},
     {.what = "wide grid", .tensor = "features", .shape = {1, 1, 5040, 1}, .n_dims = 4, .expect = "features"},
     {.what = "short loo", .tensor = "loo.logical", .shape = {2}, .n_dims = 1, .expect = "loo.logical"},
-    {.what = "square filter", .tensor = "dcga.filter", .shape = {4, 25}, .n_dims = 2, .expect = "dcga.filter"},
+    {.what = "square filter",
+     .tensor = "dcga.filter",
+     .shape = {4, 25},
+     .n_dims = 2,
+     .expect = "dcga.filter"},
     {.what = "first from 1", .tensor = "objects.first", .int_at = 1, .integer = 1, .expect = "does not rise"},
     {.what = "first falls", .tensor = "objects.first", .int_at = 3, .integer = 1, .expect = "does not rise"},
-    {.what = "first is negative", .tensor = "objects.first", .int_at = 2, .integer = -5, .expect = "does not rise"},
-    {.what = "huge count", .tensor = "objects.first", .int_at = 8, .integer = 2147483647, .expect = "does not rise"},
-    {.what = "too many", .tensor = "objects.first", .int_at = 8, .integer = 9999, .expect = "objects.weights"},
+    {.what = "first is negative",
+     .tensor = "objects.first",
+     .int_at = 2,
+     .integer = -5,
+     .expect = "does not rise"},
+    {.what = "huge count",
+     .tensor = "objects.first",
+     .int_at = 8,
+     .integer = 2147483647,
+     .expect = "does not rise"},
+    {.what = "too many",
+     .tensor = "objects.first",
+     .int_at = 8,
+     .integer = 9999,
+     .expect = "objects.weights"},
     {.what = "NaN mean", .tensor = "dcga.mean", .f32_at = 2, .f32 = NAN, .expect = "dcga.mean"},
     {.what = "std 0", .tensor = "dcga.std", .f32_at = 2, .f32 = 0, .expect = "dcga.std"},
     {.what = "negative std", .tensor = "channel_std", .f32_at = 10, .f32 = -1, .expect = "channel_std"},
     {.what = "scale 0", .tensor = "objects.scale", .f32_at = 1, .f32 = 0, .expect = "objects.scale"},
-    {.what = "infinite descriptor", .tensor = "dcga.descriptors", .f32_at = 9, .f32 = INFINITY, .expect = "dcga.descriptors"},
+    {.what = "infinite descriptor",
+     .tensor = "dcga.descriptors",
+     .f32_at = 9,
+     .f32 = INFINITY,
+     .expect = "dcga.descriptors"},
     {.what = "NaN score", .tensor = "loo.score", .f32_at = 1, .f32 = NAN, .expect = "loo.score"},
-    {.what = "NaN centroid", .tensor = "objects.centroids", .f32_at = 1, .f32 = NAN, .expect = "objects.centroids"},
+    {.what = "NaN centroid",
+     .tensor = "objects.centroids",
+     .f32_at = 1,
+     .f32 = NAN,
+     .expect = "objects.centroids"},
     {.what = "NaN alpha", .key = "calibration.alpha", .value = "nan", .expect = "calibration.alpha"},
     {.what = "no median", .key = "calibration.logical.median", .expect = "calibration.logical.median"},
-    {.what = "infinite q95", .key = "calibration.structural.q95", .value = "inf", .expect = "calibration.structural.q95"},
+    {.what = "infinite q95",
+     .key = "calibration.structural.q95",
+     .value = "inf",
+     .expect = "calibration.structural.q95"},
     {.what = "k of 0", .key = "option.k", .value = "0", .expect = "option.k"},
     {.what = "k in words", .key = "option.k", .value = "five", .expect = "option.k"},
     {.what = "unknown option", .key = "option.magic", .value = "1", .expect = "option.magic"},
@@ -509,7 +602,8 @@ static int write_damaged(const Safetensors *good, const Damage *d, const char *p
             memcpy(bytes + 4 * (d->f32_at - 1), &d->f32, 4);
         if (hit && d->int_at)
             memcpy(bytes + 4 * (d->int_at - 1), &d->integer, 4);
-        status = st_writer_copy(w, t->name, t->dtype, hit && d->n_dims ? d->n_dims : t->n_dims, hit && d->n_dims ? d->shape : t->shape, bytes, &err);
+        status = st_writer_copy(w, t->name, t->dtype, hit && d->n_dims ? d->n_dims : t->n_dims,
+                                hit && d->n_dims ? d->shape : t->shape, bytes, &err);
         free(bytes);
     }
     if (!status)
@@ -538,16 +632,18 @@ static void test_hostile(void)
     Safetensors *good = st_open(temporary(), &err);
     REQUIRE(good);
     snprintf(damaged, sizeof damaged, "%s.damaged", temporary());
-    REQUIRE(!write_damaged(good, &(Damage){0}, damaged) && !bank_load(&loaded, damaged, &err)); /* the copy itself is fine */
+    REQUIRE(!write_damaged(good, &(Damage){0}, damaged) &&
+            !bank_load(&loaded, damaged, &err)); /* the copy itself is fine */
     bank_free(&loaded);
     for (size_t i = 0; i < sizeof DAMAGES / sizeof *DAMAGES; i++) {
         const Damage *d = &DAMAGES[i];
         err.message[0] = '\0';
         CHECK_MSG(!write_damaged(good, d, damaged), "%s could not be written", d->what);
         int status = bank_load(&loaded, damaged, &err);
-        CHECK_MSG(status == -1 && one_sentence(err.message, damaged) && strstr(err.message, d->expect), "%s: status %d, \"%s\"", d->what, status,
-                  err.message);
-        CHECK_MSG(!loaded.file && !loaded.names && !loaded.descriptors && loaded.n_images == 0, "%s: something is left", d->what);
+        CHECK_MSG(status == -1 && one_sentence(err.message, damaged) && strstr(err.message, d->expect),
+                  "%s: status %d, \"%s\"", d->what, status, err.message);
+        CHECK_MSG(!loaded.file && !loaded.names && !loaded.descriptors && loaded.n_images == 0,
+                  "%s: something is left", d->what);
         if (!status)
             bank_free(&loaded);
     }
@@ -555,7 +651,8 @@ static void test_hostile(void)
     unlink(damaged), unlink(temporary());
 }
 
-/* Features that are not numbers are found when the image is used: scanning all of a large bank would read it all. */
+/* Features that are not numbers are found when the image is used: scanning all of a large bank would read it
+ * all. */
 static void test_hostile_features(void)
 {
     Options options = defaults();
@@ -570,7 +667,8 @@ static void test_hostile_features(void)
     ((uint16_t *)bank.owned[0])[17] = 0x7e00;
     CHECK(bank.features[17] == 0x7e00);
     REQUIRE(!query_new(&scene));
-    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "image 0 (image.png)"));
+    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 &&
+          strstr(err.message, "image 0 (image.png)"));
     ((uint16_t *)bank.owned[0])[17] = 0;
     bank.cls_dim++; /* as a bank with another class token would have it: read past the scene's */
     CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "class token"));
@@ -601,10 +699,12 @@ static void test_truncated(void)
     for (size_t cut = 0; cut < n; cut += n / 40 + 1) {
         f = fopen(temporary(), "wb");
         REQUIRE(f && fwrite(bytes, 1, cut, f) == cut && !fclose(f));
-        CHECK_MSG(bank_load(&bank, temporary(), &err) == -1 && one_sentence(err.message, temporary()), "cut at %zu of %zu", cut, n);
+        CHECK_MSG(bank_load(&bank, temporary(), &err) == -1 && one_sentence(err.message, temporary()),
+                  "cut at %zu of %zu", cut, n);
     }
     unlink(temporary());
-    CHECK(bank_load(&bank, temporary(), &err) == -1 && one_sentence(err.message, temporary())); /* and so is none */
+    CHECK(bank_load(&bank, temporary(), &err) == -1 &&
+          one_sentence(err.message, temporary())); /* and so is none */
 }
 
 int main(void)

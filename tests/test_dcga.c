@@ -1,12 +1,19 @@
-/* test_dcga.c - masks to objects to descriptors, against make_golden_method.py and against what must hold for any input. */
+/* test_dcga.c - masks to objects to descriptors, against make_golden_method.py and against what must hold for
+ * any input. */
 #include "../dcga.h"
 
 #include "../tensor.h"
 #include "method_golden.h"
 
 static const ObjectsOptions OBJECTS = {.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
-static const DcgaOptions DCGA = {.channel_graph = CHANNEL_COVARIANCE, .rounds = 2, .partners = 4, .shrinkage = 0.3f,
-                                 .channel_strength = 0.1f, .channel_tau = 1, .object_strength = 0, .object_tau = 0.1f};
+static const DcgaOptions DCGA = {.channel_graph = CHANNEL_COVARIANCE,
+                                 .rounds = 2,
+                                 .partners = 4,
+                                 .shrinkage = 0.3f,
+                                 .channel_strength = 0.1f,
+                                 .channel_tau = 1,
+                                 .object_strength = 0,
+                                 .object_tau = 0.1f};
 
 /* ---- objects -------------------------------------------------------------------------------------------*/
 
@@ -15,7 +22,9 @@ static Rle *encode_all(const uint8_t *masks, int n, int height, int width)
     Rle *rles = calloc((size_t)n + 1, sizeof *rles);
     Error err;
     for (int i = 0; i < n; i++)
-        CHECK_MSG(!rle_encode(&rles[i], masks + (size_t)i * (size_t)height * (size_t)width, height, width, &err), "%s", err.message);
+        CHECK_MSG(
+            !rle_encode(&rles[i], masks + (size_t)i * (size_t)height * (size_t)width, height, width, &err),
+            "%s", err.message);
     return rles;
 }
 
@@ -31,17 +40,19 @@ static void one_objects_case(int c)
     const StTensor *masks = golden_tensor("%d.masks", c), *features = golden_tensor("%d.features", c);
     REQUIRE(masks->data && features->data);
     int n_masks = (int)masks->shape[0], height = (int)masks->shape[1], width = (int)masks->shape[2], n_kept;
-    int grid_h = (int)features->shape[0], grid_w = (int)features->shape[1], channels = (int)features->shape[2];
+    int grid_h = (int)features->shape[0], grid_w = (int)features->shape[1],
+        channels = (int)features->shape[2];
     int has_background = GOLDEN_I32("%d.background", c)[1];
     int32_t *labels = malloc((size_t)height * (size_t)width * sizeof *labels);
     int *kept = malloc(((size_t)n_masks + 1) * sizeof *kept);
     Rle *rles = encode_all(masks->data, n_masks, height, width);
     Objects o;
     Error err;
-    CHECK_MSG(!objects_labels(labels, kept, &n_kept, rles, n_masks, height, width, &OBJECTS, &err), "%s", err.message);
+    CHECK_MSG(!objects_labels(labels, kept, &n_kept, rles, n_masks, height, width, &OBJECTS, &err), "%s",
+              err.message);
     CHECK_GOLDEN_INTS(labels, "%d.labels", c);
-    CHECK_MSG(n_kept == (int)golden_tensor("%d.kept", c)->n_elements, "case %d keeps %d masks, expected %zu", c, n_kept,
-              golden_tensor("%d.kept", c)->n_elements);
+    CHECK_MSG(n_kept == (int)golden_tensor("%d.kept", c)->n_elements, "case %d keeps %d masks, expected %zu",
+              c, n_kept, golden_tensor("%d.kept", c)->n_elements);
     if (n_kept == (int)golden_tensor("%d.kept", c)->n_elements) {
         CHECK_GOLDEN_INTS(kept, "%d.kept", c);
         int n = n_kept + has_background;
@@ -68,11 +79,12 @@ static void test_objects_golden(void)
         one_objects_case(c);
 }
 
-/* Every pixel belongs to one object or the background, so the weights of a cell add up to 1: for all shapes, also very large ones. */
+/* Every pixel belongs to one object or the background, so the weights of a cell add up to 1: for all shapes,
+ * also very large ones. */
 static void test_weights_sum_to_one(void)
 {
-    static const int shapes[][4] = {{1, 1, 1, 1}, {1, 1, 7, 5}, {1, 5000, 56, 56}, {5000, 1, 3, 2}, {13, 17, 13, 17}, {97, 101, 56, 55},
-                                    {2900, 2100, 4, 3}, {3, 2, 64, 64}};
+    static const int shapes[][4] = {{1, 1, 1, 1},     {1, 1, 7, 5},      {1, 5000, 56, 56},  {5000, 1, 3, 2},
+                                    {13, 17, 13, 17}, {97, 101, 56, 55}, {2900, 2100, 4, 3}, {3, 2, 64, 64}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         Error err;
         int height = shapes[s][0], width = shapes[s][1], h = shapes[s][2], w = shapes[s][3];
@@ -101,7 +113,8 @@ static void test_objects_options(void)
     int32_t labels[16];
     int kept[3], n_kept;
     Error err;
-    ObjectsOptions all = {.max_area = 1, .min_area = 0, .min_kept = 0, .background = 1}, none = {.max_area = 0, .min_area = 0, .min_kept = 0};
+    ObjectsOptions all = {.max_area = 1, .min_area = 0, .min_kept = 0, .background = 1},
+                   none = {.max_area = 0, .min_area = 0, .min_kept = 0};
     CHECK(!objects_labels(labels, kept, &n_kept, rles, 3, 4, 4, &all, &err) && n_kept == 3);
     CHECK(labels[0] == 2 && labels[1] == 1 && labels[15] == 0);
     CHECK(!objects_labels(labels, kept, &n_kept, rles, 3, 4, 4, &none, &err) && n_kept == 0);
@@ -119,12 +132,18 @@ typedef struct Fitted {
 
 static int fit(Fitted *f, const DcgaOptions *options)
 {
-    const StTensor *pooled = golden_tensor("pooled"), *first = golden_tensor("first"), *features = golden_tensor("one.features");
+    const StTensor *pooled = golden_tensor("pooled"), *first = golden_tensor("first"),
+                   *features = golden_tensor("one.features");
     Error err;
-    *f = (Fitted){.pooled = GOLDEN_F32("one.pooled"), .features = features->data, .weights = GOLDEN_F32("one.weights"),
-                  .n = (int)golden_tensor("one.pooled")->shape[0], .grid_h = (int)features->shape[0], .grid_w = (int)features->shape[1],
+    *f = (Fitted){.pooled = GOLDEN_F32("one.pooled"),
+                  .features = features->data,
+                  .weights = GOLDEN_F32("one.weights"),
+                  .n = (int)golden_tensor("one.pooled")->shape[0],
+                  .grid_h = (int)features->shape[0],
+                  .grid_w = (int)features->shape[1],
                   .channels = (int)features->shape[2]};
-    int status = dcga_fit(&f->dcga, options, f->channels, pooled->data, GOLDEN_F32("centroids"), first->data, (int)first->n_elements - 1, &err);
+    int status = dcga_fit(&f->dcga, options, f->channels, pooled->data, GOLDEN_F32("centroids"), first->data,
+                          (int)first->n_elements - 1, &err);
     CHECK_MSG(!status, "%s", err.message);
     return status;
 }
@@ -133,7 +152,8 @@ static float *describe(const Fitted *f, int with_objects)
 {
     Error err;
     float *h = calloc((size_t)f->n * (size_t)f->channels, sizeof *h);
-    CHECK(!dcga_describe(&f->dcga, h, f->pooled, f->features, f->weights, f->n, f->grid_h, f->grid_w, with_objects, &err));
+    CHECK(!dcga_describe(&f->dcga, h, f->pooled, f->features, f->weights, f->n, f->grid_h, f->grid_w,
+                         with_objects, &err));
     return h;
 }
 
@@ -150,13 +170,15 @@ static void test_covariance(void)
         DcgaOptions options = DCGA;
         Fitted f;
         Error err;
-        options.rounds = settings[s].rounds, options.partners = settings[s].partners, options.shrinkage = settings[s].shrinkage;
+        options.rounds = settings[s].rounds, options.partners = settings[s].partners,
+        options.shrinkage = settings[s].shrinkage;
         if (fit(&f, &options))
             return;
         CHECK_GOLDEN(f.dcga.mean, 1e-6, "mean");
         CHECK_GOLDEN(f.dcga.std, 1e-6, "std");
         int n = (int)pooled->shape[0], C = f.channels;
-        float *h = calloc((size_t)n * (size_t)C, sizeof *h), *gram = calloc((size_t)n * (size_t)n, sizeof *gram);
+        float *h = calloc((size_t)n * (size_t)C, sizeof *h),
+              *gram = calloc((size_t)n * (size_t)n, sizeof *gram);
         CHECK(!dcga_describe(&f.dcga, h, pooled->data, NULL, NULL, n, 0, 0, 1, &err));
         matmul_nt_naive(gram, n, h, C, h, C, n, n, C, 0);
         CHECK_GOLDEN(gram, 1e-5, "covariance.%d.gram", options.rounds);
@@ -258,7 +280,8 @@ static void test_learned_refused(void)
 /* Banks that have nothing to filter by: one image, no objects at all, all objects the same. */
 static void test_poor_banks(void)
 {
-    static const float same[6][3] = {{1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}}, centroids[6][2] = {{0.1f, 0.2f}};
+    static const float same[6][3] = {{1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}},
+                       centroids[6][2] = {{0.1f, 0.2f}};
     static const int firsts[3][3] = {{0, 6, 6}, {0, 0, 0}, {0, 3, 6}};
     for (int c = 0; c < 3; c++) {
         Dcga d;

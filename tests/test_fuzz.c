@@ -46,9 +46,15 @@ static size_t damage(uint8_t *bytes, size_t n, uint32_t *state)
     for (uint32_t k = 1 + next_random(state) % 4; k > 0 && n > 0; k--) {
         size_t at = next_random(state) % n, run = 1 + next_random(state) % 8;
         switch (next_random(state) % 6) {
-        case 0: bytes[at] ^= (uint8_t)(1u << next_random(state) % 8); break;
-        case 1: bytes[at] = (uint8_t)next_random(state); break;
-        case 2: bytes[at] = extremes[next_random(state) % sizeof extremes]; break;
+        case 0:
+            bytes[at] ^= (uint8_t)(1u << next_random(state) % 8);
+            break;
+        case 1:
+            bytes[at] = (uint8_t)next_random(state);
+            break;
+        case 2:
+            bytes[at] = extremes[next_random(state) % sizeof extremes];
+            break;
         case 3: /* a whole number becomes extreme */
             memset(bytes + at, extremes[next_random(state) % sizeof extremes], n - at < 4 ? n - at : 4);
             break;

@@ -24,22 +24,26 @@ static void test_golden(void)
     float area = (float)auroc(a->data, a->n_elements, b->data, b->n_elements, &err);
     CHECK_GOLDEN(&area, 1e-7, "auroc");
     area = (float)pixel_area(GOLDEN_F32("pixels"), GOLDEN_U8("truth"), golden_tensor("pixels")->n_elements);
-    CHECK_GOLDEN(&area, 1e-7, "pixel_auroc"); /* the values are multiples of 1/8: no two share a bin; -0 and 0 are a tie */
+    CHECK_GOLDEN(&area, 1e-7,
+                 "pixel_auroc"); /* the values are multiples of 1/8: no two share a bin; -0 and 0 are a tie */
 }
 
 static void test_corners(void)
 {
     Error err;
     const float low[2] = {-1, -2}, high[3] = {1, 1, 3}, infinite[2] = {-INFINITY, INFINITY};
-    CHECK(auroc(low, 2, high, 3, &err) == 1 && auroc(high, 3, low, 2, &err) == 0 && auroc(high, 2, high, 2, &err) == 0.5);
+    CHECK(auroc(low, 2, high, 3, &err) == 1 && auroc(high, 3, low, 2, &err) == 0 &&
+          auroc(high, 2, high, 2, &err) == 0.5);
     CHECK(isnan(auroc(low, 0, high, 3, &err)) && isnan(auroc(low, 2, high, 0, &err)));
     CHECK(auroc(infinite, 1, low, 2, &err) == 1 && auroc(infinite + 1, 1, low, 2, &err) == 0);
     const uint8_t truth[5] = {0, 0, 1, 1, 1};
     const float map[5] = {-1, -2, 1, 1, 3};
-    CHECK(pixel_area(map, truth, 5) == 1 && isnan(pixel_area(map, NULL, 5)) && isnan(pixel_area(map + 2, truth + 2, 3)));
+    CHECK(pixel_area(map, truth, 5) == 1 && isnan(pixel_area(map, NULL, 5)) &&
+          isnan(pixel_area(map + 2, truth + 2, 3)));
 }
 
-/* A score that is not a number has no place in an order: the area is not a number either, and nothing hangs. */
+/* A score that is not a number has no place in an order: the area is not a number either, and nothing hangs.
+ */
 static void test_not_a_number(void)
 {
     Error err;

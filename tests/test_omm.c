@@ -14,13 +14,15 @@ static void one_case(int c)
     const float *s = GOLDEN_F32("%d.settings", c);
     REQUIRE(s);
     OmmSide q = side(c, 'q'), r = side(c, 'r');
-    OmmOptions options = {.position_weight = s[3], .tau = s[1], .sinkhorn_iters = (int)s[2], .match_threshold = 0.2f};
+    OmmOptions options = {
+        .position_weight = s[3], .tau = s[1], .sinkhorn_iters = (int)s[2], .match_threshold = 0.2f};
     int dim = (int)golden_tensor("%d.hq", c)->shape[1];
     Matching m;
     Error err;
     REQUIRE(!omm_match(&m, &q, &r, dim, s[0], &options, &err));
     CHECK_GOLDEN(m.scores, 1e-6, "%d.scores", c);
-    /* S/τ is float32: at τ = 0.005 it reaches 200, where the next number is 1.5e-5 away, and that is P's relative error */
+    /* S/τ is float32: at τ = 0.005 it reaches 200, where the next number is 1.5e-5 away, and that is P's
+     * relative error */
     double tolerance = s[1] < 0.01f ? 2e-5 : 1e-5;
     CHECK_GOLDEN(m.assignment, tolerance, "%d.assignment", c);
     CHECK_GOLDEN(m.unmatched_q, tolerance, "%d.u", c);
@@ -54,7 +56,8 @@ static void test_golden(void)
         one_case(c);
 }
 
-/* After many iterations the columns' marginals hold exactly and the rows' nearly: 1 an object, n and m the dustbins. */
+/* After many iterations the columns' marginals hold exactly and the rows' nearly: 1 an object, n and m the
+ * dustbins. */
 static void test_marginals(void)
 {
     enum { N = 6, M = 9 };
@@ -81,15 +84,20 @@ static void test_marginals(void)
 static void test_extremes(void)
 {
     static const float h[3][2] = {{1, 0}, {0, 1}, {-1, 0}}, c[3][2] = {{0, 0}, {1, 1}, {0.5f, 0.5f}};
-    static const float settings[][3] = {{-1e6f, 1e-5f, 0.7f}, {1e6f, 1e-5f, 0.7f}, {0, 1e5f, 1000}, {0, 1e-5f, 1000}, {0, 1e-5f, 0}};
+    static const float settings[][3] = {
+        {-1e6f, 1e-5f, 0.7f}, {1e6f, 1e-5f, 0.7f}, {0, 1e5f, 1000}, {0, 1e-5f, 1000}, {0, 1e-5f, 0}};
     OmmSide q = {3, h[0], c[0]}, r = {2, h[0], c[0]};
     for (size_t s = 0; s < sizeof settings / sizeof *settings; s++) {
-        OmmOptions options = {.position_weight = settings[s][2], .tau = settings[s][1], .sinkhorn_iters = 30, .match_threshold = 0.2f};
+        OmmOptions options = {.position_weight = settings[s][2],
+                              .tau = settings[s][1],
+                              .sinkhorn_iters = 30,
+                              .match_threshold = 0.2f};
         Matching m;
         Error err;
         REQUIRE(!omm_match(&m, &q, &r, 2, settings[s][0], &options, &err));
         for (int i = 0; i < 3; i++)
-            CHECK_MSG(m.unmatched_q[i] >= 0 && m.unmatched_q[i] <= 3.001f, "setting %zu: U[%d] = %g", s, i, (double)m.unmatched_q[i]);
+            CHECK_MSG(m.unmatched_q[i] >= 0 && m.unmatched_q[i] <= 3.001f, "setting %zu: U[%d] = %g", s, i,
+                      (double)m.unmatched_q[i]);
         matching_free(&m);
     }
 }
@@ -106,20 +114,24 @@ static void test_nothing_on_both_sides(void)
     matching_free(&m); /* twice is fine */
 }
 
-/* omm_dustbin's promise: n pairs that all match as weakly as alpha keep U = alpha_unmatched, however many there are. */
+/* omm_dustbin's promise: n pairs that all match as weakly as alpha keep U = alpha_unmatched, however many
+ * there are. */
 static void test_dustbin(void)
 {
     OmmOptions options = {.tau = 0.02f, .sinkhorn_iters = 200, .alpha_unmatched = 0.05f};
     const float alpha = 0.7f;
     for (int n = 1; n <= 64; n *= 2) {
-        float *scores = malloc(sizeof(float) * (size_t)(n * n)), *p = malloc(sizeof(float) * (size_t)((n + 1) * (n + 1)));
+        float *scores = malloc(sizeof(float) * (size_t)(n * n)),
+              *p = malloc(sizeof(float) * (size_t)((n + 1) * (n + 1)));
         double *scratch = malloc(sizeof(double) * (size_t)(2 * n + 2));
         REQUIRE(scores && p && scratch);
         for (int i = 0; i < n * n; i++)
             scores[i] = i % (n + 1) == 0 ? alpha : -1; /* the diagonal matches, nothing else does */
-        omm_sinkhorn(p, scores, n, n, omm_dustbin(alpha, n, n, &options), options.tau, options.sinkhorn_iters, scratch);
+        omm_sinkhorn(p, scores, n, n, omm_dustbin(alpha, n, n, &options), options.tau, options.sinkhorn_iters,
+                     scratch);
         for (int i = 0; i < n; i++)
-            CHECK_MSG(fabsf(p[i * (n + 1) + n] - 0.05f) < 0.004f, "n = %d: U = %g, not 0.05", n, (double)p[i * (n + 1) + n]);
+            CHECK_MSG(fabsf(p[i * (n + 1) + n] - 0.05f) < 0.004f, "n = %d: U = %g, not 0.05", n,
+                      (double)p[i * (n + 1) + n]);
         free(scores), free(p), free(scratch);
     }
     options.alpha_unmatched = 0;

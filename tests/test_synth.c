@@ -38,7 +38,8 @@ static void hash_file(FolderHash *hash, const char *path, const char *name)
     Error err = {""};
     uint8_t *bytes = file_read(path, 1 << 24, &n, &err);
     CHECK_MSG(bytes, "%s", err.message);
-    if (!bytes) return;
+    if (!bytes)
+        return;
     size_t length = strlen(name);
     if (hash->decode && length > 4 && strcmp(name + length - 4, ".png") == 0) {
         Image image;
@@ -54,7 +55,8 @@ static void hash_file(FolderHash *hash, const char *path, const char *name)
     free(bytes);
     int added = snprintf(hash->text + hash->length, sizeof hash->text - hash->length, "%s %s\n", name, hex);
     CHECK(hash->length + (size_t)added < sizeof hash->text);
-    if (hash->length + (size_t)added < sizeof hash->text) hash->length += (size_t)added;
+    if (hash->length + (size_t)added < sizeof hash->text)
+        hash->length += (size_t)added;
     hash->n_files++;
 }
 
@@ -80,7 +82,8 @@ static void hash_folder(FolderHash *hash, const char *dir)
 static int folder_hash(const char *dir, int decode, char hex[65])
 {
     FolderHash *hash = calloc(1, sizeof *hash);
-    if (!hash) return -1;
+    if (!hash)
+        return -1;
     hash->decode = decode;
     hash_folder(hash, dir);
     sha256(hash->text, hash->length, hex);
@@ -136,14 +139,16 @@ static void test_sine_and_random_numbers(void)
     for (int i = -3000; i <= 3000; i++) {
         float turns = (float)i / 911;
         double d = fabs((double)draw_sin(turns) - sin(2 * 3.14159265358979323846 * (double)turns));
-        if (d > worst) worst = d;
+        if (d > worst)
+            worst = d;
     }
     CHECK_MSG(worst < 3e-7, "draw_sin is off by %g", worst);
 
     /* the reference values of xoshiro256** for the state 1, 2, 3, 4 */
     static const uint64_t expected[4] = {11520u, 0u, 1509978240u, 1215971899390074240u};
     Rng rng = {{1, 2, 3, 4}};
-    for (int i = 0; i < 4; i++) CHECK(rng_next(&rng) == expected[i]);
+    for (int i = 0; i < 4; i++)
+        CHECK(rng_next(&rng) == expected[i]);
 
     rng_seed(&rng, 5, 6);
     double sum = 0, squares = 0;
@@ -155,7 +160,8 @@ static void test_sine_and_random_numbers(void)
         counts[rng_below(&rng, 7)]++;
     }
     CHECK(fabs(sum / n) < 0.02 && fabs(squares / n - 1) < 0.03);
-    for (int i = 0; i < 7; i++) CHECK_MSG(abs(counts[i] - n / 7) < 500, "%d came %d times", i, counts[i]);
+    for (int i = 0; i < 7; i++)
+        CHECK_MSG(abs(counts[i] - n / 7) < 500, "%d came %d times", i, counts[i]);
 }
 
 /* The sum of all coverage is the exact area, wherever the outline lies. */
@@ -165,11 +171,13 @@ static double drawn_area(Canvas *canvas, int shape, uint64_t form, float cx, flo
     Look black = {0};
     Part part = {
         .shape = shape, .form = form, .cx = cx, .cy = cy, .angle = angle, .scale = scale, .aspect = 1};
-    for (int k = 0; k < 3; k++) part.look.color[k] = part.look.color2[k] = 1;
+    for (int k = 0; k < 3; k++)
+        part.look.color[k] = part.look.color2[k] = 1;
     canvas_background(canvas, &black);
     canvas_part(canvas, &part, 1);
     double sum = 0;
-    for (long i = 0; i < (long)canvas->width * canvas->height; i++) sum += (double)canvas->rgb[3 * i];
+    for (long i = 0; i < (long)canvas->width * canvas->height; i++)
+        sum += (double)canvas->rgb[3 * i];
     return sum;
 }
 
@@ -224,7 +232,8 @@ static void test_all_shapes(void)
             part.look.bevel = 2;
             part.look.relief = 0.5f;
             part.damage = (int)(form % DAMAGE_COUNT);
-            for (int k = 0; k < 3; k++) part.look.color[k] = part.look.color2[k] = 0.5f;
+            for (int k = 0; k < 3; k++)
+                part.look.color[k] = part.look.color2[k] = 0.5f;
             canvas_background(&canvas, &black);
             canvas_part(&canvas, &part, 7);
             canvas_damage(&canvas, &part);
@@ -235,7 +244,8 @@ static void test_all_shapes(void)
                     CHECK(id == 0 || id == 7);
                     n += id == 7;
                     int dx = abs(x - 48), dy = abs(y - 48);
-                    if (id == 7 && (dx > 47 || dy > 47)) outside++;
+                    if (id == 7 && (dx > 47 || dy > 47))
+                        outside++;
                 }
             CHECK_MSG(n > 30 && outside == 0, "shape %d form %d: %ld pixels, %ld far outside", shape,
                       (int)form, n, outside);
@@ -264,7 +274,8 @@ static const char *defect_name(const Json *config, int value, double *threshold)
         const Json *d = &config->children[i], *v = json_get(d, "pixel_value"),
                    *name = json_get(d, "defect_name");
         const Json *t = json_get(d, "saturation_threshold"), *relative = json_get(d, "relative_saturation");
-        if (!v || !name || !t || !relative || (int)v->number != value) continue;
+        if (!v || !name || !t || !relative || (int)v->number != value)
+            continue;
         CHECK(relative->type == JSON_BOOL && relative->number == 1);
         *threshold = t->number;
         return name->string;
@@ -287,12 +298,14 @@ static void check_truths(const char *dir, const char *kind, size_t number, const
         snprintf(path, sizeof path, "%s/%s/%03zu.png", dir, sub, i);
         int status = image_read(&image, path, &err);
         CHECK_MSG(status == 0, "%s", err.message);
-        if (status) continue;
+        if (status)
+            continue;
         CHECK(image.channels == 1 && image.bits == 8);
         const uint8_t *v = image.samples;
         int value = 0;
         for (long p = 0; p < (long)image.width * image.height; p++) {
-            if (v[p] && !value) value = v[p];
+            if (v[p] && !value)
+                value = v[p];
             CHECK(v[p] == 0 || v[p] == value);
         }
         double threshold = 0;
@@ -329,8 +342,10 @@ static void test_tray_folder(void)
     REQUIRE(config && config->type == JSON_ARRAY);
     for (size_t i = 0; i < config->n; i++)
         CHECK((int)json_get(&config->children[i], "pixel_value")->number == 255 - (int)i);
-    for (size_t i = 0; i < 10; i++) check_truths(dir, "logical_anomalies", i, config, logical[i / 2]);
-    for (size_t i = 0; i < 4; i++) check_truths(dir, "structural_anomalies", i, config, structural[i]);
+    for (size_t i = 0; i < 10; i++)
+        check_truths(dir, "logical_anomalies", i, config, logical[i / 2]);
+    for (size_t i = 0; i < 4; i++)
+        check_truths(dir, "structural_anomalies", i, config, structural[i]);
     json_free(config);
 
     int n_files = folder_hash(dir, 1, hex);
@@ -366,10 +381,12 @@ static void grow_truth(const TrayImage *image, int w, int h, int reach, uint8_t 
     for (int t = 0; t < image->n_truths; t++)
         for (int y = 0; y < h; y++)
             for (int x = 0; x < w; x++) {
-                if (!image->truth[t][y * w + x]) continue;
+                if (!image->truth[t][y * w + x])
+                    continue;
                 int x0 = x - reach < 0 ? 0 : x - reach, x1 = x + reach >= w ? w - 1 : x + reach;
                 int y0 = y - reach < 0 ? 0 : y - reach, y1 = y + reach >= h ? h - 1 : y + reach;
-                for (int v = y0; v <= y1; v++) memset(near + (long)v * w + x0, 1, (size_t)(x1 - x0 + 1));
+                for (int v = y0; v <= y1; v++)
+                    memset(near + (long)v * w + x0, 1, (size_t)(x1 - x0 + 1));
             }
 }
 
@@ -397,7 +414,8 @@ static void test_truth_is_where_the_image_changed(void)
                 grow_truth(&with, 128, 128, 22, near);
                 for (long i = 0; i < 128 * 128; i++) {
                     int truth = 0, change = pixel_change(with.rgb, without.rgb, i);
-                    for (int t = 0; t < with.n_truths; t++) truth |= with.truth[t][i];
+                    for (int t = 0; t < with.n_truths; t++)
+                        truth |= with.truth[t][i];
                     marked += truth != 0;
                     changed += truth && change > 36;
                     far_changed += !near[i] && change != 0;
@@ -438,7 +456,8 @@ static void test_many_products(void)
             CHECK(image.n_truths > 0);
             for (int t = 0; t < image.n_truths; t++) {
                 long n = 0;
-                for (long i = 0; i < (long)options.width * options.height; i++) n += image.truth[t][i] != 0;
+                for (long i = 0; i < (long)options.width * options.height; i++)
+                    n += image.truth[t][i] != 0;
                 CHECK_MSG(n > 0, "seed %d defect %d: truth %d is empty", (int)seed, d, t);
             }
             tray_image_free(&image);
@@ -514,13 +533,16 @@ static int cell_digit(const uint8_t *sheet, int cell, int *bright)
         for (int x = 0; x < 32; x++) {
             int v = p[y * 96 + x];
             sums[(y >= 16) * 2 + (x >= 16)] += v == 250;
-            if (v >= 100 && v < 250 && (v - 100) % 15 == 0) seen[v]++;
+            if (v >= 100 && v < 250 && (v - 100) % 15 == 0)
+                seen[v]++;
         }
     for (int v = 0; v < 256; v++)
-        if (seen[v] > seen[most]) most = v;
+        if (seen[v] > seen[most])
+            most = v;
     *bright = 0;
     for (int q = 1; q < 4; q++)
-        if (sums[q] > sums[*bright]) *bright = q;
+        if (sums[q] > sums[*bright])
+            *bright = q;
     return seen[most] > 100 ? (most - 100) / 15 : -1;
 }
 
@@ -537,23 +559,29 @@ static int look_at_digits(const char *dir, const char *split, const char *kind, 
     snprintf(path, sizeof path, "%s/%s/%s/%03d.png", dir, split, kind, index);
     int status = image_read(&image, path, &err);
     CHECK_MSG(status == 0, "%s", err.message);
-    if (status) return -1;
+    if (status)
+        return -1;
     CHECK(image.width == 96 && image.height == 96 && image.channels == 1);
-    for (int c = 0; c < 9; c++) seen->digit[c] = cell_digit(image.samples, c, &seen->bright[c]);
+    for (int c = 0; c < 9; c++)
+        seen->digit[c] = cell_digit(image.samples, c, &seen->bright[c]);
     image_free(&image);
-    if (strcmp(kind, "good") == 0) return 0;
+    if (strcmp(kind, "good") == 0)
+        return 0;
     snprintf(sub, sizeof sub, "ground_truth/%s/%03d", kind, index);
     seen->n_truths = (int)count_entries(dir, sub, 0);
     for (int t = 0; t < seen->n_truths; t++) {
         snprintf(path, sizeof path, "%s/%s/%03d.png", dir, sub, t);
-        if (image_read(&image, path, &err)) return -1;
+        if (image_read(&image, path, &err))
+            return -1;
         const uint8_t *v = image.samples;
         for (int c = 0; c < 9; c++) { /* a cell is marked as a whole or not at all */
             int n = 0;
             for (int y = 0; y < 32; y++)
-                for (int x = 0; x < 32; x++) n += v[(c / 3 * 32 + y) * 96 + c % 3 * 32 + x] != 0;
+                for (int x = 0; x < 32; x++)
+                    n += v[(c / 3 * 32 + y) * 96 + c % 3 * 32 + x] != 0;
             CHECK(n == 0 || n == 1024);
-            if (n) seen->wrong[c] = 1, seen->n_wrong++;
+            if (n)
+                seen->wrong[c] = 1, seen->n_wrong++;
         }
         image_free(&image);
     }
@@ -564,25 +592,31 @@ static void check_digits(const SeenDigits *s, const char *kind)
 {
     int times[10] = {0}, n_flipped = 0;
     for (int c = 0; c < 9; c++) {
-        if (s->digit[c] >= 0) times[s->digit[c]]++;
+        if (s->digit[c] >= 0)
+            times[s->digit[c]]++;
         n_flipped += s->digit[c] >= 0 && s->bright[c] != 0;
         if (!s->wrong[c])
             CHECK_MSG(s->digit[c] == c + 1 && s->bright[c] == 0, "%s: cell %d shows %d", kind, c,
                       s->digit[c]);
     }
-    if (strcmp(kind, "good") == 0) CHECK(s->n_wrong == 0);
+    if (strcmp(kind, "good") == 0)
+        CHECK(s->n_wrong == 0);
     if (strcmp(kind, "missing") == 0) {
         CHECK((s->n_wrong == 1 || s->n_wrong == 2) && s->n_truths == s->n_wrong);
-        for (int c = 0; c < 9; c++) CHECK(!s->wrong[c] || s->digit[c] == -1);
+        for (int c = 0; c < 9; c++)
+            CHECK(!s->wrong[c] || s->digit[c] == -1);
     }
     if (strcmp(kind, "disordered") == 0) {
         CHECK(s->n_wrong >= 2 && s->n_wrong <= 6 && s->n_truths == 1);
-        for (int c = 0; c < 9; c++) CHECK(!s->wrong[c] || s->digit[c] != c + 1);
-        for (int d = 1; d <= 9; d++) CHECK(times[d] == 1);
+        for (int c = 0; c < 9; c++)
+            CHECK(!s->wrong[c] || s->digit[c] != c + 1);
+        for (int d = 1; d <= 9; d++)
+            CHECK(times[d] == 1);
     }
     if (strcmp(kind, "flipped") == 0)
         CHECK(s->n_wrong == 1 && n_flipped == 1 && s->digit[0] == 1 && s->digit[7] == 8);
-    if (strcmp(kind, "zero") == 0) CHECK(s->n_wrong == 1 && times[0] == 1);
+    if (strcmp(kind, "zero") == 0)
+        CHECK(s->n_wrong == 1 && times[0] == 1);
 }
 
 static void test_digits_say_what_they_are(void)
@@ -614,7 +648,8 @@ static void test_digits_say_what_they_are(void)
     const Json *config = json_read(path, &err);
     REQUIRE(config);
     CHECK(config->n == 4);
-    for (int k = 1; k < 5; k++) check_truths(out, kinds[k], 3, config, kinds[k]);
+    for (int k = 1; k < 5; k++)
+        check_truths(out, kinds[k], 3, config, kinds[k]);
     json_free(config);
     folder_hash(out, 1, hex);
     check_golden("digits", hex);
@@ -641,7 +676,8 @@ static void test_digits_from_mnist(void)
 {
     char mnist[512], out[512], hex[65];
     Error err = {""};
-    if (!test_data_dir()) SKIP("SAMLAD_DATA is not set (real MNIST)");
+    if (!test_data_dir())
+        SKIP("SAMLAD_DATA is not set (real MNIST)");
     snprintf(mnist, sizeof mnist, "%s/mnist", test_data_dir());
     work_path(out, "digits");
     SynthDigitsOptions options = {.seed = 9, .n_train = 4, .n_validation = 1, .n_good = 2, .n_each = 3};
@@ -658,7 +694,8 @@ static void test_digits_from_mnist(void)
         const uint8_t *p = (const uint8_t *)image.samples + (c / 3 * 32) * 96 + c % 3 * 32;
         int ink = 0, black = 0;
         for (int y = 0; y < 32; y++)
-            for (int x = 0; x < 32; x++) ink += p[y * 96 + x] > 128, black += p[y * 96 + x] < 8;
+            for (int x = 0; x < 32; x++)
+                ink += p[y * 96 + x] > 128, black += p[y * 96 + x] < 8;
         CHECK_MSG(ink > 15 && ink < 500 && black > 300, "cell %d: %d pixels of ink, %d black", c, ink, black);
     }
     image_free(&image);

@@ -31,15 +31,18 @@ static int random_int(int low, int high)
 static float *random_array(size_t n)
 {
     float *x = malloc((n ? n : 1) * sizeof *x);
-    if (!x) abort();
-    for (size_t i = 0; i < n; i++) x[i] = random_float();
+    if (!x)
+        abort();
+    for (size_t i = 0; i < n; i++)
+        x[i] = random_float();
     return x;
 }
 
 static float *copy_array(const float *x, size_t n)
 {
     float *y = malloc((n ? n : 1) * sizeof *y);
-    if (!y) abort();
+    if (!y)
+        abort();
     memcpy(y, x, n * sizeof *y);
     return y;
 }
@@ -74,7 +77,8 @@ static void check_product(int m, int n, int k, int gap, int accumulate)
     error = test_relative_error(fast, truth, (size_t)m * ldc);
     CHECK_MSG(error < 2e-6, "matmul_nt %d×%d×%d gap %d: error %g", m, n, k, gap, error);
     for (int i = 0; i < m; i++)
-        for (int j = n; j < ldc; j++) CHECK(fast[i * ldc + j] == c[i * ldc + j]);
+        for (int j = n; j < ldc; j++)
+            CHECK(fast[i * ldc + j] == c[i * ldc + j]);
     free(a), free(b), free(bt), free(c), free(fast), free(truth);
 }
 
@@ -99,7 +103,8 @@ static void linear_adds_its_bias(void)
         int m = random_int(1, 210), n = random_int(1, 100), k = t % 7 == 0 ? 0 : random_int(1, 600);
         float *x = random_array((size_t)m * k), *w = random_array((size_t)n * k), *bias = random_array(n);
         float *y = random_array((size_t)m * n), *truth = random_array((size_t)m * n);
-        for (int i = 0; i < m; i++) memcpy(truth + (size_t)i * n, bias, n * sizeof *bias);
+        for (int i = 0; i < m; i++)
+            memcpy(truth + (size_t)i * n, bias, n * sizeof *bias);
         matmul_nt_naive(truth, n, x, k, w, k, m, n, k, 1);
         linear(y, x, w, bias, m, n, k);
         double error = test_relative_error(y, truth, (size_t)m * n);
@@ -122,9 +127,12 @@ static void products_keep_non_finite_numbers_in_place(void)
     matmul_nt(c, N, a, K, b, K, M, N, K, 0);
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) {
-            if (j == N - 1) CHECK(isnan(c[i * N + j]));
-            else if (i == M - 1) CHECK(isinf(c[i * N + j]));
-            else CHECK(isfinite(c[i * N + j]));
+            if (j == N - 1)
+                CHECK(isnan(c[i * N + j]));
+            else if (i == M - 1)
+                CHECK(isinf(c[i * N + j]));
+            else
+                CHECK(isfinite(c[i * N + j]));
         }
     free(a), free(b), free(c);
 }
@@ -138,7 +146,8 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     float *fast = random_array((size_t)n_q * ldo), *truth = copy_array(fast, (size_t)n_q * ldo);
     float *rel_h = random_array((size_t)grid_h * grid_h * dim),
           *rel_w = random_array((size_t)grid_w * grid_w * dim);
-    for (size_t i = 0; i < (size_t)n_q * ld; i++) q[i] *= size;
+    for (size_t i = 0; i < (size_t)n_q * ld; i++)
+        q[i] *= size;
     RelativePosition rel = {rel_h, rel_w, grid_h, grid_w}, *r = grid_h ? &rel : NULL;
     float scale = 1 / sqrtf((float)dim);
     attention(fast, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
@@ -178,7 +187,8 @@ static void gelu_is_exact(void)
     enum { N = 200001 };
     float *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
     REQUIRE(x && y);
-    for (int i = 0; i < N; i++) x[i] = y[i] = (float)(i - N / 2) * 1e-4f;
+    for (int i = 0; i < N; i++)
+        x[i] = y[i] = (float)(i - N / 2) * 1e-4f;
     gelu(y, N);
     double worst = 0;
     for (int i = 0; i < N; i++) {
@@ -210,11 +220,13 @@ static void exponential_is_exact(void)
     float *rows = malloc(sizeof(float) * 37 * 20); /* short rows go several at once, the last ones singly */
     REQUIRE(rows);
     for (int cols = 1; cols <= 20; cols++) {
-        for (int i = 0; i < 37 * cols; i++) rows[i] = (float)((i * 7919) % 1000) * 0.02f - 10;
+        for (int i = 0; i < 37 * cols; i++)
+            rows[i] = (float)((i * 7919) % 1000) * 0.02f - 10;
         softmax_rows(rows, 37, cols);
         for (int r = 0; r < 37; r++) {
             double total = 0;
-            for (int c = 0; c < cols; c++) total += exp((double)((float)(((r * cols + c) * 7919) % 1000) * 0.02f - 10));
+            for (int c = 0; c < cols; c++)
+                total += exp((double)((float)(((r * cols + c) * 7919) % 1000) * 0.02f - 10));
             for (int c = 0; c < cols; c++) {
                 double truth = exp((double)((float)(((r * cols + c) * 7919) % 1000) * 0.02f - 10)) / total;
                 CHECK_MSG(fabs(rows[r * cols + c] - truth) < 1e-6, "softmax of %d columns: row %d", cols, r);
@@ -235,18 +247,23 @@ static void elements_at_every_length(void)
     for (int n = 0; n < 70; n++) {
         float *x = random_array(n), *y = random_array(n), *z = copy_array(x, n);
         relu(z, n);
-        for (int i = 0; i < n; i++) CHECK(z[i] == (x[i] > 0 ? x[i] : 0));
+        for (int i = 0; i < n; i++)
+            CHECK(z[i] == (x[i] > 0 ? x[i] : 0));
         memcpy(z, x, n * sizeof *x);
         sigmoid(z, n);
-        for (int i = 0; i < n; i++) CHECK(fabs(z[i] - 1 / (1 + exp(-(double)x[i]))) < 2e-7);
+        for (int i = 0; i < n; i++)
+            CHECK(fabs(z[i] - 1 / (1 + exp(-(double)x[i]))) < 2e-7);
         memcpy(z, x, n * sizeof *x);
         gelu(z, n);
-        for (int i = 0; i < n; i++) CHECK(fabs(z[i] - 0.5 * x[i] * (1 + erf(x[i] / sqrt(2)))) < 5e-7);
+        for (int i = 0; i < n; i++)
+            CHECK(fabs(z[i] - 0.5 * x[i] * (1 + erf(x[i] / sqrt(2)))) < 5e-7);
         memcpy(z, x, n * sizeof *x);
         add(z, y, n);
-        for (int i = 0; i < n; i++) CHECK(z[i] == x[i] + y[i]);
+        for (int i = 0; i < n; i++)
+            CHECK(z[i] == x[i] + y[i]);
         double sum = 0;
-        for (int i = 0; i < n; i++) sum += (double)x[i] * y[i];
+        for (int i = 0; i < n; i++)
+            sum += (double)x[i] * y[i];
         CHECK(fabs(dot(x, y, n) - sum) < 1e-5);
         free(x), free(y), free(z);
     }
@@ -259,10 +276,12 @@ static void rows_at_every_length(void)
         float *x = random_array(ROWS * 2 * dim), *y = random_array(ROWS * dim), *g = random_array(dim);
         float *z = copy_array(y, ROWS * dim);
         add_scaled(z, x, g, ROWS, dim);
-        for (int i = 0; i < ROWS * dim; i++) CHECK(fabsf(z[i] - (y[i] + g[i % dim] * x[i])) < 3e-7f);
+        for (int i = 0; i < ROWS * dim; i++)
+            CHECK(fabsf(z[i] - (y[i] + g[i % dim] * x[i])) < 3e-7f);
         memcpy(z, y, ROWS * dim * sizeof *y);
         add_rows(z, g, ROWS, dim);
-        for (int i = 0; i < ROWS * dim; i++) CHECK(z[i] == y[i] + g[i % dim]);
+        for (int i = 0; i < ROWS * dim; i++)
+            CHECK(z[i] == y[i] + g[i % dim]);
         swiglu(z, x, ROWS, dim);
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < dim; i++) {
@@ -273,7 +292,8 @@ static void rows_at_every_length(void)
         softmax_rows(z, ROWS, dim);
         for (int r = 0; r < ROWS; r++) {
             double total = 0;
-            for (int i = 0; i < dim; i++) total += exp((double)y[r * dim + i]);
+            for (int i = 0; i < dim; i++)
+                total += exp((double)y[r * dim + i]);
             for (int i = 0; i < dim; i++)
                 CHECK(fabs(z[r * dim + i] - exp((double)y[r * dim + i]) / total) < 4e-7);
         }
@@ -286,10 +306,13 @@ static void layer_norm_survives_a_large_mean(void)
     enum { DIM = 100 };
     float *x = random_array(DIM), *y = random_array(DIM);
     double mean = 0, var = 0;
-    for (int i = 0; i < DIM; i++) x[i] += 1000, mean += x[i] / (double)DIM;
-    for (int i = 0; i < DIM; i++) var += (x[i] - mean) * (x[i] - mean) / DIM;
+    for (int i = 0; i < DIM; i++)
+        x[i] += 1000, mean += x[i] / (double)DIM;
+    for (int i = 0; i < DIM; i++)
+        var += (x[i] - mean) * (x[i] - mean) / DIM;
     layer_norm(y, x, NULL, NULL, 1, DIM, 1e-6f);
-    for (int i = 0; i < DIM; i++) CHECK(fabs(y[i] - (x[i] - mean) / sqrt(var + 1e-6)) < 3e-4);
+    for (int i = 0; i < DIM; i++)
+        CHECK(fabs(y[i] - (x[i] - mean) / sqrt(var + 1e-6)) < 3e-4);
     layer_norm(x, x, NULL, NULL, 1, DIM, 1e-6f); /* in place */
     CHECK(memcmp(x, y, DIM * sizeof *x) == 0);
     free(x), free(y);
@@ -364,7 +387,8 @@ static void run_all(Results *r)
 
 static void free_results(Results *r)
 {
-    for (int i = 0; i < r->count; i++) free(r->data[i]);
+    for (int i = 0; i < r->count; i++)
+        free(r->data[i]);
 }
 
 static void bits_do_not_depend_on_threads(void)
@@ -394,7 +418,8 @@ static Safetensors *open_golden(const char *file)
     Error err;
     snprintf(path, sizeof path, "tests/golden/%s", file);
     Safetensors *st = st_open(path, &err);
-    if (!st) printf("  %s\n", err.message);
+    if (!st)
+        printf("  %s\n", err.message);
     return st;
 }
 
@@ -409,9 +434,11 @@ static const StTensor *golden(const Safetensors *st, const char *name, int numbe
 /* Its floats (copied: the file's alignment is not guaranteed), or NULL. The caller frees. */
 static float *floats_of(const StTensor *t)
 {
-    if (!t || t->dtype != ST_F32) return NULL;
+    if (!t || t->dtype != ST_F32)
+        return NULL;
     float *x = malloc(t->n_bytes ? t->n_bytes : 1);
-    if (!x) abort();
+    if (!x)
+        abort();
     memcpy(x, t->data, t->n_bytes);
     return x;
 }
@@ -430,11 +457,16 @@ static void check_map(const Safetensors *st, MapKind kind, const char *name, int
         int oh = (int)ty->shape[0], ow = (int)ty->shape[1];
         float *x = floats_of(tx), *truth = floats_of(ty), *y = random_array(ty->n_elements), sigma = 0;
         double scale[2] = {0, 0};
-        if (options) memcpy(kind == BLUR ? (void *)&sigma : (void *)scale, options->data, options->n_bytes);
-        if (kind == BILINEAR) interpolate_bilinear(y, oh, ow, x, ih, iw, channels, scale[0], scale[1]);
-        if (kind == BICUBIC) interpolate_bicubic(y, oh, ow, x, ih, iw, channels, scale[0], scale[1], 0);
-        if (kind == BICUBIC_AA) interpolate_bicubic(y, oh, ow, x, ih, iw, channels, scale[0], scale[1], 1);
-        if (kind == POOL) adaptive_avg_pool(y, oh, ow, x, ih, iw, channels);
+        if (options)
+            memcpy(kind == BLUR ? (void *)&sigma : (void *)scale, options->data, options->n_bytes);
+        if (kind == BILINEAR)
+            interpolate_bilinear(y, oh, ow, x, ih, iw, channels, scale[0], scale[1]);
+        if (kind == BICUBIC)
+            interpolate_bicubic(y, oh, ow, x, ih, iw, channels, scale[0], scale[1], 0);
+        if (kind == BICUBIC_AA)
+            interpolate_bicubic(y, oh, ow, x, ih, iw, channels, scale[0], scale[1], 1);
+        if (kind == POOL)
+            adaptive_avg_pool(y, oh, ow, x, ih, iw, channels);
         if (kind == BLUR) {
             float *scratch = random_array(tx->n_elements);
             memcpy(y, x, tx->n_bytes);
@@ -588,13 +620,16 @@ static void rows_equal_torch(void)
     int n = (int)tx->n_elements;
     float *y = copy_array(x, n), *pairs = random_array(2 * n);
     gelu(y, n);
-    for (i = 0; i < n; i++) CHECK(fabsf(y[i] - gelu_y[i]) <= 1e-6f * fmaxf(1, fabsf(x[i])));
+    for (i = 0; i < n; i++)
+        CHECK(fabsf(y[i] - gelu_y[i]) <= 1e-6f * fmaxf(1, fabsf(x[i])));
     memcpy(y, x, n * sizeof *x);
     sigmoid(y, n);
     CHECK(test_relative_error(y, sigmoid_y, n) < 3e-7);
-    for (i = 0; i < n; i++) pairs[i] = x[i], pairs[n + i] = 1;
+    for (i = 0; i < n; i++)
+        pairs[i] = x[i], pairs[n + i] = 1;
     swiglu(y, pairs, 1, n);
-    for (i = 0; i < n; i++) CHECK(fabsf(y[i] - silu_y[i]) <= 3e-7f * fmaxf(1, fabsf(x[i])));
+    for (i = 0; i < n; i++)
+        CHECK(fabsf(y[i] - silu_y[i]) <= 3e-7f * fmaxf(1, fabsf(x[i])));
     free(x), free(gelu_y), free(silu_y), free(sigmoid_y), free(y), free(pairs);
     st_close(st);
 }
@@ -663,6 +698,7 @@ int main(void)
     RUN(attention_equals_torch);
     RUN(rows_equal_torch);
     const char *bench = getenv("SAMLAD_BENCH");
-    if (bench && *bench == '1') print_speed();
+    if (bench && *bench == '1')
+        print_speed();
     return test_summary();
 }

@@ -172,7 +172,7 @@ def sinkhorn(s, alpha, tau=0.02, iters=30):
 
 
 class Method:
-    """Bank, retrieval, matching, Mahalanobis map, fusion: METHOD.md's defaults (masks are true: no verification)."""
+    """Bank, retrieval, matching, Mahalanobis map, fusion: METHOD.md's defaults, without verification."""
 
     def __init__(self, bank, k=5, wp=0.7, whiten=True):
         self.bank, self.k, self.wp = bank, min(k, len(bank) - 1), wp
@@ -402,7 +402,8 @@ DAMAGES = ('none', 'scratch', 'stain', 'dent', 'broken')
 
 def standing_in(s, refs, std):
     """Score of each of the scene's objects that all references show too: the largest blurred Mahalanobis
-    distance from them, divided by the references' own (leave-one-out) 95 % quantile. {label: (score, plain largest)}"""
+    distance from them, divided by the references' own (leave-one-out) 95 % quantile.
+    Returns {label: (score, plain largest)}."""
     def distances(q, others):
         out = {}
         for i, label in enumerate(q.labels):
@@ -473,18 +474,20 @@ def write_card(path, weights, meta, figures, yardstick):
     card = {
         'file': os.path.basename(weights), 'bytes': len(blob), 'sha256': hashlib.sha256(blob).hexdigest(),
         'architecture': {k[4:]: v for k, v in sorted(meta.items()) if k.startswith('vit.')},
-        'training': {'data': 'procedural scenes (tools/train/scenes.c) and handwritten pages (tools/train/train_vit.py) '
-                             'only; no photographs, no other weights',
+        'training': {'data': 'only procedural scenes (tools/train/scenes.c) and handwritten pages '
+                             '(tools/train/train_vit.py): no photographs, no other weights',
                      'script': 'tools/train/train_vit.py', 'seeds': 'scenes from [2^39, 2^40)',
                      **{k[6:]: v for k, v in sorted(meta.items()) if k.startswith('train.')}},
         'evaluation': {'script': 'tools/train/eval_vit.py', 'seeds': 'scenes from 2^41 on',
                        'note': 'oracle masks; *_found: the same object of another view is the nearest one; '
-                               '*_damage*: AUROC an object, subtle damages included; digits_*: AUROC an image, MNIST '
-                               'is never trained on', 'figures': {k: round(v, 4) for k, v in figures.items()}},
+                               '*_damage*: AUROC an object, subtle damages included; digits_*: AUROC an image; '
+                               'MNIST is never trained on',
+                       'figures': {k: round(v, 4) for k, v in figures.items()}},
     }
     if yardstick:
         with open(yardstick) as f:
-            card['evaluation']['imagenet_vit_tiny_layer_9'] = {k: round(v, 4) for k, v in json.load(f).items()}
+            other = json.load(f)
+        card['evaluation']['imagenet_vit_tiny_layer_9'] = {k: round(v, 4) for k, v in other.items()}
     with open(path + '.part', 'w') as f:
         json.dump(card, f, indent=1)
         f.write('\n')

@@ -31,6 +31,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
 
@@ -157,10 +158,10 @@ OFFSETS = ((0, 1), (0, -1), (1, 0), (-1, 0), (0, 2), (0, -2), (2, 0), (-2, 0), (
 def know_neighbours(model, images, strength=6.0, share=0.35):
     """Gives the network a sense of place to start with. From small random position embeddings it takes
     thousands of steps to find out which patches are neighbours. Waves of eight lengths along both axes go
-    into the embedding, in 32 directions of its space; each head of the first blocks gets queries and keys, added to
-    its own, that compare these waves, shifted by a small offset: it looks at one neighbour. Adds to what is
-    there, so it also helps a trained network. `images` (normalised, of the training size) tell how strong the
-    waves are in a block's input; `share` is the waves' length beside the patches' own."""
+    into the embedding, in 32 directions of its space; each head of the first blocks gets queries and keys,
+    added to its own, that compare these waves, shifted by a small offset: it looks at one neighbour. Adds
+    to what is there, so it also helps a trained network. `images` (normalised, of the training size) tell how
+    strong the waves are in a block's input; `share` is the length of the waves beside that of the patches."""
     g, dim = model.grid, model.norm.weight.numel()
     omega = 2 * math.pi / torch.logspace(math.log10(5), math.log10(2.2 * g), 8)
     directions = torch.linalg.qr(torch.randn(dim, 32, generator=torch.Generator().manual_seed(7)))[0].T
@@ -372,7 +373,7 @@ class Pool:
 
     def pick(self, low, high, reuse):
         i = int(self.rng.integers(len(self.items)))
-        if self.items[i] is None or self.rng.random() < 1 / reuse:
+        if self.items[i] is None or self.items[i][2] < low or self.rng.random() < 1 / reuse:
             self.items[i] = self.draw(low, high)
         return self.items[i]
 
@@ -514,6 +515,7 @@ class Batch:
         step_x = (self.coord[:, 0, 1] - self.coord[:, 0, 0]) / p
         step_y = (self.coord[:, 1, 0] - self.coord[:, 0, 0]) / p
         self.step = torch.stack([step_x, step_y], 1)  # [B][2][2]
+        self.offset = torch.einsum('bij,btj->bti', self.step, d)  # from the object's centre
         ax, ay = torch.stack([c, s], -1), torch.stack([-s, c], -1)
         self.axes = torch.cat([torch.einsum('bij,btj->bti', self.step, a) for a in (ax, ay)], -1)
 
@@ -540,7 +542,7 @@ class Batch:
 
 # --------------------------------------------------------------------------------------------------- losses
 
-HEADS = (('shape', N_SHAPES + 1), ('texture', N_TEXTURES), ('color', 6), ('inside', 2), ('axes', 4),
+HEADS = (('shape', N_SHAPES + 1), ('texture', N_TEXTURES), ('color', 6), ('offset', 2), ('axes', 4),
          ('scale', 1), ('local', 4), ('border', 4), ('damage', 1), ('purity', 1))
 
 
@@ -577,7 +579,7 @@ def attribute_losses(batch, heads, x):
         wrong = F.cross_entropy(out[name].flatten(0, 1), target, reduction='none')
         loss[name] = mean(wrong.view_as(weight), weight)
     loss['color'] = 2 * mean(huber(out['color'], torch.cat([at['color'], at['color2']], -1)), thing)
-    loss['inside'] = mean(huber(out['inside'], batch.inside / (at['scale'] + 2)), thing)
+    loss['offset'] = 2 * mean(huber(out['offset'], batch.offset / (at['scale'] + 2)), thing)
     loss['axes'] = .5 * mean(huber(out['axes'], batch.axes), thing)
     loss['scale'] = .5 * mean(huber(out['scale'], (at['scale'] / 16 + .05).log()), thing)
     loss['local'] = 2 * huber(out['local'], batch.local).mean()
@@ -659,7 +661,7 @@ def pair_losses(batch, heads, x, rng):
 
 def same_thing(batch):
     """[rows][rows]: True where two rows must not be each other's negatives: the same thing, equal parts of
-    one scene, equal digits, and the same thing in a turned copy of its scene if the shape does not show it."""
+    one scene, equal digits, and the same thing in a turned copy of its scene if the shape hides it."""
     key = batch.key
     look = {}
     n = len(key)
@@ -753,7 +755,9 @@ def main():
                  'train.seed': a.seed}
         write_f16(os.path.join(a.out, 'export', 'vit_tiny.safetensors'), ema, metadata(model, extra))
 
-    while True:
+    ended = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))  # a kill saves first
+    while not ended:
         spent = (time.time() - began) / 60
         progress = spent / a.minutes
         if progress >= 1 or (a.steps and step >= a.steps):
