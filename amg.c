@@ -62,6 +62,10 @@ int amg_recommended(AmgOptions *o, const Safetensors *weights, Error *err)
         recommended_number(weights, "amg.stability_score_thresh", 0, 1, &o->stability_score_thresh, err) ||
         recommended_number(weights, "amg.stability_score_offset", 0, 1e3, &o->stability_score_offset, err) ||
         recommended_number(weights, "amg.box_nms_thresh", 0, 1, &o->box_nms_thresh, err) ||
+        recommended_int(weights, "amg.crop_n_layers", 0, MAX_CROP_LAYERS, &o->crop_n_layers, err) ||
+        recommended_number(weights, "amg.crop_nms_thresh", 0, 1, &o->crop_nms_thresh, err) ||
+        recommended_int(weights, "amg.crop_n_points_downscale_factor", 1, MAX_POINTS_PER_SIDE,
+                        &o->crop_n_points_downscale_factor, err) ||
         recommended_int(weights, "amg.min_mask_region_area", 0, INT_MAX, &o->min_mask_region_area, err))
         return -1;
     return 0;
