@@ -53,28 +53,54 @@ static int references_load(References *r, const Bank *bank, const int *index, in
  * OMM: verification by mask transfer [ours]
  * ============================================================================================== */
 
-/* Objects of one image that found no match: look at the same place in the other image. When what lies there,
- * pooled under the same mask, is as like it as normal matches are (cosine >= alpha), segmentation failed
- * there, not the product, and it counts as matched. unmatched [n], descriptors [n][C], weights [n][h*w] of
- * this image; other [h*w][C] features of the other one. */
+/* Weighted mean of features [h*w][C] under the mask w [h*w] moved by (dx, dy) cells; 0 where it leaves the
+ * grid. */
+static void pool_moved(float *pooled, const Bank *bank, const float *w, const float *features, int dx, int dy)
+{
+    size_t C = (size_t)bank->channels;
+    double total = 0;
+    memset(pooled, 0, C * sizeof *pooled);
+    for (int y = 0; y < bank->grid_h; y++)
+        for (int x = 0; x < bank->grid_w; x++) {
+            float weight = w[y * bank->grid_w + x];
+            int at_x = x + dx, at_y = y + dy;
+            if (!(weight > 0) || at_x < 0 || at_y < 0 || at_x >= bank->grid_w || at_y >= bank->grid_h)
+                continue;
+            const float *f = features + ((size_t)at_y * (size_t)bank->grid_w + (size_t)at_x) * C;
+            for (size_t c = 0; c < C; c++)
+                pooled[c] += weight * f[c];
+            total += weight;
+        }
+    for (size_t c = 0; c < C && total > 0; c++)
+        pooled[c] /= (float)total;
+}
+
+/* Objects of one image that found no match: look at the same place in the other image, and up to
+ * `verify_shift` cells around it, for parts never lie exactly alike. When what lies there, pooled under the
+ * same mask, is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the
+ * product, and it counts as matched. unmatched [n], descriptors [n][C], weights [n][h*w] of this image; other
+ * [h*w][C] features of the other one. */
 static int verify(const Bank *bank, float *unmatched, const float *descriptors, const float *weights, int n,
                   const float *other, Error *err)
 {
     size_t C = (size_t)bank->channels, n_cells = bank_cells(bank);
+    int reach = bank->options.omm.verify_shift, status = 0;
     float *pooled = aligned_array(2 * C, sizeof(float));
     if (!pooled)
         return fail_memory(err, "verification", C * 8);
     float *described = pooled + C;
-    int status = 0;
     for (int i = 0; i < n && !status; i++) {
+        const float *w = weights + (size_t)i * n_cells, *h = descriptors + (size_t)i * C;
         if (!(unmatched[i] > bank->options.omm.verify_above))
             continue;
-        const float *w = weights + (size_t)i * n_cells;
-        objects_pool(pooled, w, other, 1, (int)n_cells, bank->channels);
-        status =
-            dcga_describe(&bank->dcga, described, pooled, other, w, 1, bank->grid_h, bank->grid_w, 0, err);
-        if (!status && dot(descriptors + (size_t)i * C, described, bank->channels) >= bank->alpha)
-            unmatched[i] = 0;
+        for (int dy = -reach; dy <= reach && !status && unmatched[i] > 0; dy++)
+            for (int dx = -reach; dx <= reach && !status && unmatched[i] > 0; dx++) {
+                pool_moved(pooled, bank, w, other, dx, dy);
+                status = dcga_describe(&bank->dcga, described, pooled, other, w, 1, bank->grid_h,
+                                       bank->grid_w, 0, err);
+                if (!status && dot(h, described, bank->channels) >= bank->alpha)
+                    unmatched[i] = 0;
+            }
     }
     free(pooled);
     return status;

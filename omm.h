@@ -13,6 +13,7 @@ typedef struct OmmOptions {
     float match_threshold; /* P above this is a match: 0.2 [block] */
     float verify_above;    /* U or V above this is verified: 0.3 [ours] */
     int verify;            /* 1: verification by mask transfer [ours] */
+    int verify_shift;      /* and looks so many cells around: 2 [ours] */
     float alpha_unmatched; /* U that a match as weak as alpha still gets: 0.05 [ours]; 0: the dustbin is alpha
                               itself */
     int nearest; /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */

@@ -50,6 +50,7 @@ const OptionSpec option_table[] = {
     {"matcher", OPTION_CHOICE, AT(omm.nearest), 0, 1, "sinkhorn|nearest", 0, "OMM: optimal transport, or mutual nearest"},
     {"verify", OPTION_FLAG, AT(omm.verify), 0, 1, NULL, 0, "OMM: check missing and extra by mask transfer"},
     {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: when U or V is above this"},
+    {"verify-shift", OPTION_INT, AT(omm.verify_shift), 0, 16, NULL, 0, "OMM: and look so many cells around the place"},
     {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: score of the weakest normal match (auto: calibrated)"},
     {"alpha-unmatched", OPTION_FLOAT, AT(omm.alpha_unmatched), 0, 0.99, NULL, 0, "OMM: U of a match at alpha (0: alpha is the dustbin)"},
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
@@ -72,10 +73,10 @@ const int option_count = (int)(sizeof option_table / sizeof *option_table);
 void options_default(Options *o)
 {
     *o = (Options){.featup_stages = 3,
-                   .k = 5,
+                   .k = 10,
                    .alpha = NAN,
                    .alpha_quantile = 0.001,
-                   .object_quantile = 0.95,
+                   .object_quantile = 0.99,
                    .delta_logical = 0.05,
                    .delta_structural = 0.05,
                    .loo_images = 60,
@@ -96,6 +97,7 @@ void options_default(Options *o)
                           .match_threshold = 0.2f,
                           .verify_above = 0.3f,
                           .verify = 1,
+                          .verify_shift = 2,
                           .alpha_unmatched = 0.05f,
                           .nearest = 0};
     o->amm = (AmmOptions){

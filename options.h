@@ -33,7 +33,7 @@ typedef struct Options {
     double alpha;          /* dustbin; NAN: calibrated */
     double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours] */
     AmmOptions amm;
-    double object_quantile;                 /* of an object's own leave-one-out map: 0.95 [ours] */
+    double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours] */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
     int loo_images;                         /* leave-one-out scores of at most so many: 60 [ours] */
     int only;                               /* Only */

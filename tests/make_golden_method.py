@@ -303,11 +303,22 @@ def object_quantile(out, weight, q=0.95):
 # ---- 2, 5-7 together: a bank, its calibration, one query --------------------------------------------------------------
 
 
+def moved(weight, dy, dx):
+    """weight [h][w] moved by whole cells; what leaves the grid is lost."""
+    out = np.zeros_like(weight)
+    h, w = weight.shape
+    for y in range(h):
+        for x in range(w):
+            if 0 <= y + dy < h and 0 <= x + dx < w:
+                out[y + dy, x + dx] = weight[y, x]
+    return out
+
+
 class Bank:
     """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
 
-    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0):
-        self.unmatched = unmatched
+    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0):
+        self.unmatched, self.shift = unmatched, shift
         self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
         self.images = []
         for im in images:
@@ -358,10 +369,13 @@ class Bank:
 
     def verify(self, u, h, weights, features):
         for i in range(len(u)):
-            if u[i] > 0.3:
-                a, _, _ = pool(weights[i:i + 1], features)
-                if h[i] @ self.describe(a, features, weights[i:i + 1], alone=True)[0] >= self.alpha:
-                    u[i] = 0
+            places = [(dy, dx) for dy in range(-self.shift, self.shift + 1) for dx in range(-self.shift, self.shift + 1)]
+            if u[i] > 0.3 and any(self.like(h[i], moved(weights[i], dy, dx), features) for dy, dx in places):
+                u[i] = 0
+
+    def like(self, h, weight, features):
+        a, _, _ = pool(weight[None], features)
+        return h @ self.describe(a, features, weight[None], alone=True)[0] >= self.alpha
 
     def compare(self, query, exclude=-1, raw=False):
         q = dict(query)
@@ -636,7 +650,8 @@ def make_bank(out):
     for i, im in enumerate(images + [query]):
         tensors.update({f"{i}.{key}": v for key, v in im.items()})
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
-                "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05}}
+                "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05},
+                "shifted": {"shift": 1}}
     for name, settings in variants.items():
         bank = Bank(images, **settings)
         prepared = dict(query, cls=unit(query["cls"]))

@@ -112,6 +112,7 @@ static Options defaults(void)
                                            {"matcher", "sinkhorn"},
                                            {"verify", "1"},
                                            {"verify-above", "0.3"},
+                                           {"verify-shift", "0"},
                                            {"alpha", "auto"},
                                            {"alpha-unmatched", "0"},
                                            {"alpha-quantile", "0.001"},
@@ -179,7 +180,7 @@ static void test_golden(void)
 {
     REQUIRE(golden_open("method_bank"));
     Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(),
-            dustbin = defaults();
+            dustbin = defaults(), shifted = defaults();
     check_variant("default", &plain);
     pixel.amm.align_pixel = 1, pixel.retrieval = RETRIEVAL_L2, pixel.k = 2;
     check_variant("pixel_l2", &pixel);
@@ -190,6 +191,8 @@ static void test_golden(void)
     check_variant("few_loo", &few);
     set(&dustbin, "alpha-unmatched", "0.05");
     check_variant("dustbin", &dustbin);
+    set(&shifted, "verify-shift", "1");
+    check_variant("shifted", &shifted);
 }
 
 /* ---- the same comparison again
