@@ -467,7 +467,7 @@ def objects_table(backbone, size, kind, n_scenes=24, seed=HELD_OUT, g=56):
     return out
 
 
-def write_card(path, weights, meta, figures, yardstick):
+def write_card(path, weights, meta, figures, yardstick, note=None):
     """What the weights are, how they were made, and what was measured."""
     with open(weights, 'rb') as f:
         blob = f.read()
@@ -480,7 +480,7 @@ def write_card(path, weights, meta, figures, yardstick):
                      **{k[6:]: v for k, v in sorted(meta.items()) if k.startswith('train.')}},
         'evaluation': {'script': 'tools/train/eval_vit.py', 'seeds': 'scenes from 2^41 on',
                        'note': 'oracle masks; *_found: the same object of another view is the nearest one; '
-                               '*_damage*: AUROC an object, subtle damages included; digits_*: AUROC an image; '
+                               '*_damage*: AUROC an object, subtle damages too; digits_*: AUROC an image; '
                                'MNIST is never trained on',
                        'figures': {k: round(v, 4) for k, v in figures.items()}},
     }
@@ -488,6 +488,8 @@ def write_card(path, weights, meta, figures, yardstick):
         with open(yardstick) as f:
             other = json.load(f)
         card['evaluation']['imagenet_vit_tiny_layer_9'] = {k: round(v, 4) for k, v in other.items()}
+    if note:
+        card['training']['note'] = note
     with open(path + '.part', 'w') as f:
         json.dump(card, f, indent=1)
         f.write('\n')
@@ -506,6 +508,7 @@ def main():
     p.add_argument('--seed', type=int, default=0, help='added to 2^41')
     p.add_argument('--json', help='write the figures there')
     p.add_argument('--card', help='write the model card (JSON) of --weights there')
+    p.add_argument('--note', help='what else the card should say about the training')
     p.add_argument('--yardstick', help="another backbone's --json, to stand beside in the card")
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -529,7 +532,7 @@ def main():
         with open(a.json, 'w') as f:
             json.dump(table, f, indent=1)
     if a.card:
-        write_card(a.card, a.weights, meta, table, a.yardstick)
+        write_card(a.card, a.weights, meta, table, a.yardstick, a.note)
 
 
 if __name__ == '__main__':
