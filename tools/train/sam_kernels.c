@@ -262,49 +262,75 @@ static void from_planes(int n, int c, const float *planes, bf16 *x)
         for (int j = 0; j < c; j++) x[(size_t)i * c + j] = narrow(planes[(size_t)j * n + i]);
 }
 
-/* Scores of n_tokens against the grid, per head: s[h][t][n] = scale * sum_d tok[t][h,d] * grid[h,d][n]. */
-static void token_scores(int n, int n_tokens, int heads, int d, float scale, const float *tok, const float *grid, float *s)
+/* The three products below have an inner dimension d of 8 in the shipped model: a constant lets the compiler keep the sums
+ * over it in registers. `WITH_D(f, ...)` calls f with d = 8 known, or with any d. */
+#define WITH_D(f, ...) (d == 8 ? f(__VA_ARGS__, 8) : f(__VA_ARGS__, d))
+
+/* Scores of the tokens against the grid, per head: s[h][t][n] = scale * sum_d tok[t][h,d] * grid[h,d][n]. */
+static inline __attribute__((always_inline)) void scores_d(int n, int T, int heads, float scale, const float *restrict tok,
+                                                           const float *restrict grid, float *restrict s, const int d)
 {
-    int c = heads * d;
     for (int h = 0; h < heads; h++)
-        for (int t = 0; t < n_tokens; t++) {
-            float *out = s + (size_t)(h * n_tokens + t) * n;
-            for (int i = 0; i < n; i++) out[i] = 0;
-            for (int k = 0; k < d; k++) {
-                float q = tok[t * c + h * d + k] * scale;
-                const float *g = grid + (size_t)(h * d + k) * n;
-                for (int i = 0; i < n; i++) out[i] += q * g[i];
+        for (int t = 0; t < T; t++) {
+            float *restrict out = s + (size_t)(h * T + t) * n;
+            const float *q = tok + (t * heads + h) * d, *g = grid + (size_t)h * d * n;
+            for (int i = 0; i < n; i++) {
+                float sum = 0;
+                for (int k = 0; k < d; k++) sum += q[k] * g[(size_t)k * n + i];
+                out[i] = sum * scale;
             }
         }
+}
+
+static void token_scores(int n, int T, int heads, int d, float scale, const float *tok, const float *grid, float *s)
+{
+    WITH_D(scores_d, n, T, heads, scale, tok, grid, s);
 }
 
 /* grid[h,d][n] += scale * sum_t s[h][t][n] * tok[t][h,d] */
-static void spread(int n, int n_tokens, int heads, int d, float scale, const float *s, const float *tok, float *grid)
+static inline __attribute__((always_inline)) void spread_t(int n, int heads, int d, float scale, const float *restrict s,
+                                                           const float *restrict tok, float *restrict grid, const int T)
 {
-    int c = heads * d;
     for (int h = 0; h < heads; h++)
         for (int k = 0; k < d; k++) {
-            float *g = grid + (size_t)(h * d + k) * n;
-            for (int t = 0; t < n_tokens; t++) {
-                float q = tok[t * c + h * d + k] * scale;
-                const float *a = s + (size_t)(h * n_tokens + t) * n;
-                for (int i = 0; i < n; i++) g[i] += q * a[i];
+            float *restrict g = grid + (size_t)(h * d + k) * n;
+            const float *a = s + (size_t)h * T * n;
+            for (int i = 0; i < n; i++) {
+                float sum = 0;
+                for (int t = 0; t < T; t++) sum += tok[(t * heads + h) * d + k] * a[(size_t)t * n + i];
+                g[i] += sum * scale;
             }
         }
 }
 
-/* tok[t][h,d] = scale * sum_n s[h][t][n] * grid[h,d][n] */
-static void gather(int n, int n_tokens, int heads, int d, float scale, const float *s, const float *grid, float *tok)
+static void spread(int n, int T, int heads, int d, float scale, const float *s, const float *tok, float *grid)
 {
-    int c = heads * d;
+    if (T == 7) spread_t(n, heads, d, scale, s, tok, grid, 7); /* one point or box: 5 output tokens and 2 more */
+    else spread_t(n, heads, d, scale, s, tok, grid, T);
+}
+
+/* tok[t][h,d] = scale * sum_n s[h][t][n] * grid[h,d][n] */
+static inline __attribute__((always_inline)) void gather_d(int n, int T, int heads, float scale, const float *restrict s,
+                                                           const float *restrict grid, float *restrict tok, const int d)
+{
     for (int h = 0; h < heads; h++)
-        for (int t = 0; t < n_tokens; t++)
-            for (int k = 0; k < d; k++) {
-                const float *a = s + (size_t)(h * n_tokens + t) * n, *g = grid + (size_t)(h * d + k) * n;
-                float sum = 0;
-                for (int i = 0; i < n; i++) sum += a[i] * g[i];
-                tok[t * c + h * d + k] = sum * scale;
+        for (int t = 0; t < T; t++) {
+            const float *a = s + (size_t)(h * T + t) * n, *g = grid + (size_t)h * d * n;
+            for (int k = 0; k + 1 < d; k += 2) {
+                float sum = 0, next = 0;
+                for (int i = 0; i < n; i++) {
+                    sum += a[i] * g[(size_t)k * n + i];
+                    next += a[i] * g[(size_t)(k + 1) * n + i];
+                }
+                tok[(t * heads + h) * d + k] = sum * scale;
+                tok[(t * heads + h) * d + k + 1] = next * scale;
             }
+        }
+}
+
+static void gather(int n, int T, int heads, int d, float scale, const float *s, const float *grid, float *tok)
+{
+    WITH_D(gather_d, n, T, heads, scale, s, grid, tok);
 }
 
 static void softmax_rows(int rows, int n, float *s)
