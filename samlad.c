@@ -19,6 +19,7 @@ struct Samlad {
     WeightsId vit, sam, featup, dcga;
     Bank bank;
     int has_bank;
+    int shared; /* 1: the bank belongs to another handle */
 };
 
 /* ================================================================================================
@@ -63,9 +64,34 @@ void samlad_close(Samlad *s)
 {
     if (!s)
         return;
-    bank_free(&s->bank);
+    if (!s->shared)
+        bank_free(&s->bank);
     models_close(&s->models);
     free(s);
+}
+
+Samlad *samlad_share(const Samlad *s, Error *err)
+{
+    Samlad *copy = calloc(1, sizeof *copy);
+    if (!copy) {
+        fail_memory(err, "samlad", sizeof *copy);
+        return NULL;
+    }
+    *copy = *s;
+    copy->shared = 1;
+    if (models_share(&copy->models, &s->models, err)) {
+        samlad_close(copy);
+        return NULL;
+    }
+    return copy;
+}
+
+int samlad_images_at_once(const Samlad *s)
+{
+    const size_t budget = (size_t)512 << 20;
+    size_t one = models_state_bytes(&s->models) + 1;
+    int threads = tensor_max_threads();
+    return (size_t)threads <= budget / one ? threads : 1;
 }
 
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
@@ -100,21 +126,67 @@ static const char *base_name(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
-static int add_image(Samlad *s, BankBuilder *builder, const char *path, Error *err)
+/* One image of a batch: read and analysed by one thread, then added to the bank in the order of the list. */
+typedef struct Normal {
+    Scene scene;
+    int status;
+    Error err;
+} Normal;
+
+static void analyse_file(Normal *normal, Samlad *s, const char *path)
 {
     int width, height;
-    uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
-    if (!rgb)
-        return -1;
-    Scene scene;
-    int status = scene_analyse(&scene, &s->models, &s->options, rgb, height, width, NULL, err);
-    if (!status) {
-        BankEntry entry = {base_name(path), scene.grid_h,     scene.grid_w, scene.channels, scene.cls_dim,
-                           scene.features,  scene.mean_patch, scene.cls,    &scene.objects};
-        status = bank_builder_add(builder, &entry, err);
-        scene_free(&scene);
-    }
+    normal->status = -1;
+    uint8_t *rgb = image_read_rgb8(path, &width, &height, &normal->err);
+    if (rgb)
+        normal->status =
+            scene_analyse(&normal->scene, &s->models, &s->options, rgb, height, width, NULL, &normal->err);
     free(rgb);
+}
+
+/* Take a batch's images over in order; the first that failed ends it. Frees the scenes. */
+static int add_batch(BankBuilder *builder, Normal *batch, const char *const *paths, int n, Error *err)
+{
+    int status = 0;
+    for (int i = 0; i < n; i++) {
+        Scene *scene = &batch[i].scene;
+        if (batch[i].status) {
+            status = status ? status : fail(err, "%s", batch[i].err.message);
+            continue;
+        }
+        BankEntry entry = {base_name(paths[i]), scene->grid_h,  scene->grid_w,
+                           scene->channels,     scene->cls_dim, scene->features,
+                           scene->mean_patch,   scene->cls,     &scene->objects};
+        status = status ? status : bank_builder_add(builder, &entry, err);
+        scene_free(scene);
+    }
+    return status;
+}
+
+/* Analyse all images, as many at once as pay. */
+static int add_images(Samlad *s, BankBuilder *builder, const char *const *paths, int n,
+                      SamladProgress progress, void *user, Error *err)
+{
+    int at_once = samlad_images_at_once(s), status = 0, n_shares = 0;
+    Samlad **shares = calloc((size_t)at_once, sizeof(*shares));
+    Normal *batch = calloc((size_t)at_once, sizeof *batch);
+    if (!shares || !batch)
+        status = fail_memory(err, "a batch of images", (unsigned long long)at_once * sizeof *batch);
+    for (; n_shares < at_once && !status; n_shares++)
+        if (!(shares[n_shares] = samlad_share(s, err)))
+            status = -1;
+    for (int base = 0; base < n && !status; base += at_once) {
+        int m = n - base < at_once ? n - base : at_once;
+#pragma omp parallel for schedule(static, 1) if (m > 1)
+        for (int i = 0; i < m; i++)
+            analyse_file(&batch[i], shares[i], paths[base + i]);
+        status = add_batch(builder, batch, paths + base, m, err);
+        if (!status && progress)
+            progress(user, "normal images", base + m, n);
+    }
+    for (int i = 0; shares && i < n_shares; i++)
+        samlad_close(shares[i]);
+    free(shares), free(batch);
     return status;
 }
 
@@ -136,12 +208,7 @@ int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress
     BankBuilder *builder = bank_builder_new(err);
     bank_free(&s->bank);
     s->has_bank = 0;
-    int status = builder ? 0 : -1;
-    for (int i = 0; i < n && !status; i++) {
-        status = add_image(s, builder, paths[i], err);
-        if (!status && progress)
-            progress(user, "normal images", i + 1, n);
-    }
+    int status = builder ? add_images(s, builder, paths, n, progress, user, err) : -1;
     if (status) {
         bank_builder_free(builder);
         return -1;

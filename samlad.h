@@ -33,6 +33,14 @@ typedef struct SamladWeights {
 Samlad *samlad_open(const SamladWeights *weights, Error *err);
 void samlad_close(Samlad *s);
 
+/* Several images at once: another handle on the same models and bank for another thread. `s` must outlive it,
+ * and its options and bank must not change meanwhile. Close it with samlad_close. */
+Samlad *samlad_share(const Samlad *s, Error *err);
+/* How many images at once pay: the number of threads for small models, 1 where each handle's activations
+ * would take much memory (then the threads work inside one image). The results are the same bits either way.
+ */
+int samlad_images_at_once(const Samlad *s);
+
 /* Options by name and text, as on the command line ("k", "5"); before a bank is built. */
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 

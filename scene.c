@@ -55,16 +55,33 @@ void models_close(Models *m)
 {
     if (m->vit_state)
         vit_state_free(m->vit_state);
-    if (m->vit)
-        vit_close(m->vit);
     if (m->sam_state)
         sam_state_free(m->sam_state);
-    if (m->sam)
+    if (m->vit && !m->shared)
+        vit_close(m->vit);
+    if (m->sam && !m->shared)
         sam_close(m->sam);
-    if (m->featup)
+    if (m->featup && !m->shared)
         featup_close(m->featup);
-    st_close(m->vit_file), st_close(m->sam_file), st_close(m->featup_file), st_close(m->dcga_file);
+    if (!m->shared)
+        st_close(m->vit_file), st_close(m->sam_file), st_close(m->featup_file), st_close(m->dcga_file);
     *m = (Models){0};
+}
+
+int models_share(Models *copy, const Models *m, Error *err)
+{
+    *copy = *m;
+    copy->shared = 1;
+    copy->vit_state = NULL; /* made when the first image tells its size */
+    copy->vit_state_grid = 0;
+    copy->sam_state = m->sam ? sam_state_new(m->sam, err) : NULL;
+    return m->sam && !copy->sam_state ? -1 : 0;
+}
+
+size_t models_state_bytes(const Models *m)
+{
+    return (m->sam_state ? sam_state_bytes(m->sam_state) : 0) +
+           (m->vit_state ? vit_state_bytes(m->vit_state) : 0);
 }
 
 int models_complete(const Models *m, Options *o, Error *err)

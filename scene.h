@@ -17,6 +17,7 @@ typedef struct Models {
     Sam *sam;
     SamState *sam_state;
     Featup *featup;
+    int shared; /* 1: the networks belong to another Models */
 } Models;
 
 typedef struct Scene {
@@ -31,6 +32,10 @@ typedef struct Scene {
 
 int models_open(Models *models, const char *vit, const char *sam, const char *featup, const char *dcga,
                 Error *err);
+/* The same networks with activations of their own, for another thread. `models` must outlive it. */
+int models_share(Models *copy, const Models *models, Error *err);
+/* Bytes of activations that one more share costs. */
+size_t models_state_bytes(const Models *models);
 void models_close(Models *models);
 /* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds.
  */

@@ -133,6 +133,8 @@ static int read_truth(uint8_t *truth, const char *dir, const char *kind, const c
  * The run
  * ============================================================================================== */
 
+typedef struct Item Item;
+
 typedef struct Run {
     Samlad *s;
     const char *dir, *out;
@@ -143,6 +145,9 @@ typedef struct Run {
     float *scores; /* of all test images, folder by folder */
     int n_scores, capacity;
     int done, total;
+    int at_once;
+    Samlad **shares; /* [at_once] */
+    Item *batch;     /* [at_once] */
     EvaluateProgress progress;
     void *user;
     Error *err;
@@ -236,29 +241,51 @@ static int score_pixels(Run *run, const SamladResult *r, const char *kind, const
     return found < 0 ? -1 : 0;
 }
 
-static int detect_one(Run *run, const char *kind, const char *file)
+/* One image of a batch: read and detected by one thread, then scored and written in the order of the list. */
+struct Item {
+    uint8_t *rgb;
+    SamladResult result;
+    int status;
+    Error err;
+};
+
+static void detect_file(Item *item, Samlad *s, const char *dir, const char *kind, const char *file)
 {
     char path[PATH_SIZE];
     int width, height;
-    if (snprintf(path, sizeof path, "%s/test/%s/%s", run->dir, kind, file) >= PATH_SIZE)
-        return fail(run->err, "%s: the path is too long", run->dir);
-    uint8_t *rgb = image_read_rgb8(path, &width, &height, run->err);
-    if (!rgb)
-        return -1;
-    SamladResult r;
-    if (run->n_scores == run->total) {
-        free(rgb);
-        return fail(run->err, "%s: images were added while the test ran", path);
+    *item = (Item){.status = -1};
+    if (snprintf(path, sizeof path, "%s/test/%s/%s", dir, kind, file) >= PATH_SIZE) {
+        fail(&item->err, "%s: the path is too long", dir);
+        return;
     }
-    int status = samlad_detect(run->s, rgb, height, width, &r, NULL, run->err);
-    if (!status) {
-        run->scores[run->n_scores++] = r.score;
-        status = score_pixels(run, &r, kind, file) || write_outputs(run, &r, rgb, kind, file) ? -1 : 0;
-        samlad_result_free(&r);
+    item->rgb = image_read_rgb8(path, &width, &height, &item->err);
+    if (item->rgb)
+        item->status = samlad_detect(s, item->rgb, height, width, &item->result, NULL, &item->err);
+}
+
+/* Take a batch's results over in order; the first that failed ends it. Frees the items. */
+static int finish_batch(Run *run, Item *batch, const char *kind, char **names, int n)
+{
+    int status = 0;
+    for (int i = 0; i < n; i++) {
+        Item *item = &batch[i];
+        if (!status && item->status)
+            status = fail(run->err, "%s", item->err.message);
+        else if (!status && run->n_scores == run->total)
+            status = fail(run->err, "%s/test/%s: images were added while the test ran", run->dir, kind);
+        else if (!status) {
+            run->scores[run->n_scores++] = item->result.score;
+            if (score_pixels(run, &item->result, kind, names[i]) ||
+                write_outputs(run, &item->result, item->rgb, kind, names[i]))
+                status = -1;
+        }
+        if (!item->status)
+            samlad_result_free(&item->result);
+        free(item->rgb);
+        run->done++;
     }
-    free(rgb);
     if (!status && run->progress)
-        run->progress(run->user, "test images", ++run->done, run->total);
+        run->progress(run->user, "test images", run->done, run->total);
     return status;
 }
 
@@ -272,10 +299,37 @@ static int detect_kind(Run *run, const char *kind)
         return -1;
     char **names = list_images(dir, &n, run->err);
     int status = names ? 0 : -1;
-    for (size_t i = 0; names && i < n && !status; i++)
-        status = detect_one(run, kind, names[i]);
+    for (size_t base = 0; names && base < n && !status; base += (size_t)run->at_once) {
+        int m = n - base < (size_t)run->at_once ? (int)(n - base) : run->at_once;
+#pragma omp parallel for schedule(static, 1) if (m > 1)
+        for (int i = 0; i < m; i++)
+            detect_file(&run->batch[i], run->shares[i], run->dir, kind, names[base + (size_t)i]);
+        status = finish_batch(run, run->batch, kind, names + base, m);
+    }
     free(names);
     return status ? -1 : (int)n;
+}
+
+/* Handles for as many images at once as pay. */
+static int open_shares(Run *run)
+{
+    run->at_once = samlad_images_at_once(run->s);
+    run->shares = calloc((size_t)run->at_once, sizeof(*run->shares));
+    run->batch = calloc((size_t)run->at_once, sizeof *run->batch);
+    if (!run->shares || !run->batch)
+        return fail_memory(run->err, "a batch of images",
+                           (unsigned long long)run->at_once * sizeof *run->batch);
+    for (int i = 0; i < run->at_once; i++)
+        if (!(run->shares[i] = samlad_share(run->s, run->err)))
+            return -1;
+    return 0;
+}
+
+static void close_shares(Run *run)
+{
+    for (int i = 0; run->shares && i < run->at_once; i++)
+        samlad_close(run->shares[i]);
+    free(run->shares), free(run->batch);
 }
 
 /* Count all test images, so that the scores' array and the estimate are right from the start. */
@@ -341,7 +395,10 @@ static int run_test(Run *run)
     }
     double start = now();
     if (!status)
+        status = open_shares(run);
+    if (!status)
         status = detect_all(run, kinds, n_kinds);
+    close_shares(run);
     run->result->seconds_detect = now() - start;
     if (run->jsonl) {
         int closed = fclose(run->jsonl);
