@@ -204,7 +204,8 @@ def golden_photo(weights, photo, output, overrides):
     sam.load_state_dict(tensors, strict=True)
     image = np.asarray(Image.open(photo).convert("RGB"))
     kinds = dict(points_per_side=int, pred_iou_thresh=float, stability_score_thresh=float,
-                 stability_score_offset=float, box_nms_thresh=float, min_mask_region_area=int)
+                 stability_score_offset=float, box_nms_thresh=float, crop_n_layers=int,
+                 crop_nms_thresh=float, crop_n_points_downscale_factor=int, min_mask_region_area=int)
     options = {k: kind(metadata["amg." + k]) for k, kind in kinds.items() if "amg." + k in metadata}
     options.update({k: kinds[k](v) for k, v in (o.split("=") for o in overrides)})
     with torch.no_grad():
