@@ -24,7 +24,7 @@ typedef struct AmmReference {
     const float *centroids; /* [n_r][2] */
     const float *areas;     /* [n_r] */
     const int *match_q;     /* [n_q] the object of this reference that query object i matched, or -1 */
-    const float *scale;     /* [n_r] leave-one-out 95 % quantile of the object's own map (amm_normalise) */
+    const float *scale;     /* [n_r] leave-one-out quantile of the object's own map (amm_normalise) */
 } AmmReference;
 
 typedef struct AmmQuery {
@@ -40,7 +40,7 @@ int amm_structural(float *map, const AmmQuery *query, const AmmReference *refere
                    const AmmOptions *options, Error *err);
 /* Divide by each object's mean leave-one-out quantile over the references it matched. In place. */
 void amm_normalise(float *map, const AmmQuery *query, const AmmReference *references, int k);
-/* The 95 % quantile of map over the cells that are mostly object i (the largest value when there is none).
+/* That quantile of map over the cells that are mostly object i (the largest value when there is none).
  * scratch [n_cells]. */
 float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile,
                           float *scratch);

@@ -194,17 +194,6 @@ void bank_free(Bank *bank)
     *bank = (Bank){0};
 }
 
-void bank_borrow(Bank *bank, const Bank *source)
-{
-    *bank = *source;
-    bank->dcga = (Dcga){0};
-    bank->descriptors = bank->channel_std = bank->scale = NULL;
-    bank->loo_structural = bank->loo_logical = bank->loo_score = bank->loo_sorted = NULL;
-    bank->loo_index = NULL;
-    bank->n_loo = bank->n_owned = 0;
-    bank->file = NULL;
-}
-
 /* ================================================================================================
  * Looking
  * ============================================================================================== */

@@ -69,8 +69,6 @@ void bank_builder_free(BankBuilder *builder);
 
 int bank_save(const Bank *bank, const char *path, Error *err);
 int bank_load(Bank *bank, const char *path, Error *err);
-/* An uncalibrated copy that shares the images of `source`, which must outlive it. */
-void bank_borrow(Bank *bank, const Bank *source);
 /* Drop what calibration made, keep the images. */
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);

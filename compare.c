@@ -470,7 +470,8 @@ typedef struct Loop {
     int done_before, total;
 } Loop;
 
-/* First pass: an object's scale is the 95 % quantile of its own leave-one-out map (-1: it matched nothing).
+/* First pass: an object's scale is the object-quantile (99 %) of its own leave-one-out map (-1: it matched
+ * nothing).
  */
 static int object_scales(Bank *b, const Comparison *c, const Scene *scene, int image, Error *err)
 {
