@@ -26,8 +26,9 @@ else
 ALL    += -Wno-unknown-pragmas
 endif
 
-# main stands apart (cli.c), so that tests and users link the rest as libsamlad.a.
-SRC     = $(filter-out cli.c,$(wildcard *.c)) $(wildcard io/*.c) $(wildcard eval/*.c)
+# The command stands apart (cli.c, cli_*.c), so that tests and users link the rest as libsamlad.a.
+CLI     = $(wildcard cli*.c)
+SRC     = $(filter-out $(CLI),$(wildcard *.c)) $(wildcard io/*.c) $(wildcard eval/*.c)
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/libsamlad.a
 TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -57,8 +58,8 @@ libsamlad.a: $(LIB)
 samlad: $(BUILD)/samlad
 	cp $< $@
 
-$(BUILD)/samlad: $(BUILD)/cli.o $(LIB)
-	$(CC) $(ALL) $(BUILD)/cli.o $(LIB) $(LIBS) -o $@
+$(BUILD)/samlad: $(CLI:%.c=$(BUILD)/%.o) $(LIB)
+	$(CC) $(ALL) $^ $(LIBS) -o $@
 
 $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	@mkdir -p $(@D)
