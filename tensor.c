@@ -2,7 +2,7 @@
  * contracts; resampling (interpolation, blur, PIL's resize) stands in resample.c.
  *
  * Speed comes from three habits, each written down once:
- *   - the compiler's vector types (`Vec` below, as wide as the machine's registers), so that one source
+ *   - the compiler's vector types (`Vec` of simd.h, as wide as the machine's registers), so that one source
  *     serves AVX-512, AVX2, NEON and SSE. Only the fused multiply-add needs a name of its own, `fmadd`;
  *   - the blocked matrix product of Goto and van de Geijn ("Anatomy of High-Performance Matrix
  *     Multiplication", 2008): a tile of c stays in registers while slices of a and b pass through the
@@ -10,6 +10,7 @@
  *   - threads take whole tiles of the output. No sum is ever divided among threads, and the order of the
  *     terms in a sum depends on the shape alone, so results are the same bits for any number of threads. */
 #include "tensor.h"
+#include "simd.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -17,137 +18,8 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
-#include <immintrin.h>
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
-/* ---- vectors -----------------------------------------------------------------------------------*/
-
-/* LANES floats a register; a register tile of c is MR rows × 2 vectors. The tile's accumulators, two
- * vectors of b and one broadcast element of a must fit the register file: 24 + 3 of AVX-512's 32, else 12 + 3
- * of 16. */
-#if defined(__AVX512F__)
-#define LANES 16
-#define MR    12
-#elif defined(__AVX2__) && defined(__FMA__)
-#define LANES 8
-#define MR    6
-#else
-#define LANES 4
-#define MR    6
-#endif
-#define NR (2 * LANES)
-
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
-typedef float Vec4 __attribute__((vector_size(16)));
-typedef int32_t IntVec4 __attribute__((vector_size(16)));
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL                     _Pragma("unroll")
-#define SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define UNROLL                     _Pragma("GCC unroll 16")
-#define SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (IntVec4){i, j, k, l})
-#endif
-
-INLINE Vec load(const float *p)
-{
-    Vec v;
-    memcpy(&v, p, sizeof v); /* one unaligned load instruction */
-    return v;
-}
-
-INLINE void store(float *p, Vec v)
-{
-    memcpy(p, &v, sizeof v);
-}
-
-/* The first n < LANES floats at p; the other lanes are zero. */
-INLINE Vec load_part(const float *p, size_t n)
-{
-    Vec v = {0};
-    memcpy(&v, p, n * sizeof *p);
-    return v;
-}
-
-INLINE void store_part(float *p, Vec v, size_t n)
-{
-    memcpy(p, &v, n * sizeof *p);
-}
-
-INLINE Vec splat(float x)
-{
-    return x - (Vec){0};
-}
-
-/* a·b + c with one rounding where the machine can: the only thing here that vector types cannot say
- * (ISO C forbids the compiler to contract a*b + c by itself). */
-INLINE Vec fmadd(Vec a, Vec b, Vec c)
-{
-#if defined(__AVX512F__)
-    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-    return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-    return a * b + c;
-#endif
-}
-
-/* mask lanes are -1 (take a) or 0 (take b), as vector comparisons yield them. */
-INLINE Vec choose(IntVec mask, Vec a, Vec b)
-{
-    return (Vec)(((IntVec)a & mask) | ((IntVec)b & ~mask));
-}
-
-INLINE Vec vec_max(Vec a, Vec b)
-{
-    return choose(a > b, a, b);
-}
-
-/* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on: always added in the same order. */
-INLINE Vec4 fold_lanes(Vec v)
-{
-    Vec4 part[LANES / 4];
-    memcpy(part, &v, sizeof v);
-    for (int half = LANES / 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            part[i] += part[i + half];
-    return part[0];
-}
-
-INLINE float sum_lanes(Vec v)
-{
-    Vec4 s = fold_lanes(v);
-    s += SHUFFLE4(s, s, 2, 3, 0, 1);
-    return s[0] + s[1];
-}
-
-/* Four rows of four become four columns. */
-INLINE void transpose4(Vec4 r[4])
-{
-    Vec4 low01 = SHUFFLE4(r[0], r[1], 0, 4, 1, 5), high01 = SHUFFLE4(r[0], r[1], 2, 6, 3, 7);
-    Vec4 low23 = SHUFFLE4(r[2], r[3], 0, 4, 1, 5), high23 = SHUFFLE4(r[2], r[3], 2, 6, 3, 7);
-    r[0] = SHUFFLE4(low01, low23, 0, 1, 4, 5);
-    r[1] = SHUFFLE4(low01, low23, 2, 3, 6, 7);
-    r[2] = SHUFFLE4(high01, high23, 0, 1, 4, 5);
-    r[3] = SHUFFLE4(high01, high23, 2, 3, 6, 7);
-}
-
-INLINE float max_lanes(Vec v)
-{
-    float lane[LANES];
-    store(lane, v);
-    for (int half = LANES / 2; half > 0; half /= 2) /* pairs: short chains of dependent comparisons */
-        for (int i = 0; i < half; i++)
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
-}
+/* ---- functions of vectors ----------------------------------------------------------------------*/
 
 /* e^x within 2 ulp: x = n·ln2 + r with |r| <= ln2/2, e^x = 2^n·e^r, e^r by its Taylor series to r^7/5040.
  * Adding 1.5·2^23 rounds n to an integer and leaves it in the low bits. Beyond 88 it saturates, below -87 it
@@ -253,8 +125,16 @@ static int round_up(int n, int step)
  *   output tiles of at most MC × NC              one thread each; kept balanced, see `product`
  *   blocks of KC terms of the sum                a's MC × KC block is copied to the stack (second cache)
  *   slivers of NR columns                        b's KC × NR sliver is copied to the stack (first cache)
- *   groups of MR rows                            the register tile
+ *   groups of MR rows                            the register tile, MR rows x 2 vectors: its sums, two vectors
+ *                                                of b and one broadcast element of a fill the register file,
+ *                                                24 + 3 of AVX-512's 32, else 12 + 3 of 16
  * The copies make every access of the register tile unit-stride, whatever the matrices' row distances. */
+#if defined(__AVX512F__)
+#define MR 12
+#else
+#define MR 6
+#endif
+#define NR (2 * LANES)
 #define MC 384
 #define NC 512
 #define KC 128
