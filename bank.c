@@ -174,6 +174,8 @@ void bank_uncalibrate(Bank *bank)
     dcga_free(&bank->dcga);
     free(bank->descriptors), free(bank->channel_std), free(bank->scale), free(bank->loo_index);
     free(bank->loo_structural), free(bank->loo_logical), free(bank->loo_score), free(bank->loo_sorted);
+    free(bank->loo_extra), free(bank->loo_missing);
+    bank->loo_extra = bank->loo_missing = NULL;
     bank->descriptors = bank->channel_std = bank->scale = NULL;
     bank->loo_structural = bank->loo_logical = bank->loo_score = bank->loo_sorted = NULL;
     bank->loo_index = NULL;
@@ -278,6 +280,25 @@ int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float
     return k;
 }
 
+/* The quantile of n unsorted values; sorted [n] is left in order. */
+static float quantile_of(float *sorted, const float *values, int n, double q)
+{
+    memcpy(sorted, values, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, compare_floats);
+    return quantile_sorted(sorted, n, q);
+}
+
+void bank_thresholds(Bank *b)
+{
+    b->flag_extra = b->flag_missing = 0;
+    b->threshold = NAN;
+    if (b->n_loo == 0)
+        return;
+    b->flag_extra = quantile_of(b->loo_sorted, b->loo_extra, b->n_loo, b->options.flag_quantile);
+    b->flag_missing = quantile_of(b->loo_sorted, b->loo_missing, b->n_loo, b->options.flag_quantile);
+    b->threshold = quantile_of(b->loo_sorted, b->loo_score, b->n_loo, b->options.threshold_quantile);
+}
+
 /* ================================================================================================
  * The file
  * ============================================================================================== */
@@ -359,6 +380,8 @@ int bank_save(const Bank *bank, const char *path, Error *err)
         {"loo.structural", ST_F32, 1, {L}, bank->loo_structural},
         {"loo.logical", ST_F32, 1, {L}, bank->loo_logical},
         {"loo.score", ST_F32, 1, {L}, bank->loo_score},
+        {"loo.extra", ST_F32, 1, {L}, bank->loo_extra},
+        {"loo.missing", ST_F32, 1, {L}, bank->loo_missing},
     };
     StWriter *writer = st_writer_new();
     if (!writer)
@@ -487,14 +510,16 @@ static int load_calibration(Bank *b, Error *err)
         !(b->loo_structural = copy_of(st, "loo.structural", ST_F32, 1, &L, err)) ||
         !(b->loo_logical = copy_of(st, "loo.logical", ST_F32, 1, &L, err)) ||
         !(b->loo_score = copy_of(st, "loo.score", ST_F32, 1, &L, err)) ||
-        !(b->loo_sorted = copy_of(st, "loo.score", ST_F32, 1, &L, err)))
+        !(b->loo_extra = copy_of(st, "loo.extra", ST_F32, 1, &L, err)) ||
+        !(b->loo_missing = copy_of(st, "loo.missing", ST_F32, 1, &L, err)) ||
+        !(b->loo_sorted = aligned_array((size_t)L + 1, sizeof(float))))
         return -1;
     if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) ||
         check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
         check_positive(st, "objects.scale", b->scale, (size_t)O, err))
         return -1;
     b->n_loo = (int)L;
-    qsort(b->loo_sorted, (size_t)L, sizeof(float), compare_floats);
+    bank_thresholds(b);
     return 0;
 }
 

@@ -7,7 +7,8 @@
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
  *   channel_std [C], objects.scale [O], loo.index I32, loo.structural, loo.logical, loo.score [n]
- * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights'
+ *   loo.extra, loo.missing [n]     the strongest evidence of each normal image that something is extra,
+ * missing and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights'
  * checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
@@ -45,8 +46,11 @@ typedef struct Bank {
     int *loo_index;                                  /* [n_loo] */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
     float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks */
-    Safetensors *file;                               /* when loaded: the first block points into it */
-    void *owned[8];                                  /* when built: the malloc'd arrays */
+    float *loo_extra, *loo_missing;                  /* [n_loo] evidence (explain.h) */
+    float flag_extra, flag_missing; /* their quantile: what normal images show is no reason */
+    float threshold;                /* quantile of the scores; NAN: one image has none */
+    Safetensors *file;              /* when loaded: the first block points into it */
+    void *owned[8];                 /* when built: the malloc'd arrays */
     int n_owned;
 } Bank;
 
@@ -69,6 +73,8 @@ void bank_builder_free(BankBuilder *builder);
 
 int bank_save(const Bank *bank, const char *path, Error *err);
 int bank_load(Bank *bank, const char *path, Error *err);
+/* loo_sorted, flags and threshold from the leave-one-out scores. */
+void bank_thresholds(Bank *bank);
 /* Drop what calibration made, keep the images. */
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);

@@ -448,6 +448,9 @@ static int command_bank(Args *args)
         status = samlad_bank_save(s, args->out, &err);
     if (!status)
         printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), now() - start);
+    if (!status && !isnan(samlad_bank_threshold(s)))
+        printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
+               (double)samlad_bank_threshold(s));
     samlad_close(s);
     return status ? failed(&err) : EXIT_SUCCESS;
 }
@@ -460,10 +463,12 @@ static const char DETECT_HELP[] =
     "usage: samlad detect --bank BANK IMAGE|DIR... [-o OUT] [--json]\n"
     "\n"
     "Score images against a bank of normal ones: higher is more anomalous. Prints a line an image (score, "
-    "rank, path)\n"
-    "and below it what is missing, extra or damaged. rank is the part of the bank's own leave-one-out scores "
-    "that are as\n"
-    "high: small means unusual, near 1 means normal.\n"
+    "rank,\n"
+    "verdict, path) and below it what is missing, extra or damaged. rank is the part of the bank's own "
+    "leave-one-out\n"
+    "scores that are as high: small means unusual, near 1 means normal. The verdict is 'anomalous' above the "
+    "bank's\n"
+    "threshold, a quantile of those scores (samlad bank --threshold-quantile).\n"
     "\n"
     "  samlad detect --bank screws.bank new/ -o results\n"
     "  samlad detect --bank screws.bank photo.jpg --json | jq .score\n"
@@ -513,7 +518,11 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     if (!status && d->args->json) {
         printf("%s\n", w.text);
     } else if (!status) {
-        printf("%9.4f  rank %.3f  %s\n", (double)r->score, (double)r->rank, path);
+        printf("%9.4f  rank %.3f  %-9s  %s\n", (double)r->score, (double)r->rank,
+               r->anomalous < 0 ? "unknown"
+               : r->anomalous   ? "anomalous"
+                                : "normal",
+               path);
         report_text(stdout, d->s, r);
     }
     if (!status && d->jsonl && fprintf(d->jsonl, "%s\n", w.text) < 0)

@@ -6,6 +6,7 @@
  *   measure      matches -> structural and logical maps (AMM)          METHOD.md 7
  *   fuse         both as z of the bank's own leave-one-out scores      METHOD.md 7 */
 #include "compare.h"
+#include "explain.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -358,8 +359,10 @@ static int calibrate_memory(Bank *b, Error *err)
     b->loo_logical = aligned_array(L, sizeof(float));
     b->loo_score = aligned_array(L, sizeof(float));
     b->loo_sorted = aligned_array(L, sizeof(float));
+    b->loo_extra = aligned_array(L, sizeof(float));
+    b->loo_missing = aligned_array(L, sizeof(float));
     return b->descriptors && b->channel_std && b->scale && b->loo_index && b->loo_structural &&
-                   b->loo_logical && b->loo_score && b->loo_sorted
+                   b->loo_logical && b->loo_score && b->loo_sorted && b->loo_extra && b->loo_missing
                ? 0
                : fail_memory(err, "the bank's calibration", O * C * 4);
 }
@@ -505,6 +508,9 @@ static int leave_one_out(Loop *loop, int at, Error *err)
     } else if (!status) {
         b->loo_structural[at] = c.structural_score;
         b->loo_logical[at] = c.logical_score;
+        status = explain_evidence(&b->loo_extra[at], &b->loo_missing[at], b, &c, scene.objects.n, err);
+        if (status)
+            comparison_free(&c);
     }
     if (!status)
         comparison_free(&c);
@@ -572,8 +578,7 @@ static int spread_scores(Bank *b, Error *err)
                           : b->options.only == ONLY_LOGICAL  ? l
                                                              : fmaxf(a, -1) + fmaxf(l, -1);
     }
-    memcpy(b->loo_sorted, b->loo_score, (size_t)n * sizeof *sorted);
-    qsort(b->loo_sorted, (size_t)n, sizeof *sorted, compare_floats);
+    bank_thresholds(b);
     free(sorted);
     return 0;
 }

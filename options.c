@@ -66,6 +66,9 @@ const OptionSpec option_table[] = {
     {"only", OPTION_CHOICE, AT(only), 0, 2, "both|structural|logical", 0, "which anomalies make the score"},
     {"flag-damage", OPTION_DOUBLE, AT(flag_damage), 0, 1e9, NULL, 0, "report: z above which an object is damaged"},
     {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V of extra and missing objects"},
+    {"flag-quantile", OPTION_DOUBLE, AT(flag_quantile), 0, 1, NULL, 0, "report: and above this quantile of the bank's own"},
+    {"threshold-quantile", OPTION_DOUBLE, AT(threshold_quantile), 0, 1, NULL, 0,
+     "verdict: quantile of the bank's own scores; higher ones are anomalous"},
 };
 /* clang-format on */
 const int option_count = (int)(sizeof option_table / sizeof *option_table);
@@ -81,7 +84,9 @@ void options_default(Options *o)
                    .delta_structural = 0.05,
                    .loo_images = 60,
                    .flag_damage = 3,
-                   .flag_unmatched = 0.5};
+                   .flag_unmatched = 0.5,
+                   .flag_quantile = 0.95,
+                   .threshold_quantile = 0.95};
     o->objects = (ObjectsOptions){.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
     o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE,
                             .rounds = 2,

@@ -39,6 +39,9 @@ typedef struct Options {
     int only;                               /* Only */
     double flag_damage;                     /* z above which an object is called damaged: 3 [ours] */
     double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */
+    double flag_quantile; /* and above this quantile of the normal images' own evidence: 0.95 [ours] */
+    double
+        threshold_quantile; /* of the leave-one-out scores, above which an image is anomalous: 0.95 [ours] */
 } Options;
 
 typedef enum OptionKind { OPTION_INT, OPTION_FLOAT, OPTION_DOUBLE, OPTION_CHOICE, OPTION_FLAG } OptionKind;

@@ -303,6 +303,12 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const ch
     key_float(w, "structural_z", r->structural_z);
     key_float(w, "logical_z", r->logical_z);
     key_float(w, "rank", r->rank);
+    key_float(w, "threshold", r->threshold);
+    json_key(w, "anomalous");
+    if (r->anomalous < 0)
+        json_null(w);
+    else
+        json_bool(w, r->anomalous);
     json_key(w, "references");
     json_open(w, '[');
     for (int k = 0; k < r->n_references; k++)
@@ -323,6 +329,7 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const ch
         json_key(w, "object"), json_int(w, m->object);
         key_floats(w, "bbox", m->box, 4);
         key_float(w, "unmatched", m->unmatched);
+        key_float(w, "evidence", m->evidence);
         json_key(w, "support"), json_int(w, m->support);
         json_key(w, "reason"), json_string(w, text);
         json_close(w, '}');

@@ -1,8 +1,8 @@
 /* samlad.c - the library's face: models, bank, detection, reasons. See samlad.h.
  *
  * The algorithm in reading order: scene.c (features and objects of an image), bank.c (the normal images),
- * dcga.c (descriptors), omm.c (matches), amm.c (maps and scores), and compare.c, which calls them in the
- * paper's order. */
+ * dcga.c (descriptors), omm.c (matches), amm.c (maps and scores), compare.c, which calls them in the paper's
+ * order, and explain.c, which says why. */
 #include "samlad.h"
 
 #include <math.h>
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "compare.h"
+#include "explain.h"
 #include "io/image.h"
 #include "tensor.h"
 
@@ -291,178 +292,19 @@ int samlad_bank_size(const Samlad *s)
     return s->has_bank ? s->bank.n_images : 0;
 }
 
+float samlad_bank_threshold(const Samlad *s)
+{
+    return s->has_bank ? s->bank.threshold : NAN;
+}
+
 const char *samlad_bank_name(const Samlad *s, int image)
 {
     return s->has_bank && image >= 0 && image < s->bank.n_images ? s->bank.names[image] : "?";
 }
 
 /* ================================================================================================
- * Detection: from a comparison to a result that explains itself
+ * Detection
  * ============================================================================================== */
-
-/* Box of the cells that weigh at least half of the heaviest, in pixels. */
-static void cells_box(float box[4], const float *weights, int grid_h, int grid_w, int height, int width)
-{
-    float most = 0;
-    int x0 = grid_w, x1 = -1, y0 = grid_h, y1 = -1;
-    for (int p = 0; p < grid_h * grid_w; p++)
-        most = fmaxf(most, weights[p]);
-    for (int p = 0; p < grid_h * grid_w && most > 0; p++)
-        if (weights[p] >= most / 2) {
-            int x = p % grid_w, y = p / grid_w;
-            x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
-        }
-    float sx = (float)width / (float)grid_w, sy = (float)height / (float)grid_h;
-    box[0] = x1 < 0 ? 0 : (float)x0 * sx;
-    box[1] = x1 < 0 ? 0 : (float)y0 * sy;
-    box[2] = (float)(x1 < 0 ? 0 : x1 - x0 + 1) * sx;
-    box[3] = (float)(x1 < 0 ? 0 : y1 - y0 + 1) * sy;
-}
-
-/* Pixel boxes of all objects from the labels; the background is label -1. */
-static void pixel_boxes(SamladResult *r, const Objects *o)
-{
-    for (int i = 0; i < r->n_objects; i++)
-        r->objects[i].box[0] = r->objects[i].box[1] = INFINITY,
-        r->objects[i].box[2] = r->objects[i].box[3] = -INFINITY;
-    for (int y = 0; y < r->height; y++)
-        for (int x = 0; x < r->width; x++) {
-            int label = r->labels[(size_t)y * (size_t)r->width + (size_t)x];
-            if (label < 0 && o->has_background)
-                label = o->n - 1;
-            if (label < 0)
-                continue;
-            float *b = r->objects[label].box;
-            b[0] = fminf(b[0], (float)x), b[1] = fminf(b[1], (float)y);
-            b[2] = fmaxf(b[2], (float)x + 1), b[3] = fmaxf(b[3], (float)y + 1);
-        }
-    for (int i = 0; i < r->n_objects; i++) {
-        float *b = r->objects[i].box;
-        b[2] -= b[0], b[3] -= b[1];
-        if (!(b[2] > 0)) /* owns no pixel */
-            b[0] = b[1] = b[2] = b[3] = 0;
-    }
-}
-
-/* Largest structural z on the object's cells and where it stands. */
-static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights,
-                        int height, int width)
-{
-    int n_cells = (int)bank_cells(bank), at = -1;
-    for (int p = 0; p < n_cells; p++)
-        if (weights[p] >= 0.5f && (at < 0 || c->structural[p] > c->structural[at]))
-            at = p;
-    object->damage = at < 0 ? 0 : amm_z(&bank->structural, c->structural[at]);
-    object->damage_at[0] =
-        at < 0 ? 0 : ((float)(at % bank->grid_w) + 0.5f) * (float)width / (float)bank->grid_w;
-    object->damage_at[1] =
-        at < 0 ? 0 : ((float)(at / bank->grid_w) + 0.5f) * (float)height / (float)bank->grid_h;
-}
-
-static int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, const Objects *o,
-                           Error *err)
-{
-    SamladMatch *matches = aligned_array((size_t)o->n * (size_t)c->k + 1, sizeof *matches);
-    r->memory = matches; /* samlad_result_free knows */
-    r->objects = calloc((size_t)o->n + 1, sizeof *r->objects);
-    if (!matches || !r->objects)
-        return fail_memory(err, "the result", (unsigned long long)o->n * sizeof *r->objects);
-    r->n_objects = o->n;
-    for (int i = 0; i < o->n; i++) {
-        SamladObject *object = &r->objects[i];
-        object->background = o->has_background && i == o->n - 1;
-        object->area = o->areas[i];
-        memcpy(object->centroid, o->centroids + 2 * i, sizeof object->centroid);
-        object->unmatched = c->unmatched[i];
-        object->matches = matches;
-        for (int k = 0; k < c->k; k++) {
-            const Matching *m = &c->matchings[k];
-            int j = m->match_q[i];
-            if (j >= 0)
-                object->matches[object->n_matches++] =
-                    (SamladMatch){k, j, m->assignment[(size_t)i * ((size_t)m->n_r + 1) + (size_t)j],
-                                  m->scores[(size_t)i * (size_t)m->n_r + (size_t)j]};
-        }
-        matches += object->n_matches;
-        find_damage(object, bank, c, o->weights + (size_t)i * bank_cells(bank), r->height, r->width);
-        object->verdict =
-            bank->options.only != ONLY_STRUCTURAL && object->unmatched > bank->options.flag_unmatched
-                ? VERDICT_EXTRA
-            : bank->options.only != ONLY_LOGICAL && object->damage > bank->options.flag_damage
-                ? VERDICT_DAMAGED
-                : VERDICT_NORMAL;
-    }
-    pixel_boxes(r, o);
-    return 0;
-}
-
-/* Do two reference objects stand at the same place? Intersection over union of their soft masks. */
-static double soft_iou(const uint8_t *a, const uint8_t *b, size_t n_cells)
-{
-    double both = 0, either = 0;
-    for (size_t p = 0; p < n_cells; p++) {
-        both += a[p] < b[p] ? a[p] : b[p];
-        either += a[p] > b[p] ? a[p] : b[p];
-    }
-    return either > 0 ? both / either : 0;
-}
-
-/* Join (reference, object) with what is already listed at its place; the clearest stands for all. */
-static void join_missing(SamladResult *r, const Bank *bank, const Comparison *c, int k, int j,
-                         int *last_reference)
-{
-    size_t n_cells = bank_cells(bank);
-    const uint8_t *mask = bank->weights + (size_t)(bank->first[c->references[k]] + j) * n_cells;
-    float v = c->matchings[k].unmatched_r[j];
-    for (int i = 0; i < r->n_missing; i++) {
-        SamladMissing *m = &r->missing[i];
-        const uint8_t *other =
-            bank->weights + (size_t)(bank->first[c->references[m->reference]] + m->object) * n_cells;
-        if (last_reference[i] == k || soft_iou(mask, other, n_cells) < 0.25)
-            continue;
-        m->support++;
-        last_reference[i] = k;
-        if (v > m->unmatched)
-            m->reference = k, m->object = j, m->unmatched = v;
-        return;
-    }
-    last_reference[r->n_missing] = k;
-    r->missing[r->n_missing++] = (SamladMissing){.reference = k, .object = j, .unmatched = v, .support = 1};
-}
-
-/* An object of the normal images is missing when at least half of the references miss it [ours]. */
-static int explain_missing(SamladResult *r, const Bank *bank, const Comparison *c, Error *err)
-{
-    size_t most = 1;
-    for (int k = 0; k < c->k; k++)
-        most += (size_t)c->matchings[k].n_r;
-    r->missing = calloc(most, sizeof *r->missing);
-    int *last_reference = calloc(most, sizeof *last_reference);
-    float *weights = aligned_array(bank_cells(bank), sizeof *weights);
-    if (!r->missing || !last_reference || !weights) {
-        free(last_reference), free(weights);
-        return fail_memory(err, "the result", most * sizeof *r->missing);
-    }
-    for (int k = 0; k < c->k && bank->options.only != ONLY_STRUCTURAL; k++)
-        for (int j = 0; j < c->matchings[k].n_r; j++)
-            if (c->matchings[k].unmatched_r[j] > bank->options.flag_unmatched)
-                join_missing(r, bank, c, k, j, last_reference);
-    int kept = 0;
-    for (int i = 0; i < r->n_missing; i++) {
-        SamladMissing m = r->missing[i];
-        if (2 * m.support < c->k)
-            continue;
-        const uint8_t *mask =
-            bank->weights + (size_t)(bank->first[c->references[m.reference]] + m.object) * bank_cells(bank);
-        for (size_t p = 0; p < bank_cells(bank); p++)
-            weights[p] = mask[p];
-        cells_box(m.box, weights, bank->grid_h, bank->grid_w, r->height, r->width);
-        r->missing[kept++] = m;
-    }
-    r->n_missing = kept;
-    free(last_reference), free(weights);
-    return 0;
-}
 
 static float rank_of(const Bank *bank, float score)
 {
@@ -485,6 +327,8 @@ static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *
                         .structural_z = c->structural_z,
                         .logical_z = c->logical_z,
                         .rank = rank_of(bank, c->score),
+                        .threshold = bank->threshold,
+                        .anomalous = isnan(bank->threshold) ? -1 : c->score > bank->threshold,
                         .n_references = c->k,
                         .map_low = 0,
                         .map_high = 6};

@@ -57,6 +57,9 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err);
  * not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);
+/* Scores above it are called anomalous: the option threshold-quantile of the leave-one-out scores; NAN: one
+ * normal image has none. */
+float samlad_bank_threshold(const Samlad *s);
 const char *samlad_bank_name(const Samlad *s, int image);
 
 /* ---- detection -----------------------------------------------------------------------------------*/
@@ -87,6 +90,7 @@ typedef struct SamladMissing {
     int reference, object; /* where it looks clearest */
     float box[4];          /* in pixels of the query */
     float unmatched;       /* V there */
+    float evidence;        /* sum of V over the references that miss it, by the number of all of them */
     int support;           /* so many of the references miss it */
 } SamladMissing;
 
@@ -97,7 +101,9 @@ typedef struct SamladResult {
     float structural, logical; /* A and L */
     float structural_z, logical_z;
     float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value */
-    float *map; /* [grid_h][grid_w] fused z */
+    float threshold; /* the bank's own: a quantile of its leave-one-out scores; NAN: one image has none */
+    int anomalous;   /* score > threshold: 1 or 0; -1 when there is no threshold */
+    float *map;      /* [grid_h][grid_w] fused z */
     float *structural_map, *logical_map; /* [grid_h][grid_w] A and L before z */
     int n_references;
     int *references; /* bank indices, nearest first */

@@ -259,6 +259,8 @@ static void test_round_trip(void)
           loaded.options.dcga.object_tau == options.dcga.object_tau);
     CHECK(strcmp(loaded.names[3], "image.png") == 0 && strcmp(loaded.vit.sha256, bank.vit.sha256) == 0 &&
           !loaded.sam.name[0]);
+    CHECK(loaded.threshold == bank.threshold && loaded.flag_extra == bank.flag_extra &&
+          loaded.flag_missing == bank.flag_missing);
     snprintf(again, sizeof again, "%s.again", temporary());
     CHECK(!bank_save(&loaded, again, &err));
     Safetensors *a = st_open(temporary(), &err), *b = st_open(again, &err);
@@ -328,6 +330,34 @@ static void test_threads(void)
 #endif
 }
 
+/* Threshold and flags are quantiles of what the normal images show of each other. */
+static void test_thresholds(void)
+{
+    REQUIRE(golden_open("method_bank"));
+    for (int end = 0; end < 2; end++) {
+        Options options = defaults();
+        Bank bank;
+        options.flag_quantile = options.threshold_quantile = end;
+        if (build(&bank, 7, &options))
+            return;
+        int last = bank.n_loo - 1;
+        CHECK(bank.threshold == bank.loo_sorted[end ? last : 0] &&
+              bank.loo_sorted[0] < bank.loo_sorted[last]);
+        float extra = bank.loo_extra[0], missing = bank.loo_missing[0];
+        for (int i = 1; i < bank.n_loo; i++) {
+            extra = end ? fmaxf(extra, bank.loo_extra[i]) : fminf(extra, bank.loo_extra[i]);
+            missing = end ? fmaxf(missing, bank.loo_missing[i]) : fminf(missing, bank.loo_missing[i]);
+        }
+        CHECK(bank.flag_extra == extra && bank.flag_missing == missing && extra <= 1.0001f &&
+              missing <= 1.0001f);
+        /* an image's logical score is its evidence for something extra, or more */
+        for (int i = 0; i < bank.n_loo; i++)
+            CHECK(bank.loo_extra[i] <= bank.loo_logical[i] &&
+                  bank.loo_missing[i] <= bank.loo_logical[i] + 1e-6f);
+        bank_free(&bank);
+    }
+}
+
 /* ---- unusual banks
  * -----------------------------------------------------------------------------------------*/
 
@@ -341,6 +371,7 @@ static void test_one_image(void)
     if (build(&bank, 1, &options))
         return;
     CHECK(bank.n_loo == 0 && bank.structural.median == 0 && bank.structural.q95 == 1);
+    CHECK(isnan(bank.threshold) && bank.flag_extra == 0 && bank.flag_missing == 0);
     size_t n = flatten(flat, &bank);
     const float results[3] = {flat[n - 3], flat[n - 2], flat[n - 1]};
     CHECK_GOLDEN(results, 1e-4, "one.results");
@@ -524,6 +555,8 @@ static const Damage DAMAGES[] = {
     {.what = "no descriptors", .tensor = "dcga.descriptors", .expect = "dcga.descriptors"},
     {.what = "no channel_std", .tensor = "channel_std", .expect = "channel_std"},
     {.what = "no loo.index", .tensor = "loo.index", .expect = "loo.index"},
+    {.what = "no loo.extra", .tensor = "loo.extra", .expect = "loo.extra"},
+    {.what = "NaN loo.missing", .tensor = "loo.missing", .f32_at = 1, .f32 = NAN, .expect = "loo.missing"},
     {.what = "no loo.score", .tensor = "loo.score", .expect = "loo.score"},
     {.what = "short first", .tensor = "objects.first", .shape = {3}, .n_dims = 1, .expect = "objects.first"},
     {.what = "flat features", .tensor = "features", .shape = {7, 72, 10}, .n_dims = 3, .expect = "features"},
@@ -716,6 +749,7 @@ int main(void)
     RUN(test_round_trip);
     RUN(test_options_round_trip);
     RUN(test_threads);
+    RUN(test_thresholds);
     RUN(test_one_image);
     RUN(test_unusual);
     RUN(test_builder_refuses);

@@ -1,0 +1,207 @@
+/* explain.c - from a comparison to reasons: which objects are extra or damaged, what is missing. See
+ * explain.h. */
+#include "explain.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tensor.h"
+
+/* Box of the cells that weigh at least half of the heaviest, in pixels. */
+static void cells_box(float box[4], const float *weights, int grid_h, int grid_w, int height, int width)
+{
+    float most = 0;
+    int x0 = grid_w, x1 = -1, y0 = grid_h, y1 = -1;
+    for (int p = 0; p < grid_h * grid_w; p++)
+        most = fmaxf(most, weights[p]);
+    for (int p = 0; p < grid_h * grid_w && most > 0; p++)
+        if (weights[p] >= most / 2) {
+            int x = p % grid_w, y = p / grid_w;
+            x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
+        }
+    float sx = (float)width / (float)grid_w, sy = (float)height / (float)grid_h;
+    box[0] = x1 < 0 ? 0 : (float)x0 * sx;
+    box[1] = x1 < 0 ? 0 : (float)y0 * sy;
+    box[2] = (float)(x1 < 0 ? 0 : x1 - x0 + 1) * sx;
+    box[3] = (float)(x1 < 0 ? 0 : y1 - y0 + 1) * sy;
+}
+
+/* Pixel boxes of all objects from the labels; the background is label -1. */
+static void pixel_boxes(SamladResult *r, const Objects *o)
+{
+    for (int i = 0; i < r->n_objects; i++)
+        r->objects[i].box[0] = r->objects[i].box[1] = INFINITY,
+        r->objects[i].box[2] = r->objects[i].box[3] = -INFINITY;
+    for (int y = 0; y < r->height; y++)
+        for (int x = 0; x < r->width; x++) {
+            int label = r->labels[(size_t)y * (size_t)r->width + (size_t)x];
+            if (label < 0 && o->has_background)
+                label = o->n - 1;
+            if (label < 0)
+                continue;
+            float *b = r->objects[label].box;
+            b[0] = fminf(b[0], (float)x), b[1] = fminf(b[1], (float)y);
+            b[2] = fmaxf(b[2], (float)x + 1), b[3] = fmaxf(b[3], (float)y + 1);
+        }
+    for (int i = 0; i < r->n_objects; i++) {
+        float *b = r->objects[i].box;
+        b[2] -= b[0], b[3] -= b[1];
+        if (!(b[2] > 0)) /* owns no pixel */
+            b[0] = b[1] = b[2] = b[3] = 0;
+    }
+}
+
+/* Largest structural z on the object's cells and where it stands. */
+static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights,
+                        int height, int width)
+{
+    int n_cells = (int)bank_cells(bank), at = -1;
+    for (int p = 0; p < n_cells; p++)
+        if (weights[p] >= 0.5f && (at < 0 || c->structural[p] > c->structural[at]))
+            at = p;
+    object->damage = at < 0 ? 0 : amm_z(&bank->structural, c->structural[at]);
+    object->damage_at[0] =
+        at < 0 ? 0 : ((float)(at % bank->grid_w) + 0.5f) * (float)width / (float)bank->grid_w;
+    object->damage_at[1] =
+        at < 0 ? 0 : ((float)(at / bank->grid_w) + 0.5f) * (float)height / (float)bank->grid_h;
+}
+
+int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, const Objects *o, Error *err)
+{
+    SamladMatch *matches = aligned_array((size_t)o->n * (size_t)c->k + 1, sizeof *matches);
+    r->memory = matches; /* samlad_result_free knows */
+    r->objects = calloc((size_t)o->n + 1, sizeof *r->objects);
+    if (!matches || !r->objects)
+        return fail_memory(err, "the result", (unsigned long long)o->n * sizeof *r->objects);
+    r->n_objects = o->n;
+    for (int i = 0; i < o->n; i++) {
+        SamladObject *object = &r->objects[i];
+        object->background = o->has_background && i == o->n - 1;
+        object->area = o->areas[i];
+        memcpy(object->centroid, o->centroids + 2 * i, sizeof object->centroid);
+        object->unmatched = c->unmatched[i];
+        object->matches = matches;
+        for (int k = 0; k < c->k; k++) {
+            const Matching *m = &c->matchings[k];
+            int j = m->match_q[i];
+            if (j >= 0)
+                object->matches[object->n_matches++] =
+                    (SamladMatch){k, j, m->assignment[(size_t)i * ((size_t)m->n_r + 1) + (size_t)j],
+                                  m->scores[(size_t)i * (size_t)m->n_r + (size_t)j]};
+        }
+        matches += object->n_matches;
+        find_damage(object, bank, c, o->weights + (size_t)i * bank_cells(bank), r->height, r->width);
+        object->verdict = bank->options.only != ONLY_STRUCTURAL &&
+                                  object->unmatched > bank->options.flag_unmatched &&
+                                  object->unmatched > bank->flag_extra
+                              ? VERDICT_EXTRA
+                          : bank->options.only != ONLY_LOGICAL && object->damage > bank->options.flag_damage
+                              ? VERDICT_DAMAGED
+                              : VERDICT_NORMAL;
+    }
+    pixel_boxes(r, o);
+    return 0;
+}
+
+/* Do two reference objects stand at the same place? Intersection over union of their soft masks. */
+static double soft_iou(const uint8_t *a, const uint8_t *b, size_t n_cells)
+{
+    double both = 0, either = 0;
+    for (size_t p = 0; p < n_cells; p++) {
+        both += a[p] < b[p] ? a[p] : b[p];
+        either += a[p] > b[p] ? a[p] : b[p];
+    }
+    return either > 0 ? both / either : 0;
+}
+
+/* Places where references have an object that the query lacks; last_reference: whose object joined last. */
+typedef struct MissingList {
+    int n, *last_reference;
+    SamladMissing *items;
+} MissingList;
+
+/* Join (reference, object) with what is already listed at its place; the clearest stands for all. */
+static void join_missing(MissingList *list, const Bank *bank, const Comparison *c, int k, int j)
+{
+    size_t n_cells = bank_cells(bank);
+    const uint8_t *mask = bank->weights + (size_t)(bank->first[c->references[k]] + j) * n_cells;
+    float v = c->matchings[k].unmatched_r[j];
+    for (int i = 0; i < list->n; i++) {
+        SamladMissing *m = &list->items[i];
+        const uint8_t *other =
+            bank->weights + (size_t)(bank->first[c->references[m->reference]] + m->object) * n_cells;
+        if (list->last_reference[i] == k || soft_iou(mask, other, n_cells) < 0.25)
+            continue;
+        m->support++;
+        m->evidence += v / (float)c->k;
+        list->last_reference[i] = k;
+        if (v > m->unmatched)
+            m->reference = k, m->object = j, m->unmatched = v;
+        return;
+    }
+    list->last_reference[list->n] = k;
+    list->items[list->n++] = (SamladMissing){
+        .reference = k, .object = j, .unmatched = v, .evidence = v / (float)c->k, .support = 1};
+}
+
+/* An object of the normal images is missing when at least half of the references miss it [ours]. The list is
+ * to be freed by its caller, whatever happens. */
+static int list_missing(MissingList *list, const Bank *bank, const Comparison *c, Error *err)
+{
+    size_t most = 1;
+    for (int k = 0; k < c->k; k++)
+        most += (size_t)c->matchings[k].n_r;
+    *list = (MissingList){0, calloc(most, sizeof(int)), calloc(most, sizeof(SamladMissing))};
+    if (!list->items || !list->last_reference)
+        return fail_memory(err, "what is missing", most * sizeof *list->items);
+    for (int k = 0; k < c->k && bank->options.only != ONLY_STRUCTURAL; k++)
+        for (int j = 0; j < c->matchings[k].n_r; j++)
+            if (c->matchings[k].unmatched_r[j] > bank->options.flag_unmatched)
+                join_missing(list, bank, c, k, j);
+    int kept = 0;
+    for (int i = 0; i < list->n; i++)
+        if (2 * list->items[i].support >= c->k)
+            list->items[kept++] = list->items[i];
+    list->n = kept;
+    return 0;
+}
+
+/* ... and when normal images, left out in turn, do not look so too [ours]. */
+int explain_missing(SamladResult *r, const Bank *bank, const Comparison *c, Error *err)
+{
+    MissingList list;
+    size_t n_cells = bank_cells(bank);
+    float *weights = aligned_array(n_cells, sizeof *weights);
+    int status = list_missing(&list, bank, c, err);
+    if (!weights && !status)
+        status = fail_memory(err, "the result", n_cells * sizeof *weights);
+    for (int i = 0; i < list.n && !status; i++) {
+        SamladMissing m = list.items[i];
+        if (!(m.evidence > bank->flag_missing))
+            continue;
+        const uint8_t *mask =
+            bank->weights + (size_t)(bank->first[c->references[m.reference]] + m.object) * n_cells;
+        for (size_t p = 0; p < n_cells; p++)
+            weights[p] = mask[p];
+        cells_box(m.box, weights, bank->grid_h, bank->grid_w, r->height, r->width);
+        list.items[r->n_missing++] = m;
+    }
+    r->missing = list.items; /* samlad_result_free frees it */
+    free(list.last_reference), free(weights);
+    return status;
+}
+
+int explain_evidence(float *extra, float *missing, const Bank *bank, const Comparison *c, int n_objects,
+                     Error *err)
+{
+    MissingList list;
+    int status = list_missing(&list, bank, c, err);
+    *extra = *missing = 0;
+    for (int i = 0; i < n_objects; i++)
+        *extra = fmaxf(*extra, c->unmatched[i]);
+    for (int i = 0; i < list.n && !status; i++)
+        *missing = fmaxf(*missing, list.items[i].evidence);
+    free(list.items), free(list.last_reference);
+    return status;
+}
