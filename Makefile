@@ -26,8 +26,8 @@ else
 ALL    += -Wno-unknown-pragmas
 endif
 
-# The command stands apart (cli.c, cli_*.c), so that tests and users link the rest as libsamlad.a.
-CLI     = $(wildcard cli*.c)
+# The command stands apart (cli.c, cli_*.c, bench.c), so that tests and users link the rest as libsamlad.a.
+CLI     = $(wildcard cli*.c bench*.c)
 SRC     = $(filter-out $(CLI),$(wildcard *.c)) $(wildcard io/*.c) $(wildcard eval/*.c)
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/libsamlad.a

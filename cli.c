@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "bench.h"
 #include "eval/evaluate.h"
 #include "io/file.h"
 #include "io/image.h"
@@ -822,6 +823,7 @@ static const char HELP[] =
     "  info      what is in a weights file or a bank\n"
     "  synth     write a data set: trays, or DigitAnatomy from MNIST\n"
     "  eval      bank and test of one data set, with areas under ROC curves\n"
+    "  bench     how fast each stage is on this machine\n"
     "\n"
     "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads.\n";
 
@@ -875,6 +877,8 @@ int main(int argc, char **argv)
         printf("samlad %s\n", SAMLAD_VERSION);
         return EXIT_SUCCESS;
     }
+    if (strcmp(argv[1], "bench") == 0)
+        return bench_command(argc - 2, argv + 2);
     for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++) {
         if (strcmp(argv[1], COMMANDS[i].name) != 0)
             continue;

@@ -106,6 +106,25 @@ int tensor_max_threads(void)
 #endif
 }
 
+/* The chains of sums are enough to keep every unit busy in spite of each one's latency. */
+double fma_burst(int rounds)
+{
+    enum { CHAINS = 12 };
+    int n_threads = 0;
+    float total = 0;
+#pragma omp parallel reduction(+ : n_threads, total)
+    {
+        Vec sum[CHAINS], a = splat(0.999f), b = splat(1e-3f);
+        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = splat((float)i);
+        for (int r = 0; r < rounds; r++)
+            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = fmadd(sum[i], a, b);
+        UNROLL for (int i = 0; i < CHAINS; i++) total += sum[i][0];
+        n_threads++;
+    }
+    double gflop = 2e-9 * CHAINS * LANES * (double)rounds * n_threads;
+    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are worked out */
+}
+
 /* Below these a parallel region costs more than it gains. */
 #define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)

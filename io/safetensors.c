@@ -27,6 +27,7 @@ struct Safetensors {
     char *path;
     const uint8_t *map; /* the whole file */
     size_t map_size;
+    int borrowed; /* map is the caller's memory */
     const Json *header;
     const Json *meta;         /* the "__metadata__" object or NULL */
     StTensor *tensors;        /* [n_tensors] in file order */
@@ -295,15 +296,39 @@ static int read_header(Safetensors *st, Error *err)
     return read_tensors(st, st->map + 8 + length, st->map_size - 8 - (size_t)length, err);
 }
 
-Safetensors *st_open(const char *path, Error *err)
+static Safetensors *st_new(const char *path, Error *err)
 {
     Safetensors *st = calloc(1, sizeof *st);
-    if (!st || !(st->path = strdup(path))) {
-        free(st);
-        fail_memory(err, path, sizeof *st + strlen(path) + 1);
+    if (st && (st->path = strdup(path)))
+        return st;
+    free(st);
+    fail_memory(err, path, sizeof *st + strlen(path) + 1);
+    return NULL;
+}
+
+Safetensors *st_open(const char *path, Error *err)
+{
+    Safetensors *st = st_new(path, err);
+    if (st && (map_file(st, err) || read_header(st, err))) {
+        st_close(st);
         return NULL;
     }
-    if (map_file(st, err) || read_header(st, err)) {
+    return st;
+}
+
+Safetensors *st_open_memory(const char *name, const void *bytes, size_t n, Error *err)
+{
+    if (n < 8) {
+        fail(err, "%s: not a safetensors file (%zu bytes)", name, n);
+        return NULL;
+    }
+    Safetensors *st = st_new(name, err);
+    if (!st)
+        return NULL;
+    st->map = bytes;
+    st->map_size = n;
+    st->borrowed = 1;
+    if (read_header(st, err)) {
         st_close(st);
         return NULL;
     }
@@ -320,7 +345,7 @@ void st_close(Safetensors *st)
     free(st->by_name);
     free(st->tensors);
     json_free(st->header);
-    if (st->map)
+    if (st->map && !st->borrowed)
         munmap((void *)(uintptr_t)st->map, st->map_size);
     free(st->path);
     free(st);

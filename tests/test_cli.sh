@@ -292,5 +292,18 @@ says "ground truth"
 gone evaluated2/results.jsonl
 no_leftovers
 
+# bench: the cheapest stages, and weights from a file
+expect 0 "bench" "$bin" bench --only limit --only retrieve --runs 1
+says "^limit.fma .* 100.0 %"
+says "^retrieve.10000 "
+expect 0 "bench --json with a file" "$bin" bench --json --runs 1 --only=sam_vit_b.encoder --sam "$sam" --dump bench.st
+says '^\[{"name":"sam_vit_b.encoder","seconds":'
+there bench.st
+expect 2 "bench of an unknown stage" "$bin" bench --only nothing
+expect 2 "bench with an unknown option" "$bin" bench --nothing 1
+expect 2 "bench without a value" "$bin" bench --runs
+expect 1 "bench of a missing file" "$bin" bench --only dinov2 --backbone nowhere.safetensors
+no_leftovers
+
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

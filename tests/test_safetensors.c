@@ -25,6 +25,28 @@ static void write_raw(const char *header, size_t n_data)
 #define T(name, dtype, shape, from, to)                                                                      \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #from "," #to "]}"
 
+/* The same bytes from memory: found in place, and as much checked. */
+static void test_memory(void)
+{
+    static const char header[] = "{" T("a", "F32", "[2]", 0, 8) "}";
+    _Alignas(64) uint8_t bytes[8 + sizeof header - 1 + 8];
+    const uint64_t length = sizeof header - 1;
+    const float values[2] = {1, -2};
+    Error err = {""};
+    memcpy(bytes, &length, 8);
+    memcpy(bytes + 8, header, length);
+    memcpy(bytes + 8 + length, values, 8);
+    Safetensors *st = st_open_memory("here", bytes, sizeof bytes, &err);
+    CHECK_MSG(st, "%s", err.message);
+    REQUIRE(st);
+    const float *a = st_weight(st, &err, 1, (int64_t[]){2}, "a");
+    CHECK(a && a[0] == 1 && a[1] == -2);
+    CHECK(st_find(st, "a")->data == bytes + 8 + length);
+    st_close(st);
+    CHECK(!st_open_memory("here", bytes, sizeof bytes - 1, &err) && strstr(err.message, "here"));
+    CHECK(!st_open_memory("here", bytes, 7, &err));
+}
+
 static void test_read(void)
 {
     Error err = {""};
@@ -292,6 +314,7 @@ int main(void)
     RUN(test_meta_numbers);
     RUN(test_refuses);
     RUN(test_half);
+    RUN(test_memory);
     RUN(test_f32);
     RUN(test_unaligned);
     RUN(test_writer_refuses);

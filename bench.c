@@ -1,0 +1,902 @@
+/* bench.c - `samlad bench`: how fast each stage is on this machine, beside the machine's own limit.
+ *
+ * Every stage runs on random weights of the published sizes (bench_model.c) or on a file that is given, once
+ * to warm up and then several times. Around each run stands a short burst of multiply-adds that stay in
+ * registers, on as many threads: the limit. So a machine that is slow for a moment is slow for both, and
+ * their ratio means something on a busy machine too. Reported are medians over the runs.
+ *
+ *   GFLOP         what the stage's definition asks for, two per multiply-add (exponentials and norms not
+ *                 counted). Of the mask decoder: what the official formulation asks for, prompt by prompt;
+ *                 samlad needs fewer, so it may pass the limit
+ *   peak          most memory resident while the stage ran, its random weights included
+ *   page faults   of one run after the warm-up: memory that is asked of the system again and again */
+#include "bench.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "amg.h"
+#include "amm.h"
+#include "bank.h"
+#include "bench_model.h"
+#include "featup.h"
+#include "io/image.h"
+#include "io/json.h"
+#include "sam.h"
+#include "tensor.h"
+#include "vit.h"
+
+enum { MAX_ONLY = 32, MAX_RUNS = 100, EXIT_USAGE = 2 };
+
+typedef struct BenchOptions {
+    const char *only[MAX_ONLY]; /* names or their beginnings */
+    int n_only, json, runs;     /* runs 0: at least 3, and more until two seconds are spent */
+    const char *sam, *backbone, *image, *dump;
+    double pred_iou, stability; /* thresholds of masks_1024; NAN: see prepare_masks */
+} BenchOptions;
+
+/* A stage's data while it is measured. What is not used stays NULL. */
+typedef struct Work {
+    const BenchOptions *options;
+    StWriter *dump;
+    BenchModel model;
+    Safetensors *file; /* instead of the model */
+    Sam *sam;
+    SamState *sam_state;
+    SamImage embedding;
+    AmgOptions amg;
+    AmgMasks masks;
+    Vit *vit;
+    VitState *vit_state;
+    Featup *featup;
+    AmmQuery query;
+    AmmReference references[5];
+    Bank bank;
+    uint8_t *rgb; /* [height][width][3] */
+    int width, height;
+    int size;           /* the stage's own parameter */
+    float *buffers[20]; /* freed with the rest */
+    int n_buffers;
+    double gflop;
+    double not_counted; /* seconds of the last run that belong to another stage */
+} Work;
+
+typedef struct Stage {
+    const char *name, *what;
+    int parameter;
+    int (*prepare)(Work *work, Error *err); /* fills work and work->gflop */
+    int (*run)(Work *work, Error *err);
+    int (*dump)(Work *work, Error *err); /* the last run's result, or NULL */
+    int once;                            /* too long to run several times */
+} Stage;
+
+typedef struct Result {
+    const Stage *stage;
+    double seconds, gflop, gflops, percent, peak_mb;
+    long faults;
+    int runs;
+} Result;
+
+/* ================================================================================================
+ * What the system tells
+ * ============================================================================================== */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static long page_faults(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_minflt + usage.ru_majflt;
+}
+
+/* Linux forgets the highest memory so far when told so; elsewhere the peak is that of the whole program. */
+static void forget_peak(void)
+{
+    FILE *f = fopen("/proc/self/clear_refs", "w");
+    if (!f)
+        return;
+    fputs("5", f);
+    fclose(f);
+}
+
+static double peak_mb(void)
+{
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    long kb = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %ld kB", &kb) == 1)
+            break;
+    if (f)
+        fclose(f);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)(kb ? kb : usage.ru_maxrss) / 1024;
+}
+
+static void machine_name(char *name, size_t size)
+{
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    char line[256];
+    snprintf(name, size, "unknown processor");
+    while (f && fgets(line, sizeof line, f)) {
+        const char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !colon)
+            continue;
+        snprintf(name, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+        break;
+    }
+    if (f)
+        fclose(f);
+}
+
+static const char *vector_name(void)
+{
+#if defined(__AVX512F__)
+    return "AVX-512";
+#elif defined(__AVX2__) && defined(__FMA__)
+    return "AVX2";
+#elif defined(__ARM_NEON)
+    return "NEON";
+#else
+    return "4-wide vectors";
+#endif
+}
+
+/* ================================================================================================
+ * Data
+ * ============================================================================================== */
+
+static float *new_buffer(Work *work, size_t n, Error *err)
+{
+    float *buffer = aligned_array(n, sizeof(float));
+    if (!buffer) {
+        fail_memory(err, "a benchmark's data", n * sizeof(float));
+        return NULL;
+    }
+    return work->buffers[work->n_buffers++] = buffer;
+}
+
+static float *random_buffer(Work *work, size_t n, float mean, float deviation, Error *err)
+{
+    float *buffer = new_buffer(work, n, err);
+    if (buffer)
+        random_floats(buffer, n, mean, deviation, (uint64_t)work->n_buffers);
+    return buffer;
+}
+
+static void work_free(Work *work)
+{
+    amg_masks_free(&work->masks);
+    sam_image_free(&work->embedding);
+    sam_state_free(work->sam_state);
+    sam_close(work->sam);
+    vit_state_free(work->vit_state);
+    vit_close(work->vit);
+    featup_close(work->featup);
+    for (int i = 0; i < work->n_buffers; i++)
+        free(work->buffers[i]);
+    free(work->rgb);
+    st_close(work->file);
+    bench_model_free(&work->model);
+}
+
+/* A picture with flat regions, edges, gradients and a little noise: discs on a slope. */
+static void draw_discs(uint8_t *rgb, int size)
+{
+    uint32_t noise = 1;
+    for (int y = 0; y < size; y++)
+        for (int x = 0; x < size; x++) {
+            int colour[3] = {40 + 100 * x / size, 60 + 80 * y / size, 90};
+            for (int i = 0; i < 24; i++) {
+                int cx = (i * 7919 % 97) * size / 97, cy = (i * 104729 % 89) * size / 89;
+                int radius = size / 60 + i * size / 300;
+                if ((x - cx) * (x - cx) + (y - cy) * (y - cy) < radius * radius)
+                    for (int c = 0; c < 3; c++)
+                        colour[c] = (i * (37 + 11 * c) + 60 * c) % 200;
+            }
+            for (int c = 0; c < 3; c++) {
+                noise = noise * 1664525u + 1013904223u;
+                rgb[((size_t)y * (size_t)size + (size_t)x) * 3 + (size_t)c] =
+                    (uint8_t)(colour[c] + (int)(noise >> 28));
+            }
+        }
+}
+
+static int prepare_picture(Work *work, int size, Error *err)
+{
+    if (work->options->image) {
+        work->rgb = image_read_rgb8(work->options->image, &work->width, &work->height, err);
+        return work->rgb ? 0 : -1;
+    }
+    work->width = work->height = size;
+    work->rgb = aligned_array((size_t)size * (size_t)size, 3);
+    if (!work->rgb)
+        return fail_memory(err, "a picture", 3ull * (size_t)size * (size_t)size);
+    draw_discs(work->rgb, size);
+    return 0;
+}
+
+/* ================================================================================================
+ * Stages
+ * ============================================================================================== */
+
+/* ---- limit.fma ----------------------------------------------------------------------------------------*/
+
+enum { BURST_ROUNDS = 3000000 }; /* about 10 ms */
+
+static int run_limit(Work *work, Error *err)
+{
+    (void)err;
+    work->gflop = fma_burst(BURST_ROUNDS);
+    return 0;
+}
+
+/* GFLOP/s of multiply-adds in registers, now. */
+static double limit_now(void)
+{
+    double start = now(), gflop = fma_burst(BURST_ROUNDS);
+    return gflop / (now() - start);
+}
+
+/* ---- matmul.vit_* : the four products of a transformer block -------------------------------------------*/
+
+enum { QKV, PROJ, FC1, FC2, N_PRODUCTS };
+
+static int prepare_matmul(Work *work, Error *err)
+{
+    const size_t dim = (size_t)work->size, rows = dim == 384 ? 1370 : 4096; /* DINOv2 at 518, SAM at 1024 */
+    const float deviation = 1 / sqrtf((float)dim);
+    const size_t weights[N_PRODUCTS] = {3 * dim * dim, dim * dim, 4 * dim * dim, 4 * dim * dim};
+    for (int i = 0; i < N_PRODUCTS; i++)
+        if (!random_buffer(work, weights[i], 0, deviation, err))
+            return -1;
+    if (!random_buffer(work, 4 * dim, 0, 0.02f, err) || !random_buffer(work, rows * 4 * dim, 0, 1, err) ||
+        !random_buffer(work, rows * 4 * dim, 0, 1, err))
+        return -1;
+    work->height = (int)rows;
+    work->gflop = 2e-9 * (double)rows * 12 * (double)(dim * dim);
+    return 0;
+}
+
+static int run_matmul(Work *work, Error *err)
+{
+    const int dim = work->size, rows = work->height;
+    float **w = work->buffers, *bias = w[N_PRODUCTS], *x = w[N_PRODUCTS + 1], *y = w[N_PRODUCTS + 2];
+    (void)err;
+    linear(y, x, w[QKV], bias, rows, 3 * dim, dim);
+    linear(y, x, w[PROJ], bias, rows, dim, dim);
+    linear(y, x, w[FC1], bias, rows, 4 * dim, dim);
+    linear(y, x, w[FC2], bias, rows, dim, 4 * dim);
+    return 0;
+}
+
+/* ---- sam_vit_b.encoder --------------------------------------------------------------------------------*/
+
+static const SamSizes VIT_B = {768, 12, 12, "2,5,8,11"};
+/* Memory does not depend on the depth: one windowed and one global block of ViT-H. */
+static const SamSizes VIT_H_SHORT = {1280, 2, 16, "1"};
+/* An encoder that costs next to nothing before the official decoder. */
+static const SamSizes SMALL_ENCODER = {64, 1, 1, ""};
+
+static int open_sam(Work *work, const SamSizes *sizes, int blank, Error *err)
+{
+    if (work->options->sam)
+        work->file = st_open(work->options->sam, err);
+    else if (bench_model_sam(&work->model, sizes, blank, err))
+        return -1;
+    Safetensors *weights = work->file ? work->file : work->model.weights;
+    if (!weights)
+        return -1;
+    work->sam = sam_open(weights, err);
+    if (work->sam)
+        work->sam_state = sam_state_new(work->sam, err);
+    return work->sam_state ? 0 : -1;
+}
+
+/* Tokens of the padding of windows are counted as keys only. */
+static double sam_encoder_gflop(const SamConfig *c)
+{
+    const double dim = c->embed_dim, side = c->image_size / c->patch_size, n = side * side;
+    const double patch = c->patch_size, out = c->out_chans, window = c->window_size;
+    double sum = n * dim * 3 * patch * patch;
+    for (int i = 0; i < c->depth; i++) {
+        int global = c->window_size == 0;
+        for (int k = 0; k < c->n_global; k++)
+            global |= c->global_attn_indexes[k] == i;
+        const double keys = global ? n : window * window, places = 2 * (global ? side : window);
+        sum += n * dim * dim * (4 + 2 * c->mlp_ratio) + n * dim * (2 * keys + places);
+    }
+    return 2e-9 * (sum + n * out * (dim + 9 * out));
+}
+
+static int prepare_encoder(Work *work, Error *err)
+{
+    if (open_sam(work, &VIT_B, 0, err) || prepare_picture(work, 1024, err))
+        return -1;
+    work->gflop = sam_encoder_gflop(sam_config(work->sam));
+    return 0;
+}
+
+static int run_encoder(Work *work, Error *err)
+{
+    sam_image_free(&work->embedding);
+    return sam_encode(work->sam, work->sam_state, &work->embedding, work->rgb, work->height, work->width, 0,
+                      NULL, NULL, err);
+}
+
+static int dump_encoder(Work *work, Error *err)
+{
+    const int64_t grid = work->embedding.grid, channels = sam_config(work->sam)->out_chans;
+    return st_writer_copy(work->dump, "sam.embedding_hwc", ST_F32, 3, (int64_t[]){grid, grid, channels},
+                          work->embedding.embedding, err);
+}
+
+/* ---- sam_vit_b.masks_1024 : automatic masks without the encoder ----------------------------------------*/
+
+/* The official formulation: every prompt projects all image positions. */
+static double sam_decoder_gflop(const SamConfig *c)
+{
+    const double side = c->image_size / c->patch_size, n = side * side, dim = c->out_chans;
+    const double inner = dim / c->attention_downsample_rate, tokens = 6 + c->n_multimask - 2.0;
+    const double to_image = n * dim * inner * 2 + 2 * n * inner * tokens; /* keys, values; scores, sums */
+    double sum = c->decoder_depth * 2 * to_image + to_image;              /* and back: queries, output */
+    sum += n * dim * dim + 4 * n * dim * dim / 8 + 16 * n * dim / 8 * (c->n_multimask + 1);
+    return 2e-9 * sum;
+}
+
+/* Random IoU heads know no good from bad: the threshold is set so that a third of the masks pass, about as
+ * many as on photos with trained weights. */
+static int third_passes(Work *work, double *threshold, Error *err)
+{
+    enum { SIDE = 8 };
+    const int n_multimask = sam_config(work->sam)->n_multimask;
+    float *ious = new_buffer(work, (size_t)(SIDE * SIDE + 1) * (size_t)(n_multimask + 1), err);
+    SamDecoder *decoder = ious ? sam_decoder_new(work->sam, &work->embedding, err) : NULL;
+    SamScratch *scratch = decoder ? sam_scratch_new(work->sam, 1, err) : NULL;
+    int n = 0;
+    for (int i = 0; scratch && i < SIDE * SIDE; i++) {
+        const float point[2] = {((float)(i % SIDE) + 0.5f) * (float)work->width / SIDE,
+                                ((float)(i / SIDE) + 0.5f) * (float)work->height / SIDE};
+        const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
+        sam_decode_prompt(decoder, scratch, &prompt, ious + n);
+        memmove(ious + n, ious + n + 1, (size_t)n_multimask * sizeof *ious);
+        n += n_multimask;
+    }
+    if (scratch) {
+        qsort(ious, (size_t)n, sizeof *ious, compare_floats);
+        *threshold = quantile_sorted(ious, n, 2.0 / 3);
+    }
+    sam_scratch_free(scratch);
+    sam_decoder_free(decoder);
+    return scratch ? 0 : -1;
+}
+
+static int prepare_masks(Work *work, Error *err)
+{
+    const BenchOptions *o = work->options;
+    if (open_sam(work, &SMALL_ENCODER, 0, err) || prepare_picture(work, 1024, err))
+        return -1;
+    amg_defaults(&work->amg);
+    if (!isnan(o->stability))
+        work->amg.stability_score_thresh = o->stability;
+    work->amg.pred_iou_thresh = o->pred_iou;
+    if (isnan(o->pred_iou) && (run_encoder(work, err) || third_passes(work, &work->amg.pred_iou_thresh, err)))
+        return -1;
+    work->gflop =
+        work->amg.points_per_side * work->amg.points_per_side * sam_decoder_gflop(sam_config(work->sam));
+    return 0;
+}
+
+static int run_masks(Work *work, Error *err)
+{
+    const double start = now();
+    if (run_encoder(work, err))
+        return -1;
+    const double encoder = now() - start;
+    amg_masks_free(&work->masks);
+    work->not_counted = 2 * encoder; /* this one, and amg_generate's own */
+    return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, work->rgb, work->height,
+                        work->width, NULL, NULL, err);
+}
+
+static int dump_masks(Work *work, Error *err)
+{
+    const size_t n = work->masks.n;
+    float *table = new_buffer(work, 9 * n + 1, err);
+    if (!table)
+        return -1;
+    for (size_t i = 0; i < n; i++) {
+        const AmgMask *m = &work->masks.masks[i];
+        const float row[9] = {m->bbox[0],       m->bbox[1],         m->bbox[2],  m->bbox[3], (float)m->area,
+                              m->predicted_iou, m->stability_score, m->point[0], m->point[1]};
+        memcpy(table + 9 * i, row, sizeof row);
+    }
+    return st_writer_copy(work->dump, "sam.records", ST_F32, 2, (int64_t[]){(int64_t)n, 9}, table, err);
+}
+
+/* ---- sam_vit_h.memory : all that segmenting with ViT-H takes beside its weights -----------------------*/
+
+static int prepare_memory(Work *work, Error *err)
+{
+    if (open_sam(work, &VIT_H_SHORT, 1, err) || prepare_picture(work, 1024, err))
+        return -1;
+    amg_defaults(&work->amg);
+    work->amg.points_per_side = 4;
+    work->amg.pred_iou_thresh = work->amg.stability_score_thresh = 0; /* every mask goes all the way */
+    work->gflop = sam_encoder_gflop(sam_config(work->sam)) + 16 * sam_decoder_gflop(sam_config(work->sam));
+    return 0;
+}
+
+static int run_memory(Work *work, Error *err)
+{
+    amg_masks_free(&work->masks);
+    return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, work->rgb, work->height,
+                        work->width, NULL, NULL, err);
+}
+
+/* ---- dinov2_s.518 -------------------------------------------------------------------------------------*/
+
+static double vit_gflop(const VitConfig *c, int side)
+{
+    const double dim = c->dim, patch = c->patch_size, grid = side / c->patch_size;
+    const double n = grid * grid + 1 + c->n_registers, ffn = (c->swiglu ? 3.0 : 2.0) * c->hidden_dim;
+    return 2e-9 * (grid * grid * dim * 3 * patch * patch + c->depth * n * dim * (4 * dim + ffn + 2 * n));
+}
+
+static int prepare_vit(Work *work, Error *err)
+{
+    const int size = work->size;
+    if (work->options->backbone)
+        work->file = st_open(work->options->backbone, err);
+    else if (bench_model_dinov2_s(&work->model, err))
+        return -1;
+    Safetensors *weights = work->file ? work->file : work->model.weights;
+    work->vit = weights ? vit_open(weights, err) : NULL;
+    if (!work->vit || prepare_picture(work, size, err))
+        return -1;
+    const VitConfig *c = vit_config(work->vit);
+    const size_t grid = (size_t)(size / c->patch_size), side = grid * (size_t)c->patch_size;
+    float *pixels = new_buffer(work, 3 * side * side, err);
+    float *patches = pixels ? new_buffer(work, (grid * grid + 1) * (size_t)c->dim, err) : NULL;
+    work->vit_state = patches ? vit_state_new(work->vit, (int)grid, (int)grid, err) : NULL;
+    if (!work->vit_state ||
+        vit_preprocess(c, pixels, (int)side, (int)side, work->rgb, work->height, work->width, err))
+        return -1;
+    work->size = (int)side;
+    work->gflop = vit_gflop(c, work->size);
+    return 0;
+}
+
+static int run_vit(Work *work, Error *err)
+{
+    const VitConfig *c = vit_config(work->vit);
+    (void)err;
+    vit_forward(work->vit, work->vit_state, work->buffers[0], work->size, work->size, c->depth,
+                work->buffers[1], work->buffers[1] + c->dim, NULL, NULL);
+    return 0;
+}
+
+static int dump_vit(Work *work, Error *err)
+{
+    const VitConfig *c = vit_config(work->vit);
+    const int64_t grid = work->size / c->patch_size;
+    return st_writer_copy(work->dump, "vit.tokens", ST_F32, 2, (int64_t[]){1 + grid * grid, c->dim},
+                          work->buffers[1], err);
+}
+
+/* ---- featup.x8 ----------------------------------------------------------------------------------------*/
+
+enum { CHANNELS = 384, FEATUP_SIZE = 448, FEATUP_GRID = FEATUP_SIZE / 14, FEATUP_STAGES = 3 };
+
+static int prepare_featup(Work *work, Error *err)
+{
+    const size_t n = FEATUP_GRID * FEATUP_GRID, taps = 49, keys = 32;
+    if (bench_model_featup(&work->model, err) || !(work->featup = featup_open(work->model.weights, err)))
+        return -1;
+    if (!random_buffer(work, n * CHANNELS, 0, 1, err) ||
+        !random_buffer(work, 3 * FEATUP_SIZE * FEATUP_SIZE, 0, 1, err) ||
+        !new_buffer(work, (n * CHANNELS) << 2 * FEATUP_STAGES, err))
+        return -1;
+    size_t cells = 0;
+    for (int stage = 1; stage <= FEATUP_STAGES; stage++)
+        cells += n << 2 * stage;
+    work->gflop = 2e-9 * (double)(cells * (taps * CHANNELS                      /* weighted sums */
+                                           + keys * (3 + keys) + taps * keys    /* range kernel */
+                                           + taps * (taps + 3) + taps * taps)); /* fixup */
+    return 0;
+}
+
+static int run_featup(Work *work, Error *err)
+{
+    return featup_upsample(work->featup, work->buffers[2], work->buffers[0], FEATUP_GRID, FEATUP_GRID,
+                           CHANNELS, work->buffers[1], FEATUP_SIZE, FEATUP_SIZE, FEATUP_STAGES, err);
+}
+
+/* ---- amm.k5 -------------------------------------------------------------------------------------------*/
+
+enum { AMM_SIDE = 256, AMM_CELLS = AMM_SIDE * AMM_SIDE, AMM_K = 5, AMM_OBJECTS = 16 };
+
+/* Objects are the 4 × 4 squares of the picture; each moved a little in every reference. */
+static int prepare_amm(Work *work, Error *err)
+{
+    static const int match[AMM_OBJECTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    float *weights = new_buffer(work, (size_t)AMM_OBJECTS * AMM_CELLS, err);
+    float *numbers = weights ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS, err) : NULL;
+    if (!numbers || !new_buffer(work, AMM_CELLS, err))
+        return -1;
+    memset(weights, 0, sizeof *weights * AMM_OBJECTS * AMM_CELLS);
+    for (int p = 0; p < AMM_CELLS; p++)
+        weights[p / AMM_SIDE / 64 * 4 * AMM_CELLS + p % AMM_SIDE / 64 * AMM_CELLS + p] = 1;
+    for (int r = 0; r <= AMM_K; r++) { /* the last is the query */
+        float *features = random_buffer(work, (size_t)AMM_CELLS * CHANNELS, 0, 1, err);
+        float *centroids = numbers + r * 4 * AMM_OBJECTS, *areas = centroids + 2 * AMM_OBJECTS;
+        float *scale = areas + AMM_OBJECTS;
+        if (!features)
+            return -1;
+        for (int i = 0; i < AMM_OBJECTS; i++) {
+            centroids[2 * i] = (float)(i % 4) / 4 + 0.125f + 0.003f * (float)(r * i % 7);
+            centroids[2 * i + 1] = (float)(i / 4) / 4 + 0.125f - 0.003f * (float)(r * i % 5);
+            areas[i] = 0.0625f + 0.001f * (float)(r * i % 3);
+            scale[i] = 1;
+        }
+        if (r < AMM_K)
+            work->references[r] = (AmmReference){features, centroids, areas, match, scale};
+        else
+            work->query =
+                (AmmQuery){AMM_OBJECTS, AMM_SIDE, AMM_SIDE, CHANNELS, features, weights, centroids, areas};
+    }
+    /* per cell and channel, in multiply-adds: k bilinear samples, centring, d, Gram matrix, Xd, residual,
+     * norm */
+    work->gflop =
+        2e-9 * AMM_CELLS * CHANNELS * (AMM_K * 4 + AMM_K + 1 + AMM_K * (AMM_K + 1) / 2.0 + 2 * AMM_K + 1);
+    return 0;
+}
+
+static int run_amm(Work *work, Error *err)
+{
+    const AmmOptions options = {.large_object = 0.15f, .epsilon = 0.01f, .blur = 1};
+    return amm_structural(work->buffers[2], &work->query, work->references, AMM_K, &options, err);
+}
+
+/* ---- retrieve.10000 -----------------------------------------------------------------------------------*/
+
+enum { BANK_IMAGES = 10000 };
+
+static int prepare_retrieval(Work *work, Error *err)
+{
+    float *query = random_buffer(work, CHANNELS, 0, 1, err);
+    float *means = query ? random_buffer(work, (size_t)BANK_IMAGES * CHANNELS, 0, 1, err) : NULL;
+    if (!means)
+        return -1;
+    l2_normalise(query, 1, CHANNELS, 1e-12f);
+    l2_normalise(means, BANK_IMAGES, CHANNELS, 1e-12f);
+    work->bank.n_images = BANK_IMAGES;
+    work->bank.channels = CHANNELS;
+    work->bank.mean_patch = means;
+    work->gflop = 2e-9 * BANK_IMAGES * CHANNELS;
+    return 0;
+}
+
+static int run_retrieval(Work *work, Error *err)
+{
+    int found[5];
+    return bank_retrieve(&work->bank, RETRIEVAL_MEAN, work->buffers[0], NULL, NULL, 5, -1, found, err) == 5
+               ? 0
+               : -1;
+}
+
+static const Stage STAGES[] = {
+    {"limit.fma", "multiply-adds in registers", 0, run_limit, run_limit, NULL, 0},
+    {"matmul.vit_s", "a block's products, 1370 x 384", 384, prepare_matmul, run_matmul, NULL, 0},
+    {"matmul.vit_b", "a block's products, 4096 x 768", 768, prepare_matmul, run_matmul, NULL, 0},
+    {"matmul.vit_l", "a block's products, 4096 x 1024", 1024, prepare_matmul, run_matmul, NULL, 0},
+    {"matmul.vit_h", "a block's products, 4096 x 1280", 1280, prepare_matmul, run_matmul, NULL, 0},
+    {"sam_vit_b.encoder", "image encoder, 1024 x 1024", 0, prepare_encoder, run_encoder, dump_encoder, 0},
+    {"sam_vit_b.masks_1024", "automatic masks, 32 x 32 points, without the encoder", 0, prepare_masks,
+     run_masks, dump_masks, 0},
+    {"sam_vit_h.memory", "2 of 32 blocks, 16 points; peak without weights", 0, prepare_memory, run_memory,
+     NULL, 1},
+    {"dinov2_s.518", "ViT-S/14, 518 x 518", 518, prepare_vit, run_vit, dump_vit, 0},
+    {"featup.x8", "448 x 448, 384 channels", 0, prepare_featup, run_featup, NULL, 0},
+    {"amm.k5", "256 x 256 cells, 384 channels, 5 references", 0, prepare_amm, run_amm, NULL, 0},
+    {"retrieve.10000", "5 nearest of 10,000 images", 0, prepare_retrieval, run_retrieval, NULL, 0},
+};
+enum { N_STAGES = sizeof STAGES / sizeof *STAGES };
+
+/* ================================================================================================
+ * Measuring
+ * ============================================================================================== */
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, compare_doubles);
+    return (x[(n - 1) / 2] + x[n / 2]) / 2;
+}
+
+static int enough(const BenchOptions *o, const Stage *stage, int runs, double spent)
+{
+    if (stage->once || o->runs)
+        return runs >= (stage->once ? 1 : o->runs);
+    return runs >= MAX_RUNS || (runs >= 3 && spent >= 2);
+}
+
+/* Runs of a prepared stage, each between two bursts of the limit. */
+static int measure_runs(Work *work, const Stage *stage, Result *result, Error *err)
+{
+    double seconds[MAX_RUNS], percents[MAX_RUNS], spent = 0, before = limit_now();
+    const long faults = page_faults();
+    int n = 0;
+    while (!enough(work->options, stage, n, spent)) {
+        work->not_counted = 0;
+        const double start = now();
+        if (stage->run(work, err))
+            return -1;
+        seconds[n] = now() - start - work->not_counted;
+        const double after = limit_now();
+        percents[n] = 100 * work->gflop / seconds[n] / ((before + after) / 2);
+        before = after;
+        spent += seconds[n++];
+    }
+    result->faults = (page_faults() - faults + n / 2) / n;
+    result->runs = n;
+    result->gflop = work->gflop;
+    result->seconds = median(seconds, n);
+    result->gflops = work->gflop / result->seconds;
+    result->percent = stage->run == run_limit ? 100 : median(percents, n);
+    return 0;
+}
+
+static int measure(const BenchOptions *options, StWriter *dump, const Stage *stage, Result *result,
+                   Error *err)
+{
+    Work *work = calloc(1, sizeof *work);
+    if (!work)
+        return fail_memory(err, "a benchmark", sizeof *work);
+    work->options = options;
+    work->dump = dump;
+    work->size = stage->parameter;
+    *result = (Result){.stage = stage};
+    forget_peak();
+    int status = stage->prepare(work, err);
+    if (!status)
+        status = stage->run(work, err); /* touches the memory and warms the caches */
+    if (!status)
+        status = measure_runs(work, stage, result, err);
+    result->peak_mb = peak_mb();
+    if (!status && dump && stage->dump)
+        status = stage->dump(work, err);
+    work_free(work);
+    free(work);
+    return status;
+}
+
+/* ================================================================================================
+ * The command
+ * ============================================================================================== */
+
+static const char HELP[] =
+    "samlad bench [options] - how fast is each stage here, and how near the machine's limit?\n"
+    "\n"
+    "Makes random weights of the published sizes in memory; needs no files. Each stage runs once to warm up, "
+    "then\n"
+    "at least three times; the median is told, and its part of the limit: multiply-adds in registers, timed\n"
+    "between the runs on as many threads. OMP_NUM_THREADS=1 samlad bench measures one core.\n"
+    "\n"
+    "  --only NAME       this stage, or all whose names begin so (may be given several times)\n"
+    "  --runs N          exactly N runs of each (1 to 100)\n"
+    "  --json            an array of objects: name, seconds, gflop, gflops, percent_of_limit, peak_mb,\n"
+    "                    page_faults (of one run), runs\n"
+    "  --sam FILE        SAM's weights instead of random ones\n"
+    "  --backbone FILE   the ViT's weights instead of random ones\n"
+    "  --image FILE      a picture instead of the drawn one\n"
+    "  --pred-iou-thresh X, --stability-score-thresh X\n"
+    "                    of masks_1024; by default the first lets a third of the masks pass\n"
+    "  --dump FILE       the last results as safetensors, to compare them with other programs'\n"
+    "\n"
+    "GFLOP counts two for a multiply-add of the stage's definition. For masks_1024 that is the official\n"
+    "formulation, of which samlad computes only a part, so that it may pass the limit.\n"
+    "Stages:\n";
+
+static void print_help(void)
+{
+    fputs(HELP, stdout);
+    for (int i = 0; i < N_STAGES; i++)
+        printf("  %-22s %s\n", STAGES[i].name, STAGES[i].what);
+}
+
+static int usage(const char *format, const char *what)
+{
+    fprintf(stderr, "samlad: ");
+    fprintf(stderr, format, what);
+    fprintf(stderr, " (see samlad bench --help)\n");
+    return EXIT_USAGE;
+}
+
+static int begins_with(const char *name, const char *beginning)
+{
+    return strncmp(name, beginning, strlen(beginning)) == 0;
+}
+
+static int take_only(BenchOptions *o, const char *value)
+{
+    int known = 0;
+    for (int i = 0; i < N_STAGES; i++)
+        known |= begins_with(STAGES[i].name, value);
+    if (!known || o->n_only == MAX_ONLY)
+        return usage("no stage begins with '%s'", value);
+    o->only[o->n_only++] = value;
+    return 0;
+}
+
+static int take_number(double *into, const char *name, const char *value, double min, double max)
+{
+    char *end;
+    *into = strtod(value, &end);
+    return end == value || *end || !(*into >= min && *into <= max) ? usage("%s is out of range", name) : 0;
+}
+
+static int take_option(BenchOptions *o, const char *name, const char *value)
+{
+    double runs = 0;
+    int status = 0;
+    if (strcmp(name, "--only") == 0)
+        status = take_only(o, value);
+    else if (strcmp(name, "--runs") == 0)
+        status = take_number(&runs, name, value, 1, MAX_RUNS), o->runs = (int)runs;
+    else if (strcmp(name, "--pred-iou-thresh") == 0)
+        status = take_number(&o->pred_iou, name, value, -1e3, 1e3);
+    else if (strcmp(name, "--stability-score-thresh") == 0)
+        status = take_number(&o->stability, name, value, 0, 1);
+    else if (strcmp(name, "--sam") == 0)
+        o->sam = value;
+    else if (strcmp(name, "--backbone") == 0)
+        o->backbone = value;
+    else if (strcmp(name, "--image") == 0)
+        o->image = value;
+    else if (strcmp(name, "--dump") == 0)
+        o->dump = value;
+    else
+        status = usage("there is no option %s", name);
+    return status;
+}
+
+static int parse(BenchOptions *o, int argc, char **argv)
+{
+    *o = (BenchOptions){.pred_iou = NAN, .stability = NAN};
+    for (int i = 0; i < argc; i++) {
+        char name[64];
+        const char *equals = strchr(argv[i], '=');
+        if (strcmp(argv[i], "--json") == 0) {
+            o->json = 1;
+            continue;
+        }
+        snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - argv[i] : (long)strlen(argv[i])),
+                 argv[i]);
+        const char *value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
+        if (!value)
+            return usage(begins_with(name, "--") ? "%s needs a value" : "there is no argument '%s'", name);
+        int status = take_option(o, name, value);
+        if (status)
+            return status;
+    }
+    return 0;
+}
+
+static int is_wanted(const BenchOptions *o, const Stage *stage)
+{
+    for (int i = 0; i < o->n_only; i++)
+        if (begins_with(stage->name, o->only[i]))
+            return 1;
+    return o->n_only == 0;
+}
+
+static void print_row(const Result *r)
+{
+    printf("%-22s %10.4f %9.2f %9.1f %7.1f %% %8.0f %8ld %5d  %s\n", r->stage->name, r->seconds, r->gflop,
+           r->gflops, r->percent, r->peak_mb, r->faults, r->runs, r->stage->what);
+    fflush(stdout);
+}
+
+static void print_json(const Result *results, int n)
+{
+    JsonWriter w;
+    json_begin(&w);
+    json_open(&w, '[');
+    for (int i = 0; i < n; i++) {
+        const Result *r = &results[i];
+        json_open(&w, '{');
+        json_key(&w, "name"), json_string(&w, r->stage->name);
+        json_key(&w, "seconds"), json_number(&w, r->seconds);
+        json_key(&w, "gflop"), json_number(&w, r->gflop);
+        json_key(&w, "gflops"), json_number(&w, r->gflops);
+        json_key(&w, "percent_of_limit"), json_number(&w, r->percent);
+        json_key(&w, "peak_mb"), json_number(&w, r->peak_mb);
+        json_key(&w, "page_faults"), json_int(&w, r->faults);
+        json_key(&w, "runs"), json_int(&w, r->runs);
+        json_close(&w, '}');
+    }
+    json_close(&w, ']');
+    printf("%s\n", w.failed ? "[]" : w.text);
+    json_end(&w);
+}
+
+static void print_head(void)
+{
+    char machine[128];
+    machine_name(machine, sizeof machine);
+    printf("%s, %d threads, %s; medians of the runs\n", machine, tensor_max_threads(), vector_name());
+    printf("%-22s %10s %9s %9s %9s %8s %8s %5s\n", "stage", "seconds", "GFLOP", "GFLOP/s", "of limit",
+           "peak MB", "faults", "runs");
+}
+
+static int run_stages(const BenchOptions *o, StWriter *dump, Error *err)
+{
+    Result results[N_STAGES];
+    int n = 0;
+    if (!o->json)
+        print_head();
+    for (int i = 0; i < N_STAGES; i++) {
+        if (!is_wanted(o, &STAGES[i]))
+            continue;
+        const int progress = isatty(STDERR_FILENO);
+        if (progress)
+            fprintf(stderr, "%s ...", STAGES[i].name);
+        int status = measure(o, dump, &STAGES[i], &results[n], err);
+        if (progress)
+            fprintf(stderr, "\r\033[K");
+        if (status)
+            return -1;
+        if (!o->json)
+            print_row(&results[n]);
+        n++;
+    }
+    if (o->json)
+        print_json(results, n);
+    return 0;
+}
+
+int bench_command(int argc, char **argv)
+{
+    BenchOptions options;
+    Error err;
+    for (int i = 0; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            print_help();
+            return EXIT_SUCCESS;
+        }
+    int status = parse(&options, argc, argv);
+    if (status)
+        return status;
+    StWriter *dump = options.dump ? st_writer_new() : NULL;
+    if (options.dump && !dump)
+        status = fail_memory(&err, "the dump", 0);
+    if (!status)
+        status = run_stages(&options, dump, &err);
+    if (!status && dump)
+        status = st_writer_save(dump, options.dump, &err);
+    st_writer_free(dump);
+    if (!status && fflush(stdout))
+        status = fail(&err, "the output cannot be written: %s", strerror(errno));
+    if (status)
+        fprintf(stderr, "samlad: %s\n", err.message);
+    return status ? EXIT_FAILURE : EXIT_SUCCESS;
+}
