@@ -5,24 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tensor.h"
-
-/* Bilinear sample of features [h·w][C] at (x, y) in cells (centres at .5), clamped at the borders. */
-static void sample(float *out, const float *features, int h, int w, int channels, float x, float y)
-{
-    x = fminf(fmaxf(x - 0.5f, 0), (float)(w - 1));
-    y = fminf(fmaxf(y - 0.5f, 0), (float)(h - 1));
-    int x0 = (int)x, y0 = (int)y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
-    float fx = x - (float)x0, fy = y - (float)y0;
-    size_t C = (size_t)channels, W = (size_t)w;
-    const float *a = features + ((size_t)y0 * W + (size_t)x0) * C,
-                *b = features + ((size_t)y0 * W + (size_t)x1) * C;
-    const float *c = features + ((size_t)y1 * W + (size_t)x0) * C,
-                *d = features + ((size_t)y1 * W + (size_t)x1) * C;
-    float wa = (1 - fy) * (1 - fx), wb = (1 - fy) * fx, wc = fy * (1 - fx), wd = fy * fx;
-    for (size_t i = 0; i < C; i++)
-        out[i] = wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
-}
+#include "simd.h"
 
 static double divide(double a, double b)
 {
@@ -57,41 +40,141 @@ static void solve_spd(double *a, double *b, int m)
     }
 }
 
-float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d,
-                      double *work)
+/* Rows whose products are summed at once: GROUP x GROUP sums, GROUP rows of the one side and an element of
+ * the other fill the registers of a machine that has 16 of them. */
+enum { GROUP = 3 };
+
+static int round_up(int n, int step)
 {
-    for (int c = 0; c < channels; c++) {
-        float mean = 0;
-        for (int r = 0; r < m; r++)
-            mean += samples[(size_t)r * (size_t)channels + (size_t)c];
-        mean /= (float)m;
-        for (int r = 0; r < m; r++)
-            samples[(size_t)r * (size_t)channels + (size_t)c] -= mean;
-        d[c] = f[c] - mean;
+    return (n + step - 1) / step * step;
+}
+
+void amm_work(AmmWork *work, Arena *arena, int k, int channels)
+{
+    int n_rows = round_up(k + 1, GROUP);
+    work->stride = (size_t)round_up(channels, LANES);
+    work->rows = arena_floats(arena, (size_t)n_rows * work->stride);
+    work->y = arena_floats(arena, (size_t)k);
+    work->gram = arena_take(arena, (size_t)n_rows * (size_t)n_rows * sizeof *work->gram);
+    work->system = arena_take(arena, (size_t)k * (size_t)k * sizeof *work->system);
+    work->solved = arena_take(arena, (size_t)k * sizeof *work->solved);
+}
+
+/* Subtract from rows 0 .. m (the samples and the query's vector) the mean of the samples; rows from there to
+ * a whole group become zero. */
+static void centre_rows(const AmmWork *work, int m)
+{
+    const Vec share = splat(1 / (float)m);
+    for (size_t c = 0; c < work->stride; c += LANES) {
+        float *column = work->rows + c;
+        Vec mean = load(column);
+        for (int r = 1; r < m; r++)
+            mean += load(column + (size_t)r * work->stride);
+        mean *= share;
+        for (int r = 0; r <= m; r++)
+            store(column + (size_t)r * work->stride, load(column + (size_t)r * work->stride) - mean);
     }
+    int n_rows = round_up(m + 1, GROUP);
+    memset(work->rows + (size_t)(m + 1) * work->stride, 0,
+           (size_t)(n_rows - m - 1) * work->stride * sizeof(float));
+}
+
+/* gram[i][j] = row i . row j for j <= i, n rows; ld = n rounded up to whole groups. */
+static void gram_of_rows(const AmmWork *work, int n)
+{
+    const size_t stride = work->stride, ld = (size_t)round_up(n, GROUP);
+    for (size_t i = 0; i < ld; i += GROUP)
+        for (size_t j = 0; j <= i; j += GROUP) {
+            const float *a = work->rows + i * stride, *b = work->rows + j * stride;
+            Vec sum[GROUP][GROUP] = {{{0}}};
+            for (size_t c = 0; c < stride; c += LANES) {
+                Vec bc[GROUP];
+                UNROLL for (int s = 0; s < GROUP; s++) bc[s] = load(b + (size_t)s * stride + c);
+                UNROLL for (int r = 0; r < GROUP; r++)
+                {
+                    Vec ac = load(a + (size_t)r * stride + c);
+                    UNROLL for (int s = 0; s < GROUP; s++) sum[r][s] = fmadd(ac, bc[s], sum[r][s]);
+                }
+            }
+            for (size_t r = 0; r < GROUP; r++)
+                for (size_t s = 0; s < GROUP; s++)
+                    work->gram[(i + r) * ld + j + s] = sum_lanes(sum[r][s]);
+        }
+}
+
+/* |d - X'y|^2, d being row m and X the m rows before it. */
+static double residual(const AmmWork *work, int m)
+{
+    const size_t stride = work->stride;
+    Vec sum = {0};
+    for (size_t c = 0; c < stride; c += LANES) {
+        const float *column = work->rows + c;
+        Vec d = load(column + (size_t)m * stride);
+        for (int r = 0; r < m; r++)
+            d = fmadd(splat(-work->y[r]), load(column + (size_t)r * stride), d);
+        sum = fmadd(d, d, sum);
+    }
+    return sum_lanes(sum);
+}
+
+float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
+{
+    centre_rows(work, m);
+    gram_of_rows(work, m + 1);
+    const size_t ld = (size_t)round_up(m + 1, GROUP);
+    const float *d_row = work->gram + (size_t)m * ld; /* X.d, then |d|^2 */
     if (m == 1)
-        return sqrtf(dot(d, d, channels) / epsilon);
+        return sqrtf(d_row[m] / epsilon);
     /* Σ = XᵀX/(m-1) + εI, so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system in place of
      * C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² + ε(m-1)‖y‖², and
      * is computed as that: the difference of two large numbers would leave nothing of a d that lies among the
      * samples. */
-    double *gram = work, *solved = work + m * m;
+    const double ridge = (double)epsilon * (m - 1);
     for (int r = 0; r < m; r++) {
-        const float *row = samples + (size_t)r * (size_t)channels;
-        solved[r] = dot(row, d, channels);
+        work->solved[r] = d_row[r];
         for (int s = 0; s <= r; s++)
-            gram[r * m + s] = gram[s * m + r] = dot(row, samples + (size_t)s * (size_t)channels, channels);
-        gram[r * m + r] += (double)epsilon * (m - 1);
+            work->system[r * m + s] = (double)work->gram[(size_t)r * ld + (size_t)s] + (r == s ? ridge : 0);
     }
-    solve_spd(gram, solved, m);
+    solve_spd(work->system, work->solved, m);
     double penalty = 0;
     for (int r = 0; r < m; r++) {
-        const float *row = samples + (size_t)r * (size_t)channels, y = (float)solved[r];
-        for (int c = 0; c < channels; c++)
-            d[c] -= y * row[c];
-        penalty += (double)y * y;
+        work->y[r] = (float)work->solved[r];
+        penalty += (double)work->y[r] * work->y[r];
     }
-    return (float)sqrt((dot(d, d, channels) + (double)epsilon * (m - 1) * penalty) / epsilon);
+    return (float)sqrt((residual(work, m) + ridge * penalty) / epsilon);
+}
+
+/* row [stride] = features [h·w][C] at (x, y) in cells (centres at .5), clamped at the borders, bilinear,
+ * times scale [C]. */
+static void sample(float *row, const AmmQuery *q, const float *features, float x, float y)
+{
+    int h = q->grid_h, w = q->grid_w;
+    x = fminf(fmaxf(x - 0.5f, 0), (float)(w - 1));
+    y = fminf(fmaxf(y - 0.5f, 0), (float)(h - 1));
+    int x0 = (int)x, y0 = (int)y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
+    float fx = x - (float)x0, fy = y - (float)y0;
+    size_t C = (size_t)q->channels, W = (size_t)w, c = 0;
+    const float *p00 = features + ((size_t)y0 * W + (size_t)x0) * C,
+                *p01 = features + ((size_t)y0 * W + (size_t)x1) * C,
+                *p10 = features + ((size_t)y1 * W + (size_t)x0) * C,
+                *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
+    Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
+        w11 = splat(fy * fx);
+    if (fx == 0 && fy == 0) { /* a cell's centre: the same position, or the image's corner */
+        for (; c + LANES <= C; c += LANES)
+            store(row + c, load(p00 + c) * load(q->scale + c));
+    } else {
+        for (; c + LANES <= C; c += LANES) {
+            Vec top = fmadd(w01, load(p01 + c), w00 * load(p00 + c));
+            Vec bottom = fmadd(w11, load(p11 + c), w10 * load(p10 + c));
+            store(row + c, (top + bottom) * load(q->scale + c));
+        }
+    }
+    if (c < C) {
+        Vec top = fmadd(w01, load_part(p01 + c, C - c), w00 * load_part(p00 + c, C - c));
+        Vec bottom = fmadd(w11, load_part(p11 + c, C - c), w10 * load_part(p10 + c, C - c));
+        store(row + c, (top + bottom) * load_part(q->scale + c, C - c));
+    }
 }
 
 /* The place in reference object j that corresponds to (x, y) of query object i, in cells [ours]. */
@@ -106,56 +189,76 @@ static void corresponding(const AmmQuery *q, int i, const AmmReference *r, int j
     *y = height * (r->centroids[2 * j + 1] + (*y / height - q->centroids[2 * i + 1]) / s);
 }
 
-typedef struct Scratch {
-    float *samples; /* [k][channels] */
-    float *d;       /* [channels] */
-    double *work;   /* [k·k + k] */
-} Scratch;
+/* What the bands of a map share. */
+typedef struct MapJob {
+    float *map;
+    const AmmQuery *query;
+    const AmmReference *references;
+    int k;
+    const AmmOptions *options;
+} MapJob;
 
-/* Mahalanobis distance at cell p of query object i over the references that it matched; 0 when there is none.
- */
-static float distance_at(const AmmQuery *q, int i, int p, const AmmReference *references, int k,
-                         const AmmOptions *options, Scratch *scratch)
+/* Mahalanobis distance at cell (x, y) of query object i over the references that it matched; 0 when there is
+ * none. */
+static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, int y)
 {
-    int m = 0, C = q->channels;
-    for (int r = 0; r < k; r++) {
-        int j = references[r].match_q[i];
+    const AmmQuery *q = job->query;
+    const float centre_x = (float)x + 0.5f, centre_y = (float)y + 0.5f;
+    int m = 0;
+    for (int r = 0; r < job->k; r++) {
+        int j = job->references[r].match_q[i];
         if (j < 0)
             continue;
-        float x = (float)(p % q->grid_w) + 0.5f, y = (float)(p / q->grid_w) + 0.5f;
-        corresponding(q, i, &references[r], j, options, &x, &y);
-        sample(scratch->samples + (size_t)m++ * (size_t)C, references[r].features, q->grid_h, q->grid_w, C, x,
-               y);
+        float at_x = centre_x, at_y = centre_y;
+        corresponding(q, i, &job->references[r], j, job->options, &at_x, &at_y);
+        sample(work->rows + (size_t)m++ * work->stride, q, job->references[r].features, at_x, at_y);
     }
     if (m == 0)
         return 0;
-    return amm_mahalanobis(q->features + (size_t)p * (size_t)C, scratch->samples, m, C, options->epsilon,
-                           scratch->d, scratch->work);
+    sample(work->rows + (size_t)m * work->stride, q, q->features, centre_x, centre_y);
+    return amm_mahalanobis(work, m, job->options->epsilon);
 }
 
+static void measure_row(const MapJob *job, const AmmWork *work, int y)
+{
+    const AmmQuery *q = job->query;
+    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w, row = (size_t)y * (size_t)q->grid_w;
+    for (int i = 0; i < q->n; i++)
+        for (int x = 0; x < q->grid_w; x++) {
+            float w = q->weights[(size_t)i * n_cells + row + (size_t)x];
+            if (w > 0)
+                job->map[row + (size_t)x] += w * distance_at(job, work, i, x, y);
+        }
+}
+
+/* Each thread has a workspace of its own and takes every n_threads-th row, so that an object in a corner does
+ * not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads. */
 int amm_structural(float *map, const AmmQuery *q, const AmmReference *references, int k,
                    const AmmOptions *options, Error *err)
 {
-    int n_cells = q->grid_h * q->grid_w;
-    size_t n_work = (size_t)k * (size_t)k + (size_t)k;
-    Scratch scratch = {aligned_array((size_t)(k + 1) * (size_t)q->channels, sizeof(float)),
-                       aligned_array((size_t)q->channels, sizeof(float)),
-                       aligned_array(n_work + 1, sizeof(double))};
-    float *blurred = aligned_array((size_t)n_cells, sizeof(float));
-    int ok = scratch.samples && scratch.d && scratch.work && blurred;
-    memset(map, 0, (size_t)n_cells * sizeof *map);
-    for (int i = 0; ok && i < q->n; i++)
-        for (int p = 0; p < n_cells; p++) {
-            float w = q->weights[(size_t)i * (size_t)n_cells + (size_t)p];
-            if (w > 0)
-                map[p] += w * distance_at(q, i, p, references, k, options, &scratch);
+    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
+    const int n_threads = tensor_max_threads();
+    const MapJob job = {map, q, references, k, options};
+    Arena count = {0};
+    AmmWork work;
+    amm_work(&work, &count, k, q->channels);
+    char *memory = aligned_array((size_t)n_threads, count.used);
+    float *blurred = aligned_array(n_cells, sizeof(float));
+    memset(map, 0, n_cells * sizeof *map);
+    if (memory && blurred) {
+#pragma omp parallel for schedule(static, 1) private(work)
+        for (int t = 0; t < n_threads; t++) {
+            Arena arena = {memory + (size_t)t * count.used, count.used, 0};
+            amm_work(&work, &arena, k, q->channels);
+            for (int y = t; y < q->grid_h; y += n_threads)
+                measure_row(&job, &work, y);
         }
-    if (ok && options->blur > 0)
-        gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);
-    free(scratch.samples), free(scratch.d), free(scratch.work), free(blurred);
-    return ok ? 0
-              : fail_memory(err, "the structural map",
-                            n_work * 8 + (unsigned long long)k * (unsigned long long)q->channels * 4);
+        if (options->blur > 0)
+            gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);
+    }
+    int ok = memory && blurred;
+    free(memory), free(blurred);
+    return ok ? 0 : fail_memory(err, "the structural map", (size_t)n_threads * count.used + n_cells * 4);
 }
 
 void amm_normalise(float *map, const AmmQuery *q, const AmmReference *references, int k)

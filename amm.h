@@ -1,11 +1,11 @@
 /* amm.h - the Anomaly Measurement Module: matches to maps and scores (METHOD.md 7).
  * Structural: per-position Gaussian of the matched objects' features, Mahalanobis distance. Logical: what
- * stayed in the dustbins. Features given here are divided by the bank's standard deviation, channel by
- * channel. */
+ * stayed in the dustbins. */
 #ifndef SAMLAD_AMM_H
 #define SAMLAD_AMM_H
 
 #include "error.h"
+#include "tensor.h"
 
 typedef enum AmmScore { SCORE_MAX, SCORE_TOP1 } AmmScore;
 
@@ -20,7 +20,7 @@ typedef struct AmmOptions {
 
 /* One reference as the structural map sees it. */
 typedef struct AmmReference {
-    const float *features;  /* [grid_h*grid_w][channels] scaled */
+    const float *features;  /* [grid_h*grid_w][channels] */
     const float *centroids; /* [n_r][2] */
     const float *areas;     /* [n_r] */
     const int *match_q;     /* [n_q] the object of this reference that query object i matched, or -1 */
@@ -29,9 +29,10 @@ typedef struct AmmReference {
 
 typedef struct AmmQuery {
     int n, grid_h, grid_w, channels;
-    const float *features; /* [grid_h*grid_w][channels] scaled */
+    const float *features; /* [grid_h*grid_w][channels] */
     const float *weights;  /* [n][grid_h*grid_w] */
     const float *centroids, *areas;
+    const float *scale; /* [channels] all features are multiplied by it: 1 / the bank's standard deviation */
 } AmmQuery;
 
 /* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), M_i the Mahalanobis distance of object i to what it matched (0
@@ -45,11 +46,20 @@ void amm_normalise(float *map, const AmmQuery *query, const AmmReference *refere
 float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile,
                           float *scratch);
 
-/* Mahalanobis distance of d = f - mean(samples) under Sigma = XᵀX/(m-1) + eps·I by the low-rank identity:
- * sqrt(M²). samples [m][channels] is overwritten by its centred self; d [channels] scratch; work: m·m + m
- * doubles. */
-float amm_mahalanobis(const float *f, float *samples, int m, int channels, float epsilon, float *d,
-                      double *work);
+/* Room for one distance: rows 0 .. m-1 are the samples, row m the query's vector, each `stride` floats apart
+ * (channels rounded up to whole vectors; what lies beyond the channels is 0). Laid out twice (tensor.h). */
+typedef struct AmmWork {
+    size_t stride;
+    float *rows;             /* [k + 1][stride] */
+    float *gram;             /* products of the rows */
+    float *y;                /* [k] */
+    double *system, *solved; /* [k][k], [k] */
+} AmmWork;
+
+void amm_work(AmmWork *work, Arena *arena, int k, int channels);
+/* Mahalanobis distance of d = row m - mean(rows 0 .. m-1) under Sigma = XᵀX/(m-1) + eps·I, X the centred
+ * samples, by the low-rank identity: sqrt(M²). The rows are overwritten by their centred selves. */
+float amm_mahalanobis(const AmmWork *work, int m, float epsilon);
 
 /* Maximum of the map, or the mean of its top 1 %. scratch [n]. */
 float amm_score(const float *map, int n, AmmScore score, float *scratch);

@@ -534,12 +534,15 @@ static int prepare_amm(Work *work, Error *err)
 {
     static const int match[AMM_OBJECTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     float *weights = new_buffer(work, (size_t)AMM_OBJECTS * AMM_CELLS, err);
-    float *numbers = weights ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS, err) : NULL;
+    float *numbers = weights ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS + CHANNELS, err) : NULL;
     if (!numbers || !new_buffer(work, AMM_CELLS, err))
         return -1;
     memset(weights, 0, sizeof *weights * AMM_OBJECTS * AMM_CELLS);
     for (int p = 0; p < AMM_CELLS; p++)
         weights[p / AMM_SIDE / 64 * 4 * AMM_CELLS + p % AMM_SIDE / 64 * AMM_CELLS + p] = 1;
+    float *channel_scale = numbers + (AMM_K + 1) * 4 * AMM_OBJECTS;
+    for (int c = 0; c < CHANNELS; c++)
+        channel_scale[c] = 1;
     for (int r = 0; r <= AMM_K; r++) { /* the last is the query */
         float *features = random_buffer(work, (size_t)AMM_CELLS * CHANNELS, 0, 1, err);
         float *centroids = numbers + r * 4 * AMM_OBJECTS, *areas = centroids + 2 * AMM_OBJECTS;
@@ -555,8 +558,8 @@ static int prepare_amm(Work *work, Error *err)
         if (r < AMM_K)
             work->references[r] = (AmmReference){features, centroids, areas, match, scale};
         else
-            work->query =
-                (AmmQuery){AMM_OBJECTS, AMM_SIDE, AMM_SIDE, CHANNELS, features, weights, centroids, areas};
+            work->query = (AmmQuery){AMM_OBJECTS, AMM_SIDE,  AMM_SIDE, CHANNELS,     features,
+                                     weights,     centroids, areas,    channel_scale};
     }
     /* per cell and channel, in multiply-adds: k bilinear samples, centring, d, Gram matrix, Xd, residual,
      * norm */

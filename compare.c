@@ -16,7 +16,7 @@
 
 /* What a comparison holds of its references while it runs. */
 typedef struct References {
-    float *features; /* [k][h*w][C] as the bank has them; divided by channel_std before the structural map */
+    float *features; /* [k][h*w][C] */
     float *weights;  /* [sum of n_r][h*w] */
     float **of;      /* [k] where each reference's weights begin */
 } References;
@@ -164,41 +164,32 @@ static void measure_logical(Comparison *c, const Bank *bank, const Scene *scene,
     c->logical_score = fmaxf(worst_extra, worst_missing);
 }
 
-static void divide_channels(float *features, size_t n_cells, const float *std, int channels)
+/* The structural map, in which every channel counts in units of its standard deviation over the bank. */
+static int measure_structural(Comparison *c, const Bank *bank, const Scene *scene, const References *refs,
+                              int raw, Error *err)
 {
-    for (size_t p = 0; p < n_cells; p++)
-        for (int c = 0; c < channels; c++)
-            features[p * (size_t)channels + (size_t)c] /= std[c];
-}
-
-/* The structural map; refs' features are divided by channel_std in place. */
-static int measure_structural(Comparison *c, const Bank *bank, const Scene *scene, References *refs, int raw,
-                              Error *err)
-{
-    size_t n_cells = bank_cells(bank), one = n_cells * (size_t)bank->channels;
+    size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, one = n_cells * C;
     const Objects *o = &scene->objects;
-    float *features = aligned_array(one + n_cells, sizeof(float));
+    float *scale = aligned_array(C + n_cells, sizeof(float));
     AmmReference *references = aligned_array((size_t)c->k + 1, sizeof *references);
-    int status = features && references ? 0 : fail_memory(err, "the structural map", one * 4);
+    int status = scale && references ? 0 : fail_memory(err, "the structural map", (C + n_cells) * 4);
     if (!status) {
-        memcpy(features, scene->features, one * sizeof(float));
-        divide_channels(features, n_cells, bank->channel_std, bank->channels);
-        divide_channels(refs->features, n_cells * (size_t)c->k, bank->channel_std, bank->channels);
+        for (size_t i = 0; i < C; i++)
+            scale[i] = 1 / bank->channel_std[i];
         for (int r = 0; r < c->k; r++) {
             int first = bank->first[c->references[r]];
             references[r] = (AmmReference){refs->features + (size_t)r * one, bank->centroids + 2 * first,
                                            bank->areas + first, c->matchings[r].match_q, bank->scale + first};
         }
-        AmmQuery query = {o->n,     bank->grid_h, bank->grid_w, bank->channels,
-                          features, o->weights,   o->centroids, o->areas};
+        AmmQuery query = {o->n,       bank->grid_h, bank->grid_w, bank->channels, scene->features,
+                          o->weights, o->centroids, o->areas,     scale};
         status = amm_structural(c->structural, &query, references, c->k, &bank->options.amm, err);
         if (!status && !raw)
             amm_normalise(c->structural, &query, references, c->k);
         if (!status)
-            c->structural_score =
-                amm_score(c->structural, (int)n_cells, bank->options.amm.score, features + one);
+            c->structural_score = amm_score(c->structural, (int)n_cells, bank->options.amm.score, scale + C);
     }
-    free(features), free(references);
+    free(scale), free(references);
     return status;
 }
 

@@ -3,8 +3,35 @@
 
 #include "method_golden.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 static const AmmOptions AMM = {
     .align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
+
+/* Room for k samples of `channels` floats; free(memory). */
+static AmmWork make_work(int k, int channels, void **memory)
+{
+    AmmWork work;
+    Arena arena = {0};
+    amm_work(&work, &arena, k, channels);
+    *memory = aligned_array(arena.used, 1);
+    arena = (Arena){*memory, arena.used, 0};
+    amm_work(&work, &arena, k, channels);
+    return work;
+}
+
+/* samples [m][C] and f [C] go into the rows, padded with zeros. */
+static float distance(const AmmWork *work, const float *samples, const float *f, int m, int C, float epsilon)
+{
+    for (int r = 0; r <= m; r++) {
+        float *row = work->rows + (size_t)r * work->stride;
+        memset(row, 0, work->stride * sizeof *row);
+        memcpy(row, r < m ? samples + (size_t)r * (size_t)C : f, (size_t)C * sizeof *row);
+    }
+    return amm_mahalanobis(work, m, epsilon);
+}
 
 /* The low-rank identity against the C×C inverse. */
 static void test_mahalanobis(void)
@@ -15,15 +42,80 @@ static void test_mahalanobis(void)
     for (int c = 0; c < n; c++) {
         const StTensor *samples = golden_tensor("m%d.samples", c);
         int m = (int)samples->shape[0], C = (int)samples->shape[1];
-        float *copy = malloc(samples->n_bytes), *d = malloc((size_t)C * sizeof *d);
-        double *work = malloc(((size_t)m * (size_t)m + (size_t)m) * sizeof *work);
-        memcpy(copy, samples->data, samples->n_bytes);
+        void *memory;
+        AmmWork work = make_work(m, C, &memory);
+        REQUIRE(memory);
         float found =
-            amm_mahalanobis(GOLDEN_F32("m%d.f", c), copy, m, C, GOLDEN_F32("m%d.epsilon", c)[0], d, work);
+            distance(&work, samples->data, GOLDEN_F32("m%d.f", c), m, C, GOLDEN_F32("m%d.epsilon", c)[0]);
         CHECK_GOLDEN(&found, 1e-5, "m%d.distance", c);
-        free(copy), free(d), free(work);
+        free(memory);
     }
 }
+
+/* The same identity one sum after the other, in double: the truth for the kernel. `most` samples at most. */
+enum { MOST_SAMPLES = 11, MOST_CHANNELS = 400 };
+
+static double plain_mahalanobis(const float *f, const float *samples, int m, int C, double epsilon)
+{
+    static double x[MOST_SAMPLES][MOST_CHANNELS], d[MOST_CHANNELS], a[MOST_SAMPLES][MOST_SAMPLES + 1];
+    for (int c = 0; c < C; c++) {
+        double mean = 0;
+        for (int r = 0; r < m; r++)
+            mean += samples[r * C + c] / (double)m;
+        for (int r = 0; r < m; r++)
+            x[r][c] = samples[r * C + c] - mean;
+        d[c] = f[c] - mean;
+    }
+    for (int r = 0; r < m; r++) /* a = [eps(m-1)I + XX', Xd] */
+        for (int s = 0; s <= m; s++) {
+            a[r][s] = r == s ? epsilon * (m - 1) : 0;
+            for (int c = 0; c < C; c++)
+                a[r][s] += x[r][c] * (s < m ? x[s][c] : d[c]);
+        }
+    double squared = 0;
+    for (int c = 0; c < C; c++)
+        squared += d[c] * d[c];
+    for (int p = 0; p < m && m > 1; p++) /* elimination: each pivot takes its part of |d|^2 away */
+        for (int r = p + 1; r <= m; r++) {
+            double factor = (r < m ? a[r][p] : a[p][m]) / a[p][p];
+            if (r == m)
+                squared -= factor * a[p][m];
+            for (int s = p; s <= m && r < m; s++)
+                a[r][s] -= factor * a[p][s];
+        }
+    return sqrt(squared / epsilon);
+}
+
+/* All numbers of samples around a group of rows, channels that fill no vector, and samples that lie far
+ * beside the vector measured, where a Gram matrix without centring would lose its digits. */
+static void test_kernel(void)
+{
+    static const int channels[] = {1, 3, 16, 17, 64, 83, 384};
+    static float samples[MOST_SAMPLES * MOST_CHANNELS], f[MOST_CHANNELS];
+    unsigned seed = 1;
+    for (int m = 1; m <= MOST_SAMPLES; m++)
+        for (int i = 0; i < 7; i++)
+            for (int offset = 0; offset <= 10; offset += 10) {
+                int C = channels[i];
+                for (int j = 0; j < (m + 1) * C; j++) {
+                    seed = seed * 1664525u + 1013904223u;
+                    float value = (float)(seed >> 8) / (1 << 23) - 1;
+                    *(j < C ? f + j : samples + j - C) = value + (float)offset;
+                }
+                void *memory;
+                AmmWork work = make_work(m, C, &memory);
+                REQUIRE(memory);
+                double found = distance(&work, samples, f, m, C, 0.01f);
+                double expected = plain_mahalanobis(f, samples, m, C, 0.01f);
+                CHECK_MSG(fabs(found - expected) <= 1e-5 * expected,
+                          "%d samples of %d channels: %.9g, not %.9g", m, C, found, expected);
+                free(memory);
+            }
+}
+
+static const float ONES[64] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                               1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                               1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 static AmmQuery query(void)
 {
@@ -35,7 +127,8 @@ static AmmQuery query(void)
                       f->data,
                       GOLDEN_F32("q.weights"),
                       GOLDEN_F32("q.centroids"),
-                      GOLDEN_F32("q.areas")};
+                      GOLDEN_F32("q.areas"),
+                      ONES};
 }
 
 static void references(AmmReference r[3])
@@ -68,6 +161,55 @@ static void test_structural(void)
     check_map(&large, "large");
     check_map(&plain, "plain");
     check_map(&wide, "wide");
+}
+
+/* Features in other units, channel by channel, and the scale that undoes them: the same map. */
+static void test_scale(void)
+{
+    REQUIRE(golden_open("method_amm"));
+    AmmQuery q = query();
+    AmmReference r[3];
+    float map[512], scale[64], *scaled[4];
+    size_t n = (size_t)(q.grid_h * q.grid_w * q.channels);
+    Error err;
+    REQUIRE(q.channels <= 64);
+    references(r);
+    for (int c = 0; c < q.channels; c++)
+        scale[c] = 0.1f * (float)(1 + c);
+    for (int i = 0; i < 4; i++) {
+        const float *features = i < 3 ? r[i].features : q.features;
+        REQUIRE(scaled[i] = malloc(n * sizeof(float)));
+        for (size_t p = 0; p < n; p++)
+            scaled[i][p] = features[p] / scale[p % (size_t)q.channels];
+        *(i < 3 ? &r[i].features : &q.features) = scaled[i];
+    }
+    q.scale = scale;
+    REQUIRE(!amm_structural(map, &q, r, 3, &AMM, &err));
+    CHECK_GOLDEN(map, 1e-5, "map.object");
+    for (int i = 0; i < 4; i++)
+        free(scaled[i]);
+}
+
+/* The same bits for any number of threads. */
+static void test_threads(void)
+{
+#ifdef _OPENMP
+    REQUIRE(golden_open("method_amm"));
+    AmmQuery q = query();
+    AmmReference r[3];
+    float one[512], many[512];
+    int before = omp_get_max_threads();
+    Error err;
+    references(r);
+    omp_set_num_threads(1);
+    REQUIRE(!amm_structural(one, &q, r, 3, &AMM, &err));
+    omp_set_num_threads(3);
+    REQUIRE(!amm_structural(many, &q, r, 3, &AMM, &err));
+    omp_set_num_threads(before);
+    CHECK(memcmp(one, many, (size_t)(q.grid_h * q.grid_w) * sizeof *one) == 0);
+#else
+    SKIP("built without OpenMP");
+#endif
 }
 
 /* An object that matches nothing has no structural map: the logical one speaks of it. Without references all
@@ -144,7 +286,7 @@ static void test_one_cell(void)
     static const float features[2] = {1, 2}, weights[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f},
                        areas[2] = {1, 0}, scale[2] = {1, 1};
     static const int match_q[2] = {1, 0};
-    AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas};
+    AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas, ONES};
     AmmReference r = {features, centroids, areas, match_q, scale};
     AmmOptions options = AMM;
     float map[1], scratch[1];
@@ -161,7 +303,10 @@ static void test_one_cell(void)
 int main(void)
 {
     RUN(test_mahalanobis);
+    RUN(test_kernel);
     RUN(test_structural);
+    RUN(test_scale);
+    RUN(test_threads);
     RUN(test_unmatched);
     RUN(test_normalise_and_scores);
     RUN(test_quantiles);
