@@ -19,61 +19,6 @@
 #include <omp.h>
 #endif
 
-/* ---- functions of vectors ----------------------------------------------------------------------*/
-
-/* e^x within 2 ulp: x = n·ln2 + r with |r| <= ln2/2, e^x = 2^n·e^r, e^r by its Taylor series to r^7/5040.
- * Adding 1.5·2^23 rounds n to an integer and leaves it in the low bits. Beyond 88 it saturates, below -87 it
- * is zero (the subnormal numbers that float has left there do not matter to anyone here). */
-INLINE Vec vec_exp(Vec x)
-{
-    const Vec magic = splat(12582912.0f);
-    Vec too_small = (Vec)(x < -87.0f);
-    Vec clamped = choose(x > 88.0f, splat(88.0f), x);
-    clamped = choose((IntVec)too_small, splat(-87.0f), clamped);
-    Vec t = fmadd(clamped, splat(1.44269504f), magic);
-    Vec n = t - magic;
-    Vec r = fmadd(n, splat(-0.693145752f), clamped); /* ln2 in two parts, the first with few bits, */
-    r = fmadd(n, splat(-1.42860677e-6f), r);         /* so that n times it is exact */
-    Vec p = splat(1.0f / 5040);
-    p = fmadd(p, r, splat(1.0f / 720));
-    p = fmadd(p, r, splat(1.0f / 120));
-    p = fmadd(p, r, splat(1.0f / 24));
-    p = fmadd(p, r, splat(1.0f / 6));
-    p = fmadd(p, r, splat(0.5f));
-    p = fmadd(p, r, splat(1.0f));
-    p = fmadd(p, r, splat(1.0f));
-    IntVec power = ((IntVec)t - (IntVec)magic + 127) << 23; /* the bits of 2^n */
-    return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
-}
-
-/* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum
- * relative error (2e-8) on that interval, found by reweighted least squares; in float the error is below
- * 4e-7. */
-INLINE Vec vec_erf(Vec z)
-{
-    Vec t = z * z;
-    Vec p = splat(2.025844474e-06f);
-    p = fmadd(p, t, splat(2.846244930e-04f));
-    p = fmadd(p, t, splat(3.806482759e-03f));
-    p = fmadd(p, t, splat(5.287014567e-02f));
-    p = fmadd(p, t, splat(1.915148046e-01f));
-    p = fmadd(p, t, splat(1.128379144e+00f));
-    Vec q = splat(3.782783732e-05f);
-    q = fmadd(q, t, splat(1.170271814e-03f));
-    q = fmadd(q, t, splat(1.505173442e-02f));
-    q = fmadd(q, t, splat(1.145444036e-01f));
-    q = fmadd(q, t, splat(5.030582609e-01f));
-    q = fmadd(q, t, splat(1.0f));
-    Vec inside = z * p / q;
-    Vec result = choose(z >= 3.95f, splat(1.0f), inside);
-    return choose(z <= -3.95f, splat(-1.0f), result);
-}
-
-INLINE Vec vec_sigmoid(Vec x)
-{
-    return 1.0f / (1.0f + vec_exp(-x));
-}
-
 /* ---- memory and threads ------------------------------------------------------------------------*/
 
 void *arena_take(Arena *arena, size_t n_bytes)
@@ -144,10 +89,9 @@ static int round_up(int n, int step)
  *   output tiles of at most MC × NC              one thread each; kept balanced, see `product`
  *   blocks of KC terms of the sum                a's MC × KC block is copied to the stack (second cache)
  *   slivers of NR columns                        b's KC × NR sliver is copied to the stack (first cache)
- *   groups of MR rows                            the register tile, MR rows x 2 vectors: its sums, two vectors
- *                                                of b and one broadcast element of a fill the register file,
- *                                                24 + 3 of AVX-512's 32, else 12 + 3 of 16
- * The copies make every access of the register tile unit-stride, whatever the matrices' row distances. */
+ *   groups of MR rows                            the register tile, MR rows x 2 vectors: its sums, two
+ * vectors of b and one broadcast element of a fill the register file, 24 + 3 of AVX-512's 32, else 12 + 3 of
+ * 16 The copies make every access of the register tile unit-stride, whatever the matrices' row distances. */
 #if defined(__AVX512F__)
 #define MR 12
 #else
@@ -217,7 +161,8 @@ static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, c
         break;
     switch (rows) {
         CASE(1)
-        CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        CASE(2)
+        CASE(3) CASE(4) CASE(5) CASE(6)
 #if MR == 12
             CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
@@ -762,11 +707,6 @@ INLINE void map(float *x, size_t n, Vec (*f)(Vec))
         store(x + i, f(load(x + i)));
     if (i < n)
         store_part(x + i, f(load_part(x + i, n - i)), n - i);
-}
-
-INLINE Vec vec_gelu(Vec x)
-{
-    return 0.5f * x * (1.0f + vec_erf(x * 0.707106781f));
 }
 
 INLINE Vec vec_relu(Vec x)
