@@ -144,6 +144,14 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
     return (float)sqrt((residual(work, m) + ridge * penalty) / epsilon);
 }
 
+/* The channels that lie `ahead` floats after p (the next cell's) are called into the cache while this cell's
+ * are summed: so many maps are read side by side that the machine does not foresee it. (A prefetch of an
+ * address that does not exist does nothing.) */
+static void prefetch(const float *p, size_t ahead)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + ahead * sizeof *p));
+}
+
 /* row [stride] = features [h·w][C] at (x, y) in cells (centres at .5), clamped at the borders, bilinear,
  * times scale [C]. */
 static void sample(float *row, const AmmQuery *q, const float *features, float x, float y)
@@ -161,12 +169,15 @@ static void sample(float *row, const AmmQuery *q, const float *features, float x
     Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
         w11 = splat(fy * fx);
     if (fx == 0 && fy == 0) { /* a cell's centre: the same position, or the image's corner */
-        for (; c + LANES <= C; c += LANES)
+        for (; c + LANES <= C; c += LANES) {
+            prefetch(p00 + c, C);
             store(row + c, load(p00 + c) * load(q->scale + c));
+        }
     } else {
         for (; c + LANES <= C; c += LANES) {
             Vec top = fmadd(w01, load(p01 + c), w00 * load(p00 + c));
             Vec bottom = fmadd(w11, load(p11 + c), w10 * load(p10 + c));
+            prefetch(p11 + c, C);
             store(row + c, (top + bottom) * load(q->scale + c));
         }
     }
@@ -219,20 +230,34 @@ static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, i
     return amm_mahalanobis(work, m, job->options->epsilon);
 }
 
-static void measure_row(const MapJob *job, const AmmWork *work, int y)
+/* The map is made in squares of SQUARE x SQUARE cells, row by row: two rows of the square in each of several
+ * references (2 x 5 x 32 cells of 384 channels: 0.5 MB) stay in the second cache, and the next row of cells
+ * finds one of them there. */
+enum { SQUARE = 32 };
+
+static int squares(int cells)
 {
-    const AmmQuery *q = job->query;
-    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w, row = (size_t)y * (size_t)q->grid_w;
-    for (int i = 0; i < q->n; i++)
-        for (int x = 0; x < q->grid_w; x++) {
-            float w = q->weights[(size_t)i * n_cells + row + (size_t)x];
-            if (w > 0)
-                job->map[row + (size_t)x] += w * distance_at(job, work, i, x, y);
-        }
+    return (cells + SQUARE - 1) / SQUARE;
 }
 
-/* Each thread has a workspace of its own and takes every n_threads-th row, so that an object in a corner does
- * not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads. */
+static void measure_square(const MapJob *job, const AmmWork *work, int square)
+{
+    const AmmQuery *q = job->query;
+    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
+    const int y0 = square / squares(q->grid_w) * SQUARE, x0 = square % squares(q->grid_w) * SQUARE;
+    for (int i = 0; i < q->n; i++)
+        for (int y = y0; y < y0 + SQUARE && y < q->grid_h; y++)
+            for (int x = x0; x < x0 + SQUARE && x < q->grid_w; x++) {
+                size_t p = (size_t)y * (size_t)q->grid_w + (size_t)x;
+                float w = q->weights[(size_t)i * n_cells + p];
+                if (w > 0)
+                    job->map[p] += w * distance_at(job, work, i, x, y);
+            }
+}
+
+/* Each thread has a workspace of its own and takes every n_threads-th square, so that an object in a corner
+ * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads.
+ */
 int amm_structural(float *map, const AmmQuery *q, const AmmReference *references, int k,
                    const AmmOptions *options, Error *err)
 {
@@ -250,8 +275,8 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
         for (int t = 0; t < n_threads; t++) {
             Arena arena = {memory + (size_t)t * count.used, count.used, 0};
             amm_work(&work, &arena, k, q->channels);
-            for (int y = t; y < q->grid_h; y += n_threads)
-                measure_row(&job, &work, y);
+            for (int s = t; s < squares(q->grid_h) * squares(q->grid_w); s += n_threads)
+                measure_square(&job, &work, s);
         }
         if (options->blur > 0)
             gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);

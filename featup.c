@@ -25,6 +25,7 @@
  * This file has its own OpenMP loops (elsewhere they are in tensor.c): over rows of the output. Rows share
  * nothing and no sum is divided, so the bits do not depend on the number of threads. */
 #include "featup.h"
+#include "simd.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -365,14 +366,6 @@ static void fold_kernel(Folded *folded, int output, const float *kernel, const M
 
 /* ---- the weighted sum ---------------------------------------------------------------------------------*/
 
-/* A vector register's worth of channels; unaligned, since c is any number. */
-#ifdef __AVX512F__
-enum { LANES = 16 };
-#else
-enum { LANES = 8 };
-#endif
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
 /* The part of a window that lies inside the small image, and where the four sums go. */
 typedef struct Window {
     const float *first;          /* channels of the first pixel */
@@ -382,28 +375,31 @@ typedef struct Window {
     float *out[4];                  /* [c] each */
 } Window;
 
-/* out[k][c0 .. c0 + n_lanes*LANES) = sum over the window of weight[k] * pixel. n_lanes is a constant where
- * this is inlined, so that 4 x n_lanes sums stay in registers. */
-static inline __attribute__((always_inline)) void sum_lanes(const Window *v, size_t c0, const int n_lanes)
+/* Vectors of channels that are summed at once: 4 x VECS sums and what they are made of fill the registers, of
+ * which AVX-512 has 32 and others 16. */
+enum { VECS = LANES == 16 ? 4 : 2 };
+
+/* out[k][c0 .. c0 + n_vecs*LANES) = sum over the window of weight[k] * pixel. n_vecs is a constant where
+ * this is inlined, so that 4 x n_vecs sums stay in registers. */
+INLINE void weigh(const Window *v, size_t c0, const int n_vecs)
 {
-    Lanes sum[4][4] = {{{0}}};
+    Vec sum[4][VECS] = {{{0}}};
     for (int i = 0; i < v->n_rows; i++) {
         const float *pixel = v->first + (size_t)i * v->row_stride + c0;
         for (int j = 0; j < v->n_columns; j++, pixel += v->channels) {
             const float *weight = v->weight[i][j];
-            for (int l = 0; l < n_lanes; l++) {
-                const Lanes x = *(const Lanes *)(pixel + l * LANES);
-                for (int k = 0; k < 4; k++)
-                    sum[k][l] += weight[k] * x;
+            UNROLL for (int l = 0; l < n_vecs; l++)
+            {
+                const Vec x = load(pixel + l * LANES);
+                UNROLL for (int k = 0; k < 4; k++) sum[k][l] = fmadd(splat(weight[k]), x, sum[k][l]);
             }
         }
     }
-    for (int k = 0; k < 4; k++)
-        for (int l = 0; l < n_lanes; l++)
-            *(Lanes *)(v->out[k] + c0 + l * LANES) = sum[k][l];
+    UNROLL for (int k = 0; k < 4; k++) UNROLL for (int l = 0; l < n_vecs; l++)
+        store(v->out[k] + c0 + l * LANES, sum[k][l]);
 }
 
-static void sum_one_channel(const Window *v, size_t channel)
+static void weigh_one_channel(const Window *v, size_t channel)
 {
     float sum[4] = {0};
     for (int i = 0; i < v->n_rows; i++)
@@ -432,12 +428,12 @@ static void adaptive_conv(const Job *job, const Folded *folded, int m, int n)
         .out = {out, out + c, out + out_row, out + out_row + c},
     };
     size_t channel = 0;
-    for (; channel + 4 * LANES <= c; channel += 4 * LANES)
-        sum_lanes(&window, channel, 4);
+    for (; channel + VECS * LANES <= c; channel += VECS * LANES)
+        weigh(&window, channel, VECS);
     for (; channel + LANES <= c; channel += LANES)
-        sum_lanes(&window, channel, 1);
+        weigh(&window, channel, 1);
     for (; channel < c; channel++)
-        sum_one_channel(&window, channel);
+        weigh_one_channel(&window, channel);
 }
 
 /* ---- stages and stack ---------------------------------------------------------------------------------*/
