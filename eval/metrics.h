@@ -1,4 +1,19 @@
-/* eval/metrics.h - how good scores are: area under the ROC curve of images and of pixels. */
+/* eval/metrics.h - how good scores are: of images (detection) and of pixels (localization).
+ *
+ * The definitions are those of MVTec's evaluation scripts for MVTec AD and MVTec LOCO AD, and of scikit-learn
+ * where MVTec has none (average precision, pixel AUROC); tests/make_golden_mvtec.py runs the originals on the
+ * same maps. A higher score is more anomalous; "called anomalous at t" means score >= t. All curves have one
+ * point for every distinct score, so the numbers are exact; -0 and 0 are the same score, infinities are
+ * ordinary scores, and a score that is not a number is refused.
+ *
+ * Where that differs from the scripts:
+ *   - MVTec LOCO's script samples the sPRO curve at some hundred thresholds (--curve_max_distance; above ten
+ *     million pixels its start is drawn at random) and joins them by straight lines. We take all thresholds:
+ * what the script tends to when the distance shrinks. At its default of 0.001 it differs from that by about
+ * 1e-4.
+ *   - MVTec LOCO's image AUROC counts a good and an anomalous image of equal score as ordered right; here, in
+ *     MVTec AD's script and in scikit-learn such a pair counts half. Without ties all agree.
+ *   - Both scripts score an image by the maximum of its map. Pass that as the score to compare with them. */
 #ifndef SAMLAD_EVAL_METRICS_H
 #define SAMLAD_EVAL_METRICS_H
 
@@ -6,15 +21,70 @@
 #include <stdint.h>
 
 #include "../error.h"
+#include "truth.h"
 
-/* Probability that a positive scores above a negative, ties half (exact). NAN when a side is empty or a score
- * is not a number. */
+/* ---- scores of two classes -------------------------------------------------------------------------*/
+
+/* Fields that have no meaning (no positives; for auroc: no negatives) are NAN. */
+typedef struct RankMetrics {
+    uint64_t n_negative, n_positive;
+    double auroc;             /* probability that a positive scores above a negative, ties half */
+    double average_precision; /* sum over thresholds of (recall step) x precision */
+    double best_f1;           /* largest 2TP / (2TP + FP + FN) over all thresholds .. */
+    float best_f1_threshold;  /* .. and the highest threshold that reaches it */
+} RankMetrics;
+
+/* Images: e.g. test/good against logical_anomalies; MVTec LOCO's detection figure is the mean of the AUROCs
+ * of its two kinds. -1 when a score is not a number. O(n log n), n words of memory. */
+int rank_metrics(const float *negatives, size_t n_negatives, const float *positives, size_t n_positives,
+                 RankMetrics *metrics, Error *err);
+/* Its AUROC alone; NAN also on failure (with a sentence). */
 double auroc(const float *negatives, size_t n_negatives, const float *positives, size_t n_positives,
              Error *err);
 
-/* The same over pixels, streaming: counts per bin of the float's 22 upper bits (sign, exponent, 13 of the
- * mantissa), so that values closer than one part in 8,192 are a tie, and memory does not grow with the number
- * of pixels. */
+/* ---- scores of pixels, streaming --------------------------------------------------------------------*/
+
+enum { SPRO_LIMITS = 5, SPRO_5_PERCENT = 1, SPRO_30_PERCENT = 3 };
+extern const double spro_limits[SPRO_LIMITS]; /* false positive rates 0.01, 0.05, 0.1, 0.3, 1 */
+
+typedef struct PixelMetrics {
+    uint64_t n_images, n_regions;
+    RankMetrics pixels; /* positives: the pixels of any region; negatives: all others, good images included */
+    /* Area under the curve (false positive rate of pixels, mean over regions of min(found / saturation, 1))
+     * from 0 to the limit, by trapezoids with interpolation at the limit, divided by the limit. For regions
+     * that are components, au_spro[SPRO_30_PERCENT] is MVTec AD's AU-PRO. NAN without regions or without
+     * negatives. */
+    double au_spro[SPRO_LIMITS];
+} PixelMetrics;
+
+/* Maps are added image by image, each in a group; then any set of groups is measured, as often as wanted:
+ *
+ *   PixelScores *scores = pixel_scores_new(dir, err);
+ *   for every test image:  pixel_scores_add(scores, GROUP, map, width, height, &truth, path, err);
+ *   pixel_scores_measure(scores, 1u << GOOD | 1u << LOGICAL, &metrics, err);
+ *   pixel_scores_free(scores);
+ *
+ * Memory does not grow with the number of pixels: an image's scores are sorted and go to a scratch file, 4
+ * bytes a normal pixel and 8 for every region of an anomalous one; measuring merges the sorted images. In
+ * memory are one image while it is added (about 32 bytes a pixel), and while measuring about 32 MiB of
+ * buffers (at least 4 KiB an image, so more only from thousands of images on), plus a few bytes a region. The
+ * scratch file, as large as the maps, lies in `scratch_dir` (NULL: $TMPDIR, else /tmp), has no name, and is
+ * gone with the process however it ends. */
+typedef struct PixelScores PixelScores;
+enum { PIXEL_GROUPS = 32 };
+
+PixelScores *pixel_scores_new(const char *scratch_dir, Error *err);
+/* map [height][width]; truth NULL: a good image, else of the same size. `name` is for messages. */
+int pixel_scores_add(PixelScores *scores, int group, const float *map, int width, int height,
+                     const Truth *truth, const char *name, Error *err);
+/* Over all images of the groups whose bits are set. */
+int pixel_scores_measure(PixelScores *scores, uint32_t groups, PixelMetrics *metrics, Error *err);
+void pixel_scores_free(PixelScores *scores); /* NULL allowed */
+
+/* ---- the same AUROC by counting in bins ---------------------------------------------------------------*/
+
+/* Counts per bin of the float's 22 upper bits (sign, exponent, 13 of the mantissa), so that values closer
+ * than one part in 8,192 are a tie. */
 typedef struct PixelRoc PixelRoc;
 PixelRoc *pixel_roc_new(Error *err);
 void pixel_roc_add(PixelRoc *roc, const float *map, const uint8_t *truth,
