@@ -111,7 +111,10 @@ static int take_option(Args *args, const char *name, const char *value)
                  {"bank", &args->bank},
                  {"from", &args->from},
                  {"dump", &args->dump},
-                 {"mnist", &args->mnist}};
+                 {"mnist", &args->mnist},
+                 {"dataset", &args->dataset},
+                 {"data", &args->data},
+                 {"shard", &args->shard}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (strcmp(name, texts[i].name) == 0) {
             *texts[i].into = value;
@@ -126,6 +129,10 @@ static int take_option(Args *args, const char *name, const char *value)
         if (parse_floats(value, args->box, 4))
             return usage_error(args, "--box '%s' is not X0,Y0,X1,Y1", value);
         args->has_box = 1;
+    } else if (strcmp(name, "category") == 0) {
+        if (args->n_categories == (int)(sizeof args->categories / sizeof *args->categories))
+            return usage_error(args, "%s", "more than 64 categories");
+        args->categories[args->n_categories++] = value;
     } else if (strcmp(name, "seed") == 0) {
         if (parse_number(value, UINT64_MAX, &args->seed))
             return usage_error(args, "--seed '%s' is not a whole number", value);
@@ -156,6 +163,8 @@ static int take_flag(Args *args, const char *name)
         return args->json = 1;
     if (strcmp(name, "single") == 0)
         return args->single = 1;
+    if (strcmp(name, "merge") == 0)
+        return args->merge = 1;
     if (strcmp(name, "no-pictures") == 0) {
         args->pictures = 0;
         return 1;
@@ -531,8 +540,10 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     json_end(&w);
     char prefix[PATH_SIZE];
     if (!status && d->args->out && d->args->pictures)
-        status =
-            output_prefix(prefix, d->args->out, name, err) || write_pictures(r, rgb, prefix, err) ? -1 : 0;
+        status = output_prefix(prefix, d->args->out, name, err) || write_pictures(r, rgb, prefix, err) ||
+                         write_map(r, strcat(prefix, ".tiff"), err)
+                     ? -1
+                     : 0;
     fflush(stdout);
     return status;
 }
@@ -822,7 +833,7 @@ static const char HELP[] =
     "  segment   Segment Anything on one image\n"
     "  info      what is in a weights file or a bank\n"
     "  synth     write a data set: trays, or DigitAnatomy from MNIST\n"
-    "  eval      bank and test of one data set, with areas under ROC curves\n"
+    "  eval      run a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
     "  bench     how fast each stage is on this machine\n"
     "\n"
     "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads.\n";
@@ -855,7 +866,8 @@ static const struct {
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed mnist"},
-    {"eval", command_eval, help_eval, "bank out json max-bank backbone sam featup dcga *"},
+    {"eval", command_eval, help_eval,
+     "bank out json max-bank dataset data category shard merge no-pictures backbone sam featup dcga *"},
 };
 
 static int wants_help(int argc, char **argv)

@@ -17,7 +17,10 @@ typedef struct Args {
     char vit[PATH_SIZE], sam[PATH_SIZE], featup[PATH_SIZE]; /* found defaults */
     int no_featup;
     const char *out, *bank, *from, *dump, *mnist;
-    int json, single, pictures, max_bank;
+    const char *dataset, *data, *shard;
+    int n_categories;
+    const char *categories[64];
+    int json, single, pictures, merge, max_bank;
     uint64_t seed;
     int has_seed;
     int n_set;

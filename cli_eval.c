@@ -51,50 +51,135 @@ int command_synth(Args *args)
 }
 
 static const char EVAL_HELP[] =
-    "usage: samlad eval DIR [-o OUT] [--max-bank N] [options of samlad bank]\n"
+    "usage: samlad eval DATA [-o OUT] [options of samlad bank]\n"
+    "       samlad eval --merge RUN... [-o OUT]\n"
     "\n"
-    "Measure on one category in MVTec LOCO's layout: DIR/train/good becomes the bank, DIR/test/good is "
-    "compared with every\n"
-    "other folder of DIR/test. Prints the area under the ROC curve of each, and of pixels where ground_truth "
-    "is.\n"
+    "Run a data set: a bank of each category's normal images, every test image against it, and the tables.\n"
+    "The data set is looked through first: what is missing or cannot be read is told before any work.\n"
     "\n"
     "  samlad synth tray trays && samlad eval trays -o out\n"
+    "  samlad eval mvtec_loco/ -o loco --sam sam_vit_h.safetensors --backbone dinov2_vits14.safetensors\n"
     "\n"
-    "  -o, --out DIR         results.jsonl and, for each test image, heat map, overlay and float TIFF\n"
-    "  --bank BANK           use this bank instead of DIR/train/good\n"
+    "Killed at any moment, the same command goes on where it stood, to the same bytes. With other settings, "
+    "weights\n"
+    "or images it refuses: what was begun is not mixed.\n"
+    "\n"
+    "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and "
+    "below it\n"
+    "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's "
+    "evaluation\n"
+    "                        scripts), records, pictures, banks. Without it only the figures are printed\n"
+    "  --dataset KIND        auto|mvtec-loco|mvtec-ad|visa|digit-anatomy|folder [auto: by the layout]\n"
+    "  --category NAME       only this category; may be given several times\n"
+    "  --bank BANK           use this bank instead of the normal images (one category)\n"
     "  --max-bank N          use at most N normal images\n"
-    "  --json                print the figures as JSON\n";
+    "  --no-pictures         no heat maps and overlays\n"
+    "  --json                print the figures as JSON\n"
+    "\n"
+    "Many processes, on one machine or on many that share OUT, then the tables:\n"
+    "\n"
+    "  parallel samlad eval DATA -o OUT --shard {}/8 ::: 1 2 3 4 5 6 7 8 && samlad eval --merge OUT\n"
+    "\n"
+    "  --shard I/N           do every N-th test image, from the I-th on; N processes make one run\n"
+    "  --merge RUN...        put the results of these folders together (in OUT, or in the only one)\n"
+    "  --data DATA           with --merge: where the data set is now\n"
+    "\n"
+    "A folder of your own: DIR/train/good or DIR/normal for the bank, DIR/test/good and DIR/test/KIND to "
+    "judge;\n"
+    "ground_truth/KIND/NAME.png (or NAME_mask.png, or NAME/*.png) where you have it. DIR may hold several "
+    "such\n"
+    "folders.\n";
 
-static void print_evaluation(const Evaluation *e, int json)
+static void print_json(const Evaluation *e)
 {
     JsonWriter w;
-    double per_image = e->n_images ? e->seconds_detect / e->n_images : 0;
-    if (!json) {
-        for (int i = 0; i < e->n_kinds; i++)
-            printf("%-24s AUROC %.3f  (%d against %d good)\n", e->kinds[i].name, e->kinds[i].auroc,
-                   e->kinds[i].n, e->n_good);
-        printf(
-            "%-24s AUROC %.3f\n%-24s AUROC %.3f\nbank of %d images in %.1f s, %d test images, %.3f s/image\n",
-            "all", e->auroc, "pixels", e->pixel_auroc, e->n_bank, e->seconds_bank, e->n_images, per_image);
-        return;
-    }
     json_begin(&w);
-    json_open(&w, '{');
-    json_key(&w, "auroc"), json_number(&w, e->auroc);
-    json_key(&w, "pixel_auroc"), json_number(&w, e->pixel_auroc);
-    json_key(&w, "bank_images"), json_int(&w, e->n_bank);
-    json_key(&w, "good_images"), json_int(&w, e->n_good);
-    json_key(&w, "test_images"), json_int(&w, e->n_images);
-    json_key(&w, "seconds_bank"), json_number(&w, e->seconds_bank);
-    json_key(&w, "seconds_per_image"), json_number(&w, per_image);
-    json_key(&w, "kinds");
-    json_open(&w, '{');
-    for (int i = 0; i < e->n_kinds; i++)
-        json_key(&w, e->kinds[i].name), json_number(&w, e->kinds[i].auroc);
-    json_close(&w, '}');
-    json_close(&w, '}');
+    table_json(&w, e->categories, &e->dataset);
     printf("%s\n", w.failed ? "{}" : w.text);
     json_end(&w);
+}
+
+static void print_evaluation(const Args *args, const Evaluation *e)
+{
+    CategoryFigures all;
+    if (!e->categories) {
+        printf("shard %s: %d test images done; when all shards are: samlad eval --merge %s\n", args->shard,
+               e->times.n_images, args->out);
+        return;
+    }
+    if (args->json) {
+        print_json(e);
+        return;
+    }
+    table_print(stdout, e->categories, &e->dataset);
+    table_mean(&all, e->categories, e->dataset.n);
+    if (e->times.n_images == all.n_images)
+        printf("bank of %d images in %.1f s, %d test images, %.3f s/image\n", all.n_bank, e->times.bank,
+               all.n_images, e->times.images / all.n_images);
+    else
+        printf("bank of %d images, %d test images, %d of them done now\n", all.n_bank, all.n_images,
+               e->times.n_images);
+}
+
+/* All that is wrong with the data set, a line each, then how many there were; the only one stands alone. */
+static int failed_evaluation(const Evaluation *e, const Error *err)
+{
+    for (int i = 0; i < e->problems.n && i < PROBLEMS_KEPT; i++)
+        fprintf(stderr, "samlad: %s\n",
+                e->problems.sentences[i] ? e->problems.sentences[i] : "not enough memory");
+    return e->problems.n == 1 ? EXIT_FAILURE : failed(err);
+}
+
+/* "I/N" with 1 <= I <= N. */
+static int parse_shard(const char *text, int *shard, int *n_shards)
+{
+    char end;
+    *shard = 0, *n_shards = 1;
+    if (!text)
+        return 0;
+    if (sscanf(text, "%9d/%9d%c", shard, n_shards, &end) != 2 || *shard < 1 || *shard > *n_shards)
+        return -1;
+    --*shard;
+    return 0;
+}
+
+static int merge_runs(Args *args, const EvaluateRequest *request)
+{
+    Error err;
+    Evaluation e;
+    const char *out = args->out ? args->out : args->inputs[0];
+    if (args->n_inputs == 0 || (args->n_inputs > 1 && !args->out))
+        return usage_error(args, "%s", "--merge needs the folder of a run, or several and -o OUT");
+    int status = evaluate_merge(args->inputs, args->n_inputs, out, request, &e, &err);
+    if (!status)
+        print_evaluation(args, &e);
+    status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
+    evaluation_free(&e);
+    return status;
+}
+
+/* What the command line asks for; 0, or an exit status. */
+static int make_request(Args *args, EvaluateRequest *request, Progress *progress)
+{
+    *request = (EvaluateRequest){
+        .data = args->merge ? args->data : args->inputs[0],
+        .kind = args->dataset ? dataset_kind_find(args->dataset) : DATASET_AUTO,
+        .categories = args->categories,
+        .n_categories = args->n_categories,
+        .plan = {.out = args->out,
+                 .bank = args->bank,
+                 .max_bank = args->max_bank,
+                 .pictures = args->pictures && args->out,
+                 .progress = show_progress,
+                 .user = progress},
+    };
+    if (request->kind == DATASET_KINDS)
+        return usage_error(
+            args, "--dataset '%s' is none of auto, mvtec-loco, mvtec-ad, visa, digit-anatomy, folder",
+            args->dataset);
+    if (parse_shard(args->shard, &request->plan.shard, &request->plan.n_shards))
+        return usage_error(args, "--shard '%s' is not I/N with I from 1 to N", args->shard);
+    return 0;
 }
 
 int command_eval(Args *args)
@@ -102,21 +187,28 @@ int command_eval(Args *args)
     Error err;
     Evaluation e;
     Progress progress = {0};
-    if (args->n_inputs != 1)
+    EvaluateRequest request;
+    if (!args->merge && args->n_inputs != 1)
         return usage_error(args, "%s", "one folder, please");
+    int status = make_request(args, &request, &progress);
+    if (status || args->merge)
+        return status ? status : merge_runs(args, &request);
     if (args->bank && args->n_set > 0)
         return usage_error(args,
                            "--%s is a setting of the bank: leave out --bank, or make one with samlad bank",
                            args->set[0]->name);
+    if (args->shard && !args->out)
+        return usage_error(args, "%s", "--shard needs -o OUT: the folder that the shards work on");
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
-    int status = evaluate(s, args->inputs[0], args->bank, args->out, args->max_bank, &e, show_progress,
-                          &progress, &err);
+    status = evaluate(s, &request, &e, &err);
     if (!status)
-        print_evaluation(&e, args->json);
+        print_evaluation(args, &e);
+    status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
+    evaluation_free(&e);
     samlad_close(s);
-    return status ? failed(&err) : EXIT_SUCCESS;
+    return status;
 }
 
 /* The helps of this chapter. */

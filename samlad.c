@@ -203,6 +203,37 @@ static int finish_bank(Samlad *s, SamladProgress progress, void *user, Error *er
     return status;
 }
 
+/* The builder's images become the bank, which is calibrated. The builder is freed whatever happens. */
+static int adopt_bank(Samlad *s, BankBuilder *builder, SamladProgress progress, void *user, Error *err)
+{
+    if (bank_builder_finish(builder, &s->bank, err))
+        return -1;
+    s->bank.vit = s->vit;
+    s->bank.sam = s->options.no_objects ? (WeightsId){0} : s->sam;
+    s->bank.featup = s->featup;
+    return finish_bank(s, progress, user, err);
+}
+
+int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
+                            SamladProgress progress, void *user, Error *err)
+{
+    BankBuilder *builder = bank_builder_new(err);
+    bank_free(&s->bank);
+    s->has_bank = 0;
+    int status = builder ? 0 : -1;
+    for (int i = 0; i < n && !status; i++) {
+        Normal normal = {.status = 0};
+        status = scene_load(&normal.scene, scenes[i], err);
+        if (!status)
+            status = add_batch(builder, &normal, names + i, 1, err);
+    }
+    if (status) {
+        bank_builder_free(builder);
+        return -1;
+    }
+    return adopt_bank(s, builder, progress, user, err);
+}
+
 int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user,
                       Error *err)
 {
@@ -214,12 +245,7 @@ int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress
         bank_builder_free(builder);
         return -1;
     }
-    if (bank_builder_finish(builder, &s->bank, err))
-        return -1;
-    s->bank.vit = s->vit;
-    s->bank.sam = s->options.no_objects ? (WeightsId){0} : s->sam;
-    s->bank.featup = s->featup;
-    return finish_bank(s, progress, user, err);
+    return adopt_bank(s, builder, progress, user, err);
 }
 
 int samlad_bank_save(const Samlad *s, const char *path, Error *err)
@@ -373,6 +399,49 @@ int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladRe
     }
     st_writer_free(writer);
     return status;
+}
+
+int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error *err)
+{
+    Scene scene;
+    Comparison c;
+    *result = (SamladResult){0};
+    if (!s->has_bank)
+        return fail(err, "no bank: build or load one before detecting");
+    if (scene_load(&scene, path, err))
+        return -1;
+    int status = compare_scene(&c, &s->bank, &scene, -1, 0, NULL, err);
+    if (!status) {
+        status = make_result(result, &s->bank, &c, &scene, err);
+        comparison_free(&c);
+    }
+    scene_free(&scene);
+    return status;
+}
+
+int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err)
+{
+    Scene scene;
+    if (scene_analyse(&scene, &s->models, &s->options, rgb, height, width, NULL, err))
+        return -1;
+    int status = scene_save(&scene, path, err);
+    scene_free(&scene);
+    return status;
+}
+
+void samlad_describe(const Samlad *s, SamladEach each, void *user)
+{
+    const WeightsId *ids[] = {&s->vit, &s->sam, &s->featup, &s->dcga};
+    static const char *const keys[] = {"weights.backbone.sha256", "weights.sam.sha256",
+                                       "weights.featup.sha256", "weights.dcga.sha256"};
+    char key[96], value[64];
+    for (int i = 0; i < option_count; i++) {
+        snprintf(key, sizeof key, "option.%s", option_table[i].name);
+        option_text(&s->options, &option_table[i], value, sizeof value);
+        each(user, key, value);
+    }
+    for (int i = 0; i < 4; i++)
+        each(user, keys[i], ids[i]->sha256[0] ? ids[i]->sha256 : "none");
 }
 
 void samlad_result_free(SamladResult *r)

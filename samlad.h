@@ -56,11 +56,22 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err);
 /* Take the images of another bank and calibrate them anew with the options that are set now (those that do
  * not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
+/* The same bank from scenes that samlad_scene_save kept; names [n] of the images. */
+int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
+                            SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);
 /* Scores above it are called anomalous: the option threshold-quantile of the leave-one-out scores; NAN: one
  * normal image has none. */
 float samlad_bank_threshold(const Samlad *s);
 const char *samlad_bank_name(const Samlad *s, int image);
+
+/* ---- what long runs need -------------------------------------------------------------------------*/
+/* Analyse an image and keep it (features, objects) as a file, to build a bank or to detect from, bit for bit
+ * as from the image itself. */
+int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err);
+/* Everything that decides results, as text: "option.k" = "10", "weights.sam.sha256" = ... */
+typedef void (*SamladEach)(void *user, const char *key, const char *value);
+void samlad_describe(const Samlad *s, SamladEach each, void *user);
 
 /* ---- detection -----------------------------------------------------------------------------------*/
 typedef enum SamladVerdict { VERDICT_NORMAL, VERDICT_EXTRA, VERDICT_DAMAGED } SamladVerdict;
@@ -119,6 +130,8 @@ typedef struct SamladResult {
 /* rgb uint8 [height][width][3]. dump: file for every intermediate tensor (METHOD.md 11), or NULL. */
 int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
                   const char *dump, Error *err);
+/* The same from a scene that samlad_scene_save kept. */
+int samlad_detect_scene(Samlad *s, const char *scene, SamladResult *result, Error *err);
 void samlad_result_free(SamladResult *result);
 /* The fused map at the image's size, bilinear: map [height][width]. */
 void samlad_full_map(const SamladResult *result, float *map);

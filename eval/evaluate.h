@@ -1,40 +1,37 @@
-/* eval/evaluate.h - one category in MVTec LOCO's layout: train/good is the bank, test/good against every
- * other test folder. */
+/* eval/evaluate.h - the whole of an evaluation: find the data set, check it, run it, measure it. */
 #ifndef SAMLAD_EVAL_EVALUATE_H
 #define SAMLAD_EVAL_EVALUATE_H
 
 #include "../samlad.h"
-
-enum { EVALUATE_MAX_KINDS = 64 };
-
-typedef struct EvaluateKind {
-    char name[128]; /* "logical_anomalies" */
-    int n;
-    double auroc; /* against test/good */
-} EvaluateKind;
+#include "dataset.h"
+#include "run.h"
+#include "table.h"
 
 typedef struct Evaluation {
-    int n_bank, n_good, n_images; /* n_images: all of test */
-    int n_kinds;
-    EvaluateKind kinds[EVALUATE_MAX_KINDS]; /* by name */
-    double auroc;                           /* all anomalies against test/good */
-    double pixel_auroc;                     /* NAN without ground_truth */
-    double seconds_bank, seconds_detect;
+    Dataset dataset;
+    Problems problems;           /* when not 0, nothing was begun */
+    CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work */
+    RunTimes times;              /* of this process */
 } Evaluation;
 
-/* Called after each image; `what` names the work. */
-typedef SamladProgress EvaluateProgress;
+typedef struct EvaluateRequest {
+    const char *data;
+    DatasetKind kind;
+    const char *const *categories; /* [n_categories] the wanted ones; 0: all */
+    int n_categories;
+    RunPlan plan; /* out NULL: a temporary folder, removed at the end */
+} EvaluateRequest;
 
-/* Build the bank from dir/train/good, or load it from `bank`, then detect all of dir/test. out: folder for
- * results.jsonl, and for every image heat map, overlay and float TIFF under KIND/NAME (NULL: none). max_bank:
- * at most so many normal images (0: all). */
-int evaluate(Samlad *s, const char *dir, const char *bank, const char *out, int max_bank, Evaluation *result,
-             EvaluateProgress progress, void *user, Error *err);
+/* Resumes what is in plan.out. Fails with problems when the data set has some: err says how many. */
+int evaluate(Samlad *s, const EvaluateRequest *request, Evaluation *result, Error *err);
+/* Put folders of the same run together in `out` and measure: no models are needed. request: data may be NULL
+ * (where the run found it). */
+int evaluate_merge(const char *const *folders, int n, const char *out, const EvaluateRequest *request,
+                   Evaluation *result, Error *err);
+void evaluation_free(Evaluation *result);
 
-/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
-int looks_like_image(const char *name);
-
-/* The outputs of one detected image: PREFIX_heat.png, PREFIX_overlay.png, PREFIX.tiff. */
+/* The pictures of one detected image: PREFIX_heat.png, PREFIX_overlay.png; its map as float TIFF (run.c). */
 int write_pictures(const SamladResult *result, const uint8_t *rgb, const char *prefix, Error *err);
+int write_map(const SamladResult *result, const char *path, Error *err);
 
 #endif

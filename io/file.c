@@ -7,6 +7,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +79,96 @@ uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err)
     return bytes;
 }
 
+/* ---- temporary names -------------------------------------------------------------------------------*/
+
+/* Machines that share a folder may have equal process numbers: the name of the machine tells them apart. */
+static void host_name(char host[64])
+{
+    if (gethostname(host, 63) != 0)
+        strcpy(host, "host");
+    host[63] = 0;
+    for (char *c = host; *c; c++)
+        *c = *c == '/' ? '_' : *c;
+}
+
+char *temporary_name(const char *path)
+{
+    char host[64];
+    host_name(host);
+    size_t size = strlen(path) + sizeof host + 32;
+    char *name = malloc(size);
+    if (name)
+        snprintf(name, size, "%s.tmp.%s.%ld", path, host, (long)getpid());
+    return name;
+}
+
+/* Was the file left by a process of this machine that is no more? */
+static int is_stale(const char *name)
+{
+    char host[64], rest[96];
+    const char *found = NULL;
+    for (const char *at = name; (at = strstr(at, ".tmp.")) != NULL; at++)
+        found = at;
+    host_name(host);
+    snprintf(rest, sizeof rest, ".tmp.%s.", host);
+    if (!found || strncmp(found, rest, strlen(rest)) != 0)
+        return 0;
+    char *end;
+    long pid = strtol(found + strlen(rest), &end, 10);
+    return *end == 0 && pid > 0 && pid != (long)getpid() && kill((pid_t)pid, 0) != 0 && errno == ESRCH;
+}
+
+static int sweep_one(const char *path, const struct stat *info, int type, struct FTW *at)
+{
+    (void)info;
+    if (type == FTW_F && is_stale(path + at->base))
+        unlink(path); /* another process may have been first */
+    return 0;
+}
+
+int dir_sweep(const char *path, Error *err)
+{
+    return nftw(path, sweep_one, 16, FTW_PHYS) == 0
+               ? 0
+               : fail(err, "%s: cannot look through the folder: %s", path, strerror(errno));
+}
+
+static int remove_one(const char *path, const struct stat *info, int type, struct FTW *at)
+{
+    (void)info, (void)type, (void)at;
+    return remove(path) != 0 && errno != ENOENT ? -1 : 0;
+}
+
+int dir_remove(const char *path, Error *err)
+{
+    if (!dir_exists(path) || nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0 || errno == ENOENT)
+        return 0;
+    return fail(err, "%s: cannot remove the folder: %s", path, strerror(errno));
+}
+
+int file_sync(const char *path, Error *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC), status = fd < 0 || fsync(fd) != 0 ? -1 : 0;
+    if (status)
+        fail(err, "%s: cannot be brought to the disk: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return status;
+}
+
+int file_publish(const char *from, const char *to, Error *err)
+{
+    int existed = 0;
+    if (link(from, to) != 0) {
+        existed = errno == EEXIST;
+        /* file systems without hard links: the last one wins */
+        if (!existed && rename(from, to) != 0)
+            return fail(err, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
+    }
+    unlink(from);
+    return existed;
+}
+
 /* ---- writing ---------------------------------------------------------------------------------------*/
 
 static void out_release(OutFile *out)
@@ -91,15 +183,12 @@ int out_open(OutFile *out, const char *path, Error *err)
     struct stat info;
     memset(out, 0, sizeof *out);
     int special = stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
-    size_t size = strlen(path) + 32;
     out->path = strdup(path);
-    out->tmp = special ? NULL : malloc(size);
+    out->tmp = special ? NULL : temporary_name(path);
     if (!out->path || (!special && !out->tmp)) {
         out_release(out);
-        return fail_memory(err, path, size);
+        return fail_memory(err, path, strlen(path) + 1);
     }
-    if (out->tmp)
-        snprintf(out->tmp, size, "%s.tmp.%ld", path, (long)getpid());
     const char *target = out->tmp ? out->tmp : out->path;
     out->stream = fopen(target, "wbe");
     if (!out->stream) {

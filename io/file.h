@@ -9,7 +9,7 @@
 
 /* The whole file, malloc'd, with a NUL after it (not counted in *n). max_bytes bounds it. */
 uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);
-/* Write to "PATH.tmp.PID", then rename; on failure nothing is left behind. */
+/* Write to "PATH.tmp.HOST.PID", then rename; on failure nothing is left behind. */
 int file_write(const char *path, const void *bytes, size_t n, Error *err);
 
 /* The same in pieces: open, put any number of times, then commit (rename) or drop. A put after a failed
@@ -25,6 +25,18 @@ int out_open(OutFile *out, const char *path, Error *err);
 void out_put(OutFile *out, const void *bytes, size_t n);
 int out_commit(OutFile *out, Error *err);
 void out_drop(OutFile *out);
+
+/* The path with ".tmp.HOST.PID" after it: what this process may write without meeting another, on this
+ * machine or on another that shares the folder. malloc'd; NULL: no memory. */
+char *temporary_name(const char *path);
+/* Wait until the disk has the file. */
+int file_sync(const char *path, Error *err);
+/* Give `from` the name `to` unless that exists; `from` is gone either way. 1: it exists already. */
+int file_publish(const char *from, const char *to, Error *err);
+/* Remove files in and below the folder that killed processes of this machine left under temporary names. */
+int dir_sweep(const char *path, Error *err);
+/* Remove the folder and all that is in it; none is fine. */
+int dir_remove(const char *path, Error *err);
 
 int file_exists(const char *path);
 int dir_exists(const char *path);

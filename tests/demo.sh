@@ -14,7 +14,7 @@ echo "3. every test image against it"
 cat "$out/figures.txt"
 echo "4. one of them in words"
 "$samlad" detect --bank "$out/tray.bank" "$out/tray/test/logical_anomalies/000.png"
-echo "pictures: $out/results/*/*_overlay.png (green normal, red extra, orange damaged, dashed blue missing), *_heat.png"
+echo "pictures: $out/results/pictures/*/*/*/*_overlay.png (green normal, red extra, orange damaged, dashed blue missing), *_heat.png"
 awk '
     $1 == "logical_anomalies" { logical = $3 }
     $1 == "structural_anomalies" { structural = $3 }

@@ -280,7 +280,7 @@ cp truth.pgm set/ground_truth/moved/000/000.pgm
 expect 0 eval "$bin" eval set -o evaluated $weights $masks
 says "moved  *AUROC [01]"
 says "pixels  *AUROC 0\."
-there evaluated/results.jsonl evaluated/good/000_heat.png evaluated/moved/000_overlay.png evaluated/moved/000.tiff
+there evaluated/results.jsonl evaluated/pictures/set/test/good/000_heat.png evaluated/pictures/set/test/moved/000_overlay.png evaluated/anomaly_maps/set/test/moved/000.tiff
 expect 0 "eval with a bank" "$bin" eval set --bank n.bank $weights
 says "bank of 4 images"
 expect 2 "eval with a bank and a setting" "$bin" eval set --bank n.bank --k 3 $weights

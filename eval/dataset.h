@@ -1,0 +1,76 @@
+/* eval/dataset.h - data sets for anomaly detection as they lie on disk: found by their layout, listed,
+ * checked.
+ *
+ *   mvtec-loco     ROOT/CATEGORY/{train/good, validation/good,
+ * test/{good,logical_anomalies,structural_anomalies}, ground_truth/KIND/000/000.png ..., defects_config.json}
+ *   mvtec-ad       ROOT/CATEGORY/{train/good, test/{good,KIND...}, ground_truth/KIND/000_mask.png}
+ *   visa           ROOT/split_csv/1cls.csv with ROOT/CATEGORY/Data/{Images/{Normal,Anomaly},Masks/Anomaly},
+ * or the reorganised ROOT/1cls/CATEGORY/{train/good, test/{good,bad}, ground_truth/bad/000.png} digit-anatomy
+ * what `samlad synth digits` writes: LOCO's layout without categories folder         ROOT or ROOT/CATEGORY
+ * with train/good or normal/, tests in test/KIND or beside normal/, masks (optional) in ground_truth/ or
+ * masks/ by any of the names above
+ *
+ * The folder of one category is a data set too. */
+#ifndef SAMLAD_EVAL_DATASET_H
+#define SAMLAD_EVAL_DATASET_H
+
+#include "../error.h"
+
+typedef enum DatasetKind {
+    DATASET_AUTO,
+    DATASET_LOCO,
+    DATASET_AD,
+    DATASET_VISA,
+    DATASET_DIGITS,
+    DATASET_FOLDER,
+    DATASET_KINDS
+} DatasetKind;
+
+typedef struct DatasetImage {
+    char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending */
+    int normal;               /* 1: nothing is wrong with it */
+    int width, height;        /* by the file's header; dataset_check fills them */
+    long long bytes;
+    int n_masks;
+    char **masks; /* [n_masks] where it is wrong; not 0: defect */
+} DatasetImage;
+
+typedef struct DatasetCategory {
+    char name[128];
+    char *dir, *config; /* config: defects_config.json, or NULL */
+    int n_normal;       /* for the bank */
+    char **normal;
+    int n_images; /* of the test: the good ones first, then kind by kind */
+    DatasetImage *images;
+} DatasetCategory;
+
+typedef struct Dataset {
+    DatasetKind kind;
+    char *root;
+    int n;
+    DatasetCategory *categories;
+} Dataset;
+
+/* What is wrong with a data set: the first sentences, and how many there were. */
+enum { PROBLEMS_KEPT = 20 };
+typedef struct Problems {
+    int n;
+    char *sentences[PROBLEMS_KEPT];
+} Problems;
+
+const char *dataset_kind_name(DatasetKind kind); /* "mvtec-loco" */
+DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind */
+
+/* List the data set; wanted [n_wanted]: only these categories (0: all). What is wrong with its layout goes to
+ * problems; -1 only when nothing can be said of it at all. */
+int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const char *const *wanted,
+                 int n_wanted, Problems *problems, Error *err);
+/* Look at every image's header and every mask's size. with_bank 0: the normal images are not needed. */
+void dataset_check(Dataset *dataset, int with_bank, Problems *problems);
+void dataset_free(Dataset *dataset);
+void problems_free(Problems *problems);
+
+/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
+int looks_like_image(const char *name);
+
+#endif

@@ -1,0 +1,807 @@
+/* eval/run.c - see run.h. */
+#include "run.h"
+#include "evaluate.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../io/file.h"
+#include "../io/image.h"
+#include "../io/json.h"
+#include "../io/safetensors.h"
+#include "../report.h"
+#include "../tensor.h"
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ================================================================================================
+ * Paths
+ * ============================================================================================== */
+
+static int join3(char path[RUN_PATH], const char *a, const char *b, const char *c, const char *ending,
+                 Error *err)
+{
+    return snprintf(path, RUN_PATH, "%s/%s/%s%s", a, b, c, ending) < RUN_PATH - 128
+               ? 0
+               : fail(err, "%s/%s: the path is too long", a, b);
+}
+
+int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *c,
+             const DatasetImage *image, const char *ending, Error *err)
+{
+    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, image->stem,
+                    ending) < RUN_PATH - 128
+               ? 0
+               : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);
+}
+
+/* The folder that the file will stand in. */
+static int make_parent(const char *path, Error *err)
+{
+    char dir[RUN_PATH];
+    snprintf(dir, sizeof dir, "%s", path);
+    char *slash = strrchr(dir, '/');
+    if (!slash)
+        return 0;
+    *slash = '\0';
+    return dir_make(dir, err);
+}
+
+/* ================================================================================================
+ * Facts: what the results depend on
+ * ============================================================================================== */
+
+void facts_add(Facts *f, const char *key, const char *value)
+{
+    if (f->n == (int)(sizeof f->keys / sizeof *f->keys))
+        return; /* read files are longer than any that we write: they differ anyway */
+    f->keys[f->n] = strdup(key);
+    f->values[f->n] = strdup(value);
+    f->n += f->keys[f->n] && f->values[f->n];
+}
+
+static void facts_add_int(Facts *f, const char *key, long long value)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%lld", value);
+    facts_add(f, key, text);
+}
+
+void facts_free(Facts *f)
+{
+    for (int i = 0; i < f->n; i++)
+        free(f->keys[i]), free(f->values[i]);
+    *f = (Facts){0};
+}
+
+const char *facts_get(const Facts *f, const char *key)
+{
+    for (int i = 0; i < f->n; i++)
+        if (strcmp(f->keys[i], key) == 0)
+            return f->values[i];
+    return NULL;
+}
+
+int facts_differ(const Facts *then, const Facts *now_, int *in_then)
+{
+    *in_then = 0;
+    for (int i = 0; i < now_->n; i++) {
+        const char *value = facts_get(then, now_->keys[i]);
+        if (strcmp(now_->keys[i], "data") != 0 && (!value || strcmp(value, now_->values[i]) != 0))
+            return i;
+    }
+    *in_then = 1;
+    for (int i = 0; i < then->n; i++)
+        if (!facts_get(now_, then->keys[i]))
+            return i;
+    return -1;
+}
+
+int facts_read(Facts *f, const char *path, Error *err)
+{
+    *f = (Facts){0};
+    const Json *json = json_read(path, err);
+    if (!json)
+        return -1;
+    int status = json->type == JSON_OBJECT ? 0 : fail(err, "%s: not what samlad eval writes", path);
+    for (size_t i = 0; i < json->n && !status; i++) {
+        const Json *child = &json->children[i];
+        if (child->type == JSON_STRING)
+            facts_add(f, child->key, child->string);
+        else
+            status = fail(err, "%s: %s is not a string", path, child->key);
+    }
+    json_free(json);
+    if (status)
+        facts_free(f);
+    return status;
+}
+
+/* Write the facts, unless another process was first. */
+static int facts_publish(const Facts *f, const char *path, Error *err)
+{
+    JsonWriter w;
+    char *temporary = temporary_name(path);
+    json_begin(&w);
+    json_open(&w, '{');
+    for (int i = 0; i < f->n; i++)
+        json_key(&w, f->keys[i]), json_string(&w, f->values[i]);
+    json_close(&w, '}');
+    int status = temporary && !w.failed ? json_save(&w, temporary, err) : fail_memory(err, path, w.length);
+    json_end(&w);
+    if (!status)
+        status = file_sync(temporary, err) || file_publish(temporary, path, err) < 0 ? -1 : 0;
+    free(temporary);
+    return status;
+}
+
+/* "option.k" is an option of the command, "weights.sam.sha256" a file. */
+static const char *words_of(const char *key, char text[96])
+{
+    if (strncmp(key, "option.", 7) == 0)
+        snprintf(text, 96, "--%.60s", key + 7);
+    else if (strncmp(key, "weights.", 8) == 0)
+        snprintf(text, 96, "the weights of --%.*s (sha256)", (int)strcspn(key + 8, "."), key + 8);
+    else if (strncmp(key, "normal.", 7) == 0)
+        snprintf(text, 96, "the normal images (%.60s)", key + 7);
+    else if (strncmp(key, "test.", 5) == 0)
+        snprintf(text, 96, "the test images (%.60s)", key + 5);
+    else if (strcmp(key, "samlad") == 0)
+        snprintf(text, 96, "samlad's version");
+    else
+        snprintf(text, 96, "--%.60s", key);
+    return text;
+}
+
+/* Facts already in the folder must be those of today; else they are written. */
+static int facts_settle(const Facts *today, const char *path, Error *err)
+{
+    Facts then;
+    char what[96];
+    int in_then;
+    if (!file_exists(path) && facts_publish(today, path, err))
+        return -1;
+    if (facts_read(&then, path, err))
+        return -1;
+    int i = facts_differ(&then, today, &in_then), status = 0;
+    if (i >= 0) {
+        const char *key = in_then ? then.keys[i] : today->keys[i], *was = facts_get(&then, key),
+                   *is = facts_get(today, key);
+        status =
+            fail(err,
+                 "%s: the run in this folder was begun with other settings: %s was %.64s and is %.64s now; "
+                 "go on with the old, or give another folder",
+                 path, words_of(key, what), was ? was : "not there", is ? is : "not there");
+    }
+    facts_free(&then);
+    return status;
+}
+
+static void add_fact(void *user, const char *key, const char *value)
+{
+    facts_add(user, key, value);
+}
+
+/* The checksum of a file's bytes. */
+static int file_sha256(const char *path, char hex[65], Error *err)
+{
+    size_t n;
+    uint8_t *bytes = file_read(path, (size_t)1 << 30, &n, err);
+    if (!bytes)
+        return -1;
+    sha256(bytes, n, hex);
+    free(bytes);
+    return 0;
+}
+
+static int bank_file_sha256(const char *path, char hex[65], Error *err)
+{
+    Safetensors *st = st_open(path, err); /* mapped: a bank may be larger than memory */
+    if (!st)
+        return -1;
+    st_sha256(st, hex);
+    st_close(st);
+    return 0;
+}
+
+static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
+{
+    Facts facts = {0};
+    char path[RUN_PATH], sha[65] = "made from the normal images", *real = realpath(d->root, NULL);
+    if (plan->bank && bank_file_sha256(plan->bank, sha, err))
+        return -1;
+    facts_add(&facts, "samlad", SAMLAD_VERSION);
+    facts_add(&facts, "dataset", dataset_kind_name(d->kind));
+    facts_add(&facts, "data", real ? real : d->root);
+    facts_add(&facts, "bank", sha);
+    facts_add_int(&facts, "max-bank", plan->max_bank);
+    samlad_describe(s, add_fact, &facts);
+    free(real);
+    int status = snprintf(path, sizeof path, "%s/run.json", plan->out) < RUN_PATH - 128
+                     ? facts_settle(&facts, path, err)
+                     : fail(err, "%s: the path is too long", plan->out);
+    facts_free(&facts);
+    return status;
+}
+
+/* A checksum over lines, one a file. */
+typedef struct Digest {
+    char *text;
+    size_t n, capacity;
+} Digest;
+
+static int digest_line(Digest *d, const char *name, const char *detail, Error *err)
+{
+    size_t size = strlen(name) + strlen(detail) + 3;
+    if (d->n + size > d->capacity) {
+        size_t capacity = 2 * (d->n + size);
+        char *text = realloc(d->text, capacity);
+        if (!text)
+            return fail_memory(err, "a checksum", capacity);
+        d->text = text;
+        d->capacity = capacity;
+    }
+    d->n += (size_t)sprintf(d->text + d->n, "%s %s\n", name, detail);
+    return 0;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static int count_normal(const DatasetCategory *c, const RunPlan *plan)
+{
+    return plan->max_bank > 0 && c->n_normal > plan->max_bank ? plan->max_bank : c->n_normal;
+}
+
+/* Names and contents of the normal images. */
+static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
+{
+    for (int i = 0; i < n; i++) {
+        char sha[65];
+        if (file_sha256(c->normal[i], sha, err) || digest_line(d, base_name(c->normal[i]), sha, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* Kinds, names and sizes of the test images and their masks. */
+static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
+{
+    for (int i = 0; i < c->n_images; i++) {
+        const DatasetImage *image = &c->images[i];
+        char detail[128];
+        snprintf(detail, sizeof detail, "%.40s %d %lld", image->kind, image->n_masks, image->bytes);
+        if (digest_line(d, base_name(image->path), detail, err))
+            return -1;
+    }
+    return 0;
+}
+
+static int add_digest(Facts *facts, const char *key, Digest *d, int status)
+{
+    char sha[65];
+    if (!status) {
+        sha256(d->text ? d->text : "", d->n, sha);
+        facts_add(facts, key, sha);
+    }
+    free(d->text);
+    return status;
+}
+
+static int settle_category(const DatasetCategory *c, const RunPlan *plan, Error *err)
+{
+    Facts facts = {0};
+    Digest normal = {0}, tests = {0};
+    char path[RUN_PATH];
+    int n = plan->bank ? 0 : count_normal(c, plan);
+    facts_add_int(&facts, "normal.count", n);
+    int status = add_digest(&facts, "normal.sha256", &normal, digest_normal(&normal, c, n, err));
+    facts_add_int(&facts, "test.count", c->n_images);
+    if (!status)
+        status = add_digest(&facts, "test.sha256", &tests, digest_tests(&tests, c, err));
+    if (!status)
+        status = join3(path, plan->out, "categories", c->name, ".json", err) || make_parent(path, err) ||
+                         facts_settle(&facts, path, err)
+                     ? -1
+                     : 0;
+    facts_free(&facts);
+    return status;
+}
+
+int run_same_images(const char *out, const DatasetCategory *c, Error *err)
+{
+    Facts then;
+    Digest tests = {0};
+    char path[RUN_PATH], sha[65];
+    if (join3(path, out, "categories", c->name, ".json", err))
+        return -1;
+    if (!file_exists(path))
+        return fail(err, "%s: the run has not done this category", path);
+    int status = facts_read(&then, path, err) || digest_tests(&tests, c, err) ? -1 : 0;
+    if (!status) {
+        sha256(tests.text ? tests.text : "", tests.n, sha);
+        const char *was = facts_get(&then, "test.sha256");
+        if (!was || strcmp(was, sha) != 0)
+            status = fail(err, "%s: the test images in %s are not those of this run", path, c->dir);
+    }
+    free(tests.text);
+    facts_free(&then);
+    return status;
+}
+
+/* ================================================================================================
+ * One process's work
+ * ============================================================================================== */
+
+typedef struct Job {
+    Samlad *s;
+    const RunPlan *plan;
+    const DatasetCategory *category;
+    RunTimes *times;
+    int at_once;
+    Samlad **shares; /* [at_once] */
+    int done, total; /* for progress */
+    Error *err;
+} Job;
+
+static int open_shares(Job *job)
+{
+    job->at_once = samlad_images_at_once(job->s);
+    job->shares = calloc((size_t)job->at_once, sizeof(*job->shares));
+    if (!job->shares)
+        return fail_memory(job->err, "a batch of images", (unsigned long long)job->at_once * 8);
+    for (int i = 0; i < job->at_once; i++)
+        if (!(job->shares[i] = samlad_share(job->s, job->err)))
+            return -1;
+    return 0;
+}
+
+static void close_shares(Job *job)
+{
+    for (int i = 0; job->shares && i < job->at_once; i++)
+        samlad_close(job->shares[i]);
+    free(job->shares);
+    job->shares = NULL;
+}
+
+/* Something to do for image `index` of the category with one of the handles. */
+typedef int (*Work)(const Job *job, Samlad *s, int index, double *seconds, Error *err);
+
+/* Do the work for all indices of the list, as many at once as pay; each writes its own files. The first that
+ * fails, in the order of the list, ends it. */
+static int work_through(Job *job, Work work, const int *list, int n, const char *what)
+{
+    int status = open_shares(job), at_once = job->at_once;
+    Error *errors = calloc((size_t)at_once, sizeof *errors);
+    double *seconds = calloc((size_t)at_once, sizeof *seconds);
+    int *failed = calloc((size_t)at_once, sizeof *failed);
+    if (!status && (!errors || !seconds || !failed))
+        status = fail_memory(job->err, "a batch of images", sizeof *errors);
+    for (int base = 0; base < n && !status; base += at_once) {
+        int m = n - base < at_once ? n - base : at_once;
+#pragma omp parallel for schedule(static, 1) if (m > 1)
+        for (int i = 0; i < m; i++)
+            failed[i] = work(job, job->shares[i], list[base + i], &seconds[i], &errors[i]);
+        for (int i = 0; i < m && !status; i++)
+            if (failed[i])
+                status = fail(job->err, "%s", errors[i].message);
+        job->done += m;
+        if (!status && job->plan->progress)
+            job->plan->progress(job->plan->user, what, job->done, job->total);
+    }
+    close_shares(job);
+    free(errors), free(seconds), free(failed);
+    return status;
+}
+
+/* ---- the bank ----------------------------------------------------------------------------------*/
+
+static int scene_path(const Job *job, int index, char path[RUN_PATH], Error *err)
+{
+    char name[64];
+    snprintf(name, sizeof name, "%06d.scene", index);
+    return join3(path, job->plan->out, "scenes", job->category->name, "", err) ? -1
+           : snprintf(path + strlen(path), RUN_PATH - strlen(path), "/%s", name) < 0
+               ? fail(err, "%s: the path is too long", job->plan->out)
+               : 0;
+}
+
+static int analyse_normal(const Job *job, Samlad *s, int index, double *seconds, Error *err)
+{
+    char path[RUN_PATH];
+    int width, height;
+    (void)seconds;
+    if (scene_path(job, index, path, err) || file_exists(path)) /* another process was here */
+        return file_exists(path) ? 0 : -1;
+    uint8_t *rgb = image_read_rgb8(job->category->normal[index], &width, &height, err);
+    int status = rgb ? samlad_scene_save(s, rgb, height, width, path, err) : -1;
+    free(rgb);
+    return status;
+}
+
+static int calibrate_bank(Job *job, int n, Error *err)
+{
+    char **scenes = calloc((size_t)n + 1, sizeof *scenes);
+    int status = scenes ? 0 : fail_memory(err, "the list of images", (unsigned long long)n * 8);
+    for (int i = 0; i < n && !status; i++) {
+        char path[RUN_PATH];
+        status = scene_path(job, i, path, err);
+        if (!status && !(scenes[i] = strdup(path)))
+            status = fail_memory(err, "the list of images", strlen(path));
+    }
+    if (!status)
+        status = samlad_bank_from_scenes(job->s, (const char *const *)scenes,
+                                         (const char *const *)job->category->normal, n, job->plan->progress,
+                                         job->plan->user, err);
+    for (int i = 0; scenes && i < n; i++)
+        free(scenes[i]);
+    free(scenes);
+    return status;
+}
+
+static int publish_bank(Job *job, const char *path)
+{
+    char *temporary = temporary_name(path);
+    int status =
+        temporary ? samlad_bank_save(job->s, temporary, job->err) : fail_memory(job->err, path, strlen(path));
+    if (!status)
+        status = file_publish(temporary, path, job->err) < 0 ? -1 : 0;
+    free(temporary);
+    return status;
+}
+
+/* Analyse the normal images that no process has done: each process begins at another place of the list, so
+ * that many share the work without waiting for each other. Then make the bank, if it is not there by now. */
+static int make_bank(Job *job, const char *path)
+{
+    const RunPlan *plan = job->plan;
+    int n = count_normal(job->category, plan), n_left = 0;
+    int first = (int)((long long)n * plan->shard / plan->n_shards);
+    int *left = calloc((size_t)n + 1, sizeof *left);
+    if (!left)
+        return fail_memory(job->err, "the list of images", (unsigned long long)n * sizeof *left);
+    int status = 0;
+    for (int i = 0; i < n && !status; i++) {
+        char scene[RUN_PATH];
+        status = scene_path(job, (first + i) % n, scene, job->err) || (i == 0 && make_parent(scene, job->err))
+                     ? -1
+                     : 0;
+        if (!status && !file_exists(scene))
+            left[n_left++] = (first + i) % n;
+    }
+    job->done = n - n_left, job->total = n;
+    if (!status)
+        status = work_through(job, analyse_normal, left, n_left, "normal images");
+    free(left);
+    if (!status && !file_exists(path))
+        status = calibrate_bank(job, n, job->err) || publish_bank(job, path) ? -1 : 0;
+    if (status && file_exists(path)) /* another process finished it and removed the scenes meanwhile */
+        status = 0;
+    return status;
+}
+
+/* The category's bank on the handle: from the file that all processes use. */
+static int have_bank(Job *job)
+{
+    char path[RUN_PATH], scenes[RUN_PATH];
+    double start = now();
+    if (job->plan->bank)
+        return samlad_bank_load(job->s, job->plan->bank, job->err);
+    if (join3(path, job->plan->out, "banks", job->category->name, ".bank", job->err) ||
+        join3(scenes, job->plan->out, "scenes", job->category->name, "", job->err) ||
+        make_parent(path, job->err))
+        return -1;
+    if (!file_exists(path) && make_bank(job, path))
+        return -1;
+    if (dir_remove(scenes, job->err) || samlad_bank_load(job->s, path, job->err))
+        return -1;
+    job->times->bank += now() - start;
+    return 0;
+}
+
+/* ---- test images -------------------------------------------------------------------------------*/
+
+int write_pictures(const SamladResult *r, const uint8_t *rgb, const char *prefix, Error *err)
+{
+    char path[RUN_PATH];
+    size_t n = (size_t)r->width * (size_t)r->height;
+    float *map = aligned_array(n, sizeof *map);
+    if (!map)
+        return fail_memory(err, "a map", n * sizeof *map);
+    samlad_full_map(r, map);
+    int status = snprintf(path, sizeof path, "%s_overlay.png", prefix) < RUN_PATH
+                     ? 0
+                     : fail(err, "%s: the path is too long", prefix);
+    if (!status)
+        status = report_overlay(path, r, rgb, err);
+    snprintf(path, sizeof path, "%s_heat.png", prefix);
+    if (!status)
+        status = report_heat(path, map, r->width, r->height, r->map_low, r->map_high, err);
+    free(map);
+    return status;
+}
+
+int write_map(const SamladResult *r, const char *path, Error *err)
+{
+    size_t n = (size_t)r->width * (size_t)r->height;
+    float *map = aligned_array(n, sizeof *map);
+    if (!map)
+        return fail_memory(err, "a map", n * sizeof *map);
+    samlad_full_map(r, map);
+    int status = tiff_write_float(path, map, r->width, r->height, err);
+    free(map);
+    return status;
+}
+
+/* The record is on the disk before it has its name. */
+static int write_record(const char *path, const JsonWriter *w, Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, err))
+        return -1;
+    out.sync = 1;
+    out_put(&out, w->text, w->length);
+    out_put(&out, "\n", 1);
+    return out_commit(&out, err);
+}
+
+/* Pictures, map, record, in this order: where the record is, all is. */
+static int write_results(const Job *job, const Samlad *s, const SamladResult *r, const uint8_t *rgb,
+                         const DatasetImage *image, Error *err)
+{
+    const char *out = job->plan->out;
+    const DatasetCategory *c = job->category;
+    char path[RUN_PATH], name[RUN_PATH];
+    if (job->plan->pictures && (run_path(path, out, "pictures", c, image, "", err) ||
+                                make_parent(path, err) || write_pictures(r, rgb, path, err)))
+        return -1;
+    if (run_path(path, out, "anomaly_maps", c, image, ".tiff", err) || make_parent(path, err) ||
+        write_map(r, path, err) || file_sync(path, err) ||
+        run_path(path, out, "records", c, image, ".json", err) || make_parent(path, err))
+        return -1;
+    JsonWriter w;
+    json_begin(&w);
+    snprintf(name, sizeof name, "%s/test/%s/%s", c->name, image->kind, base_name(image->path));
+    report_json(&w, s, r, name);
+    int status = w.failed ? fail_memory(err, "a record", w.length) : write_record(path, &w, err);
+    json_end(&w);
+    return status;
+}
+
+/* How long it took stands apart, for it differs from run to run. One short write, so that the lines of
+ * several processes do not mix. */
+static void note_time(const Job *job, const DatasetImage *image, double seconds)
+{
+    char path[RUN_PATH], line[RUN_PATH];
+    snprintf(path, sizeof path, "%.*s/timings.jsonl", RUN_PATH - 32, job->plan->out);
+    int n = snprintf(line, sizeof line, "{\"image\":\"%.200s/test/%.200s/%.200s\",\"seconds\":%.4f}\n",
+                     job->category->name, image->kind, image->stem, seconds);
+    FILE *f = fopen(path, "ae");
+    if (f) { /* results do not depend on it */
+        fwrite(line, 1, (size_t)n, f);
+        fclose(f);
+    }
+}
+
+/* From the image, or from the scene that is kept of it. *rgb is left for pictures; the caller frees it. */
+static int judge(const Job *job, Samlad *s, const DatasetImage *image, SamladResult *result, uint8_t **rgb,
+                 Error *err)
+{
+    char scene[RUN_PATH] = "";
+    int width, height, kept = 0;
+    if (job->plan->scenes) {
+        if (run_path(scene, job->plan->scenes, "test", job->category, image, ".scene", err))
+            return -1;
+        kept = file_exists(scene);
+    }
+    *rgb = NULL;
+    if ((!kept || job->plan->pictures) && !(*rgb = image_read_rgb8(image->path, &width, &height, err)))
+        return -1;
+    if (*rgb && (width != image->width || height != image->height))
+        return fail(err, "%s: the image is %dx%d, its header says %dx%d", image->path, width, height,
+                    image->width, image->height);
+    if (!job->plan->scenes)
+        return samlad_detect(s, *rgb, height, width, result, NULL, err);
+    if (!kept && (make_parent(scene, err) || samlad_scene_save(s, *rgb, height, width, scene, err)))
+        return -1;
+    return samlad_detect_scene(s, scene, result, err);
+}
+
+static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Error *err)
+{
+    const DatasetImage *image = &job->category->images[index];
+    SamladResult result;
+    uint8_t *rgb = NULL;
+    double start = now();
+    int status = judge(job, s, image, &result, &rgb, err);
+    if (!status) {
+        status = write_results(job, s, &result, rgb, image, err);
+        samlad_result_free(&result);
+    } else {
+        Error inner = *err;
+        if (!strstr(inner.message, image->path))
+            fail(err, "%s: %.600s", image->path, inner.message);
+    }
+    free(rgb);
+    *seconds = now() - start;
+    if (!status)
+        note_time(job, image, *seconds);
+    return status;
+}
+
+/* The category's test images that are this shard's and have no record. */
+static int list_left(const Job *job, int **left, int *n_left)
+{
+    const DatasetCategory *c = job->category;
+    *n_left = 0;
+    if (!(*left = calloc((size_t)c->n_images + 1, sizeof **left)))
+        return fail_memory(job->err, "the list of images", (unsigned long long)c->n_images * sizeof **left);
+    for (int i = 0; i < c->n_images; i++) {
+        char path[RUN_PATH];
+        if (i % job->plan->n_shards != job->plan->shard)
+            continue;
+        if (run_path(path, job->plan->out, "records", c, &c->images[i], ".json", job->err))
+            return -1;
+        if (!file_exists(path))
+            (*left)[(*n_left)++] = i;
+    }
+    return 0;
+}
+
+static int do_category(Job *job)
+{
+    int *left = NULL, n_left = 0;
+    if (settle_category(job->category, job->plan, job->err) || list_left(job, &left, &n_left)) {
+        free(left);
+        return -1;
+    }
+    int status = 0;
+    char bank[RUN_PATH];
+    status = join3(bank, job->plan->out, "banks", job->category->name, ".bank", job->err);
+    if (!status && (n_left > 0 || (!job->plan->bank && !file_exists(bank))))
+        status = have_bank(job);
+    job->done = 0, job->total = n_left;
+    double start = now();
+    if (!status && n_left > 0)
+        status = work_through(job, detect_one, left, n_left, "test images");
+    job->times->images += now() - start;
+    job->times->n_images += status ? 0 : n_left;
+    free(left);
+    return status;
+}
+
+int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times, Error *err)
+{
+    *times = (RunTimes){0};
+    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings are the bank's */
+        return -1;
+    if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
+        return -1;
+    for (int i = 0; i < d->n; i++) {
+        /* shards begin with different categories, so that their banks are made at the same time */
+        Job job = {.s = s,
+                   .plan = plan,
+                   .category = &d->categories[(i + plan->shard) % d->n],
+                   .times = times,
+                   .err = err};
+        if (do_category(&job))
+            return -1;
+    }
+    char scenes[RUN_PATH];
+    snprintf(scenes, sizeof scenes, "%.*s/scenes", RUN_PATH - 32, plan->out);
+    rmdir(scenes); /* when it is empty: another process may still be at work */
+    return 0;
+}
+
+/* ================================================================================================
+ * Results from several folders
+ * ============================================================================================== */
+
+static int same_bytes(const char *a, const char *b, Error *err)
+{
+    char sha_a[65], sha_b[65];
+    if (file_sha256(a, sha_a, err) || file_sha256(b, sha_b, err))
+        return -1;
+    return strcmp(sha_a, sha_b) == 0;
+}
+
+/* The file under the other name: as a second name of the same bytes where the file system can, else as a
+ * copy. */
+static int take_file(const char *from, const char *to, Error *err)
+{
+    size_t n;
+    if (link(from, to) == 0 || errno == EEXIST)
+        return 0;
+    uint8_t *bytes = file_read(from, (size_t)1 << 36, &n, err);
+    int status = bytes ? file_write(to, bytes, n, err) : -1;
+    free(bytes);
+    return status;
+}
+
+static int merge_file(const char *from, const char *to, int must_agree, Error *err)
+{
+    if (!file_exists(to))
+        return take_file(from, to, err);
+    int same = must_agree ? same_bytes(from, to, err) : 1;
+    return same < 0 ? -1
+           : same   ? 0
+                    : fail(err,
+                           "%s and %s differ: these runs cannot be put together (banks made on machines of "
+                             "different kinds? make them once and copy the folder banks)",
+                           from, to);
+}
+
+/* All files in and below from/name, folder by folder. */
+static int merge_folder(const char *from, const char *to, int must_agree, int depth, Error *err)
+{
+    if (!dir_exists(from))
+        return 0;
+    if (depth > 8)
+        return fail(err, "%s: folders are nested too deep for a run", from);
+    int status = dir_make(to, err);
+    for (int dirs = 0; dirs <= 1 && !status; dirs++) {
+        size_t n;
+        char **names = dir_list(from, dirs, &n, err);
+        status = names ? 0 : -1;
+        for (size_t i = 0; names && i < n && !status; i++) {
+            char a[RUN_PATH], b[RUN_PATH];
+            if (snprintf(a, sizeof a, "%s/%s", from, names[i]) >= RUN_PATH - 128 ||
+                snprintf(b, sizeof b, "%s/%s", to, names[i]) >= RUN_PATH - 128)
+                status = fail(err, "%s: the path is too long", from);
+            else if (dirs)
+                status = merge_folder(a, b, must_agree, depth + 1, err);
+            else if (!strstr(names[i], ".tmp."))
+                status = merge_file(a, b, must_agree, err);
+        }
+        free(names);
+    }
+    return status;
+}
+
+static int merge_one(const char *out, const char *from, Error *err)
+{
+    /* records last: where one is, its map is too */
+    static const char *const folders[] = {"categories", "banks", "pictures", "anomaly_maps", "records"};
+    static const int must_agree[] = {1, 1, 0, 0, 1};
+    char a[RUN_PATH], b[RUN_PATH];
+    Facts facts;
+    if (snprintf(a, sizeof a, "%s/run.json", from) >= RUN_PATH - 128 ||
+        snprintf(b, sizeof b, "%s/run.json", out) >= RUN_PATH - 128)
+        return fail(err, "%s: the path is too long", from);
+    if (!file_exists(a))
+        return fail(err, "%s: no run of samlad eval is in this folder", from);
+    if (facts_read(&facts, a, err))
+        return -1;
+    int status = facts_settle(&facts, b, err);
+    facts_free(&facts);
+    for (size_t i = 0; i < sizeof folders / sizeof *folders && !status; i++)
+        status = join3(a, from, folders[i], "", "", err) || join3(b, out, folders[i], "", "", err)
+                     ? -1
+                     : merge_folder(a, b, must_agree[i], 0, err);
+    return status;
+}
+
+int run_merge(const char *out, const char *const *from, int n, Error *err)
+{
+    if (dir_make(out, err) || dir_sweep(out, err))
+        return -1;
+    for (int i = 0; i < n; i++) {
+        char *a = realpath(out, NULL), *b = realpath(from[i], NULL);
+        int itself = a && b && strcmp(a, b) == 0;
+        free(a), free(b);
+        if (!itself && merge_one(out, from[i], err))
+            return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,443 @@
+/* eval/table.c - see table.h. The definitions of the figures are metrics.h's; what they are taken over is
+ * here. */
+#include "table.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../io/file.h"
+#include "../io/image.h"
+#include "../tensor.h"
+#include "metrics.h"
+#include "run.h"
+
+/* ================================================================================================
+ * Figures
+ * ============================================================================================== */
+
+double figure_of(const CategoryFigures *c, const char *name)
+{
+    for (int i = 0; i < c->n; i++)
+        if (strcmp(c->figures[i].name, name) == 0)
+            return c->figures[i].value;
+    return NAN;
+}
+
+static void add_figure(CategoryFigures *c, double value, int n, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+static void add_figure(CategoryFigures *c, double value, int n, const char *format, ...)
+{
+    if (c->n == FIGURES_MAX)
+        return;
+    Figure *f = &c->figures[c->n++];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(f->name, sizeof f->name, format, args);
+    va_end(args);
+    f->value = value;
+    f->n = n;
+}
+
+void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n)
+{
+    *mean = (CategoryFigures){.name = "mean"};
+    for (int f = 0; n > 0 && f < categories[0].n; f++) {
+        double sum = 0;
+        for (int i = 0; i < n; i++) /* one that lacks it makes it NAN */
+            sum += figure_of(&categories[i], categories[0].figures[f].name);
+        if (!isnan(sum))
+            add_figure(mean, sum / n, 0, "%s", categories[0].figures[f].name);
+    }
+    for (int i = 0; i < n; i++) {
+        mean->n_bank += categories[i].n_bank;
+        mean->n_good += categories[i].n_good;
+        mean->n_images += categories[i].n_images;
+    }
+}
+
+/* ================================================================================================
+ * Measuring
+ * ============================================================================================== */
+
+/* The score in an image's record. */
+static int read_score(const char *out, const DatasetCategory *c, const DatasetImage *image, float *score,
+                      Error *err)
+{
+    char path[RUN_PATH];
+    if (run_path(path, out, "records", c, image, ".json", err))
+        return -1;
+    if (!file_exists(path))
+        return fail(err, "%s: this image is not done yet: run the shard that it belongs to", path);
+    const Json *json = json_read(path, err);
+    if (!json)
+        return -1;
+    const Json *value = json_get(json, "score");
+    int ok = value && value->type == JSON_NUMBER;
+    *score = ok ? (float)value->number : 0;
+    json_free(json);
+    return ok ? 0 : fail(err, "%s: there is no score in this record", path);
+}
+
+/* Set truth where any channel of the image is not 0. */
+static int merge_truth(uint8_t *truth, const char *path, int width, int height, Error *err)
+{
+    Image image;
+    if (image_read(&image, path, err))
+        return -1;
+    if (image.width != width || image.height != height) {
+        fail(err, "%s: the ground truth is %dx%d, its image %dx%d", path, image.width, image.height, width,
+             height);
+        image_free(&image);
+        return -1;
+    }
+    size_t n = (size_t)width * (size_t)height, channels = (size_t)image.channels,
+           colors = channels < 3 ? 1 : 3;
+    for (size_t p = 0; p < n; p++)
+        for (size_t c = 0; c < colors; c++)
+            truth[p] |= image.bits == 16 ? ((const uint16_t *)image.samples)[p * channels + c] != 0
+                                         : ((const uint8_t *)image.samples)[p * channels + c] != 0;
+    image_free(&image);
+    return 0;
+}
+
+/* One image's map and truth into the pixel figures. */
+static int measure_pixels(PixelRoc *roc, const char *out, const DatasetCategory *c, const DatasetImage *image,
+                          Error *err)
+{
+    char path[RUN_PATH];
+    int width, height, status = run_path(path, out, "anomaly_maps", c, image, ".tiff", err);
+    float *map = status ? NULL : tiff_read_float(path, &width, &height, err);
+    if (!map)
+        return -1;
+    if (width != image->width || height != image->height) {
+        free(map);
+        return fail(err, "%s: the map is %dx%d, its image %dx%d", path, width, height, image->width,
+                    image->height);
+    }
+    size_t n = (size_t)width * (size_t)height;
+    uint8_t *truth = aligned_array(n, 1);
+    status = truth ? 0 : fail_memory(err, "a ground truth", n);
+    if (!status)
+        memset(truth, 0, n);
+    for (int m = 0; m < image->n_masks && !status; m++)
+        status = merge_truth(truth, image->masks[m], width, height, err);
+    if (!status)
+        pixel_roc_add(roc, map, truth, n);
+    free(map), free(truth);
+    return status;
+}
+
+/* Pixels of images whose truth is known: a defect without a mask is left out. NAN when no mask is there. */
+static int measure_maps(CategoryFigures *f, const DatasetCategory *c, const char *out, Error *err)
+{
+    int any = 0, status = 0;
+    for (int i = 0; i < c->n_images; i++)
+        any |= c->images[i].n_masks > 0;
+    PixelRoc *roc = any ? pixel_roc_new(err) : NULL;
+    if (any && !roc)
+        return -1;
+    for (int i = 0; any && i < c->n_images && !status; i++)
+        if (c->images[i].normal || c->images[i].n_masks > 0)
+            status = measure_pixels(roc, out, c, &c->images[i], err);
+    if (!status)
+        add_figure(f, any ? pixel_roc_area(roc) : NAN, 0, "auroc.pixels");
+    pixel_roc_free(roc);
+    return status;
+}
+
+/* scores [n_images], the good ones first: area of each kind and of all against the good ones. */
+static void measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c,
+                           const float *scores, Error *err)
+{
+    size_t n_good = (size_t)f->n_good, n = (size_t)c->n_images;
+    for (size_t first = n_good, end; first < n; first = end) {
+        for (end = first; end < n && strcmp(c->images[end].kind, c->images[first].kind) == 0;)
+            end++;
+        add_figure(f, auroc(scores, n_good, scores + first, end - first, err), (int)(end - first), "auroc.%s",
+                   c->images[first].kind);
+    }
+    if (kind == DATASET_LOCO) /* the data set's own convention: both kinds weigh the same */
+        add_figure(f,
+                   (figure_of(f, "auroc.logical_anomalies") + figure_of(f, "auroc.structural_anomalies")) / 2,
+                   0, "auroc.mean");
+    add_figure(f, auroc(scores, n_good, scores + n_good, n - n_good, err), (int)(n - n_good), "auroc.all");
+}
+
+int table_measure(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, const char *out, Error *err)
+{
+    Facts facts;
+    char path[RUN_PATH];
+    *f = (CategoryFigures){.n_images = c->n_images};
+    snprintf(f->name, sizeof f->name, "%s", c->name);
+    if (run_same_images(out, c, err) ||
+        snprintf(path, sizeof path, "%s/categories/%s.json", out, c->name) >= RUN_PATH ||
+        facts_read(&facts, path, err))
+        return -1;
+    const char *count = facts_get(&facts, "normal.count");
+    f->n_bank = count ? atoi(count) : 0;
+    facts_free(&facts);
+    float *scores = aligned_array((size_t)c->n_images + 1, sizeof *scores);
+    int status = scores ? 0 : fail_memory(err, "the scores", (unsigned long long)c->n_images * 4);
+    for (int i = 0; i < c->n_images && !status; i++) {
+        status = read_score(out, c, &c->images[i], &scores[i], err);
+        f->n_good += c->images[i].normal;
+    }
+    if (!status) {
+        measure_scores(f, kind, c, scores, err);
+        status = measure_maps(f, c, out, err);
+    }
+    free(scores);
+    return status;
+}
+
+/* ================================================================================================
+ * Text
+ * ============================================================================================== */
+
+static void print_one(FILE *to, const CategoryFigures *c)
+{
+    for (int i = 0; i < c->n; i++) {
+        const Figure *f = &c->figures[i];
+        const char *dot = strchr(f->name, '.'), *what = dot + 1;
+        if (strncmp(f->name, "auroc.", 6) != 0)
+            fprintf(to, "%-24s %.3f\n", f->name, f->value);
+        else if (f->n && strcmp(what, "all") != 0)
+            fprintf(to, "%-24s AUROC %.3f  (%d against %d good)\n", what, f->value, f->n, c->n_good);
+        else
+            fprintf(to, "%-24s AUROC %.3f\n", what, f->value);
+    }
+}
+
+/* Columns of the tables over several categories: what all of them have. */
+static void print_row(FILE *to, const CategoryFigures *c, const CategoryFigures *mean)
+{
+    fprintf(to, "%-24s", c->name);
+    for (int i = 0; i < mean->n; i++)
+        fprintf(to, "  %*.3f", (int)strlen(mean->figures[i].name), figure_of(c, mean->figures[i].name));
+    fprintf(to, "  %6d\n", c->n_images);
+}
+
+void table_print(FILE *to, const CategoryFigures *categories, const Dataset *d)
+{
+    CategoryFigures mean;
+    if (d->n == 1) {
+        print_one(to, categories);
+        return;
+    }
+    table_mean(&mean, categories, d->n);
+    fprintf(to, "%-24s", dataset_kind_name(d->kind));
+    for (int i = 0; i < mean.n; i++)
+        fprintf(to, "  %s", mean.figures[i].name);
+    fprintf(to, "  images\n");
+    for (int i = 0; i < d->n; i++)
+        print_row(to, &categories[i], &mean);
+    print_row(to, &mean, &mean);
+}
+
+/* ================================================================================================
+ * JSON, CSV
+ * ============================================================================================== */
+
+static void json_category(JsonWriter *w, const CategoryFigures *c)
+{
+    json_open(w, '{');
+    json_key(w, "category"), json_string(w, c->name);
+    json_key(w, "bank_images"), json_int(w, c->n_bank);
+    json_key(w, "good_images"), json_int(w, c->n_good);
+    json_key(w, "test_images"), json_int(w, c->n_images);
+    json_key(w, "figures");
+    json_open(w, '{');
+    for (int i = 0; i < c->n; i++)
+        json_key(w, c->figures[i].name), json_number(w, c->figures[i].value);
+    json_close(w, '}');
+    json_close(w, '}');
+}
+
+void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset *d)
+{
+    CategoryFigures mean;
+    table_mean(&mean, categories, d->n);
+    json_open(w, '{');
+    json_key(w, "dataset"), json_string(w, dataset_kind_name(d->kind));
+    json_key(w, "categories");
+    json_open(w, '[');
+    for (int i = 0; i < d->n; i++)
+        json_category(w, &categories[i]);
+    json_close(w, ']');
+    json_key(w, "mean"), json_category(w, &mean);
+    json_close(w, '}');
+}
+
+static int write_json(const char *path, const CategoryFigures *categories, const Dataset *d, Error *err)
+{
+    JsonWriter w;
+    json_begin(&w);
+    table_json(&w, categories, d);
+    int status = w.failed ? fail_memory(err, path, w.length) : json_save(&w, path, err);
+    json_end(&w);
+    return status;
+}
+
+/* Text that grows into a file. */
+static void put_text(OutFile *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void put_text(OutFile *out, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    out_put(out, text, strlen(text));
+}
+
+static void csv_category(OutFile *out, const CategoryFigures *c)
+{
+    for (int i = 0; i < c->n; i++) {
+        put_text(out, "%s,%s,", c->name, c->figures[i].name);
+        if (isnan(c->figures[i].value))
+            put_text(out, ",%d\n", c->figures[i].n);
+        else
+            put_text(out, "%.9g,%d\n", c->figures[i].value, c->figures[i].n);
+    }
+}
+
+static int write_csv(const char *path, const CategoryFigures *categories, const CategoryFigures *mean,
+                     const Dataset *d, Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, err))
+        return -1;
+    put_text(&out, "category,figure,value,images\n");
+    for (int i = 0; i < d->n; i++)
+        csv_category(&out, &categories[i]);
+    if (d->n > 1)
+        csv_category(&out, mean);
+    return out_commit(&out, err);
+}
+
+/* ================================================================================================
+ * Markdown, with the paper's numbers beside ours
+ * ============================================================================================== */
+
+/* What the paper's abstract says (Peng et al., arXiv 2406.00625), in percent; its tables could not be read.
+ * Ours stands beside it only when the published test set was run, which its number of images tells. */
+static const struct {
+    DatasetKind kind;
+    const char *what, *figure;
+    double paper;
+    int published_images;
+} PAPER[] = {
+    {DATASET_LOCO, "MVTec LOCO AD, detection, mean AUROC", "auroc.mean", 90.7, 1568},
+    {DATASET_LOCO, "MVTec LOCO AD, localisation, AU-sPRO at 5 %", "auspro.5", 83.2, 1568},
+    {DATASET_AD, "MVTec AD, detection, AUROC", "auroc.all", 98.4, 1725},
+    {DATASET_AD, "MVTec AD, segmentation, AUROC", "auroc.pixels", 98.5, 1725},
+};
+
+static void paper_table(OutFile *out, const CategoryFigures *mean, const Dataset *d)
+{
+    int others = 0;
+    put_text(out,
+             "\n## Beside the paper\n\nThe paper's numbers are those of its abstract (arXiv 2406.00625), in "
+             "percent.\n\n| | the paper's | here |\n|---|---|---|\n");
+    for (size_t i = 0; i < sizeof PAPER / sizeof *PAPER; i++) {
+        double ours = figure_of(mean, PAPER[i].figure);
+        put_text(out, "| %s | %.1f | ", PAPER[i].what, PAPER[i].paper);
+        if (PAPER[i].kind == d->kind && mean->n_images == PAPER[i].published_images && !isnan(ours))
+            put_text(out, "%.1f |\n", 100 * ours);
+        else
+            put_text(out, "|\n");
+        others |= PAPER[i].kind == d->kind && mean->n_images != PAPER[i].published_images;
+    }
+    if (others)
+        put_text(out,
+                 "\nThe test images here are not all of the published data set: their figures do not stand "
+                 "beside the paper's.\n");
+    if (d->kind == DATASET_DIGITS)
+        put_text(out,
+                 "\nThese digit grids are generated, not the paper's test images: not to be compared with "
+                 "published figures.\n");
+}
+
+static void markdown_row(OutFile *out, const CategoryFigures *c, const CategoryFigures *columns)
+{
+    put_text(out, "| %s | %d | %d |", c->name, c->n_bank, c->n_images);
+    for (int i = 0; i < columns->n; i++) {
+        double value = figure_of(c, columns->figures[i].name);
+        if (isnan(value))
+            put_text(out, " |");
+        else
+            put_text(out, " %.3f |", value);
+    }
+    put_text(out, "\n");
+}
+
+static int write_markdown(const char *path, const CategoryFigures *categories, const CategoryFigures *mean,
+                          const Dataset *d, Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, err))
+        return -1;
+    put_text(&out, "# samlad %s on %s\n\n| category | bank | test |", SAMLAD_VERSION,
+             dataset_kind_name(d->kind));
+    for (int i = 0; i < mean->n; i++)
+        put_text(&out, " %s |", mean->figures[i].name);
+    put_text(&out, "\n|---|---|---|");
+    for (int i = 0; i < mean->n; i++)
+        put_text(&out, "---|");
+    put_text(&out, "\n");
+    for (int i = 0; i < d->n; i++)
+        markdown_row(&out, &categories[i], mean);
+    if (d->n > 1)
+        markdown_row(&out, mean, mean);
+    paper_table(&out, mean, d);
+    return out_commit(&out, err);
+}
+
+/* ================================================================================================
+ * All of them
+ * ============================================================================================== */
+
+static int write_records(const char *path, const Dataset *d, const char *out_dir, Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, err))
+        return -1;
+    for (int c = 0; c < d->n; c++)
+        for (int i = 0; i < d->categories[c].n_images; i++) {
+            char record[RUN_PATH];
+            size_t n;
+            uint8_t *text = NULL;
+            if (!run_path(record, out_dir, "records", &d->categories[c], &d->categories[c].images[i], ".json",
+                          err))
+                text = file_read(record, (size_t)1 << 30, &n, err);
+            if (!text) {
+                out_drop(&out);
+                return -1;
+            }
+            out_put(&out, text, n);
+            free(text);
+        }
+    return out_commit(&out, err);
+}
+
+int table_write(const CategoryFigures *categories, const Dataset *d, const char *out, Error *err)
+{
+    CategoryFigures mean;
+    char path[RUN_PATH];
+    table_mean(&mean, categories, d->n);
+    if (snprintf(path, sizeof path, "%s/results.jsonl", out) >= RUN_PATH - 128)
+        return fail(err, "%s: the path is too long", out);
+    if (write_records(path, d, out, err))
+        return -1;
+    snprintf(path, sizeof path, "%s/results.json", out);
+    if (write_json(path, categories, d, err))
+        return -1;
+    snprintf(path, sizeof path, "%s/results.csv", out);
+    if (write_csv(path, categories, &mean, d, err))
+        return -1;
+    snprintf(path, sizeof path, "%s/results.md", out);
+    return write_markdown(path, categories, &mean, d, err);
+}

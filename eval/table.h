@@ -1,0 +1,41 @@
+/* eval/table.h - the figures of a run, from the records and maps in its folder, and their tables: text, JSON,
+ * CSV, and Markdown with the paper's numbers beside them. */
+#ifndef SAMLAD_EVAL_TABLE_H
+#define SAMLAD_EVAL_TABLE_H
+
+#include <stdio.h>
+
+#include "../io/json.h"
+#include "dataset.h"
+
+enum { FIGURES_MAX = 96 };
+
+typedef struct Figure {
+    char name[96]; /* "auroc.logical_anomalies", "auroc.all", "auroc.pixels", ... */
+    double value;  /* NAN: not to be had of this data set */
+    int n;         /* images that it stands for, besides the good ones; 0: does not apply */
+} Figure;
+
+typedef struct CategoryFigures {
+    char name[128];
+    int n_bank, n_good, n_images;
+    int n;
+    Figure figures[FIGURES_MAX];
+} CategoryFigures;
+
+/* The figure's value, or NAN. */
+double figure_of(const CategoryFigures *category, const char *name);
+
+/* Measure one category from OUT/records and OUT/anomaly_maps. Fails when an image has no record yet. */
+int table_measure(CategoryFigures *figures, DatasetKind kind, const DatasetCategory *category,
+                  const char *out, Error *err);
+/* Mean over categories of every figure that all of them have. */
+void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n);
+/* results.json, results.csv, results.md, and results.jsonl (the records, one a line). categories
+ * [dataset->n]. */
+int table_write(const CategoryFigures *categories, const Dataset *dataset, const char *out, Error *err);
+void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset *dataset); /* one object */
+/* One category: a line a figure. Several: a line a category, then their mean. */
+void table_print(FILE *to, const CategoryFigures *categories, const Dataset *dataset);
+
+#endif

@@ -1,0 +1,113 @@
+/* io/probe.c - an image's size from its first bytes, without decoding it: data sets are checked before hours
+ * are spent on them. A PNG is followed chunk by chunk to its end, so that a cut one is noticed too.
+ *
+ * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "image.h"
+
+enum { HEAD = 26 };
+
+static uint32_t big_endian(const uint8_t *p, int n)
+{
+    uint32_t v = 0;
+    for (int i = 0; i < n; i++)
+        v = v << 8 | p[i];
+    return v;
+}
+
+/* Chunks are length, type, data, checksum; the last is IEND. */
+static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const char *path, Error *err)
+{
+    if (memcmp(head + 12, "IHDR", 4) != 0)
+        return fail(err, "%s: a PNG file without its header", path);
+    size[0] = big_endian(head + 16, 4);
+    size[1] = big_endian(head + 20, 4);
+    uint8_t chunk[8];
+    long at = 8;
+    do {
+        if (fseek(f, at, SEEK_SET) || fread(chunk, 1, 8, f) != 8 || at > (1L << 30))
+            return fail(err, "%s: the PNG file is cut off or damaged at byte %ld", path, at);
+        at += 12 + (long)big_endian(chunk, 4);
+    } while (memcmp(chunk + 4, "IEND", 4) != 0);
+    return 0;
+}
+
+/* Segments are FF, a marker, and (but for restarts) a length; SOF0 ... SOF15 tell height and width. */
+static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
+{
+    uint8_t bytes[8];
+    for (long at = 2; at < (1L << 30);) {
+        if (fseek(f, at, SEEK_SET) || fread(bytes, 1, 4, f) != 4 || bytes[0] != 0xff)
+            break;
+        int marker = bytes[1];
+        if (marker == 0xff) { /* padding */
+            at++;
+            continue;
+        }
+        if (marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc) {
+            if (fread(bytes, 1, 5, f) != 5)
+                break;
+            size[1] = big_endian(bytes + 1, 2);
+            size[0] = big_endian(bytes + 3, 2);
+            return 0;
+        }
+        if (marker == 0xda || marker == 0xd9 || marker == 0) /* the image begins or ends without a frame */
+            break;
+        int alone = marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8);
+        at += alone ? 2 : 2 + (long)big_endian(bytes + 2, 2);
+    }
+    return fail(err, "%s: the JPEG file has no frame header: cut off or damaged", path);
+}
+
+/* Two numbers after "P5", with blanks and comments between. */
+static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
+{
+    if (fseek(f, 2, SEEK_SET))
+        return fail(err, "%s: cannot read: %s", path, strerror(errno));
+    for (int i = 0; i < 2; i++) {
+        int c = fgetc(f);
+        while (c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == '#') {
+            while (c == '#' && (c = fgetc(f)) != '\n' && c != EOF)
+                c = '#';
+            c = fgetc(f);
+        }
+        uint32_t v = 0;
+        int digits = 0;
+        for (; c >= '0' && c <= '9' && digits < 9; c = fgetc(f), digits++)
+            v = v * 10 + (uint32_t)(c - '0');
+        if (digits == 0 || digits == 9)
+            return fail(err, "%s: the PNM header has no size", path);
+        size[i] = v;
+    }
+    return 0;
+}
+
+int image_probe(const char *path, int *width, int *height, Error *err)
+{
+    uint8_t head[HEAD] = {0};
+    uint32_t size[2] = {0, 0};
+    FILE *f = fopen(path, "rbe");
+    if (!f)
+        return fail(err, "%s: cannot open: %s", path, strerror(errno));
+    size_t n = fread(head, 1, sizeof head, f);
+    int status;
+    if (n == HEAD && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
+        status = probe_png(f, head, size, path, err);
+    else if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
+        status = probe_jpeg(f, size, path, err);
+    else if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
+        status = probe_pnm(f, size, path, err);
+    else
+        status = fail(err, "%s: not a PNG, JPEG or PNM image", path);
+    fclose(f);
+    if (!status && (size[0] < 1 || size[1] < 1 || size[0] > IMAGE_MAX_PIXELS ||
+                    (int64_t)size[0] * size[1] > IMAGE_MAX_PIXELS))
+        status = fail(err, "%s: %u x %u pixels, expected 1 to %lld in all", path, size[0], size[1],
+                      (long long)IMAGE_MAX_PIXELS);
+    *width = (int)size[0];
+    *height = (int)size[1];
+    return status;
+}

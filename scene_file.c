@@ -1,0 +1,144 @@
+/* scene_file.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
+ *
+ *   features [h][w][C] F32    mean_patch [C], cls [D]    objects.weights [n][h][w] F32, objects.pooled
+ * [n][C], objects.centroids [n][2], objects.areas [n], objects.mask_index [n] I32    labels [H][W] I16 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "bank.h"
+#include "scene.h"
+#include "tensor.h"
+
+int scene_save(const Scene *s, const char *path, Error *err)
+{
+    const Objects *o = &s->objects;
+    size_t n_pixels = (size_t)s->height * (size_t)s->width;
+    int64_t h = s->grid_h, w = s->grid_w, C = s->channels, n = o->n;
+    if (o->n > BANK_MAX_OBJECTS)
+        return fail(err, "%s: %d objects, at most %d are kept", path, o->n, BANK_MAX_OBJECTS);
+    int16_t *labels = aligned_array(n_pixels, sizeof *labels);
+    StWriter *writer = labels ? st_writer_new() : NULL;
+    if (!writer) {
+        free(labels);
+        return fail_memory(err, "a scene", n_pixels * sizeof *labels);
+    }
+    for (size_t p = 0; p < n_pixels; p++)
+        labels[p] = (int16_t)s->labels[p];
+    int status =
+        st_writer_meta(writer, "samlad.kind", "scene", err) ||
+        st_writer_meta(writer, "background", o->has_background ? "1" : "0", err) ||
+        st_writer_add(writer, "features", ST_F32, 3, (int64_t[]){h, w, C}, s->features, err) ||
+        st_writer_add(writer, "mean_patch", ST_F32, 1, &C, s->mean_patch, err) ||
+        st_writer_add(writer, "cls", ST_F32, 1, (int64_t[]){s->cls_dim}, s->cls, err) ||
+        st_writer_add(writer, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, o->weights, err) ||
+        st_writer_add(writer, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, o->pooled, err) ||
+        st_writer_add(writer, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, o->centroids, err) ||
+        st_writer_add(writer, "objects.areas", ST_F32, 1, &n, o->areas, err) ||
+        st_writer_add(writer, "objects.mask_index", ST_I32, 1, &n, o->mask_index, err) ||
+        st_writer_add(writer, "labels", ST_I16, 2, (int64_t[]){s->height, s->width}, labels, err) ||
+        st_writer_save(writer, path, err);
+    st_writer_free(writer);
+    free(labels);
+    return status ? -1 : 0;
+}
+
+/* A copy of the tensor's n_bytes, or NULL after a sentence. */
+static void *take(const Safetensors *file, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
+                  Error *err)
+{
+    const StTensor *t = st_find(file, name);
+    int ok = t && t->dtype == dtype && t->n_dims == n_dims;
+    for (int d = 0; ok && d < n_dims; d++)
+        ok = t->shape[d] == shape[d];
+    if (!ok) {
+        fail(err, "%s: tensor %s is missing or not of a scene's type and shape", st_path(file), name);
+        return NULL;
+    }
+    void *copy = aligned_array(t->n_bytes + 1, 1);
+    if (!copy)
+        fail_memory(err, "a scene", t->n_bytes);
+    else
+        memcpy(copy, t->data, t->n_bytes);
+    return copy;
+}
+
+/* Grid, channels, objects and image size, within what the method can hold. */
+static int take_sizes(Scene *s, const Safetensors *file, Error *err)
+{
+    const char *kind = st_meta(file, "samlad.kind");
+    const StTensor *features = st_find(file, "features"), *cls = st_find(file, "cls"),
+                   *areas = st_find(file, "objects.areas"), *labels = st_find(file, "labels");
+    if (!kind || strcmp(kind, "scene") != 0 || !features || features->n_dims != 3 || !cls ||
+        cls->n_dims != 1 || !areas || areas->n_dims != 1 || !labels || labels->n_dims != 2)
+        return fail(err, "%s: not a scene of samlad", st_path(file));
+    const int64_t *f = features->shape, *l = labels->shape;
+    if (f[0] < 1 || f[1] < 1 || f[2] < 1 || f[0] > 1024 || f[1] > 1024 || f[2] > 65536 || l[0] < 1 ||
+        l[1] < 1 || l[0] > 1 << 28 || l[1] > 1 << 28 || cls->shape[0] > 65536 ||
+        areas->shape[0] > BANK_MAX_OBJECTS)
+        return fail(err, "%s: a grid of %lldx%lld with %lld channels is not a scene's", st_path(file),
+                    (long long)f[1], (long long)f[0], (long long)f[2]);
+    s->grid_h = (int)f[0], s->grid_w = (int)f[1], s->channels = (int)f[2];
+    s->height = (int)l[0], s->width = (int)l[1], s->cls_dim = (int)cls->shape[0];
+    int background;
+    if (st_meta_int(file, "background", 0, 1, &background, err))
+        return -1;
+    s->objects = (Objects){(int)areas->shape[0],
+                           background,
+                           s->grid_h,
+                           s->grid_w,
+                           s->channels,
+                           NULL,
+                           NULL,
+                           NULL,
+                           NULL,
+                           NULL,
+                           NULL};
+    return background > s->objects.n ? fail(err, "%s: a background but no object", st_path(file)) : 0;
+}
+
+static int take_labels(Scene *s, const Safetensors *file, Error *err)
+{
+    int16_t *labels = take(file, "labels", ST_I16, 2, (int64_t[]){s->height, s->width}, err);
+    size_t n_pixels = (size_t)s->height * (size_t)s->width;
+    s->labels = labels ? aligned_array(n_pixels, sizeof *s->labels) : NULL;
+    int status = s->labels ? 0 : labels ? fail_memory(err, "a scene", n_pixels * 4) : -1;
+    for (size_t p = 0; p < n_pixels && !status; p++) {
+        s->labels[p] = labels[p];
+        if (labels[p] < -1 || labels[p] >= s->objects.n)
+            status = fail(err, "%s: pixel %zu has label %d, there are %d objects", st_path(file), p,
+                          labels[p], s->objects.n);
+    }
+    free(labels);
+    return status;
+}
+
+int scene_load(Scene *s, const char *path, Error *err)
+{
+    *s = (Scene){0};
+    Safetensors *file = st_open(path, err);
+    if (!file)
+        return -1;
+    Objects *o = &s->objects;
+    int status = take_sizes(s, file, err);
+    int64_t h = s->grid_h, w = s->grid_w, C = s->channels, D = s->cls_dim, n = o->n;
+    if (!status && (!(s->features = take(file, "features", ST_F32, 3, (int64_t[]){h, w, C}, err)) ||
+                    !(s->mean_patch = take(file, "mean_patch", ST_F32, 1, &C, err)) ||
+                    !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) ||
+                    !(o->weights = take(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
+                    !(o->pooled = take(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
+                    !(o->centroids = take(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
+                    !(o->areas = take(file, "objects.areas", ST_F32, 1, &n, err)) ||
+                    !(o->mask_index = take(file, "objects.mask_index", ST_I32, 1, &n, err)) ||
+                    take_labels(s, file, err)))
+        status = -1;
+    if (!status) {
+        o->descriptors = aligned_array((size_t)(n * C) + 1, sizeof(float));
+        status = o->descriptors ? 0 : fail_memory(err, "a scene", (unsigned long long)(n * C * 4));
+    }
+    if (!status)
+        memset(o->descriptors, 0, (size_t)(n * C) * sizeof(float));
+    st_close(file);
+    if (status)
+        scene_free(s);
+    return status;
+}

@@ -1,0 +1,247 @@
+/* test_dataset.c - io/probe.c, scene_file.c, the temporary names of io/file.c: what long runs stand on. Data
+ * sets and runs themselves are tested from outside, by test_eval.sh. */
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "eval/dataset.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "scene.h"
+#include "tensor.h"
+#include "test.h"
+
+static char folder[64]; /* of this process */
+
+static const char *path_in(const char *name)
+{
+    static char path[4][256];
+    static int at;
+    at = (at + 1) % 4;
+    snprintf(path[at], sizeof path[at], "%s/%s", folder, name);
+    return path[at];
+}
+
+/* Whatever the decoder reads, the probe reads with the same size. */
+static void check_probe(const char *path, int *n)
+{
+    Image image;
+    Error err, probe_err;
+    int width = 0, height = 0, status = image_probe(path, &width, &height, &probe_err);
+    if (image_read(&image, path, &err))
+        return;
+    CHECK_MSG(!status && width == image.width && height == image.height, "%s: %dx%d, expected %dx%d (%s)",
+              path, width, height, image.width, image.height, status ? probe_err.message : "");
+    image_free(&image);
+    ++*n;
+}
+
+static void probe_folder(const char *dir, int depth, int *n)
+{
+    Error err;
+    for (int dirs = 0; dirs <= 1 && depth < 4; dirs++) {
+        size_t count;
+        char **names = dir_list(dir, dirs, &count, &err);
+        for (size_t i = 0; names && i < count; i++) {
+            char *path = malloc(strlen(dir) + strlen(names[i]) + 2);
+            if (path)
+                sprintf(path, "%s/%s", dir, names[i]);
+            if (path && dirs)
+                probe_folder(path, depth + 1, n);
+            else if (path && looks_like_image(names[i]))
+                check_probe(path, n);
+            free(path);
+        }
+        free(names);
+    }
+}
+
+static void test_probe_written(void)
+{
+    static uint8_t samples[4 * 7 * 5];
+    Error err;
+    int n = 0;
+    for (int channels = 1; channels <= 4; channels++) {
+        CHECK(!png_write(path_in("p.png"), samples, 7, 5, channels, 8, &err));
+        check_probe(path_in("p.png"), &n);
+    }
+    CHECK(!pnm_write(path_in("p.ppm"), samples, 7, 5, 3, 8, &err));
+    check_probe(path_in("p.ppm"), &n);
+    const char *odd = "P2 # a comment\n#another\n\t3\r\n#one more\n 2 9\n1 2 3 4 5 6\n";
+    CHECK(!file_write(path_in("o.pgm"), odd, strlen(odd), &err));
+    check_probe(path_in("o.pgm"), &n);
+    CHECK(n == 6);
+}
+
+static void test_probe_real(void)
+{
+    int n = 0;
+    char dir[1024];
+    if (!test_data_dir())
+        SKIP("SAMLAD_DATA is not set");
+    const char *const folders[] = {"pngsuite", "jpeg", "photos"};
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(dir, sizeof dir, "%s/%s", test_data_dir(), folders[i]);
+        probe_folder(dir, 0, &n);
+    }
+    CHECK_MSG(n > 150, "only %d images", n);
+}
+
+/* Cut anywhere, and with any byte of the header changed: an answer or a sentence, never more. A cut PNG is
+ * noticed. */
+static void test_probe_damaged(void)
+{
+    static uint8_t samples[3 * 40 * 30];
+    Error err;
+    size_t n;
+    int width, height;
+    for (size_t i = 0; i < sizeof samples; i++)
+        samples[i] = (uint8_t)(i * i >> 3);
+    REQUIRE(!png_write(path_in("d.png"), samples, 40, 30, 3, 8, &err));
+    uint8_t *bytes = file_read(path_in("d.png"), 1 << 20, &n, &err);
+    REQUIRE(bytes != NULL);
+    for (size_t cut = 0; cut < n - 12; cut += 7) {
+        CHECK(!file_write(path_in("c.png"), bytes, cut, &err));
+        CHECK(image_probe(path_in("c.png"), &width, &height, &err) == -1);
+    }
+    for (size_t at = 0; at < 60; at++) {
+        uint8_t kept = bytes[at];
+        for (int value = 0; value < 256; value += 51) {
+            bytes[at] = (uint8_t)value;
+            CHECK(!file_write(path_in("c.png"), bytes, n, &err));
+            if (!image_probe(path_in("c.png"), &width, &height, &err))
+                CHECK(width > 0 && height > 0 && (int64_t)width * height <= IMAGE_MAX_PIXELS);
+        }
+        bytes[at] = kept;
+    }
+    free(bytes);
+    static const char *const bad[] = {"P5",
+                                      "P5 3",
+                                      "P5 3 x",
+                                      "P5 0 9 1",
+                                      "P6 999999999999 2 1",
+                                      "P4 # only a comment",
+                                      "\xff\xd8\xff\xe0",
+                                      "\xff\xd8\xff\xe0\x00\x02\xff\xd9",
+                                      "GIF89a"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        CHECK(!file_write(path_in("b"), bad[i], strlen(bad[i]), &err));
+        CHECK_MSG(image_probe(path_in("b"), &width, &height, &err) == -1, "'%s' is %dx%d", bad[i], width,
+                  height);
+    }
+    CHECK(image_probe(path_in("nowhere"), &width, &height, &err) == -1 && strstr(err.message, "nowhere"));
+}
+
+/* ---- scenes ------------------------------------------------------------------------------------*/
+
+enum { GRID_H = 3, GRID_W = 4, CHANNELS = 5, HEIGHT = 6, WIDTH = 9, N = 2 };
+
+static int make_scene(Scene *s, Error *err)
+{
+    float weights[N * GRID_H * GRID_W];
+    *s = (Scene){.height = HEIGHT,
+                 .width = WIDTH,
+                 .grid_h = GRID_H,
+                 .grid_w = GRID_W,
+                 .channels = CHANNELS,
+                 .cls_dim = CHANNELS};
+    s->features = aligned_array(GRID_H * GRID_W * CHANNELS, sizeof(float));
+    s->mean_patch = aligned_array(CHANNELS, sizeof(float));
+    s->cls = aligned_array(CHANNELS, sizeof(float));
+    s->labels = aligned_array(HEIGHT * WIDTH, sizeof *s->labels);
+    for (int i = 0; i < GRID_H * GRID_W * CHANNELS; i++)
+        s->features[i] = sinf((float)i) / 3;
+    for (int i = 0; i < CHANNELS; i++)
+        s->mean_patch[i] = cosf((float)i), s->cls[i] = 1 / (float)(i + 1);
+    for (int i = 0; i < HEIGHT * WIDTH; i++)
+        s->labels[i] = i % 3 - 1;
+    for (int i = 0; i < N * GRID_H * GRID_W; i++)
+        weights[i] = (float)(i % 7) / 7;
+    return objects_new(&s->objects, N, 1, GRID_H, GRID_W, CHANNELS, weights, s->features, err);
+}
+
+static void test_scene_file(void)
+{
+    Scene s, back;
+    Error err = {""};
+    REQUIRE(!make_scene(&s, &err));
+    CHECK_MSG(!scene_save(&s, path_in("s.scene"), &err), "%s", err.message);
+    int status = scene_load(&back, path_in("s.scene"), &err);
+    CHECK_MSG(!status, "%s", err.message);
+    REQUIRE(!status);
+    const Objects *a = &s.objects, *b = &back.objects;
+    CHECK(back.height == HEIGHT && back.width == WIDTH && back.grid_h == GRID_H && back.grid_w == GRID_W &&
+          back.channels == CHANNELS && back.cls_dim == CHANNELS && b->n == N && b->has_background == 1);
+    CHECK(memcmp(s.features, back.features, sizeof(float) * GRID_H * GRID_W * CHANNELS) == 0 &&
+          memcmp(s.mean_patch, back.mean_patch, sizeof(float) * CHANNELS) == 0 &&
+          memcmp(s.cls, back.cls, sizeof(float) * CHANNELS) == 0 &&
+          memcmp(s.labels, back.labels, sizeof *s.labels * HEIGHT * WIDTH) == 0);
+    CHECK(memcmp(a->weights, b->weights, sizeof(float) * N * GRID_H * GRID_W) == 0 &&
+          memcmp(a->pooled, b->pooled, sizeof(float) * N * CHANNELS) == 0 &&
+          memcmp(a->centroids, b->centroids, sizeof(float) * N * 2) == 0 &&
+          memcmp(a->areas, b->areas, sizeof(float) * N) == 0);
+    scene_free(&back);
+    s.labels[4] = N; /* an object that is not there */
+    CHECK(!scene_save(&s, path_in("s.scene"), &err));
+    CHECK(scene_load(&back, path_in("s.scene"), &err) == -1 && strstr(err.message, "label"));
+    s.labels[4] = 0;
+    size_t n;
+    CHECK(!scene_save(&s, path_in("s.scene"), &err));
+    uint8_t *bytes = file_read(path_in("s.scene"), 1 << 20, &n, &err);
+    REQUIRE(bytes != NULL);
+    for (size_t cut = 0; cut < n; cut += 101) {
+        CHECK(!file_write(path_in("c.scene"), bytes, cut, &err));
+        CHECK(scene_load(&back, path_in("c.scene"), &err) == -1);
+    }
+    free(bytes);
+    scene_free(&s);
+}
+
+/* ---- temporary names ---------------------------------------------------------------------------*/
+
+/* What a process that is gone left is swept away; what this one and others have open stays. */
+static void test_sweep(void)
+{
+    Error err = {""};
+    char left[2][256], *mine = temporary_name(path_in("mine"));
+    REQUIRE(mine != NULL);
+    CHECK(!file_write(mine, "x", 1, &err));
+    CHECK(!dir_make(path_in("below"), &err));
+    int fds[2];
+    REQUIRE(pipe(fds) == 0);
+    pid_t child = fork();
+    if (child == 0) { /* leaves a file under its own temporary name and dies */
+        char *name = temporary_name(path_in("below/theirs"));
+        int bad = !name || file_write(name, "x", 1, NULL) || write(fds[1], name, strlen(name) + 1) < 0;
+        _exit(bad);
+    }
+    int status = -1;
+    REQUIRE(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    CHECK(read(fds[0], left[0], sizeof left[0]) > 0 && file_exists(left[0]));
+    close(fds[0]), close(fds[1]);
+    snprintf(left[1], sizeof left[1], "%s", path_in("other.tmp.another-machine.1"));
+    CHECK(!file_write(left[1], "x", 1, &err));
+    CHECK_MSG(!dir_sweep(folder, &err), "%s", err.message);
+    CHECK(!file_exists(left[0]) && file_exists(left[1]) && file_exists(mine));
+    CHECK(file_publish(mine, path_in("mine"), &err) == 0 && !file_exists(mine));
+    CHECK(!file_write(mine, "later", 5, &err) && file_publish(mine, path_in("mine"), &err) == 1);
+    size_t n;
+    uint8_t *bytes = file_read(path_in("mine"), 100, &n, &err);
+    CHECK(bytes && n == 1 && !file_exists(mine)); /* the first one counts */
+    free(bytes), free(mine);
+}
+
+int main(void)
+{
+    Error err;
+    snprintf(folder, sizeof folder, "/tmp/samlad_test_dataset.%ld", (long)getpid());
+    if (dir_make(folder, &err))
+        return 1;
+    RUN(test_probe_written);
+    RUN(test_probe_real);
+    RUN(test_probe_damaged);
+    RUN(test_scene_file);
+    RUN(test_sweep);
+    dir_remove(folder, NULL);
+    return test_summary();
+}

@@ -1,0 +1,243 @@
+#!/bin/sh
+# test_eval.sh - samlad eval from outside: data sets in every layout, what is wrong with them, runs that are killed, shared
+# between processes, continued with other settings. Tiny images and small random weights (as test_cli.sh).
+
+here=$(cd "$(dirname "$0")" && pwd)
+bin=${SAMLAD_BIN:-$here/../build/samlad}
+case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
+dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_eval.XXXXXX") || exit 1
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' INT TERM
+cd "$dir" || exit 1
+passed=0 failed=0 skipped=0
+weights="--backbone $here/golden/vit_timm_model.safetensors --sam $here/golden/sam_resampled_model.safetensors --featup none"
+small="$weights --no-objects 1 --size 32 --no-pictures"
+
+ok() { passed=$((passed + 1)); }
+bad() {
+    failed=$((failed + 1))
+    echo "  FAILED: $1"
+    [ ! -s err ] || head -n 3 err | sed 's/^/    stderr: /'
+}
+# expect STATUS NAME COMMAND...
+expect() {
+    want=$1 name=$2
+    shift 2
+    "$@" >out 2>err </dev/null
+    got=$?
+    if [ $got -ne "$want" ]; then
+        bad "$name: status $got, expected $want"
+    elif [ "$want" -eq 0 ] && [ -s err ]; then
+        bad "$name: something on stderr"
+    elif [ "$want" -ne 0 ] && { [ ! -s err ] || grep -qv '^samlad: .' err; }; then
+        bad "$name: stderr is not lines 'samlad: ...'"
+    else
+        ok
+    fi
+}
+says() { if grep -q -- "$1" err out; then ok; else bad "'$1' is not said"; fi; }
+there() { for f; do if [ -s "$f" ]; then ok; else bad "$f is not there"; fi; done; }
+gone() { for f; do if [ -e "$f" ]; then bad "$f was left behind"; else ok; fi; done; }
+# same A B: the folders hold the same bytes, but for the time it took
+same() {
+    if diff -r -x timings.jsonl "$1" "$2" >difference 2>&1; then ok; else
+        bad "$3: $1 and $2 differ"
+        head -n 5 difference | sed 's/^/    /'
+    fi
+}
+# picture SHIFT: a bright box on a gradient; mask: where it is wrong
+picture() {
+    awk -v s="$1" 'BEGIN {
+        print "P3\n40 32\n255"
+        for (y = 0; y < 32; y++) for (x = 0; x < 40; x++) {
+            v = (x * 3 + y * 2) % 90
+            if (x > 8 + s && x < 20 + s && y > 6 && y < 18) print 230, v, 40
+            else print v, v, v + 30
+        }
+    }'
+}
+mask() { awk 'BEGIN { print "P2 40 32 255"; for (i = 0; i < 40 * 32; i++) print i < 500 ? 255 : 0 }'; }
+for i in 0 1 2 3; do picture $i >n$i.ppm; picture 1$i >a$i.ppm; done
+mask >mask.pgm
+
+# category DIR KIND...: four normal images, two good and two of each kind to judge
+category() {
+    into=$1
+    shift
+    mkdir -p "$into/train/good" "$into/test/good"
+    for i in 0 1 2 3; do cp n$i.ppm "$into/train/good/$i.ppm"; done
+    for i in 0 1; do cp n$i.ppm "$into/test/good/00$i.ppm"; done
+    for kind; do
+        mkdir -p "$into/test/$kind"
+        for i in 0 1; do cp a$i.ppm "$into/test/$kind/00$i.ppm"; done
+    done
+}
+# masks DIR KIND FORM: ground truth as LOCO (dir), MVTec AD (_mask), VisA (plain)
+masks() {
+    for i in 0 1; do
+        g=$1/ground_truth/$2
+        case $3 in
+        dir) mkdir -p "$g/00$i" && cp mask.pgm "$g/00$i/000.pgm" ;;
+        _mask) mkdir -p "$g" && cp mask.pgm "$g/00${i}_mask.pgm" ;;
+        plain) mkdir -p "$g" && cp mask.pgm "$g/00$i.pgm" ;;
+        esac
+    done
+}
+
+# ---- layouts -------------------------------------------------------------------------------------------
+for c in breakfast_box juice_bottle pushpins screw_bag splicing_connectors; do
+    category loco/$c logical_anomalies structural_anomalies
+    masks loco/$c logical_anomalies dir
+    masks loco/$c structural_anomalies dir
+    echo '[{"defect_name":"any","pixel_value":255,"saturation_threshold":1.0,"relative_saturation":true}]' >loco/$c/defects_config.json
+done
+expect 0 "mvtec-loco" "$bin" eval loco -o out.loco $small
+says "^mvtec-loco "
+says "auroc.mean"
+there out.loco/results.json out.loco/results.csv out.loco/results.md out.loco/results.jsonl out.loco/anomaly_maps/pushpins/test/logical_anomalies/001.tiff
+gone out.loco/scenes out.loco/pictures
+grep -q '| MVTec LOCO AD, detection, mean AUROC | 90.7 | |$' out.loco/results.md && ok || bad "a small set stands beside the paper's"
+category ad/bottle broken
+masks ad/bottle broken _mask
+category ad/carpet hole
+masks ad/carpet hole _mask
+expect 0 "mvtec-ad, two categories" "$bin" eval ad --category carpet --category bottle $small
+says "^mvtec-ad "
+says "^bottle "
+category visa/1cls/pcb1 bad
+masks visa/1cls/pcb1 bad plain
+expect 0 "visa, reorganised" "$bin" eval visa --category pcb1 $small
+says "^bad  *AUROC .*(2 against 2 good)"
+mkdir -p csv/split_csv csv/candle/Data/Images/Normal csv/candle/Data/Images/Anomaly csv/candle/Data/Masks/Anomaly
+echo "object,split,label,image,mask" >csv/split_csv/1cls.csv
+for i in 0 1 2 3; do
+    cp n$i.ppm csv/candle/Data/Images/Normal/$i.ppm
+    cp a$i.ppm csv/candle/Data/Images/Anomaly/$i.ppm
+    cp mask.pgm csv/candle/Data/Masks/Anomaly/$i.pgm
+    [ $i -lt 2 ] && s=train || s=test
+    printf 'candle,%s,normal,candle/Data/Images/Normal/%s.ppm,\r\n' $s $i >>csv/split_csv/1cls.csv
+    echo "candle,test,anomaly,candle/Data/Images/Anomaly/$i.ppm,candle/Data/Masks/Anomaly/$i.pgm" >>csv/split_csv/1cls.csv
+done
+expect 0 "visa, as published" "$bin" eval csv --category candle $small -o out.csv
+says "^bad  *AUROC .*(4 against 2 good)"
+says "bank of 2 images"
+there out.csv/anomaly_maps/candle/test/bad/3.tiff
+category digits missing disordered flipped zero
+expect 0 "digit-anatomy" "$bin" eval digits $small
+says "^zero "
+mkdir -p own/normal own/good own/scratched own/masks/scratched
+for i in 0 1 2; do cp n$i.ppm own/normal; done
+cp n3.ppm own/good && cp a0.ppm own/scratched
+expect 0 "folder of one's own" "$bin" eval own $small --json
+says '"dataset":"folder"'
+says '"auroc.pixels":null'
+cp mask.pgm own/masks/scratched/a0.pgm
+expect 0 "and with masks" "$bin" eval own $small
+says "pixels  *AUROC 0\."
+expect 0 "the kind can be named" "$bin" eval loco/pushpins --dataset folder $small
+expect 2 "a kind that is none" "$bin" eval own --dataset mvtec $small
+
+# ---- what is wrong is told first -----------------------------------------------------------------------
+expect 1 "a missing category" "$bin" eval visa $small
+says "visa/1cls/candle: the category candle of visa is missing"
+says "11 problems"
+cp -r loco broken
+echo "no image" >broken/pushpins/test/good/000.ppm
+awk 'BEGIN { print "P2 3 3 1"; for (i = 0; i < 9; i++) print 1 }' >broken/juice_bottle/ground_truth/logical_anomalies/001/000.pgm
+rm -r broken/screw_bag/ground_truth/structural_anomalies/000 broken/breakfast_box/defects_config.json
+cp n0.ppm broken/splicing_connectors/test/good/000.pnm
+expect 1 "five problems at once" "$bin" eval broken -o out.broken $small
+says "broken/pushpins/test/good/000.ppm: not a PNG, JPEG or PNM image"
+says "juice_bottle/ground_truth/logical_anomalies/001/000.pgm: the ground truth is 3x3, its image 40x32"
+says "screw_bag/test/structural_anomalies/000.ppm: there is no ground truth"
+says "breakfast_box/defects_config.json is missing"
+says "both results would have the same name"
+says "5 problems in this data set, nothing was begun"
+gone out.broken
+expect 1 "a category that is none" "$bin" eval loco/pushpins --category screw_bag $small
+expect 1 "no folder" "$bin" eval nowhere $small
+printf 'object,split,label,image,mask\ncandle,test,normal,../../n0.ppm,\n' >csv/split_csv/1cls.csv
+expect 1 "a path that leaves the folder" "$bin" eval csv --category candle $small
+says "line 2"
+# a cut image whose header is whole is met on the way: what was done before stays, and it goes on when it is mended
+cp -r ad cut
+head -c 900 n0.ppm >cut/bottle/test/good/001.ppm
+expect 1 "a cut image" "$bin" eval cut --dataset folder -o out.cut $small
+says "cut/bottle/test/good/001.ppm"
+there out.cut/records/bottle/test/good/000.json
+
+# ---- another setting, weight or image is noticed --------------------------------------------------------
+expect 0 "a run" "$bin" eval ad --dataset folder -o out.ad $small
+expect 0 "again: nothing to do" "$bin" eval ad --dataset folder -o out.ad $small
+says "0 of them done now"
+cp -r out.ad before
+expect 1 "another option" "$bin" eval ad --dataset folder -o out.ad $small --k 3
+says "--k was 10 and is 3 now"
+expect 1 "another backbone" "$bin" eval ad --dataset folder -o out.ad $small --backbone "$here/golden/vit_registers_model.safetensors"
+says "the weights of --backbone (sha256)\|--layer was"
+expect 1 "no SAM" "$bin" eval ad --dataset folder -o out.ad $small --sam "$here/golden/sam_window_model.safetensors"
+says "the weights of --sam (sha256) was"
+expect 1 "fewer normal images" "$bin" eval ad --dataset folder -o out.ad $small --max-bank 2
+says "--max-bank was 0 and is 2 now"
+cp -r ad other
+cp a3.ppm other/carpet/train/good/0.ppm
+expect 1 "another normal image" "$bin" eval other --dataset folder -o out.ad $small
+says "the normal images (sha256)"
+cp ad/carpet/train/good/0.ppm other/carpet/train/good/0.ppm
+cp n3.ppm other/carpet/test/good/009.ppm
+expect 1 "one more test image" "$bin" eval other --dataset folder -o out.ad $small
+says "the test images (count) was 4 and is 5 now"
+expect 1 "merged with another data set" "$bin" eval --merge out.ad --data other
+says "are not those of this run"
+same before out.ad "refusals change nothing"
+
+# ---- many processes -------------------------------------------------------------------------------------
+for i in 1 2 3; do expect 0 "shard $i" "$bin" eval ad --dataset folder -o shared --shard $i/3 $small; done
+says "shard 3/3"
+expect 0 "merge in place" "$bin" eval --merge shared
+same out.ad shared "three shards in one folder"
+for i in 1 2 3; do expect 0 "shard $i, its own folder" "$bin" eval ad --dataset folder -o apart.$i --shard $i/3 $small; done
+expect 1 "merge of two thirds" "$bin" eval --merge apart.1 apart.2 -o merged
+says "is not done yet"
+expect 0 "merge" "$bin" eval --merge apart.1 apart.2 apart.3 -o merged
+same out.ad merged "three shards in three folders"
+expect 0 "a run with another setting" "$bin" eval ad --dataset folder -o k3 $small --k 3
+expect 1 "different runs are not merged" "$bin" eval --merge apart.1 k3 -o mixed
+says "--k"
+expect 2 "merge of several without -o" "$bin" eval --merge apart.1 apart.2
+for o in 0/3 4/3 1 a/b 1/3x -1/3; do expect 2 "--shard $o" "$bin" eval ad -o x --shard=$o $small; done
+expect 2 "shard without a folder" "$bin" eval ad --shard 1/3 $small
+if command -v parallel >/dev/null 2>&1; then
+    parallel --will-cite -j 3 "$bin" eval ad --dataset folder -o gnu --shard {}/3 $small ::: 1 2 3 >out 2>err </dev/null && ok || bad "GNU parallel"
+    expect 0 "merge after GNU parallel" "$bin" eval --merge gnu
+    same out.ad gnu "three shards under GNU parallel"
+else
+    echo "  skipped: GNU parallel is not installed"
+    skipped=$((skipped + 2))
+fi
+
+# ---- kill -9 at random moments --------------------------------------------------------------------------
+# The same command until it ends; twenty times it is killed after 0 to 0.4 seconds. Meanwhile whatever has a name is whole.
+random_time() { echo "0.$(printf '%03d' $(($(od -An -N2 -tu2 /dev/urandom) % 400)))"; }
+kills=0 rounds=0
+while [ $kills -lt 20 ] && [ $rounds -lt 60 ]; do
+    rounds=$((rounds + 1))
+    "$bin" eval ad --dataset folder -o killed $small >out 2>err </dev/null &
+    pid=$!
+    sleep "$(random_time)"
+    if kill -9 $pid 2>/dev/null; then
+        kills=$((kills + 1))
+        wait $pid 2>/dev/null
+    elif wait $pid; then # it was done: once more from the start
+        same out.ad killed "killed and continued ($kills kills so far)"
+        rm -r killed
+    else
+        bad "a run after $kills kills"
+    fi
+done
+[ $kills -eq 20 ] && ok || bad "only $kills of 20 kills"
+expect 0 "after the last kill" "$bin" eval ad --dataset folder -o killed $small
+same out.ad killed "after 20 kills"
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
