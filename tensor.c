@@ -6,7 +6,7 @@
  *     serves AVX-512, AVX2, NEON and SSE. Only the fused multiply-add needs a name of its own, `fmadd`;
  *   - the blocked matrix product of Goto and van de Geijn ("Anatomy of High-Performance Matrix
  *     Multiplication", 2008): a tile of c stays in registers while slices of a and b pass through the
- *     caches. linear(), matmul() and attention() are all built on the one `product_block`;
+ *     caches. linear(), matmul() and attention() are all built on the one `register_tile`;
  *   - threads take whole tiles of the output. No sum is ever divided among threads, and the order of the
  *     terms in a sum depends on the shape alone, so results are the same bits for any number of threads. */
 #include "tensor.h"
@@ -15,6 +15,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -34,18 +37,38 @@ float *arena_floats(Arena *arena, size_t n_floats)
     return arena_take(arena, n_floats * sizeof(float));
 }
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
 void *aligned_array(size_t count, size_t size)
 {
     if (size != 0 && count > (SIZE_MAX / 2) / size)
         return NULL;
-    size_t n_bytes = (count * size + 63) & ~(size_t)63;
-    return aligned_alloc(64, n_bytes ? n_bytes : 64);
+    /* Large arrays in huge pages where the system has them: a walk over rows that are far apart then finds
+     * its addresses in the processor's table, and a 512th of the page faults remains. */
+    const size_t align = count * size >= 4 * HUGE_PAGE ? HUGE_PAGE : 64;
+    size_t n_bytes = (count * size + align - 1) & ~(align - 1);
+    void *array = aligned_alloc(align, n_bytes ? n_bytes : 64);
+#ifdef MADV_HUGEPAGE
+    if (array && align == HUGE_PAGE)
+        madvise(array, n_bytes, MADV_HUGEPAGE);
+#endif
+    return array;
 }
 
 int tensor_max_threads(void)
 {
 #ifdef _OPENMP
     return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+/* Threads that a parallel region begun here would have. */
+static int team_size(void)
+{
+#ifdef _OPENMP
+    return omp_in_parallel() ? 1 : omp_get_max_threads();
 #else
     return 1;
 #endif
@@ -59,7 +82,9 @@ double fma_burst(int rounds)
     float total = 0;
 #pragma omp parallel reduction(+ : n_threads, total)
     {
-        Vec sum[CHAINS], a = splat(0.999f), b = splat(1e-3f);
+        volatile float factor = 0.999f,
+                       term = 1e-3f; /* so that both stay in registers: else gcc reads them again */
+        Vec sum[CHAINS], a = splat(factor), b = splat(term);
         UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = splat((float)i);
         for (int r = 0; r < rounds; r++)
             UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = fmadd(sum[i], a, b);
@@ -87,20 +112,23 @@ static int round_up(int n, int step)
 /* ---- the blocked matrix product ----------------------------------------------------------------
  * c[m][n] = a[m][k] · B, B being b[k][n] or, transposed, b[n][k]. Loops from the outside in:
  *   output tiles of at most MC × NC              one thread each; kept balanced, see `product`
- *   blocks of KC terms of the sum                a's MC × KC block is copied to the stack (second cache)
- *   slivers of NR columns                        b's KC × NR sliver is copied to the stack (first cache)
- *   groups of MR rows                            the register tile, MR rows x 2 vectors: its sums, two
- * vectors of b and one broadcast element of a fill the register file, 24 + 3 of AVX-512's 32, else 12 + 3 of
- * 16 The copies make every access of the register tile unit-stride, whatever the matrices' row distances. */
+ *   blocks of KC terms of the sum                b's KC × NC block is packed on the stack (second cache)
+ *   groups of MR rows                            a's MR × KC panel is copied to the stack (first cache)
+ *   slivers of NR columns                        the register tile
+ * The copies make every access of the register tile unit-stride, whatever the matrices' row distances. Of b,
+ * usually the weights, each element is packed once for MC rows; of a, each is copied once for NC columns; c
+ * is read and written once for KC terms. While one group of rows is worked off, the next is called into the
+ * cache. The register tile's 2·MR sums, two vectors of b and one broadcast element of a fit the register
+ * file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #if defined(__AVX512F__)
-#define MR 12
+#define MR 14
 #else
 #define MR 6
 #endif
 #define NR (2 * LANES)
-#define MC 384
-#define NC 512
-#define KC 128
+#define MC 2048
+#define NC 384 /* a multiple of every NR */
+#define KC 192
 
 typedef struct Operand {
     const float *data;
@@ -120,7 +148,12 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
                           const float *b, int k)
 {
     Vec sum[MR][2];
-    UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        sum[i][0] = sum[i][1] = splat(0);
+        __builtin_prefetch(c + i * ldc); /* needed when the sums are done */
+        __builtin_prefetch(c + i * ldc + LANES);
+    }
     for (int p = 0; p < k; p++) {
         Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
         b += vecs * LANES;
@@ -162,9 +195,10 @@ static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, c
     switch (rows) {
         CASE(1)
         CASE(2)
-        CASE(3) CASE(4) CASE(5) CASE(6)
-#if MR == 12
-            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+        CASE(3)
+        CASE(4) CASE(5) CASE(6)
+#if MR == 14
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #endif
     }
 #undef CASE
@@ -185,7 +219,7 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
 
 /* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. (A prefetch of
  * an address that does not exist does nothing.) */
-#define AHEAD 8
+#define AHEAD 16
 
 INLINE void prefetch_row(const float *row, int n)
 {
@@ -262,42 +296,87 @@ static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, 
     }
 }
 
-/* One output tile (m <= MC): all blocks of the sum, one after the other. */
+/* Sliver j of a block of b: [k][width], width being NR or, for the last few columns, LANES. */
+static void pack_block(float *block, Operand b, int n, int k)
+{
+    for (int j = 0; j < n; j += NR) {
+        int cols = min_int(n - j, NR), width = cols > LANES ? NR : LANES;
+        if (b.transposed)
+            pack_transposed(block + j * k, width, b.data + j * b.ld, b.ld, k, cols);
+        else
+            pack_rows(block + j * k, width, b.data + j, b.ld, k, cols);
+    }
+}
+
+/* c[rows][n] = start + panel·block for one group of rows; `next` is where a's next group begins. */
+static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *panel, const float *block,
+                         int rows, int n, int k, const float *next, ptrdiff_t lda)
+{
+    int slivers = (n + NR - 1) / NR, prefetched = 0;
+    for (int j = 0; j < n; j += NR) {
+        int cols = min_int(n - j, NR), until = MR * (j / NR + 1) / slivers; /* a share of MR rows each time */
+        for (; prefetched < until; prefetched++)
+            prefetch_row((const float *)((uintptr_t)next + prefetched * lda * sizeof *next), k);
+        Start s = {start.data ? start.data + j : NULL, start.ld};
+        if (cols == NR)
+            any_tile(rows, 2, c + j, ldc, s, panel, block + j * k, k);
+        else
+            edge_tile(rows, cols, c + j, ldc, s, panel, block + j * k, k);
+    }
+}
+
+/* One output tile, all blocks of the sum one after the other. (k = 0 still writes its start.) */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b,
                          int m, int n, int k)
 {
-    float block[MC * KC] __attribute__((aligned(64)));
-    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
-        int kc = min_int(k - p, KC);
-        for (int i = 0; i < m && kc > 0; i++)
-            memcpy(block + i * KC, a + i * lda + p, kc * sizeof *a);
-        Operand slice = {b.data + (b.transposed ? p : p * b.ld), b.ld, b.transposed};
-        product_block(c, ldc, start, block, slice, m, n, kc, 0);
+    float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
+    int blocks = (k + KC - 1) / KC, step = blocks ? round_up((k + blocks - 1) / blocks, 16) : 1;
+    for (int p = 0; p == 0 || p < k; p += step) {
+        int kc = min_int(k - p, step);
+        pack_block(block, (Operand){b.data + (b.transposed ? p : p * b.ld), b.ld, b.transposed}, n, kc);
+        for (ptrdiff_t i = 0; i < m; i += MR) {
+            int rows = min_int(m - (int)i, MR);
+            const float *group = a + i * lda + p;
+            for (int r = 0; r < rows && kc > 0; r++)
+                memcpy(panel + r * KC, group + r * lda, kc * sizeof *a);
+            Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
+            product_rows(c + i * ldc, ldc, s, panel, block, rows, n, kc, group + MR * lda, lda);
+        }
         start = (Start){c, ldc};
     }
 }
 
-/* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
+/* Into how many rows of tiles the output is divided: enough that every thread gets as much as the others. */
+static int rows_of_tiles(int m, int n_tiles, int threads)
+{
+    int m_tiles = (m + MC - 1) / MC;
+    while (m_tiles * n_tiles % threads != 0 && m_tiles * n_tiles < 8 * threads && m / (m_tiles + 1) >= 4 * MR)
+        m_tiles++;
+    return m_tiles;
+}
+
+/* The whole product: equal tiles, at most MC × NC, the last ones smaller. With few rows a tile is one sliver,
+ * so that what is packed is still in the first cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
                     int n, int k)
 {
     if (m <= 0 || n <= 0)
         return;
-    int m_tiles = (m + MC - 1) / MC, n_tiles = (n + NC - 1) / NC;
+    int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
+    int most_n = m <= 2 * MR ? NR : NC, n_tiles = (n + most_n - 1) / most_n;
+    int m_tiles = rows_of_tiles(m, n_tiles, parallel ? team_size() : 1);
     int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR);
     int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
-    int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
-    (void)parallel; /* without OpenMP */
 #pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)
     for (int ti = 0; ti < m_tiles; ti++)
         for (int tj = 0; tj < n_tiles; tj++) {
-            int i = ti * tile_m, j = tj * tile_n;
+            ptrdiff_t i = (ptrdiff_t)ti * tile_m, j = (ptrdiff_t)tj * tile_n;
             if (i >= m || j >= n)
                 continue;
             Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
             Operand bj = {b.data + (b.transposed ? j * b.ld : j), b.ld, b.transposed};
-            product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - i, tile_m),
-                         min_int(n - j, tile_n), k);
+            product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - (int)i, tile_m),
+                         min_int(n - (int)j, tile_n), k);
         }
 }
 
@@ -347,7 +426,7 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
  * streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): per query a running maximum
  * and a running sum; when the maximum grows, what was summed up is scaled down. The logits of a tile are rows
  * KC apart, so that they are at once the packed left operand of the product with v. */
-#define QUERIES  132 /* a multiple of both MRs; the buffers below stay under 256 KiB a thread */
+#define QUERIES  126 /* a multiple of both MRs */
 #define REL_COLS 128
 
 typedef struct AttentionTask {
