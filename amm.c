@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "align.h"
 #include "simd.h"
 
 static double divide(double a, double b)
@@ -188,18 +189,6 @@ static void sample(float *row, const AmmQuery *q, const float *features, float x
     }
 }
 
-/* The place in reference object j that corresponds to (x, y) of query object i, in cells [ours]. */
-static void corresponding(const AmmQuery *q, int i, const AmmReference *r, int j, const AmmOptions *options,
-                          float *x, float *y)
-{
-    if (options->align_pixel || q->areas[i] > options->large_object)
-        return;
-    float s = r->areas[j] > 0 && q->areas[i] > 0 ? sqrtf(q->areas[i] / r->areas[j]) : 1;
-    float width = (float)q->grid_w, height = (float)q->grid_h;
-    *x = width * (r->centroids[2 * j] + (*x / width - q->centroids[2 * i]) / s);
-    *y = height * (r->centroids[2 * j + 1] + (*y / height - q->centroids[2 * i + 1]) / s);
-}
-
 /* What the bands of a map share. */
 typedef struct MapJob {
     float *map;
@@ -207,22 +196,21 @@ typedef struct MapJob {
     const AmmReference *references;
     int k;
     const AmmOptions *options;
+    Placement *places; /* [n_q][k] */
 } MapJob;
 
-/* Mahalanobis distance at cell (x, y) of query object i over the references that it matched; 0 when there is
- * none. */
+/* Mahalanobis distance at cell (x, y) of query object i over the references in which it has a place; 0 when
+ * there is none. */
 static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, int y)
 {
     const AmmQuery *q = job->query;
     const float centre_x = (float)x + 0.5f, centre_y = (float)y + 0.5f;
     int m = 0;
     for (int r = 0; r < job->k; r++) {
-        int j = job->references[r].match_q[i];
-        if (j < 0)
-            continue;
-        float at_x = centre_x, at_y = centre_y;
-        corresponding(q, i, &job->references[r], j, job->options, &at_x, &at_y);
-        sample(work->rows + (size_t)m++ * work->stride, q, job->references[r].features, at_x, at_y);
+        const Placement *at = &job->places[(size_t)i * (size_t)job->k + (size_t)r];
+        if (at->known)
+            sample(work->rows + (size_t)m++ * work->stride, q, job->references[r].features,
+                   at->x + at->zoom * centre_x, at->y + at->zoom * centre_y);
     }
     if (m == 0)
         return 0;
@@ -255,6 +243,14 @@ static void measure_square(const MapJob *job, const AmmWork *work, int square)
             }
 }
 
+static void place_object(const MapJob *job, int i)
+{
+    int cells[ALIGN_CELLS];
+    for (int r = 0; r < job->k; r++)
+        job->places[(size_t)i * (size_t)job->k + (size_t)r] =
+            align_object(job->query, i, &job->references[r], job->options, cells);
+}
+
 /* Each thread has a workspace of its own and takes every n_threads-th square, so that an object in a corner
  * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads.
  */
@@ -263,14 +259,19 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
 {
     const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
     const int n_threads = tensor_max_threads();
-    const MapJob job = {map, q, references, k, options};
+    const size_t n_places = (size_t)q->n * (size_t)k;
+    const MapJob job = {map, q, references, k, options, aligned_array(n_places + 1, sizeof(Placement))};
     Arena count = {0};
     AmmWork work;
     amm_work(&work, &count, k, q->channels);
     char *memory = aligned_array((size_t)n_threads, count.used);
     float *blurred = aligned_array(n_cells, sizeof(float));
     memset(map, 0, n_cells * sizeof *map);
-    if (memory && blurred) {
+    int ok = memory && blurred && job.places;
+    if (ok) {
+#pragma omp parallel for schedule(dynamic, 1)
+        for (int i = 0; i < q->n; i++)
+            place_object(&job, i);
 #pragma omp parallel for schedule(static, 1) private(work)
         for (int t = 0; t < n_threads; t++) {
             Arena arena = {memory + (size_t)t * count.used, count.used, 0};
@@ -281,31 +282,62 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
         if (options->blur > 0)
             gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);
     }
-    int ok = memory && blurred;
-    free(memory), free(blurred);
-    return ok ? 0 : fail_memory(err, "the structural map", (size_t)n_threads * count.used + n_cells * 4);
+    free(memory), free(blurred), free(job.places);
+    return ok ? 0
+              : fail_memory(err, "the structural map",
+                            (size_t)n_threads * count.used + n_cells * 4 + n_places * sizeof(Placement));
 }
 
-void amm_normalise(float *map, const AmmQuery *q, const AmmReference *references, int k)
+/* Mean scale of the reference's objects at the place of query object i, weighted by how much of it they
+ * cover; 0 when they cover nothing of it. */
+static double scale_of_place(const AmmQuery *q, int i, const AmmReference *r)
 {
-    int n_cells = q->grid_h * q->grid_w;
+    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
+    const float *w = q->weights + (size_t)i * n_cells;
+    double sum = 0, covered = 0;
+    for (int j = 0; j < r->n; j++) {
+        const float *other = r->weights + (size_t)j * n_cells;
+        double both = 0;
+        for (size_t p = 0; p < n_cells; p++)
+            both += (double)w[p] * other[p];
+        sum += both * r->scale[j], covered += both;
+    }
+    return covered > 0 ? sum / covered : 0;
+}
+
+/* 1 / the mean scale of what object i is compared with, or 0 when it is compared with nothing. */
+static float object_factor(const AmmQuery *q, int i, const AmmReference *references, int k)
+{
+    double sum = 0;
+    int m = 0;
+    for (int r = 0; r < k; r++)
+        if (references[r].match_q[i] >= 0)
+            sum += references[r].scale[references[r].match_q[i]], m++;
+    for (int r = 0, matched = m; r < k && !matched; r++) {
+        double scale = scale_of_place(q, i, &references[r]);
+        sum += scale, m += scale > 0;
+    }
+    return m && sum > 0 ? (float)(m / sum) : 0;
+}
+
+int amm_normalise(float *map, const AmmQuery *q, const AmmReference *references, int k, Error *err)
+{
+    const int n_cells = q->grid_h * q->grid_w;
+    float *factors = aligned_array((size_t)q->n + 1, sizeof *factors);
+    if (!factors)
+        return fail_memory(err, "the structural map", (unsigned long long)q->n * 4);
+    for (int i = 0; i < q->n; i++)
+        factors[i] = object_factor(q, i, references, k);
     for (int p = 0; p < n_cells; p++) {
         double factor = 0, covered = 0;
         for (int i = 0; i < q->n; i++) {
-            double w = q->weights[(size_t)i * (size_t)n_cells + (size_t)p], sum = 0;
-            if (w <= 0)
-                continue;
-            int m = 0;
-            for (int r = 0; r < k; r++)
-                if (references[r].match_q[i] >= 0) {
-                    sum += references[r].scale[references[r].match_q[i]];
-                    m++;
-                }
-            covered += w;
-            factor += m && sum > 0 ? w * m / sum : 0;
+            double w = q->weights[(size_t)i * (size_t)n_cells + (size_t)p];
+            covered += w, factor += w * factors[i];
         }
         map[p] = covered > 0 ? (float)(map[p] * factor / covered) : 0;
     }
+    free(factors);
+    return 0;
 }
 
 int compare_floats(const void *a, const void *b)

@@ -13,9 +13,11 @@ typedef struct AmmOptions {
     int align_pixel;    /* 0: object-aligned [ours], 1: the same pixel */
     float large_object; /* objects above this part of the image are compared at the same position: 0.15 [ours]
                          */
-    float epsilon;      /* of the covariance: 0.01 [block: PaDiM] */
-    float blur;         /* sigma in grid cells: 1 [ours] */
-    AmmScore score;     /* max, or the mean of the top 1 % */
+    int register_reach; /* cells around an object's expected place that are searched: 2 [ours]; 0: none */
+    int register_unmatched; /* 1: objects without a match are compared with what lies at their place [ours] */
+    float epsilon;          /* of the covariance: 0.01 [block: PaDiM] */
+    float blur;             /* sigma in grid cells: 1 [ours] */
+    AmmScore score;         /* max, or the mean of the top 1 % */
 } AmmOptions;
 
 /* One reference as the structural map sees it. */
@@ -24,6 +26,8 @@ typedef struct AmmReference {
     const float *centroids; /* [n_r][2] */
     const float *areas;     /* [n_r] */
     const int *match_q;     /* [n_q] the object of this reference that query object i matched, or -1 */
+    int n;                  /* n_r */
+    const float *weights;   /* [n_r][grid_h*grid_w] */
     const float *scale;     /* [n_r] leave-one-out quantile of the object's own map (amm_normalise) */
 } AmmReference;
 
@@ -39,8 +43,9 @@ typedef struct AmmQuery {
  * where it matched nothing), blurred. 0 / -1 (memory). */
 int amm_structural(float *map, const AmmQuery *query, const AmmReference *references, int k,
                    const AmmOptions *options, Error *err);
-/* Divide by each object's mean leave-one-out quantile over the references it matched. In place. */
-void amm_normalise(float *map, const AmmQuery *query, const AmmReference *references, int k);
+/* Divide by each object's mean leave-one-out quantile over the references it matched; if it matched none,
+ * over what lies at its place in them. In place; -1 when there is no memory. */
+int amm_normalise(float *map, const AmmQuery *query, const AmmReference *references, int k, Error *err);
 /* That quantile of map over the cells that are mostly object i (the largest value when there is none).
  * scratch [n_cells]. */
 float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile,

@@ -178,14 +178,19 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
             scale[i] = 1 / bank->channel_std[i];
         for (int r = 0; r < c->k; r++) {
             int first = bank->first[c->references[r]];
-            references[r] = (AmmReference){refs->features + (size_t)r * one, bank->centroids + 2 * first,
-                                           bank->areas + first, c->matchings[r].match_q, bank->scale + first};
+            references[r] = (AmmReference){refs->features + (size_t)r * one,
+                                           bank->centroids + 2 * first,
+                                           bank->areas + first,
+                                           c->matchings[r].match_q,
+                                           bank_objects(bank, c->references[r]),
+                                           refs->of[r],
+                                           bank->scale + first};
         }
         AmmQuery query = {o->n,       bank->grid_h, bank->grid_w, bank->channels, scene->features,
                           o->weights, o->centroids, o->areas,     scale};
         status = amm_structural(c->structural, &query, references, c->k, &bank->options.amm, err);
         if (!status && !raw)
-            amm_normalise(c->structural, &query, references, c->k);
+            status = amm_normalise(c->structural, &query, references, c->k, err);
         if (!status)
             c->structural_score = amm_score(c->structural, (int)n_cells, bank->options.amm.score, scale + C);
     }
@@ -193,16 +198,25 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
     return status;
 }
 
-/* score = max(z_A, -1) + max(z_L, -1); map = pointwise max of the two z-maps [ours]. */
+/* One score of two [ours]. smoothmax: log(e^zA + e^zL) - log 2, nearly the larger of the two where they
+ * differ, so that the noise of the quiet one does not blur what the other one says. sum: max(zA, -1) +
+ * max(zL, -1). */
+static float fused(const Options *options, float a, float l)
+{
+    if (options->only != ONLY_BOTH)
+        return options->only == ONLY_STRUCTURAL ? a : l;
+    if (options->fusion == FUSION_SUM)
+        return fmaxf(a, -1) + fmaxf(l, -1);
+    return fmaxf(a, l) + log1pf(expf(-fabsf(a - l))) - log1pf(1);
+}
+
+/* score: see fused; map = pointwise max of the two z-maps [ours]. */
 static void fuse(Comparison *c, const Bank *bank)
 {
     int only = bank->options.only;
     c->structural_z = amm_z(&bank->structural, c->structural_score);
     c->logical_z = amm_z(&bank->logical, c->logical_score);
-    float structural = fmaxf(c->structural_z, -1), logical = fmaxf(c->logical_z, -1);
-    c->score = only == ONLY_STRUCTURAL ? c->structural_z
-               : only == ONLY_LOGICAL  ? c->logical_z
-                                       : structural + logical;
+    c->score = fused(&bank->options, c->structural_z, c->logical_z);
     for (size_t p = 0; p < bank_cells(bank); p++) {
         float a = amm_z(&bank->structural, c->structural[p]), l = amm_z(&bank->logical, c->logical[p]);
         c->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
@@ -464,9 +478,8 @@ typedef struct Loop {
     int done_before, total;
 } Loop;
 
-/* First pass: an object's scale is the object-quantile (99 %) of its own leave-one-out map (-1: it matched
- * nothing).
- */
+/* First pass: an object's scale is the object-quantile (99 %) of its own leave-one-out map (-1: it was
+ * compared with nothing). */
 static int object_scales(Bank *b, const Comparison *c, const Scene *scene, int image, Error *err)
 {
     int n_cells = (int)bank_cells(b);
@@ -474,9 +487,9 @@ static int object_scales(Bank *b, const Comparison *c, const Scene *scene, int i
     if (!scratch)
         return fail_memory(err, "the objects' scales", (unsigned long long)n_cells * 4);
     for (int i = 0; i < scene->objects.n; i++) {
-        int matched = 0;
+        int matched = b->options.amm.register_unmatched;
         for (int r = 0; r < c->k; r++)
-            matched += c->matchings[r].match_q[i] >= 0;
+            matched |= c->matchings[r].match_q[i] >= 0;
         float scale = amm_object_quantile(c->structural, scene->objects.weights + (size_t)i * (size_t)n_cells,
                                           n_cells, (float)b->options.object_quantile, scratch);
         b->scale[b->first[image] + i] = matched && scale > 0 ? scale : -1;
@@ -565,9 +578,7 @@ static int spread_scores(Bank *b, Error *err)
         b->structural = b->logical = (AmmScale){0, 1, 0};
     for (int i = 0; i < n; i++) {
         float a = amm_z(&b->structural, b->loo_structural[i]), l = amm_z(&b->logical, b->loo_logical[i]);
-        b->loo_score[i] = b->options.only == ONLY_STRUCTURAL ? a
-                          : b->options.only == ONLY_LOGICAL  ? l
-                                                             : fmaxf(a, -1) + fmaxf(l, -1);
+        b->loo_score[i] = fused(&b->options, a, l);
     }
     bank_thresholds(b);
     free(sorted);

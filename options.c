@@ -56,6 +56,8 @@ const OptionSpec option_table[] = {
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
     {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare along the object, or same pixel"},
     {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: same position above this part of the image"},
+    {"register-reach", OPTION_INT, AT(amm.register_reach), 0, 16, NULL, 0, "AMM: look for an object's place within so many cells"},
+    {"register-unmatched", OPTION_FLAG, AT(amm.register_unmatched), 0, 1, NULL, 0, "AMM: compare what matched nothing with its place"},
     {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
     {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
     {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "max|top1", 0, "AMM: largest of the map, or mean of its top 1 %"},
@@ -63,6 +65,7 @@ const OptionSpec option_table[] = {
     {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: added to the logical spread"},
     {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: the same, times |median|"},
     {"loo-images", OPTION_INT, AT(loo_images), 1, 1 << 20, NULL, 0, "fusion: leave-one-out scores of so many images"},
+    {"fusion", OPTION_CHOICE, AT(fusion), 0, 1, "smoothmax|sum", 0, "fusion: log(e^zA + e^zL), or the sum of both from -1 on"},
     {"only", OPTION_CHOICE, AT(only), 0, 2, "both|structural|logical", 0, "which anomalies make the score"},
     {"flag-damage", OPTION_DOUBLE, AT(flag_damage), 0, 1e9, NULL, 0, "report: z above which an object is damaged"},
     {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V of extra and missing objects"},
@@ -76,7 +79,7 @@ const int option_count = (int)(sizeof option_table / sizeof *option_table);
 void options_default(Options *o)
 {
     *o = (Options){.featup_stages = 3,
-                   .k = 10,
+                   .k = 20,
                    .alpha = NAN,
                    .alpha_quantile = 0.001,
                    .object_quantile = 0.99,
@@ -106,7 +109,7 @@ void options_default(Options *o)
                           .alpha_unmatched = 0.05f,
                           .nearest = 0};
     o->amm = (AmmOptions){
-        .align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
+        .align_pixel = 0, .large_object = 0.15f, .register_reach = 2, .register_unmatched = 1, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
     amg_defaults(&o->amg);
 }
 

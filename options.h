@@ -13,6 +13,7 @@
 
 typedef enum Resize { RESIZE_SQUASH, RESIZE_FIT } Resize;
 typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval;
+typedef enum Fusion { FUSION_SMOOTHMAX, FUSION_SUM } Fusion;
 typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct Options {
@@ -36,6 +37,7 @@ typedef struct Options {
     double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours] */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
     int loo_images;                         /* leave-one-out scores of at most so many: 60 [ours] */
+    int fusion;                             /* Fusion of the two scores: smoothmax [ours] */
     int only;                               /* Only */
     double flag_damage;                     /* z above which an object is called damaged: 3 [ours] */
     double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */

@@ -258,36 +258,61 @@ def bilinear(features, x, y):
             + fy * ((1 - fx) * features[y1, x0] + fx * features[y1, x1]))
 
 
-def structural(features, weights, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0):
+def place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatched):
+    """Query cells (x, y) lie at (x0 + x * zoom, y0 + y * zoom) in the reference: -> (x0, y0, zoom), or None."""
+    n, h, w = weights.shape
+    j, candidates = r["match_q"][i], []
+    if j < 0 and not unmatched:
+        return None
+    if j >= 0 and not pixel and not areas[i] > large:
+        size = np.array([w, h])
+        candidates = [(*(size * (r["centroids"][j] - centroids[i] * zoom)), zoom)
+                      for zoom in (np.sqrt(r["areas"][j] / areas[i]), 1.0)]
+    candidates.append((0.0, 0.0, 1.0))
+    cells = np.argwhere(weights[i] >= 0.5)
+    if reach == 0 or pixel or len(cells) == 0:
+        return candidates[0]
+    take = min(len(cells), 64)
+    cells = cells[[t * len(cells) // take for t in range(take)]]
+
+    def misfit(at):
+        x = np.clip(np.floor(at[0] + at[2] * (cells[:, 1] + 0.5) + 1 / 512), 0, w - 1).astype(int)
+        y = np.clip(np.floor(at[1] + at[2] * (cells[:, 0] + 0.5) + 1 / 512), 0, h - 1).astype(int)
+        return np.linalg.norm(features[cells[:, 0], cells[:, 1]] - r["features"][y, x], axis=1).mean()
+    best = min(candidates, key=misfit)
+    shifts = [(0, 0)] + [(dx, dy) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)]
+    return min(((best[0] + dx, best[1] + dy, best[2]) for dx, dy in shifts), key=misfit)
+
+
+def structural(features, weights, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0, reach=0, unmatched=False):
     """references: dicts of features, centroids, areas, match_q. -> the blurred map."""
     n, h, w = weights.shape
     out = np.zeros((h, w))
     for i in range(n):
+        places = [place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatched) for r in references]
         for y in range(h):
             for x in range(w):
                 if weights[i, y, x] <= 0:
                     continue
                 samples = []
-                for r in references:
-                    j = r["match_q"][i]
-                    if j < 0:
-                        continue
-                    px, py = x + 0.5, y + 0.5
-                    if not pixel and not areas[i] > large:
-                        s = np.sqrt(areas[i] / r["areas"][j])
-                        px = w * (r["centroids"][j, 0] + (px / w - centroids[i, 0]) / s)
-                        py = h * (r["centroids"][j, 1] + (py / h - centroids[i, 1]) / s)
-                    samples.append(bilinear(r["features"], px, py))
+                for r, at in zip(references, places):
+                    if at is not None:
+                        samples.append(bilinear(r["features"], at[0] + at[2] * (x + 0.5), at[1] + at[2] * (y + 0.5)))
                 if samples:
                     out[y, x] += weights[i, y, x] * mahalanobis(features[y, x], np.array(samples), epsilon)
     return gaussian_filter(out, blur, mode="reflect", truncate=4.0) if blur > 0 else out
 
 
 def normalise(out, weights, references):
-    """Every object's share of a cell divided by the mean scale of what it matched."""
+    """Every object's share of a cell divided by the mean scale of what it matched, or of what lies at its place."""
     factor, covered = np.zeros(out.shape), np.zeros(out.shape)
     for i in range(len(weights)):
         scales = [r["scale"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
+        if not scales:
+            for r in references:
+                both = [(weights[i] * other).sum() for other in r.get("weights", [])]
+                if sum(both) > 0:
+                    scales.append(np.dot(both, r["scale"]) / sum(both))
         covered += weights[i]
         if scales and sum(scales) > 0:
             factor += weights[i] / np.mean(scales)
@@ -317,7 +342,9 @@ def moved(weight, dy, dx):
 class Bank:
     """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
 
-    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0):
+    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0,
+                 reach=0, place_unmatched=False, fusion="sum"):
+        self.reach, self.place_unmatched, self.fusion = reach, place_unmatched, fusion
         self.unmatched, self.shift = unmatched, shift
         self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
         self.images = []
@@ -398,18 +425,22 @@ class Bank:
             missing += np.tensordot(v, im["weights"], 1) / k if len(v) else 0
             worst_missing.append(max(v, default=0))
             refs.append({"features": im["features"] / self.channel_std, "centroids": im["centroids"], "areas": im["areas"],
-                         "match_q": match_q, "scale": self.scale[self.first[r]:self.first[r + 1]]})
+                         "match_q": match_q, "weights": im["weights"], "scale": self.scale[self.first[r]:self.first[r + 1]]})
         out["unmatched"] = extra
         out["L"] = max(max(extra, default=0), float(np.mean(worst_missing)) if worst_missing else 0)
         out["logical"] = np.max([missing] + [w * e for w, e in zip(q["weights"], extra)], axis=0)
-        a = structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel)
+        a = structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel,
+                       reach=self.reach, unmatched=self.place_unmatched)
         out["structural"] = a if raw else normalise(a, q["weights"], refs)
         out["A"] = out["structural"].max()
         if not raw:
             za, zl = self.z(out["A"], out["L"])
-            out["score"] = max(za, -1) + max(zl, -1)
+            out["score"] = self.fuse(za, zl)
             out["map"] = np.maximum(*self.z(out["structural"], out["logical"]))
         return out
+
+    def fuse(self, za, zl):
+        return np.maximum(za, -1) + np.maximum(zl, -1) if self.fusion == "sum" else np.logaddexp(za, zl) - np.log(2)
 
     def z(self, a, l):
         return (a - self.spread_a[0]) / self.spread_a[1], (l - self.spread_l[0]) / self.spread_l[1]
@@ -423,7 +454,7 @@ class Bank:
         for i, im in enumerate(self.images):
             c = self.compare(im, i, raw=True)
             for o, w in enumerate(im["weights"]):
-                matched = any(m[o] >= 0 for m in c["match"])
+                matched = self.place_unmatched or any(m[o] >= 0 for m in c["match"])
                 s = object_quantile(c["structural"], w)
                 scale.append(s if matched and s > 0 else np.nan)
         scale = np.array(scale)
@@ -435,7 +466,7 @@ class Bank:
         self.spread_a = (np.median(a), np.quantile(a, 0.95) - np.median(a) + 0.05 * abs(np.median(a)))
         self.spread_l = (np.median(l), np.quantile(l, 0.95) - np.median(l) + 0.05)
         za, zl = self.z(a, l)
-        self.loo = np.stack([a, l, np.maximum(za, -1) + np.maximum(zl, -1)], 1)
+        self.loo = np.stack([a, l, self.fuse(za, zl)], 1)
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -587,17 +618,20 @@ def make_amm(out):
         if i == 1:
             match_q[2] = -1
         refs.append({"features": f, "centroids": c, "areas": a * [0.5, 1, 1.7, 1], "match_q": match_q, "scale": f32(1 + 3 * r.rand(4))})
-        refs[-1]["areas"] = f32(refs[-1]["areas"])
+        refs[-1]["areas"], refs[-1]["weights"] = f32(refs[-1]["areas"]), f32(weights)
         tensors.update({f"r{i}.{key}": v for key, v in refs[-1].items()})
     none = [dict(ref, match_q=np.where(np.arange(n) == 1, -1, ref["match_q"])) for ref in refs]
     tensors.update({"q.features": features, "q.weights": query, "q.centroids": centroids, "q.areas": areas})
     for name, kw in [("object", {}), ("pixel", {"pixel": True}), ("large", {"large": 1.0}), ("plain", {"blur": 0.0, "epsilon": 1.0}),
                      ("wide", {"blur": 2.5})]:
         tensors[f"map.{name}"] = structural(features, query, centroids, areas, refs, **kw)
+    for name, kw in [("registered", {"reach": 1}), ("searched", {"reach": 3, "unmatched": True}), ("same", {"unmatched": True, "pixel": True})]:
+        tensors[f"map.{name}"] = structural(features, query, centroids, areas, none, **kw)
     unblurred = structural(features, query, centroids, areas, none, blur=0.0)
     tensors["map.none"] = unblurred  # object 1 matches nowhere
     base = f32(tensors["map.object"])
     tensors["map.normalised"] = normalise(base, query, refs)
+    tensors["map.normalised.none"] = normalise(base, query, none)
     tensors["quantiles"] = np.array([object_quantile(base, wt, q) for wt in query for q in (0.95, 0.5, 1.0)])
     top = max(1, -(-h * w // 100))
     tensors["scores"] = np.array([base.max(), np.sort(base.ravel())[-top:].mean()])
@@ -651,7 +685,7 @@ def make_bank(out):
         tensors.update({f"{i}.{key}": v for key, v in im.items()})
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
                 "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05},
-                "shifted": {"shift": 1}}
+                "shifted": {"shift": 1}, "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"}}
     for name, settings in variants.items():
         bank = Bank(images, **settings)
         prepared = dict(query, cls=unit(query["cls"]))

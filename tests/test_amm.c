@@ -134,9 +134,23 @@ static AmmQuery query(void)
 static void references(AmmReference r[3])
 {
     for (int i = 0; i < 3; i++)
-        r[i] = (AmmReference){GOLDEN_F32("r%d.features", i), GOLDEN_F32("r%d.centroids", i),
-                              GOLDEN_F32("r%d.areas", i), GOLDEN_I32("r%d.match_q", i),
+        r[i] = (AmmReference){GOLDEN_F32("r%d.features", i),
+                              GOLDEN_F32("r%d.centroids", i),
+                              GOLDEN_F32("r%d.areas", i),
+                              GOLDEN_I32("r%d.match_q", i),
+                              (int)golden_tensor("r%d.weights", i)->shape[0],
+                              GOLDEN_F32("r%d.weights", i),
                               GOLDEN_F32("r%d.scale", i)};
+}
+
+/* Object 1 matches nowhere. matches [3][16] takes the changed lists. */
+static void without_match(AmmReference r[3], int matches[3][16], int n)
+{
+    for (int i = 0; i < 3; i++) {
+        memcpy(matches[i], r[i].match_q, (size_t)n * sizeof(int));
+        matches[i][1] = -1;
+        r[i].match_q = matches[i];
+    }
 }
 
 static void check_map(const AmmOptions *options, const char *name)
@@ -161,6 +175,30 @@ static void test_structural(void)
     check_map(&large, "large");
     check_map(&plain, "plain");
     check_map(&wide, "wide");
+}
+
+/* An object's place is searched; one without a match is compared with what lies at its place. */
+static void test_registered(void)
+{
+    REQUIRE(golden_open("method_amm"));
+    AmmQuery q = query();
+    AmmReference r[3];
+    AmmOptions near = AMM, far = AMM, same = AMM;
+    int matches[3][16];
+    float map[512];
+    Error err;
+    references(r);
+    without_match(r, matches, q.n);
+    near.register_reach = 1;
+    far.register_reach = 3, far.register_unmatched = 1;
+    same.align_pixel = 1, same.register_unmatched = 1,
+    same.register_reach = 3; /* pixel: nothing is searched */
+    REQUIRE(!amm_structural(map, &q, r, 3, &near, &err));
+    CHECK_GOLDEN(map, 1e-5, "map.registered");
+    REQUIRE(!amm_structural(map, &q, r, 3, &far, &err));
+    CHECK_GOLDEN(map, 1e-5, "map.searched");
+    REQUIRE(!amm_structural(map, &q, r, 3, &same, &err));
+    CHECK_GOLDEN(map, 1e-5, "map.same");
 }
 
 /* Features in other units, channel by channel, and the scale that undoes them: the same map. */
@@ -221,19 +259,15 @@ static void test_unmatched(void)
     AmmReference r[3];
     AmmOptions options = AMM;
     float map[512];
-    int matches[3][8];
+    int matches[3][16];
     Error err;
     references(r);
     options.blur = 0;
-    for (int i = 0; i < 3; i++) {
-        memcpy(matches[i], r[i].match_q, (size_t)q.n * sizeof(int));
-        matches[i][1] = -1;
-        r[i].match_q = matches[i];
-    }
+    without_match(r, matches, q.n);
     REQUIRE(!amm_structural(map, &q, r, 3, &options, &err));
     CHECK_GOLDEN(map, 1e-5, "map.none");
     REQUIRE(!amm_structural(map, &q, r, 0, &options, &err));
-    amm_normalise(map, &q, r, 0);
+    REQUIRE(!amm_normalise(map, &q, r, 0, &err));
     for (int p = 0; p < q.grid_h * q.grid_w; p++)
         CHECK(map[p] == 0);
 }
@@ -245,11 +279,17 @@ static void test_normalise_and_scores(void)
     AmmReference r[3];
     int n_cells = q.grid_h * q.grid_w;
     float map[512], scratch[512], found[64];
+    int matches[3][16];
+    Error err;
     references(r);
     const float *base = GOLDEN_F32("map.object");
     memcpy(map, base, (size_t)n_cells * sizeof *map);
-    amm_normalise(map, &q, r, 3);
+    REQUIRE(!amm_normalise(map, &q, r, 3, &err));
     CHECK_GOLDEN(map, 1e-5, "map.normalised");
+    memcpy(map, base, (size_t)n_cells * sizeof *map);
+    without_match(r, matches, q.n);
+    REQUIRE(!amm_normalise(map, &q, r, 3, &err));
+    CHECK_GOLDEN(map, 1e-5, "map.normalised.none");
     static const float levels[] = {0.95f, 0.5f, 1};
     for (int i = 0; i < q.n; i++)
         for (int l = 0; l < 3; l++)
@@ -287,14 +327,14 @@ static void test_one_cell(void)
                        areas[2] = {1, 0}, scale[2] = {1, 1};
     static const int match_q[2] = {1, 0};
     AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas, ONES};
-    AmmReference r = {features, centroids, areas, match_q, scale};
+    AmmReference r = {features, centroids, areas, match_q, 2, weights, scale};
     AmmOptions options = AMM;
     float map[1], scratch[1];
     Error err;
     options.blur = 100;
     REQUIRE(!amm_structural(map, &q, &r, 1, &options, &err));
     CHECK(map[0] == 0);
-    amm_normalise(map, &q, &r, 1);
+    REQUIRE(!amm_normalise(map, &q, &r, 1, &err));
     CHECK(map[0] == 0 && amm_score(map, 1, SCORE_TOP1, scratch) == 0 &&
           amm_score(map, 0, SCORE_MAX, scratch) == 0);
     CHECK(amm_object_quantile(map, weights + 1, 1, 0.95f, scratch) == 0);
@@ -305,6 +345,7 @@ int main(void)
     RUN(test_mahalanobis);
     RUN(test_kernel);
     RUN(test_structural);
+    RUN(test_registered);
     RUN(test_scale);
     RUN(test_threads);
     RUN(test_unmatched);

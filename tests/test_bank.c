@@ -118,6 +118,9 @@ static Options defaults(void)
                                            {"alpha-quantile", "0.001"},
                                            {"align", "object"},
                                            {"large-object", "0.15"},
+                                           {"register-reach", "0"},
+                                           {"register-unmatched", "0"},
+                                           {"fusion", "sum"},
                                            {"epsilon", "0.01"},
                                            {"blur", "1"},
                                            {"score", "max"},
@@ -180,7 +183,7 @@ static void test_golden(void)
 {
     REQUIRE(golden_open("method_bank"));
     Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(),
-            dustbin = defaults(), shifted = defaults();
+            dustbin = defaults(), shifted = defaults(), registered = defaults();
     check_variant("default", &plain);
     pixel.amm.align_pixel = 1, pixel.retrieval = RETRIEVAL_L2, pixel.k = 2;
     check_variant("pixel_l2", &pixel);
@@ -193,6 +196,9 @@ static void test_golden(void)
     check_variant("dustbin", &dustbin);
     set(&shifted, "verify-shift", "1");
     check_variant("shifted", &shifted);
+    set(&registered, "register-reach", "2"), set(&registered, "register-unmatched", "1");
+    set(&registered, "fusion", "smoothmax");
+    check_variant("registered", &registered);
 }
 
 /* ---- the same comparison again
