@@ -556,13 +556,14 @@ static int prepare_amm(Work *work, Error *err)
             scale[i] = 1;
         }
         if (r < AMM_K)
-            work->references[r] = (AmmReference){features, centroids, areas, match, scale};
+            work->references[r] =
+                (AmmReference){features, centroids, areas, match, AMM_OBJECTS, weights, scale};
         else
             work->query = (AmmQuery){AMM_OBJECTS, AMM_SIDE,  AMM_SIDE, CHANNELS,     features,
                                      weights,     centroids, areas,    channel_scale};
     }
     /* per cell and channel, in multiply-adds: k bilinear samples, centring, d, Gram matrix, Xd, residual,
-     * norm */
+     * norm; registration, which is given up early at most places, isn't counted */
     work->gflop =
         2e-9 * AMM_CELLS * CHANNELS * (AMM_K * 4 + AMM_K + 1 + AMM_K * (AMM_K + 1) / 2.0 + 2 * AMM_K + 1);
     return 0;
@@ -570,7 +571,7 @@ static int prepare_amm(Work *work, Error *err)
 
 static int run_amm(Work *work, Error *err)
 {
-    const AmmOptions options = {.large_object = 0.15f, .epsilon = 0.01f, .blur = 1};
+    const AmmOptions options = {.large_object = 0.15f, .register_reach = 2, .epsilon = 0.01f, .blur = 1};
     return amm_structural(work->buffers[2], &work->query, work->references, AMM_K, &options, err);
 }
 
