@@ -37,9 +37,10 @@ typedef struct Bank {
     const float *pooled, *centroids, *areas;
     /* calibration (samlad.c fills it) */
     Dcga dcga;
-    float *descriptors; /* [O][C] */
-    float *channel_std; /* [C] over all cells of all images */
-    float *scale;       /* [O] */
+    const float *descriptors; /* [O][C] */
+    float *owned_descriptors; /* the same, or NULL: they are in the file */
+    float *channel_std;       /* [C] over all cells of all images */
+    float *scale;             /* [O] */
     float alpha;
     AmmScale structural, logical;
     int n_loo;
@@ -49,7 +50,7 @@ typedef struct Bank {
     float *loo_extra, *loo_missing;                  /* [n_loo] evidence (explain.h) */
     float flag_extra, flag_missing; /* their quantile: what normal images show is no reason */
     float threshold;                /* quantile of the scores; NAN: one image has none */
-    Safetensors *file;              /* when loaded: the first block points into it */
+    Safetensors *file;              /* when loaded: the first block and descriptors point into it */
     void *owned[8];                 /* when built: the malloc'd arrays */
     int n_owned;
 } Bank;

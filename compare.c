@@ -39,10 +39,12 @@ static int references_load(References *r, const Bank *bank, const int *index, in
     float *at = r->weights;
     for (int i = 0; i < k; i++) {
         bank_features(bank, index[i], NULL, r->features + (size_t)i * one);
+        int finite = 1;
         for (size_t p = 0; p < one; p++)
-            if (!isfinite(r->features[(size_t)i * one + p]))
-                return fail(err, "the bank's image %d (%s) has features that are not finite numbers",
-                            index[i], bank->names[index[i]]);
+            finite &= isfinite(r->features[(size_t)i * one + p]) != 0;
+        if (!finite)
+            return fail(err, "the bank's image %d (%s) has features that are not finite numbers", index[i],
+                        bank->names[index[i]]);
         bank_weights(bank, index[i], at);
         r->of[i] = at;
         at += (size_t)bank_objects(bank, index[i]) * n_cells;
@@ -356,7 +358,7 @@ static int calibrate_memory(Bank *b, Error *err)
                : b->n_images < b->options.loo_images ? b->n_images
                                                      : b->options.loo_images;
     size_t L = (size_t)b->n_loo + 1;
-    b->descriptors = aligned_array(O * C + 1, sizeof(float));
+    b->descriptors = b->owned_descriptors = aligned_array(O * C + 1, sizeof(float));
     b->channel_std = aligned_array(C, sizeof(float));
     b->scale = aligned_array(O + 1, sizeof(float));
     b->loo_index = aligned_array(L, sizeof(int));
@@ -377,19 +379,23 @@ static int channel_spread(Bank *b, Error *err)
 {
     size_t C = (size_t)b->channels, n = (size_t)b->n_images * bank_cells(b);
     double *sums = calloc(2 * C, sizeof *sums);
-    if (!sums)
-        return fail_memory(err, "the bank's calibration", 16 * C);
-    for (size_t p = 0; p < n; p++)
+    float *cell = aligned_array(C, sizeof *cell);
+    if (!sums || !cell) {
+        free(sums), free(cell);
+        return fail_memory(err, "the bank's calibration", 20 * C);
+    }
+    for (size_t p = 0; p < n; p++) {
+        f16_to_f32_row(cell, b->features + p * C, C);
         for (size_t c = 0; c < C; c++) {
-            double f = f16_to_f32(b->features[p * C + c]);
-            sums[c] += f;
-            sums[C + c] += f * f;
+            sums[c] += cell[c];
+            sums[C + c] += (double)cell[c] * cell[c];
         }
+    }
     for (size_t c = 0; c < C; c++) {
         double mean = sums[c] / (double)n, variance = sums[C + c] / (double)n - mean * mean;
         b->channel_std[c] = variance > 1e-12 ? (float)sqrt(variance) : 1;
     }
-    free(sums);
+    free(sums), free(cell);
     return 0;
 }
 
@@ -402,8 +408,8 @@ static int describe_bank(Bank *b, Error *err)
             return -1;
         const Objects *o = &scene.objects;
         size_t at = (size_t)b->first[i] * (size_t)b->channels;
-        status = dcga_describe(&b->dcga, b->descriptors + at, b->pooled + at, scene.features, o->weights,
-                               o->n, o->grid_h, o->grid_w, 1, err);
+        status = dcga_describe(&b->dcga, b->owned_descriptors + at, b->pooled + at, scene.features,
+                               o->weights, o->n, o->grid_h, o->grid_w, 1, err);
         scene_free(&scene);
     }
     return status;

@@ -80,6 +80,12 @@ float f16_to_f32(uint16_t h)
     return half_to_float(h);
 }
 
+void f16_to_f32_row(float *to, const uint16_t *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = half_to_float(from[i]);
+}
+
 uint16_t f32_to_f16(float f)
 {
     uint32_t u;

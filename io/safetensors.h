@@ -92,6 +92,7 @@ void st_writer_free(StWriter *w);
 size_t st_dtype_size(StDtype dtype);
 const char *st_dtype_name(StDtype dtype);
 float f16_to_f32(uint16_t h);
+void f16_to_f32_row(float *to, const uint16_t *from, size_t n);
 uint16_t f32_to_f16(float f); /* round to nearest even */
 
 #endif

@@ -528,6 +528,44 @@ static void test_retrieval(void)
     bank_free(&bank);
 }
 
+/* A full sort is the truth for the heap: many ties, every k, an excluded image, scores that are not numbers.
+ */
+typedef struct Ranked {
+    float score;
+    int image;
+} Ranked;
+
+static int by_score_then_image(const void *a, const void *b)
+{
+    const Ranked *x = a, *y = b;
+    return x->score != y->score ? (x->score > y->score ? -1 : 1) : x->image - y->image;
+}
+
+static void test_retrieval_is_a_sort(void)
+{
+    enum { N = 67 };
+    float means[N][2];
+    int found[N];
+    Ranked ranked[N];
+    Error err = {""};
+    Bank bank = {.n_images = N, .channels = 2, .mean_patch = means[0]};
+    for (int exclude = -1; exclude < 20; exclude += 10)
+        for (int k = 0; k <= N + 1; k++) {
+            int n = 0;
+            for (int i = 0; i < N; i++) {
+                means[i][0] = i % 13 == 12 ? NAN : (float)(i * 37 % 11), means[i][1] = 1;
+                if (i != exclude)
+                    ranked[n++] = (Ranked){i % 13 == 12 ? -INFINITY : means[i][0] + 1, i};
+            }
+            qsort(ranked, (size_t)n, sizeof *ranked, by_score_then_image);
+            int wanted = k < n ? k : n;
+            REQUIRE(bank_retrieve(&bank, RETRIEVAL_MEAN, (float[]){1, 1}, NULL, NULL, k < N ? k : N, exclude,
+                                  found, &err) == wanted);
+            for (int i = 0; i < wanted; i++)
+                CHECK(found[i] == ranked[i].image);
+        }
+}
+
 /* ---- hostile files
  * -----------------------------------------------------------------------------------------*/
 
@@ -761,6 +799,7 @@ int main(void)
     RUN(test_builder_refuses);
     RUN(test_not_finite);
     RUN(test_retrieval);
+    RUN(test_retrieval_is_a_sort);
     RUN(test_hostile);
     RUN(test_hostile_features);
     RUN(test_truncated);

@@ -178,6 +178,17 @@ static void test_half(void)
         wrong += isnan(expected) ? (f32_to_f16(found) & 0x7fff) <= 0x7c00 : f32_to_f16(found) != h;
     }
     CHECK_MSG(wrong == 0, "%d wrong", wrong);
+    uint16_t row[37]; /* whole rows, which are vector code: a number after the other gives the same */
+    float converted[37];
+    for (unsigned h = 0; h < 65536; h += 37) {
+        for (unsigned i = 0; i < 37; i++)
+            row[i] = (uint16_t)(h + i);
+        f16_to_f32_row(converted, row, 37);
+        for (unsigned i = 0; i < 37; i++) {
+            float expected = f16_to_f32(row[i]);
+            CHECK(memcmp(&expected, &converted[i], 4) == 0);
+        }
+    }
     /* between neighbours: the nearer, at the middle the even one */
     for (unsigned h = 0; h < 0x7bff; h++) {
         float a = f16_to_f32((uint16_t)h), b = f16_to_f32((uint16_t)(h + 1)), middle = (a + b) / 2;
