@@ -14,8 +14,8 @@
 
 #include "sam_model.h"
 
-/* The MLP takes this many tokens at a time, so that its hidden layer stays in the cache. */
-#define MLP_ROWS 1024
+/* The MLP takes this many tokens at a time, so that its hidden layer needs little memory. */
+#define MLP_ROWS 2048
 
 struct SamState {
     Arena arena;
@@ -26,11 +26,9 @@ struct SamState {
     float *qkv;           /* [n][3·dim] */
     float *heads;         /* [n][dim] attention's output before proj */
     float *branch;        /* [n][dim] what a block's branch adds */
-    float *window_qkv;    /* [window²][3·dim] */
-    float *window_heads;  /* [window²][dim] */
     float *hidden;        /* [MLP_ROWS][hidden] */
     float *rel_resampled; /* [2·size-1][head_dim] */
-    float *rel_h, *rel_w; /* [size][size][head_dim] gathered */
+    float *rel_h, *rel_w; /* of the block at hand, see RelativePosition */
     float *neck1, *neck2; /* [n][out_chans] */
     float *conv_scratch;
 };
@@ -55,12 +53,10 @@ static void state_layout(SamState *s, const Sam *sam)
     s->qkv = arena_floats(a, n * 3 * dim);
     s->heads = arena_floats(a, n * dim);
     s->branch = arena_floats(a, n * dim);
-    s->window_qkv = arena_floats(a, window * window * 3 * dim);
-    s->window_heads = arena_floats(a, window * window * dim);
     s->hidden = arena_floats(a, MLP_ROWS * (size_t)sam->hidden);
     s->rel_resampled = arena_floats(a, (2 * side - 1) * head_dim);
-    s->rel_h = arena_floats(a, side * side * head_dim);
-    s->rel_w = arena_floats(a, side * side * head_dim);
+    s->rel_h = arena_floats(a, relative_position_floats((int)side, (int)head_dim));
+    s->rel_w = arena_floats(a, relative_position_floats((int)side, (int)head_dim));
     s->neck1 = arena_floats(a, n * channels);
     s->neck2 = arena_floats(a, n * channels);
     s->conv_scratch =
@@ -125,8 +121,8 @@ static void embed_patches(const Sam *sam, SamState *s, const float *pixels)
            sam->config.embed_dim, 3 * patch * patch);
 }
 
-/* get_rel_pos for queries and keys on the same axis of `size` places: out[q][k] = table[q - k + size -
- * 1], the table resampled linearly to 2·size - 1 rows first when it has another length. */
+/* get_rel_pos for queries and keys on the same axis of `size` places: the table is resampled linearly to
+ * 2·size - 1 rows first when it has another length. */
 static void gather_rel_pos(SamState *s, float *out, const float *table, int n_rows, int size, int head_dim)
 {
     const int n_needed = 2 * size - 1;
@@ -134,36 +130,11 @@ static void gather_rel_pos(SamState *s, float *out, const float *table, int n_ro
         interpolate_bilinear(s->rel_resampled, 1, n_needed, table, 1, n_rows, head_dim, 0, 0);
         table = s->rel_resampled;
     }
-    for (int q = 0; q < size; q++)
-        for (int k = 0; k < size; k++)
-            memcpy(out + ((size_t)q * size + k) * head_dim, table + (size_t)(q - k + size - 1) * head_dim,
-                   (size_t)head_dim * sizeof(float));
+    relative_position(out, table, size, head_dim);
 }
 
-/* One window: out [window²][3·dim] of the qkv rows of the window whose corner is (y0, x0). Outside the
- * grid the official code pads the normalised tokens with zeros, whose qkv is the bias. */
-static void gather_window(const Sam *sam, float *out, const float *qkv, const float *bias, int y0, int x0)
-{
-    const int grid = sam->grid, window = sam->config.window_size;
-    const size_t width = 3 * (size_t)sam->config.embed_dim;
-    for (int y = y0; y < y0 + window; y++)
-        for (int x = x0; x < x0 + window; x++, out += width)
-            memcpy(out, y < grid && x < grid ? qkv + ((size_t)y * grid + x) * width : bias,
-                   width * sizeof(float));
-}
-
-static void scatter_window(const Sam *sam, float *heads, const float *in, int y0, int x0)
-{
-    const int grid = sam->grid, window = sam->config.window_size;
-    const size_t dim = (size_t)sam->config.embed_dim;
-    for (int y = y0; y < y0 + window && y < grid; y++)
-        for (int x = x0; x < x0 + window && x < grid; x++)
-            memcpy(heads + ((size_t)y * grid + x) * dim, in + ((size_t)(y - y0) * window + x - x0) * dim,
-                   dim * sizeof(float));
-}
-
-/* branch = proj(attention(norm)). qkv and proj act on single tokens, so they need not know of windows
- * (and the padding of the last windows costs nothing there). */
+/* branch = proj(attention(norm)). qkv and proj act on single tokens, so they need not know of windows.
+ * Outside the grid the official code pads the normalised tokens with zeros, whose qkv is the bias. */
 static void attend(const Sam *sam, SamState *s, const SamBlock *b)
 {
     const int dim = sam->config.embed_dim, n_heads = sam->config.n_heads, head_dim = dim / n_heads;
@@ -173,19 +144,11 @@ static void attend(const Sam *sam, SamState *s, const SamBlock *b)
     gather_rel_pos(s, s->rel_h, b->rel_pos_h, b->n_rel_h, side, head_dim);
     gather_rel_pos(s, s->rel_w, b->rel_pos_w, b->n_rel_w, side, head_dim);
     linear(s->qkv, s->norm, b->qkv.weight, b->qkv.bias, n, 3 * dim, dim);
-    if (!b->window) {
+    if (b->window)
+        window_attention(s->heads, s->qkv, b->qkv.bias, grid, grid, n_heads, head_dim, scale, &rel);
+    else
         attention(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
                   n_heads, head_dim, scale, &rel);
-    } else {
-        const float *q = s->window_qkv;
-        for (int y = 0; y < grid; y += side)
-            for (int x = 0; x < grid; x += side) {
-                gather_window(sam, s->window_qkv, s->qkv, b->qkv.bias, y, x);
-                attention(s->window_heads, dim, q, 3 * dim, q + dim, 3 * dim, q + 2 * dim, 3 * dim,
-                          side * side, side * side, n_heads, head_dim, scale, &rel);
-                scatter_window(sam, s->heads, s->window_heads, y, x);
-            }
-    }
     linear(s->branch, s->heads, b->proj.weight, b->proj.bias, n, dim, dim);
 }
 
@@ -195,8 +158,8 @@ static void feed_forward(const Sam *sam, SamState *s, const SamBlock *b)
     const int dim = sam->config.embed_dim, n = sam->n_positions;
     for (int row = 0; row < n; row += MLP_ROWS) {
         int rows = n - row < MLP_ROWS ? n - row : MLP_ROWS;
-        linear(s->hidden, s->norm + (size_t)row * dim, b->lin1.weight, b->lin1.bias, rows, sam->hidden, dim);
-        gelu(s->hidden, (size_t)rows * sam->hidden);
+        linear_gelu(s->hidden, s->norm + (size_t)row * dim, b->lin1.weight, b->lin1.bias, rows, sam->hidden,
+                    dim);
         linear(s->branch + (size_t)row * dim, s->hidden, b->lin2.weight, b->lin2.bias, rows, dim,
                sam->hidden);
     }
@@ -207,8 +170,7 @@ static void run_block(const Sam *sam, SamState *s, const SamBlock *b)
     const int dim = sam->config.embed_dim, n = sam->n_positions;
     layer_norm(s->norm, s->x, b->norm1.weight, b->norm1.bias, n, dim, SAM_NORM_2D_EPS);
     attend(sam, s, b);
-    add(s->x, s->branch, (size_t)n * dim);
-    layer_norm(s->norm, s->x, b->norm2.weight, b->norm2.bias, n, dim, SAM_NORM_2D_EPS);
+    add_layer_norm(s->norm, s->x, s->branch, NULL, b->norm2.weight, b->norm2.bias, n, dim, SAM_NORM_2D_EPS);
     feed_forward(sam, s, b);
     add(s->x, s->branch, (size_t)n * dim);
 }

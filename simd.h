@@ -90,9 +90,16 @@ INLINE Vec choose(IntVec mask, Vec a, Vec b)
     return (Vec)(((IntVec)a & mask) | ((IntVec)b & ~mask));
 }
 
+/* a > b ? a : b, lane by lane: one instruction that compilers do not make of `choose`. */
 INLINE Vec vec_max(Vec a, Vec b)
 {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     return choose(a > b, a, b);
+#endif
 }
 
 /* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on: always added in the same order. */
@@ -124,14 +131,21 @@ INLINE void transpose4(Vec4 r[4])
     r[3] = SHUFFLE4(high01, high23, 2, 3, 6, 7);
 }
 
+INLINE Vec4 max4(Vec4 a, Vec4 b)
+{
+    IntVec4 larger = a > b;
+    return (Vec4)(((IntVec4)a & larger) | ((IntVec4)b & ~larger));
+}
+
 INLINE float max_lanes(Vec v)
 {
-    float lane[LANES];
-    store(lane, v);
-    for (int half = LANES / 2; half > 0; half /= 2) /* pairs: short chains of dependent comparisons */
+    Vec4 part[LANES / 4];
+    memcpy(part, &v, sizeof v);
+    for (int half = LANES / 8; half > 0; half /= 2)
         for (int i = 0; i < half; i++)
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+            part[i] = max4(part[i], part[i + half]);
+    Vec4 m = max4(part[0], SHUFFLE4(part[0], part[0], 2, 3, 0, 1));
+    return m[0] > m[1] ? m[0] : m[1];
 }
 
 /* ---- functions of vectors ----------------------------------------------------------------------*/
@@ -159,6 +173,24 @@ INLINE Vec vec_exp(Vec x)
     p = fmadd(p, r, splat(1.0f));
     IntVec power = ((IntVec)t - (IntVec)magic + 127) << 23; /* the bits of 2^n */
     return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
+}
+
+/* 2^x for x <= 0, what a softmax needs, within 2 ulp: x = n + f with |f| <= 1/2, 2^f by the polynomial of
+ * degree 6 with the least maximum relative error (2e-9), n added to its exponent. Below -126 it stays 2^-126,
+ * which is nothing beside the largest term of a softmax, 1. */
+INLINE Vec vec_exp2(Vec x)
+{
+    const Vec magic = splat(12582912.0f);
+    x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one */
+    Vec t = x + magic, f = x - (t - magic);
+    Vec p = splat(1.534581097e-04f);
+    p = fmadd(p, f, splat(1.339993090e-03f));
+    p = fmadd(p, f, splat(9.618489072e-03f));
+    p = fmadd(p, f, splat(5.550328642e-02f));
+    p = fmadd(p, f, splat(2.402264625e-01f));
+    p = fmadd(p, f, splat(6.931471825e-01f));
+    p = fmadd(p, f, splat(1.0f));
+    return (Vec)((IntVec)p + ((IntVec)t << 23));
 }
 
 /* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum

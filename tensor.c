@@ -1,5 +1,5 @@
-/* tensor.c - matrix products, attention, and the small routines of a transformer. See tensor.h for the
- * contracts; resampling (interpolation, blur, PIL's resize) stands in resample.c.
+/* tensor.c - matrix products and the small routines of a transformer. See tensor.h for the contracts;
+ * attention stands in attention.c, resampling (interpolation, blur, PIL's resize) in resample.c.
  *
  * Speed comes from three habits, each written down once:
  *   - the compiler's vector types (`Vec` of simd.h, as wide as the machine's registers), so that one source
@@ -10,7 +10,7 @@
  *   - threads take whole tiles of the output. No sum is ever divided among threads, and the order of the
  *     terms in a sum depends on the shape alone, so results are the same bits for any number of threads. */
 #include "tensor.h"
-#include "simd.h"
+#include "tile.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -45,7 +45,7 @@ void *aligned_array(size_t count, size_t size)
         return NULL;
     /* Large arrays in huge pages where the system has them: a walk over rows that are far apart then finds
      * its addresses in the processor's table, and a 512th of the page faults remains. */
-    const size_t align = count * size >= 4 * HUGE_PAGE ? HUGE_PAGE : 64;
+    const size_t align = count * size >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
     size_t n_bytes = (count * size + align - 1) & ~(align - 1);
     void *array = aligned_alloc(align, n_bytes ? n_bytes : 64);
 #ifdef MADV_HUGEPAGE
@@ -95,20 +95,6 @@ double fma_burst(int rounds)
     return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are worked out */
 }
 
-/* Below these a parallel region costs more than it gains. */
-#define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
-#define PARALLEL_ELEMENTS (1 << 15)
-
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int round_up(int n, int step)
-{
-    return (n + step - 1) / step * step;
-}
-
 /* ---- the blocked matrix product ----------------------------------------------------------------
  * c[m][n] = a[m][k] · B, B being b[k][n] or, transposed, b[n][k]. Loops from the outside in:
  *   output tiles of at most MC × NC              one thread each; kept balanced, see `product`
@@ -120,12 +106,6 @@ static int round_up(int n, int step)
  * is read and written once for KC terms. While one group of rows is worked off, the next is called into the
  * cache. The register tile's 2·MR sums, two vectors of b and one broadcast element of a fit the register
  * file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
-#if defined(__AVX512F__)
-#define MR 14
-#else
-#define MR 6
-#endif
-#define NR (2 * LANES)
 #define MC 2048
 #define NC 384 /* a multiple of every NR */
 #define KC 192
@@ -136,73 +116,10 @@ typedef struct Operand {
     int transposed; /* 0: data[k][n], 1: data[n][k] */
 } Operand;
 
-/* What a block of c starts from: NULL = zero, else rows `ld` apart (c itself: accumulate; ld 0: a bias). */
-typedef struct Start {
-    const float *data;
-    ptrdiff_t ld;
-} Start;
-
-/* c[rows][vecs·LANES] = start + a·b for a [rows][k] with rows KC apart and b [k][vecs·LANES] packed. `rows`
- * and `vecs` are constants where this is inlined, so that `sum` lives in registers. */
-INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
-                          const float *b, int k)
-{
-    Vec sum[MR][2];
-    UNROLL for (int i = 0; i < rows; i++)
-    {
-        sum[i][0] = sum[i][1] = splat(0);
-        __builtin_prefetch(c + i * ldc); /* needed when the sums are done */
-        __builtin_prefetch(c + i * ldc + LANES);
-    }
-    for (int p = 0; p < k; p++) {
-        Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
-        b += vecs * LANES;
-        UNROLL for (int i = 0; i < rows; i++)
-        {
-            Vec ai = splat(a[i * KC + p]);
-            sum[i][0] = fmadd(ai, b0, sum[i][0]);
-            if (vecs > 1)
-                sum[i][1] = fmadd(ai, b1, sum[i][1]);
-        }
-    }
-    if (start.data) {
-        UNROLL for (int i = 0; i < rows; i++)
-        {
-            sum[i][0] += load(start.data + i * start.ld);
-            if (vecs > 1)
-                sum[i][1] += load(start.data + i * start.ld + LANES);
-        }
-    }
-    UNROLL for (int i = 0; i < rows; i++)
-    {
-        store(c + i * ldc, sum[i][0]);
-        if (vecs > 1)
-            store(c + i * ldc + LANES, sum[i][1]);
-    }
-}
-
-/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
 static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
                      int k)
 {
-#define CASE(n)                                                                                              \
-    case n:                                                                                                  \
-        if (vecs > 1)                                                                                        \
-            register_tile(n, 2, c, ldc, start, a, b, k);                                                     \
-        else                                                                                                 \
-            register_tile(n, 1, c, ldc, start, a, b, k);                                                     \
-        break;
-    switch (rows) {
-        CASE(1)
-        CASE(2)
-        CASE(3)
-        CASE(4) CASE(5) CASE(6)
-#if MR == 14
-            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
-#endif
-    }
-#undef CASE
-    /* clang-format on */
+    tile_of(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k);
 }
 
 /* A tile whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
@@ -270,32 +187,6 @@ static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t l
             panel[p * width + j] = j < cols ? b[j * ldb + p] : 0;
 }
 
-/* c[m][n] = start + a·B, where a [m][k] has rows KC apart and k <= KC: one block of the sum, one thread.
- * `roomy`: the rows of c and start have room for n rounded up to whole vectors, and what is written there
- * does not matter. */
-static void product_block(float *c, ptrdiff_t ldc, Start start, const float *a, Operand b, int m, int n,
-                          int k, int roomy)
-{
-    float panel[KC * NR] __attribute__((aligned(64)));
-    for (int j = 0; j < n; j += NR) {
-        int cols = min_int(n - j, NR), vecs = cols > LANES ? 2 : 1;
-        if (b.transposed)
-            pack_transposed(panel, vecs * LANES, b.data + j * b.ld, b.ld, k, cols);
-        else
-            pack_rows(panel, vecs * LANES, b.data + j, b.ld, k, cols);
-        int full = roomy || cols == vecs * LANES;
-        for (int i = 0; i < m; i += MR) {
-            int rows = min_int(m - i, MR);
-            Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
-            float *ci = c + i * ldc + j;
-            if (full)
-                any_tile(rows, vecs, ci, ldc, s, a + i * KC, panel, k);
-            else
-                edge_tile(rows, cols, ci, ldc, s, a + i * KC, panel, k);
-        }
-    }
-}
-
 /* Sliver j of a block of b: [k][width], width being NR or, for the last few columns, LANES. */
 static void pack_block(float *block, Operand b, int n, int k)
 {
@@ -325,9 +216,24 @@ static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *pane
     }
 }
 
+INLINE void map(float *x, size_t n, Vec (*f)(Vec))
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store(x + i, f(load(x + i)));
+    if (i < n)
+        store_part(x + i, f(load_part(x + i, n - i)), n - i);
+}
+
+static void gelu_rows(float *c, ptrdiff_t ldc, int rows, int n)
+{
+    for (int i = 0; i < rows; i++)
+        map(c + i * ldc, n, vec_gelu);
+}
+
 /* One output tile, all blocks of the sum one after the other. (k = 0 still writes its start.) */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b,
-                         int m, int n, int k)
+                         int m, int n, int k, int with_gelu)
 {
     float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
     int blocks = (k + KC - 1) / KC, step = blocks ? round_up((k + blocks - 1) / blocks, 16) : 1;
@@ -341,6 +247,8 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, p
                 memcpy(panel + r * KC, group + r * lda, kc * sizeof *a);
             Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
             product_rows(c + i * ldc, ldc, s, panel, block, rows, n, kc, group + MR * lda, lda);
+            if (with_gelu && p + step >= k)
+                gelu_rows(c + i * ldc, ldc, rows, n);
         }
         start = (Start){c, ldc};
     }
@@ -358,7 +266,7 @@ static int rows_of_tiles(int m, int n_tiles, int threads)
 /* The whole product: equal tiles, at most MC × NC, the last ones smaller. With few rows a tile is one sliver,
  * so that what is packed is still in the first cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
-                    int n, int k)
+                    int n, int k, int with_gelu)
 {
     if (m <= 0 || n <= 0)
         return;
@@ -376,25 +284,30 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
             Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
             Operand bj = {b.data + (b.transposed ? j * b.ld : j), b.ld, b.transposed};
             product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - (int)i, tile_m),
-                         min_int(n - (int)j, tile_n), k);
+                         min_int(n - (int)j, tile_n), k, with_gelu);
         }
 }
 
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
 {
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k);
+    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 0);
+}
+
+void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+{
+    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 1);
 }
 
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate)
 {
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k);
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k, 0);
 }
 
 void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                int accumulate)
 {
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k);
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k, 0);
 }
 
 void matmul_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
@@ -421,20 +334,7 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
         }
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- * One task = one head and at most QUERIES queries. It walks over the keys in tiles of at most KC with the
- * streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): per query a running maximum
- * and a running sum; when the maximum grows, what was summed up is scaled down. The logits of a tile are rows
- * KC apart, so that they are at once the packed left operand of the product with v. */
-#define QUERIES  126 /* a multiple of both MRs */
-#define REL_COLS 128
-
-typedef struct AttentionTask {
-    float q[QUERIES * KC] __attribute__((aligned(64)));      /* a block of columns of q */
-    float logits[QUERIES * KC] __attribute__((aligned(64))); /* then probabilities */
-    float rel_w[QUERIES * REL_COLS];                         /* q·rel_w of the columns at hand */
-    float max[QUERIES], sum[QUERIES];
-} AttentionTask;
+/* ---- rows and elements -------------------------------------------------------------------------*/
 
 float dot(const float *a, const float *b, int n)
 {
@@ -452,220 +352,6 @@ float dot(const float *a, const float *b, int n)
         s1 = fmadd(load_part(a + i, n - i), load_part(b + i, n - i), s1);
     return sum_lanes((s0 + s1) + (s2 + s3));
 }
-
-/* out[n] = q · row of each of n rows of dim floats. Four at a time, so that they share the adding up of
- * lanes. */
-static void dots(float *out, const float *q, const float *row, int n, int dim)
-{
-    int j = 0, whole = dim / LANES * LANES;
-    for (; j + 4 <= n; j += 4, row += 4 * (ptrdiff_t)dim) {
-        Vec sum[4] = {{0}};
-        for (int d = 0; d < whole; d += LANES) {
-            Vec qd = load(q + d);
-            UNROLL for (int i = 0; i < 4; i++) sum[i] = fmadd(qd, load(row + i * (ptrdiff_t)dim + d), sum[i]);
-        }
-        if (whole < dim) {
-            Vec qd = load_part(q + whole, dim - whole);
-            for (int i = 0; i < 4; i++)
-                sum[i] = fmadd(qd, load_part(row + i * (ptrdiff_t)dim + whole, dim - whole), sum[i]);
-        }
-        Vec4 part[4];
-        UNROLL for (int i = 0; i < 4; i++) part[i] = fold_lanes(sum[i]);
-        transpose4(part);
-        part[0] = (part[0] + part[1]) + (part[2] + part[3]);
-        memcpy(out + j, &part[0], sizeof part[0]);
-    }
-    for (; j < n; j++, row += dim)
-        out[j] = dot(q, row, dim);
-}
-
-/* task->logits[n_q][keys] = q·kᵀ, in blocks of KC of the head's dimensions. One block, the usual case, is
- * copied into task->q before the first tile and stays there. */
-static void tile_logits(AttentionTask *task, const float *q, int ldq, const float *k, int ldk, int n_q,
-                        int keys, int head_dim, int first_tile)
-{
-    for (int d = 0; d == 0 || d < head_dim; d += KC) {
-        int dims = min_int(head_dim - d, KC);
-        if (first_tile || head_dim > KC)
-            for (ptrdiff_t i = 0; i < n_q; i++)
-                memcpy(task->q + i * KC, q + i * ldq + d, dims * sizeof *q);
-        Start start = {d ? task->logits : NULL, KC};
-        product_block(task->logits, KC, start, task->q, (Operand){k + d, ldk, 1}, n_q, keys, dims, 1);
-    }
-}
-
-/* Turn row i's dot products into probabilities relative to the running maximum; bias: what to add to the
- * scaled ones, or NULL. Returns the factor by which what was summed up before must be scaled (1 when the
- * maximum stays). */
-static float tile_softmax(AttentionTask *task, int i, int keys, float scale, const float *bias)
-{
-    float *row = task->logits + i * KC;
-    int padded = round_up(keys, LANES);
-    for (int j = keys; j < padded; j++)
-        row[j] = -INFINITY;
-    Vec most = splat(task->max[i]);
-    for (int j = 0; j < padded; j += LANES) {
-        Vec x = load(row + j) * scale;
-        if (bias)
-            x += load(bias + j);
-        store(row + j, x);
-        most = vec_max(x, most);
-    }
-    float before = task->max[i], max = max_lanes(most);
-    Vec sum = {0};
-    for (int j = 0; j < padded; j += LANES) {
-        Vec e = vec_exp(load(row + j) - max);
-        store(row + j, e);
-        sum += e;
-    }
-    float factor = max == before ? 1 : expf(before - max); /* the first time e^-inf = 0 */
-    task->sum[i] = task->sum[i] * factor + sum_lanes(sum);
-    task->max[i] = max;
-    return factor;
-}
-
-/* task->rel_w[n_q][cols] = q·rel_w[qw][kw...] */
-static void rel_columns(AttentionTask *task, const RelativePosition *rel, const float *q, int ldq,
-                        int first_query, int n_q, int kw, int cols, int head_dim)
-{
-    for (ptrdiff_t i = 0; i < n_q; i++) {
-        ptrdiff_t qw = (first_query + i) % rel->grid_w;
-        dots(task->rel_w + i * REL_COLS, q + i * ldq, rel->rel_w + (qw * rel->grid_w + kw) * head_dim, cols,
-             head_dim);
-        for (int c = cols; c < REL_COLS; c++)
-            task->rel_w[i * REL_COLS + c] = 0;
-    }
-}
-
-/* bias[rows·cols] = q·rel_h[qh][kh] + q·rel_w[qw][kw] of the task's query i and the tile's keys. Whole
- * vectors are written: what reaches into the next row of keys is overwritten when its turn comes, what lies
- * beyond the last, in bias's spare lanes, is finite and will be added to -inf. */
-static void rel_bias(float *bias, const AttentionTask *task, const RelativePosition *rel, const float *q,
-                     int query, int i, int kh, int rows, int cols, int head_dim)
-{
-    float h[KC];
-    const float *w = task->rel_w + i * REL_COLS;
-    store(bias + rows * cols, splat(0));
-    dots(h, q, rel->rel_h + ((ptrdiff_t)(query / rel->grid_w) * rel->grid_h + kh) * head_dim, rows, head_dim);
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cols; c += LANES)
-            store(bias + r * cols + c, load(w + c) + h[r]);
-}
-
-/* One head (the pointers stand at its columns), n_q <= QUERIES queries. The keys are a grid of key_h × key_w
- * (1 × n_k without rel); a tile is some full rows of it, or a part of one row when rows are long: always
- * adjacent keys. */
-static void attention_task(float *out, int ldo, const float *q, int ldq, const float *k, int ldk,
-                           const float *v, int ldv, int first_query, int n_q, int key_h, int key_w,
-                           int head_dim, float scale, const RelativePosition *rel)
-{
-    AttentionTask task;
-    for (int i = 0; i < n_q; i++)
-        task.max[i] = -INFINITY, task.sum[i] = 0;
-    int started = 0, most_cols = rel ? REL_COLS : KC;
-    int strips = key_w > most_cols ? (key_w + most_cols - 1) / most_cols : 1;
-    int strip = strips == 1 ? key_w : min_int(round_up((key_w + strips - 1) / strips, NR), most_cols);
-    int tile_rows = strip == key_w && key_w > 0 ? KC / key_w : 1;
-    for (int kw = 0; kw < key_w; kw += strip) {
-        int cols = min_int(strip, key_w - kw);
-        if (rel)
-            rel_columns(&task, rel, q, ldq, first_query, n_q, kw, cols, head_dim);
-        for (int kh = 0; kh < key_h; kh += tile_rows) {
-            int rows = min_int(tile_rows, key_h - kh), keys = rows * cols;
-            ptrdiff_t first_key = (ptrdiff_t)kh * key_w + kw;
-            tile_logits(&task, q, ldq, k + first_key * ldk, ldk, n_q, keys, head_dim, !started);
-            for (ptrdiff_t i = 0; i < n_q; i++) {
-                float bias[KC + LANES];
-                if (rel)
-                    rel_bias(bias, &task, rel, q + i * ldq, first_query + (int)i, (int)i, kh, rows, cols,
-                             head_dim);
-                float factor = tile_softmax(&task, (int)i, keys, scale, rel ? bias : NULL);
-                if (!started || factor == 1)
-                    continue;
-                for (int d = 0; d < head_dim; d++)
-                    out[i * ldo + d] *= factor;
-            }
-            Start start = {started ? out : NULL, ldo};
-            product_block(out, ldo, start, task.logits, (Operand){v + first_key * ldv, ldv, 0}, n_q, head_dim,
-                          keys, 0);
-            started = 1;
-        }
-    }
-    for (ptrdiff_t i = 0; i < n_q; i++) {
-        float inverse = started ? 1 / task.sum[i] : 0;
-        for (int d = 0; d < head_dim; d++)
-            out[i * ldo + d] = started ? out[i * ldo + d] * inverse : 0;
-    }
-}
-
-void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
-               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
-{
-    int blocks = (n_q + QUERIES - 1) / QUERIES;
-    if (blocks <= 0)
-        return;
-    int per_block = min_int(round_up((n_q + blocks - 1) / blocks, MR), QUERIES);
-    int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
-    int parallel = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
-    (void)parallel;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)
-    for (int h = 0; h < n_heads; h++)
-        for (int block = 0; block < blocks; block++) {
-            int first = block * per_block, head = h * head_dim;
-            if (first >= n_q)
-                continue;
-            attention_task(out + (ptrdiff_t)first * ldo + head, ldo, q + (ptrdiff_t)first * ldq + head, ldq,
-                           k + head, ldk, v + head, ldv, first, min_int(per_block, n_q - first), key_h, key_w,
-                           head_dim, scale, rel);
-        }
-}
-
-/* The logit of query i and key j of one head, in double. */
-static double naive_logit(const float *q, const float *k, int i, int j, int head_dim, float scale,
-                          const RelativePosition *rel)
-{
-    double qk = 0, bias = 0;
-    for (int d = 0; d < head_dim; d++)
-        qk += (double)q[d] * k[d];
-    if (rel) {
-        int qh = i / rel->grid_w, qw = i % rel->grid_w, kh = j / rel->grid_w, kw = j % rel->grid_w;
-        const float *h = rel->rel_h + ((ptrdiff_t)qh * rel->grid_h + kh) * head_dim;
-        const float *w = rel->rel_w + ((ptrdiff_t)qw * rel->grid_w + kw) * head_dim;
-        for (int d = 0; d < head_dim; d++)
-            bias += (double)q[d] * h[d] + (double)q[d] * w[d];
-    }
-    return qk * scale + bias;
-}
-
-void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
-                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
-                     const RelativePosition *rel)
-{
-    for (int h = 0; h < n_heads; h++)
-        for (int i = 0; i < n_q; i++) {
-            const float *qi = q + (ptrdiff_t)i * ldq + h * head_dim, *kh = k + h * head_dim,
-                        *vh = v + h * head_dim;
-            float *oi = out + (ptrdiff_t)i * ldo + h * head_dim;
-            double max = -INFINITY, total = 0;
-            for (ptrdiff_t j = 0; j < n_k; j++)
-                max = fmax(max, naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel));
-            for (ptrdiff_t j = 0; j < n_k; j++)
-                total += exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
-            for (int first = 0; first < head_dim; first += 64) { /* 64 sums at a time */
-                double sum[64] = {0};
-                int dims = min_int(head_dim - first, 64);
-                for (ptrdiff_t j = 0; j < n_k; j++) {
-                    double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
-                    for (int d = 0; d < dims; d++)
-                        sum[d] += p * vh[j * ldv + first + d];
-                }
-                for (int d = 0; d < dims; d++)
-                    oi[first + d] = n_k > 0 ? (float)(sum[d] / total) : 0;
-            }
-        }
-}
-
-/* ---- rows and elements -------------------------------------------------------------------------*/
 
 static float row_sum(const float *x, int n)
 {
@@ -694,22 +380,37 @@ static float row_deviation(const float *x, int n, float mean)
     return sum_lanes(s0 + s1) + tail;
 }
 
+/* Mean and 1/deviation are known when the row is read for the third time, all in the first cache. */
+static void norm_row(float *y, const float *x, const float *gamma, const float *beta, int dim, float eps)
+{
+    float mean = row_sum(x, dim) / dim;
+    float scale = 1 / sqrtf(row_deviation(x, dim, mean) / dim + eps);
+    if (gamma && beta) {
+        for (int i = 0; i < dim; i++)
+            y[i] = (x[i] - mean) * scale * gamma[i] + beta[i];
+        return;
+    }
+    for (int i = 0; i < dim; i++)
+        y[i] = (x[i] - mean) * scale * (gamma ? gamma[i] : 1) + (beta ? beta[i] : 0);
+}
+
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim, float eps)
 {
 #pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
+    for (ptrdiff_t r = 0; r < rows; r++)
+        norm_row(y + r * dim, x + r * dim, gamma, beta, dim, eps);
+}
+
+void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
+                    const float *beta, int rows, int dim, float eps)
+{
+#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
     for (ptrdiff_t r = 0; r < rows; r++) {
-        const float *in = x + r * dim;
-        float *out = y + r * dim;
-        float mean = row_sum(in, dim) / dim;
-        float scale = 1 / sqrtf(row_deviation(in, dim, mean) / dim + eps);
+        float *row = x + r * dim;
+        const float *added = branch + r * dim;
         for (int i = 0; i < dim; i++)
-            out[i] = (in[i] - mean) * scale;
-        if (gamma)
-            for (int i = 0; i < dim; i++)
-                out[i] *= gamma[i];
-        if (beta)
-            for (int i = 0; i < dim; i++)
-                out[i] += beta[i];
+            row[i] += scale ? scale[i] * added[i] : added[i];
+        norm_row(y + r * dim, row, gamma, beta, dim, eps);
     }
 }
 
@@ -777,15 +478,6 @@ static void in_slices(float *x, size_t n, void (*run)(float *x, size_t n))
 #pragma omp parallel for if (n > PARALLEL_ELEMENTS)
     for (size_t i = 0; i < n; i += slice)
         run(x + i, n - i < slice ? n - i : slice);
-}
-
-INLINE void map(float *x, size_t n, Vec (*f)(Vec))
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        store(x + i, f(load(x + i)));
-    if (i < n)
-        store_part(x + i, f(load_part(x + i, n - i)), n - i);
 }
 
 INLINE Vec vec_relu(Vec x)

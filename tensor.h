@@ -31,6 +31,8 @@ void *aligned_array(size_t count, size_t size);
 
 /* y[m][n] = x[m][k] · wᵀ + bias; w [n][k] as PyTorch's Linear stores it; bias [n] or NULL. */
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+/* y = gelu(x · wᵀ + bias), see gelu below: applied to rows that are still in the cache. */
+void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
 
 /* c[m][n] = a[m][k] · b[k][n]; ld* = distance between rows in floats. accumulate != 0: c += . */
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
@@ -47,18 +49,30 @@ void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b,
 /* ---- attention ---------------------------------------------------------------------------------*/
 
 /* SAM's decomposed relative positions (segment_anything/modeling/image_encoder.py): the logit of query
- * (qh,qw) and key (kh,kw) gets q·rel_h[qh][kh] + q·rel_w[qw][kw], with q unscaled. */
+ * (qh,qw) and key (kh,kw) gets q·rel_h[qh][kh] + q·rel_w[qw][kw], with q unscaled. For each place of a query,
+ * a matrix of head_dim rows and a column for each place of a key, the columns filled up to a multiple of
+ * REL_ALIGN. */
+#define REL_ALIGN 16
 typedef struct RelativePosition {
-    const float *rel_h; /* [grid_h][grid_h][head_dim]: already gathered (get_rel_pos) */
-    const float *rel_w; /* [grid_w][grid_w][head_dim] */
+    const float *rel_h; /* [grid_h][head_dim][grid_h filled up] */
+    const float *rel_w; /* [grid_w][head_dim][grid_w filled up] */
     int grid_h, grid_w; /* n_q = n_k = grid_h*grid_w */
 } RelativePosition;
+
+/* get_rel_pos: out[q][d][k] = table[q - k + size - 1][d]; table [2·size - 1][head_dim]. */
+size_t relative_position_floats(int size, int head_dim);
+void relative_position(float *out, const float *table, int size, int head_dim);
 
 /* out[i][h*head_dim+d] = sum_j softmax_j(scale·q_i·k_j (+ rel)) v_j for every head h. q, k, v, out are
  * [n][n_heads*head_dim] with row strides ld* (so they can be slices of one qkv matrix). Works block of
  * queries by block: the n_q×n_k matrix of all heads never exists. rel NULL: none. */
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
                int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel);
+/* The same inside each window of rel->grid_h × rel->grid_w tokens of a grid [grid_h][grid_w]: qkv
+ * [grid_h*grid_w] [3][n_heads*head_dim], out [grid_h*grid_w][n_heads*head_dim]. Windows that reach over the
+ * grid's lower and right edges have there keys and values from pad [3][n_heads*head_dim]. rel is needed. */
+void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
+                      int head_dim, float scale, const RelativePosition *rel);
 void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
                      int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
                      const RelativePosition *rel);
@@ -69,6 +83,9 @@ void attention_naive(float *out, int ldo, const float *q, int ldq, const float *
  * affine); y == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim,
                 float eps);
+/* x += scale∘branch, y = layer_norm(x), in one walk; scale [dim], or NULL: 1; y == branch allowed. */
+void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
+                    const float *beta, int rows, int dim, float eps);
 void softmax_rows(float *x, int rows, int cols);               /* in place, over each row */
 void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)) */
 void relu(float *x, size_t n);                                 /* in place */
@@ -117,8 +134,8 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
 
 /* ---- threads -----------------------------------------------------------------------------------*/
 int tensor_max_threads(void); /* 1 without OpenMP */
-/* Multiply-adds that never leave the registers, `rounds` of a few on every thread: the speed that nothing here
- * can pass. Returns how many GFLOP that was; its caller holds the watch. */
+/* Multiply-adds that never leave the registers, `rounds` of a few on every thread: the speed that nothing
+ * here can pass. Returns how many GFLOP that was; its caller holds the watch. */
 double fma_burst(int rounds);
 
 #endif

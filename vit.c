@@ -445,6 +445,7 @@ static void add_branch(VitState *s, const float *ls, int n_tokens, int dim)
         add(s->tokens, s->branch, (size_t)n_tokens * (size_t)dim);
 }
 
+/* branch = proj(attention(norm1(tokens))) */
 static void attention_branch(const VitBlock *b, const VitConfig *c, VitState *s, int n_tokens)
 {
     const int dim = c->dim, head_dim = dim / c->n_heads;
@@ -453,21 +454,21 @@ static void attention_branch(const VitBlock *b, const VitConfig *c, VitState *s,
     attention(s->attended, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n_tokens,
               n_tokens, c->n_heads, head_dim, 1.0f / sqrtf((float)head_dim), NULL);
     linear(s->branch, s->attended, b->proj_weight, b->proj_bias, n_tokens, dim, dim);
-    add_branch(s, b->ls1, n_tokens, dim);
 }
 
+/* tokens += ls1 * branch; tokens += ls2 * ffn(norm2(tokens)) */
 static void ffn_branch(const VitBlock *b, const VitConfig *c, VitState *s, int n_tokens)
 {
     const int dim = c->dim, hidden = c->hidden_dim;
     const float *inner = s->hidden;
-    layer_norm(s->branch, s->tokens, b->norm2_weight, b->norm2_bias, n_tokens, dim, c->eps);
+    add_layer_norm(s->branch, s->tokens, s->branch, b->ls1, b->norm2_weight, b->norm2_bias, n_tokens, dim,
+                   c->eps);
     if (c->swiglu) {
         linear(s->hidden, s->branch, b->ffn_in_weight, b->ffn_in_bias, n_tokens, 2 * hidden, dim);
         swiglu(s->gated, s->hidden, n_tokens, hidden);
         inner = s->gated;
     } else {
-        linear(s->hidden, s->branch, b->ffn_in_weight, b->ffn_in_bias, n_tokens, hidden, dim);
-        gelu(s->hidden, (size_t)n_tokens * (size_t)hidden);
+        linear_gelu(s->hidden, s->branch, b->ffn_in_weight, b->ffn_in_bias, n_tokens, hidden, dim);
     }
     linear(s->branch, inner, b->ffn_out_weight, b->ffn_out_bias, n_tokens, dim, hidden);
     add_branch(s, b->ls2, n_tokens, dim);

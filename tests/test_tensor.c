@@ -139,13 +139,25 @@ static void products_keep_non_finite_numbers_in_place(void)
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
+/* A table [size][size][dim] as the official get_rel_pos gives it, in the layout that attention takes. */
+static float *packed_relative(const float *table, int size, int dim)
+{
+    int stride = (size + REL_ALIGN - 1) / REL_ALIGN * REL_ALIGN;
+    float *packed = random_array(relative_position_floats(size, dim)); /* what fills up does not matter */
+    for (int q = 0; q < size; q++)
+        for (int k = 0; k < size; k++)
+            for (int d = 0; d < dim; d++)
+                packed[((size_t)q * dim + d) * stride + k] = table[((size_t)q * size + k) * dim + d];
+    return packed;
+}
+
 static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, int grid_w, float size)
 {
     int width = heads * dim, ld = 2 * width + 1, ldo = width + 3;
     float *q = random_array((size_t)n_q * ld), *kv = random_array((size_t)n_k * ld);
     float *fast = random_array((size_t)n_q * ldo), *truth = copy_array(fast, (size_t)n_q * ldo);
-    float *rel_h = random_array((size_t)grid_h * grid_h * dim),
-          *rel_w = random_array((size_t)grid_w * grid_w * dim);
+    float *rel_h = random_array(relative_position_floats(grid_h, dim)),
+          *rel_w = random_array(relative_position_floats(grid_w, dim));
     for (size_t i = 0; i < (size_t)n_q * ld; i++)
         q[i] *= size;
     RelativePosition rel = {rel_h, rel_w, grid_h, grid_w}, *r = grid_h ? &rel : NULL;
@@ -178,6 +190,65 @@ static void attention_equals_the_plain_one(void)
     check_attention(7, 1, 2, 16, 0, 0, 1);
     check_attention(3, 0, 2, 16, 0, 0, 1); /* no keys: zeros */
     check_attention(0, 5, 2, 16, 0, 0, 1);
+}
+
+/* Windows cut out, padded and put back by hand, each through the plain attention. */
+static void check_windows(int grid_h, int grid_w, int window_h, int window_w, int heads, int dim)
+{
+    const int width = heads * dim, n = window_h * window_w;
+    float *qkv = random_array((size_t)grid_h * grid_w * 3 * width), *pad = random_array(3 * (size_t)width);
+    float *fast = random_array((size_t)grid_h * grid_w * width),
+          *truth = copy_array(fast, grid_h * grid_w * width);
+    float *rel_h = random_array(relative_position_floats(window_h, dim));
+    float *rel_w = random_array(relative_position_floats(window_w, dim));
+    float *in = random_array((size_t)n * 3 * width), *out = random_array((size_t)n * width);
+    RelativePosition rel = {rel_h, rel_w, window_h, window_w};
+    window_attention(fast, qkv, pad, grid_h, grid_w, heads, dim, 0.3f, &rel);
+    for (int y0 = 0; y0 < grid_h; y0 += window_h)
+        for (int x0 = 0; x0 < grid_w; x0 += window_w) {
+            for (int i = 0; i < n; i++) {
+                int y = y0 + i / window_w, x = x0 + i % window_w;
+                memcpy(in + (size_t)i * 3 * width,
+                       y < grid_h && x < grid_w ? qkv + ((size_t)y * grid_w + x) * 3 * width : pad,
+                       3 * width * sizeof *in);
+            }
+            attention_naive(out, width, in, 3 * width, in + width, 3 * width, in + 2 * width, 3 * width, n, n,
+                            heads, dim, 0.3f, &rel);
+            for (int i = 0; i < n; i++) {
+                int y = y0 + i / window_w, x = x0 + i % window_w;
+                if (y < grid_h && x < grid_w)
+                    memcpy(truth + ((size_t)y * grid_w + x) * width, out + (size_t)i * width,
+                           width * sizeof *out);
+            }
+        }
+    double error = test_relative_error(fast, truth, (size_t)grid_h * grid_w * width);
+    CHECK_MSG(error < 5e-6, "windows %d×%d of a grid %d×%d, %d heads of %d: error %g", window_h, window_w,
+              grid_h, grid_w, heads, dim, error);
+    free(qkv), free(pad), free(fast), free(truth), free(rel_h), free(rel_w), free(in), free(out);
+}
+
+static void windows_equal_the_plain_ones(void)
+{
+    check_windows(20, 20, 14, 14, 2, 16);
+    check_windows(14, 28, 14, 14, 1, 24);
+    check_windows(5, 7, 3, 4, 3, 10);
+    check_windows(3, 2, 5, 6, 1, 8);     /* one window, larger than the grid */
+    check_windows(25, 21, 18, 20, 1, 8); /* more keys than a tile */
+}
+
+/* relative_position gathers as get_rel_pos: row q, column k of the table's row q - k + size - 1. */
+static void relative_positions_are_gathered(void)
+{
+    enum { SIZE = 5, DIM = 3 };
+    float table[(2 * SIZE - 1) * DIM], *packed = random_array(relative_position_floats(SIZE, DIM));
+    for (int i = 0; i < (2 * SIZE - 1) * DIM; i++)
+        table[i] = (float)i;
+    relative_position(packed, table, SIZE, DIM);
+    for (int q = 0; q < SIZE; q++)
+        for (int k = 0; k < SIZE; k++)
+            for (int d = 0; d < DIM; d++)
+                CHECK(packed[(q * DIM + d) * REL_ALIGN + k] == (float)((q - k + SIZE - 1) * DIM + d));
+    free(packed);
 }
 
 /* ---- functions ---------------------------------------------------------------------------------*/
@@ -316,6 +387,32 @@ static void layer_norm_survives_a_large_mean(void)
     layer_norm(x, x, NULL, NULL, 1, DIM, 1e-6f); /* in place */
     CHECK(memcmp(x, y, DIM * sizeof *x) == 0);
     free(x), free(y);
+}
+
+static void fused_routines_equal_their_parts(void)
+{
+    enum { M = 37, N = 71, K = 210 };
+    float *x = random_array(M * K), *w = random_array(N * K), *bias = random_array(N),
+          *y = random_array(M * N);
+    float *z = copy_array(y, M * N), *gamma = random_array(N), *beta = random_array(N),
+          *scale = random_array(N);
+    linear_gelu(y, x, w, bias, M, N, K);
+    linear(z, x, w, bias, M, N, K);
+    gelu(z, M * N);
+    CHECK(test_relative_error(y, z, M * N) < 1e-6);
+    for (int with_scale = 0; with_scale < 2; with_scale++) {
+        float *sum = random_array(M * N), *sum2 = copy_array(sum, M * N), *norm = random_array(M * N);
+        add_layer_norm(norm, sum, y, with_scale ? scale : NULL, gamma, beta, M, N, 1e-6f);
+        if (with_scale)
+            add_scaled(sum2, y, scale, M, N);
+        else
+            add(sum2, y, M * N);
+        CHECK(test_relative_error(sum, sum2, M * N) < 2e-7);
+        layer_norm(z, sum2, gamma, beta, M, N, 1e-6f);
+        CHECK(test_relative_error(norm, z, M * N) < 2e-6);
+        free(sum), free(sum2), free(norm);
+    }
+    free(x), free(w), free(bias), free(y), free(z), free(gamma), free(beta), free(scale);
 }
 
 static void arena_counts_what_it_gives(void)
@@ -573,14 +670,16 @@ static void attention_equals_torch(void)
         REQUIRE(i < 4 && ty && tx->n_dims == 4);
         int n = (int)tx->shape[0], heads = (int)tx->shape[2], dim = (int)tx->shape[3], width = heads * dim;
         float *qkv = floats_of(tx), *truth = floats_of(ty), *y = random_array(ty->n_elements);
-        float *rel_h = floats_of(golden(st, "attention", i, "rel_h"));
-        float *rel_w = floats_of(golden(st, "attention", i, "rel_w"));
+        float *table_h = floats_of(golden(st, "attention", i, "rel_h"));
+        float *table_w = floats_of(golden(st, "attention", i, "rel_w"));
+        float *rel_h = table_h ? packed_relative(table_h, grid[i][0], dim) : NULL;
+        float *rel_w = table_w ? packed_relative(table_w, grid[i][1], dim) : NULL;
         RelativePosition rel = {rel_h, rel_w, grid[i][0], grid[i][1]};
         attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n, heads,
                   dim, 1 / sqrtf((float)dim), rel_h ? &rel : NULL);
         double error = test_relative_error(y, truth, ty->n_elements);
         CHECK_MSG(error < 3e-6, "attention.%d: error %g", i, error);
-        free(qkv), free(truth), free(y), free(rel_h), free(rel_w);
+        free(qkv), free(truth), free(y), free(rel_h), free(rel_w), free(table_h), free(table_w);
     }
     CHECK(i == 4);
     st_close(st);
@@ -664,7 +763,7 @@ static void print_speed(void)
     for (size_t s = 0; s < sizeof heads / sizeof *heads; s++) {
         int n = heads[s][0], width = heads[s][1] * heads[s][2], grid = heads[s][3];
         float *qkv = random_array((size_t)n * 3 * width), *y = random_array((size_t)n * width);
-        float *table = random_array((size_t)grid * grid * heads[s][2]);
+        float *table = random_array(relative_position_floats(grid, heads[s][2]));
         RelativePosition rel = {table, table, grid, grid};
         double best = 1e9;
         for (int i = 0; i < 5; i++) {
@@ -685,6 +784,9 @@ int main(void)
     RUN(linear_adds_its_bias);
     RUN(products_keep_non_finite_numbers_in_place);
     RUN(attention_equals_the_plain_one);
+    RUN(windows_equal_the_plain_ones);
+    RUN(relative_positions_are_gathered);
+    RUN(fused_routines_equal_their_parts);
     RUN(gelu_is_exact);
     RUN(exponential_is_exact);
     RUN(elements_at_every_length);

@@ -1,0 +1,529 @@
+/* attention.c - softmax(q·kᵀ)·v, over all tokens or inside windows, with SAM's relative positions. Stands
+ * beside tensor.c and shares its register tile.
+ *
+ * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles
+ * of at most KEYS with the streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass):
+ * per query a running maximum and a running sum; when the maximum grows, what was summed up is scaled down.
+ *
+ *     for each tile of keys:        pack kᵀ and v                       (second cache)
+ *         for each group of queries, at most MR:
+ *             logits = bias + q·kᵀ   [MR][KEYS]                         (first cache)
+ *             logits = 2^(logits - max)
+ *             out = factor·out + logits·v
+ *
+ * Logits are in units of log 2, i.e. q is multiplied by scale·log2(e), since powers of two are what the
+ * machine can take. Queries and keys are grids: of one row without relative positions. A group never crosses
+ * a row of queries, so that the rows of q and out are always equally far apart, in windows too. In the tile
+ * of logits each grid row of keys begins at a whole vector; what pads it is -inf. The exponentials are then
+ * stored without the padding, each row over the end of the one before. */
+#include "tensor.h"
+#include "tile.h"
+
+#include <math.h>
+#include <string.h>
+
+#define QUERIES    336
+#define KEYS       256             /* columns of a tile of logits */
+#define STRIDE     (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
+#define DIMS       96              /* of a head at a time; a multiple of every NR */
+#define REL_FLOATS (QUERIES * 128) /* biases of a task's queries */
+#define LOG2_E     1.44269504088896340736f
+
+/* A token's vector stands at first + (y·row_ld + x·ld). Places beyond h × w (of a window that reaches over
+ * the edge of the picture) all have the vector `pad`. */
+typedef struct Grid {
+    const float *first;
+    ptrdiff_t row_ld, ld;
+    int h, w;
+    const float *pad;
+} Grid;
+
+static const float *at(const Grid *g, int y, int x)
+{
+    return y < g->h && x < g->w ? g->first + y * g->row_ld + x * g->ld : g->pad;
+}
+
+/* One head. */
+typedef struct Head {
+    Grid q, k, v;
+    float *out; /* as q's grid, with its own distances */
+    ptrdiff_t out_row_ld, out_ld;
+    int key_h, key_w; /* keys, padding tokens included */
+    int head_dim;
+    float scale;
+    const RelativePosition *rel;
+} Head;
+
+/* The rectangle of queries that a task works off. */
+typedef struct Rectangle {
+    int y, x, h, w;
+} Rectangle;
+
+/* The tile of keys at hand: rows kh .. kh + rows, columns kw .. kw + cols of the grid of keys. */
+typedef struct KeyTile {
+    int kh, kw, rows, cols;
+    int padded; /* cols rounded up to whole vectors */
+} KeyTile;
+
+typedef struct Task {
+    float panel[MR * STRIDE] __attribute__((aligned(64)));  /* a group's queries */
+    float logits[MR * STRIDE] __attribute__((aligned(64))); /* then probabilities */
+    float keys[KEYS * DIMS] __attribute__((aligned(64)));   /* slivers [dims][NR] of kᵀ */
+    float values[KEYS * DIMS] __attribute__((aligned(64))); /* slivers [keys][NR] of v */
+    float sum[QUERIES][LANES] __attribute__((aligned(64))); /* lane by lane until the end */
+    float max[QUERIES];
+    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the columns at hand */
+    int rel_h, rel_w;      /* their widths, whole vectors */
+} Task;
+
+static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
+                 ptrdiff_t ldb, int k)
+{
+    tile_of(rows, vecs, c, ldc, start, a, STRIDE, b, ldb, k);
+}
+
+/* ---- packing ------------------------------------------------------------------------------------------*/
+
+/* panel[dims][NR] of 4 columns: the vectors of 4 keys, NULL for padding, become columns. */
+static void pack_four(float *panel, const float *const *key, int dims)
+{
+    static const float nothing[DIMS];
+    const float *row[4];
+    int d = 0;
+    for (int i = 0; i < 4; i++)
+        row[i] = key[i] ? key[i] : nothing;
+    for (; d + 4 <= dims; d += 4) {
+        Vec4 r[4];
+        for (int i = 0; i < 4; i++)
+            memcpy(&r[i], row[i] + d, sizeof r[i]);
+        transpose4(r);
+        for (int i = 0; i < 4; i++)
+            memcpy(panel + (d + i) * NR, &r[i], sizeof r[i]);
+    }
+    for (; d < dims; d++)
+        for (int i = 0; i < 4; i++)
+            panel[d * NR + i] = row[i][d];
+}
+
+/* Dimensions d0 .. d0 + dims of the tile's keys. */
+static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
+{
+    const int columns = t->rows * t->padded;
+    for (int j = 0; j < round_up(columns, NR); j += 4) {
+        const float *key[4];
+        for (int i = 0; i < 4; i++) {
+            int r = (j + i) / t->padded, c = (j + i) % t->padded;
+            key[i] = r < t->rows && c < t->cols ? at(&head->k, t->kh + r, t->kw + c) + d0 : NULL;
+        }
+        pack_four(task->keys + j / NR * NR * dims + j % NR, key, dims);
+    }
+}
+
+/* Dimensions d0 .. d0 + dims of the tile's values; the last sliver is filled with zeros. */
+static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
+{
+    const int n = t->rows * t->cols;
+    for (int r = 0, p = 0; r < t->rows; r++)
+        for (int c = 0; c < t->cols; c++, p++) {
+            const float *value = at(&head->v, t->kh + r, t->kw + c) + d0;
+            for (int d = 0; d < dims; d += NR) {
+                float *to = task->values + d * n + p * NR;
+                if (d + NR <= dims) {
+                    store(to, load(value + d));
+                    store(to + LANES, load(value + d + LANES));
+                } else {
+                    memset(to, 0, NR * sizeof *to);
+                    memcpy(to, value + d, (size_t)(dims - d) * sizeof *to);
+                }
+            }
+        }
+}
+
+/* task->panel[rows][dims] = factor·q of rows `ld` apart. */
+static void copy_queries(Task *task, const float *q, ptrdiff_t ld, int rows, int dims, float factor)
+{
+    for (int i = 0; i < rows; i++) {
+        float *to = task->panel + i * STRIDE;
+        int d = 0;
+        for (; d + LANES <= dims; d += LANES)
+            store(to + d, load(q + i * ld + d) * factor);
+        for (; d < dims; d++)
+            to[d] = q[i * ld + d] * factor;
+    }
+}
+
+/* ---- relative positions -------------------------------------------------------------------------------*/
+
+/* out[rows][width] = log2(e)·q·table, table [head_dim][width]; queries q_ld and their biases out_ld apart. */
+static void rel_product(Task *task, float *out, ptrdiff_t out_ld, const float *q, ptrdiff_t q_ld, int rows,
+                        const float *table, int table_width, int width, int head_dim)
+{
+    for (int i = 0; i < rows; i += MR) {
+        int group = min_int(rows - i, MR);
+        for (int d = 0; d < head_dim; d += KEYS) {
+            int dims = min_int(head_dim - d, KEYS);
+            copy_queries(task, q + i * q_ld + d, q_ld, group, dims, LOG2_E);
+            for (int j = 0; j < width; j += NR) {
+                float *c = out + i * out_ld + j;
+                Start start = {d ? c : NULL, out_ld};
+                tile(group, width - j > LANES ? 2 : 1, c, out_ld, start, task->panel,
+                     table + (ptrdiff_t)d * table_width + j, table_width, dims);
+            }
+        }
+    }
+}
+
+static int rel_stride(int n)
+{
+    return round_up(n, REL_ALIGN);
+}
+
+/* The biases by the keys' rows, once a task. */
+static void rel_rows(Task *task, const Head *head, const Rectangle *r)
+{
+    const RelativePosition *rel = head->rel;
+    const int stride = rel_stride(rel->grid_h), width = task->rel_h + task->rel_w;
+    for (int y = 0; y < r->h; y++)
+        rel_product(task, task->rel + y * r->w * width, width, at(&head->q, r->y + y, r->x), head->q.ld, r->w,
+                    rel->rel_h + (ptrdiff_t)(r->y + y) * head->head_dim * stride, stride, task->rel_h,
+                    head->head_dim);
+}
+
+/* The biases by the keys' columns kw .. kw + cols; what fills the last vector becomes -inf. */
+static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw, int cols)
+{
+    const RelativePosition *rel = head->rel;
+    const int stride = rel_stride(rel->grid_w), width = task->rel_h + task->rel_w;
+    float *out = task->rel + task->rel_h;
+    for (int x = 0; x < r->w; x++)
+        rel_product(task, out + x * width, r->w * width, at(&head->q, r->y, r->x + x), head->q.row_ld, r->h,
+                    rel->rel_w + (ptrdiff_t)(r->x + x) * head->head_dim * stride + kw, stride,
+                    round_up(cols, LANES), head->head_dim);
+    for (int i = 0; i < r->h * r->w; i++)
+        for (int c = cols; c < round_up(cols, LANES); c++)
+            out[i * width + c] = -INFINITY;
+}
+
+/* ---- one tile of keys, one group of queries -----------------------------------------------------------*/
+
+/* logits[rows][columns] = what q·k is added to. */
+static void start_logits(Task *task, const KeyTile *t, int query, int rows)
+{
+    const int width = task->rel_h + task->rel_w;
+    for (int i = 0; i < rows; i++) {
+        const float *by_row = task->rel + (query + i) * width + t->kh,
+                    *by_column = task->rel + (query + i) * width + task->rel_h;
+        float *to = task->logits + i * STRIDE;
+        for (int r = 0; r < t->rows; r++)
+            for (int c = 0; c < t->padded; c += LANES, to += LANES)
+                store(to, load(by_column + c) + by_row[r]);
+    }
+}
+
+static void group_logits(Task *task, const Head *head, const KeyTile *t, const float *q, int query, int rows)
+{
+    const int columns = t->rows * t->padded;
+    Start none = {NULL, 0};
+    if (head->rel)
+        start_logits(task, t, query, rows);
+    for (int d = 0; d < head->head_dim; d += DIMS) {
+        int dims = min_int(head->head_dim - d, DIMS);
+        if (head->head_dim > DIMS)
+            pack_keys(task, head, t, d, dims);
+        copy_queries(task, q + d, head->q.ld, rows, dims, head->scale * LOG2_E);
+        for (int j = 0; j < columns; j += NR) {
+            float *c = task->logits + j;
+            Start start = {c, STRIDE};
+            tile(rows, columns - j > LANES ? 2 : 1, c, STRIDE, head->rel || d ? start : none, task->panel,
+                 task->keys + j * dims, NR, dims);
+        }
+    }
+    if (!head->rel)
+        for (int i = 0; i < rows; i++)
+            for (int c = t->cols; c < t->padded; c++)
+                task->logits[i * STRIDE + c] = -INFINITY;
+}
+
+/* Row i's logits become powers of two relative to the running maximum, without padding. Returns the factor by
+ * which what was summed up before must be scaled (1 when the maximum stays). */
+static float group_softmax(Task *task, const KeyTile *t, int i, int query)
+{
+    float *row = task->logits + i * STRIDE;
+    const int columns = t->rows * t->padded;
+    Vec most0 = splat(task->max[query]), most1 = most0;
+    int j = 0;
+    for (; j + NR <= columns; j += NR) {
+        most0 = vec_max(load(row + j), most0);
+        most1 = vec_max(load(row + j + LANES), most1);
+    }
+    if (j < columns)
+        most0 = vec_max(load(row + j), most0);
+    const float before = task->max[query], max = max_lanes(vec_max(most0, most1));
+    const float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0 */
+    Vec sum = load(task->sum[query]) * factor;
+    for (int r = 0; r < t->rows; r++)
+        for (int c = 0; c < t->padded; c += LANES) {
+            Vec power = vec_exp2(load(row + r * t->padded + c) - max);
+            store(row + r * t->cols + c, power);
+            sum += power;
+        }
+    store(task->sum[query], sum);
+    task->max[query] = max;
+    return factor;
+}
+
+/* out = out + probabilities·v, out = 0 at the first tile. */
+static void group_values(Task *task, const Head *head, const KeyTile *t, float *out, int rows, int first_tile)
+{
+    const int n = t->rows * t->cols;
+    for (int d = 0; d < head->head_dim; d += DIMS) {
+        int dims = min_int(head->head_dim - d, DIMS);
+        if (head->head_dim > DIMS)
+            pack_values(task, head, t, d, dims);
+        for (int j = 0; j < dims; j += NR) {
+            const float *values = task->values + j * n;
+            float *c = out + d + j, edge[MR * NR];
+            int cols = min_int(dims - j, NR);
+            Start start = {first_tile ? NULL : c, head->out_ld}, none = {NULL, 0};
+            if (cols % LANES == 0) {
+                tile(rows, cols / LANES, c, head->out_ld, start, task->logits, values, NR, n);
+                continue;
+            }
+            tile(rows, 2, edge, NR, none, task->logits, values, NR, n);
+            for (int i = 0; i < rows; i++)
+                for (int x = 0; x < cols; x++)
+                    c[i * head->out_ld + x] = edge[i * NR + x] + (first_tile ? 0 : c[i * head->out_ld + x]);
+        }
+    }
+}
+
+static void scale_row(float *row, int n, float factor)
+{
+    for (int d = 0; d < n; d++)
+        row[d] *= factor;
+}
+
+static void group_of_queries(Task *task, const Head *head, const KeyTile *t, const float *q, float *out,
+                             int query, int rows, int first_tile)
+{
+    group_logits(task, head, t, q, query, rows);
+    for (int i = 0; i < rows; i++) {
+        float factor = group_softmax(task, t, i, query + i);
+        if (!first_tile && factor != 1)
+            scale_row(out + i * head->out_ld, head->head_dim, factor);
+    }
+    group_values(task, head, t, out, rows, first_tile);
+}
+
+/* ---- one task -----------------------------------------------------------------------------------------*/
+
+static void tile_of_keys(Task *task, const Head *head, const KeyTile *t, const Rectangle *r, int first_tile)
+{
+    if (head->head_dim <= DIMS) {
+        pack_keys(task, head, t, 0, head->head_dim);
+        pack_values(task, head, t, 0, head->head_dim);
+    }
+    const int groups = (r->w + MR - 1) / MR, step = (r->w + groups - 1) / groups;
+    for (int y = 0; y < r->h; y++)
+        for (int x = 0; x < r->w; x += step)
+            group_of_queries(task, head, t, at(&head->q, r->y + y, r->x + x),
+                             head->out + (r->y + y) * head->out_row_ld + (r->x + x) * head->out_ld,
+                             y * r->w + x, min_int(r->w - x, step), first_tile);
+}
+
+/* How many columns of keys a tile has, and the grid in how many strips of them: equal, whole vectors, at most
+ * KEYS. */
+static int strip_of_keys(int key_w)
+{
+    int strips = (key_w + KEYS - 1) / KEYS;
+    return strips <= 1 ? key_w : round_up((key_w + strips - 1) / strips, NR);
+}
+
+static void attend(const Head *head, const Rectangle *r)
+{
+    Task task;
+    const int strip = strip_of_keys(head->key_w), n = r->h * r->w;
+    const int most_rows = head->key_w > strip ? 1 : KEYS / round_up(strip > 0 ? strip : 1, LANES);
+    const int row_tiles = (head->key_h + most_rows - 1) / most_rows;
+    const int tile_rows = row_tiles ? (head->key_h + row_tiles - 1) / row_tiles : 1;
+    memset(task.sum, 0, (size_t)n * sizeof *task.sum);
+    for (int i = 0; i < n; i++)
+        task.max[i] = -INFINITY;
+    task.rel_h = head->rel ? round_up(head->rel->grid_h, LANES) : 0;
+    task.rel_w = head->rel ? round_up(strip, LANES) : 0;
+    if (head->rel)
+        rel_rows(&task, head, r);
+    int started = 0;
+    for (int kw = 0; kw < head->key_w; kw += strip) {
+        int cols = min_int(strip, head->key_w - kw);
+        if (head->rel)
+            rel_columns(&task, head, r, kw, cols);
+        for (int kh = 0; kh < head->key_h; kh += tile_rows, started = 1) {
+            KeyTile t = {kh, kw, min_int(tile_rows, head->key_h - kh), cols, round_up(cols, LANES)};
+            tile_of_keys(&task, head, &t, r, !started);
+        }
+    }
+    for (int y = 0; y < r->h; y++)
+        for (int x = 0; x < r->w; x++) {
+            float *out = head->out + (r->y + y) * head->out_row_ld + (r->x + x) * head->out_ld;
+            if (started)
+                scale_row(out, head->head_dim, 1 / sum_lanes(load(task.sum[y * r->w + x])));
+            else
+                memset(out, 0, (size_t)head->head_dim * sizeof *out);
+        }
+}
+
+/* ---- all heads ----------------------------------------------------------------------------------------*/
+
+/* Rows of queries that a task takes; a row that is too long by itself is divided. Equal parts of the whole.
+ */
+static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel)
+{
+    int most = QUERIES;
+    if (rel)
+        most = min_int(
+            most, REL_FLOATS / (round_up(rel->grid_h, LANES) + round_up(strip_of_keys(rel->grid_w), LANES)));
+    int w = query_w, h = 1;
+    if (query_w > most) {
+        int parts = (query_w + most - 1) / most;
+        w = min_int(round_up((query_w + parts - 1) / parts, MR), most);
+    } else {
+        int parts = (query_h + most / query_w - 1) / (most / query_w);
+        h = (query_h + parts - 1) / parts;
+    }
+    return (Rectangle){0, 0, h, w};
+}
+
+void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+{
+    if (n_q <= 0)
+        return;
+    const int query_h = rel ? rel->grid_h : 1, query_w = rel ? rel->grid_w : n_q;
+    const int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
+    const Rectangle size = task_size(query_h, query_w, rel);
+    const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
+    const int parallel = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
+    (void)parallel; /* without OpenMP */
+#pragma omp parallel for collapse(3) schedule(dynamic) if (parallel)
+    for (int h = 0; h < n_heads; h++)
+        for (int y = 0; y < down; y++)
+            for (int x = 0; x < across; x++) {
+                Head head = {.q = {q + h * head_dim, (ptrdiff_t)query_w * ldq, ldq, query_h, query_w, NULL},
+                             .k = {k + h * head_dim, (ptrdiff_t)key_w * ldk, ldk, key_h, key_w, NULL},
+                             .v = {v + h * head_dim, (ptrdiff_t)key_w * ldv, ldv, key_h, key_w, NULL},
+                             .out = out + h * head_dim,
+                             .out_row_ld = (ptrdiff_t)query_w * ldo,
+                             .out_ld = ldo,
+                             .key_h = key_h,
+                             .key_w = key_w,
+                             .head_dim = head_dim,
+                             .scale = scale,
+                             .rel = rel};
+                Rectangle r = {y * size.h, x * size.w, min_int(size.h, query_h - y * size.h),
+                               min_int(size.w, query_w - x * size.w)};
+                attend(&head, &r);
+            }
+}
+
+/* The window whose corner is (y0, x0). Queries beyond the edge of the grid are not asked for; keys and values
+ * there are pad's. */
+static void attend_window(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int y0,
+                          int x0, int h, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+{
+    const ptrdiff_t dim = (ptrdiff_t)n_heads * head_dim, ld = 3 * dim;
+    const int real_h = min_int(rel->grid_h, grid_h - y0), real_w = min_int(rel->grid_w, grid_w - x0);
+    const float *corner = qkv + ((ptrdiff_t)y0 * grid_w + x0) * ld + h * head_dim,
+                *pad_h = pad + h * head_dim;
+    Head head = {.q = {corner, grid_w * ld, ld, real_h, real_w, NULL},
+                 .k = {corner + dim, grid_w * ld, ld, real_h, real_w, pad_h + dim},
+                 .v = {corner + 2 * dim, grid_w * ld, ld, real_h, real_w, pad_h + 2 * dim},
+                 .out = out + ((ptrdiff_t)y0 * grid_w + x0) * dim + h * head_dim,
+                 .out_row_ld = grid_w * dim,
+                 .out_ld = dim,
+                 .key_h = rel->grid_h,
+                 .key_w = rel->grid_w,
+                 .head_dim = head_dim,
+                 .scale = scale,
+                 .rel = rel};
+    const Rectangle size = task_size(real_h, real_w, rel);
+    for (int y = 0; y < real_h; y += size.h)
+        for (int x = 0; x < real_w; x += size.w) {
+            Rectangle r = {y, x, min_int(size.h, real_h - y), min_int(size.w, real_w - x)};
+            attend(&head, &r);
+        }
+}
+
+void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
+                      int head_dim, float scale, const RelativePosition *rel)
+{
+    const int down = (grid_h + rel->grid_h - 1) / rel->grid_h,
+              across = (grid_w + rel->grid_w - 1) / rel->grid_w;
+#pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int wy = 0; wy < down; wy++)
+        for (int wx = 0; wx < across; wx++)
+            for (int h = 0; h < n_heads; h++)
+                attend_window(out, qkv, pad, grid_h, grid_w, wy * rel->grid_h, wx * rel->grid_w, h, n_heads,
+                              head_dim, scale, rel);
+}
+
+size_t relative_position_floats(int size, int head_dim)
+{
+    return (size_t)size * (size_t)head_dim * (size_t)rel_stride(size);
+}
+
+void relative_position(float *out, const float *table, int size, int head_dim)
+{
+    const int stride = rel_stride(size);
+    for (int q = 0; q < size; q++)
+        for (int d = 0; d < head_dim; d++, out += stride)
+            for (int k = 0; k < stride; k++)
+                out[k] = k < size ? table[(ptrdiff_t)(q - k + size - 1) * head_dim + d] : 0;
+}
+
+/* ---- the plain version --------------------------------------------------------------------------------*/
+
+/* The logit of query i and key j of one head, in double. */
+static double naive_logit(const float *q, const float *k, int i, int j, int head_dim, float scale,
+                          const RelativePosition *rel)
+{
+    double qk = 0, bias = 0;
+    for (int d = 0; d < head_dim; d++)
+        qk += (double)q[d] * k[d];
+    if (rel) {
+        int qh = i / rel->grid_w, qw = i % rel->grid_w, kh = j / rel->grid_w, kw = j % rel->grid_w;
+        const int stride_h = rel_stride(rel->grid_h), stride_w = rel_stride(rel->grid_w);
+        for (int d = 0; d < head_dim; d++)
+            bias += (double)q[d] * rel->rel_h[((ptrdiff_t)qh * head_dim + d) * stride_h + kh] +
+                    (double)q[d] * rel->rel_w[((ptrdiff_t)qw * head_dim + d) * stride_w + kw];
+    }
+    return qk * scale + bias;
+}
+
+void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
+                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
+                     const RelativePosition *rel)
+{
+    for (int h = 0; h < n_heads; h++)
+        for (int i = 0; i < n_q; i++) {
+            const float *qi = q + (ptrdiff_t)i * ldq + h * head_dim, *kh = k + h * head_dim,
+                        *vh = v + h * head_dim;
+            float *oi = out + (ptrdiff_t)i * ldo + h * head_dim;
+            double max = -INFINITY, total = 0;
+            for (ptrdiff_t j = 0; j < n_k; j++)
+                max = fmax(max, naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel));
+            for (ptrdiff_t j = 0; j < n_k; j++)
+                total += exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
+            for (int first = 0; first < head_dim; first += 64) { /* 64 sums at a time */
+                double sum[64] = {0};
+                int dims = min_int(head_dim - first, 64);
+                for (ptrdiff_t j = 0; j < n_k; j++) {
+                    double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
+                    for (int d = 0; d < dims; d++)
+                        sum[d] += p * vh[j * ldv + first + d];
+                }
+                for (int d = 0; d < dims; d++)
+                    oi[first + d] = n_k > 0 ? (float)(sum[d] / total) : 0;
+            }
+        }
+}

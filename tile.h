@@ -1,0 +1,97 @@
+/* tile.h - the register tile that products and attention share. Private to tensor.c and attention.c. */
+#ifndef SAMLAD_TILE_H
+#define SAMLAD_TILE_H
+
+#include "simd.h"
+
+/* The register tile is MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element of a
+ * fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
+#if defined(__AVX512F__)
+#define MR 14
+#else
+#define MR 6
+#endif
+#define NR (2 * LANES)
+
+/* Below these a parallel region costs more than it gains. */
+#define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
+#define PARALLEL_ELEMENTS (1 << 15)
+
+static inline int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static inline int round_up(int n, int step)
+{
+    return (n + step - 1) / step * step;
+}
+
+/* What a block of c starts from: NULL = zero, else rows `ld` apart (c itself: accumulate; ld 0: a bias). */
+typedef struct Start {
+    const float *data;
+    ptrdiff_t ld;
+} Start;
+
+/* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
+ * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
+INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
+                          const float *b, ptrdiff_t ldb, int k)
+{
+    Vec sum[MR][2];
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        sum[i][0] = sum[i][1] = splat(0);
+        __builtin_prefetch(c + i * ldc); /* needed when the sums are done */
+        __builtin_prefetch(c + i * ldc + LANES);
+    }
+    for (int p = 0; p < k; p++) {
+        Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
+        b += ldb;
+        UNROLL for (int i = 0; i < rows; i++)
+        {
+            Vec ai = splat(a[i * lda + p]);
+            sum[i][0] = fmadd(ai, b0, sum[i][0]);
+            if (vecs > 1)
+                sum[i][1] = fmadd(ai, b1, sum[i][1]);
+        }
+    }
+    if (start.data) {
+        UNROLL for (int i = 0; i < rows; i++)
+        {
+            sum[i][0] += load(start.data + i * start.ld);
+            if (vecs > 1)
+                sum[i][1] += load(start.data + i * start.ld + LANES);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        store(c + i * ldc, sum[i][0]);
+        if (vecs > 1)
+            store(c + i * ldc + LANES, sum[i][1]);
+    }
+}
+
+/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only; lda is a constant of each file. */
+/* clang-format off */
+#define TILE_CASE(n)                                                   \
+    case n:                                                            \
+        if (vecs > 1)                                                  \
+            register_tile(n, 2, c, ldc, start, a, lda, b, ldb, k);     \
+        else                                                           \
+            register_tile(n, 1, c, ldc, start, a, lda, b, ldb, k);     \
+        break;
+INLINE void tile_of(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
+                    const float *b, ptrdiff_t ldb, int k)
+{
+    switch (rows) {
+        TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
+#if MR == 14
+        TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12) TILE_CASE(13) TILE_CASE(14)
+#endif
+    }
+}
+#undef TILE_CASE
+/* clang-format on */
+
+#endif
