@@ -2,7 +2,6 @@
  * here. */
 #include "table.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -48,7 +47,7 @@ void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n)
         double sum = 0;
         for (int i = 0; i < n; i++) /* one that lacks it makes it NAN */
             sum += figure_of(&categories[i], categories[0].figures[f].name);
-        if (!isnan(sum))
+        if (!isnan(sum) && strncmp(categories[0].figures[f].name, "threshold.", 10) != 0)
             add_figure(mean, sum / n, 0, "%s", categories[0].figures[f].name);
     }
     for (int i = 0; i < n; i++) {
@@ -81,89 +80,122 @@ static int read_score(const char *out, const DatasetCategory *c, const DatasetIm
     return ok ? 0 : fail(err, "%s: there is no score in this record", path);
 }
 
-/* Set truth where any channel of the image is not 0. */
-static int merge_truth(uint8_t *truth, const char *path, int width, int height, Error *err)
+/* Groups of the pixel scores: the good images, then a group a kind. */
+enum { GOOD_GROUP = 0 };
+
+/* The group of image i: how many kinds begin before it. */
+static int group_of(const DatasetCategory *c, int i)
 {
-    Image image;
-    if (image_read(&image, path, err))
-        return -1;
-    if (image.width != width || image.height != height) {
-        fail(err, "%s: the ground truth is %dx%d, its image %dx%d", path, image.width, image.height, width,
-             height);
-        image_free(&image);
-        return -1;
-    }
-    size_t n = (size_t)width * (size_t)height, channels = (size_t)image.channels,
-           colors = channels < 3 ? 1 : 3;
-    for (size_t p = 0; p < n; p++)
-        for (size_t c = 0; c < colors; c++)
-            truth[p] |= image.bits == 16 ? ((const uint16_t *)image.samples)[p * channels + c] != 0
-                                         : ((const uint8_t *)image.samples)[p * channels + c] != 0;
-    image_free(&image);
-    return 0;
+    int group = 0;
+    for (int k = 0; k <= i; k++)
+        group += !c->images[k].normal &&
+                 (k == 0 || c->images[k - 1].normal || strcmp(c->images[k].kind, c->images[k - 1].kind) != 0);
+    return group < PIXEL_GROUPS ? group : PIXEL_GROUPS - 1;
 }
 
-/* One image's map and truth into the pixel figures. */
-static int measure_pixels(PixelRoc *roc, const char *out, const DatasetCategory *c, const DatasetImage *image,
-                          Error *err)
+/* One image's map and truth into the pixel scores. */
+static int add_map(PixelScores *scores, int group, const DefectTable *table, const char *out,
+                   const DatasetCategory *c, const DatasetImage *image, Error *err)
 {
     char path[RUN_PATH];
+    Truth truth = {0};
     int width, height, status = run_path(path, out, "anomaly_maps", c, image, ".tiff", err);
     float *map = status ? NULL : tiff_read_float(path, &width, &height, err);
     if (!map)
         return -1;
-    if (width != image->width || height != image->height) {
-        free(map);
-        return fail(err, "%s: the map is %dx%d, its image %dx%d", path, width, height, image->width,
-                    image->height);
-    }
-    size_t n = (size_t)width * (size_t)height;
-    uint8_t *truth = aligned_array(n, 1);
-    status = truth ? 0 : fail_memory(err, "a ground truth", n);
+    if (width != image->width || height != image->height)
+        status = fail(err, "%s: the map is %dx%d, its image %dx%d", path, width, height, image->width,
+                      image->height);
+    if (!status && !image->normal)
+        status = truth_read(&truth, width, height, (const char *const *)image->masks, (size_t)image->n_masks,
+                            table, err);
     if (!status)
-        memset(truth, 0, n);
-    for (int m = 0; m < image->n_masks && !status; m++)
-        status = merge_truth(truth, image->masks[m], width, height, err);
-    if (!status)
-        pixel_roc_add(roc, map, truth, n);
-    free(map), free(truth);
+        status =
+            pixel_scores_add(scores, group, map, width, height, image->normal ? NULL : &truth, path, err);
+    truth_free(&truth);
+    free(map);
     return status;
 }
 
-/* Pixels of images whose truth is known: a defect without a mask is left out. NAN when no mask is there. */
-static int measure_maps(CategoryFigures *f, const DatasetCategory *c, const char *out, Error *err)
+/* All maps whose truth is known: a defect without a mask is left out. */
+static int add_maps(PixelScores *scores, const DatasetCategory *c, const char *out, Error *err)
 {
-    int any = 0, status = 0;
+    DefectTable *table = c->config ? calloc(1, sizeof *table) : NULL;
+    int status = !c->config ? 0
+                 : table    ? defect_table_read(table, c->config, err)
+                            : fail_memory(err, "a table", sizeof *table);
+    for (int i = 0; i < c->n_images && !status; i++)
+        if (c->images[i].normal || c->images[i].n_masks > 0)
+            status = add_map(scores, group_of(c, i), table, out, c, &c->images[i], err);
+    free(table);
+    return status;
+}
+
+/* AU-sPRO at each limit. LOCO's convention is the mean of both kinds, each with the good images; without a
+ * table of saturations it is AU-PRO. */
+static int measure_spro(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, PixelScores *scores,
+                        const PixelMetrics *all, Error *err)
+{
+    PixelMetrics kinds[2] = {*all, *all};
+    int n = group_of(c, c->n_images - 1);
+    for (int k = 0; kind == DATASET_LOCO && n == 2 && k < 2; k++)
+        if (pixel_scores_measure(scores, 1u << GOOD_GROUP | 1u << (k + 1), &kinds[k], err))
+            return -1;
+    for (int i = 0; i < SPRO_LIMITS; i++)
+        add_figure(f, (kinds[0].au_spro[i] + kinds[1].au_spro[i]) / 2, 0,
+                   c->config ? "auspro.%.0f" : "aupro.%.0f", 100 * spro_limits[i]);
+    return 0;
+}
+
+static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, const char *out,
+                        Error *err)
+{
+    int any = 0;
+    PixelMetrics m = {.pixels = {.auroc = NAN, .average_precision = NAN, .best_f1 = NAN}};
+    for (int i = 0; i < SPRO_LIMITS; i++)
+        m.au_spro[i] = NAN;
     for (int i = 0; i < c->n_images; i++)
         any |= c->images[i].n_masks > 0;
-    PixelRoc *roc = any ? pixel_roc_new(err) : NULL;
-    if (any && !roc)
-        return -1;
-    for (int i = 0; any && i < c->n_images && !status; i++)
-        if (c->images[i].normal || c->images[i].n_masks > 0)
-            status = measure_pixels(roc, out, c, &c->images[i], err);
-    if (!status)
-        add_figure(f, any ? pixel_roc_area(roc) : NAN, 0, "auroc.pixels");
-    pixel_roc_free(roc);
+    PixelScores *scores = any ? pixel_scores_new(out, err) : NULL;
+    int status = !any ? 0 : scores ? add_maps(scores, c, out, err) : -1;
+    if (!status && any)
+        status = pixel_scores_measure(scores, ~0u, &m, err);
+    if (!status) {
+        add_figure(f, m.pixels.auroc, 0, "auroc.pixels");
+        add_figure(f, m.pixels.average_precision, 0, "ap.pixels");
+        add_figure(f, m.pixels.best_f1, 0, "f1.pixels");
+        add_figure(f, m.pixels.best_f1_threshold, 0, "threshold.pixels");
+    }
+    if (!status && any)
+        status = measure_spro(f, kind, c, scores, &m, err);
+    pixel_scores_free(scores);
     return status;
 }
 
-/* scores [n_images], the good ones first: area of each kind and of all against the good ones. */
-static void measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c,
-                           const float *scores, Error *err)
+/* scores [n_images], the good ones first: each kind and all together against the good ones. */
+static int measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, const float *scores,
+                          Error *err)
 {
     size_t n_good = (size_t)f->n_good, n = (size_t)c->n_images;
+    RankMetrics m;
     for (size_t first = n_good, end; first < n; first = end) {
         for (end = first; end < n && strcmp(c->images[end].kind, c->images[first].kind) == 0;)
             end++;
-        add_figure(f, auroc(scores, n_good, scores + first, end - first, err), (int)(end - first), "auroc.%s",
-                   c->images[first].kind);
+        if (rank_metrics(scores, n_good, scores + first, end - first, &m, err))
+            return -1;
+        add_figure(f, m.auroc, (int)(end - first), "auroc.%s", c->images[first].kind);
     }
     if (kind == DATASET_LOCO) /* the data set's own convention: both kinds weigh the same */
         add_figure(f,
                    (figure_of(f, "auroc.logical_anomalies") + figure_of(f, "auroc.structural_anomalies")) / 2,
                    0, "auroc.mean");
-    add_figure(f, auroc(scores, n_good, scores + n_good, n - n_good, err), (int)(n - n_good), "auroc.all");
+    if (rank_metrics(scores, n_good, scores + n_good, n - n_good, &m, err))
+        return -1;
+    add_figure(f, m.auroc, (int)(n - n_good), "auroc.all");
+    add_figure(f, m.average_precision, 0, "ap.all");
+    add_figure(f, m.best_f1, 0, "f1.all");
+    add_figure(f, m.best_f1_threshold, 0, "threshold.all");
+    return 0;
 }
 
 int table_measure(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, const char *out, Error *err)
@@ -185,10 +217,8 @@ int table_measure(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c
         status = read_score(out, c, &c->images[i], &scores[i], err);
         f->n_good += c->images[i].normal;
     }
-    if (!status) {
-        measure_scores(f, kind, c, scores, err);
-        status = measure_maps(f, c, out, err);
-    }
+    if (!status)
+        status = measure_scores(f, kind, c, scores, err) || measure_maps(f, kind, c, out, err) ? -1 : 0;
     free(scores);
     return status;
 }
@@ -197,13 +227,23 @@ int table_measure(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c
  * Text
  * ============================================================================================== */
 
+/* What the text tables show; the files have all. */
+static int is_shown(const Figure *f)
+{
+    return strncmp(f->name, "auroc.", 6) == 0 || strcmp(f->name, "auspro.5") == 0 ||
+           strcmp(f->name, "aupro.30") == 0;
+}
+
 static void print_one(FILE *to, const CategoryFigures *c)
 {
     for (int i = 0; i < c->n; i++) {
         const Figure *f = &c->figures[i];
-        const char *dot = strchr(f->name, '.'), *what = dot + 1;
+        const char *what = strchr(f->name, '.') + 1;
+        if (!is_shown(f))
+            continue;
         if (strncmp(f->name, "auroc.", 6) != 0)
-            fprintf(to, "%-24s %.3f\n", f->name, f->value);
+            fprintf(to, "%s %2s %%%*s %.3f\n", f->name[2] == 's' ? "AU-sPRO up to" : "AU-PRO up to", what,
+                    f->name[2] == 's' ? 12 : 13, "", f->value);
         else if (f->n && strcmp(what, "all") != 0)
             fprintf(to, "%-24s AUROC %.3f  (%d against %d good)\n", what, f->value, f->n, c->n_good);
         else
@@ -216,7 +256,8 @@ static void print_row(FILE *to, const CategoryFigures *c, const CategoryFigures 
 {
     fprintf(to, "%-24s", c->name);
     for (int i = 0; i < mean->n; i++)
-        fprintf(to, "  %*.3f", (int)strlen(mean->figures[i].name), figure_of(c, mean->figures[i].name));
+        if (is_shown(&mean->figures[i]))
+            fprintf(to, "  %*.3f", (int)strlen(mean->figures[i].name), figure_of(c, mean->figures[i].name));
     fprintf(to, "  %6d\n", c->n_images);
 }
 
@@ -230,7 +271,8 @@ void table_print(FILE *to, const CategoryFigures *categories, const Dataset *d)
     table_mean(&mean, categories, d->n);
     fprintf(to, "%-24s", dataset_kind_name(d->kind));
     for (int i = 0; i < mean.n; i++)
-        fprintf(to, "  %s", mean.figures[i].name);
+        if (is_shown(&mean.figures[i]))
+            fprintf(to, "  %s", mean.figures[i].name);
     fprintf(to, "  images\n");
     for (int i = 0; i < d->n; i++)
         print_row(to, &categories[i], &mean);
