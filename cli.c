@@ -133,6 +133,10 @@ static int take_option(Args *args, const char *name, const char *value)
         if (args->n_categories == (int)(sizeof args->categories / sizeof *args->categories))
             return usage_error(args, "%s", "more than 64 categories");
         args->categories[args->n_categories++] = value;
+    } else if (strcmp(name, "setting") == 0) {
+        if (args->n_settings == (int)(sizeof args->settings / sizeof *args->settings))
+            return usage_error(args, "%s", "more than 64 settings");
+        args->settings[args->n_settings++] = value;
     } else if (strcmp(name, "seed") == 0) {
         if (parse_number(value, UINT64_MAX, &args->seed))
             return usage_error(args, "--seed '%s' is not a whole number", value);
@@ -834,6 +838,7 @@ static const char HELP[] =
     "  info      what is in a weights file or a bank\n"
     "  synth     write a data set: trays, or DigitAnatomy from MNIST\n"
     "  eval      run a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
+    "  ablate    the same under many settings of the method\n"
     "  bench     how fast each stage is on this machine\n"
     "\n"
     "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads.\n";
@@ -868,6 +873,8 @@ static const struct {
     {"synth", command_synth, help_synth, "seed mnist"},
     {"eval", command_eval, help_eval,
      "bank out json max-bank dataset data category shard merge no-pictures backbone sam featup dcga *"},
+    {"ablate", command_ablate, help_ablate,
+     "out max-bank dataset category setting backbone sam featup dcga *"},
 };
 
 static int wants_help(int argc, char **argv)

@@ -18,8 +18,8 @@ typedef struct Args {
     int no_featup;
     const char *out, *bank, *from, *dump, *mnist;
     const char *dataset, *data, *shard;
-    int n_categories;
-    const char *categories[64];
+    int n_categories, n_settings;
+    const char *categories[64], *settings[64];
     int json, single, pictures, merge, max_bank;
     uint64_t seed;
     int has_seed;
@@ -53,7 +53,9 @@ void show_progress(void *user, const char *what, int done, int total); /* a Saml
 /* cli_eval.c */
 int command_synth(Args *args);
 int command_eval(Args *args);
+int command_ablate(Args *args);
 void help_synth(void);
 void help_eval(void);
+void help_ablate(void);
 
 #endif

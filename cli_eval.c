@@ -1,9 +1,11 @@
-/* cli_eval.c - the commands that run experiments: samlad synth, samlad eval. No algorithm: see eval/. */
+/* cli_eval.c - the commands that run experiments: samlad synth, samlad eval, samlad
+ * ablate. No algorithm: see eval/. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
+#include "eval/ablate.h"
 #include "eval/evaluate.h"
 #include "eval/synth.h"
 #include "io/json.h"
@@ -211,6 +213,68 @@ int command_eval(Args *args)
     return status;
 }
 
+static const char ABLATE_HELP[] =
+    "usage: samlad ablate DATA -o OUT [--setting 'NAME=VALUE ...']... [options of samlad bank]\n"
+    "\n"
+    "What each choice of the method is worth: run a data set (see samlad eval --help) under many settings "
+    "and print\n"
+    "one table. Images are analysed once for all settings that leave features and objects alone. Killed at "
+    "any\n"
+    "moment, the same command goes on where it stood.\n"
+    "\n"
+    "  samlad ablate trays/ -o ablation\n"
+    "  samlad ablate trays/ -o ks --setting '' --setting k=1 --setting 'k=3 align=pixel'\n"
+    "\n"
+    "  -o, --out OUT         ablation.md, ablation.json, ablation.csv, and a run for each setting below "
+    "settings/\n"
+    "  --setting CHANGES     options that this row changes, '' for none; without any, the list of METHOD.md "
+    "9:\n"
+    "                        FeatUp's stages, both graphs, positions, fixed alpha, nearest neighbours, no\n"
+    "                        verification, pixel alignment, no objects, structural only, logical only, k, "
+    "layers,\n"
+    "                        sizes\n"
+    "  --dataset, --category, --max-bank    as samlad eval\n"
+    "  other options         the base that every row starts from\n";
+
+static int run_ablation(Args *args, Samlad *s, AblationTable *t, const EvaluateRequest *request, Error *err)
+{
+    int status = 0;
+    if (!args->n_settings)
+        ablation_list(t, s);
+    for (int i = 0; i < args->n_settings && !status; i++)
+        status = ablation_add(t, args->settings[i], err);
+    return status ? status : ablate(s, request, t, err);
+}
+
+int command_ablate(Args *args)
+{
+    Error err;
+    Progress progress = {0};
+    EvaluateRequest request;
+    if (args->n_inputs != 1)
+        return usage_error(args, "%s", "one folder, please");
+    if (!args->out)
+        return usage_error(args, "%s", "where to? -o OUT is missing");
+    int status = make_request(args, &request, &progress);
+    if (status)
+        return status;
+    request.plan.pictures = 0;
+    AblationTable *table = calloc(1, sizeof *table);
+    Samlad *s = table ? open_samlad(args, &err) : NULL;
+    if (!s) {
+        free(table);
+        return EXIT_FAILURE;
+    }
+    status = run_ablation(args, s, table, &request, &err);
+    if (!status)
+        ablation_print(stdout, table);
+    status = status ? failed_evaluation(&table->evaluation, &err) : EXIT_SUCCESS;
+    ablation_free(table);
+    free(table);
+    samlad_close(s);
+    return status;
+}
+
 /* The helps of this chapter. */
 void help_synth(void)
 {
@@ -219,4 +283,8 @@ void help_synth(void)
 void help_eval(void)
 {
     fputs(EVAL_HELP, stdout);
+}
+void help_ablate(void)
+{
+    fputs(ABLATE_HELP, stdout);
 }

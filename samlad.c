@@ -429,6 +429,11 @@ int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, cons
     return status;
 }
 
+int samlad_backbone_blocks(const Samlad *s)
+{
+    return vit_config(s->models.vit)->depth;
+}
+
 void samlad_describe(const Samlad *s, SamladEach each, void *user)
 {
     const WeightsId *ids[] = {&s->vit, &s->sam, &s->featup, &s->dcga};

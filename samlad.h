@@ -69,6 +69,7 @@ const char *samlad_bank_name(const Samlad *s, int image);
 /* Analyse an image and keep it (features, objects) as a file, to build a bank or to detect from, bit for bit
  * as from the image itself. */
 int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err);
+int samlad_backbone_blocks(const Samlad *s); /* the option layer goes from 1 to it */
 /* Everything that decides results, as text: "option.k" = "10", "weights.sam.sha256" = ... */
 typedef void (*SamladEach)(void *user, const char *key, const char *value);
 void samlad_describe(const Samlad *s, SamladEach each, void *user);

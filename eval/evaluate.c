@@ -8,7 +8,7 @@
 #include "../io/file.h"
 
 /* The data set, listed and checked; all that is wrong with it is in result->problems. */
-static int prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)
+int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)
 {
     *result = (Evaluation){0};
     if (dataset_open(&result->dataset, data, r->kind, r->categories, r->n_categories, &result->problems, err))
@@ -23,8 +23,9 @@ static int prepare(const EvaluateRequest *r, const char *data, Evaluation *resul
     return 0;
 }
 
-static int measure(Evaluation *e, const char *out, Error *err)
+int evaluation_measure(Evaluation *e, const char *out, Error *err)
 {
+    free(e->categories);
     e->categories = calloc((size_t)e->dataset.n, sizeof *e->categories);
     if (!e->categories)
         return fail_memory(err, "the figures", (unsigned long long)e->dataset.n * sizeof *e->categories);
@@ -49,7 +50,7 @@ static char *temporary_folder(Error *err)
 int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err)
 {
     RunPlan plan = r->plan;
-    if (prepare(r, r->data, result, err))
+    if (evaluation_prepare(r, r->data, result, err))
         return -1;
     char *temporary = plan.out ? NULL : temporary_folder(err);
     plan.out = plan.out ? plan.out : temporary;
@@ -57,7 +58,7 @@ int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err
         return -1;
     int status = run_images(s, &result->dataset, &plan, &result->times, err);
     if (!status && plan.n_shards == 1)
-        status = measure(result, plan.out, err);
+        status = evaluation_measure(result, plan.out, err);
     for (int i = 0; !status && plan.bank && result->categories && i < result->dataset.n; i++)
         result->categories[i].n_bank = samlad_bank_size(s);
     if (temporary)
@@ -106,7 +107,7 @@ int evaluate_merge(const char *const *folders, int n, const char *out, const Eva
     char data[RUN_PATH], **names = NULL;
     *result = (Evaluation){0};
     int status = run_merge(out, folders, n, err) || recall(out, &r, data, &names, err) ||
-                 prepare(&r, data, result, err) || measure(result, out, err);
+                 evaluation_prepare(&r, data, result, err) || evaluation_measure(result, out, err);
     free(names);
     return status ? -1 : 0;
 }

@@ -28,6 +28,9 @@ int evaluate(Samlad *s, const EvaluateRequest *request, Evaluation *result, Erro
  * (where the run found it). */
 int evaluate_merge(const char *const *folders, int n, const char *out, const EvaluateRequest *request,
                    Evaluation *result, Error *err);
+/* The two ends of both: list and check the data set; measure and write the tables. */
+int evaluation_prepare(const EvaluateRequest *request, const char *data, Evaluation *result, Error *err);
+int evaluation_measure(Evaluation *result, const char *out, Error *err);
 void evaluation_free(Evaluation *result);
 
 /* The pictures of one detected image: PREFIX_heat.png, PREFIX_overlay.png; its map as float TIFF (run.c). */

@@ -319,6 +319,16 @@ static int settle_category(const DatasetCategory *c, const RunPlan *plan, Error 
     return status;
 }
 
+int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
+{
+    if (dir_make(plan->out, err) || settle_run(s, d, plan, err))
+        return -1;
+    for (int i = 0; i < d->n; i++)
+        if (settle_category(&d->categories[i], plan, err))
+            return -1;
+    return 0;
+}
+
 int run_same_images(const char *out, const DatasetCategory *c, Error *err)
 {
     Facts then;
@@ -411,7 +421,9 @@ static int scene_path(const Job *job, int index, char path[RUN_PATH], Error *err
 {
     char name[64];
     snprintf(name, sizeof name, "%06d.scene", index);
-    return join3(path, job->plan->out, "scenes", job->category->name, "", err) ? -1
+    const char *keep = job->plan->scenes;
+    return join3(path, keep ? keep : job->plan->out, keep ? "normal" : "scenes", job->category->name, "", err)
+               ? -1
            : snprintf(path + strlen(path), RUN_PATH - strlen(path), "/%s", name) < 0
                ? fail(err, "%s: the path is too long", job->plan->out)
                : 0;
@@ -666,11 +678,7 @@ static int do_category(Job *job)
         free(left);
         return -1;
     }
-    int status = 0;
-    char bank[RUN_PATH];
-    status = join3(bank, job->plan->out, "banks", job->category->name, ".bank", job->err);
-    if (!status && (n_left > 0 || (!job->plan->bank && !file_exists(bank))))
-        status = have_bank(job);
+    int status = n_left > 0 ? have_bank(job) : 0;
     job->done = 0, job->total = n_left;
     double start = now();
     if (!status && n_left > 0)

@@ -25,7 +25,7 @@ enum { RUN_PATH = 4096 };
 typedef struct RunPlan {
     const char *out;     /* the run's folder */
     const char *bank;    /* use this bank file (one category), or NULL */
-    const char *scenes;  /* keep the analysed test images here and take them from here, or NULL */
+    const char *scenes;  /* keep all analysed images in this folder and take them from there, or NULL */
     int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all */
     int max_bank;        /* at most so many normal images; 0: all */
     int pictures;        /* 1: heat maps and overlays */
@@ -40,6 +40,9 @@ typedef struct RunTimes {
 
 /* Do what is not done yet. Refuses a folder of other settings, weights or images, naming what differs. */
 int run_images(Samlad *s, const Dataset *dataset, const RunPlan *plan, RunTimes *times, Error *err);
+
+/* The first part of it: what is recorded in the folder is what would be done today, or is recorded now. */
+int run_settle(Samlad *s, const Dataset *dataset, const RunPlan *plan, Error *err);
 
 /* Paths of one image's results: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *category,

@@ -69,7 +69,7 @@ picture() {
 # ---- usage ---------------------------------------------------------------------------------------------
 "$bin" >out 2>err
 [ $? -eq 2 ] && [ -s err ] && [ ! -s out ] && ok || bad "no command"
-for c in "" bank detect segment info synth eval; do
+for c in "" bank detect segment info synth eval ablate; do
     expect 0 "$c --help" "$bin" $c --help
     there out
     expect 0 "$c -h" "$bin" $c -h
@@ -104,7 +104,7 @@ for o in --seed=-1 --seed=1.5 --seed=99999999999999999999 --k=3 --out=x; do expe
 expect 2 "info takes no options" "$bin" info x --json
 expect 2 "max-bank" "$bin" eval x --max-bank=many
 # what --help names, the command takes: with a value missing it says so, not that there is no such option
-for c in bank detect segment synth eval; do
+for c in bank detect segment synth eval ablate; do
     for o in $("$bin" $c --help | grep -o -- '--[a-z][a-z-]*' | sort -u); do
         case $o in --help) continue ;; --from) [ $c = bank ] || continue ;; esac
         "$bin" $c $o >out 2>err

@@ -11,7 +11,8 @@ trap 'exit 1' INT TERM
 cd "$dir" || exit 1
 passed=0 failed=0 skipped=0
 weights="--backbone $here/golden/vit_timm_model.safetensors --sam $here/golden/sam_resampled_model.safetensors --featup none"
-small="$weights --no-objects 1 --size 32 --no-pictures"
+small_run="$weights --no-objects 1 --size 32"
+small="$small_run --no-pictures"
 
 ok() { passed=$((passed + 1)); }
 bad() {
@@ -217,10 +218,18 @@ else
 fi
 
 # ---- kill -9 at random moments --------------------------------------------------------------------------
-# The same command until it ends; twenty times it is killed after 0 to 0.4 seconds. Meanwhile whatever has a name is whole.
-random_time() { echo "0.$(printf '%03d' $(($(od -An -N2 -tu2 /dev/urandom) % 400)))"; }
+# The same command until it ends; twenty times it is killed somewhere within the time that a whole run takes here and now.
+milliseconds() { echo $(($(date +%s%N) / 1000000)); }
+start=$(milliseconds)
+"$bin" eval ad --dataset folder -o killed $small >out 2>err </dev/null
+whole=$(($(milliseconds) - start))
+rm -r killed
+random_time() {
+    ms=$(($(od -An -N2 -tu2 /dev/urandom) % (whole + 1)))
+    echo "$((ms / 1000)).$(printf '%03d' $((ms % 1000)))"
+}
 kills=0 rounds=0
-while [ $kills -lt 20 ] && [ $rounds -lt 60 ]; do
+while [ $kills -lt 20 ] && [ $rounds -lt 300 ]; do
     rounds=$((rounds + 1))
     "$bin" eval ad --dataset folder -o killed $small >out 2>err </dev/null &
     pid=$!
@@ -238,6 +247,37 @@ done
 [ $kills -eq 20 ] && ok || bad "only $kills of 20 kills"
 expect 0 "after the last kill" "$bin" eval ad --dataset folder -o killed $small
 same out.ad killed "after 20 kills"
+
+# ---- ablations ------------------------------------------------------------------------------------------
+tiny="--setting= --setting k=1 --setting align=pixel --setting size=48"
+expect 0 "ablate" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
+says "^k=1 "
+says "^default "
+there ablation/ablation.md ablation/ablation.json ablation/ablation.csv ablation/settings/k=1/results.csv
+gone ablation/scenes ablation/settings/default/anomaly_maps
+expect 0 "the default row is eval's" "$bin" eval loco -o plain --category pushpins --category screw_bag $small
+same plain/records ablation/settings/default/records "the default row"
+cmp -s plain/results.csv ablation/settings/default/results.csv && ok || bad "the default row's figures"
+expect 0 "a row of its own" "$bin" eval loco -o plain1 --category pushpins --category screw_bag $small --size 48
+same plain1/records ablation/settings/size=48/records "another size"
+expect 0 "ablate again" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
+expect 1 "ablate on another base" "$bin" ablate loco -o ablation --category pushpins --category screw_bag --setting k=2 $small_run --tau 0.1
+says "--tau was"
+expect 1 "a setting that is none" "$bin" ablate loco -o x --setting nonsense=1 $small_run
+expect 1 "a setting without a value" "$bin" ablate loco -o x --setting k $small_run
+expect 1 "a value that is none" "$bin" ablate loco -o x --setting k=0 $small_run
+expect 2 "ablate without -o" "$bin" ablate loco
+kills=0 rounds=0
+while [ $kills -lt 5 ] && [ $rounds -lt 15 ]; do
+    rounds=$((rounds + 1))
+    "$bin" ablate loco -o ablated --category pushpins --category screw_bag $tiny $small_run >out 2>err </dev/null &
+    pid=$!
+    sleep "$(random_time)"
+    if kill -9 $pid 2>/dev/null; then kills=$((kills + 1)); else rm -r ablated; fi
+    wait $pid 2>/dev/null
+done
+expect 0 "ablate after $kills kills" "$bin" ablate loco -o ablated --category pushpins --category screw_bag $tiny $small_run
+if diff -r -x timings.jsonl ablation ablated >difference 2>&1; then ok; else bad "killed ablation: $(head -n 3 difference)"; fi
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

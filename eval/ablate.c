@@ -1,0 +1,352 @@
+/* eval/ablate.c - see ablate.h. */
+#include "ablate.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../io/file.h"
+#include "../io/json.h"
+#include "../options.h"
+
+/* ================================================================================================
+ * Settings
+ * ============================================================================================== */
+
+/* Take the next "name=value" of the changes apart; returns what follows, NULL at the end. *bad: it is none.
+ */
+static const char *next_change(const char *changes, char name[64], char value[64], int *bad)
+{
+    changes += strspn(changes, " ");
+    *bad = 0;
+    if (!*changes)
+        return NULL;
+    size_t length = strcspn(changes, " "), equals = strcspn(changes, "=");
+    *bad =
+        equals >= length || equals >= 64 || equals == 0 || length - equals - 1 >= 64 || length - equals == 1;
+    if (*bad)
+        return NULL;
+    snprintf(name, 64, "%.*s", (int)equals, changes);
+    snprintf(value, 64, "%.*s", (int)(length - equals - 1), changes + equals + 1);
+    return changes + length;
+}
+
+int ablation_add(AblationTable *t, const char *changes, Error *err)
+{
+    char name[64], value[64];
+    int bad;
+    Options scratch;
+    options_default(&scratch);
+    for (const char *at = next_change(changes, name, value, &bad); at;
+         at = next_change(at, name, value, &bad)) {
+        const OptionSpec *spec = option_find(name);
+        if (!spec)
+            return fail(err, "setting '%.100s': there is no option %s", changes, name);
+        if (option_set(&scratch, spec, value, name, err))
+            return -1;
+    }
+    if (bad || strlen(changes) >= sizeof t->settings[0].changes)
+        return fail(err, "setting '%.100s': expected NAME=VALUE, or several with blanks between", changes);
+    for (int i = 0; i < t->n; i++)
+        if (strcmp(t->settings[i].changes, changes) == 0)
+            return 0;
+    if (t->n == ABLATIONS_MAX)
+        return fail(err, "more than %d settings", ABLATIONS_MAX);
+    snprintf(t->settings[t->n++].changes, sizeof t->settings[0].changes, "%s", changes);
+    return 0;
+}
+
+static void add_number(AblationTable *t, const char *name, int value)
+{
+    char changes[96];
+    snprintf(changes, sizeof changes, "%s=%d", name, value);
+    ablation_add(t, changes, NULL);
+}
+
+static void keep_fact(void *user, const char *key, const char *value)
+{
+    facts_add(user, key, value);
+}
+
+static int fact_number(const Facts *facts, const char *key)
+{
+    const char *value = facts_get(facts, key);
+    return value ? atoi(value) : 0;
+}
+
+void ablation_list(AblationTable *t, const Samlad *s)
+{
+    static const char *const switches[] = {
+        "",                /* the default */
+        "featup-stages=0", /* no FeatUp: bilinear */
+        "featup-stages=1",
+        "featup-stages=2",
+        "featup-stages=4",
+        "channel-graph=off",
+        "channel-graph=softmax",
+        "object-strength=0.1", /* the object graph's lambda_o */
+        "object-strength=0.5",
+        "position-weight=0",
+        "alpha=0.2",       /* fixed */
+        "matcher=nearest", /* instead of Sinkhorn */
+        "verify=0",
+        "align=pixel",
+        "no-objects=1", /* PaDiM on the k references */
+        "only=structural",
+        "only=logical",
+    };
+    static const int references[] = {1, 3, 5, 10, 20};
+    Facts base = {0};
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
+        ablation_add(t, switches[i], NULL);
+    samlad_describe(s, keep_fact, &base);
+    int k = fact_number(&base, "option.k"), layer = fact_number(&base, "option.layer"),
+        size = fact_number(&base, "option.size"), blocks = samlad_backbone_blocks(s);
+    for (size_t i = 0; i < sizeof references / sizeof *references; i++)
+        if (references[i] != k)
+            add_number(t, "k", references[i]);
+    for (int quarter = 2; quarter <= 4; quarter++)
+        if (blocks * quarter / 4 != layer && blocks * quarter / 4 > 0)
+            add_number(t, "layer", blocks * quarter / 4);
+    add_number(t, "size", size * 3 / 4);
+    add_number(t, "size", size * 3 / 2);
+    facts_free(&base);
+}
+
+/* The base options, then the changes. *features: one of them concerns features. */
+static int apply(Samlad *s, const Facts *base, const char *changes, int *features, Error *err)
+{
+    char name[64], value[64];
+    int bad;
+    *features = 0;
+    for (int i = 0; i < base->n; i++)
+        if (strncmp(base->keys[i], "option.", 7) == 0 &&
+            samlad_set(s, base->keys[i] + 7, base->values[i], err))
+            return -1;
+    for (const char *at = next_change(changes, name, value, &bad); at;
+         at = next_change(at, name, value, &bad)) {
+        *features |= option_find(name)->of_features;
+        if (samlad_set(s, name, value, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* A folder's name for a setting: "k=3 align=pixel" -> "k=3,align=pixel". */
+static void folder_of(char name[128], const char *changes)
+{
+    snprintf(name, 128, "%s", *changes ? changes : "default");
+    for (char *c = name; *c; c++)
+        if (*c == ' ' || *c == '/')
+            *c = ',';
+}
+
+/* ================================================================================================
+ * One setting after the other
+ * ============================================================================================== */
+
+/* The means over the categories, from results.json. */
+static int read_mean(CategoryFigures *mean, const char *path, Error *err)
+{
+    const Json *json = json_read(path, err), *row = json ? json_get(json, "mean") : NULL,
+               *figures = row ? json_get(row, "figures") : NULL;
+    if (!json)
+        return -1;
+    *mean = (CategoryFigures){.name = "mean"};
+    for (size_t i = 0; figures && i < figures->n && mean->n < FIGURES_MAX; i++) {
+        const Json *f = &figures->children[i];
+        Figure *figure = &mean->figures[mean->n++];
+        snprintf(figure->name, sizeof figure->name, "%s", f->key ? f->key : "?");
+        figure->value = f->type == JSON_NUMBER ? f->number : NAN;
+    }
+    json_free(json);
+    return figures ? 0 : fail(err, "%s: not what samlad eval writes", path);
+}
+
+/* What a measured setting does not need any more. */
+static int remove_bulk(const char *out, Error *err)
+{
+    static const char *const folders[] = {"anomaly_maps", "banks", "scenes"};
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        char path[RUN_PATH];
+        snprintf(path, sizeof path, "%.*s/%s", RUN_PATH - 32, out, folders[i]);
+        if (dir_remove(path, err))
+            return -1;
+    }
+    return 0;
+}
+
+static int do_setting(Samlad *s, const EvaluateRequest *r, AblationTable *t, Ablation *a, const Facts *base,
+                      Error *err)
+{
+    char folder[128], out[RUN_PATH], scenes[RUN_PATH], results[RUN_PATH];
+    int features;
+    RunPlan plan = r->plan;
+    Evaluation *e = &t->evaluation;
+    RunTimes times;
+    folder_of(folder, a->changes);
+    if (snprintf(out, sizeof out, "%s/settings/%s", r->plan.out, folder) >= RUN_PATH - 128)
+        return fail(err, "%s: the path is too long", r->plan.out);
+    snprintf(scenes, sizeof scenes, "%.*s/scenes", RUN_PATH - 160, r->plan.out);
+    snprintf(results, sizeof results, "%.*s/results.json", RUN_PATH - 32, out);
+    if (apply(s, base, a->changes, &features, err))
+        return -1;
+    plan.out = out;
+    plan.scenes = features ? NULL : scenes;
+    if (run_images(s, &e->dataset, &plan, &times, err))
+        return -1;
+    if (!file_exists(results) && evaluation_measure(e, out, err))
+        return -1;
+    e->times.n_images += times.n_images;
+    return remove_bulk(out, err) || read_mean(&a->mean, results, err) ? -1 : 0;
+}
+
+/* ================================================================================================
+ * Tables
+ * ============================================================================================== */
+
+static const char *name_of(const Ablation *a)
+{
+    return *a->changes ? a->changes : "default";
+}
+
+/* The figures of the first row, where all rows have them, are the columns. */
+static int is_column(const Figure *f)
+{
+    return strncmp(f->name, "auroc.", 6) == 0 || strcmp(f->name, "auspro.5") == 0 ||
+           strcmp(f->name, "aupro.30") == 0;
+}
+
+void ablation_print(FILE *to, const AblationTable *t)
+{
+    const CategoryFigures *first = &t->settings[0].mean;
+    fprintf(to, "%-24s", "setting");
+    for (int f = 0; f < first->n; f++)
+        if (is_column(&first->figures[f]))
+            fprintf(to, "  %s", first->figures[f].name);
+    for (int i = 0; i < t->n; i++) {
+        fprintf(to, "\n%-24s", name_of(&t->settings[i]));
+        for (int f = 0; f < first->n; f++)
+            if (is_column(&first->figures[f]))
+                fprintf(to, "  %*.3f", (int)strlen(first->figures[f].name),
+                        figure_of(&t->settings[i].mean, first->figures[f].name));
+    }
+    fprintf(to, "\n");
+}
+
+static int write_ablation_json(const AblationTable *t, const char *path, Error *err)
+{
+    JsonWriter w;
+    json_begin(&w);
+    json_open(&w, '{');
+    json_key(&w, "dataset"), json_string(&w, dataset_kind_name(t->evaluation.dataset.kind));
+    json_key(&w, "settings");
+    json_open(&w, '[');
+    for (int i = 0; i < t->n; i++) {
+        const CategoryFigures *mean = &t->settings[i].mean;
+        json_open(&w, '{');
+        json_key(&w, "setting"), json_string(&w, name_of(&t->settings[i]));
+        json_key(&w, "figures");
+        json_open(&w, '{');
+        for (int f = 0; f < mean->n; f++)
+            json_key(&w, mean->figures[f].name), json_number(&w, mean->figures[f].value);
+        json_close(&w, '}');
+        json_close(&w, '}');
+    }
+    json_close(&w, ']');
+    json_close(&w, '}');
+    int status = w.failed ? fail_memory(err, path, w.length) : json_save(&w, path, err);
+    json_end(&w);
+    return status;
+}
+
+/* Lines of a growing text. */
+static void put_line(OutFile *out, const char *text)
+{
+    out_put(out, text, strlen(text));
+}
+
+static int write_ablation_csv(const AblationTable *t, const char *path, Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, err))
+        return -1;
+    put_line(&out, "setting,figure,value\n");
+    for (int i = 0; i < t->n; i++)
+        for (int f = 0; f < t->settings[i].mean.n; f++) {
+            const Figure *figure = &t->settings[i].mean.figures[f];
+            char line[320];
+            snprintf(line, sizeof line, isnan(figure->value) ? "%s,%s,\n" : "%s,%s,%.9g\n",
+                     name_of(&t->settings[i]), figure->name, figure->value);
+            put_line(&out, line);
+        }
+    return out_commit(&out, err);
+}
+
+static int write_ablation_markdown(const AblationTable *t, const char *path, Error *err)
+{
+    OutFile out;
+    char cell[160];
+    const CategoryFigures *first = &t->settings[0].mean;
+    if (out_open(&out, path, err))
+        return -1;
+    snprintf(cell, sizeof cell, "# samlad %s on %s: ablations\n\n| setting |", SAMLAD_VERSION,
+             dataset_kind_name(t->evaluation.dataset.kind));
+    put_line(&out, cell);
+    for (int pass = 0; pass < 2; pass++) {
+        put_line(&out, pass ? "\n|---|" : "");
+        for (int f = 0; f < first->n; f++)
+            if (is_column(&first->figures[f])) {
+                snprintf(cell, sizeof cell, pass ? "---|" : " %s |", first->figures[f].name);
+                put_line(&out, cell);
+            }
+    }
+    for (int i = 0; i < t->n; i++) {
+        snprintf(cell, sizeof cell, "\n| %s |", name_of(&t->settings[i]));
+        put_line(&out, cell);
+        for (int f = 0; f < first->n; f++) {
+            double value = figure_of(&t->settings[i].mean, first->figures[f].name);
+            snprintf(cell, sizeof cell, isnan(value) ? " |" : " %.3f |", value);
+            if (is_column(&first->figures[f]))
+                put_line(&out, cell);
+        }
+    }
+    put_line(&out, "\n");
+    return out_commit(&out, err);
+}
+
+int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
+{
+    char path[RUN_PATH];
+    Facts base = {0};
+    if (evaluation_prepare(r, r->data, &t->evaluation, err) ||
+        run_settle(s, &t->evaluation.dataset, &r->plan,
+                   err)) /* the scenes below are shared: of one base only */
+        return -1;
+    samlad_describe(s, keep_fact, &base);
+    int status = 0, features;
+    for (int i = 0; i < t->n && !status; i++)
+        status = do_setting(s, r, t, &t->settings[i], &base, err);
+    if (!status)
+        status = apply(s, &base, "", &features, err);
+    facts_free(&base);
+    if (status)
+        return -1;
+    snprintf(path, sizeof path, "%.*s/scenes", RUN_PATH - 32, r->plan.out);
+    if (dir_remove(path, err))
+        return -1;
+    snprintf(path, sizeof path, "%.*s/ablation.json", RUN_PATH - 32, r->plan.out);
+    if (write_ablation_json(t, path, err))
+        return -1;
+    snprintf(path, sizeof path, "%.*s/ablation.csv", RUN_PATH - 32, r->plan.out);
+    if (write_ablation_csv(t, path, err))
+        return -1;
+    snprintf(path, sizeof path, "%.*s/ablation.md", RUN_PATH - 32, r->plan.out);
+    return write_ablation_markdown(t, path, err);
+}
+
+void ablation_free(AblationTable *t)
+{
+    evaluation_free(&t->evaluation);
+}
