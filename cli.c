@@ -112,6 +112,7 @@ static int take_option(Args *args, const char *name, const char *value)
                  {"from", &args->from},
                  {"dump", &args->dump},
                  {"mnist", &args->mnist},
+                 {"defects", &args->defects},
                  {"dataset", &args->dataset},
                  {"data", &args->data},
                  {"shard", &args->shard}};
@@ -870,7 +871,7 @@ static const struct {
      "box-nms-thresh crop-n-layers "
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
     {"info", command_info, help_info, ""},
-    {"synth", command_synth, help_synth, "seed mnist"},
+    {"synth", command_synth, help_synth, "seed mnist defects"},
     {"eval", command_eval, help_eval,
      "bank out json max-bank dataset data category shard merge no-pictures backbone sam featup dcga *"},
     {"ablate", command_ablate, help_ablate,

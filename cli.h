@@ -16,7 +16,7 @@ typedef struct Args {
     SamladWeights weights;
     char vit[PATH_SIZE], sam[PATH_SIZE], featup[PATH_SIZE]; /* found defaults */
     int no_featup;
-    const char *out, *bank, *from, *dump, *mnist;
+    const char *out, *bank, *from, *dump, *mnist, *defects;
     const char *dataset, *data, *shard;
     int n_categories, n_settings;
     const char *categories[64], *settings[64];

@@ -17,6 +17,7 @@
 static const char SYNTH_HELP[] =
     "usage: samlad synth tray DIR [--seed N]\n"
     "       samlad synth digits --mnist MNIST OUT [--seed N]\n"
+    "       samlad synth loco --defects TABLES OUT [--seed N]\n"
     "\n"
     "Write a data set in MVTec LOCO's layout, to an empty or new folder. Same seed, same bytes.\n"
     "\n"
@@ -25,13 +26,17 @@ static const char SYNTH_HELP[] =
     "          and structural ones (scratch, stain, dent, broken part), with ground truth\n"
     "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder "
     "of the four\n"
-    "          idx files, plain or .gz\n";
+    "          idx files, plain or .gz\n"
+    "  loco    a tiny set with MVTec LOCO's five categories: small trays, whose defects take the pixel "
+    "values of\n"
+    "          TABLES/CATEGORY/defects_config.json\n";
 
 int command_synth(Args *args)
 {
     Error err;
     if (args->n_inputs != 2)
-        return usage_error(args, "%s", "samlad synth tray DIR, or samlad synth digits --mnist MNIST OUT");
+        return usage_error(args, "%s",
+                           "samlad synth tray DIR, digits --mnist MNIST OUT, or loco --defects TABLES OUT");
     int status;
     if (strcmp(args->inputs[0], "tray") == 0) {
         SynthTrayOptions o = synth_tray_defaults();
@@ -43,8 +48,13 @@ int command_synth(Args *args)
         if (!args->mnist)
             return usage_error(args, "%s", "--mnist MNIST is missing: the folder of MNIST's idx files");
         status = synth_digits(args->mnist, args->inputs[1], &o, &err);
+    } else if (strcmp(args->inputs[0], "loco") == 0) {
+        if (!args->defects)
+            return usage_error(args, "%s",
+                               "--defects TABLES is missing: the folder of CATEGORY/defects_config.json");
+        status = synth_loco(args->defects, args->inputs[1], args->has_seed ? args->seed : 1, &err);
     } else {
-        return usage_error(args, "'%s' is neither tray nor digits", args->inputs[0]);
+        return usage_error(args, "'%s' is none of tray, digits, loco", args->inputs[0]);
     }
     if (status)
         return failed(&err);

@@ -77,6 +77,11 @@ SynthDigitsOptions synth_digits_defaults(void);
 /* mnist_dir holds the four idx files, plain or .gz. 96 x 96 grey images of 3 x 3 digits 1 ... 9. */
 int synth_digits(const char *mnist_dir, const char *out_dir, const SynthDigitsOptions *options, Error *err);
 
+/* ---- LOCO's categories (synth_loco.c) ---- */
+/* tables/CATEGORY/defects_config.json for each of MVTec LOCO AD's five categories; dir as for synth_tray.
+ * Tiny: 10 normal and 15 test images of 128x128 a category. */
+int synth_loco(const char *tables, const char *dir, uint64_t seed, Error *err);
+
 /* ---- the folder as a whole, shared by both ---- */
 typedef struct SynthOutput {
     const char *dir;

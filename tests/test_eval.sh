@@ -248,6 +248,25 @@ done
 expect 0 "after the last kill" "$bin" eval ad --dataset folder -o killed $small
 same out.ad killed "after 20 kills"
 
+# ---- a set with LOCO's categories and tables ------------------------------------------------------------------
+mkdir tables
+for c in breakfast_box juice_bottle pushpins screw_bag splicing_connectors; do
+    mkdir tables/$c
+    echo '[{"defect_name":"one","pixel_value":255,"saturation_threshold":40,"relative_saturation":false},
+{"defect_name":"two","pixel_value":254,"saturation_threshold":0.5,"relative_saturation":true}]' >tables/$c/defects_config.json
+done
+expect 0 "synth loco" "$bin" synth loco --defects tables drawn --seed 2
+expect 0 "eval of it" "$bin" eval drawn -o out.drawn $small
+says "^pushpins "
+says "auspro.5"
+grep -q '^mean,auspro.30,0\.' out.drawn/results.csv && ok || bad "AU-sPRO at 30 %"
+expect 1 "synth loco without tables" "$bin" synth loco --defects nowhere drawn2
+gone drawn2
+expect 2 "synth loco without --defects" "$bin" synth loco drawn2
+sed -i 's/"pixel_value":254/"pixel_value":9/' drawn/screw_bag/defects_config.json
+expect 1 "a mask that the table does not know" "$bin" eval drawn --category screw_bag -o out.drawn2 $small
+says "screw_bag/ground_truth/"
+
 # ---- ablations ------------------------------------------------------------------------------------------
 tiny="--setting= --setting k=1 --setting align=pixel --setting size=48"
 expect 0 "ablate" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
