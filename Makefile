@@ -3,6 +3,7 @@
 #   make            the library libsamlad.a and the command samlad
 #   make test       build and run every test; ends with "N passed, N failed"
 #   make demo       the main job on synthetic trays with the weights that ship (SEED=1)
+#   make weights    the official weights (WEIGHTS="sam_vit_b dinov2_vits14": only these)
 #   make asan       the tests under the address and undefined-behaviour sanitizers
 #   make install    PREFIX=/usr/local: command, library, headers, man page
 #   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too
@@ -15,6 +16,7 @@ BUILD   ?= build
 CFLAGS  ?= -O3 -g
 SAN     ?=
 SEED    ?= 1
+WEIGHTS ?=
 DEMO_OUT ?= demo-out
 
 WARN    = -Wall -Wextra -Wshadow -Werror
@@ -33,7 +35,7 @@ OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/libsamlad.a
 TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 
-.PHONY: all lib test demo asan clean install uninstall FORCE
+.PHONY: all lib test demo weights asan clean install uninstall FORCE
 .SECONDARY:
 
 all: samlad libsamlad.a
@@ -70,6 +72,9 @@ test: $(TESTS) $(BUILD)/samlad
 
 demo: samlad
 	@sh tests/demo.sh ./samlad $(SEED) $(DEMO_OUT)
+
+weights:
+	@tools/get_weights.sh $(WEIGHTS)
 
 asan:
 	$(MAKE) test BUILD=$(BUILD)-asan CFLAGS='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'

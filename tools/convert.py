@@ -52,13 +52,21 @@ weights/README.md lists the official files, their sizes and checksums.
 FLOAT_TYPES = ("F32", "F64", "F16", "BF16")
 MAX_BLOCKS = 512
 
-# size in bytes and sha256 of official files that could be verified; weights/README.md has the same table
-OFFICIAL_FILES = {
-    "sam_vit_b_01ec64.pth": (375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
-    "mobile_sam.pt": (40728226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"),
-    "dinov2_vits14_pretrain.pth": (88283115,
-                                   "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
-}
+
+def official_files():
+    """{file name: (size in bytes, sha256)} out of the table in weights/README.md; {} where that is not at hand."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "weights", "README.md")
+    try:
+        with open(path, encoding="utf-8") as f:
+            rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in f if line.startswith("| ")]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    rows = [row for row in rows if len(row) == 5 and re.fullmatch("[0-9,]+", row[2])
+            and re.fullmatch("[0-9a-f]{64}", row[3])]
+    return {row[1].split("`")[0].rsplit("/", 1)[-1]: (int(row[2].replace(",", "")), row[3]) for row in rows}
+
+
+OFFICIAL_FILES = official_files()
 
 
 # ---- recognising the model ---------------------------------------------------------------------------------
