@@ -217,6 +217,15 @@ else
     skipped=$((skipped + 2))
 fi
 
+# the Slurm recipe, as tasks 4, 6, 8 of an array
+for i in 4 6 8; do
+    expect 0 "Slurm task $i" env SAMLAD="$bin" SLURM_ARRAY_TASK_ID=$i SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=4 SLURM_ARRAY_TASK_MAX=8 \
+        SLURM_CPUS_PER_TASK=1 sh "$here/../tools/slurm_eval.sh" ad slurm --dataset folder $small
+done
+expect 0 "merge after the array" "$bin" eval --merge slurm
+same out.ad slurm "three tasks of a Slurm array"
+sh "$here/../tools/slurm_eval.sh" ad >out 2>err && bad "the recipe without OUT" || ok
+
 # ---- kill -9 at random moments --------------------------------------------------------------------------
 # The same command until it ends; twenty times it is killed somewhere within the time that a whole run takes here and now.
 milliseconds() { echo $(($(date +%s%N) / 1000000)); }
