@@ -5,6 +5,8 @@
  * registers, on as many threads: the limit. So a machine that is slow for a moment is slow for both, and
  * their ratio means something on a busy machine too. Reported are medians over the runs.
  *
+ * Stages that end in .bf16 are the same with the encoders' products in bf16, beside the limit of bf16.
+ *
  *   GFLOP         what the stage's definition asks for, two per multiply-add (exponentials and norms not
  *                 counted). Of the mask decoder: what the official formulation asks for, prompt by prompt;
  *                 samlad needs fewer, so it may pass the limit
@@ -24,6 +26,7 @@
 #include "amg.h"
 #include "amm.h"
 #include "bank.h"
+#include "bf16.h"
 #include "bench_model.h"
 #include "featup.h"
 #include "io/image.h"
@@ -60,7 +63,9 @@ typedef struct Work {
     Bank bank;
     uint8_t *rgb; /* [height][width][3] */
     int width, height;
-    int size;           /* the stage's own parameter */
+    Linear layers[4]; /* of matmul */
+    int size;         /* the stage's own parameter */
+    Precision precision;
     float *buffers[20]; /* freed with the rest */
     int n_buffers;
     double gflop;
@@ -74,6 +79,7 @@ typedef struct Stage {
     int (*run)(Work *work, Error *err);
     int (*dump)(Work *work, Error *err); /* the last run's result, or NULL */
     int once;                            /* too long to run several times */
+    Precision precision;
 } Stage;
 
 typedef struct Result {
@@ -145,7 +151,11 @@ static void machine_name(char *name, size_t size)
 static const char *vector_name(void)
 {
 #if defined(__AVX512F__)
+#ifdef __AVX512BF16__
+    return "AVX-512 with bf16";
+#else
     return "AVX-512";
+#endif
 #elif defined(__AVX2__) && defined(__FMA__)
     return "AVX2";
 #elif defined(__ARM_NEON)
@@ -240,32 +250,41 @@ enum { BURST_ROUNDS = 3000000 }; /* about 10 ms */
 static int run_limit(Work *work, Error *err)
 {
     (void)err;
-    work->gflop = fma_burst(BURST_ROUNDS);
+    work->gflop = work->precision == PRECISION_BF16 ? bf16_burst(BURST_ROUNDS) : fma_burst(BURST_ROUNDS);
     return 0;
 }
 
 /* GFLOP/s of multiply-adds in registers, now. */
-static double limit_now(void)
+static double limit_now(Precision precision)
 {
-    double start = now(), gflop = fma_burst(BURST_ROUNDS);
+    double start = now();
+    double gflop = precision == PRECISION_BF16 ? bf16_burst(BURST_ROUNDS) : fma_burst(BURST_ROUNDS);
     return gflop / (now() - start);
 }
 
 /* ---- matmul.vit_* : the four products of a transformer block -------------------------------------------*/
 
-enum { QKV, PROJ, FC1, FC2, N_PRODUCTS };
+enum { N_PRODUCTS = 4 };
 
 static int prepare_matmul(Work *work, Error *err)
 {
     const size_t dim = (size_t)work->size, rows = dim == 384 ? 1370 : 4096; /* DINOv2 at 518, SAM at 1024 */
     const float deviation = 1 / sqrtf((float)dim);
-    const size_t weights[N_PRODUCTS] = {3 * dim * dim, dim * dim, 4 * dim * dim, 4 * dim * dim};
-    for (int i = 0; i < N_PRODUCTS; i++)
-        if (!random_buffer(work, weights[i], 0, deviation, err))
-            return -1;
-    if (!random_buffer(work, 4 * dim, 0, 0.02f, err) || !random_buffer(work, rows * 4 * dim, 0, 1, err) ||
-        !random_buffer(work, rows * 4 * dim, 0, 1, err))
+    const int n = (int)dim, sizes[N_PRODUCTS][2] = {{3 * n, n}, {n, n}, {4 * n, n}, {n, 4 * n}};
+    if (!random_buffer(work, rows * 4 * dim, 0, 1, err) || !new_buffer(work, rows * 4 * dim, err))
         return -1;
+    for (int i = 0; i < N_PRODUCTS; i++) {
+        const int n_out = sizes[i][0], n_in = sizes[i][1];
+        float *weight = random_buffer(work, (size_t)n_out * (size_t)n_in, 0, deviation, err);
+        float *bias = weight ? random_buffer(work, (size_t)n_out, 0, 0.02f, err) : NULL;
+        work->layers[i] = (Linear){weight, bias, NULL, n_out, n_in};
+        Arena arena = {.size = bf16_packed_size(n_out, n_in) * sizeof(uint32_t)};
+        if (work->precision == PRECISION_BF16)
+            arena.base = bias ? (char *)new_buffer(work, arena.size / sizeof(float), err) : NULL;
+        if (!bias || (work->precision == PRECISION_BF16 && !arena.base))
+            return -1;
+        linear_pack(&work->layers[i], &arena);
+    }
     work->height = (int)rows;
     work->gflop = 2e-9 * (double)rows * 12 * (double)(dim * dim);
     return 0;
@@ -273,13 +292,9 @@ static int prepare_matmul(Work *work, Error *err)
 
 static int run_matmul(Work *work, Error *err)
 {
-    const int dim = work->size, rows = work->height;
-    float **w = work->buffers, *bias = w[N_PRODUCTS], *x = w[N_PRODUCTS + 1], *y = w[N_PRODUCTS + 2];
     (void)err;
-    linear(y, x, w[QKV], bias, rows, 3 * dim, dim);
-    linear(y, x, w[PROJ], bias, rows, dim, dim);
-    linear(y, x, w[FC1], bias, rows, 4 * dim, dim);
-    linear(y, x, w[FC2], bias, rows, dim, 4 * dim);
+    for (int i = 0; i < N_PRODUCTS; i++)
+        linear_layer(work->buffers[1], work->buffers[0], &work->layers[i], work->height);
     return 0;
 }
 
@@ -301,7 +316,7 @@ static int open_sam(Work *work, const SamSizes *sizes, int blank, Error *err)
     if (!weights)
         return -1;
     work->sam = sam_open(weights, err);
-    if (work->sam)
+    if (work->sam && !sam_set_precision(work->sam, work->precision, err))
         work->sam_state = sam_state_new(work->sam, err);
     return work->sam_state ? 0 : -1;
 }
@@ -340,7 +355,8 @@ static int run_encoder(Work *work, Error *err)
 static int dump_encoder(Work *work, Error *err)
 {
     const int64_t grid = work->embedding.grid, channels = sam_config(work->sam)->out_chans;
-    return st_writer_copy(work->dump, "sam.embedding_hwc", ST_F32, 3, (int64_t[]){grid, grid, channels},
+    const char *name = work->precision == PRECISION_BF16 ? "sam.embedding_hwc.bf16" : "sam.embedding_hwc";
+    return st_writer_copy(work->dump, name, ST_F32, 3, (int64_t[]){grid, grid, channels},
                           work->embedding.embedding, err);
 }
 
@@ -465,7 +481,7 @@ static int prepare_vit(Work *work, Error *err)
         return -1;
     Safetensors *weights = work->file ? work->file : work->model.weights;
     work->vit = weights ? vit_open(weights, err) : NULL;
-    if (!work->vit || prepare_picture(work, size, err))
+    if (!work->vit || vit_set_precision(work->vit, work->precision, err) || prepare_picture(work, size, err))
         return -1;
     const VitConfig *c = vit_config(work->vit);
     const size_t grid = (size_t)(size / c->patch_size), side = grid * (size_t)c->patch_size;
@@ -493,8 +509,9 @@ static int dump_vit(Work *work, Error *err)
 {
     const VitConfig *c = vit_config(work->vit);
     const int64_t grid = work->size / c->patch_size;
-    return st_writer_copy(work->dump, "vit.tokens", ST_F32, 2, (int64_t[]){1 + grid * grid, c->dim},
-                          work->buffers[1], err);
+    const char *name = work->precision == PRECISION_BF16 ? "vit.tokens.bf16" : "vit.tokens";
+    return st_writer_copy(work->dump, name, ST_F32, 2, (int64_t[]){1 + grid * grid, c->dim}, work->buffers[1],
+                          err);
 }
 
 /* ---- featup.x8 ----------------------------------------------------------------------------------------*/
@@ -603,20 +620,40 @@ static int run_retrieval(Work *work, Error *err)
 }
 
 static const Stage STAGES[] = {
-    {"limit.fma", "multiply-adds in registers", 0, run_limit, run_limit, NULL, 0},
-    {"matmul.vit_s", "a block's products, 1370 x 384", 384, prepare_matmul, run_matmul, NULL, 0},
-    {"matmul.vit_b", "a block's products, 4096 x 768", 768, prepare_matmul, run_matmul, NULL, 0},
-    {"matmul.vit_l", "a block's products, 4096 x 1024", 1024, prepare_matmul, run_matmul, NULL, 0},
-    {"matmul.vit_h", "a block's products, 4096 x 1280", 1280, prepare_matmul, run_matmul, NULL, 0},
-    {"sam_vit_b.encoder", "image encoder, 1024 x 1024", 0, prepare_encoder, run_encoder, dump_encoder, 0},
+    {"limit.fma", "multiply-adds in registers", 0, run_limit, run_limit, NULL, 0, PRECISION_FP32},
+    {"limit.bf16", "the same, of pairs of bf16", 0, run_limit, run_limit, NULL, 0, PRECISION_BF16},
+    {"matmul.vit_s", "a block's products, 1370 x 384", 384, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_FP32},
+    {"matmul.vit_s.bf16", "a block's products, 1370 x 384, bf16", 384, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_BF16},
+    {"matmul.vit_b", "a block's products, 4096 x 768", 768, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_FP32},
+    {"matmul.vit_b.bf16", "a block's products, 4096 x 768, bf16", 768, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_BF16},
+    {"matmul.vit_l", "a block's products, 4096 x 1024", 1024, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_FP32},
+    {"matmul.vit_l.bf16", "a block's products, 4096 x 1024, bf16", 1024, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_BF16},
+    {"matmul.vit_h", "a block's products, 4096 x 1280", 1280, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_FP32},
+    {"matmul.vit_h.bf16", "a block's products, 4096 x 1280, bf16", 1280, prepare_matmul, run_matmul, NULL, 0,
+     PRECISION_BF16},
+    {"sam_vit_b.encoder", "image encoder, 1024 x 1024", 0, prepare_encoder, run_encoder, dump_encoder, 0,
+     PRECISION_FP32},
+    {"sam_vit_b.encoder.bf16", "image encoder, 1024 x 1024, bf16", 0, prepare_encoder, run_encoder,
+     dump_encoder, 0, PRECISION_BF16},
     {"sam_vit_b.masks_1024", "automatic masks, 32 x 32 points, without the encoder", 0, prepare_masks,
-     run_masks, dump_masks, 0},
+     run_masks, dump_masks, 0, PRECISION_FP32},
     {"sam_vit_h.memory", "2 of 32 blocks, 16 points; peak without weights", 0, prepare_memory, run_memory,
-     NULL, 1},
-    {"dinov2_s.518", "ViT-S/14, 518 x 518", 518, prepare_vit, run_vit, dump_vit, 0},
-    {"featup.x8", "448 x 448, 384 channels", 0, prepare_featup, run_featup, NULL, 0},
-    {"amm.k5", "256 x 256 cells, 384 channels, 5 references", 0, prepare_amm, run_amm, NULL, 0},
-    {"retrieve.10000", "5 nearest of 10,000 images", 0, prepare_retrieval, run_retrieval, NULL, 0},
+     NULL, 1, PRECISION_FP32},
+    {"dinov2_s.518", "ViT-S/14, 518 x 518", 518, prepare_vit, run_vit, dump_vit, 0, PRECISION_FP32},
+    {"dinov2_s.518.bf16", "ViT-S/14, 518 x 518, bf16", 518, prepare_vit, run_vit, dump_vit, 0,
+     PRECISION_BF16},
+    {"featup.x8", "448 x 448, 384 channels", 0, prepare_featup, run_featup, NULL, 0, PRECISION_FP32},
+    {"amm.k5", "256 x 256 cells, 384 channels, 5 references", 0, prepare_amm, run_amm, NULL, 0,
+     PRECISION_FP32},
+    {"retrieve.10000", "5 nearest of 10,000 images", 0, prepare_retrieval, run_retrieval, NULL, 0,
+     PRECISION_FP32},
 };
 enum { N_STAGES = sizeof STAGES / sizeof *STAGES };
 
@@ -646,7 +683,7 @@ static int enough(const BenchOptions *o, const Stage *stage, int runs, double sp
 /* Runs of a prepared stage, each between two bursts of the limit. */
 static int measure_runs(Work *work, const Stage *stage, Result *result, Error *err)
 {
-    double seconds[MAX_RUNS], percents[MAX_RUNS], spent = 0, before = limit_now();
+    double seconds[MAX_RUNS], percents[MAX_RUNS], spent = 0, before = limit_now(stage->precision);
     const long faults = page_faults();
     int n = 0;
     while (!enough(work->options, stage, n, spent)) {
@@ -655,7 +692,7 @@ static int measure_runs(Work *work, const Stage *stage, Result *result, Error *e
         if (stage->run(work, err))
             return -1;
         seconds[n] = now() - start - work->not_counted;
-        const double after = limit_now();
+        const double after = limit_now(stage->precision);
         percents[n] = 100 * work->gflop / seconds[n] / ((before + after) / 2);
         before = after;
         spent += seconds[n++];
@@ -678,6 +715,7 @@ static int measure(const BenchOptions *options, StWriter *dump, const Stage *sta
     work->options = options;
     work->dump = dump;
     work->size = stage->parameter;
+    work->precision = stage->precision;
     *result = (Result){.stage = stage};
     forget_peak();
     int status = stage->prepare(work, err);

@@ -686,6 +686,7 @@ static const char SEGMENT_HELP[] =
     "  --point X,Y[,LABEL]   pixel; label 1 (default) inside, 0 outside\n"
     "  --box X0,Y0,X1,Y1     pixels\n"
     "  --single              one mask instead of three\n"
+    "  --precision fp32|bf16 of the image encoder's products: bf16 is faster where the machine has it\n"
     "  --dump FILE           the encoder's tensors and the masks, as safetensors\n"
     "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N, "
     "--box-nms-thresh N,\n"
@@ -742,6 +743,8 @@ static int command_segment(Args *args)
     int status = state ? amg_recommended(&o.amg, file, &err) : -1;
     for (int i = 0; i < args->n_set && !status; i++)
         status = option_set(&o, args->set[i], args->set_value[i], args->set[i]->name, &err);
+    if (!status)
+        status = sam_set_precision(sam, (Precision)o.precision, &err);
     if (!status)
         status = segment_file(args, sam, state, &o, &err);
     if (state)
@@ -867,7 +870,7 @@ static const struct {
     {"detect", command_detect, help_detect,
      "bank out json no-pictures dump backbone sam featup dcga *"}, /* * for a better message */
     {"segment", command_segment, help_segment,
-     "out sam point box single dump points pred-iou-thresh stability-score-thresh stability-score-offset "
+     "out sam point box single dump precision points pred-iou-thresh stability-score-thresh stability-score-offset "
      "box-nms-thresh crop-n-layers "
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
     {"info", command_info, help_info, ""},

@@ -24,6 +24,7 @@ typedef struct Options {
     int featup_stages; /* 0: bilinear */
     int grid;          /* cells of the longer side; 0: S/4 */
     int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
+    int precision;     /* Precision of the ViT's and SAM's image encoder's products */
     ObjectsOptions objects;
     AmgOptions amg;
     /* the method: a bank can be calibrated again with others of these (`samlad bank --from`) */

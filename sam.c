@@ -231,6 +231,13 @@ static const float *load_rel_pos(Loader *l, int *length, int head_dim, int block
     return table;
 }
 
+/* A linear layer of a block of the image encoder. */
+static Linear load_layer(Loader *l, int n_out, int n_in, int block, const char *name)
+{
+    SamAffine a = load_linear(l, n_out, n_in, "image_encoder.blocks.%d.%s", block, name);
+    return (Linear){a.weight, a.bias, NULL, n_out, n_in};
+}
+
 static SamAffine load_patch_embed(Loader *l, int dim, int patch)
 {
     SamAffine a;
@@ -249,13 +256,13 @@ static void load_encoder(Sam *sam, Loader *l)
     for (int i = 0; i < c->depth; i++) {
         SamBlock *b = &sam->blocks[i];
         b->norm1 = load_norm(l, dim, "%s.blocks.%d.norm1", root, i);
-        b->qkv = load_linear(l, 3 * dim, dim, "%s.blocks.%d.attn.qkv", root, i);
-        b->proj = load_linear(l, dim, dim, "%s.blocks.%d.attn.proj", root, i);
+        b->qkv = load_layer(l, 3 * dim, dim, i, "attn.qkv");
+        b->proj = load_layer(l, dim, dim, i, "attn.proj");
         b->rel_pos_h = load_rel_pos(l, &b->n_rel_h, head_dim, i, 'h');
         b->rel_pos_w = load_rel_pos(l, &b->n_rel_w, head_dim, i, 'w');
         b->norm2 = load_norm(l, dim, "%s.blocks.%d.norm2", root, i);
-        b->lin1 = load_linear(l, sam->hidden, dim, "%s.blocks.%d.mlp.lin1", root, i);
-        b->lin2 = load_linear(l, dim, sam->hidden, "%s.blocks.%d.mlp.lin2", root, i);
+        b->lin1 = load_layer(l, sam->hidden, dim, i, "mlp.lin1");
+        b->lin2 = load_layer(l, dim, sam->hidden, i, "mlp.lin2");
         b->window = c->window_size;
         for (int k = 0; k < c->n_global; k++)
             if (c->global_attn_indexes[k] == i)
@@ -416,7 +423,37 @@ void sam_close(Sam *sam)
     if (!sam)
         return;
     free(sam->derived);
+    free(sam->packed);
     free(sam);
+}
+
+/* Called twice: to count, and with memory. */
+static void pack_blocks(Sam *sam, Arena *arena)
+{
+    for (SamBlock *b = sam->blocks; b < sam->blocks + sam->config.depth; b++) {
+        linear_pack(&b->qkv, arena);
+        linear_pack(&b->proj, arena);
+        linear_pack(&b->lin1, arena);
+        linear_pack(&b->lin2, arena);
+    }
+}
+
+int sam_set_precision(Sam *sam, Precision precision, Error *err)
+{
+    if (precision == (sam->packed ? PRECISION_BF16 : PRECISION_FP32))
+        return 0;
+    Arena arena = {0};
+    pack_blocks(sam, &arena); /* leaves no layer packed */
+    free(sam->packed);
+    sam->packed = NULL;
+    if (precision == PRECISION_FP32)
+        return 0;
+    sam->packed = aligned_array(arena.used, 1);
+    if (!sam->packed)
+        return fail_memory(err, "SAM's weights in bf16", arena.used);
+    arena = (Arena){sam->packed, arena.used, 0};
+    pack_blocks(sam, &arena);
+    return 0;
 }
 
 const SamConfig *sam_config(const Sam *sam)

@@ -4,6 +4,7 @@
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
 
+#include "bf16.h"
 #include "error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
@@ -24,6 +25,9 @@ typedef struct SamConfig {
 typedef struct Sam Sam;
 Sam *sam_open(Safetensors *weights, Error *err);
 void sam_close(Sam *sam);
+/* The precision of the image encoder's products, float32 at first. bf16 keeps a rounded copy of its blocks'
+ * weights. Not while another thread runs the model. 0 / -1 (no memory; then it is float32). */
+int sam_set_precision(Sam *sam, Precision precision, Error *err);
 const SamConfig *sam_config(const Sam *sam);
 
 /* Encoder activations; one allocation, for one thread of work. */

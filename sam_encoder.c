@@ -31,6 +31,7 @@ struct SamState {
     float *rel_h, *rel_w; /* of the block at hand, see RelativePosition */
     float *neck1, *neck2; /* [n][out_chans] */
     float *conv_scratch;
+    void *scratch; /* bf16 attention's; in float32 never touched, so that it takes no memory */
 };
 
 static size_t largest(size_t a, size_t b)
@@ -61,6 +62,11 @@ static void state_layout(SamState *s, const Sam *sam)
     s->neck2 = arena_floats(a, n * channels);
     s->conv_scratch =
         arena_floats(a, conv2d_scratch(sam->grid, sam->grid, c->out_chans, c->out_chans, 3, 1, 1));
+    const int grid = sam->grid, heads = c->n_heads;
+    const size_t everywhere = bf16_attention_scratch((int)n, (int)n, heads, (int)head_dim, grid, grid);
+    const size_t in_windows =
+        window ? bf16_window_scratch(grid, grid, (int)window, (int)window, heads, (int)head_dim) : 0;
+    s->scratch = arena_take(a, largest(everywhere, in_windows));
 }
 
 SamState *sam_state_new(const Sam *sam, Error *err)
@@ -143,13 +149,15 @@ static void attend(const Sam *sam, SamState *s, const SamBlock *b)
     RelativePosition rel = {s->rel_h, s->rel_w, side, side};
     gather_rel_pos(s, s->rel_h, b->rel_pos_h, b->n_rel_h, side, head_dim);
     gather_rel_pos(s, s->rel_w, b->rel_pos_w, b->n_rel_w, side, head_dim);
-    linear(s->qkv, s->norm, b->qkv.weight, b->qkv.bias, n, 3 * dim, dim);
+    void *scratch = sam->packed ? s->scratch : NULL;
+    linear_layer(s->qkv, s->norm, &b->qkv, n);
     if (b->window)
-        window_attention(s->heads, s->qkv, b->qkv.bias, grid, grid, n_heads, head_dim, scale, &rel);
+        window_attention_any(s->heads, s->qkv, b->qkv.bias, grid, grid, n_heads, head_dim, scale, &rel,
+                             scratch);
     else
-        attention(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
-                  n_heads, head_dim, scale, &rel);
-    linear(s->branch, s->heads, b->proj.weight, b->proj.bias, n, dim, dim);
+        attention_any(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
+                      n_heads, head_dim, scale, &rel, scratch);
+    linear_layer(s->branch, s->heads, &b->proj, n);
 }
 
 /* branch = lin2(gelu(lin1(norm))) */
@@ -158,10 +166,8 @@ static void feed_forward(const Sam *sam, SamState *s, const SamBlock *b)
     const int dim = sam->config.embed_dim, n = sam->n_positions;
     for (int row = 0; row < n; row += MLP_ROWS) {
         int rows = n - row < MLP_ROWS ? n - row : MLP_ROWS;
-        linear_gelu(s->hidden, s->norm + (size_t)row * dim, b->lin1.weight, b->lin1.bias, rows, sam->hidden,
-                    dim);
-        linear(s->branch + (size_t)row * dim, s->hidden, b->lin2.weight, b->lin2.bias, rows, dim,
-               sam->hidden);
+        linear_layer_gelu(s->hidden, s->norm + (size_t)row * dim, &b->lin1, rows);
+        linear_layer(s->branch + (size_t)row * dim, s->hidden, &b->lin2, rows);
     }
 }
 

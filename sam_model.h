@@ -20,7 +20,8 @@ typedef struct SamAffine {
 
 /* One block of the image encoder (image_encoder.py, Block). */
 typedef struct SamBlock {
-    SamAffine norm1, qkv, proj, norm2, lin1, lin2;
+    SamAffine norm1, norm2;
+    Linear qkv, proj, lin1, lin2;
     const float *rel_pos_h, *rel_pos_w; /* [n_rel_h][head_dim], [n_rel_w][head_dim] */
     int n_rel_h, n_rel_w;
     int window; /* tokens a side; 0: global attention */
@@ -71,6 +72,7 @@ struct Sam {
     float *derived;
     float *dense_pe;                /* [grid][grid][out_chans] positional encoding of the image positions */
     float *up_weight1, *up_weight2; /* the up_conv weights as [c_in][2·2][c_out]: see sam_decoder.c */
+    void *packed;                   /* the encoder blocks' weights in bf16, or NULL: float32 */
 };
 
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input

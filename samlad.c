@@ -100,9 +100,9 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
     const OptionSpec *spec = option_find(name);
     if (!spec)
         return fail(err, "there is no option %s", name);
-    return option_set(&s->options, spec, value, name, err) || models_complete(&s->models, &s->options, err)
-               ? -1
-               : 0;
+    if (option_set(&s->options, spec, value, name, err) || models_complete(&s->models, &s->options, err))
+        return -1;
+    return models_precision(&s->models, &s->options, err);
 }
 
 /* ================================================================================================
@@ -290,6 +290,10 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err)
         return -1;
     if (same_weights(path, "dcga", &s->bank.dcga_weights, &s->dcga, err) ||
         (s->models.dcga_file && dcga_learned(&s->bank.dcga, s->models.dcga_file, err))) {
+        bank_free(&s->bank);
+        return -1;
+    }
+    if (models_precision(&s->models, &s->bank.options, err)) {
         bank_free(&s->bank);
         return -1;
     }

@@ -102,6 +102,14 @@ int models_complete(const Models *m, Options *o, Error *err)
     return 0;
 }
 
+int models_precision(Models *m, const Options *o, Error *err)
+{
+    const Precision precision = (Precision)o->precision;
+    if (vit_set_precision(m->vit, precision, err))
+        return -1;
+    return m->sam && !o->no_objects ? sam_set_precision(m->sam, precision, err) : 0;
+}
+
 int models_recommend(const Models *m, Options *o, Error *err)
 {
     if (models_complete(m, o, err))

@@ -40,6 +40,8 @@ void models_close(Models *models);
 /* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds.
  */
 int models_recommend(const Models *models, Options *options, Error *err);
+/* The encoders in the options' precision. Not on a share: it has its owner's networks. */
+int models_precision(Models *models, const Options *options, Error *err);
 /* The part of it where 0 stands for what the weights recommend: size and layer. */
 int models_complete(const Models *models, Options *options, Error *err);
 

@@ -24,14 +24,14 @@ enum { MAX_PATCH_SIZE = 64, MAX_DIM = 8192, MAX_DEPTH = 256, MAX_HIDDEN = 65536,
 enum { MAX_IMAGE_SIZE = 16384, MAX_GRID = 2048 };
 
 typedef struct VitBlock {
-    const float *norm1_weight, *norm1_bias;     /* [dim] */
-    const float *qkv_weight, *qkv_bias;         /* [3*dim][dim]: queries, keys, values below each other */
-    const float *proj_weight, *proj_bias;       /* [dim][dim] */
-    const float *ls1;                           /* [dim], or NULL without LayerScale */
-    const float *norm2_weight, *norm2_bias;     /* [dim] */
-    const float *ffn_in_weight, *ffn_in_bias;   /* fc1 [hidden][dim], or w12 [2*hidden][dim] */
-    const float *ffn_out_weight, *ffn_out_bias; /* fc2 or w3 [dim][hidden] */
-    const float *ls2;                           /* [dim] or NULL */
+    const float *norm1_weight, *norm1_bias; /* [dim] */
+    Linear qkv;                             /* [3*dim][dim]: queries, keys, values below each other */
+    Linear proj;                            /* [dim][dim] */
+    const float *ls1;                       /* [dim], or NULL without LayerScale */
+    const float *norm2_weight, *norm2_bias; /* [dim] */
+    Linear ffn_in;                          /* fc1 [hidden][dim], or w12 [2*hidden][dim] */
+    Linear ffn_out;                         /* fc2 or w3 [dim][hidden] */
+    const float *ls2;                       /* [dim] or NULL */
 } VitBlock;
 
 struct Vit {
@@ -41,6 +41,7 @@ struct Vit {
     const float *register_tokens;           /* [n_registers][dim], or NULL without */
     const float *pos_embed;                 /* [pos_cls + pos_grid*pos_grid][dim] */
     const float *norm_weight, *norm_bias;   /* [dim] */
+    void *packed;                           /* the blocks' weights in bf16, or NULL: float32 */
     VitBlock blocks[];                      /* [depth] */
 };
 
@@ -222,23 +223,29 @@ static const float *take_block(Loader *l, int n_dims, const int64_t *shape, int 
     return take(l, n_dims, shape, full_name);
 }
 
+/* NAME.weight [n_out][n_in] and NAME.bias of a block */
+static Linear take_linear(Loader *l, int64_t n_out, int64_t n_in, int block, const char *name)
+{
+    char full_name[48];
+    Linear layer = {.n_out = (int)n_out, .n_in = (int)n_in};
+    snprintf(full_name, sizeof full_name, "%s.weight", name);
+    layer.weight = take_block(l, 2, (int64_t[]){n_out, n_in}, block, full_name);
+    snprintf(full_name, sizeof full_name, "%s.bias", name);
+    layer.bias = take_block(l, 1, (int64_t[]){n_out}, block, full_name);
+    return layer;
+}
+
 static void load_block(VitBlock *b, Loader *l, const VitConfig *c, int i)
 {
     const int64_t dim = c->dim, hidden = c->hidden_dim, ffn_in = c->swiglu ? 2 * hidden : hidden;
     b->norm1_weight = take_block(l, 1, (int64_t[]){dim}, i, "norm1.weight");
     b->norm1_bias = take_block(l, 1, (int64_t[]){dim}, i, "norm1.bias");
-    b->qkv_weight = take_block(l, 2, (int64_t[]){3 * dim, dim}, i, "attn.qkv.weight");
-    b->qkv_bias = take_block(l, 1, (int64_t[]){3 * dim}, i, "attn.qkv.bias");
-    b->proj_weight = take_block(l, 2, (int64_t[]){dim, dim}, i, "attn.proj.weight");
-    b->proj_bias = take_block(l, 1, (int64_t[]){dim}, i, "attn.proj.bias");
+    b->qkv = take_linear(l, 3 * dim, dim, i, "attn.qkv");
+    b->proj = take_linear(l, dim, dim, i, "attn.proj");
     b->norm2_weight = take_block(l, 1, (int64_t[]){dim}, i, "norm2.weight");
     b->norm2_bias = take_block(l, 1, (int64_t[]){dim}, i, "norm2.bias");
-    b->ffn_in_weight =
-        take_block(l, 2, (int64_t[]){ffn_in, dim}, i, c->swiglu ? "mlp.w12.weight" : "mlp.fc1.weight");
-    b->ffn_in_bias = take_block(l, 1, (int64_t[]){ffn_in}, i, c->swiglu ? "mlp.w12.bias" : "mlp.fc1.bias");
-    b->ffn_out_weight =
-        take_block(l, 2, (int64_t[]){dim, hidden}, i, c->swiglu ? "mlp.w3.weight" : "mlp.fc2.weight");
-    b->ffn_out_bias = take_block(l, 1, (int64_t[]){dim}, i, c->swiglu ? "mlp.w3.bias" : "mlp.fc2.bias");
+    b->ffn_in = take_linear(l, ffn_in, dim, i, c->swiglu ? "mlp.w12" : "mlp.fc1");
+    b->ffn_out = take_linear(l, dim, hidden, i, c->swiglu ? "mlp.w3" : "mlp.fc2");
     if (c->layer_scale) {
         b->ls1 = take_block(l, 1, (int64_t[]){dim}, i, "ls1.gamma");
         b->ls2 = take_block(l, 1, (int64_t[]){dim}, i, "ls2.gamma");
@@ -305,7 +312,39 @@ Vit *vit_open(Safetensors *weights, Error *err)
 
 void vit_close(Vit *vit)
 {
+    if (!vit)
+        return;
+    free(vit->packed);
     free(vit);
+}
+
+/* Called twice: to count, and with memory. */
+static void pack_blocks(Vit *vit, Arena *arena)
+{
+    for (VitBlock *b = vit->blocks; b < vit->blocks + vit->config.depth; b++) {
+        linear_pack(&b->qkv, arena);
+        linear_pack(&b->proj, arena);
+        linear_pack(&b->ffn_in, arena);
+        linear_pack(&b->ffn_out, arena);
+    }
+}
+
+int vit_set_precision(Vit *vit, Precision precision, Error *err)
+{
+    if (precision == (vit->packed ? PRECISION_BF16 : PRECISION_FP32))
+        return 0;
+    Arena arena = {0};
+    pack_blocks(vit, &arena); /* leaves no layer packed */
+    free(vit->packed);
+    vit->packed = NULL;
+    if (precision == PRECISION_FP32)
+        return 0;
+    vit->packed = aligned_array(arena.used, 1);
+    if (!vit->packed)
+        return fail_memory(err, "the ViT's weights in bf16", arena.used);
+    arena = (Arena){vit->packed, arena.used, 0};
+    pack_blocks(vit, &arena);
+    return 0;
 }
 
 const VitConfig *vit_config(const Vit *vit)
@@ -326,6 +365,7 @@ struct VitState {
     float *attended;  /* [n_tokens][dim] */
     float *hidden;    /* [n_tokens][hidden], or [n_tokens][2*hidden] before SwiGLU's product */
     float *gated;     /* [n_tokens][hidden] SwiGLU's product, or NULL */
+    void *scratch;    /* bf16 attention's; in float32 never touched, so that it takes no memory */
 };
 
 /* Called twice: first on an arena that only counts, then on the memory (tensor.h). The struct itself comes
@@ -343,6 +383,8 @@ static void lay_out(VitState *s, Arena *arena, const VitConfig *c, size_t n_patc
     s->attended = arena_floats(arena, n_tokens * dim);
     s->hidden = arena_floats(arena, n_tokens * (c->swiglu ? 2 * hidden : hidden));
     s->gated = c->swiglu ? arena_floats(arena, n_tokens * hidden) : NULL;
+    s->scratch = arena_take(
+        arena, bf16_attention_scratch((int)n_tokens, (int)n_tokens, c->n_heads, c->dim / c->n_heads, 0, 0));
 }
 
 VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err)
@@ -446,14 +488,16 @@ static void add_branch(VitState *s, const float *ls, int n_tokens, int dim)
 }
 
 /* branch = proj(attention(norm1(tokens))) */
-static void attention_branch(const VitBlock *b, const VitConfig *c, VitState *s, int n_tokens)
+static void attention_branch(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
 {
+    const VitConfig *c = &vit->config;
     const int dim = c->dim, head_dim = dim / c->n_heads;
     layer_norm(s->branch, s->tokens, b->norm1_weight, b->norm1_bias, n_tokens, dim, c->eps);
-    linear(s->qkv, s->branch, b->qkv_weight, b->qkv_bias, n_tokens, 3 * dim, dim);
-    attention(s->attended, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n_tokens,
-              n_tokens, c->n_heads, head_dim, 1.0f / sqrtf((float)head_dim), NULL);
-    linear(s->branch, s->attended, b->proj_weight, b->proj_bias, n_tokens, dim, dim);
+    linear_layer(s->qkv, s->branch, &b->qkv, n_tokens);
+    attention_any(s->attended, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim,
+                  n_tokens, n_tokens, c->n_heads, head_dim, 1.0f / sqrtf((float)head_dim), NULL,
+                  vit->packed ? s->scratch : NULL);
+    linear_layer(s->branch, s->attended, &b->proj, n_tokens);
 }
 
 /* tokens += ls1 * branch; tokens += ls2 * ffn(norm2(tokens)) */
@@ -464,13 +508,13 @@ static void ffn_branch(const VitBlock *b, const VitConfig *c, VitState *s, int n
     add_layer_norm(s->branch, s->tokens, s->branch, b->ls1, b->norm2_weight, b->norm2_bias, n_tokens, dim,
                    c->eps);
     if (c->swiglu) {
-        linear(s->hidden, s->branch, b->ffn_in_weight, b->ffn_in_bias, n_tokens, 2 * hidden, dim);
+        linear_layer(s->hidden, s->branch, &b->ffn_in, n_tokens);
         swiglu(s->gated, s->hidden, n_tokens, hidden);
         inner = s->gated;
     } else {
-        linear_gelu(s->hidden, s->branch, b->ffn_in_weight, b->ffn_in_bias, n_tokens, hidden, dim);
+        linear_layer_gelu(s->hidden, s->branch, &b->ffn_in, n_tokens);
     }
-    linear(s->branch, inner, b->ffn_out_weight, b->ffn_out_bias, n_tokens, dim, hidden);
+    linear_layer(s->branch, inner, &b->ffn_out, n_tokens);
     add_branch(s, b->ls2, n_tokens, dim);
 }
 
@@ -487,7 +531,7 @@ void vit_forward(const Vit *vit, VitState *state, const float *pixels, int h, in
     if (tap)
         tap(tap_user, "vit.embed", 2, tokens_shape, state->tokens);
     for (int i = 0; i < layer && i < c->depth; i++) {
-        attention_branch(&vit->blocks[i], c, state, n_tokens);
+        attention_branch(vit, &vit->blocks[i], state, n_tokens);
         ffn_branch(&vit->blocks[i], c, state, n_tokens);
         snprintf(name, sizeof name, "vit.blocks.%d", i);
         if (tap)

@@ -4,6 +4,7 @@
 #ifndef SAMLAD_VIT_H
 #define SAMLAD_VIT_H
 
+#include "bf16.h"
 #include "error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
@@ -29,6 +30,9 @@ typedef struct Vit Vit;
  * The Safetensors stays the caller's and must outlive the model. */
 Vit *vit_open(Safetensors *weights, Error *err);
 void vit_close(Vit *vit);
+/* The precision of the blocks' products, float32 at first. bf16 keeps a rounded copy of their weights. Not
+ * while another thread runs the model. 0 / -1 (no memory; then it is float32). */
+int vit_set_precision(Vit *vit, Precision precision, Error *err);
 const VitConfig *vit_config(const Vit *vit);
 
 /* Activations for images of up to grid_h × grid_w patches (or any grid with no more patches): one

@@ -162,6 +162,10 @@ expect 0 "recalibrate" "$bin" bank --from n.bank -o k3.bank $weights --k 3 --cha
 expect 0 "info of it" "$bin" info k3.bank
 says "option.k = 3"
 says "option.points = 3" # what concerns features stays
+expect 0 "a bank in bf16" "$bin" bank good -o half.bank $weights $masks --k 2 --precision bf16
+expect 0 "info of a bank in bf16" "$bin" info half.bank
+says "option.precision = bf16"
+if cmp -s n.bank half.bank; then bad "bf16 changes nothing"; else ok; fi
 expect 0 "one image, fit, no objects" "$bin" bank good/0.ppm -o one.bank $weights --no-objects 1 --resize fit --size 0 --layer 0
 expect 0 "no masks, no background" "$bin" bank good -o none.bank $weights --background 0 --pred-iou-thresh 10 --points 2
 expect 0 "detect without objects" "$bin" detect --bank none.bank new $weights
@@ -207,6 +211,23 @@ for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embeddi
     objects.weights objects.pooled objects.centroids dcga.descriptors omm.scores.1 omm.assignment.1 references amm.structural amm.logical amm.map scores; do
     says "  $t "
 done
+expect 0 "detect with a bank in bf16" "$bin" detect --bank half.bank new/a.ppm --dump dh.safetensors $weights
+if command -v python3 >/dev/null 2>&1; then # the features of the same picture are near those in fp32, and not the same
+    python3 - d.safetensors dh.safetensors >err 2>&1 <<'PYTHON' && ok || bad "detect does not have the precision of the bank"
+import array, json, sys
+def patches(path):
+    data = open(path, "rb").read()
+    n = int.from_bytes(data[:8], "little")
+    first, last = json.loads(data[8:8 + n])["vit.patches"]["data_offsets"]
+    return array.array("f", data[8 + n + first:8 + n + last])
+a, b = patches(sys.argv[1]), patches(sys.argv[2])
+difference = max(abs(x - y) for x, y in zip(a, b))
+assert len(a) == len(b) and 0 < difference < 0.05 * max(map(abs, a)), difference
+PYTHON
+else
+    echo "  skipped: dumps are not compared without python3"
+    skipped=$((skipped + 1))
+fi
 expect 2 "dump of two images" "$bin" detect --bank n.bank new --dump d.safetensors $weights
 for size in "1 1" "1 700" "700 1" "3 2"; do
     picture $size 0 >tiny.ppm
@@ -247,6 +268,9 @@ there good/0_masks.png good/0_masks.json
 expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
 says "2 masks"
 there p_masks.png p_masks.json p.safetensors
+expect 0 "a point in bf16" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --precision bf16 -o h --dump h.safetensors
+if cmp -s p.safetensors h.safetensors; then bad "bf16 changes nothing"; else ok; fi
+expect 2 "another precision" "$bin" segment good/1.ppm --precision fp16
 expect 0 "a box, one mask" "$bin" segment good/1.ppm --sam "$sam" --box 8,6,20,18 --single -o b
 says "1 masks"
 if command -v python3 >/dev/null 2>&1; then

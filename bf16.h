@@ -1,0 +1,74 @@
+/* bf16.h - the products of a transformer in bfloat16: half the bytes and, where the machine has a dot-product
+ * instruction for it (AVX512-BF16), twice the speed of float32. What `--precision bf16` switches on.
+ *
+ * A bf16 is the upper half of a float32: same exponent, 8 bits of mantissa. The inputs of a product are
+ * rounded to it (weights once, activations on the way in); sums, biases, softmax and everything between the
+ * products stay float32. Where the instruction is missing the same numbers come from a portable twin, which
+ * rounds alike. As in tensor.h: no function here allocates or can fail, and results are the same bits for any
+ * number of threads. */
+#ifndef SAMLAD_BF16_H
+#define SAMLAD_BF16_H
+
+#include "tensor.h"
+
+typedef enum Precision { PRECISION_FP32, PRECISION_BF16 } Precision;
+
+/* ---- linear layers -----------------------------------------------------------------------------*/
+
+/* The weights [n_out][n_in] of a Linear, rounded and in the order in which the product reads them. */
+size_t bf16_packed_size(int n_out, int n_in); /* in uint32_t */
+void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in);
+
+/* y[m][n] = x[m][k] · wᵀ + bias, as linear() in tensor.h, or its gelu; packed: of w [n][k]. */
+void bf16_linear(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k);
+void bf16_linear_gelu(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n,
+                      int k);
+
+/* A layer and the precision that it is computed in, so that a forward pass is written once. */
+typedef struct Linear {
+    const float *weight, *bias; /* [n_out][n_in], [n_out] or NULL */
+    const uint32_t *packed;     /* the weight for bf16_linear, or NULL: float32 */
+    int n_out, n_in;
+} Linear;
+
+/* y[m][n_out] = x[m][n_in] · weightᵀ + bias */
+void linear_layer(float *y, const float *x, const Linear *layer, int m);
+void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m); /* the gelu of it */
+/* Take room for the packed weight from the arena, and fill it when there is memory behind it. */
+void linear_pack(Linear *layer, Arena *arena);
+
+/* ---- attention ---------------------------------------------------------------------------------*/
+
+/* Bytes of scratch that the functions below need; rel_h × rel_w: the grid of relative positions, 0 without.
+ */
+size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w);
+size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, int n_heads, int head_dim);
+/* As attention() and window_attention() in tensor.h: both products in bf16; logits, relative positions and
+ * softmax in float32. scratch is aligned to 64 bytes. */
+void bf16_attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
+                    int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
+                    const RelativePosition *rel, void *scratch);
+void bf16_window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w,
+                           int n_heads, int head_dim, float scale, const RelativePosition *rel,
+                           void *scratch);
+/* The same, or, without scratch (NULL), those in float32. */
+void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
+                   int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
+                   const RelativePosition *rel, void *scratch);
+void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
+                          int head_dim, float scale, const RelativePosition *rel, void *scratch);
+
+/* ---- the two steps that are an instruction each where the machine has them ---------------------------*/
+
+/* y[n] = x[n], rounded to the nearest bf16, ties to even. A NaN stays a NaN, subnormal numbers become zero.
+ */
+void bf16_round(uint16_t *y, const float *x, size_t n);
+/* sum[i] += a[2i]·b[2i] + a[2i+1]·b[2i+1], i < n. */
+void bf16_dot_pairs(float *sum, const uint16_t *a, const uint16_t *b, size_t n);
+/* Their portable twins: what every other machine computes, and what the tests compare with. */
+void bf16_round_portable(uint16_t *y, const float *x, size_t n);
+void bf16_dot_pairs_portable(float *sum, const uint16_t *a, const uint16_t *b, size_t n);
+/* As fma_burst, with the dot products of bf16: the limit of the functions above. */
+double bf16_burst(int rounds);
+
+#endif
