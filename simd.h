@@ -32,7 +32,7 @@ typedef int32_t IntVec4 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
-#define UNROLL                     _Pragma("unroll")
+#define UNROLL                     _Pragma("clang loop unroll(full)")
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
 #define UNROLL                     _Pragma("GCC unroll 16")
