@@ -66,10 +66,10 @@ typedef struct PixelMetrics {
  *
  * Memory does not grow with the number of pixels: an image's scores are sorted and go to a scratch file, 4
  * bytes a normal pixel and 8 for every region of an anomalous one; measuring merges the sorted images. In
- * memory are one image while it is added (about 32 bytes a pixel), and while measuring about 32 MiB of
- * buffers (at least 4 KiB an image, so more only from thousands of images on), plus a few bytes a region. The
- * scratch file, as large as the maps, lies in `scratch_dir` (NULL: $TMPDIR, else /tmp), has no name, and is
- * gone with the process however it ends. */
+ * memory are one image while it is added (16 bytes a pixel beside map and truth), and while measuring about
+ * 32 MiB of buffers (at least 4 KiB an image, so more only from thousands of images on), plus a few bytes a
+ * region. The scratch file, as large as the maps, lies in `scratch_dir` (NULL: $TMPDIR, else /tmp), has no
+ * name, and is gone with the process however it ends. */
 typedef struct PixelScores PixelScores;
 enum { PIXEL_GROUPS = 32 };
 
@@ -80,16 +80,5 @@ int pixel_scores_add(PixelScores *scores, int group, const float *map, int width
 /* Over all images of the groups whose bits are set. */
 int pixel_scores_measure(PixelScores *scores, uint32_t groups, PixelMetrics *metrics, Error *err);
 void pixel_scores_free(PixelScores *scores); /* NULL allowed */
-
-/* ---- the same AUROC by counting in bins ---------------------------------------------------------------*/
-
-/* Counts per bin of the float's 22 upper bits (sign, exponent, 13 of the mantissa), so that values closer
- * than one part in 8,192 are a tie. */
-typedef struct PixelRoc PixelRoc;
-PixelRoc *pixel_roc_new(Error *err);
-void pixel_roc_add(PixelRoc *roc, const float *map, const uint8_t *truth,
-                   size_t n);               /* truth: 0 or not; NULL: all normal */
-double pixel_roc_area(const PixelRoc *roc); /* NAN when a side is empty or a value is not a number */
-void pixel_roc_free(PixelRoc *roc);
 
 #endif
