@@ -364,13 +364,13 @@ void sam_position(const Sam *sam, float *out, float x, float y)
     }
 }
 
-/* ConvTranspose2d's [c_in][c_out][2][2] as [c_in][2·2][c_out]. */
+/* ConvTranspose2d's [c_in][c_out][2][2] as [2·2][c_out][c_in]. */
 static void reorder_upscaling(float *out, const float *weight, int c_in, int c_out)
 {
     for (int i = 0; i < c_in; i++)
         for (int o = 0; o < c_out; o++)
             for (int s = 0; s < 4; s++)
-                out[((size_t)i * 4 + s) * c_out + o] = weight[((size_t)i * c_out + o) * 4 + s];
+                out[((size_t)s * c_out + o) * c_in + i] = weight[((size_t)i * c_out + o) * 4 + s];
 }
 
 static int derive(Sam *sam, Error *err)

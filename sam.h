@@ -81,7 +81,7 @@ typedef struct SamScratch SamScratch;
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_decoder_free(SamDecoder *decoder);
-/* For prompts of at most max_points points (and a box). */
+/* For prompts of at most max_points points (and a box), without a mask. */
 SamScratch *sam_scratch_new(const Sam *sam, int max_points, Error *err);
 void sam_scratch_free(SamScratch *scratch);
 

@@ -10,35 +10,22 @@
  * point.
  *
  * An image has thousands of positions and a prompt has a handful of tokens, so all the time goes into
- * products that touch every position. sam_decode_plain writes them as the official code does. The fast
- * path is the same function with the products taken in another order:
- *
- *   - score of token t and position p in head h: (W_q t + b_q)_h · (W_k p + b_k)_h. With q = (W_q t +
- *     b_q)_h this is (W_kᵀ q) · p + q·b_k: one vector of C a token and head, "folded" through W_k, is
- *     multiplied with the positions and W_k never is. T·H = 56 rows take the place of inner_dim = 128.
- *     When softmax runs over positions, q·b_k is the same for all of them and drops out.
- *   - attention's output: Σ_p a_p (W_v p + b_v) = W_v (Σ_p a_p p) + b_v, because Σ_p a_p = 1.
- *   - the other way round, W_o Σ_t a_t v_t = Σ_t a_t (W_o v_t), again with few folded vectors.
- *   - in the first layer the image is the same for all prompts (without a mask prompt): its keys, values
- *     and queries are computed once an image, in a SamDecoder.
- *   - upscaling's two transposed convolutions do not overlap (stride 2, kernel 2), so each position makes
- *     its own 16 logits, and only for masks that are wanted. */
+ * products that touch every position. sam_decode_plain writes them as the official code does; so are
+ * prompts with a mask decoded, whose image is no other prompt's, and prompts of very many tokens. For all
+ * others the image's side is sam_positions.c: the same function with the products taken in another order.
+ * The tokens' side is here, and the same for both. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "sam_model.h"
-
-/* Image positions that are carried through the products at once, so that they stay in the cache. */
-#define POSITIONS 128
+#include "sam_positions.h"
+#include "planar.h"
 
 struct SamDecoder {
     const Sam *sam;
     const SamImage *image;
-    float *memory;
-    float *source;          /* [n][C] embedding + no_mask_embed */
-    float *keys0, *values0; /* [n][inner_dim] of layer 0's token_to_image */
-    float *queries0;        /* [n][inner_dim] of layer 0's image_to_token */
+    float *source;     /* [n][C] embedding + no_mask_embed */
+    SamPlanes *planes; /* NULL: only for plain scratches */
 };
 
 struct SamScratch {
@@ -46,24 +33,19 @@ struct SamScratch {
     int plain; /* 1: products in the official order */
     int max_tokens;
     /* prompt */
-    int n_tokens; /* T */
-    int has_mask;
+    int n_tokens;           /* T */
     float *point_embedding; /* [T][C] the tokens as they enter: also their positional encoding */
-    float *dense;           /* [n][C] of a mask prompt */
-    float *mask1, *mask2, *mask_scratch;
     /* tokens, [T][C] or less */
     float *queries, *with_pe, *q, *k, *v, *heads, *branch;
     float *hidden; /* [T][the widest MLP] */
-    /* the image */
+    float *hyper;  /* [n_mask_tokens][C/8] */
+    SamTrail trail;
+    /* plain only */
+    float *dense;                                     /* [n][C] of a mask prompt */
+    float *mask1, *mask2, *mask_scratch;              /* its downscaling */
     float *keys, *keys_pe;                            /* [n][C], and with dense_pe added */
-    float *folded, *context, *fold_bias;              /* [H·T][C], [H·T][C], [H·T] */
-    float *scores;                                    /* [H·T][n], or [POSITIONS][H·T] */
-    float *plain_q, *plain_k, *plain_v, *plain_heads; /* [n][C], plain only */
-    /* masks */
-    float *hyper;      /* [n_mask_tokens][C/8] */
-    float *up1, *up2;  /* [POSITIONS][4][C/4], [POSITIONS][16][C/8]; plain: the whole image */
-    float *up_scratch; /* plain only */
-    float *logits;     /* [n_mask_tokens][16·POSITIONS] */
+    float *plain_q, *plain_k, *plain_v, *plain_heads; /* [n][C] */
+    float *up1, *up2, *up_scratch;                    /* [2g][2g][C/4], [4g][4g][C/8] */
 };
 
 static float attention_scale(const Sam *sam, const SamAttention *a)
@@ -71,9 +53,13 @@ static float attention_scale(const Sam *sam, const SamAttention *a)
     return (float)(1 / sqrt(a->inner_dim / sam->config.decoder_heads));
 }
 
+/* Few rows are tokens, many are positions. */
 static void affine(float *y, const float *x, const SamAffine *a, int rows, int n_out, int n_in)
 {
-    linear(y, x, a->weight, a->bias, rows, n_out, n_in);
+    if (rows <= 32)
+        few_rows_linear(y, x, a->weight, a->bias, rows, n_out, n_in);
+    else
+        linear(y, x, a->weight, a->bias, rows, n_out, n_in);
 }
 
 static void norm(float *x, const SamAffine *a, int rows, int dim)
@@ -90,42 +76,45 @@ static void sum(float *out, const float *a, const float *b, size_t n)
 
 /* ---- what all prompts of an image share -------------------------------------------------------*/
 
-SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
+/* Tokens of a prompt with so many points: a box has two corners, no box one padding point. */
+static int tokens_for(const Sam *sam, int n_points)
 {
-    const int dim = sam->config.out_chans, inner = sam->final_attn.inner_dim, n = sam->n_positions;
-    const SamTwoWayLayer *first = &sam->layers[0];
-    const size_t n_floats = (size_t)n * (size_t)(dim + 3 * inner);
+    return 1 + sam->n_mask_tokens + n_points + 2;
+}
+
+static SamDecoder *decoder_new(const Sam *sam, const SamImage *image, int plain, Error *err)
+{
+    const size_t n_floats = (size_t)sam->n_positions * sam->config.out_chans;
     SamDecoder *d = calloc(1, sizeof *d);
-    float *with_pe = aligned_array((size_t)n * dim, sizeof(float));
     if (d)
-        d->memory = aligned_array(n_floats, sizeof(float));
-    if (!d || !with_pe || !d->memory) {
-        fail_memory(err, "an image's keys and values", (n_floats + (size_t)n * dim) * sizeof(float));
-        free(with_pe);
+        d->source = aligned_array(n_floats, sizeof(float));
+    if (!d || !d->source) {
+        fail_memory(err, "an image's decoder", n_floats * sizeof(float));
         sam_decoder_free(d);
         return NULL;
     }
     d->sam = sam;
     d->image = image;
-    d->source = d->memory;
-    d->keys0 = d->source + (size_t)n * dim;
-    d->values0 = d->keys0 + (size_t)n * inner;
-    d->queries0 = d->values0 + (size_t)n * inner;
-    memcpy(d->source, image->embedding, (size_t)n * dim * sizeof(float));
-    add_rows(d->source, sam->no_mask, n, dim);
-    sum(with_pe, d->source, sam->dense_pe, (size_t)n * dim);
-    affine(d->keys0, with_pe, &first->token_to_image.k, n, inner, dim);
-    affine(d->values0, d->source, &first->token_to_image.v, n, inner, dim);
-    affine(d->queries0, with_pe, &first->image_to_token.q, n, inner, dim);
-    free(with_pe);
+    memcpy(d->source, image->embedding, n_floats * sizeof(float));
+    add_rows(d->source, sam->no_mask, sam->n_positions, sam->config.out_chans);
+    if (!plain && !(d->planes = sam_planes_new(sam, d->source, err))) {
+        sam_decoder_free(d);
+        return NULL;
+    }
     return d;
+}
+
+SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
+{
+    return decoder_new(sam, image, !sam_trail_fits(sam, tokens_for(sam, 0)), err);
 }
 
 void sam_decoder_free(SamDecoder *decoder)
 {
     if (!decoder)
         return;
-    free(decoder->memory);
+    sam_planes_free(decoder->planes);
+    free(decoder->source);
     free(decoder);
 }
 
@@ -149,39 +138,34 @@ static void layout_tokens(SamScratch *s, const Sam *sam)
     s->hyper = arena_floats(a, (size_t)sam->n_mask_tokens * dim / 8);
 }
 
-static void layout_image(SamScratch *s, const Sam *sam)
+static void layout_plain(SamScratch *s, const Sam *sam)
 {
     const SamConfig *c = &sam->config;
     Arena *a = &s->arena;
-    const int grid4 = 4 * sam->grid, m = c->mask_in_chans;
-    const size_t n = (size_t)sam->n_positions, dim = (size_t)c->out_chans;
-    const size_t n_folded = (size_t)s->max_tokens * (size_t)c->decoder_heads;
-    size_t positions = s->plain ? n : POSITIONS, n_scores = n > POSITIONS ? n : POSITIONS;
-    s->dense = arena_floats(a, n * dim);
+    const int grid = sam->grid, m = c->mask_in_chans, dim = c->out_chans;
+    const size_t n = (size_t)sam->n_positions, n_dim = n * (size_t)dim;
+    float **arrays[] = {&s->dense,   &s->keys,    &s->keys_pe,     &s->plain_q,
+                        &s->plain_k, &s->plain_v, &s->plain_heads, &s->up1};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        *arrays[i] = arena_floats(a, n_dim);
     s->mask1 = arena_floats(a, 4 * n * (size_t)m / 4);
     s->mask2 = arena_floats(a, n * (size_t)m);
-    size_t scratch = conv2d_scratch(grid4, grid4, 1, m / 4, 2, 2, 0);
-    size_t scratch2 = conv2d_scratch(grid4 / 2, grid4 / 2, m / 4, m, 2, 2, 0);
+    size_t scratch = conv2d_scratch(4 * grid, 4 * grid, 1, m / 4, 2, 2, 0);
+    size_t scratch2 = conv2d_scratch(2 * grid, 2 * grid, m / 4, m, 2, 2, 0);
     s->mask_scratch = arena_floats(a, scratch > scratch2 ? scratch : scratch2);
-    s->keys = arena_floats(a, n * dim);
-    s->keys_pe = arena_floats(a, n * dim);
-    s->folded = arena_floats(a, n_folded * dim);
-    s->context = arena_floats(a, n_folded * dim);
-    s->fold_bias = arena_floats(a, n_folded);
-    s->scores = arena_floats(a, n_folded * n_scores);
-    s->up1 = arena_floats(a, positions * dim);
-    s->up2 = arena_floats(a, positions * dim * 2);
-    s->logits = arena_floats(a, (size_t)sam->n_mask_tokens * 16 * POSITIONS);
-    if (s->plain) {
-        s->plain_q = arena_floats(a, n * dim);
-        s->plain_k = arena_floats(a, n * dim);
-        s->plain_v = arena_floats(a, n * dim);
-        s->plain_heads = arena_floats(a, n * dim);
-        size_t up1 = conv_transpose2d_scratch(sam->grid, sam->grid, c->out_chans, c->out_chans / 4, 2);
-        size_t up2 =
-            conv_transpose2d_scratch(2 * sam->grid, 2 * sam->grid, c->out_chans / 4, c->out_chans / 8, 2);
-        s->up_scratch = arena_floats(a, up1 > up2 ? up1 : up2);
-    }
+    s->up2 = arena_floats(a, 2 * n_dim);
+    size_t up1 = conv_transpose2d_scratch(grid, grid, dim, dim / 4, 2);
+    size_t up2 = conv_transpose2d_scratch(2 * grid, 2 * grid, dim / 4, dim / 8, 2);
+    s->up_scratch = arena_floats(a, up1 > up2 ? up1 : up2);
+}
+
+static void layout(SamScratch *s, const Sam *sam)
+{
+    layout_tokens(s, sam);
+    if (s->plain)
+        layout_plain(s, sam);
+    else
+        sam_trail_layout(&s->trail, sam, s->max_tokens, &s->arena);
 }
 
 static SamScratch *scratch_new(const Sam *sam, int max_points, int plain, Error *err)
@@ -192,10 +176,8 @@ static SamScratch *scratch_new(const Sam *sam, int max_points, int plain, Error 
         return NULL;
     }
     s->plain = plain;
-    s->max_tokens =
-        1 + sam->n_mask_tokens + max_points + 2; /* a box has two corners, no box one padding point */
-    layout_tokens(s, sam);
-    layout_image(s, sam);
+    s->max_tokens = tokens_for(sam, max_points);
+    layout(s, sam);
     const size_t n_bytes = s->arena.used;
     s->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
     if (!s->arena.base) {
@@ -203,14 +185,13 @@ static SamScratch *scratch_new(const Sam *sam, int max_points, int plain, Error 
         free(s);
         return NULL;
     }
-    layout_tokens(s, sam);
-    layout_image(s, sam);
+    layout(s, sam);
     return s;
 }
 
 SamScratch *sam_scratch_new(const Sam *sam, int max_points, Error *err)
 {
-    return scratch_new(sam, max_points, 0, err);
+    return scratch_new(sam, max_points, !sam_trail_fits(sam, tokens_for(sam, max_points)), err);
 }
 
 void sam_scratch_free(SamScratch *scratch)
@@ -275,7 +256,7 @@ static void embed_mask(const Sam *sam, SamScratch *s, const float *mask)
     affine(s->dense, s->mask2, &sam->mask_conv3, n, sam->config.out_chans, m);
 }
 
-/* Tokens of the prompt into point_embedding and queries; with a mask prompt the image into keys. */
+/* Tokens of the prompt into point_embedding and queries; in the plain way the image into keys. */
 static void embed_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *prompt)
 {
     const Sam *sam = d->sam;
@@ -286,15 +267,17 @@ static void embed_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *pr
     s->n_tokens =
         n_output + sam_embed_sparse(sam, d->image, prompt, s->point_embedding + (size_t)n_output * dim);
     memcpy(s->queries, s->point_embedding, (size_t)s->n_tokens * dim * sizeof(float));
-    s->has_mask = prompt->mask != NULL;
-    if (s->has_mask) {
+    if (!s->plain) {
+        sam_trail_begin(&s->trail, s->n_tokens);
+        return;
+    }
+    if (prompt->mask) {
         embed_mask(sam, s, prompt->mask);
         sum(s->keys, d->image->embedding, s->dense, n_image);
-        sum(s->keys_pe, s->keys, sam->dense_pe, n_image);
-    } else if (s->plain) {
+    } else {
         memcpy(s->keys, d->source, n_image * sizeof(float));
-        sum(s->keys_pe, s->keys, sam->dense_pe, n_image);
     }
+    sum(s->keys_pe, s->keys, sam->dense_pe, n_image);
 }
 
 /* ---- the two-way transformer: attention -------------------------------------------------------*/
@@ -314,113 +297,36 @@ static void attend_plain(const Sam *sam, const SamAttention *a, float *out, cons
     affine(out, heads, &a->out, n_q, dim, inner);
 }
 
-/* folded[h·T + t][C] = scale · W_hᵀ x[t]_h, W_h the rows of `weight` [inner][C] that belong to head h. */
-static void fold(const Sam *sam, SamScratch *s, const float *x, const float *weight, int inner, float scale)
+/* x[n] *= factor */
+static void scale(float *x, float factor, size_t n)
 {
-    const int dim = sam->config.out_chans, n_heads = sam->config.decoder_heads, head_dim = inner / n_heads;
-    const int n_tokens = s->n_tokens;
-    for (int h = 0; h < n_heads; h++)
-        matmul(s->folded + (size_t)h * n_tokens * dim, dim, x + (size_t)h * head_dim, inner,
-               weight + (size_t)h * head_dim * dim, dim, n_tokens, dim, head_dim, 0);
-    for (size_t i = 0; i < (size_t)n_heads * n_tokens * dim; i++)
-        s->folded[i] *= scale;
+    for (size_t i = 0; i < n; i++)
+        x[i] *= factor;
 }
 
-/* heads [T][inner] of tokens that attend to the image, q [T][inner] being projected already: the scores
- * and the weighted mean of the *unprojected* positions, which then goes through W_v. */
-static void gather_from_image(const Sam *sam, SamScratch *s, const SamAttention *a)
-{
-    const int dim = sam->config.out_chans, inner = a->inner_dim, n = sam->n_positions;
-    const int n_heads = sam->config.decoder_heads, head_dim = inner / n_heads, n_tokens = s->n_tokens;
-    const int n_folded = n_heads * n_tokens;
-    fold(sam, s, s->q, a->k.weight, inner, attention_scale(sam, a));
-    matmul_nt(s->scores, n, s->folded, dim, s->keys_pe, dim, n_folded, n, dim, 0);
-    softmax_rows(s->scores, n_folded, n);
-    matmul(s->context, dim, s->scores, n, s->keys, dim, n_folded, dim, n, 0);
-    for (int h = 0; h < n_heads; h++)
-        matmul_nt(s->heads + (size_t)h * head_dim, inner, s->context + (size_t)h * n_tokens * dim, dim,
-                  a->v.weight + (size_t)h * head_dim * dim, dim, n_tokens, head_dim, dim, 0);
-    add_rows(s->heads, a->v.bias, n_tokens, inner);
-}
-
-/* branch [T][C] = attention of the tokens (queries + point_embedding) to the image. first: layer 0. */
-static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a, int first)
+/* branch [T][C] = attention of the tokens (queries + point_embedding) to the image. */
+static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a)
 {
     const Sam *sam = d->sam;
-    const int dim = sam->config.out_chans, inner = a->inner_dim, n = sam->n_positions, n_tokens = s->n_tokens;
-    const int n_heads = sam->config.decoder_heads;
+    const int dim = sam->config.out_chans, inner = a->inner_dim, n_tokens = s->n_tokens;
     sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_tokens * dim);
     if (s->plain) {
-        attend_plain(sam, a, s->branch, s->with_pe, n_tokens, s->keys_pe, s->keys, n, s->q, s->plain_k,
-                     s->plain_v, s->heads);
+        attend_plain(sam, a, s->branch, s->with_pe, n_tokens, s->keys_pe, s->keys, sam->n_positions, s->q,
+                     s->plain_k, s->plain_v, s->heads);
         return;
     }
     affine(s->q, s->with_pe, &a->q, n_tokens, inner, dim);
-    if (first && !s->has_mask)
-        attention(s->heads, inner, s->q, inner, d->keys0, inner, d->values0, inner, n_tokens, n, n_heads,
-                  inner / n_heads, attention_scale(sam, a), NULL);
-    else
-        gather_from_image(sam, s, a);
+    scale(s->q, attention_scale(sam, a), (size_t)n_tokens * inner);
+    sam_trail_tokens_to_image(&s->trail, d->planes, a, s->q, s->heads);
     affine(s->branch, s->heads, &a->out, n_tokens, dim, inner);
 }
 
-/* context[h·T + t][C] = W_o v_t of head h: what a position that attends fully to token t in head h
- * receives. */
-static void fold_values(const Sam *sam, SamScratch *s, const SamAttention *a)
-{
-    const int dim = sam->config.out_chans, inner = a->inner_dim, n_tokens = s->n_tokens;
-    const int n_heads = sam->config.decoder_heads, head_dim = inner / n_heads;
-    for (int h = 0; h < n_heads; h++)
-        matmul_nt(s->context + (size_t)h * n_tokens * dim, dim, s->v + (size_t)h * head_dim, inner,
-                  a->out.weight + (size_t)h * head_dim, inner, n_tokens, dim, head_dim, 0);
-}
-
-/* The score's part that does not depend on the position: scale · b_q · k_t; here softmax runs over the
- * tokens. */
-static void fold_query_bias(const Sam *sam, SamScratch *s, const SamAttention *a, float scale)
-{
-    const int inner = a->inner_dim, n_heads = sam->config.decoder_heads, head_dim = inner / n_heads;
-    for (int h = 0; h < n_heads; h++)
-        for (int t = 0; t < s->n_tokens; t++)
-            s->fold_bias[h * s->n_tokens + t] =
-                scale *
-                dot(a->q.bias + h * head_dim, s->k + (size_t)t * inner + (size_t)h * head_dim, head_dim);
-}
-
-/* The first layer's queries are there already, W_q applied: folded[h·T + t][inner] = scale · k_t within
- * head h and zero elsewhere gives the scores of all heads in one product. */
-static void spread_heads(const Sam *sam, SamScratch *s, int inner, float scale)
-{
-    const int n_heads = sam->config.decoder_heads, head_dim = inner / n_heads, n_tokens = s->n_tokens;
-    memset(s->folded, 0, (size_t)n_heads * n_tokens * inner * sizeof(float));
-    for (int h = 0; h < n_heads; h++)
-        for (int t = 0; t < n_tokens; t++)
-            for (int i = h * head_dim; i < (h + 1) * head_dim; i++)
-                s->folded[((size_t)h * n_tokens + t) * inner + i] = scale * s->k[(size_t)t * inner + i];
-}
-
-/* scores [rows][H·T] of the positions from `row` on, softmaxed over the tokens of each head. */
-static void score_positions(const SamDecoder *d, SamScratch *s, int inner, int shared, int row, int rows)
-{
-    const int dim = d->sam->config.out_chans, n_heads = d->sam->config.decoder_heads, n_tokens = s->n_tokens;
-    if (shared)
-        linear(s->scores, d->queries0 + (size_t)row * inner, s->folded, NULL, rows, n_heads * n_tokens,
-               inner);
-    else
-        linear(s->scores, s->keys_pe + (size_t)row * dim, s->folded, s->fold_bias, rows, n_heads * n_tokens,
-               dim);
-    softmax_rows(s->scores, rows * n_heads, n_tokens);
-}
-
 /* keys = norm4(keys + attention of the image to the tokens), and keys_pe with it. */
-static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayLayer *layer, int first)
+static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayLayer *layer)
 {
     const Sam *sam = d->sam;
     const SamAttention *a = &layer->image_to_token;
     const int dim = sam->config.out_chans, inner = a->inner_dim, n = sam->n_positions, n_tokens = s->n_tokens;
-    const int n_folded = sam->config.decoder_heads * n_tokens;
-    const int shared = first && !s->has_mask;
-    const float scale = attention_scale(sam, a);
     sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_tokens * dim);
     if (s->plain) {
         /* up2, not in use yet, takes the result */
@@ -433,24 +339,8 @@ static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayL
     }
     affine(s->k, s->with_pe, &a->k, n_tokens, inner, dim);
     affine(s->v, s->queries, &a->v, n_tokens, inner, dim);
-    fold_values(sam, s, a);
-    if (shared) {
-        spread_heads(sam, s, inner, scale);
-    } else {
-        fold(sam, s, s->k, a->q.weight, inner, scale);
-        fold_query_bias(sam, s, a, scale);
-    }
-    for (int row = 0; row < n; row += POSITIONS) {
-        const int rows = n - row < POSITIONS ? n - row : POSITIONS;
-        const size_t at = (size_t)row * dim, count = (size_t)rows * dim;
-        score_positions(d, s, inner, shared, row, rows);
-        if (shared)
-            memcpy(s->keys + at, d->source + at, count * sizeof(float));
-        matmul(s->keys + at, dim, s->scores, n_folded, s->context, dim, rows, dim, n_folded, 1);
-        add_rows(s->keys + at, a->out.bias, rows, dim);
-        norm(s->keys + at, &layer->norm4, rows, dim);
-        sum(s->keys_pe + at, s->keys + at, sam->dense_pe + at, count);
-    }
+    scale(s->k, attention_scale(sam, a), (size_t)n_tokens * inner);
+    sam_trail_image_to_tokens(&s->trail, d->planes, layer, s->k, s->v);
 }
 
 /* ---- the two-way transformer: layers ----------------------------------------------------------*/
@@ -491,13 +381,13 @@ static void run_transformer(const SamDecoder *d, SamScratch *s)
     for (int i = 0; i < sam->config.decoder_depth; i++) {
         const SamTwoWayLayer *layer = &sam->layers[i];
         self_attention(sam, s, layer, i == 0);
-        tokens_to_image(d, s, &layer->token_to_image, i == 0);
+        tokens_to_image(d, s, &layer->token_to_image);
         add(s->queries, s->branch, count);
         norm(s->queries, &layer->norm2, s->n_tokens, dim);
         token_mlp(sam, s, layer);
-        image_to_tokens(d, s, layer, i == 0);
+        image_to_tokens(d, s, layer);
     }
-    tokens_to_image(d, s, &sam->final_attn, 0);
+    tokens_to_image(d, s, &sam->final_attn);
     add(s->queries, s->branch, count);
     norm(s->queries, &sam->norm_final, s->n_tokens, dim);
 }
@@ -537,40 +427,6 @@ static void run_hypernetworks(const Sam *sam, SamScratch *s, const int *tokens, 
             s->queries + (size_t)(1 + tokens[i]) * dim, dim, dim, dim / 8, s->hidden);
 }
 
-/* The 16 logits of each of `rows` positions from `row` on go to their places in the masks. Their order
- * comes from the two transposed convolutions: [position][2·2 of the first][2·2 of the second]. */
-static void place_logits(const Sam *sam, const SamScratch *s, float *low_res, int n_masks, int row, int rows)
-{
-    const int grid = sam->grid, side = 4 * grid;
-    for (int mask = 0; mask < n_masks; mask++) {
-        const float *from = s->logits + (size_t)mask * 16 * rows;
-        float *to = low_res + (size_t)mask * side * side;
-        for (int p = row; p < row + rows; p++)
-            for (int sub = 0; sub < 16; sub++) {
-                int y = 4 * (p / grid) + 2 * (sub >> 3 & 1) + (sub >> 1 & 1);
-                int x = 4 * (p % grid) + 2 * (sub >> 2 & 1) + (sub & 1);
-                to[(size_t)y * side + x] = *from++;
-            }
-    }
-}
-
-static void upscale_and_multiply(const Sam *sam, SamScratch *s, float *low_res, int n_masks)
-{
-    const int n = sam->n_positions, dim = sam->config.out_chans, dim4 = dim / 4, dim8 = dim / 8;
-    for (int row = 0; row < n; row += POSITIONS) {
-        const int rows = n - row < POSITIONS ? n - row : POSITIONS;
-        matmul(s->up1, dim, s->keys + (size_t)row * dim, dim, sam->up_weight1, dim, rows, dim, dim, 0);
-        add_rows(s->up1, sam->up_conv1.bias, 4 * rows, dim4);
-        layer_norm(s->up1, s->up1, sam->up_norm.weight, sam->up_norm.bias, 4 * rows, dim4, SAM_NORM_2D_EPS);
-        gelu(s->up1, (size_t)rows * dim);
-        matmul(s->up2, 4 * dim8, s->up1, dim4, sam->up_weight2, 4 * dim8, 4 * rows, 4 * dim8, dim4, 0);
-        add_rows(s->up2, sam->up_conv2.bias, 16 * rows, dim8);
-        gelu(s->up2, (size_t)rows * 2 * dim);
-        matmul_nt(s->logits, 16 * rows, s->hyper, dim8, s->up2, dim8, n_masks, 16 * rows, dim8, 0);
-        place_logits(sam, s, low_res, n_masks, row, rows);
-    }
-}
-
 static void upscale_and_multiply_plain(const Sam *sam, SamScratch *s, float *low_res, int n_masks)
 {
     const int g = sam->grid, n = sam->n_positions, dim = sam->config.out_chans;
@@ -591,7 +447,7 @@ void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, const int 
     if (scratch->plain)
         upscale_and_multiply_plain(decoder->sam, scratch, low_res, n_tokens);
     else
-        upscale_and_multiply(decoder->sam, scratch, low_res, n_tokens);
+        sam_trail_upscale(&scratch->trail, decoder->planes, scratch->hyper, n_tokens, low_res);
 }
 
 /* ---- one prompt -------------------------------------------------------------------------------*/
@@ -619,15 +475,20 @@ static int tap_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *promp
                       Error *err)
 {
     const Sam *sam = d->sam;
-    const int dim = sam->config.out_chans, n_output = 1 + sam->n_mask_tokens;
+    const int dim = sam->config.out_chans, n = sam->n_positions, n_output = 1 + sam->n_mask_tokens;
     embed_prompt(d, s, prompt);
-    if (!s->has_mask) {
-        memset(s->dense, 0, (size_t)sam->n_positions * dim * sizeof(float));
-        add_rows(s->dense, sam->no_mask, sam->n_positions, dim);
-    }
     tap(user, "sam.sparse", 2, (int64_t[]){s->n_tokens - n_output, dim},
         s->point_embedding + (size_t)n_output * dim);
-    return sam_tap_planar(tap, user, "sam.dense", s->dense, sam->grid, sam->grid, dim, err);
+    if (prompt->mask)
+        return sam_tap_planar(tap, user, "sam.dense", s->dense, sam->grid, sam->grid, dim, err);
+    float *dense = aligned_array((size_t)n * dim, sizeof *dense);
+    if (!dense)
+        return fail_memory(err, "a prompt's dense embedding", (size_t)n * dim * sizeof *dense);
+    memset(dense, 0, (size_t)n * dim * sizeof *dense);
+    add_rows(dense, sam->no_mask, n, dim);
+    const int status = sam_tap_planar(tap, user, "sam.dense", dense, sam->grid, sam->grid, dim, err);
+    free(dense);
+    return status;
 }
 
 static int decode_with(const SamDecoder *d, SamScratch *s, const SamPrompt *prompt, int multimask,
@@ -658,7 +519,9 @@ static int decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt
 {
     if (check_prompt(prompt, err))
         return -1;
-    SamDecoder *decoder = sam_decoder_new(sam, image, err);
+    if (prompt->mask || !sam_trail_fits(sam, tokens_for(sam, prompt->n_points)))
+        plain = 1;
+    SamDecoder *decoder = decoder_new(sam, image, plain, err);
     SamScratch *scratch = decoder ? scratch_new(sam, prompt->n_points, plain, err) : NULL;
     int status =
         scratch ? decode_with(decoder, scratch, prompt, multimask, low_res, iou, tap, user, err) : -1;

@@ -71,7 +71,7 @@ struct Sam {
     /* Made once when the model is opened, in one block of memory. */
     float *derived;
     float *dense_pe;                /* [grid][grid][out_chans] positional encoding of the image positions */
-    float *up_weight1, *up_weight2; /* the up_conv weights as [c_in][2·2][c_out]: see sam_decoder.c */
+    float *up_weight1, *up_weight2; /* the up_conv weights as [2·2][c_out][c_in]: see sam_positions.c */
     void *packed;                   /* the encoder blocks' weights in bf16, or NULL: float32 */
 };
 

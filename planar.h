@@ -1,0 +1,45 @@
+/* planar.h - routines on tiles: [rows][TILE] floats, one column an image position.
+ *
+ * When thousands of positions go through the same small matrices, it pays to let positions be the lanes of
+ * the vectors: a softmax over 7 tokens, a norm over 64 channels, a factor for each position then need no
+ * sum across lanes, and no head is too narrow for a register. A tile is small enough that what one
+ * position needs for a whole layer stays in the first two caches, so that products take their operands
+ * where they lie (tensor.h's copy them first, which pays for large ones only). The same holds for the
+ * few tokens of a prompt: few_rows_linear.
+ *
+ * One thread; nothing is allocated. */
+#ifndef SAMLAD_PLANAR_H
+#define SAMLAD_PLANAR_H
+
+#define TILE     64
+#define TILE_PAD 16 /* widths of the small products are multiples of this */
+
+/* c[m][n] = a[m][k]·b[k][n], or c += ; n a multiple of TILE_PAD; ld* = distance between rows. Each sum
+ * goes through k in order. */
+void small_product(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+                   int accumulate);
+/* linear() of tensor.h for a handful of rows, by dot products: w is read once and never copied. */
+void few_rows_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+/* quadratic[TILE] = zᵀ·G·z of each column of z [n][TILE], given the triangle that tile_triangle makes of
+ * the symmetric G; scratch [n][TILE]. */
+void tile_quadratic(float *quadratic, const float *z, const float *triangle, int ld, int n, float *scratch);
+/* In place: zᵀ·Gᵤ·z = zᵀ·G·z with Gᵤ = the upper triangle, what is off the diagonal doubled. */
+void tile_triangle(float *g, int ld, int n);
+/* y[TILE][ld] = xᵀ, zero beyond column `rows`; ld a multiple of TILE_PAD. */
+void tile_transpose(float *y, int ld, const float *x, int rows);
+
+/* y[rows][TILE] = factor[TILE]∘x + z, in every row */
+void tile_scale_add(float *y, const float *factor, const float *x, const float *z, int rows);
+/* Softmax over n of x[heads][n][TILE], which it spoils; y[heads][n-1][TILE] gets all but the last. */
+void tile_softmax(float *y, float *x, int heads, int n);
+/* The streaming softmax along the positions (see attention.c) for one tile: scores [rows][TILE],
+ * of which the first `used` columns count, become e^(score - max); max[rows] and sum[rows] run along.
+ * factor[rows]: by how much what was summed up before must be scaled. */
+void tile_stream_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor);
+
+/* LayerNorm over the rows of x [rows][TILE], then GELU, in place. */
+void tile_norm_gelu(float *x, const float *gamma, const float *beta, int rows, float eps);
+/* x = GELU(x + bias[row]), in place */
+void tile_bias_gelu(float *x, const float *bias, int rows);
+
+#endif

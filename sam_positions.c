@@ -1,0 +1,560 @@
+/* sam_positions.c - the image's side of SAM's mask decoder (segment_anything/modeling: transformer.py,
+ * mask_decoder.py), for many prompts on one image without a mask prompt. The same function as
+ * sam_decode_plain, in another order.
+ *
+ * An image has n = 4,096 positions of C = 256 channels, a prompt T = 7 tokens, an attention H = 8 heads of
+ * 16 dimensions. The official code multiplies all positions of every prompt with a dozen matrices. But all
+ * that a prompt ever does to a position's vector x is
+ *
+ *     y = x + Cᵀ·a + b          the image attends to the tokens: a are the position's own softmaxed
+ *                               scores, C = W_o·v of each token and head, the same everywhere
+ *     x' = γ∘(y - mean y)·s + β  LayerNorm: s is one number a position
+ *
+ * Both are linear but for a and s. So after l layers, with P = "subtract the mean" and u the image's vector,
+ *
+ *     x_l = reach·u_l + Bᵀ·z      u_0 = x_0, u_{l+1} = γ_l∘P·u_l   of the image alone: no prompt in it
+ *                                 B [rank][C]                      of the prompt alone: no position in it
+ *                                 z [rank], reach = s_0·s_1···     few numbers a position and prompt
+ *
+ * where a layer turns z into [s·z, s·a, 1] and B into [γ∘P·B, γ∘P·C, β]. (The T scores of a head sum to one:
+ * the last token's is 1 - the others, so that a and C have H·(T-1) rows, of differences to the last token,
+ * and b its share.) rank = 1 + l·(H·(T-1) + 1), 50 after the first layer. Whatever matrix W comes next, W·u_l
+ * is a *plane*, computed once an image, and W·Bᵀ is small. A score q·W_k·x costs 16 + 50 multiplications
+ * where it cost its part of a product with all of x, x is never written down, and a prompt is left with 5
+ * times less arithmetic.
+ *
+ * LayerNorm needs ‖P·y‖². With E = P·[B; C] (b in the row that z
+ * multiplies with 1) and ζ = [z; a]:
+ *
+ *     ‖P·y‖² = reach²·‖P·u‖² + 2·reach·ζ·(E·P·u) + ζᵀ·(E·Eᵀ)·ζ
+ *
+ * The first is a plane of one row. E's rows of layer m <= l are C_m, sent through the norms since; C_m·t =
+ * v·(W_oᵀ·t) head by head, so the planes W_oᵀ·t_m are stored, t_l = P·u_l, t_{m-1} = P·(γ_{m-1}∘t_m).
+ *
+ * Softmax runs over the positions when tokens attend to the image, so that keys' biases drop out and the
+ * weighted mean of W_v·x + b_v is that of the planes, plus W_v·Bᵀ·(mean of z), plus b_v.
+ * Upscaling's two transposed convolutions do not overlap (stride 2, kernel 2): a position makes its own 16
+ * logits.
+ *
+ * Positions go through in tiles of TILE, as lanes (planar.h); those beyond the last are zero and unused. */
+#include "sam_positions.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "planar.h"
+
+#define MAX_LEVELS 4   /* layers of the transformer that this way is written for; SAM has 2 */
+#define MAX_FOLDED 512 /* H·T; beyond, the rank is no longer small */
+
+/* What the products with an image's u_l give, each [tiles][rows][TILE]. The last level has no queries, as
+ * nothing but the final attention and upscaling looks at it. */
+typedef struct Level {
+    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 in keys already */
+    float *queries, *queries_pe; /* [inner]; b_q with the encoding */
+    float *values;               /* [tiles·TILE][H][head_padded]: positions as rows, they are summed over */
+    float *back[MAX_LEVELS];     /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m */
+    float *square;               /* [1] ‖P·u‖² */
+} Level;
+
+struct SamPlanes {
+    const Sam *sam;
+    int n_tiles;
+    Arena arena;
+    Level levels[MAX_LEVELS + 1];
+    float *up; /* [C] first transposed convolution of the last level */
+};
+
+static int round_up(int n, int step)
+{
+    return (n + step - 1) / step * step;
+}
+
+static int tiles_of(const Sam *sam)
+{
+    return (sam->n_positions + TILE - 1) / TILE;
+}
+
+int sam_trail_fits(const Sam *sam, int n_tokens)
+{
+    return sam->config.decoder_depth <= MAX_LEVELS && n_tokens * sam->config.decoder_heads <= MAX_FOLDED;
+}
+
+/* ---- planes of an image -----------------------------------------------------------------------*/
+
+static void layout_planes(SamPlanes *p)
+{
+    const Sam *sam = p->sam;
+    const size_t n = (size_t)p->n_tiles * TILE, inner = (size_t)sam->final_attn.inner_dim;
+    const int n_heads = sam->config.decoder_heads, depth = sam->config.decoder_depth;
+    const size_t padded = (size_t)round_up(sam->final_attn.inner_dim / n_heads, TILE_PAD);
+    for (int l = 0; l <= depth; l++) {
+        Level *level = &p->levels[l];
+        level->keys = arena_floats(&p->arena, n * inner);
+        level->keys_pe = l > 0 ? arena_floats(&p->arena, n * inner) : NULL;
+        level->values = arena_floats(&p->arena, n * n_heads * padded);
+        if (l == depth)
+            break;
+        level->queries = arena_floats(&p->arena, n * inner);
+        level->queries_pe = l > 0 ? arena_floats(&p->arena, n * inner) : NULL;
+        for (int m = 0; m <= l; m++)
+            level->back[m] = arena_floats(&p->arena, n * (inner + 1));
+        level->square = arena_floats(&p->arena, n);
+    }
+    p->up = arena_floats(&p->arena, n * (size_t)sam->config.out_chans);
+}
+
+/* plane [tiles][rows][TILE] = weight [rows][C] · x [tiles·TILE][C]ᵀ + bias (or NULL) */
+static void fill_plane(const SamPlanes *p, float *plane, const float *weight, const float *bias, int rows,
+                       const float *x)
+{
+    const int dim = p->sam->config.out_chans;
+    for (int tile = 0; tile < p->n_tiles; tile++, plane += (size_t)rows * TILE) {
+        matmul_nt(plane, TILE, weight, dim, x + (size_t)tile * TILE * dim, dim, rows, TILE, dim, 0);
+        for (int i = 0; bias && i < rows; i++)
+            for (int j = 0; j < TILE; j++)
+                plane[i * TILE + j] += bias[i];
+    }
+}
+
+/* The projection of u_l and that of the positional encoding, in one plane or two. sum: room for u + pe. */
+static void fill_projection(const SamPlanes *p, float *plane, float *plane_pe, const SamAffine *a,
+                            const float *bias, const float *u, const float *pe, float *sum)
+{
+    const int inner = p->sam->final_attn.inner_dim;
+    const size_t n = (size_t)p->n_tiles * TILE * p->sam->config.out_chans;
+    if (plane_pe) {
+        fill_plane(p, plane, a->weight, NULL, inner, u);
+        fill_plane(p, plane_pe, a->weight, bias, inner, pe);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        sum[i] = u[i] + pe[i];
+    fill_plane(p, plane, a->weight, bias, inner, sum);
+}
+
+static void fill_values(const SamPlanes *p, float *values, const float *weight, const float *u)
+{
+    const int dim = p->sam->config.out_chans, n_heads = p->sam->config.decoder_heads;
+    const int head_dim = p->sam->final_attn.inner_dim / n_heads, padded = round_up(head_dim, TILE_PAD);
+    const int n = p->n_tiles * TILE;
+    memset(values, 0, (size_t)n * n_heads * padded * sizeof *values);
+    for (int h = 0; h < n_heads; h++)
+        matmul_nt(values + h * padded, n_heads * padded, u, dim, weight + (size_t)h * head_dim * dim, dim, n,
+                  head_dim, dim, 0);
+}
+
+/* x[rows][dim] = P·(gamma∘x), gamma NULL: all ones; square (or NULL) = ‖·‖² of each row */
+static void scale_and_centre(float *x, const float *gamma, int rows, int dim, float *square)
+{
+    for (int r = 0; r < rows; r++, x += dim) {
+        double mean = 0;
+        for (int i = 0; i < dim; i++) {
+            x[i] *= gamma ? gamma[i] : 1;
+            mean += x[i];
+        }
+        mean /= dim;
+        for (int i = 0; i < dim; i++)
+            x[i] -= (float)mean;
+        if (square)
+            square[r] = dot(x, x, dim);
+    }
+}
+
+/* weight [inner + 1][C]: what multiplies t_m, see Level.back. */
+static void transpose_output(const Sam *sam, float *weight, int m)
+{
+    const int dim = sam->config.out_chans;
+    const SamAttention *a = &sam->layers[m].image_to_token;
+    for (int i = 0; i < a->inner_dim; i++)
+        for (int c = 0; c < dim; c++)
+            weight[(size_t)i * dim + c] = a->out.weight[(size_t)c * a->inner_dim + i];
+    for (int c = 0; c < dim; c++)
+        weight[(size_t)a->inner_dim * dim + c] =
+            a->out.bias[c] + (m > 0 ? sam->layers[m - 1].norm4.bias[c] : 0);
+}
+
+/* Everything of level l but its keys and values; u [n][C] becomes P·u_l, t is room for as much. */
+static void fill_way_back(SamPlanes *p, int l, float *u, float *t, float *weight)
+{
+    const Sam *sam = p->sam;
+    const int dim = sam->config.out_chans, n = p->n_tiles * TILE;
+    Level *level = &p->levels[l];
+    scale_and_centre(u, NULL, n, dim, level->square);
+    memcpy(t, u, (size_t)n * dim * sizeof *t);
+    for (int m = l; m >= 0; m--) {
+        transpose_output(sam, weight, m);
+        fill_plane(p, level->back[m], weight, NULL, sam->layers[m].image_to_token.inner_dim + 1, t);
+        if (m > 0)
+            scale_and_centre(t, sam->layers[m - 1].norm4.weight, n, dim, NULL);
+    }
+}
+
+static void fill_planes(SamPlanes *p, float *u, float *t, const float *pe, float *weight)
+{
+    const Sam *sam = p->sam;
+    const int dim = sam->config.out_chans, depth = sam->config.decoder_depth, n = p->n_tiles * TILE;
+    for (int l = 0; l <= depth; l++) {
+        const SamTwoWayLayer *layer = l < depth ? &sam->layers[l] : NULL;
+        const SamAttention *to_image = layer ? &layer->token_to_image : &sam->final_attn;
+        Level *level = &p->levels[l];
+        fill_projection(p, level->keys, level->keys_pe, &to_image->k, NULL, u, pe, t);
+        fill_values(p, level->values, to_image->v.weight, u);
+        if (!layer)
+            break;
+        fill_projection(p, level->queries, level->queries_pe, &layer->image_to_token.q,
+                        layer->image_to_token.q.bias, u, pe, t);
+        fill_way_back(p, l, u, t, weight);
+        for (int i = 0; i < n; i++)
+            for (int c = 0; c < dim; c++)
+                u[(size_t)i * dim + c] *= layer->norm4.weight[c];
+    }
+    fill_plane(p, p->up, sam->up_weight1, NULL, dim, u);
+}
+
+SamPlanes *sam_planes_new(const Sam *sam, const float *source, Error *err)
+{
+    const size_t dim = (size_t)sam->config.out_chans, n_source = (size_t)sam->n_positions * dim;
+    const size_t n_padded = (size_t)tiles_of(sam) * TILE * dim;
+    const size_t n_weight = ((size_t)sam->final_attn.inner_dim + 1) * dim;
+    SamPlanes *p = calloc(1, sizeof *p);
+    float *work = aligned_array(3 * n_padded + n_weight, sizeof *work);
+    if (p) {
+        p->sam = sam;
+        p->n_tiles = tiles_of(sam);
+        layout_planes(p);
+        const size_t n_bytes = p->arena.used;
+        p->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
+    }
+    if (!p || !work || !p->arena.base) {
+        fail_memory(err, "an image's planes", (3 * n_padded + n_weight) * sizeof *work);
+        sam_planes_free(p);
+        free(work);
+        return NULL;
+    }
+    layout_planes(p);
+    float *u = work, *t = u + n_padded, *pe = t + n_padded;
+    memset(work, 0, 3 * n_padded * sizeof *work);
+    memcpy(u, source, n_source * sizeof *u);
+    memcpy(pe, sam->dense_pe, n_source * sizeof *pe);
+    fill_planes(p, u, t, pe, pe + n_padded);
+    free(work);
+    return p;
+}
+
+void sam_planes_free(SamPlanes *planes)
+{
+    if (!planes)
+        return;
+    free(planes->arena.base);
+    free(planes);
+}
+
+/* ---- the trail of a prompt --------------------------------------------------------------------*/
+
+void sam_trail_layout(SamTrail *s, const Sam *sam, int max_tokens, Arena *arena)
+{
+    const SamConfig *c = &sam->config;
+    const size_t dim = (size_t)c->out_chans, inner = (size_t)sam->final_attn.inner_dim;
+    const size_t n_folded = (size_t)max_tokens * (size_t)c->decoder_heads;
+    const size_t rank = 1 + (size_t)c->decoder_depth * (n_folded - (size_t)c->decoder_heads + 1);
+    const size_t padded = (size_t)round_up((int)rank, TILE_PAD);
+    s->sam = sam;
+    s->n_heads = c->decoder_heads;
+    s->head_dim = (int)inner / s->n_heads;
+    s->head_padded = round_up(s->head_dim, TILE_PAD);
+    s->n_tiles = tiles_of(sam);
+    s->max_rank = (int)rank;
+    s->max_tokens = max_tokens;
+    s->z = arena_floats(arena, (size_t)s->n_tiles * rank * TILE);
+    s->reach = arena_floats(arena, (size_t)s->n_tiles * TILE);
+    s->basis = arena_floats(arena, rank * dim);
+    s->centred = arena_floats(arena, rank * dim);
+    s->gram = arena_floats(arena, rank * rank);
+    s->values = arena_floats(arena, (size_t)c->decoder_depth * max_tokens * inner);
+    s->folded = arena_floats(arena, n_folded * dim);
+    s->pooled = arena_floats(arena, n_folded * dim);
+    s->mix = arena_floats(arena, (n_folded > dim ? n_folded : dim) * rank);
+    s->pooled_values = arena_floats(arena, n_folded * (size_t)s->head_padded);
+    s->pooled_z = arena_floats(arena, n_folded * padded);
+    s->max = arena_floats(arena, n_folded);
+    s->sum = arena_floats(arena, n_folded);
+    s->factor = arena_floats(arena, n_folded);
+    s->projected = arena_floats(arena, inner * TILE);
+    s->scores = arena_floats(arena, n_folded * TILE);
+    s->weighted = arena_floats(arena, n_folded * TILE);
+    s->turned = arena_floats(arena, padded * TILE);
+    s->products = arena_floats(arena, rank * TILE);
+    s->gram_z = arena_floats(arena, rank * TILE);
+    s->up1 = arena_floats(arena, dim * TILE);
+    s->up2 = arena_floats(arena, dim / 2 * TILE);
+    s->logits = arena_floats(arena, 16 * (size_t)sam->n_mask_tokens * TILE);
+}
+
+static float *tile_of_z(const SamTrail *s, int tile)
+{
+    return s->z + (size_t)tile * s->max_rank * TILE;
+}
+
+/* x_0 = u_0: z = [1] with a row of zeros in B. */
+void sam_trail_begin(SamTrail *s, int n_tokens)
+{
+    s->n_tokens = n_tokens;
+    s->n_folded = n_tokens * s->n_heads;
+    s->n_free = (n_tokens - 1) * s->n_heads;
+    s->level = 0;
+    s->rank = 1;
+    memset(s->basis, 0, (size_t)s->sam->config.out_chans * sizeof *s->basis);
+    for (int tile = 0; tile < s->n_tiles; tile++)
+        for (int j = 0; j < TILE; j++)
+            tile_of_z(s, tile)[j] = s->reach[tile * TILE + j] = 1;
+}
+
+/* mix [H·T][rank]: what row (h, t) of the scores owes to z. x [T][inner] is folded through `weight`
+ * [inner][C], x_hᵀ·W_h, and multiplied with B. */
+static void mix_heads(SamTrail *s, const float *x, const float *weight)
+{
+    const int dim = s->sam->config.out_chans, inner = s->head_dim * s->n_heads;
+    for (int h = 0; h < s->n_heads; h++)
+        matmul(s->folded + (size_t)h * s->n_tokens * dim, dim, x + (size_t)h * s->head_dim, inner,
+               weight + (size_t)h * s->head_dim * dim, dim, s->n_tokens, dim, s->head_dim, 0);
+    matmul_nt(s->mix, s->max_rank, s->folded, dim, s->basis, dim, s->n_folded, s->rank, dim, 0);
+}
+
+/* out [H][n][TILE] = x_h · (rows of head h in plane [inner][TILE]), x [n][inner] */
+static void multiply_heads(const SamTrail *s, float *out, const float *x, const float *plane, int n)
+{
+    for (int h = 0; h < s->n_heads; h++)
+        small_product(out + (size_t)h * n * TILE, TILE, x + (size_t)h * s->head_dim, s->head_dim * s->n_heads,
+                      plane + (size_t)h * s->head_dim * TILE, TILE, n, TILE, s->head_dim, 0);
+}
+
+/* s->scores [H·T][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z */
+static void score_tile(SamTrail *s, int tile, const float *x, const float *plane, const float *plane_pe)
+{
+    const int inner = s->head_dim * s->n_heads;
+    const size_t at = (size_t)tile * inner * TILE;
+    if (plane_pe)
+        tile_scale_add(s->projected, s->reach + tile * TILE, plane + at, plane_pe + at, inner);
+    multiply_heads(s, s->scores, x, plane_pe ? s->projected : plane + at, s->n_tokens);
+    small_product(s->scores, TILE, s->mix, s->max_rank, tile_of_z(s, tile), TILE, s->n_folded, TILE, s->rank,
+                  1);
+}
+
+/* ---- tokens attend to the image ---------------------------------------------------------------*/
+
+static void scale_row(float *x, float factor, int n)
+{
+    for (int i = 0; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Add the tile's weighted values and z to what has been pooled; s->scores are its weights. */
+static void pool_tile(SamTrail *s, const float *values, int tile)
+{
+    const int n_tokens = s->n_tokens, padded = s->head_padded, ldv = s->n_heads * padded;
+    const int z_padded = round_up(s->rank, TILE_PAD);
+    const float *reach = s->reach + tile * TILE;
+    for (int i = 0; i < s->n_folded; i++) {
+        if (s->factor[i] != 1) {
+            scale_row(s->pooled_values + (size_t)i * padded, s->factor[i], padded);
+            scale_row(s->pooled_z + (size_t)i * z_padded, s->factor[i], z_padded);
+        }
+        for (int j = 0; j < TILE; j++)
+            s->weighted[i * TILE + j] = s->scores[i * TILE + j] * reach[j];
+    }
+    for (int h = 0; h < s->n_heads; h++)
+        small_product(s->pooled_values + (size_t)h * n_tokens * padded, padded,
+                      s->weighted + (size_t)h * n_tokens * TILE, TILE,
+                      values + (size_t)tile * TILE * ldv + h * padded, ldv, n_tokens, padded, TILE, 1);
+    tile_transpose(s->turned, z_padded, tile_of_z(s, tile), s->rank);
+    small_product(s->pooled_z, z_padded, s->scores, TILE, s->turned, z_padded, s->n_folded, z_padded, TILE,
+                  1);
+}
+
+void sam_trail_tokens_to_image(SamTrail *s, const SamPlanes *planes, const SamAttention *a, const float *q,
+                               float *heads)
+{
+    const Level *level = &planes->levels[s->level];
+    const int dim = s->sam->config.out_chans, inner = a->inner_dim, head_dim = s->head_dim;
+    const int n_tokens = s->n_tokens, z_padded = round_up(s->rank, TILE_PAD);
+    mix_heads(s, q, a->k.weight);
+    memset(s->pooled_values, 0, (size_t)s->n_folded * s->head_padded * sizeof(float));
+    memset(s->pooled_z, 0, (size_t)s->n_folded * z_padded * sizeof(float));
+    for (int i = 0; i < s->n_folded; i++)
+        s->max[i] = -INFINITY, s->sum[i] = 0;
+    for (int tile = 0; tile < s->n_tiles; tile++) {
+        const int left = s->sam->n_positions - tile * TILE;
+        score_tile(s, tile, q, level->keys, level->keys_pe);
+        tile_stream_softmax(s->scores, s->n_folded, left < TILE ? left : TILE, s->max, s->sum, s->factor);
+        pool_tile(s, level->values, tile);
+    }
+    matmul(s->pooled, dim, s->pooled_z, z_padded, s->basis, dim, s->n_folded, dim, s->rank, 0);
+    for (int h = 0; h < s->n_heads; h++) {
+        matmul_nt(heads + (size_t)h * head_dim, inner, s->pooled + (size_t)h * n_tokens * dim, dim,
+                  a->v.weight + (size_t)h * head_dim * dim, dim, n_tokens, head_dim, dim, 0);
+        for (int t = 0; t < n_tokens; t++) {
+            const int row = h * n_tokens + t;
+            float *out = heads + (size_t)t * inner + (size_t)h * head_dim;
+            for (int i = 0; i < head_dim; i++)
+                out[i] = (out[i] + s->pooled_values[(size_t)row * s->head_padded + i]) / s->sum[row] +
+                         a->v.bias[h * head_dim + i];
+        }
+    }
+}
+
+/* ---- the image attends to the tokens ----------------------------------------------------------*/
+
+/* The values of level l: T-1 rows of differences to the last token's, which is the last row. */
+static float *values_of(const SamTrail *s, int l)
+{
+    return s->values + (size_t)l * s->max_tokens * s->n_heads * s->head_dim;
+}
+
+static void take_values(SamTrail *s, const float *v)
+{
+    const int inner = s->n_heads * s->head_dim;
+    const float *last = v + (size_t)(s->n_tokens - 1) * inner;
+    float *out = values_of(s, s->level);
+    for (int t = 0; t < s->n_tokens; t++)
+        for (int i = 0; i < inner; i++)
+            out[t * inner + i] = v[t * inner + i] - (t < s->n_tokens - 1 ? last[i] : 0);
+}
+
+/* E into s->centred, E·Eᵀ into s->gram: B, with what every position gets in its last row, then C = W_o·v. */
+static void make_gram(SamTrail *s, const SamAttention *a)
+{
+    const int dim = s->sam->config.out_chans, inner = a->inner_dim, rows = s->rank + s->n_free;
+    const int n = s->n_tokens - 1;
+    const float *v = values_of(s, s->level);
+    float *constant = s->centred + (size_t)(s->rank - 1) * dim, *c = constant + dim;
+    memcpy(s->centred, s->basis, (size_t)s->rank * dim * sizeof(float));
+    matmul_nt(constant, dim, v + (size_t)n * inner, inner, a->out.weight, inner, 1, dim, inner, 1);
+    add(constant, a->out.bias, (size_t)dim);
+    for (int h = 0; h < s->n_heads; h++)
+        matmul_nt(c + (size_t)h * n * dim, dim, v + (size_t)h * s->head_dim, inner,
+                  a->out.weight + (size_t)h * s->head_dim, inner, n, dim, s->head_dim, 0);
+    scale_and_centre(s->centred, NULL, rows, dim, NULL);
+    matmul_nt(s->gram, s->max_rank, s->centred, dim, s->centred, dim, rows, rows, dim, 0);
+    tile_triangle(s->gram, s->max_rank, rows);
+}
+
+/* s->products [rank + H·(T-1)][TILE] = E·P·u of a tile. */
+static void multiply_image(SamTrail *s, const Level *level, int tile)
+{
+    const int inner = s->head_dim * s->n_heads, n = s->n_tokens - 1;
+    for (int m = 0; m <= s->level; m++) {
+        const float *back = level->back[m] + (size_t)tile * (inner + 1) * TILE, *v = values_of(s, m);
+        float *rows = s->products + (size_t)m * (s->n_free + 1) * TILE;
+        memcpy(rows, back + (size_t)inner * TILE, TILE * sizeof(float));
+        small_product(rows, TILE, v + (size_t)n * inner, inner, back, TILE, 1, TILE, inner, 1);
+        multiply_heads(s, rows + TILE, v, back, n);
+    }
+}
+
+/* From z and a, which stands behind it, to the next level's z; the tile's reach with it. */
+static void normalise_tile(SamTrail *s, const Level *level, int tile)
+{
+    const int dim = s->sam->config.out_chans, rows = s->rank + s->n_free;
+    float *z = tile_of_z(s, tile), *reach = s->reach + tile * TILE;
+    const float *square = level->square + tile * TILE;
+    float own[TILE], cross[TILE] = {0}, scale[TILE];
+    tile_quadratic(own, z, s->gram, s->max_rank, rows, s->gram_z);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE; j++)
+            cross[j] += z[i * TILE + j] * s->products[i * TILE + j];
+    for (int j = 0; j < TILE; j++) {
+        const float sum = reach[j] * (reach[j] * square[j] + 2 * cross[j]) + own[j];
+        scale[j] = 1 / sqrtf((sum > 0 ? sum : 0) / (float)dim + SAM_NORM_EPS);
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE; j++)
+            z[i * TILE + j] *= scale[j];
+    for (int j = 0; j < TILE; j++) {
+        z[rows * TILE + j] = 1;
+        reach[j] *= scale[j];
+    }
+}
+
+void sam_trail_image_to_tokens(SamTrail *s, const SamPlanes *planes, const SamTwoWayLayer *layer,
+                               const float *k, const float *v)
+{
+    const SamAttention *a = &layer->image_to_token;
+    const Level *level = &planes->levels[s->level];
+    const int dim = s->sam->config.out_chans, rows = s->rank + s->n_free;
+    take_values(s, v);
+    mix_heads(s, k, a->q.weight);
+    make_gram(s, a);
+    for (int tile = 0; tile < s->n_tiles; tile++) {
+        score_tile(s, tile, k, level->queries, level->queries_pe);
+        tile_softmax(tile_of_z(s, tile) + (size_t)s->rank * TILE, s->scores, s->n_heads, s->n_tokens);
+        multiply_image(s, level, tile);
+        normalise_tile(s, level, tile);
+    }
+    for (int i = 0; i < rows; i++)
+        for (int c = 0; c < dim; c++)
+            s->basis[(size_t)i * dim + c] = s->centred[(size_t)i * dim + c] * layer->norm4.weight[c];
+    memcpy(s->basis + (size_t)rows * dim, layer->norm4.bias, (size_t)dim * sizeof(float));
+    s->rank = rows + 1;
+    s->level++;
+}
+
+/* ---- upscaling --------------------------------------------------------------------------------*/
+
+/* The 16 logits of each of the tile's positions go to their places in the masks. Their order comes from the
+ * two transposed convolutions: [2·2 of the first][2·2 of the second]. */
+static void place_logits(const SamTrail *s, float *low_res, int n_masks, int tile)
+{
+    const int grid = s->sam->grid, side = 4 * grid, first = tile * TILE;
+    const int left = s->sam->n_positions - first, used = left < TILE ? left : TILE;
+    for (int mask = 0; mask < n_masks; mask++)
+        for (int sub = 0; sub < 16; sub++) {
+            const float *from = s->logits + ((size_t)sub * n_masks + mask) * TILE;
+            const int row = 2 * (sub >> 3 & 1) + (sub >> 1 & 1), column = 2 * (sub >> 2 & 1) + (sub & 1);
+            int y = first / grid, x = first % grid;
+            float *to = low_res + ((size_t)mask * side + 4 * y + row) * side + column;
+            for (int p = 0; p < used; p++) {
+                to[4 * x] = from[p];
+                if (++x == grid) {
+                    x = 0;
+                    to += 4 * (size_t)side;
+                }
+            }
+        }
+}
+
+/* up1 [2·2][C/4][TILE] = the first transposed convolution of a tile */
+static void upscale_once(SamTrail *s, const float *up, int tile)
+{
+    const int dim = s->sam->config.out_chans;
+    const float *reach = s->reach + tile * TILE, *plane = up + (size_t)tile * dim * TILE;
+    for (int i = 0; i < dim; i++) {
+        const float bias = s->sam->up_conv1.bias[i % (dim / 4)];
+        for (int j = 0; j < TILE; j++)
+            s->up1[i * TILE + j] = reach[j] * plane[i * TILE + j] + bias;
+    }
+    small_product(s->up1, TILE, s->mix, s->max_rank, tile_of_z(s, tile), TILE, dim, TILE, s->rank, 1);
+}
+
+void sam_trail_upscale(SamTrail *s, const SamPlanes *planes, const float *hyper, int n_masks, float *low_res)
+{
+    const Sam *sam = s->sam;
+    const int dim = sam->config.out_chans, dim4 = dim / 4, dim8 = dim / 8;
+    matmul_nt(s->mix, s->max_rank, sam->up_weight1, dim, s->basis, dim, dim, s->rank, dim, 0);
+    for (int tile = 0; tile < s->n_tiles; tile++) {
+        upscale_once(s, planes->up, tile);
+        for (int sub = 0; sub < 4; sub++) {
+            float *x = s->up1 + (size_t)sub * dim4 * TILE;
+            tile_norm_gelu(x, sam->up_norm.weight, sam->up_norm.bias, dim4, SAM_NORM_2D_EPS);
+            small_product(s->up2, TILE, sam->up_weight2, dim4, x, TILE, 4 * dim8, TILE, dim4, 0);
+            for (int i = 0; i < 4; i++) {
+                float *y = s->up2 + (size_t)i * dim8 * TILE;
+                tile_bias_gelu(y, sam->up_conv2.bias, dim8);
+                small_product(s->logits + (size_t)(4 * sub + i) * n_masks * TILE, TILE, hyper, dim8, y, TILE,
+                              n_masks, TILE, dim8, 0);
+            }
+        }
+        place_logits(s, low_res, n_masks, tile);
+    }
+}
