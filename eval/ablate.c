@@ -167,7 +167,7 @@ static int read_mean(CategoryFigures *mean, const char *path, Error *err)
 /* What a measured setting does not need any more. */
 static int remove_bulk(const char *out, Error *err)
 {
-    static const char *const folders[] = {"anomaly_maps", "banks", "scenes"};
+    static const char *const folders[] = {"anomaly_maps", "banks", "scenes", "scratch"};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         char path[RUN_PATH];
         snprintf(path, sizeof path, "%.*s/%s", RUN_PATH - 32, out, folders[i]);

@@ -59,8 +59,6 @@ int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err
     int status = run_images(s, &result->dataset, &plan, &result->times, err);
     if (!status && plan.n_shards == 1)
         status = evaluation_measure(result, plan.out, err);
-    for (int i = 0; !status && plan.bank && result->categories && i < result->dataset.n; i++)
-        result->categories[i].n_bank = samlad_bank_size(s);
     if (temporary)
         dir_remove(temporary, NULL);
     free(temporary);

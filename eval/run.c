@@ -299,13 +299,13 @@ static int add_digest(Facts *facts, const char *key, Digest *d, int status)
     return status;
 }
 
-static int settle_category(const DatasetCategory *c, const RunPlan *plan, Error *err)
+static int settle_category(const Samlad *s, const DatasetCategory *c, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
     Digest normal = {0}, tests = {0};
     char path[RUN_PATH];
     int n = plan->bank ? 0 : count_normal(c, plan);
-    facts_add_int(&facts, "normal.count", n);
+    facts_add_int(&facts, "normal.count", plan->bank ? samlad_bank_size(s) : n);
     int status = add_digest(&facts, "normal.sha256", &normal, digest_normal(&normal, c, n, err));
     facts_add_int(&facts, "test.count", c->n_images);
     if (!status)
@@ -324,7 +324,7 @@ int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
     if (dir_make(plan->out, err) || settle_run(s, d, plan, err))
         return -1;
     for (int i = 0; i < d->n; i++)
-        if (settle_category(&d->categories[i], plan, err))
+        if (settle_category(s, &d->categories[i], plan, err))
             return -1;
     return 0;
 }
@@ -362,6 +362,7 @@ typedef struct Job {
     int at_once;
     Samlad **shares; /* [at_once] */
     int done, total; /* for progress */
+    int later;       /* test images that are left in the categories after this one */
     Error *err;
 } Job;
 
@@ -671,18 +672,35 @@ static int list_left(const Job *job, int **left, int *n_left)
     return 0;
 }
 
+/* job->later = what is left in all categories. */
+static int count_left(Job *job, const Dataset *d)
+{
+    for (int i = 0; i < d->n; i++) {
+        int *left = NULL, n_left = 0;
+        job->category = &d->categories[i];
+        int status = list_left(job, &left, &n_left);
+        free(left);
+        if (status)
+            return -1;
+        job->later += n_left;
+    }
+    return 0;
+}
+
 static int do_category(Job *job)
 {
     int *left = NULL, n_left = 0;
-    if (settle_category(job->category, job->plan, job->err) || list_left(job, &left, &n_left)) {
+    if (settle_category(job->s, job->category, job->plan, job->err) || list_left(job, &left, &n_left)) {
         free(left);
         return -1;
     }
     int status = n_left > 0 ? have_bank(job) : 0;
-    job->done = 0, job->total = n_left;
+    job->later -= n_left; /* another process may have done some meanwhile */
+    job->later = job->later > 0 ? job->later : 0;
+    job->done = 0, job->total = n_left + job->later; /* so the estimate is of the whole run, but for banks */
     double start = now();
     if (!status && n_left > 0)
-        status = work_through(job, detect_one, left, n_left, "test images");
+        status = work_through(job, detect_one, left, n_left, job->category->name);
     job->times->images += now() - start;
     job->times->n_images += status ? 0 : n_left;
     free(left);
@@ -696,13 +714,12 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
         return -1;
     if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
         return -1;
+    Job job = {.s = s, .plan = plan, .times = times, .err = err};
+    if (count_left(&job, d))
+        return -1;
     for (int i = 0; i < d->n; i++) {
         /* shards begin with different categories, so that their banks are made at the same time */
-        Job job = {.s = s,
-                   .plan = plan,
-                   .category = &d->categories[(i + plan->shard) % d->n],
-                   .times = times,
-                   .err = err};
+        job.category = &d->categories[(i + plan->shard) % d->n];
         if (do_category(&job))
             return -1;
     }

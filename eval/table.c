@@ -156,7 +156,12 @@ static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCateg
         m.au_spro[i] = NAN;
     for (int i = 0; i < c->n_images; i++)
         any |= c->images[i].n_masks > 0;
-    PixelScores *scores = any ? pixel_scores_new(out, err) : NULL;
+    /* The scratch file has a name for a moment: a folder of its own, which goes even after a kill just then.
+     */
+    char scratch[RUN_PATH];
+    if (snprintf(scratch, sizeof scratch, "%s/scratch", out) >= RUN_PATH || dir_make(scratch, err))
+        return fail(err, "%s: there is no place for a scratch file", out);
+    PixelScores *scores = any ? pixel_scores_new(scratch, err) : NULL;
     int status = !any ? 0 : scores ? add_maps(scores, c, out, err) : -1;
     if (!status && any)
         status = pixel_scores_measure(scores, ~0u, &m, err);
@@ -169,6 +174,7 @@ static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCateg
     if (!status && any)
         status = measure_spro(f, kind, c, scores, &m, err);
     pixel_scores_free(scores);
+    dir_remove(scratch, NULL);
     return status;
 }
 
@@ -474,12 +480,12 @@ int table_write(const CategoryFigures *categories, const Dataset *d, const char 
         return fail(err, "%s: the path is too long", out);
     if (write_records(path, d, out, err))
         return -1;
-    snprintf(path, sizeof path, "%s/results.json", out);
-    if (write_json(path, categories, d, err))
-        return -1;
     snprintf(path, sizeof path, "%s/results.csv", out);
     if (write_csv(path, categories, &mean, d, err))
         return -1;
     snprintf(path, sizeof path, "%s/results.md", out);
-    return write_markdown(path, categories, &mean, d, err);
+    if (write_markdown(path, categories, &mean, d, err))
+        return -1;
+    snprintf(path, sizeof path, "%s/results.json", out); /* last: where it is, all are (ablate.c) */
+    return write_json(path, categories, d, err);
 }
