@@ -843,10 +843,19 @@ static int parse(BenchOptions *o, int argc, char **argv)
     return 0;
 }
 
+static int is_name(const char *text)
+{
+    for (int i = 0; i < N_STAGES; i++)
+        if (strcmp(STAGES[i].name, text) == 0)
+            return 1;
+    return 0;
+}
+
+/* A whole name means that stage alone, though others may begin so. */
 static int is_wanted(const BenchOptions *o, const Stage *stage)
 {
     for (int i = 0; i < o->n_only; i++)
-        if (begins_with(stage->name, o->only[i]))
+        if (is_name(o->only[i]) ? strcmp(stage->name, o->only[i]) == 0 : begins_with(stage->name, o->only[i]))
             return 1;
     return o->n_only == 0;
 }

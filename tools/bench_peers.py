@@ -1,0 +1,394 @@
+#!/usr/bin/env python3
+"""Times what people use today beside samlad: the same weights, the same picture, in turns.
+
+    python3 tools/bench_peers.py --segment-anything PATH --dinov2 PATH [--samlad ./samlad] [--quick] [--json]
+
+Works    sam_vit_b.encoder    Segment Anything's ViT-B image encoder at 1024 x 1024
+         sam_vit_b.masks      its automatic masks without the encoder
+         dinov2_s.518         DINOv2 ViT-S/14 at 518 x 518
+Peers    pytorch              the official code as it is
+         pytorch, malloc      the same with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 8 GiB, so that
+                              freed activations are not given back to the system (glibc)
+         onnxruntime          the two encoders exported from the official code; when it can be imported
+
+PATHs are checkouts of facebookresearch/segment-anything and facebookresearch/dinov2. The weights are random, made
+here with the official classes and written to a temporary safetensors for samlad. Every peer runs in a process of
+its own, one after the other, --rounds times; medians are told, and peer/samlad: how many times faster samlad is.
+OMP_NUM_THREADS sets the threads of all of them.
+
+The masks' peers work off one batch of 64 points, samlad all 1,024; the batch counts 16-fold. The threshold of the
+predicted IoU is set so that a third of the masks pass it; the stability that is asked for is low, since random
+masks are ragged.
+The outputs are compared: features by the largest difference over the largest value, masks by their boxes.
+Exits with 1 when they disagree. Needs torch, torchvision and numpy.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(HERE), "tests"))
+EIGHT_GIB = str(8 << 30)
+WORKS = ("sam_vit_b.encoder", "sam_vit_b.masks", "dinov2_s.518")
+TOLERANCE = 1e-3  # of features of random networks 12 blocks deep
+POINTS_PER_SIDE, BATCHES = 8, 16  # 64 of 32 x 32 points
+STABILITY, BOX_NMS = 0.5, 1.0  # so that many of a random network's masks are left to compare
+
+
+# ---- the official models ---------------------------------------------------------------------------------
+
+def sam_metadata(work):
+    from make_golden_sam import describe
+    dim, depth, heads, blocks = (768, 12, 12, "2,5,8,11") if work == "sam_vit_b.encoder" else (64, 1, 1, "")
+    return describe(1024, 16, dim, depth, heads, 4.0, 14, blocks, 256, 16, 2, 2048, 8, 2, 3, 3, 256)
+
+
+def sam_model(work):
+    """Masks come from a model whose encoder costs next to nothing."""
+    import torch
+    from make_golden_sam import build, randomise
+    model = build(sam_metadata(work))
+    randomise(model, 1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():  # trained networks keep their activations' size
+            if p.dim() > 1 and "blocks" in name and "rel_pos" not in name:
+                p.mul_(0.7)
+    return model
+
+
+def dinov2_model():
+    import torch
+    from make_golden_vit import attention_of_old_torch, randomise
+    attention_of_old_torch()
+    torch.manual_seed(1)
+    from dinov2.layers import MemEffAttention, NestedTensorBlock
+    from dinov2.models.vision_transformer import DinoVisionTransformer
+    model = DinoVisionTransformer(
+        img_size=518, patch_size=14, embed_dim=384, depth=12, num_heads=6, mlp_ratio=4, init_values=1.0,
+        ffn_layer="mlp", block_chunks=0, block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention)).eval()
+    randomise(model)
+    return model
+
+
+def save_weights(work, path):
+    import numpy as np
+    from make_golden_sam import save
+    if work == "dinov2_s.518":
+        from make_golden_vit import config
+        model, metadata = dinov2_model(), config("dinov2", 518, 14, 384, 12, 6)
+    else:
+        model, metadata = sam_model(work), sam_metadata(work)
+    tensors = {k: v.numpy().astype(np.float32) for k, v in model.state_dict().items()}
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    save(path, tensors, metadata)
+    sys.stdout = stdout
+
+
+def load_weights(model, path):
+    from make_golden_sam import load
+    model.load_state_dict(load(path)[0])
+    return model.eval()
+
+
+def picture(size):
+    from make_golden_sam import picture as draw
+    return draw(size, size, 1)
+
+
+# ---- workers: a process that prepares a work, then runs it whenever it is told to -------------------------
+
+def encoder_input(work):
+    import torch
+    size = 518 if work == "dinov2_s.518" else 1024
+    mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if size == 518 else \
+                ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    pixels = torch.from_numpy(picture(size)).permute(2, 0, 1).float() / (255.0 if size == 518 else 1.0)
+    return ((pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[None].contiguous()
+
+
+def encoder_module(work, weights):
+    """A module pixels -> what samlad dumps: tokens [1 + n][dim], or the embedding [h][w][channels]."""
+    import torch
+
+    class Tokens(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            f = self.model.forward_features(x)
+            return torch.cat([f["x_norm_clstoken"][:, None], f["x_norm_patchtokens"]], 1)
+
+    class Embedding(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model.image_encoder
+
+        def forward(self, x):
+            return self.model(x).permute(0, 2, 3, 1)
+
+    if work == "dinov2_s.518":
+        return Tokens(load_weights(dinov2_model(), weights)).eval()
+    return Embedding(load_weights(sam_model(work), weights)).eval()
+
+
+def torch_encoder(work, weights):
+    import torch
+    module, pixels = encoder_module(work, weights), encoder_input(work)
+
+    def run():
+        with torch.no_grad():
+            return module(pixels)
+    return run, lambda result, out: result[0].contiguous().numpy().tofile(out)
+
+
+def onnx_encoder(work, weights):
+    import onnxruntime
+    import torch
+    module, pixels = encoder_module(work, weights), encoder_input(work)
+    path = weights + ".onnx"
+    with torch.no_grad():
+        torch.onnx.export(module, pixels, path, input_names=["pixels"], output_names=["features"], opset_version=16)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {"pixels": pixels.numpy()}
+    return lambda: session.run(None, feed)[0], lambda result, out: result[0].astype("float32").tofile(out)
+
+
+def torch_masks(weights):
+    """The official generator on 64 points; its encoder ran before."""
+    import numpy as np
+    from segment_anything import SamAutomaticMaskGenerator
+    model, image = load_weights(sam_model("sam_vit_b.masks"), weights), picture(1024)
+    generator = SamAutomaticMaskGenerator(model, points_per_side=POINTS_PER_SIDE, stability_score_thresh=STABILITY,
+                                          box_nms_thresh=BOX_NMS)
+    predictor = generator.predictor
+    predictor.set_image(image)
+    predictor.set_image = lambda *arguments: None
+    predictor.reset_image = lambda: None
+    points = generator.point_grids[0] * 1024
+    _, ious, _ = predictor.predict_torch(
+        *(predictor_points(predictor, points)), multimask_output=True, return_logits=True)
+    generator.pred_iou_thresh = float(np.float32(np.quantile(ious.numpy(), 2 / 3)))
+
+    def keep(result, out):
+        boxes = sorted([*map(float, r["bbox"]), float(r["predicted_iou"])] for r in result)
+        with open(out, "w") as f:
+            json.dump({"threshold": generator.pred_iou_thresh, "boxes": boxes}, f)
+    return lambda: generator.generate(image), keep
+
+
+def predictor_points(predictor, points):
+    import torch
+    coordinates = torch.as_tensor(predictor.transform.apply_coords(points, (1024, 1024)), dtype=torch.float)
+    return coordinates[:, None, :], torch.ones(len(points), 1, dtype=torch.int)
+
+
+def work_off(arguments):
+    """The worker: says "ready", answers each line with the seconds of one run, keeps the last result in --out."""
+    if arguments.worker == "onnxruntime":
+        run, keep = onnx_encoder(arguments.work, arguments.weights)
+    elif arguments.work == "sam_vit_b.masks":
+        run, keep = torch_masks(arguments.weights)
+    else:
+        run, keep = torch_encoder(arguments.work, arguments.weights)
+    result = run()  # warm up
+    keep(result, arguments.out)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, flush=True)
+
+
+class Worker:
+    def __init__(self, arguments, peer, work, weights, folder):
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(
+            p for p in (arguments.segment_anything, arguments.dinov2, os.environ.get("PYTHONPATH")) if p))
+        environment["XFORMERS_DISABLED"] = "1"
+        if peer == "pytorch, malloc":
+            environment.update(MALLOC_MMAP_THRESHOLD_=EIGHT_GIB, MALLOC_TRIM_THRESHOLD_=EIGHT_GIB)
+        self.out = os.path.join(folder, f"{work}.{peer.replace(', ', '_')}.out")
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--worker", peer, "--work", work,
+             "--weights", weights, "--out", self.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.answer("ready")
+
+    def answer(self, expected=None):
+        for line in self.process.stdout:
+            if expected is None or line.strip() == expected:
+                return line.strip()
+        raise SystemExit(f"bench_peers: a worker ended early (status {self.process.wait()})")
+
+    def run(self):
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ---- samlad ----------------------------------------------------------------------------------------------
+
+class Samlad:
+    def __init__(self, arguments, work, weights, image, folder):
+        name = "sam_vit_b.masks_1024" if work == "sam_vit_b.masks" else work
+        self.dump, self.threshold = os.path.join(folder, work + ".samlad.safetensors"), None
+        self.command = [arguments.samlad, "bench", "--only", name, "--runs", "1", "--json", "--image", image,
+                        "--backbone" if work == "dinov2_s.518" else "--sam", weights]
+        self.segment = [arguments.samlad, "segment", "--sam", weights, "--points", str(POINTS_PER_SIDE),
+                        "-o", os.path.join(folder, "samlad"), image]
+        self.records = os.path.join(folder, "samlad_masks.json")
+
+    def run(self):
+        answer = subprocess.run(self.command + self.thresholds() + ["--dump", self.dump], check=True, stdout=subprocess.PIPE)
+        return json.loads(answer.stdout)[0]["seconds"]
+
+    def thresholds(self):
+        if self.threshold is None:
+            return []
+        return ["--pred-iou-thresh", repr(self.threshold), "--stability-score-thresh", str(STABILITY)]
+
+    def boxes(self):
+        subprocess.run(self.segment + self.thresholds() + ["--box-nms-thresh", str(BOX_NMS)], check=True,
+                       stdout=subprocess.DEVNULL)
+        with open(self.records) as f:
+            records = json.load(f)
+        records = records if isinstance(records, list) else records["masks"]
+        return sorted([*map(float, r["bbox"]), float(r["predicted_iou"])] for r in records)
+
+
+def feature_difference(samlad, out):
+    import numpy as np
+    from make_golden_sam import load
+    ours = next(iter(load(samlad.dump)[0].values())).numpy().ravel()
+    theirs = np.fromfile(out, np.float32)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def box_difference(samlad, out):
+    """Part of the masks that have no equal: the same box within a pixel, the same predicted IoU within 1e-3."""
+    import numpy as np
+    with open(out) as f:
+        theirs = json.load(f)["boxes"]
+    ours = samlad.boxes()
+    print(f"masks compared: {len(ours)} of samlad, {len(theirs)} of the peer", file=sys.stderr)
+    if not ours or not theirs:
+        return 1.0  # nothing was compared
+    a, b = np.array(ours), np.array(theirs)
+    equal = (np.abs(a[:, None] - b[None]) <= np.array([1, 1, 1, 1, 1e-3])).all(-1)
+    return float(1 - (equal.any(1).sum() + equal.any(0).sum()) / (len(a) + len(b)))
+
+
+# ---- the comparison --------------------------------------------------------------------------------------
+
+def has_module(name):
+    return subprocess.run([sys.executable, "-c", f"import {name}"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def compare(arguments, work, folder, image):
+    weights = os.path.join(folder, work + ".safetensors")
+    subprocess.run([sys.executable, "-W", "ignore", os.path.abspath(__file__), "--worker", "weights", "--work", work,
+                    "--weights", weights], check=True, stdout=sys.stderr,
+                   env=dict(os.environ, XFORMERS_DISABLED="1", PYTHONPATH=os.pathsep.join(
+                       p for p in (arguments.segment_anything, arguments.dinov2) if p)))
+    peers = ["pytorch", "pytorch, malloc"]
+    absent = []
+    if work != "sam_vit_b.masks":
+        (peers if has_module("onnxruntime") else absent).append("onnxruntime")
+    samlad = Samlad(arguments, work, weights, image, folder)
+    seconds = {"samlad": [], **{p: [] for p in peers}}
+    differences = {}
+    workers = {p: Worker(arguments, p, work, weights, folder) for p in peers}
+    if work == "sam_vit_b.masks":
+        with open(workers["pytorch"].out) as f:
+            samlad.threshold = json.load(f)["threshold"]
+    for _ in range(arguments.rounds):
+        seconds["samlad"].append(samlad.run())
+        for peer, worker in workers.items():
+            seconds[peer].append(worker.run() * (BATCHES if work == "sam_vit_b.masks" else 1))
+    for peer, worker in workers.items():
+        worker.close()
+        difference = box_difference if work == "sam_vit_b.masks" else feature_difference
+        differences[peer] = difference(samlad, worker.out)
+    ours = statistics.median(seconds["samlad"])
+    rows = [{"work": work, "peer": "samlad", "seconds": ours, "ratio": 1.0, "difference": 0.0}]
+    for peer in peers:
+        ratios = [t / s for t, s in zip(seconds[peer], seconds["samlad"])]
+        rows.append({"work": work, "peer": peer, "seconds": statistics.median(seconds[peer]),
+                     "ratio": statistics.median(ratios), "difference": differences[peer]})
+    rows += [{"work": work, "peer": peer, "seconds": None, "ratio": None, "difference": None} for peer in absent]
+    return rows
+
+
+def agree(row):
+    limit = 0.02 if row["work"] == "sam_vit_b.masks" else TOLERANCE
+    return row["difference"] is None or row["difference"] <= limit
+
+
+def print_rows(rows):
+    for row in rows:
+        if row["seconds"] is None:
+            print(f"{row['work']:20} {row['peer']:16} not installed")
+        else:
+            print(f"{row['work']:20} {row['peer']:16} {row['seconds']:9.3f} s {row['ratio']:8.2f} x   difference "
+                  f"{row['difference']:.1e}{'' if agree(row) else '  DISAGREES'}", flush=True)
+
+
+def write_ppm(path, rgb):
+    with open(path, "wb") as f:
+        f.write(b"P6\n%d %d\n255\n" % (rgb.shape[1], rgb.shape[0]) + rgb.tobytes())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samlad", default="./samlad", help="the command (default ./samlad)")
+    parser.add_argument("--segment-anything", metavar="PATH", help="a checkout; without it, no SAM")
+    parser.add_argument("--dinov2", metavar="PATH", help="a checkout; without it, no DINOv2")
+    parser.add_argument("--only", action="append", choices=WORKS, help="this work (may be given several times)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--json", action="store_true", help="an array of objects instead of the table")
+    for hidden in ("--worker", "--work", "--weights", "--out"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker == "weights":
+        return save_weights(arguments.work, arguments.weights)
+    if arguments.worker:
+        return work_off(arguments)
+    if not arguments.segment_anything and not arguments.dinov2:
+        parser.error("--segment-anything or --dinov2 is needed")
+    for name in ("segment_anything", "dinov2"):
+        path = getattr(arguments, name)
+        if path and not os.path.isdir(os.path.join(path, name)):
+            parser.error(f"{path} is no checkout with a folder {name}")
+        setattr(arguments, name, path and os.path.abspath(path))
+    arguments.rounds = 1 if arguments.quick else max(arguments.rounds, 1)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="samlad_peers.") as folder:
+        for work in arguments.only or WORKS:
+            if not (arguments.dinov2 if work.startswith("dinov2") else arguments.segment_anything):
+                continue
+            image = os.path.join(folder, work + ".ppm")
+            write_ppm(image, picture(518 if work.startswith("dinov2") else 1024))
+            rows += compare(arguments, work, folder, image)
+            if not arguments.json:
+                print_rows([r for r in rows if r["work"] == work])
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    return 0 if all(agree(row) for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
