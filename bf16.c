@@ -237,8 +237,10 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 
 /* ---- the blocked matrix product ----------------------------------------------------------------*/
 
-#define MC 384
+/* Multiples of every MR and NR, so that a tile rounded up to whole register tiles stays within them. */
+#define MC 378
 #define NC 512
+_Static_assert(MC % MR == 0 && NC % NR == 0, "tiles are whole register tiles");
 
 /* c[rows][vecs·LANES] = start + a·b: a [rows][pairs] with rows PAIRS apart, b [pairs][vecs·LANES]. `rows` and
  * `vecs` are constants where this is inlined, so that `sum` lives in registers. */

@@ -1,4 +1,5 @@
-/* tile.h - the register tile that products and attention share. Private to tensor.c and attention.c. */
+/* tile.h - the register tile that products and attention share. Private to tensor.c, attention.c
+ * and bf16.c. */
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 

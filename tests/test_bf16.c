@@ -195,7 +195,9 @@ static void linear_equals_the_plain_one(void)
         compare_linear(sizes[random_bits() % N_SIZES], sizes[random_bits() % N_SIZES],
                        sizes[random_bits() % N_SIZES], i & 1);
     compare_linear(5, 9, 0, 1);
-    compare_linear(400, 70, 131, 1);  /* two tiles of rows */
+    compare_linear(400, 70, 131, 1); /* two tiles of rows */
+    compare_linear(756, 33, 20, 1);  /* two that are as large as can be */
+    compare_linear(768, 5, 9, 0);
     compare_linear(9, 530, 67, 1);    /* two tiles of columns */
     compare_linear(13, 40, 1027, 0);  /* five blocks of the sum */
     compare_linear(197, 576, 192, 1); /* ViT-Tiny */
