@@ -104,11 +104,11 @@ def measure_trays(generator, scenes, n_images, size, first=TRAY_SEEDS):
             "seconds_per_image": seconds / n_images}
 
 
-def tune(sam, scenes, n_images, size, points_per_side):
+def tune(sam, scenes, n_images, size, points_per_side, crop_layers):
     """All masks once, then every combination of the thresholds on them."""
     from segment_anything import SamAutomaticMaskGenerator
     generator = SamAutomaticMaskGenerator(sam, points_per_side=points_per_side, pred_iou_thresh=0.3, stability_score_thresh=0.5,
-                                          box_nms_thresh=0.97)
+                                          box_nms_thresh=0.97, stability_score_offset=1.0, crop_n_layers=crop_layers, crop_nms_thresh=0.97)
     raw = []
     for i in range(n_images):
         rgb, ids, _, objects = scenes.render(TUNE_SEEDS + i, 0, 1.0, TRAY, size)
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--tune", action="store_true", help="search the automatic mask settings and stop")
     parser.add_argument("--points-per-side", type=int, help="instead of the file's")
+    parser.add_argument("--crop-layers", type=int, default=0, help="layers of crops with --tune")
     parser.add_argument("--json", "-o", help="write the figures there (into what the file holds already)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -149,11 +150,11 @@ def main():
     scenes = Scenes()
     side = args.points_per_side or int(meta["amg.points_per_side"])
     if args.tune:
-        for row in tune(sam, scenes, args.trays, args.size, side)[:25]:
+        for row in tune(sam, scenes, args.trays, args.size, side, args.crop_layers)[:25]:
             print(json.dumps(row))
         return
-    settings = {k[4:]: float(v) for k, v in meta.items() if k.startswith("amg.")}
-    settings.update(points_per_side=side, min_mask_region_area=int(settings["min_mask_region_area"]))
+    settings = {k[4:]: float(v) if "thresh" in k or "offset" in k else int(v) for k, v in meta.items() if k.startswith("amg.")}
+    settings["points_per_side"] = side
     figures = {"points": measure_points(SamPredictor(sam), scenes, args.images, args.size)}
     print(json.dumps(figures["points"], indent=1), flush=True)
     figures["trays"] = measure_trays(SamAutomaticMaskGenerator(sam, **settings), scenes, args.trays, args.size)

@@ -27,7 +27,7 @@ from torch import nn
 import safetensors_io
 from sam_model import (BF16, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, call, config_from_metadata, linear,
                        metadata, unfold_masks)
-from scenes import Scenes
+from scenes import MIXED, TRAY, Scenes
 
 HELD_OUT = 1 << 41
 EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
@@ -37,14 +37,15 @@ AMG = {"amg.points_per_side": 24, "amg.pred_iou_thresh": 0.5, "amg.stability_sco
 
 # ---------------------------------------------------------------- scenes to batches
 
-def load_scene(scenes, seed, difficulty, side, rng):
+def load_scene(scenes, seed, difficulty, side, rng, trays=0.0):
     """-> image [h][w][3] u8 and ids [h][w] with max(h, w) = side, objects. Rendered at this size, or larger and reduced,
-    sometimes a part of it; flipped or turned by quarters."""
+    sometimes a part of it; flipped or turned by quarters. `trays` is the chance of a tray in place of the mixture."""
+    kind = TRAY if rng.random() < trays else MIXED
     if rng.random() < 0.6:
-        rgb, ids, _, objects = scenes.render(seed, 0, difficulty, 0, side)
+        rgb, ids, _, objects = scenes.render(seed, kind, difficulty, 0, side)
     else:
         size = int(rng.integers(180, 289))
-        rgb, ids, _, objects = scenes.render(seed, 0, difficulty, 0, size)
+        rgb, ids, _, objects = scenes.render(seed, kind, difficulty, 0, size)
         w = h = size
         if rng.random() < 0.4:  # a window of the scene, not always square
             scale = rng.uniform(0.5, 1.0)
@@ -93,7 +94,7 @@ def whole_of(i, objects, marks, roots, rng):
 class Batch:
     """B scenes with A points each, as tensors."""
 
-    def __init__(self, scenes, model, B, A, difficulty, seeds, rng, even=False):
+    def __init__(self, scenes, model, B, A, difficulty, seeds, rng, trays=0.0):
         side, g = model.c["image_size"], model.grid
         self.images = torch.zeros(B, 3, side, side)
         self.xy = np.zeros((B, A, 2), np.float32)
@@ -104,7 +105,7 @@ class Batch:
         self.weights = np.zeros((B, 16 * g * g), np.uint8)
         mean, std = np.float32(PIXEL_MEAN), np.float32(PIXEL_STD)
         for b in range(B):
-            rgb, ids, objects = load_scene(scenes, int(seeds[b]), float(difficulty[b]), side, rng)
+            rgb, ids, objects = load_scene(scenes, int(seeds[b]), float(difficulty[b]), side, rng, trays)
             h, w = ids.shape
             self.images[b, :, :h, :w] = torch.from_numpy(((rgb - mean) / std).transpose(2, 0, 1))
             padded = np.full((side, side), 255, np.uint16)
@@ -354,6 +355,7 @@ def main():
     parser.add_argument("--adam-lr", type=float, default=0.0015)
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--lr-scale", type=float, default=1.0)
+    parser.add_argument("--trays", type=float, default=0.0, help="share of the scenes drawn as trays before the mixture is asked")
     parser.add_argument("--curriculum", type=float, default=0.3, help="share of the run until all scenes are hard")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -406,7 +408,7 @@ def main():
         ramp = min(1.0, progress / max(args.curriculum, 1e-6)) if not args.init else 1.0
         difficulty = np.clip((0.25 + 0.75 * ramp) * rng.uniform(0.3 + 0.7 * ramp, 1.0, args.images), 0, 1)
         seeds = rng.integers(0, 1 << 40, args.images)
-        batch = Batch(scenes, model, args.images, args.points, difficulty, seeds, rng)
+        batch = Batch(scenes, model, args.images, args.points, difficulty, seeds, rng, args.trays)
         timer[0] += time.time() - tick
         embedding = model.encode(batch.images)
 
