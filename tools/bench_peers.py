@@ -218,7 +218,8 @@ class Worker:
         self.out = os.path.join(folder, f"{work}.{peer.replace(', ', '_')}.out")
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--worker", peer, "--work", work,
-             "--weights", weights, "--out", self.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+             "--weights", weights, "--out", self.out],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self.answer("ready")
 
     def answer(self, expected=None):
@@ -250,7 +251,8 @@ class Samlad:
         self.records = os.path.join(folder, "samlad_masks.json")
 
     def run(self):
-        answer = subprocess.run(self.command + self.thresholds() + ["--dump", self.dump], check=True, stdout=subprocess.PIPE)
+        answer = subprocess.run(self.command + self.thresholds() + ["--dump", self.dump], check=True,
+                                stdout=subprocess.PIPE)
         return json.loads(answer.stdout)[0]["seconds"]
 
     def thresholds(self):
