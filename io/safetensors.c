@@ -502,6 +502,17 @@ static void convert_to_f32(float *out, const StTensor *tensor)
     }
 }
 
+/* The mapped pages that lie wholly in the tensor are not needed in this process for now: what was converted
+ * would else be in memory twice. They stay in the system's cache and come back when they are read again. */
+static void let_go(const Safetensors *st, const StTensor *tensor)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)tensor->data,
+                    end = begin + tensor->n_elements * st_dtype_size(tensor->dtype);
+    const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+    if (!st->borrowed && first < last)
+        madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
 const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err)
 {
     char wanted[192], found[192];
@@ -529,10 +540,12 @@ const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t
     if (!*kept) {
         if (tensor->n_elements <= SIZE_MAX / sizeof(float) - 1)
             *kept = malloc((tensor->n_elements + 1) * sizeof(float));
-        if (*kept)
+        if (*kept) {
             convert_to_f32(*kept, tensor);
-        else
+            let_go(st, tensor);
+        } else {
             fail_memory(err, name, (unsigned long long)tensor->n_elements * sizeof(float));
+        }
     }
     return *kept;
 }
