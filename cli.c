@@ -553,22 +553,75 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     return status;
 }
 
-static int detect_one(Detect *d, const char *path, const char *name, Error *err)
+/* One image of a batch: read and compared by one thread, then told in the order of the list. */
+typedef struct Detected {
+    uint8_t *rgb; /* NULL: it could not be read */
+    SamladResult result;
+    int status;
+    Error err;
+} Detected;
+
+static void detect_file(Detected *one, Samlad *s, const char *path, const char *dump)
 {
     int width, height;
-    uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
-    if (!rgb)
-        return -1;
-    SamladResult result;
-    int status = samlad_detect(d->s, rgb, height, width, &result, d->args->dump, err);
-    if (!status) {
-        status = output_one(d, &result, rgb, path, name, err);
-        samlad_result_free(&result);
-    } else {
-        Error inner = *err;
-        fail(err, "%s: %.600s", path, inner.message);
+    one->status = -1;
+    one->rgb = image_read_rgb8(path, &width, &height, &one->err);
+    if (!one->rgb)
+        return;
+    one->status = samlad_detect(s, one->rgb, height, width, &one->result, dump, &one->err);
+    if (one->status) {
+        Error inner = one->err;
+        fail(&one->err, "%s: %.600s", path, inner.message);
     }
-    free(rgb);
+}
+
+/* Tell of the images base .. base+n-1 in order; the first that failed ends it, and what follows it is
+ * dropped. Frees them all. */
+static int output_batch(Detect *d, Detected *batch, const ImageList *list, int base, int n,
+                        Progress *progress, Error *err)
+{
+    int status = 0;
+    for (int i = 0; i < n; i++) {
+        Detected *one = &batch[i];
+        if (!status)
+            status = one->status ? fail(err, "%s", one->err.message)
+                                 : output_one(d, &one->result, one->rgb, list->paths[base + i],
+                                              list->names[base + i], err);
+        if (!one->status)
+            samlad_result_free(&one->result);
+        free(one->rgb);
+        if (!status && !isatty(STDOUT_FILENO)) /* results on a terminal are progress enough */
+            show_progress(progress, "images", base + i + 1, list->n);
+    }
+    return status;
+}
+
+/* As many images at once as pay. shares[0] is the command's own handle. */
+static int detect_images(Detect *d, const ImageList *list, Error *err)
+{
+    int at_once = samlad_images_at_once(d->s), n_shares = 1, status = 0;
+    if (at_once > list->n)
+        at_once = list->n;
+    Samlad **shares = calloc((size_t)at_once + 1, sizeof(*shares));
+    Detected *batch = calloc((size_t)at_once + 1, sizeof *batch);
+    Progress progress = {0};
+    if (!shares || !batch)
+        status = fail_memory(err, "a batch of images", (unsigned long long)at_once * sizeof *batch);
+    else
+        shares[0] = d->s;
+    for (; n_shares < at_once && !status; n_shares++)
+        if (!(shares[n_shares] = samlad_share(d->s, err)))
+            status = -1;
+    for (int base = 0; base < list->n && !status; base += at_once) {
+        int m = list->n - base < at_once ? list->n - base : at_once;
+#pragma omp parallel for schedule(static, 1) if (m > 1)
+        for (int i = 0; i < m; i++)
+            detect_file(&batch[i], shares[i], list->paths[base + i], d->args->dump);
+        status = output_batch(d, batch, list, base, m, &progress, err);
+    }
+    for (int i = 1; shares && i < n_shares; i++)
+        samlad_close(shares[i]);
+    free(shares), free(batch);
     return status;
 }
 
@@ -604,8 +657,6 @@ static int check_outputs(const ImageList *list, const char *out, Error *err)
 static int detect_list(Detect *d, const ImageList *list, Error *err)
 {
     char final[PATH_SIZE], temporary[PATH_SIZE + 8];
-    Progress progress = {0};
-    int status = 0;
     if (d->args->out) {
         if (dir_make(d->args->out, err))
             return -1;
@@ -615,11 +666,7 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
         if (!(d->jsonl = fopen(temporary, "w")))
             return fail(err, "%s: %s", temporary, strerror(errno));
     }
-    for (int i = 0; i < list->n && !status; i++) {
-        status = detect_one(d, list->paths[i], list->names[i], err);
-        if (!isatty(STDOUT_FILENO)) /* results scroll by on a terminal: they are progress enough */
-            show_progress(&progress, "images", i + 1, list->n);
-    }
+    int status = detect_images(d, list, err);
     if (d->jsonl) {
         if (fclose(d->jsonl) && !status)
             status = fail(err, "%s: cannot be written", temporary);

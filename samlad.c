@@ -90,7 +90,7 @@ Samlad *samlad_share(const Samlad *s, Error *err)
 int samlad_images_at_once(const Samlad *s)
 {
     const size_t budget = (size_t)512 << 20;
-    size_t one = models_state_bytes(&s->models) + 1;
+    size_t one = models_image_bytes(&s->models, &s->options);
     int threads = tensor_max_threads();
     return (size_t)threads <= budget / one ? threads : 1;
 }

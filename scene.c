@@ -78,12 +78,6 @@ int models_share(Models *copy, const Models *m, Error *err)
     return m->sam && !copy->sam_state ? -1 : 0;
 }
 
-size_t models_state_bytes(const Models *m)
-{
-    return (m->sam_state ? sam_state_bytes(m->sam_state) : 0) +
-           (m->vit_state ? vit_state_bytes(m->vit_state) : 0);
-}
-
 int models_complete(const Models *m, Options *o, Error *err)
 {
     const VitConfig *vit = vit_config(m->vit);
@@ -174,6 +168,17 @@ static Sizes choose_sizes(const Options *o, int patch, int height, int width)
     s.grid_h = at_least_one(s.in_h * cells);
     s.grid_w = at_least_one(s.in_w * cells);
     return s;
+}
+
+size_t models_image_bytes(const Models *m, const Options *o)
+{
+    /* A square image is the largest: of others the longer side is as long. */
+    const int patch = vit_config(m->vit)->patch_size;
+    const Sizes s = choose_sizes(o, patch, 1, 1);
+    const size_t channels = (size_t)vit_config(m->vit)->dim,
+                 cells = (size_t)s.up_h * (size_t)s.up_w + (size_t)s.grid_h * (size_t)s.grid_w;
+    return (m->sam_state ? sam_state_bytes(m->sam_state) : 0) +
+           vit_state_bytes(m->vit, s.patch_h, s.patch_w) + cells * channels * sizeof(float);
 }
 
 static void mean_unit(float *mean, const float *patches, int n, int channels)

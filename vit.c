@@ -355,7 +355,6 @@ const VitConfig *vit_config(const Vit *vit)
 /* ---- activations --------------------------------------------------------------------------------------*/
 
 struct VitState {
-    size_t n_bytes;   /* of all, this struct included */
     int pos_h, pos_w; /* the grid that `pos` holds, 0 before the first image */
     float *pos;       /* [n_patches][dim] position embedding of the patches at that grid */
     float *patches;   /* [n_patches][3*patch*patch] the pixels, patch by patch */
@@ -405,7 +404,6 @@ VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err)
     arena = (Arena){.base = (char *)state, .size = arena.used};
     lay_out(&layout, &arena, &vit->config, (size_t)grid_h * (size_t)grid_w);
     *state = layout;
-    state->n_bytes = arena.size;
     return state;
 }
 
@@ -414,9 +412,12 @@ void vit_state_free(VitState *state)
     free(state);
 }
 
-size_t vit_state_bytes(const VitState *state)
+size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w)
 {
-    return state->n_bytes;
+    VitState layout = {0};
+    Arena arena = {0};
+    lay_out(&layout, &arena, &vit->config, (size_t)grid_h * (size_t)grid_w);
+    return arena.used;
 }
 
 /* ---- the forward pass ---------------------------------------------------------------------------------*/

@@ -40,7 +40,7 @@ const VitConfig *vit_config(const Vit *vit);
 typedef struct VitState VitState;
 VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err);
 void vit_state_free(VitState *state);
-size_t vit_state_bytes(const VitState *state);
+size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w); /* of a state for that size */
 
 /* Receives intermediate tensors, for parity tests and --dump. NULL: off. */
 typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);

@@ -205,6 +205,21 @@ for threads in 1 2 4; do
     OMP_NUM_THREADS=$threads "$bin" detect --bank n.bank new --json $weights >again 2>err
     if cmp -s again lines.jsonl; then ok; else bad "other results with $threads threads"; fi
 done
+# several images at once: told in the order of the list, and nothing after one that fails
+mkdir many
+for i in 1 2 3 4 5; do cp new/a.ppm many/$i.ppm; done
+cp new/below/b.ppm many/3.ppm
+OMP_NUM_THREADS=1 "$bin" detect --bank n.bank many -o many1 $weights >one.txt 2>err
+OMP_NUM_THREADS=4 "$bin" detect --bank n.bank many -o many4 $weights >four.txt 2>err
+if [ -s one.txt ] && cmp -s one.txt four.txt && diff -r many1 many4 >err; then ok; else bad "4 images at once give other output"; fi
+cp good/1.ppm many/0.ppm
+echo "no image" >many/4.ppm
+OMP_NUM_THREADS=1 "$bin" detect --bank n.bank many -o many5 $weights >one.txt 2>one.err
+OMP_NUM_THREADS=4 "$bin" detect --bank n.bank many -o many6 $weights >four.txt 2>four.err
+if [ -s one.txt ] && cmp -s one.txt four.txt && cmp -s one.err four.err && grep -q "4.ppm" four.err; then ok; else bad "4 images at once, one broken"; fi
+if diff -r many5 many6 >err; then ok; else bad "files beside a broken image"; fi
+gone many6/results.jsonl many6/5_heat.png
+rm -r many many?
 expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
 expect 0 "info of a dump" "$bin" info d.safetensors
 for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embedding sam.masks sam.iou_predictions sam.stability_scores sam.boxes sam.points \

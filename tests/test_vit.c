@@ -189,7 +189,7 @@ static void real_at_size(const Vit *vit, Safetensors *golden, const StTensor *im
     float *patches = malloc(n_patches * (size_t)c->dim * sizeof *patches);
     float cls[192];
     REQUIRE(state && pixels && patches);
-    CHECK(vit_state_bytes(state) > n_patches * (size_t)c->dim * 4);
+    CHECK(vit_state_bytes(vit, h / 16, w / 16) > n_patches * (size_t)c->dim * 4);
     CHECK(vit_preprocess(c, pixels, h, w, image->data, (int)image->shape[0], (int)image->shape[1], &err) ==
           0);
     const float *row = golden_data(golden, golden_find(golden, key, "resized_row"));
