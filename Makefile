@@ -28,9 +28,9 @@ else
 ALL    += -Wno-unknown-pragmas
 endif
 
-# The command stands apart (cli.c, cli_*.c, bench.c), so that tests and users link the rest as libsamlad.a.
-CLI     = $(wildcard cli*.c bench*.c)
-SRC     = $(filter-out $(CLI),$(wildcard *.c)) $(wildcard io/*.c) $(wildcard eval/*.c)
+# The command stands apart, so that tests and users link the rest as libsamlad.a.
+CLI     = $(wildcard command/*.c)
+SRC     = $(wildcard *.c) $(wildcard kernels/*.c) $(wildcard io/*.c) $(wildcard eval/*.c)
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/libsamlad.a
 TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))

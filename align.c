@@ -13,7 +13,7 @@
 
 #include <math.h>
 
-#include "simd.h"
+#include "kernels/simd.h"
 
 /* Distance of two cells' features in units of the channels' spread. */
 static float distance(const float *a, const float *b, const float *scale, int channels)

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "align.h"
-#include "simd.h"
+#include "kernels/simd.h"
 
 static double divide(double a, double b)
 {

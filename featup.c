@@ -25,7 +25,7 @@
  * This file has its own OpenMP loops (elsewhere they are in tensor.c): over rows of the output. Rows share
  * nothing and no sum is divided, so the bits do not depend on the number of threads. */
 #include "featup.h"
-#include "simd.h"
+#include "kernels/simd.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
 
-#include "bf16.h"
+#include "kernels/bf16.h"
 #include "error.h"
 #include "io/safetensors.h"
 #include "tensor.h"

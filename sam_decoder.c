@@ -19,7 +19,7 @@
 #include <string.h>
 
 #include "sam_positions.h"
-#include "planar.h"
+#include "kernels/planar.h"
 
 struct SamDecoder {
     const Sam *sam;

@@ -43,7 +43,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "planar.h"
+#include "kernels/planar.h"
 
 #define MAX_LEVELS 4   /* layers of the transformer that this way is written for; SAM has 2 */
 #define MAX_FOLDED 512 /* H·T; beyond, the rank is no longer small */

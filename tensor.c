@@ -10,7 +10,7 @@
  *   - threads take whole tiles of the output. No sum is ever divided among threads, and the order of the
  *     terms in a sum depends on the shape alone, so results are the same bits for any number of threads. */
 #include "tensor.h"
-#include "tile.h"
+#include "kernels/tile.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* test_planar.c - the routines of planar.c against loops in double precision and against tensor.c's. */
-#include "../planar.h"
+#include "../kernels/planar.h"
 #include "../tensor.h"
 #include "test.h"
 

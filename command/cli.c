@@ -10,11 +10,11 @@
 
 #include "cli.h"
 #include "bench.h"
-#include "eval/evaluate.h"
-#include "io/file.h"
-#include "io/image.h"
-#include "report.h"
-#include "segment.h"
+#include "../eval/evaluate.h"
+#include "../io/file.h"
+#include "../io/image.h"
+#include "../report.h"
+#include "../segment.h"
 
 /* ================================================================================================
  * Arguments
@@ -917,7 +917,8 @@ static const struct {
     {"detect", command_detect, help_detect,
      "bank out json no-pictures dump backbone sam featup dcga *"}, /* * for a better message */
     {"segment", command_segment, help_segment,
-     "out sam point box single dump precision points pred-iou-thresh stability-score-thresh stability-score-offset "
+     "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "
+     "stability-score-offset "
      "box-nms-thresh crop-n-layers "
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
     {"info", command_info, help_info, ""},

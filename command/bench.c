@@ -23,17 +23,17 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "amg.h"
-#include "amm.h"
-#include "bank.h"
-#include "bf16.h"
+#include "../amg.h"
+#include "../amm.h"
+#include "../bank.h"
+#include "../kernels/bf16.h"
 #include "bench_model.h"
-#include "featup.h"
-#include "io/image.h"
-#include "io/json.h"
-#include "sam.h"
-#include "tensor.h"
-#include "vit.h"
+#include "../featup.h"
+#include "../io/image.h"
+#include "../io/json.h"
+#include "../sam.h"
+#include "../tensor.h"
+#include "../vit.h"
 
 enum { MAX_ONLY = 32, MAX_RUNS = 100, EXIT_USAGE = 2 };
 

@@ -5,10 +5,10 @@
 #include <string.h>
 
 #include "cli.h"
-#include "eval/ablate.h"
-#include "eval/evaluate.h"
-#include "eval/synth.h"
-#include "io/json.h"
+#include "../eval/ablate.h"
+#include "../eval/evaluate.h"
+#include "../eval/synth.h"
+#include "../io/json.h"
 
 /* ================================================================================================
  * samlad synth, samlad eval

@@ -5,8 +5,8 @@
 
 #include "simd.h"
 
-/* The register tile is MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element of a
- * fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
+/* The register tile is MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element
+ * of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #if defined(__AVX512F__)
 #define MR 14
 #else
@@ -36,8 +36,8 @@ typedef struct Start {
 
 /* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
  * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
-INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
-                          const float *b, ptrdiff_t ldb, int k)
+INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
+                          ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k)
 {
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++)
@@ -73,7 +73,8 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
     }
 }
 
-/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only; lda is a constant of each file. */
+/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only; lda is a constant of each file.
+ */
 /* clang-format off */
 #define TILE_CASE(n)                                                   \
     case n:                                                            \

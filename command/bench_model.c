@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/json.h"
+#include "../io/json.h"
 
 enum { MAX_TENSORS = 1024 };
 

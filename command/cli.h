@@ -5,8 +5,8 @@
 
 #include <stdint.h>
 
-#include "options.h"
-#include "samlad.h"
+#include "../options.h"
+#include "../samlad.h"
 
 enum { PATH_SIZE = 4096, EXIT_USAGE = 2 };
 

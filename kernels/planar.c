@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "simd.h"
-#include "tensor.h"
+#include "../tensor.h"
 #include "tile.h"
 
 /* ---- products ---------------------------------------------------------------------------------*/
