@@ -326,10 +326,15 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
     const int crop_w = g->crop.x1 - g->crop.x0, crop_h = g->crop.y1 - g->crop.y0;
     int64_t above_high = 0, above_low = 0;
     int x0 = crop_w, x1 = -1, y0 = crop_h, y1 = -1;
+    const float lowest = low < middle ? low : middle;
     sam_rows_begin(worker->rows, low_res);
     for (int y = 0; y < crop_h; y++) {
-        const float *logits = sam_rows_next(worker->rows);
         uint8_t *mask = worker->mask + ((size_t)(g->crop.y0 + y) * g->w + g->crop.x0);
+        if (sam_rows_skip(worker->rows, lowest)) { /* far from the mask: most rows of most masks */
+            memset(mask, 0, (size_t)crop_w);
+            continue;
+        }
+        const float *logits = sam_rows_next(worker->rows);
         int n_high = 0, n_low = 0, n = 0;
         for (int x = 0; x < crop_w; x++) {
             mask[x] = logits[x] > middle;

@@ -575,12 +575,14 @@ struct SamRows {
     Arena arena;
     const float *low_res;
     int low_size, input_w, original_w, original_h;
-    int next; /* the row that sam_rows_next will give */
+    int one_resize; /* the picture has the input's size: the second resize would change nothing */
+    int next;       /* the row that sam_rows_next will give */
     Axis low_x, low_y, full_x, full_y;
     float *low_rows[2];  /* [input_w] low-res rows low_at[] stretched to the input's width */
     float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width */
     int low_at[2], full_at[2];
-    float *input_row, *row; /* [input_w], [original_w] */
+    float *input_row, *row;     /* [input_w], [original_w] */
+    float *highest, *magnitude; /* [low_size] of each low-res row: its maximum, its largest |logit| */
 };
 
 static Axis axis_take(Arena *arena, int n_out)
@@ -625,6 +627,8 @@ static void rows_layout(SamRows *r, int input_h)
     }
     r->input_row = arena_floats(arena, (size_t)r->input_w);
     r->row = arena_floats(arena, (size_t)r->original_w);
+    r->highest = arena_floats(arena, (size_t)r->low_size);
+    r->magnitude = arena_floats(arena, (size_t)r->low_size);
 }
 
 SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
@@ -638,6 +642,7 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
     r->input_w = image->input_w;
     r->original_h = image->original_h;
     r->original_w = image->original_w;
+    r->one_resize = image->original_w == image->input_w && image->original_h == image->input_h;
     rows_layout(r, image->input_h);
     const size_t n_bytes = r->arena.used;
     r->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
@@ -668,6 +673,16 @@ void sam_rows_begin(SamRows *rows, const float *low_res)
     rows->next = 0;
     for (int i = 0; i < 2; i++)
         rows->low_at[i] = rows->full_at[i] = -1;
+    for (int y = 0; y < rows->low_size; y++) {
+        const float *row = low_res + (size_t)y * rows->low_size;
+        float highest = -INFINITY, lowest = INFINITY;
+        for (int x = 0; x < rows->low_size; x++) {
+            highest = row[x] > highest ? row[x] : highest;
+            lowest = row[x] < lowest ? row[x] : lowest;
+        }
+        rows->highest[y] = highest;
+        rows->magnitude[y] = highest > -lowest ? highest : -lowest;
+    }
 }
 
 static void stretch(float *out, const float *in, const Axis *x, int n)
@@ -694,13 +709,20 @@ static const float *low_row(SamRows *r, int y)
     return r->low_rows[slot];
 }
 
-/* Row y of the logits at the network's input size, stretched to the picture's width. */
+/* Row y of the logits at the network's input size. */
+static const float *input_row(SamRows *r, int y)
+{
+    blend(r->input_row, low_row(r, r->low_y.index0[y]), low_row(r, r->low_y.index1[y]), r->low_y.weight0[y],
+          r->low_y.weight1[y], r->input_w);
+    return r->input_row;
+}
+
+/* The same, stretched to the picture's width. */
 static const float *full_row(SamRows *r, int y)
 {
     int slot = y & 1;
     if (r->full_at[slot] != y) {
-        blend(r->input_row, low_row(r, r->low_y.index0[y]), low_row(r, r->low_y.index1[y]),
-              r->low_y.weight0[y], r->low_y.weight1[y], r->input_w);
+        input_row(r, y);
         stretch(r->full_rows[slot], r->input_row, &r->full_x, r->original_w);
         r->full_at[slot] = y;
     }
@@ -711,9 +733,24 @@ const float *sam_rows_next(SamRows *rows)
 {
     const int y = rows->next++;
     const Axis *axis = &rows->full_y;
+    if (rows->one_resize) /* 1·row + 0·neighbour, twice */
+        return input_row(rows, y);
     blend(rows->row, full_row(rows, axis->index0[y]), full_row(rows, axis->index1[y]), axis->weight0[y],
           axis->weight1[y], rows->original_w);
     return rows->row;
+}
+
+/* Both resizes take weighted means, so no number of a row exceeds the largest of the low-res rows that it is
+ * made of, but for rounding: a few units in the last place of the largest logit, for which 1e-5 is ample. */
+int sam_rows_skip(SamRows *rows, float limit)
+{
+    const Axis *low = &rows->low_y, *full = &rows->full_y;
+    const int y = rows->next, first = low->index0[full->index0[y]], last = low->index1[full->index1[y]];
+    for (int i = first; i <= last; i++)
+        if (!(rows->highest[i] + 1e-5f * rows->magnitude[i] < limit))
+            return 0;
+    rows->next++;
+    return 1;
 }
 
 int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err)

@@ -99,5 +99,7 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_rows_free(SamRows *rows);
 void sam_rows_begin(SamRows *rows, const float *low_res); /* low_res must stay until the last row */
 const float *sam_rows_next(SamRows *rows);                /* [original_w]; original_h times, from the top */
+/* 1: no logit of the next row reaches limit, and the row is left out; 0: it has to be looked at. */
+int sam_rows_skip(SamRows *rows, float limit);
 
 #endif

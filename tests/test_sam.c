@@ -106,6 +106,31 @@ static SamPrompt golden_prompt(Case *c, int labels[8])
     return p;
 }
 
+/* Rows that are left out lie below the limit, the others are the same as without leaving any out. */
+static void check_skipped_rows(const Case *c, const SamImage *image, const float *low, const float *logits)
+{
+    const int h = image->original_h, w = image->original_w;
+    const float lowest = logits[0], limits[] = {-INFINITY, lowest, lowest + 0.05f, 0, INFINITY};
+    SamRows *rows = sam_rows_new(c->sam, image, NULL);
+    REQUIRE(rows);
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        int skipped = 0, wrong = 0;
+        sam_rows_begin(rows, low);
+        for (int y = 0; y < h; y++) {
+            const float *expected = logits + (size_t)y * w;
+            int skip = sam_rows_skip(rows, limits[i]);
+            const float *row = skip ? NULL : sam_rows_next(rows);
+            for (int x = 0; x < w; x++)
+                wrong += skip ? !(expected[x] < limits[i]) : row[x] != expected[x];
+            skipped += skip;
+        }
+        CHECK_MSG(wrong == 0, "%s: limit %g: %d logits of rows are wrong", c->key, (double)limits[i], wrong);
+        CHECK(i > 0 || skipped == 0);
+        CHECK(i < 4 || skipped == h);
+    }
+    sam_rows_free(rows);
+}
+
 static void check_prompt(Case *c, const SamImage *image, int multimask)
 {
     const SamConfig *config = sam_config(c->sam);
@@ -125,6 +150,7 @@ static void check_prompt(Case *c, const SamImage *image, int multimask)
     CHECK(test_relative_error(iou, plain_iou, (size_t)n_out) < 5e-6);
     CHECK(sam_postprocess(c->sam, image, low, logits, &err) == 0);
     compare(c, "logits", logits, (size_t)image->original_h * image->original_w);
+    check_skipped_rows(c, image, low, logits);
     free(low);
     free(logits);
 }
