@@ -450,7 +450,7 @@ class Batch:
             tables.append(table)
             row0.append(n_rows)
             for i in range(len(table[0]) + 1):
-                o = table[0][i - 1]
+                o = table[0][i - 1] if i > 0 else None  # a scene may be background alone
                 digit.append(int(o['parent']) if i > 0 and kind == WRITTEN else -1)
                 key.append((seed, code, i, -1 if i == 0 else int(o['shape']),
                             (int(o['texture']), o['color'].tobytes(), float(o['scale'])) if i else 0))
