@@ -4,6 +4,7 @@
     python train_sam.py --out DIR --minutes 100                 a run from nothing
     python train_sam.py --out DIR --minutes 100 --resume FILE   goes on with a checkpoint (its schedule too)
     python train_sam.py --out DIR --minutes 60 --init weights/sam_tiny.safetensors --lr-scale 0.5
+    ... --image-size 224                                        the same weights, position tables stretched to another size
 
 Every step: B new scenes; A points an image. A dense auxiliary head (dropped at the end) turns the neck's output into
 embeddings of the finest grid, predicts the mask of each of the A points by a dot product, and where boundaries run; the real
@@ -135,6 +136,27 @@ class Batch:
         self.has_whole, self.area = torch.from_numpy(self.has_whole), torch.from_numpy(self.area)
 
 
+# ---------------------------------------------------------------- another image size
+
+def stretch_tables(tensors, config, image_size):
+    """Absolute and relative positions interpolated from the size that `config` tells to `image_size`; windows keep their
+    share of the grid. Everything else of SAM is free of the size. -> tensors, config."""
+    c = dict(config, image_size=image_size)
+    grid, before = image_size // c["patch_size"], config["image_size"] // c["patch_size"]
+    c["window_size"] = max(1, config["window_size"] * grid // before)
+    result = {}
+    for name, value in tensors.items():
+        x = torch.from_numpy(value.astype(np.float32))
+        if name.endswith("image_encoder.pos_embed"):
+            x = F.interpolate(x.permute(0, 3, 1, 2), (grid, grid), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        elif "rel_pos" in name:
+            block = int(name.split("blocks.")[1].split(".")[0])
+            side = grid if block in c["global_attn_indexes"] else c["window_size"]
+            x = F.interpolate(x.t().unsqueeze(0), 2 * side - 1, mode="linear", align_corners=False)[0].t()
+        result[name] = x.contiguous().numpy()
+    return result, c
+
+
 # ---------------------------------------------------------------- losses
 
 def mask_losses(sums, targets, weights):
@@ -178,7 +200,7 @@ class DenseHead(nn.Module):
         return (torch.bmm(q / self.dim ** 0.5, k) + self.bias).view(B * A, 1, 16 * N)
 
 
-def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True):
+def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True, iou_weight=1.0):
     """The decoder on the first R points of every image, some of them as boxes. -> loss, logs, state for the second round."""
     B = embedding.shape[0]
     P = B * R
@@ -207,7 +229,7 @@ def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True):
     head = F.mse_loss(iou_pred, true_iou)
     logs = {"mask": best.mean().item(), "iou": iou[:, 1:, 0].max(1)[0].mean().item(), "single": iou[:, 0, 0].mean().item(),
             "head": head.item()}
-    return total + head, logs, (logits.detach(), coordinates, labels, targets, weights, iou)
+    return total + iou_weight * head, logs, (logits.detach(), coordinates, labels, targets, weights, iou)
 
 
 def second_round(model, batch, embedding, R, state, rng, per_image=4):
@@ -356,6 +378,8 @@ def main():
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--lr-scale", type=float, default=1.0)
     parser.add_argument("--trays", type=float, default=0.0, help="share of the scenes drawn as trays before the mixture is asked")
+    parser.add_argument("--iou-weight", type=float, default=1.0, help="weight of the IoU head's squared error")
+    parser.add_argument("--image-size", type=int, help="with --init: train at this size instead of the file's")
     parser.add_argument("--curriculum", type=float, default=0.3, help="share of the run until all scenes are hard")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -366,6 +390,8 @@ def main():
     if args.init:
         tensors, meta = safetensors_io.load(args.init)
         config = config_from_metadata(meta)
+        if args.image_size and args.image_size != config["image_size"]:
+            tensors, config = stretch_tables(tensors, config, args.image_size)
     model = TinySam(config, seed=args.seed)
     dense = DenseHead(model.c["out_chans"])
     if args.init:
@@ -413,7 +439,8 @@ def main():
         embedding = model.encode(batch.images)
 
         aux_weight = 1.0 if progress < 0.5 else max(0.0, 1.0 - (progress - 0.5) / 0.4)
-        loss, logs, state = point_loss(model, batch, embedding, args.decoded, rng, all_masks=step % 4 == 0)
+        loss, logs, state = point_loss(model, batch, embedding, args.decoded, rng, all_masks=step % 4 == 0,
+                                       iou_weight=args.iou_weight)
         if aux_weight > 0:
             logits = dense(embedding, model.grid_position().to(BF16), batch.xy, model.grid, model.c["patch_size"])
             targets = batch.targets[:, :, :1].reshape(logits.shape[0], 1, -1)
