@@ -296,7 +296,7 @@ typedef struct Worker {
     SamScratch *scratch;
     SamRows *rows;  /* of the current crop */
     float *low_res; /* [n_multimask][4g][4g] */
-    float *iou;     /* [n_multimask + 1] */
+    float *iou;     /* [prompts together][n_multimask + 1] */
     int *tokens;    /* [n_multimask] the masks that are worth upscaling */
     uint8_t *mask;  /* [h][w] of the picture; zero outside the current crop */
     Error error;
@@ -382,31 +382,47 @@ static int judge_mask(const Generator *g, Worker *worker, const float *low_res, 
     return 0;
 }
 
-/* Prompt SAM with one foreground point of the crop; `out` [n_multimask] gets what survives. */
-static void work_off_point(const Generator *g, Worker *worker, const double *point, Candidate *out)
+/* Masks of one of the prompts that have just been decoded; `out` [n_multimask] gets what survives. */
+static void work_off_point(const Generator *g, Worker *worker, int prompt, const double *point,
+                           Candidate *out)
 {
     const SamConfig *config = sam_config(g->sam);
-    const float xy[2] = {(float)point[0], (float)point[1]};
-    const SamPrompt prompt = {.n_points = 1, .points = xy, .labels = (const int[]){1}};
     const double threshold = g->options->pred_iou_thresh;
+    const float *iou = worker->iou + (size_t)prompt * (size_t)(config->n_multimask + 1);
     const size_t n_low =
         16 * (size_t)(config->image_size / config->patch_size) * (config->image_size / config->patch_size);
     int n_tokens = 0;
-    sam_decode_prompt(g->decoder, worker->scratch, &prompt, worker->iou);
     for (int i = 1; i <= config->n_multimask; i++)
-        if (!(threshold > 0) || worker->iou[i] > (float)threshold)
+        if (!(threshold > 0) || iou[i] > (float)threshold)
             worker->tokens[n_tokens++] = i;
     if (n_tokens == 0)
         return;
-    sam_decode_masks(g->decoder, worker->scratch, worker->tokens, n_tokens, worker->low_res);
+    sam_decode_masks(g->decoder, worker->scratch, prompt, worker->tokens, n_tokens, worker->low_res);
     for (int i = 0; i < n_tokens && !worker->failed; i++) {
         Candidate *c = &out[worker->tokens[i] - 1];
-        c->iou = worker->iou[worker->tokens[i]];
+        c->iou = iou[worker->tokens[i]];
         c->point[0] = point[0] + g->crop.x0;
         c->point[1] = point[1] + g->crop.y0;
         c->crop = g->crop;
         worker->failed = judge_mask(g, worker, worker->low_res + (size_t)i * n_low, c) != 0;
     }
+}
+
+/* Prompt SAM with n foreground points [n][2] of the crop, n no more than the worker takes together; out
+ * [n][n_multimask]. */
+static void work_off_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
+{
+    static const int foreground = 1;
+    SamPrompt prompts[SAM_TOGETHER];
+    float xy[SAM_TOGETHER][2];
+    for (int i = 0; i < n; i++) {
+        xy[i][0] = (float)points[2 * i];
+        xy[i][1] = (float)points[2 * i + 1];
+        prompts[i] = (SamPrompt){.n_points = 1, .points = xy[i], .labels = &foreground};
+    }
+    sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou);
+    for (int i = 0; i < n && !worker->failed; i++)
+        work_off_point(g, worker, i, points + 2 * i, out + (size_t)i * sam_config(g->sam)->n_multimask);
 }
 
 /* ---- one crop ---------------------------------------------------------------------------------*/
@@ -434,17 +450,22 @@ static double grid_coordinate(int i, int n)
 static int work_off_batch(Generator *g, Candidates *list, int first, int n, Error *err)
 {
     const int per_side = points_in_layer(g->options, g->crop.layer),
-              n_masks = sam_config(g->sam)->n_multimask;
+              n_masks = sam_config(g->sam)->n_multimask,
+              together = sam_scratch_prompts(g->workers[0].scratch);
     const double crop_w = g->crop.x1 - g->crop.x0, crop_h = g->crop.y1 - g->crop.y0;
     memset(g->batch, 0, (size_t)n * n_masks * sizeof *g->batch);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(g->n_workers)
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i += together) {
         Worker *worker = &g->workers[worker_number()];
-        const int row = (first + i) / per_side, column = (first + i) % per_side;
-        const double point[2] = {grid_coordinate(column, per_side) * crop_w,
-                                 grid_coordinate(row, per_side) * crop_h};
+        const int count = n - i < together ? n - i : together;
+        double points[2 * SAM_TOGETHER];
+        for (int k = 0; k < count; k++) {
+            const int row = (first + i + k) / per_side, column = (first + i + k) % per_side;
+            points[2 * k] = grid_coordinate(column, per_side) * crop_w;
+            points[2 * k + 1] = grid_coordinate(row, per_side) * crop_h;
+        }
         if (!worker->failed)
-            work_off_point(g, worker, point, g->batch + (size_t)i * n_masks);
+            work_off_points(g, worker, points, count, g->batch + (size_t)i * n_masks);
     }
     int status = 0;
     for (int i = 0; i < g->n_workers && status == 0; i++)
@@ -733,15 +754,22 @@ static void generator_free(Generator *g)
     free(g->batch);
 }
 
+/* As many as the decoder likes, but enough portions of a batch for all workers. */
+static int points_together(const Generator *g)
+{
+    const int share = POINTS_PER_BATCH / (4 * g->n_workers);
+    return share < 1 ? 1 : share < SAM_TOGETHER ? share : SAM_TOGETHER;
+}
+
 static int worker_init(Worker *worker, const Generator *g, Error *err)
 {
     const SamConfig *c = sam_config(g->sam);
     const size_t side = 4 * (size_t)(c->image_size / c->patch_size), n_masks = (size_t)c->n_multimask;
-    worker->scratch = sam_scratch_new(g->sam, 1, err);
+    worker->scratch = sam_scratch_new(g->sam, 1, points_together(g), err);
     if (!worker->scratch)
         return -1;
     worker->low_res = aligned_array(n_masks * side * side, sizeof(float));
-    worker->iou = malloc((n_masks + 1) * sizeof(float));
+    worker->iou = malloc(SAM_TOGETHER * (n_masks + 1) * sizeof(float));
     worker->tokens = malloc(n_masks * sizeof(int));
     worker->mask = malloc((size_t)g->h * g->w);
     if (!worker->low_res || !worker->iou || !worker->tokens || !worker->mask)

@@ -73,7 +73,8 @@ int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res,
 
 /* ---- many prompts on one image ----------------------------------------------------------------
  * A SamDecoder holds what all prompts of an image share; it is read-only once made, so that threads may
- * share it. Each thread brings a SamScratch. Decoding is in two steps, because most masks of automatic
+ * share it. Each thread brings a SamScratch, in which a few prompts of the same shape go through the decoder
+ * together: their answers are those that each would get alone. Decoding is in two steps, because most masks of automatic
  * generation are rejected by their predicted IoU: first the transformer and the IoU head, then only the
  * masks that are wanted. */
 typedef struct SamDecoder SamDecoder;
@@ -81,17 +82,22 @@ typedef struct SamScratch SamScratch;
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_decoder_free(SamDecoder *decoder);
-/* For prompts of at most max_points points (and a box), without a mask. */
-SamScratch *sam_scratch_new(const Sam *sam, int max_points, Error *err);
+/* For prompts of at most max_points points (and a box), without a mask, max_prompts at a time. */
+enum { SAM_TOGETHER = 4 };
+SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err);
+/* How many it really takes at a time: 1 to SAM_TOGETHER. */
+int sam_scratch_prompts(const SamScratch *scratch);
 void sam_scratch_free(SamScratch *scratch);
 
-/* iou [n_multimask + 1]: predicted IoU of every mask token; [0] belongs to the single-mask answer. The
- * prompt must be one that sam_decode would accept. */
-void sam_decode_prompt(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompt, float *iou);
-/* Logits of the wanted mask tokens of the last prompt, in the order of `tokens` [n_tokens]:
+/* iou [n_prompts][n_multimask + 1]: predicted IoU of every mask token; [0] belongs to the single-mask answer.
+ * The prompts must be such that sam_decode would accept, alike in their number of points, and in having a
+ * box or none. */
+void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                        int n_prompts, float *iou);
+/* Logits of the wanted mask tokens of one of the last prompts, in the order of `tokens` [n_tokens]:
  * low_res [n_tokens][4·grid][4·grid]. */
-void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, const int *tokens, int n_tokens,
-                      float *low_res);
+void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,
+                      int n_tokens, float *low_res);
 
 /* A mask's logits at the size of the picture, row by row, so that no full-size logits need memory. */
 typedef struct SamRows SamRows;

@@ -13,7 +13,8 @@
  * products that touch every position. sam_decode_plain writes them as the official code does; so are
  * prompts with a mask decoded, whose image is no other prompt's, and prompts of very many tokens. For all
  * others the image's side is sam_positions.c: the same function with the products taken in another order.
- * The tokens' side is here, and the same for both. */
+ * The tokens' side is here, and the same for both. Its matrices are read once for a few prompts that go
+ * through it together: 28 rows instead of 7 for each of their 14 MB, which no cache near a core holds. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,15 +32,15 @@ struct SamDecoder {
 struct SamScratch {
     Arena arena;
     int plain; /* 1: products in the official order */
-    int max_tokens;
-    /* prompt */
-    int n_tokens;           /* T */
-    float *point_embedding; /* [T][C] the tokens as they enter: also their positional encoding */
-    /* tokens, [T][C] or less */
+    int max_tokens, max_prompts;
+    /* the prompts in work, alike in shape: their tokens lie one prompt behind the other */
+    int n_prompts, n_tokens, n_rows; /* P, T, P·T */
+    float *point_embedding;          /* [P·T][C] the tokens as they enter: also their positional encoding */
+    /* tokens, [P·T][C] or less */
     float *queries, *with_pe, *q, *k, *v, *heads, *branch;
-    float *hidden; /* [T][the widest MLP] */
+    float *hidden; /* 2 × [P·T][the widest MLP] */
     float *hyper;  /* [n_mask_tokens][C/8] */
-    SamTrail trail;
+    SamTrail trails[SAM_TOGETHER];
     /* plain only */
     float *dense;                                     /* [n][C] of a mask prompt */
     float *mask1, *mask2, *mask_scratch;              /* its downscaling */
@@ -124,7 +125,7 @@ static void layout_tokens(SamScratch *s, const Sam *sam)
 {
     const SamConfig *c = &sam->config;
     Arena *a = &s->arena;
-    const size_t n_tokens = (size_t)s->max_tokens, dim = (size_t)c->out_chans;
+    const size_t n_tokens = (size_t)s->max_prompts * (size_t)s->max_tokens, dim = (size_t)c->out_chans;
     size_t widest = dim;
     if ((size_t)c->decoder_mlp_dim > widest)
         widest = (size_t)c->decoder_mlp_dim;
@@ -164,11 +165,11 @@ static void layout(SamScratch *s, const Sam *sam)
     layout_tokens(s, sam);
     if (s->plain)
         layout_plain(s, sam);
-    else
-        sam_trail_layout(&s->trail, sam, s->max_tokens, &s->arena);
+    for (int i = 0; !s->plain && i < s->max_prompts; i++)
+        sam_trail_layout(&s->trails[i], sam, s->max_tokens, &s->arena);
 }
 
-static SamScratch *scratch_new(const Sam *sam, int max_points, int plain, Error *err)
+static SamScratch *scratch_new(const Sam *sam, int max_points, int max_prompts, int plain, Error *err)
 {
     SamScratch *s = calloc(1, sizeof *s);
     if (!s) {
@@ -176,6 +177,7 @@ static SamScratch *scratch_new(const Sam *sam, int max_points, int plain, Error 
         return NULL;
     }
     s->plain = plain;
+    s->max_prompts = plain || max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
     s->max_tokens = tokens_for(sam, max_points);
     layout(s, sam);
     const size_t n_bytes = s->arena.used;
@@ -189,9 +191,14 @@ static SamScratch *scratch_new(const Sam *sam, int max_points, int plain, Error 
     return s;
 }
 
-SamScratch *sam_scratch_new(const Sam *sam, int max_points, Error *err)
+SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err)
 {
-    return scratch_new(sam, max_points, !sam_trail_fits(sam, tokens_for(sam, max_points)), err);
+    return scratch_new(sam, max_points, max_prompts, !sam_trail_fits(sam, tokens_for(sam, max_points)), err);
+}
+
+int sam_scratch_prompts(const SamScratch *scratch)
+{
+    return scratch->max_prompts;
 }
 
 void sam_scratch_free(SamScratch *scratch)
@@ -256,45 +263,59 @@ static void embed_mask(const Sam *sam, SamScratch *s, const float *mask)
     affine(s->dense, s->mask2, &sam->mask_conv3, n, sam->config.out_chans, m);
 }
 
-/* Tokens of the prompt into point_embedding and queries; in the plain way the image into keys. */
-static void embed_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *prompt)
+/* The plain way's image: embedding + dense into keys, and with positions into keys_pe. */
+static void embed_image(const SamDecoder *d, SamScratch *s, const SamPrompt *prompt)
+{
+    const size_t n = (size_t)d->sam->n_positions * d->sam->config.out_chans;
+    if (prompt->mask) {
+        embed_mask(d->sam, s, prompt->mask);
+        sum(s->keys, d->image->embedding, s->dense, n);
+    } else {
+        memcpy(s->keys, d->source, n * sizeof(float));
+    }
+    sum(s->keys_pe, s->keys, d->sam->dense_pe, n);
+}
+
+/* Tokens of the prompts into point_embedding and queries; in the plain way the image into keys. */
+static void embed_prompts(const SamDecoder *d, SamScratch *s, const SamPrompt *prompts, int n_prompts)
 {
     const Sam *sam = d->sam;
-    const size_t dim = (size_t)sam->config.out_chans, n_image = (size_t)sam->n_positions * dim;
-    const int n_output = 1 + sam->n_mask_tokens;
-    memcpy(s->point_embedding, sam->iou_token, dim * sizeof(float));
-    memcpy(s->point_embedding + dim, sam->mask_tokens, (size_t)sam->n_mask_tokens * dim * sizeof(float));
-    s->n_tokens =
-        n_output + sam_embed_sparse(sam, d->image, prompt, s->point_embedding + (size_t)n_output * dim);
-    memcpy(s->queries, s->point_embedding, (size_t)s->n_tokens * dim * sizeof(float));
-    if (!s->plain) {
-        sam_trail_begin(&s->trail, s->n_tokens);
-        return;
+    const size_t dim = (size_t)sam->config.out_chans, n_mask = (size_t)sam->n_mask_tokens;
+    float *token = s->point_embedding;
+    s->n_prompts = n_prompts;
+    for (int i = 0; i < n_prompts; i++, token += (size_t)s->n_tokens * dim) {
+        memcpy(token, sam->iou_token, dim * sizeof(float));
+        memcpy(token + dim, sam->mask_tokens, n_mask * dim * sizeof(float));
+        s->n_tokens =
+            1 + (int)n_mask + sam_embed_sparse(sam, d->image, &prompts[i], token + (1 + n_mask) * dim);
     }
-    if (prompt->mask) {
-        embed_mask(sam, s, prompt->mask);
-        sum(s->keys, d->image->embedding, s->dense, n_image);
-    } else {
-        memcpy(s->keys, d->source, n_image * sizeof(float));
-    }
-    sum(s->keys_pe, s->keys, sam->dense_pe, n_image);
+    s->n_rows = n_prompts * s->n_tokens;
+    memcpy(s->queries, s->point_embedding, (size_t)s->n_rows * dim * sizeof(float));
+    for (int i = 0; !s->plain && i < n_prompts; i++)
+        sam_trail_begin(&s->trails[i], s->n_tokens);
+    if (s->plain)
+        embed_image(d, s, prompts);
 }
 
 /* ---- the two-way transformer: attention -------------------------------------------------------*/
 
-/* transformer.py's Attention with q, k, v of dim C, as it is written there; out [n_q][C]. The projections
- * go to tq [n_q][inner], tk, tv [n_k][inner], heads [n_q][inner]. */
-static void attend_plain(const Sam *sam, const SamAttention *a, float *out, const float *q, int n_q,
-                         const float *k, const float *v, int n_k, float *tq, float *tk, float *tv,
+/* transformer.py's Attention with q, k, v of dim C, as it is written there, for `groups` that do not see
+ * each other; out [groups·n_q][C]. The projections go to tq [groups·n_q][inner], tk, tv [groups·n_k][inner],
+ * heads [groups·n_q][inner]. */
+static void attend_plain(const Sam *sam, const SamAttention *a, int groups, float *out, const float *q,
+                         int n_q, const float *k, const float *v, int n_k, float *tq, float *tk, float *tv,
                          float *heads)
 {
     const int dim = sam->config.out_chans, inner = a->inner_dim, n_heads = sam->config.decoder_heads;
-    affine(tq, q, &a->q, n_q, inner, dim);
-    affine(tk, k, &a->k, n_k, inner, dim);
-    affine(tv, v, &a->v, n_k, inner, dim);
-    attention(heads, inner, tq, inner, tk, inner, tv, inner, n_q, n_k, n_heads, inner / n_heads,
-              attention_scale(sam, a), NULL);
-    affine(out, heads, &a->out, n_q, dim, inner);
+    affine(tq, q, &a->q, groups * n_q, inner, dim);
+    affine(tk, k, &a->k, groups * n_k, inner, dim);
+    affine(tv, v, &a->v, groups * n_k, inner, dim);
+    for (int i = 0; i < groups; i++) {
+        const size_t at_q = (size_t)i * n_q * inner, at_k = (size_t)i * n_k * inner;
+        attention(heads + at_q, inner, tq + at_q, inner, tk + at_k, inner, tv + at_k, inner, n_q, n_k,
+                  n_heads, inner / n_heads, attention_scale(sam, a), NULL);
+    }
+    affine(out, heads, &a->out, groups * n_q, dim, inner);
 }
 
 /* x[n] *= factor */
@@ -304,21 +325,24 @@ static void scale(float *x, float factor, size_t n)
         x[i] *= factor;
 }
 
-/* branch [T][C] = attention of the tokens (queries + point_embedding) to the image. */
+/* branch [P·T][C] = attention of the tokens (queries + point_embedding) to the image. */
 static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a)
 {
     const Sam *sam = d->sam;
-    const int dim = sam->config.out_chans, inner = a->inner_dim, n_tokens = s->n_tokens;
-    sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_tokens * dim);
+    const int dim = sam->config.out_chans, inner = a->inner_dim, n_rows = s->n_rows;
+    sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_rows * dim);
     if (s->plain) {
-        attend_plain(sam, a, s->branch, s->with_pe, n_tokens, s->keys_pe, s->keys, sam->n_positions, s->q,
+        attend_plain(sam, a, 1, s->branch, s->with_pe, n_rows, s->keys_pe, s->keys, sam->n_positions, s->q,
                      s->plain_k, s->plain_v, s->heads);
         return;
     }
-    affine(s->q, s->with_pe, &a->q, n_tokens, inner, dim);
-    scale(s->q, attention_scale(sam, a), (size_t)n_tokens * inner);
-    sam_trail_tokens_to_image(&s->trail, d->planes, a, s->q, s->heads);
-    affine(s->branch, s->heads, &a->out, n_tokens, dim, inner);
+    affine(s->q, s->with_pe, &a->q, n_rows, inner, dim);
+    scale(s->q, attention_scale(sam, a), (size_t)n_rows * inner);
+    for (int i = 0; i < s->n_prompts; i++) {
+        const size_t at = (size_t)i * s->n_tokens * inner;
+        sam_trail_tokens_to_image(&s->trails[i], d->planes, a, s->q + at, s->heads + at);
+    }
+    affine(s->branch, s->heads, &a->out, n_rows, dim, inner);
 }
 
 /* keys = norm4(keys + attention of the image to the tokens), and keys_pe with it. */
@@ -326,105 +350,114 @@ static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayL
 {
     const Sam *sam = d->sam;
     const SamAttention *a = &layer->image_to_token;
-    const int dim = sam->config.out_chans, inner = a->inner_dim, n = sam->n_positions, n_tokens = s->n_tokens;
-    sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_tokens * dim);
+    const int dim = sam->config.out_chans, inner = a->inner_dim, n = sam->n_positions, n_rows = s->n_rows;
+    sum(s->with_pe, s->queries, s->point_embedding, (size_t)n_rows * dim);
     if (s->plain) {
         /* up2, not in use yet, takes the result */
-        attend_plain(sam, a, s->up2, s->keys_pe, n, s->with_pe, s->queries, n_tokens, s->plain_q, s->k, s->v,
+        attend_plain(sam, a, 1, s->up2, s->keys_pe, n, s->with_pe, s->queries, n_rows, s->plain_q, s->k, s->v,
                      s->plain_heads);
         add(s->keys, s->up2, (size_t)n * dim);
         norm(s->keys, &layer->norm4, n, dim);
         sum(s->keys_pe, s->keys, sam->dense_pe, (size_t)n * dim);
         return;
     }
-    affine(s->k, s->with_pe, &a->k, n_tokens, inner, dim);
-    affine(s->v, s->queries, &a->v, n_tokens, inner, dim);
-    scale(s->k, attention_scale(sam, a), (size_t)n_tokens * inner);
-    sam_trail_image_to_tokens(&s->trail, d->planes, layer, s->k, s->v);
+    affine(s->k, s->with_pe, &a->k, n_rows, inner, dim);
+    affine(s->v, s->queries, &a->v, n_rows, inner, dim);
+    scale(s->k, attention_scale(sam, a), (size_t)n_rows * inner);
+    for (int i = 0; i < s->n_prompts; i++) {
+        const size_t at = (size_t)i * s->n_tokens * inner;
+        sam_trail_image_to_tokens(&s->trails[i], d->planes, layer, s->k + at, s->v + at);
+    }
 }
 
 /* ---- the two-way transformer: layers ----------------------------------------------------------*/
 
-/* Tokens attend to tokens; in the first layer without positional encoding and without a residual. */
+/* The tokens of a prompt attend to each other; in the first layer without positional encoding and without a residual. */
 static void self_attention(const Sam *sam, SamScratch *s, const SamTwoWayLayer *layer, int first)
 {
-    const size_t count = (size_t)s->n_tokens * sam->config.out_chans;
+    const size_t count = (size_t)s->n_rows * sam->config.out_chans;
     const float *q = s->queries;
     if (!first) {
         sum(s->with_pe, s->queries, s->point_embedding, count);
         q = s->with_pe;
     }
-    attend_plain(sam, &layer->self_attn, s->branch, q, s->n_tokens, q, s->queries, s->n_tokens, s->q, s->k,
-                 s->v, s->heads);
+    attend_plain(sam, &layer->self_attn, s->n_prompts, s->branch, q, s->n_tokens, q, s->queries, s->n_tokens,
+                 s->q, s->k, s->v, s->heads);
     if (first)
         memcpy(s->queries, s->branch, count * sizeof(float));
     else
         add(s->queries, s->branch, count);
-    norm(s->queries, &layer->norm1, s->n_tokens, sam->config.out_chans);
+    norm(s->queries, &layer->norm1, s->n_rows, sam->config.out_chans);
 }
 
 static void token_mlp(const Sam *sam, SamScratch *s, const SamTwoWayLayer *layer)
 {
     const int dim = sam->config.out_chans, hidden = sam->config.decoder_mlp_dim;
-    affine(s->hidden, s->queries, &layer->lin1, s->n_tokens, hidden, dim);
-    relu(s->hidden, (size_t)s->n_tokens * hidden);
-    affine(s->branch, s->hidden, &layer->lin2, s->n_tokens, dim, hidden);
-    add(s->queries, s->branch, (size_t)s->n_tokens * dim);
-    norm(s->queries, &layer->norm3, s->n_tokens, dim);
+    affine(s->hidden, s->queries, &layer->lin1, s->n_rows, hidden, dim);
+    relu(s->hidden, (size_t)s->n_rows * hidden);
+    affine(s->branch, s->hidden, &layer->lin2, s->n_rows, dim, hidden);
+    add(s->queries, s->branch, (size_t)s->n_rows * dim);
+    norm(s->queries, &layer->norm3, s->n_rows, dim);
 }
 
 static void run_transformer(const SamDecoder *d, SamScratch *s)
 {
     const Sam *sam = d->sam;
     const int dim = sam->config.out_chans;
-    const size_t count = (size_t)s->n_tokens * dim;
+    const size_t count = (size_t)s->n_rows * dim;
     for (int i = 0; i < sam->config.decoder_depth; i++) {
         const SamTwoWayLayer *layer = &sam->layers[i];
         self_attention(sam, s, layer, i == 0);
         tokens_to_image(d, s, &layer->token_to_image);
         add(s->queries, s->branch, count);
-        norm(s->queries, &layer->norm2, s->n_tokens, dim);
+        norm(s->queries, &layer->norm2, s->n_rows, dim);
         token_mlp(sam, s, layer);
         image_to_tokens(d, s, layer);
     }
     tokens_to_image(d, s, &sam->final_attn);
     add(s->queries, s->branch, count);
-    norm(s->queries, &sam->norm_final, s->n_tokens, dim);
+    norm(s->queries, &sam->norm_final, s->n_rows, dim);
 }
 
 /* ---- heads ------------------------------------------------------------------------------------*/
 
-/* mask_decoder.py's MLP on one token: ReLU between the layers; hidden is room for two layers. */
-static void mlp(const SamAffine *layers, int n_layers, float *out, const float *x, int n_in, int n_hidden,
-                int n_out, float *hidden)
+/* mask_decoder.py's MLP on tokens x [rows][n_in]: ReLU between the layers; hidden is room for two layers. */
+static void mlp(const SamAffine *layers, int n_layers, float *out, const float *x, int rows, int n_in,
+                int n_hidden, int n_out, float *hidden)
 {
     for (int i = 0; i < n_layers; i++) {
         const int last = i == n_layers - 1, width = last ? n_out : n_hidden;
-        float *y = last ? out : hidden + (size_t)(i & 1) * n_hidden;
-        affine(y, x, &layers[i], 1, width, n_in);
+        float *y = last ? out : hidden + (size_t)(i & 1) * rows * n_hidden;
+        affine(y, x, &layers[i], rows, width, n_in);
         if (!last)
-            relu(y, (size_t)width);
+            relu(y, (size_t)rows * width);
         x = y;
         n_in = width;
     }
 }
 
-void sam_decode_prompt(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompt, float *iou)
+void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                        int n_prompts, float *iou)
 {
     const Sam *sam = decoder->sam;
-    embed_prompt(decoder, scratch, prompt);
+    const size_t dim = (size_t)sam->config.out_chans;
+    embed_prompts(decoder, scratch, prompts, n_prompts);
     run_transformer(decoder, scratch);
-    mlp(sam->iou_head, sam->config.iou_head_depth, iou, scratch->queries, sam->config.out_chans,
+    for (int i = 0; i < n_prompts; i++)
+        memcpy(scratch->branch + (size_t)i * dim, scratch->queries + (size_t)i * scratch->n_tokens * dim,
+               dim * sizeof(float));
+    mlp(sam->iou_head, sam->config.iou_head_depth, iou, scratch->branch, n_prompts, (int)dim,
         sam->config.iou_head_hidden_dim, sam->n_mask_tokens, scratch->hidden);
 }
 
-/* hyper[i][C/8] of the wanted mask tokens. */
-static void run_hypernetworks(const Sam *sam, SamScratch *s, const int *tokens, int n_tokens)
+/* hyper[i][C/8] of the wanted mask tokens of a prompt. */
+static void run_hypernetworks(const Sam *sam, SamScratch *s, int prompt, const int *tokens, int n_tokens)
 {
     const int dim = sam->config.out_chans;
+    const float *queries = s->queries + (size_t)prompt * s->n_tokens * dim;
     for (int i = 0; i < n_tokens; i++)
         mlp(sam->hyper[tokens[i]], 3, s->hyper + (size_t)i * (dim / 8),
-            s->queries + (size_t)(1 + tokens[i]) * dim, dim, dim, dim / 8, s->hidden);
+            queries + (size_t)(1 + tokens[i]) * dim, 1, dim, dim, dim / 8, s->hidden);
 }
 
 static void upscale_and_multiply_plain(const Sam *sam, SamScratch *s, float *low_res, int n_masks)
@@ -440,14 +473,14 @@ static void upscale_and_multiply_plain(const Sam *sam, SamScratch *s, float *low
     matmul_nt(low_res, 16 * n, s->hyper, dim / 8, s->up2, dim / 8, n_masks, 16 * n, dim / 8, 0);
 }
 
-void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, const int *tokens, int n_tokens,
-                      float *low_res)
+void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,
+                      int n_tokens, float *low_res)
 {
-    run_hypernetworks(decoder->sam, scratch, tokens, n_tokens);
+    run_hypernetworks(decoder->sam, scratch, prompt, tokens, n_tokens);
     if (scratch->plain)
         upscale_and_multiply_plain(decoder->sam, scratch, low_res, n_tokens);
     else
-        sam_trail_upscale(&scratch->trail, decoder->planes, scratch->hyper, n_tokens, low_res);
+        sam_trail_upscale(&scratch->trails[prompt], decoder->planes, scratch->hyper, n_tokens, low_res);
 }
 
 /* ---- one prompt -------------------------------------------------------------------------------*/
@@ -476,7 +509,7 @@ static int tap_prompt(const SamDecoder *d, SamScratch *s, const SamPrompt *promp
 {
     const Sam *sam = d->sam;
     const int dim = sam->config.out_chans, n = sam->n_positions, n_output = 1 + sam->n_mask_tokens;
-    embed_prompt(d, s, prompt);
+    embed_prompts(d, s, prompt, 1);
     tap(user, "sam.sparse", 2, (int64_t[]){s->n_tokens - n_output, dim},
         s->point_embedding + (size_t)n_output * dim);
     if (prompt->mask)
@@ -501,12 +534,12 @@ static int decode_with(const SamDecoder *d, SamScratch *s, const SamPrompt *prom
     int tokens[SAM_MAX_MASK_TOKENS] = {0};
     if (tap && tap_prompt(d, s, prompt, tap, user, err))
         return -1;
-    sam_decode_prompt(d, s, prompt, all_iou);
+    sam_decode_prompts(d, s, prompt, 1, all_iou);
     for (int i = 0; i < n_out; i++) {
         tokens[i] = first + i;
         iou[i] = all_iou[first + i];
     }
-    sam_decode_masks(d, s, tokens, n_out, low_res);
+    sam_decode_masks(d, s, 0, tokens, n_out, low_res);
     if (tap) {
         tap(user, "sam.low_res", 3, (int64_t[]){n_out, side, side}, low_res);
         tap(user, "sam.iou_predictions", 1, (int64_t[]){n_out}, iou);
@@ -522,7 +555,7 @@ static int decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt
     if (prompt->mask || !sam_trail_fits(sam, tokens_for(sam, prompt->n_points)))
         plain = 1;
     SamDecoder *decoder = decoder_new(sam, image, plain, err);
-    SamScratch *scratch = decoder ? scratch_new(sam, prompt->n_points, plain, err) : NULL;
+    SamScratch *scratch = decoder ? scratch_new(sam, prompt->n_points, 1, plain, err) : NULL;
     int status =
         scratch ? decode_with(decoder, scratch, prompt, multimask, low_res, iou, tap, user, err) : -1;
     sam_scratch_free(scratch);

@@ -381,13 +381,13 @@ static int third_passes(Work *work, double *threshold, Error *err)
     const int n_multimask = sam_config(work->sam)->n_multimask;
     float *ious = new_buffer(work, (size_t)(SIDE * SIDE + 1) * (size_t)(n_multimask + 1), err);
     SamDecoder *decoder = ious ? sam_decoder_new(work->sam, &work->embedding, err) : NULL;
-    SamScratch *scratch = decoder ? sam_scratch_new(work->sam, 1, err) : NULL;
+    SamScratch *scratch = decoder ? sam_scratch_new(work->sam, 1, 1, err) : NULL;
     int n = 0;
     for (int i = 0; scratch && i < SIDE * SIDE; i++) {
         const float point[2] = {((float)(i % SIDE) + 0.5f) * (float)work->width / SIDE,
                                 ((float)(i / SIDE) + 0.5f) * (float)work->height / SIDE};
         const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
-        sam_decode_prompt(decoder, scratch, &prompt, ious + n);
+        sam_decode_prompts(decoder, scratch, &prompt, 1, ious + n);
         memmove(ious + n, ious + n + 1, (size_t)n_multimask * sizeof *ious);
         n += n_multimask;
     }

@@ -270,31 +270,38 @@ static void test_threads_do_not_change_bits(void)
 #endif
 }
 
-/* One scratch serves prompt after prompt, and wanted masks come out alone as they do together. */
+/* One scratch serves prompt after prompt; wanted masks come out alone as they do together, and prompts that go
+ * through the decoder together get the very answers that each gets alone. */
 static void test_scratch_is_reusable(void)
 {
     Case c;
     REQUIRE(case_open(&c, "blocks"));
     const size_t n_low = 52 * 52;
     uint8_t *rgb = checkered(52, 52);
-    float *all = malloc(4 * n_low * sizeof *all), *one = malloc(n_low * sizeof *one), iou[4], again[4];
-    const float points[2][2] = {{10, 11}, {40, 20}};
+    float *all = malloc(4 * n_low * sizeof *all), *one = malloc(n_low * sizeof *one), iou[4], again[3][4];
+    const float points[3][2] = {{10, 11}, {40, 20}, {25, 47}};
+    static const int label = 1;
+    SamPrompt prompts[3];
+    for (int i = 0; i < 3; i++)
+        prompts[i] = (SamPrompt){.n_points = 1, .points = points[i], .labels = &label};
     SamImage image;
     REQUIRE(sam_encode(c.sam, c.state, &image, rgb, 52, 52, 0, NULL, NULL, NULL) == 0);
     SamDecoder *decoder = sam_decoder_new(c.sam, &image, NULL);
-    SamScratch *scratch = sam_scratch_new(c.sam, 1, NULL);
-    REQUIRE(decoder && scratch);
-    SamPrompt first = {.n_points = 1, .points = points[0], .labels = (const int[]){1}}, second = first;
-    second.points = points[1];
-    sam_decode_prompt(decoder, scratch, &first, iou);
-    sam_decode_masks(decoder, scratch, (const int[]){0, 1, 2, 3}, 4, all);
-    sam_decode_prompt(decoder, scratch, &second, again);
-    CHECK(memcmp(iou, again, sizeof iou) != 0);
-    sam_decode_masks(decoder, scratch, (const int[]){2}, 1, one);
-    sam_decode_prompt(decoder, scratch, &first, again);
-    CHECK(memcmp(iou, again, sizeof iou) == 0);
-    sam_decode_masks(decoder, scratch, (const int[]){2}, 1, one);
-    CHECK(test_relative_error(one, all + 2 * n_low, n_low) < 1e-6);
+    SamScratch *scratch = sam_scratch_new(c.sam, 1, 3, NULL);
+    REQUIRE(decoder && scratch && sam_scratch_prompts(scratch) == 3);
+    sam_decode_prompts(decoder, scratch, &prompts[0], 1, iou);
+    sam_decode_masks(decoder, scratch, 0, (const int[]){0, 1, 2, 3}, 4, all);
+    sam_decode_prompts(decoder, scratch, &prompts[1], 1, again[0]);
+    CHECK(memcmp(iou, again[0], sizeof iou) != 0);
+    sam_decode_masks(decoder, scratch, 0, (const int[]){2}, 1, one);
+    CHECK(memcmp(one, all + 2 * n_low, n_low * sizeof *one) != 0);
+    for (int place = 0; place < 3; place++) {
+        SamPrompt turned[3] = {prompts[(3 - place) % 3], prompts[(4 - place) % 3], prompts[(5 - place) % 3]};
+        sam_decode_prompts(decoder, scratch, turned, 3, again[0]);
+        CHECK(memcmp(iou, again[place], sizeof iou) == 0);
+        sam_decode_masks(decoder, scratch, place, (const int[]){2}, 1, one);
+        CHECK(memcmp(one, all + 2 * n_low, n_low * sizeof *one) == 0);
+    }
     sam_scratch_free(scratch);
     sam_decoder_free(decoder);
     sam_image_free(&image);
