@@ -36,7 +36,8 @@ the checkpoint is executed, and neither torch nor numpy is needed.
 EPILOG = """\
 examples:
   convert.py sam_vit_h_4b8939.pth -o sam_vit_h.safetensors --dtype f16
-      Segment Anything, half the size; samlad computes in f32 whatever the file holds
+      Segment Anything, half the size; samlad computes in f32 whatever the file holds. An f32 file is used in
+      place and shared between processes; an f16 or bf16 one becomes f32 in each process's own memory
   convert.py dinov2_vits14_reg4_pretrain.pth -o dinov2_vits14_reg.safetensors
       DINOv2 S/B/L/g, with or without registers
   convert.py deit_small.pth -o deit_small.safetensors --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
