@@ -393,7 +393,7 @@ static int channel_spread(Bank *b, Error *err)
     }
     for (size_t c = 0; c < C; c++) {
         double mean = sums[c] / (double)n, variance = sums[C + c] / (double)n - mean * mean;
-        b->channel_std[c] = variance > 1e-12 ? (float)sqrt(variance) : 1;
+        b->channel_std[c] = channel_unit(mean, sqrt(fmax(variance, 0)));
     }
     free(sums), free(cell);
     return 0;

@@ -291,6 +291,11 @@ static void standardise(const Dcga *dcga, float *x, const float *pooled, int n)
         }
 }
 
+float channel_unit(double mean, double std)
+{
+    return std > 1e-6 && std > fabs(mean) / 1024 ? (float)std : 1;
+}
+
 static void moments(Dcga *dcga, const float *pooled, int total)
 {
     for (int c = 0; c < dcga->channels; c++) {
@@ -304,7 +309,7 @@ static void moments(Dcga *dcga, const float *pooled, int total)
         }
         double std = total ? sqrt(squares / total) : 0;
         dcga->mean[c] = (float)mean;
-        dcga->std[c] = std > 1e-6 ? (float)std : 1; /* a channel that never changes says nothing either way */
+        dcga->std[c] = channel_unit(mean, std);
     }
 }
 

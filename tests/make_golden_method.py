@@ -106,9 +106,14 @@ def pool(weights, features):
 # ---- 5. DCGA ---------------------------------------------------------------------------------------------------------
 
 
+def channel_unit(x):
+    """Standard deviations; 1 for a channel that varies by no more than float16's rounding of its mean."""
+    mean, std = x.mean(0), x.std(0)
+    return np.where((std > 1e-6) & (std > np.abs(mean) / 1024), std, 1)
+
+
 def moments(pooled):
-    mean, std = pooled.mean(0), pooled.std(0)
-    return mean, np.where(std > 1e-6, std, 1)
+    return pooled.mean(0), channel_unit(pooled)
 
 
 def mutual(score):
@@ -362,7 +367,7 @@ class Bank:
         if channel_graph == "covariance":
             self.filter = covariance_filter((pooled - self.mean) / self.std, self.centroids, self.first)
         cells = np.concatenate([im["features"].reshape(-1, pooled.shape[1]) for im in self.images])
-        self.channel_std = np.where(cells.std(0) > 1e-6, cells.std(0), 1)
+        self.channel_std = channel_unit(cells)
         for im in self.images:
             im["h"] = self.describe(im["pooled"], im["features"], im["weights"])
         self.calibrate_alpha()

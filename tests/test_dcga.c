@@ -296,6 +296,36 @@ static void test_poor_banks(void)
     }
 }
 
+/* A channel that is constant but for rounding must not be blown up: descriptors that differ by float16's
+ * rounding of it stay alike. */
+static void test_constant_channel(void)
+{
+    enum { N = 8 };
+    float pooled[N][4], centroids[N][2];
+    const int first[3] = {0, N / 2, N};
+    for (int i = 0; i < N; i++) {
+        const int k = i % (N / 2);
+        const float row[4] = {1.36f + 4e-6f * (float)(i % 3), (float)(k % 2), (float)(k / 2), 0.1f * (float)k};
+        memcpy(pooled[i], row, sizeof row);
+        centroids[i][0] = 0.2f + 0.2f * (float)k, centroids[i][1] = 0.5f;
+    }
+    for (int graph = CHANNEL_OFF; graph <= CHANNEL_COVARIANCE; graph++) {
+        DcgaOptions options = DCGA;
+        Dcga d;
+        Error err;
+        float exact[4], rounded[4], stored[4];
+        options.channel_graph = (ChannelGraph)graph;
+        REQUIRE(!dcga_fit(&d, &options, 4, pooled[0], centroids[0], first, 2, &err));
+        memcpy(stored, pooled[3], sizeof stored);
+        stored[0] = 1.3603516f; /* the nearest float16 */
+        CHECK(!dcga_describe(&d, exact, pooled[3], NULL, NULL, 1, 0, 0, 1, &err));
+        CHECK(!dcga_describe(&d, rounded, stored, NULL, NULL, 1, 0, 0, 1, &err));
+        CHECK(test_relative_error(rounded, exact, 4) < 2e-3);
+        dcga_free(&d);
+    }
+    CHECK(channel_unit(0, 0) == 1 && channel_unit(5, 0.5) == 0.5f && channel_unit(-5, 4e-3) == 1);
+}
+
 static void test_mutual_pairs(void)
 {
     static const float score[3][4] = {{1, 5, 2, 0}, {0, 6, 7, 0}, {3, 1, 1, 1}};
@@ -314,6 +344,7 @@ int main(void)
     RUN(test_weights_sum_to_one);
     RUN(test_objects_options);
     RUN(test_mutual_pairs);
+    RUN(test_constant_channel);
     RUN(test_covariance);
     RUN(test_softmax_graph);
     RUN(test_object_graph);
