@@ -32,6 +32,12 @@ from train_vit import VisionTransformer, load_vit  # noqa: E402
 HELD_OUT = 2 ** 41
 
 
+def channel_unit(x):
+    """[n][C] -> [C] what dcga.c's channel_unit gives: deviations, 1 for channels that never change."""
+    mean, std = x.mean(0), x.std(0)
+    return np.where((std > 1e-6) & (std > np.abs(mean) / 1024), std, 1)
+
+
 # ---------------------------------------------------------------------------------------------- backbones
 
 class Backbone:
@@ -132,7 +138,7 @@ class Channels:
 
     def __init__(self, bank, whiten=True):
         x = np.concatenate([s.a for s in bank])
-        self.mu, self.sd, self.filter = x.mean(0), x.std(0) + 1e-6, None
+        self.mu, self.sd, self.filter = x.mean(0), channel_unit(x), None
         for _ in range(2 if whiten else 0):
             h = [self(s) for s in bank]
             d = []
@@ -178,7 +184,7 @@ class Method:
         self.bank, self.k, self.wp = bank, min(k, len(bank) - 1), wp
         self.channels = Channels(bank, whiten)
         self.h = [self.channels(s) for s in bank]
-        self.sd = np.concatenate([s.f.reshape(-1, s.f.shape[-1])[::7] for s in bank]).std(0) + 1e-6
+        self.sd = channel_unit(np.concatenate([s.f.reshape(-1, s.f.shape[-1])[::7] for s in bank]))
         pairs = []
         for i, s in enumerate(bank):
             for r in self.nearest(s, i)[:self.k]:
@@ -444,7 +450,7 @@ def objects_table(backbone, size, kind, n_scenes=24, seed=HELD_OUT, g=56):
         good = [Scene(a, d[1], g) for a, d in zip(f, drawn)]
         views.append((good, Scene(f[6], bad[1], g), drawn[0][3], bad))
     every = np.concatenate([v.f.reshape(-1, v.f.shape[-1])[::9] for vs in views for v in vs[0][:2]])
-    std = every.std(0) + 1e-6
+    std = channel_unit(every)
     for vs, bad_view, objects, bad in views:
         look = [(o['shape'], o['texture'], o['color'].tobytes(), o['color2'].tobytes()) for o in objects]
         for k, whiten in enumerate((False, True)):

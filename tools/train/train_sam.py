@@ -392,17 +392,19 @@ def main():
         config = config_from_metadata(meta)
         if args.image_size and args.image_size != config["image_size"]:
             tensors, config = stretch_tables(tensors, config, args.image_size)
+    saved = torch.load(args.resume) if args.resume else None
+    if saved:
+        config = saved.get("config", config)
     model = TinySam(config, seed=args.seed)
     dense = DenseHead(model.c["out_chans"])
-    if args.init:
+    if args.init and not saved:
         model.load_official({k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items()})
     named = {n.replace("/", "."): p for n, p in model.named_parameters()}
     named.update({"dense." + n: p for n, p in dense.named_parameters()})
     optimizer = Optimizer(named, args.muon_lr * args.lr_scale, args.adam_lr * args.lr_scale, args.decay)
     ema = model.official_state()
     step, images, before = 0, 0, 0.0
-    if args.resume:
-        saved = torch.load(args.resume)
+    if saved:
         model.load_official(saved["model"]), dense.load_state_dict(saved["dense"], strict=False)
         optimizer.load(saved["optimizer"])
         ema, step, images, before = saved["ema"], saved["step"], saved["images"], saved["seconds"]
@@ -416,7 +418,7 @@ def main():
 
     def checkpoint():
         save_atomically(os.path.join(args.out, "last.pt"), {
-            "model": model.official_state(), "dense": dense.state_dict(), "optimizer": optimizer.state(), "ema": ema,
+            "config": dict(model.c), "model": model.official_state(), "dense": dense.state_dict(), "optimizer": optimizer.state(), "ema": ema,
             "step": step, "images": images, "seconds": time.time() - start, "args": vars(args)})
         export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, ema,
                {"training.steps": step, "training.images": images, "training.seed": args.seed,
