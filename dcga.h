@@ -55,9 +55,9 @@ void objects_pool(float *pooled, const float *weights, const float *features, in
 
 /* ---- objects -> descriptors ----------------------------------------------------------------------*/
 
-/* What a channel of this mean and standard deviation is measured in: its deviation, or 1 when the channel never
- * changes and so says nothing either way. Trained networks have such channels. A bank keeps features as
- * float16, so what varies by less than 1/1024 of its mean is rounding [ours]. */
+/* What a channel of this mean and standard deviation is measured in: its deviation, or 1 when the channel
+ * never changes and so says nothing either way. Trained networks have such channels. A bank keeps features
+ * as float16, so what varies by less than 1/1024 of its mean is rounding [ours]. */
 float channel_unit(double mean, double std);
 
 typedef enum ChannelGraph { CHANNEL_OFF, CHANNEL_COVARIANCE, CHANNEL_SOFTMAX } ChannelGraph;

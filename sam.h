@@ -74,9 +74,9 @@ int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res,
 /* ---- many prompts on one image ----------------------------------------------------------------
  * A SamDecoder holds what all prompts of an image share; it is read-only once made, so that threads may
  * share it. Each thread brings a SamScratch, in which a few prompts of the same shape go through the decoder
- * together: their answers are those that each would get alone. Decoding is in two steps, because most masks of automatic
- * generation are rejected by their predicted IoU: first the transformer and the IoU head, then only the
- * masks that are wanted. */
+ * together: their answers are those that each would get alone. Decoding is in two steps, because most masks
+ * of automatic generation are rejected by their predicted IoU: first the transformer and the IoU head, then
+ * only the masks that are wanted. */
 typedef struct SamDecoder SamDecoder;
 typedef struct SamScratch SamScratch;
 
@@ -89,9 +89,9 @@ SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Err
 int sam_scratch_prompts(const SamScratch *scratch);
 void sam_scratch_free(SamScratch *scratch);
 
-/* iou [n_prompts][n_multimask + 1]: predicted IoU of every mask token; [0] belongs to the single-mask answer.
- * The prompts must be such that sam_decode would accept, alike in their number of points, and in having a
- * box or none. */
+/* iou [n_prompts][n_multimask + 1]: predicted IoU of every mask token; [0] belongs to the single-mask
+ * answer. The prompts must be such that sam_decode would accept, alike in their number of points, and in
+ * having a box or none. */
 void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
                         int n_prompts, float *iou);
 /* Logits of the wanted mask tokens of one of the last prompts, in the order of `tokens` [n_tokens]:
