@@ -754,18 +754,12 @@ static void generator_free(Generator *g)
     free(g->batch);
 }
 
-/* As many as the decoder likes, but enough portions of a batch for all workers. */
-static int points_together(const Generator *g)
-{
-    const int share = POINTS_PER_BATCH / (4 * g->n_workers);
-    return share < 1 ? 1 : share < SAM_TOGETHER ? share : SAM_TOGETHER;
-}
-
 static int worker_init(Worker *worker, const Generator *g, Error *err)
 {
     const SamConfig *c = sam_config(g->sam);
     const size_t side = 4 * (size_t)(c->image_size / c->patch_size), n_masks = (size_t)c->n_multimask;
-    worker->scratch = sam_scratch_new(g->sam, 1, points_together(g), err);
+    /* as many points together as the decoder likes, but enough portions of a batch for all workers */
+    worker->scratch = sam_scratch_new(g->sam, 1, POINTS_PER_BATCH / (4 * g->n_workers), err);
     if (!worker->scratch)
         return -1;
     worker->low_res = aligned_array(n_masks * side * side, sizeof(float));

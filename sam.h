@@ -82,7 +82,7 @@ typedef struct SamScratch SamScratch;
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_decoder_free(SamDecoder *decoder);
-/* For prompts of at most max_points points (and a box), without a mask, max_prompts at a time. */
+/* For prompts of at most max_points points (and a box), without a mask, max_prompts at a time (taken as 1 to SAM_TOGETHER). */
 enum { SAM_TOGETHER = 4 };
 SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err);
 /* How many it really takes at a time: 1 to SAM_TOGETHER. */
