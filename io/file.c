@@ -126,24 +126,41 @@ static int sweep_one(const char *path, const struct stat *info, int type, struct
     return 0;
 }
 
+/* nftw for folders where other processes come and go: one that vanishes under it ends its walk, which then
+ * begins again. Each time takes a folder that is gone by now, so it ends. */
+static int walk(const char *path, int (*visit)(const char *, const struct stat *, int, struct FTW *),
+                int flags)
+{
+    while (dir_exists(path)) {
+        if (nftw(path, visit, 16, FTW_PHYS | flags) == 0)
+            break;
+        if (errno != ENOENT)
+            return -1;
+    }
+    return 0;
+}
+
 int dir_sweep(const char *path, Error *err)
 {
-    return nftw(path, sweep_one, 16, FTW_PHYS) == 0
+    return walk(path, sweep_one, 0) == 0
                ? 0
                : fail(err, "%s: cannot look through the folder: %s", path, strerror(errno));
 }
 
+/* A folder that another process filled again after it was emptied stays, with what was put there. */
 static int remove_one(const char *path, const struct stat *info, int type, struct FTW *at)
 {
-    (void)info, (void)type, (void)at;
-    return remove(path) != 0 && errno != ENOENT ? -1 : 0;
+    (void)info, (void)at;
+    if (remove(path) == 0 || errno == ENOENT)
+        return 0;
+    return type == FTW_DP && (errno == ENOTEMPTY || errno == EEXIST) ? 0 : -1;
 }
 
 int dir_remove(const char *path, Error *err)
 {
-    if (!dir_exists(path) || nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0 || errno == ENOENT)
-        return 0;
-    return fail(err, "%s: cannot remove the folder: %s", path, strerror(errno));
+    return walk(path, remove_one, FTW_DEPTH) == 0
+               ? 0
+               : fail(err, "%s: cannot remove the folder: %s", path, strerror(errno));
 }
 
 int file_sync(const char *path, Error *err)

@@ -1,5 +1,6 @@
 /* test_dataset.c - io/probe.c, scene_file.c, the temporary names of io/file.c: what long runs stand on. Data
  * sets and runs themselves are tested from outside, by test_eval.sh. */
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -231,6 +232,32 @@ static void test_sweep(void)
     free(bytes), free(mine);
 }
 
+/* Shards remove the analysed images of a category as soon as its bank is there, while others still write. */
+static void test_remove_while_others_write(void)
+{
+    Error err = {""};
+    char shared[256], file[320];
+    snprintf(shared, sizeof shared, "%s", path_in("shared/a/b"));
+    REQUIRE(!dir_make(shared, &err));
+    pid_t child = fork();
+    if (child == 0) {
+        for (unsigned i = 0;;
+             i = (i + 1) % 64) { /* a write fails when the folder has just gone: that is theirs */
+            snprintf(file, sizeof file, "%s/%u", shared, i);
+            if (dir_make(shared, NULL) == 0)
+                file_write(file, "x", 1, NULL);
+        }
+    }
+    REQUIRE(child > 0);
+    int failed = 0;
+    for (int i = 0; i < 400; i++)
+        failed += dir_remove(path_in("shared"), &err) != 0 || dir_sweep(path_in("."), &err) != 0;
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    CHECK_MSG(failed == 0, "%d of 400 failed: %s", failed, err.message);
+    CHECK_MSG(!dir_remove(path_in("shared"), &err) && !dir_exists(path_in("shared")), "%s", err.message);
+}
+
 int main(void)
 {
     Error err;
@@ -242,6 +269,7 @@ int main(void)
     RUN(test_probe_damaged);
     RUN(test_scene_file);
     RUN(test_sweep);
+    RUN(test_remove_while_others_write);
     dir_remove(folder, NULL);
     return test_summary();
 }
