@@ -7,11 +7,15 @@
  *                its neighbours within `reach` cells, are tried, and the one at which the features differ
  *                least wins. The mean of distances (not of their squares) judges: a scratch is a few cells of
  *                large distance and must not move the object that carries it
- *   no match     the object is compared with what lies at its place, so that a poor segmentation, in which
- *                nothing matched, does not hide a damage there */
+ *   claims       a mask ends where a piece broke off, and what lies there is compared with the ground that
+ * the references show beside their parts, or under them, for parts never lie exactly alike: nearly anything
+ * is normal there. The references' masks say that the part should go on no match     the object is compared
+ * with what lies at its place, so that a poor segmentation, in which nothing matched, does not hide a damage
+ * there */
 #include "align.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "kernels/simd.h"
 
@@ -119,4 +123,91 @@ Placement align_object(const AmmQuery *q, int i, const AmmReference *r, const Am
     candidates[n_candidates++] = same;
     int n = reach > 0 ? pick_cells(cells, q, i) : 0;
     return n > 0 ? register_object(q, cells, n, r, candidates, n_candidates, reach) : candidates[0];
+}
+
+/* w [h·w] at (x, y) in cells (centres at .5), bilinear, 0 beyond the borders. */
+static float mask_at(const float *w, int grid_h, int grid_w, float x, float y)
+{
+    float left = floorf(x - 0.5f), top = floorf(y - 0.5f), fx = x - 0.5f - left, fy = y - 0.5f - top, sum = 0;
+    if (!(left >= -1 && top >= -1 && left < (float)grid_w && top < (float)grid_h))
+        return 0;
+    for (int corner = 0; corner < 4; corner++) {
+        int right = corner & 1, low = corner >> 1, at_x = (int)left + right, at_y = (int)top + low;
+        if (at_x >= 0 && at_y >= 0 && at_x < grid_w && at_y < grid_h)
+            sum += (right ? fx : 1 - fx) * (low ? fy : 1 - fy) * w[at_y * grid_w + at_x];
+    }
+    return sum;
+}
+
+/* expected [h·w]: the mean mask of what object i matched, moved to where the object lies in the query. */
+static void expected_mask(float *expected, const AmmQuery *q, int i, const Placement *places,
+                          const AmmReference *references, int k)
+{
+    const int h = q->grid_h, w = q->grid_w;
+    int matched = 0;
+    for (int r = 0; r < k; r++)
+        matched += references[r].match_q[i] >= 0;
+    memset(expected, 0, (size_t)h * (size_t)w * sizeof *expected);
+    for (int r = 0; r < k && 2 * matched >= k; r++) {
+        const int j = references[r].match_q[i];
+        const Placement *at = &places[(size_t)i * (size_t)k + (size_t)r];
+        if (j < 0)
+            continue;
+        const float *mask = references[r].weights + (size_t)j * (size_t)(h * w);
+        for (int y = 0; y < h; y++)
+            for (int x = 0; x < w; x++)
+                expected[y * w + x] += mask_at(mask, h, w, at->x + at->zoom * ((float)x + 0.5f),
+                                               at->y + at->zoom * ((float)y + 0.5f)) /
+                                       (float)matched;
+    }
+}
+
+/* Of a cell, what objects no larger than i hold. */
+static float held_by_smaller(const AmmQuery *q, int i, size_t p)
+{
+    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
+    float held = 0;
+    for (int j = 0; j < q->n; j++)
+        if (q->areas[j] <= q->areas[i])
+            held += q->weights[(size_t)j * n_cells + p];
+    return held;
+}
+
+/* column: cell p's entries of `claimed`, n_cells apart; in: the expected masks, out: the weights. The largest
+ * claim counts. */
+static void settle_cell(float *column, const AmmQuery *q, size_t p)
+{
+    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
+    int claimant = -1;
+    float claim = 0, rest = 0;
+    for (int i = 0; i < q->n; i++) {
+        float expected = column[(size_t)i * n_cells];
+        float missing = expected > claim ? expected - held_by_smaller(q, i, p) : 0;
+        if (missing > claim)
+            claim = missing, claimant = i;
+    }
+    for (int i = 0; i < q->n; i++) {
+        column[(size_t)i * n_cells] = q->weights[(size_t)i * n_cells + p];
+        if (claimant >= 0 && q->areas[i] > q->areas[claimant])
+            rest += column[(size_t)i * n_cells];
+    }
+    if (!(rest > 0))
+        return;
+    claim = fminf(claim, rest);
+    for (int i = 0; i < q->n; i++)
+        if (q->areas[i] > q->areas[claimant])
+            column[(size_t)i * n_cells] *= (rest - claim) / rest;
+    column[(size_t)claimant * n_cells] += claim;
+}
+
+void align_claims(float *claimed, const AmmQuery *q, const Placement *places, const AmmReference *references,
+                  int k)
+{
+    const int n_cells = q->grid_h * q->grid_w;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < q->n; i++)
+        expected_mask(claimed + (size_t)i * (size_t)n_cells, q, i, places, references, k);
+#pragma omp parallel for schedule(static)
+    for (int p = 0; p < n_cells; p++)
+        settle_cell(claimed + p, q, (size_t)p);
 }

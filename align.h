@@ -17,4 +17,12 @@ enum { ALIGN_CELLS = 64 };
 Placement align_object(const AmmQuery *query, int i, const AmmReference *reference, const AmmOptions *options,
                        int *cells);
 
+/* What the references know of the masks: where at least half of them match object i, the share of them that
+ * show it at a cell's counterpart is held against the query's mask. A cell that it misses (a piece broke off,
+ * or the mask lost a rim) is claimed from larger objects, so that it is compared with what was expected
+ * there. claimed [n][grid_h*grid_w]: the query's weights after all claims; every cell keeps its sum. places
+ * [n][k] of align_object. */
+void align_claims(float *claimed, const AmmQuery *query, const Placement *places,
+                  const AmmReference *references, int k);
+
 #endif

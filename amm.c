@@ -193,6 +193,7 @@ static void sample(float *row, const AmmQuery *q, const float *features, float x
 typedef struct MapJob {
     float *map;
     const AmmQuery *query;
+    const float *weights; /* [n_q][h*w] the query's, or what claims made of them */
     const AmmReference *references;
     int k;
     const AmmOptions *options;
@@ -237,10 +238,16 @@ static void measure_square(const MapJob *job, const AmmWork *work, int square)
         for (int y = y0; y < y0 + SQUARE && y < q->grid_h; y++)
             for (int x = x0; x < x0 + SQUARE && x < q->grid_w; x++) {
                 size_t p = (size_t)y * (size_t)q->grid_w + (size_t)x;
-                float w = q->weights[(size_t)i * n_cells + p];
+                float w = job->weights[(size_t)i * n_cells + p];
                 if (w > 0)
                     job->map[p] += w * distance_at(job, work, i, x, y);
             }
+}
+
+/* The weights that say which object a cell is compared as. */
+static const float *masks(const AmmQuery *q)
+{
+    return q->claimed ? q->claimed : q->weights;
 }
 
 static void place_object(const MapJob *job, int i)
@@ -260,7 +267,8 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
     const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
     const int n_threads = tensor_max_threads();
     const size_t n_places = (size_t)q->n * (size_t)k;
-    const MapJob job = {map, q, references, k, options, aligned_array(n_places + 1, sizeof(Placement))};
+    const MapJob job = {
+        map, q, masks(q), references, k, options, aligned_array(n_places + 1, sizeof(Placement))};
     Arena count = {0};
     AmmWork work;
     amm_work(&work, &count, k, q->channels);
@@ -272,6 +280,8 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
 #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < q->n; i++)
             place_object(&job, i);
+        if (q->claimed)
+            align_claims(q->claimed, q, job.places, references, k);
 #pragma omp parallel for schedule(static, 1) private(work)
         for (int t = 0; t < n_threads; t++) {
             Arena arena = {memory + (size_t)t * count.used, count.used, 0};
@@ -331,7 +341,7 @@ int amm_normalise(float *map, const AmmQuery *q, const AmmReference *references,
     for (int p = 0; p < n_cells; p++) {
         double factor = 0, covered = 0;
         for (int i = 0; i < q->n; i++) {
-            double w = q->weights[(size_t)i * (size_t)n_cells + (size_t)p];
+            double w = masks(q)[(size_t)i * (size_t)n_cells + (size_t)p];
             covered += w, factor += w * factors[i];
         }
         map[p] = covered > 0 ? (float)(map[p] * factor / covered) : 0;

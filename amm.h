@@ -14,6 +14,7 @@ typedef struct AmmOptions {
     float large_object; /* objects above this part of the image are compared at the same position: 0.15 [ours]
                          */
     int register_reach; /* cells around an object's expected place that are searched: 2 [ours]; 0: none */
+    int claims; /* 1: cells that the references' masks expect of an object are compared as its own [ours] */
     int register_unmatched; /* 1: objects without a match are compared with what lies at their place [ours] */
     float epsilon;          /* of the covariance: 0.01 [block: PaDiM] */
     float blur;             /* sigma in grid cells: 1 [ours] */
@@ -37,6 +38,8 @@ typedef struct AmmQuery {
     const float *weights;  /* [n][grid_h*grid_w] */
     const float *centroids, *areas;
     const float *scale; /* [channels] all features are multiplied by it: 1 / the bank's standard deviation */
+    float *claimed; /* [n][grid_h*grid_w] room for the weights after claims (align.h), which amm_structural
+                     * fills and both maps then use instead; NULL: none are made */
 } AmmQuery;
 
 /* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), M_i the Mahalanobis distance of object i to what it matched (0

@@ -606,6 +606,7 @@ static int load_settings(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
     options_default(&b->options);
+    b->options.amm.claims = 0; /* a bank that does not say was made before there were any */
     for (size_t i = 0; i < st_meta_count(st); i++) {
         const char *key, *value;
         char where[ERROR_SIZE / 2];

@@ -173,8 +173,11 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
     size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, one = n_cells * C;
     const Objects *o = &scene->objects;
     float *scale = aligned_array(C + n_cells, sizeof(float));
+    const size_t room = bank->options.amm.claims ? (size_t)o->n * n_cells : 0;
+    float *claimed = aligned_array(room + 1, sizeof(float));
     AmmReference *references = aligned_array((size_t)c->k + 1, sizeof *references);
-    int status = scale && references ? 0 : fail_memory(err, "the structural map", (C + n_cells) * 4);
+    int status =
+        scale && references && claimed ? 0 : fail_memory(err, "the structural map", (C + n_cells + room) * 4);
     if (!status) {
         for (size_t i = 0; i < C; i++)
             scale[i] = 1 / bank->channel_std[i];
@@ -188,15 +191,23 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
                                            refs->of[r],
                                            bank->scale + first};
         }
-        AmmQuery query = {o->n,       bank->grid_h, bank->grid_w, bank->channels, scene->features,
-                          o->weights, o->centroids, o->areas,     scale};
+        AmmQuery query = {.n = o->n,
+                          .grid_h = bank->grid_h,
+                          .grid_w = bank->grid_w,
+                          .channels = bank->channels,
+                          .features = scene->features,
+                          .weights = o->weights,
+                          .centroids = o->centroids,
+                          .areas = o->areas,
+                          .claimed = room ? claimed : NULL,
+                          .scale = scale};
         status = amm_structural(c->structural, &query, references, c->k, &bank->options.amm, err);
         if (!status && !raw)
             status = amm_normalise(c->structural, &query, references, c->k, err);
         if (!status)
             c->structural_score = amm_score(c->structural, (int)n_cells, bank->options.amm.score, scale + C);
     }
-    free(scale), free(references);
+    free(scale), free(claimed), free(references);
     return status;
 }
 

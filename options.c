@@ -58,6 +58,7 @@ const OptionSpec option_table[] = {
     {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare along the object, or same pixel"},
     {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: same position above this part of the image"},
     {"register-reach", OPTION_INT, AT(amm.register_reach), 0, 16, NULL, 0, "AMM: look for an object's place within so many cells"},
+    {"claims", OPTION_FLAG, AT(amm.claims), 0, 1, NULL, 0, "AMM: compare what the references' masks expect of an object as its own"},
     {"register-unmatched", OPTION_FLAG, AT(amm.register_unmatched), 0, 1, NULL, 0, "AMM: compare what matched nothing with its place"},
     {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
     {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
@@ -80,7 +81,7 @@ const int option_count = (int)(sizeof option_table / sizeof *option_table);
 void options_default(Options *o)
 {
     *o = (Options){.featup_stages = 3,
-                   .k = 20,
+                   .k = 40,
                    .alpha = NAN,
                    .alpha_quantile = 0.001,
                    .object_quantile = 0.99,
@@ -110,7 +111,7 @@ void options_default(Options *o)
                           .alpha_unmatched = 0.05f,
                           .nearest = 0};
     o->amm = (AmmOptions){
-        .align_pixel = 0, .large_object = 0.15f, .register_reach = 2, .register_unmatched = 1, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
+        .align_pixel = 0, .large_object = 0.15f, .register_reach = 2, .claims = 1, .register_unmatched = 1, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
     amg_defaults(&o->amg);
 }
 

@@ -576,8 +576,8 @@ static int prepare_amm(Work *work, Error *err)
             work->references[r] =
                 (AmmReference){features, centroids, areas, match, AMM_OBJECTS, weights, scale};
         else
-            work->query = (AmmQuery){AMM_OBJECTS, AMM_SIDE,  AMM_SIDE, CHANNELS,     features,
-                                     weights,     centroids, areas,    channel_scale};
+            work->query = (AmmQuery){AMM_OBJECTS, AMM_SIDE,  AMM_SIDE, CHANNELS,      features,
+                                     weights,     centroids, areas,    channel_scale, NULL};
     }
     /* per cell and channel, in multiply-adds: k bilinear samples, centring, d, Gram matrix, Xd, residual,
      * norm; registration, which is given up early at most places, isn't counted */

@@ -15,7 +15,7 @@ import struct
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 torch.set_num_threads(1)
 DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8", "int32": "I32"}
@@ -289,12 +289,42 @@ def place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatc
     return min(((best[0] + dx, best[1] + dy, best[2]) for dx, dy in shifts), key=misfit)
 
 
-def structural(features, weights, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0, reach=0, unmatched=False):
-    """references: dicts of features, centroids, areas, match_q. -> the blurred map."""
+def claims(weights, areas, places, references):
+    """places [n][k]. -> the weights, where cells that the matched references' masks expect of an object are its own."""
+    n, h, w = weights.shape
+    expected, out = np.zeros(weights.shape), weights.copy()
+    for i in range(n):
+        matched = [(r["weights"][r["match_q"][i]], at) for r, at in zip(references, places[i]) if r["match_q"][i] >= 0]
+        if not matched or 2 * len(matched) < len(references):
+            continue
+        for mask, (x0, y0, zoom) in matched:
+            y, x = np.meshgrid(y0 + zoom * (np.arange(h) + 0.5) - 0.5, x0 + zoom * (np.arange(w) + 0.5) - 0.5, indexing="ij")
+            expected[i] += map_coordinates(np.pad(mask, 1), [y + 1, x + 1], order=1, mode="constant") / len(matched)
+    for y in range(h):
+        for x in range(w):
+            column = weights[:, y, x]
+            missing = [expected[i, y, x] - column[areas <= areas[i]].sum() for i in range(n)]
+            i = int(np.argmax(missing))
+            larger = areas > areas[i]
+            rest = column[larger].sum()
+            if missing[i] > 0 and rest > 0:
+                claim = min(missing[i], rest)
+                out[larger, y, x] *= (rest - claim) / rest
+                out[i, y, x] += claim
+    return out
+
+
+def structural(features, weights, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0, reach=0, unmatched=False,
+               claimed=None):
+    """references: dicts of features, centroids, areas, match_q. -> the blurred map. claimed: a list that gets claims' weights."""
     n, h, w = weights.shape
     out = np.zeros((h, w))
+    all_places = [[place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatched) for r in references] for i in range(n)]
+    if claimed is not None:
+        weights = claims(weights, areas, all_places, references)
+        claimed.append(weights)
     for i in range(n):
-        places = [place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatched) for r in references]
+        places = all_places[i]
         for y in range(h):
             for x in range(w):
                 if weights[i, y, x] <= 0:
@@ -348,7 +378,8 @@ class Bank:
     """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
 
     def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0,
-                 reach=0, place_unmatched=False, fusion="sum"):
+                 reach=0, place_unmatched=False, fusion="sum", claims=False):
+        self.claims = claims
         self.reach, self.place_unmatched, self.fusion = reach, place_unmatched, fusion
         self.unmatched, self.shift = unmatched, shift
         self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
@@ -434,9 +465,10 @@ class Bank:
         out["unmatched"] = extra
         out["L"] = max(max(extra, default=0), float(np.mean(worst_missing)) if worst_missing else 0)
         out["logical"] = np.max([missing] + [w * e for w, e in zip(q["weights"], extra)], axis=0)
+        claimed = [] if self.claims else None
         a = structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel,
-                       reach=self.reach, unmatched=self.place_unmatched)
-        out["structural"] = a if raw else normalise(a, q["weights"], refs)
+                       reach=self.reach, unmatched=self.place_unmatched, claimed=claimed)
+        out["structural"] = a if raw else normalise(a, claimed[0] if self.claims else q["weights"], refs)
         out["A"] = out["structural"].max()
         if not raw:
             za, zl = self.z(out["A"], out["L"])
@@ -632,6 +664,13 @@ def make_amm(out):
         tensors[f"map.{name}"] = structural(features, query, centroids, areas, refs, **kw)
     for name, kw in [("registered", {"reach": 1}), ("searched", {"reach": 3, "unmatched": True}), ("same", {"unmatched": True, "pixel": True})]:
         tensors[f"map.{name}"] = structural(features, query, centroids, areas, none, **kw)
+    broken = labels.copy()
+    broken[2:6, 3:7] = -1  # a corner of object 0 broke off
+    tensors["broken.weights"] = f32(soft_weights(broken, 3, 1, h, w))
+    taken = []
+    tensors["map.claims"] = structural(features, tensors["broken.weights"], centroids, areas, refs, claimed=taken)
+    tensors["broken.claimed"] = taken[0]
+    tensors["map.claims.normalised"] = normalise(f32(tensors["map.claims"]), taken[0], refs)
     unblurred = structural(features, query, centroids, areas, none, blur=0.0)
     tensors["map.none"] = unblurred  # object 1 matches nowhere
     base = f32(tensors["map.object"])
@@ -690,7 +729,8 @@ def make_bank(out):
         tensors.update({f"{i}.{key}": v for key, v in im.items()})
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
                 "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05},
-                "shifted": {"shift": 1}, "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"}}
+                "shifted": {"shift": 1}, "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"},
+                "claims": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax", "claims": True}}
     for name, settings in variants.items():
         bank = Bank(images, **settings)
         prepared = dict(query, cls=unit(query["cls"]))

@@ -128,7 +128,8 @@ static AmmQuery query(void)
                       GOLDEN_F32("q.weights"),
                       GOLDEN_F32("q.centroids"),
                       GOLDEN_F32("q.areas"),
-                      ONES};
+                      ONES,
+                      NULL};
 }
 
 static void references(AmmReference r[3])
@@ -199,6 +200,36 @@ static void test_registered(void)
     CHECK_GOLDEN(map, 1e-5, "map.searched");
     REQUIRE(!amm_structural(map, &q, r, 3, &same, &err));
     CHECK_GOLDEN(map, 1e-5, "map.same");
+}
+
+/* Cells that the references' masks expect of an object, and the query's mask does not have, are its own. */
+static void test_claims(void)
+{
+    REQUIRE(golden_open("method_amm"));
+    AmmQuery q = query();
+    AmmReference r[3];
+    float map[512], claimed[8 * 512];
+    int n_cells = q.grid_h * q.grid_w, moved = 0;
+    Error err;
+    REQUIRE(q.n <= 8 && n_cells <= 512);
+    references(r);
+    q.weights = GOLDEN_F32("broken.weights");
+    q.claimed = claimed;
+    REQUIRE(!amm_structural(map, &q, r, 3, &AMM, &err));
+    CHECK_GOLDEN(claimed, 1e-5, "broken.claimed");
+    CHECK_GOLDEN(map, 1e-5, "map.claims");
+    REQUIRE(!amm_normalise(map, &q, r, 3, &err));
+    CHECK_GOLDEN(map, 1e-5, "map.claims.normalised");
+    for (int p = 0; p < n_cells; p++) {
+        float before = 0, after = 0;
+        for (int i = 0; i < q.n; i++)
+            before += q.weights[i * n_cells + p], after += claimed[i * n_cells + p];
+        CHECK(fabsf(before - after) < 1e-5f);
+        moved += claimed[p] > q.weights[p] + 0.5f;
+    }
+    CHECK_MSG(moved >= 2, "object 0 got %d cells back", moved);
+    REQUIRE(!amm_structural(map, &q, r, 0, &AMM, &err)); /* nothing to go by: the masks stay */
+    CHECK(memcmp(claimed, q.weights, (size_t)(q.n * n_cells) * sizeof *claimed) == 0);
 }
 
 /* Features in other units, channel by channel, and the scale that undoes them: the same map. */
@@ -326,7 +357,7 @@ static void test_one_cell(void)
     static const float features[2] = {1, 2}, weights[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f},
                        areas[2] = {1, 0}, scale[2] = {1, 1};
     static const int match_q[2] = {1, 0};
-    AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas, ONES};
+    AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas, ONES, NULL};
     AmmReference r = {features, centroids, areas, match_q, 2, weights, scale};
     AmmOptions options = AMM;
     float map[1], scratch[1];
@@ -346,6 +377,7 @@ int main(void)
     RUN(test_kernel);
     RUN(test_structural);
     RUN(test_registered);
+    RUN(test_claims);
     RUN(test_scale);
     RUN(test_threads);
     RUN(test_unmatched);

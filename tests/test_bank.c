@@ -118,6 +118,7 @@ static Options defaults(void)
                                            {"alpha-quantile", "0.001"},
                                            {"align", "object"},
                                            {"large-object", "0.15"},
+                                           {"claims", "0"},
                                            {"register-reach", "0"},
                                            {"register-unmatched", "0"},
                                            {"fusion", "sum"},
@@ -199,6 +200,8 @@ static void test_golden(void)
     set(&registered, "register-reach", "2"), set(&registered, "register-unmatched", "1");
     set(&registered, "fusion", "smoothmax");
     check_variant("registered", &registered);
+    set(&registered, "claims", "1");
+    check_variant("claims", &registered);
 }
 
 /* ---- the same comparison again

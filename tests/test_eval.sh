@@ -173,7 +173,7 @@ expect 0 "again: nothing to do" "$bin" eval ad --dataset folder -o out.ad $small
 says "0 of them done now"
 cp -r out.ad before
 expect 1 "another option" "$bin" eval ad --dataset folder -o out.ad $small --k 3
-says "--k was 20 and is 3 now"
+says "--k was 40 and is 3 now"
 expect 1 "another backbone" "$bin" eval ad --dataset folder -o out.ad $small --backbone "$here/golden/vit_registers_model.safetensors"
 says "the weights of --backbone (sha256)\|--layer was"
 expect 1 "no SAM" "$bin" eval ad --dataset folder -o out.ad $small --sam "$here/golden/sam_window_model.safetensors"
