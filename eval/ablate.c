@@ -92,6 +92,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "matcher=nearest", /* instead of Sinkhorn */
         "verify=0",
         "align=pixel",
+        "claims=0",
         "no-objects=1", /* PaDiM on the k references */
         "only=structural",
         "only=logical",
