@@ -15,7 +15,8 @@ tokens carry it themselves:
                among them its own mirror image and rotations when the shape shows the difference; on
                handwritten pages the other view is another hand's               (InfoNCE, no head)
   damage       the standardised distance between the patches of the same place, which is what amm.c measures,
-               must be small where nothing changed and large where one view is damaged  (logistic, no head)
+               must be small where nothing changed and large where one view is damaged  (logistic, no head);
+               and the worst places of an object must tell whether it is damaged at all (the same)
   scene        the class token finds the other view of its scene                (InfoNCE, one linear layer)
 
 Training looks at windows of the scenes (112 x 112 pixels: 14 x 14 patches, with a random cut of the position
@@ -521,7 +522,7 @@ class Batch:
 
     def correspondence(self):
         """For every token of the first views: where its place of its object lies in the second view, in patch
-        units of that window, and whether that is inside it and still the same object."""
+        units of that window; whether that is inside it and still the same object; whether it is inside."""
         n, g = self.n, self.g
         row, inside = self.row[:n], self.inside[:n]
         to = {k: self.table[k][1][row] for k in ('place', 'frame', 'scale')}
@@ -537,7 +538,7 @@ class Batch:
         pixel = pixel.clamp(0, self.ids.shape[1] - 1)
         there = self.ids[n:][torch.arange(n)[:, None], pixel[..., 1], pixel[..., 0]]
         ok = ok & self.exact
-        return uv.clamp(0, g - 1), ok & (there == row), ok & (self.purity[:n] > .6)
+        return uv.clamp(0, g - 1), ok & (there == row), ok
 
 
 # --------------------------------------------------------------------------------------------------- losses
@@ -553,7 +554,7 @@ class Heads(nn.Module):
         self.place = nn.Linear(dim, 64)
         self.scene = nn.Linear(dim, 64)
         self.digit = nn.Linear(dim, 10)
-        self.threshold = nn.Parameter(torch.tensor(0.7))
+        self.threshold = nn.Parameter(torch.tensor([.7, 1.]))  # of a patch, of an object
 
 
 def bilinear(f, uv):
@@ -595,31 +596,53 @@ def attribute_losses(batch, heads, x):
     return loss
 
 
+def whole_objects(batch, d, damage, seen, threshold, t=.1):
+    """An image is judged by its worst place: an object's mean of its two largest distances must tell whether
+    it is damaged. d, damage, seen [n][T] of the first views' patches -> loss, AUROC (None without both)."""
+    n, row = batch.n, torch.arange(batch.n_rows)
+    scene = torch.searchsorted(batch.rows, row, right=True) - 1
+    inside = (batch.row[:n][scene] == row[:, None]) & seen[scene]
+    amount = (damage[scene] * inside).sum(1)  # in patches
+    score = d[scene].masked_fill(~inside, 0).topk(2, 1).values.mean(1)
+    thing = (inside.sum(1) >= 2) & (row != batch.rows[scene])
+    hurt, clean = thing & (amount > .2), thing & (amount < .01)
+    if not hurt.any() or not clean.any():
+        return d.sum() * 0, None
+    loss = F.softplus((score - threshold) / t)[clean].mean() + F.softplus((threshold - score) / t)[hurt].mean()
+    return t * loss, (score[hurt][:, None] > score[clean][None]).float().mean().item()
+
+
 def pair_losses(batch, heads, x, rng):
     """The losses between the two views: places, damage, objects."""
     n, g = batch.n, batch.g
-    uv, ok, near = batch.correspondence()
+    uv, ok, lies = batch.correspondence()
     f = x[:, 1:]
     there = bilinear(f[n:].view(n, g, g, -1), uv)
     d_there = bilinear(batch.damage[n:].view(n, g, g, 1), uv)[..., 0]
-    clean = ok & (d_there < .01) & (batch.purity[:n] > .3)
-    hurt = near & (d_there > .12)
+    pure = batch.purity[:n] > .3
+    clean = ok & pure & (d_there < .01)
+    hurt = lies & pure & (d_there > .06)
     loss = {}
 
-    # damage: the distance between what lies at the same place, as the method measures it
-    std = f.reshape(-1, f.shape[-1]).var(0).add(1e-4).sqrt().detach()
+    # damage: the distance between what lies at the same place, in units of the scene's own deviations, as the
+    # method measures it in those of its bank
+    var = f.view(2, n, g * g, -1).var((0, 2))
+    std = (var + .05 * var.mean(0)).add(1e-4).sqrt().detach()[:, None]
     d = (((f[:n] - there) / std) ** 2).mean(-1).add(1e-4).sqrt()
     t = .08
-    th = heads.threshold
+    th = heads.threshold[0]
     pull = F.softplus((d - th) / t)[clean]
-    push = (F.softplus((th - d) / t) * d_there.clamp(max=.4) * 2.5)[hurt]
+    push = (F.softplus((th - d) / t) * (d_there * 4).clamp(max=1))[hurt]
     loss['damage_pull'] = t * 4 * pull.mean()
     loss['damage_push'] = t * 4 * (push.mean() if len(push) else push.sum())
+    loss['worst'], worst = whole_objects(batch, d, d_there, clean | hurt, heads.threshold[1])
     stats = {'d_clean': d[clean].mean().item(), 'd_hurt': d[hurt].mean().item()}
     if hurt.any() and clean.any():
         a, b = d[hurt].detach(), d[clean].detach()
         a, b = a[:512], b[torch.randperm(len(b))[:2048]]
         stats['auc'] = (a[:, None] > b[None]).float().mean().item()
+    if worst is not None:
+        stats['worst_auc'] = worst
 
     # places: InfoNCE over sampled tokens; tokens of the same object are left out, except the very same place
     at = clean.flatten().nonzero()[:, 0]
