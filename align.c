@@ -8,10 +8,10 @@
  *                least wins. The mean of distances (not of their squares) judges: a scratch is a few cells of
  *                large distance and must not move the object that carries it
  *   claims       a mask ends where a piece broke off, and what lies there is compared with the ground that
- * the references show beside their parts, or under them, for parts never lie exactly alike: nearly anything
- * is normal there. The references' masks say that the part should go on no match     the object is compared
- * with what lies at its place, so that a poor segmentation, in which nothing matched, does not hide a damage
- * there */
+ *                the references show beside their parts, or under them, for parts never lie exactly alike:
+ *                nearly anything is normal there. Their masks say that the part should go on
+ *   no match     the object is compared with what lies at its place, so that a poor segmentation, in which
+ *                nothing matched, does not hide a damage there */
 #include "align.h"
 
 #include <math.h>
@@ -139,7 +139,8 @@ static float mask_at(const float *w, int grid_h, int grid_w, float x, float y)
     return sum;
 }
 
-/* expected [h·w]: the mean mask of what object i matched, moved to where the object lies in the query. */
+/* expected [h·w]: the mean mask of what object i matched, moved to where the object lies in the query; 0 when
+ * fewer than half of the references match it. */
 static void expected_mask(float *expected, const AmmQuery *q, int i, const Placement *places,
                           const AmmReference *references, int k)
 {
@@ -148,7 +149,9 @@ static void expected_mask(float *expected, const AmmQuery *q, int i, const Place
     for (int r = 0; r < k; r++)
         matched += references[r].match_q[i] >= 0;
     memset(expected, 0, (size_t)h * (size_t)w * sizeof *expected);
-    for (int r = 0; r < k && 2 * matched >= k; r++) {
+    if (2 * matched < k)
+        return;
+    for (int r = 0; r < k; r++) {
         const int j = references[r].match_q[i];
         const Placement *at = &places[(size_t)i * (size_t)k + (size_t)r];
         if (j < 0)

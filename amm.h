@@ -14,7 +14,8 @@ typedef struct AmmOptions {
     float large_object; /* objects above this part of the image are compared at the same position: 0.15 [ours]
                          */
     int register_reach; /* cells around an object's expected place that are searched: 2 [ours]; 0: none */
-    int claims; /* 1: cells that the references' masks expect of an object are compared as its own [ours] */
+    int claims; /* 1: cells that the references' masks expect of an object are compared as its own [ours]; the
+                 * caller then gives AmmQuery.claimed */
     int register_unmatched; /* 1: objects without a match are compared with what lies at their place [ours] */
     float epsilon;          /* of the covariance: 0.01 [block: PaDiM] */
     float blur;             /* sigma in grid cells: 1 [ours] */

@@ -241,8 +241,8 @@ static void test_remove_while_others_write(void)
     REQUIRE(!dir_make(shared, &err));
     pid_t child = fork();
     if (child == 0) {
-        for (unsigned i = 0;;
-             i = (i + 1) % 64) { /* a write fails when the folder has just gone: that is theirs */
+        /* a write fails when the folder has just gone: that is theirs */
+        for (unsigned i = 0;; i = (i + 1) % 64) {
             snprintf(file, sizeof file, "%s/%u", shared, i);
             if (dir_make(shared, NULL) == 0)
                 file_write(file, "x", 1, NULL);
