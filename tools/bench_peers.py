@@ -9,17 +9,21 @@ Works    sam_vit_b.encoder    Segment Anything's ViT-B image encoder at 1024 x 1
 Peers    pytorch              the official code as it is
          pytorch, malloc      the same with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 8 GiB, so that
                               freed activations are not given back to the system (glibc)
-         onnxruntime          the two encoders exported from the official code; when it can be imported
+         onnxruntime          the encoders, and prompt encoder with mask decoder, exported from the official code;
+                              when Python can import onnxruntime, or Node.js has onnxruntime-node
+                              (npm install onnxruntime-node --ignore-scripts; --onnxruntime-node its node_modules)
 
 PATHs are checkouts of facebookresearch/segment-anything and facebookresearch/dinov2. The weights are random, made
 here with the official classes and written to a temporary safetensors for samlad. Every peer runs in a process of
 its own, one after the other, --rounds times; medians are told, and peer/samlad: how many times faster samlad is.
 OMP_NUM_THREADS sets the threads of all of them.
 
-The masks' peers work off one batch of 64 points, samlad all 1,024; the batch counts 16-fold. The threshold of the
+The masks' peers work off one batch of 64 points, samlad all 1,024; the batch counts 16-fold. ONNX Runtime only
+decodes them: what the official generator does after that, in Python, is not counted. The threshold of the
 predicted IoU is set so that a third of the masks pass it; the stability that is asked for is low, since random
 masks are ragged.
-The outputs are compared: features by the largest difference over the largest value, masks by their boxes.
+The outputs are compared: features by the largest difference over the largest value, masks by their boxes (ONNX
+Runtime's by the predicted IoUs).
 Exits with 1 when they disagree. Needs torch, torchvision and numpy.
 """
 import argparse
@@ -148,31 +152,103 @@ def torch_encoder(work, weights):
     return run, lambda result, out: result[0].contiguous().numpy().tofile(out)
 
 
-def onnx_encoder(work, weights):
-    import onnxruntime
+def onnx_export(work, weights):
+    """-> the exported file and its input. For the masks: points [64][1][2] on 1024 x 1024 -> IoUs [64][3], masks."""
     import torch
-    module, pixels = encoder_module(work, weights), encoder_input(work)
+    if work == "sam_vit_b.masks":
+        module, given = decoder_module(weights)
+    else:
+        module, given = encoder_module(work, weights), encoder_input(work)
     path = weights + ".onnx"
     with torch.no_grad():
-        torch.onnx.export(module, pixels, path, input_names=["pixels"], output_names=["features"], opset_version=16)
+        torch.onnx.export(module, given, path, input_names=["given"], opset_version=16)
+    return path, given.numpy().astype("float32")
+
+
+def decoder_module(weights):
+    import torch
+    model = load_weights(sam_model("sam_vit_b.masks"), weights).requires_grad_(False)
+    generator = mask_generator(model)
+
+    class Decoder(torch.nn.Module):
+        """PromptEncoder for one foreground point each, and MaskDecoder, written so that PyTorch 1.13 can export it."""
+
+        def __init__(self):
+            super().__init__()
+            encoder = model.prompt_encoder
+            self.embedding, self.pe = generator.predictor.features, encoder.get_dense_pe()
+            self.dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(self.embedding)
+            self.encode, self.foreground = encoder.pe_layer._pe_encoding, encoder.point_embeddings[1].weight
+            self.padding = encoder.not_a_point_embed.weight[None].expand(POINTS_PER_SIDE ** 2, -1, -1)
+            self.decoder = model.mask_decoder
+
+        def forward(self, points):
+            tokens = torch.cat([self.encode((points + 0.5) / 1024) + self.foreground, self.padding], 1)
+            torch.repeat_interleave = lambda image, n, dim: image.expand(int(n), -1, -1, -1)  # the same for one image
+            masks, ious = self.decoder.predict_masks(self.embedding, self.pe, tokens, self.dense)
+            return ious[:, 1:], masks[:, 1:]
+
+    return Decoder().eval(), predictor_points(generator.predictor, generator.point_grids[0] * 1024)[0]
+
+
+def onnx_python(work, weights):
+    import onnxruntime
+    path, given = onnx_export(work, weights)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {"pixels": pixels.numpy()}
-    return lambda: session.run(None, feed)[0], lambda result, out: result[0].astype("float32").tofile(out)
+    return lambda: session.run(None, {"given": given}), lambda result, out: result[0].astype("float32").tofile(out)
 
 
-def torch_masks(weights):
+# The same worker in Node.js: arguments onnxruntime-node's folder, model, input, its shape, threads, output.
+NODE = r"""
+const [module, model, input, shape, threads, output] = process.argv.slice(1), fs = require('fs');
+(async () => {
+  const ort = require(module);
+  const session = await ort.InferenceSession.create(model, {intraOpNumThreads: Number(threads)});
+  const bytes = fs.readFileSync(input), values = new Float32Array(new Uint8Array(bytes).buffer);
+  const feed = {given: new ort.Tensor('float32', values, JSON.parse(shape))};
+  const first = (await session.run(feed))[session.outputNames[0]].data;
+  fs.writeFileSync(output, new Uint8Array(first.buffer, first.byteOffset, first.byteLength));
+  console.log('ready');
+  for await (const line of require('readline').createInterface({input: process.stdin})) {
+    const start = process.hrtime.bigint();
+    await session.run(feed);
+    console.log(Number(process.hrtime.bigint() - start) / 1e9);
+  }
+})();
+"""
+
+
+def onnx_node(arguments):
+    """Exports, then becomes the Node.js worker."""
+    path, given = onnx_export(arguments.work, arguments.weights)
+    given.tofile(path + ".input")
+    os.execvp("node", ["node", "-e", NODE, os.path.join(arguments.onnxruntime_node, "onnxruntime-node"), path,
+                       path + ".input", json.dumps(given.shape), str(threads()), arguments.out])
+
+
+def threads():
+    import torch
+    return torch.get_num_threads()
+
+
+def mask_generator(model):
     """The official generator on 64 points; its encoder ran before."""
-    import numpy as np
     from segment_anything import SamAutomaticMaskGenerator
-    model, image = load_weights(sam_model("sam_vit_b.masks"), weights), picture(1024)
     generator = SamAutomaticMaskGenerator(model, points_per_side=POINTS_PER_SIDE, stability_score_thresh=STABILITY,
                                           box_nms_thresh=BOX_NMS)
     predictor = generator.predictor
-    predictor.set_image(image)
+    predictor.set_image(picture(1024))
     predictor.set_image = lambda *arguments: None
     predictor.reset_image = lambda: None
+    return generator
+
+
+def torch_masks(weights):
+    import numpy as np
+    generator = mask_generator(load_weights(sam_model("sam_vit_b.masks"), weights))
+    predictor, image = generator.predictor, picture(1024)
     points = generator.point_grids[0] * 1024
     _, ious, _ = predictor.predict_torch(
         *(predictor_points(predictor, points)), multimask_output=True, return_logits=True)
@@ -193,8 +269,10 @@ def predictor_points(predictor, points):
 
 def work_off(arguments):
     """The worker: says "ready", answers each line with the seconds of one run, keeps the last result in --out."""
+    if arguments.worker == "onnxruntime" and arguments.onnxruntime_node:
+        onnx_node(arguments)
     if arguments.worker == "onnxruntime":
-        run, keep = onnx_encoder(arguments.work, arguments.weights)
+        run, keep = onnx_python(arguments.work, arguments.weights)
     elif arguments.work == "sam_vit_b.masks":
         run, keep = torch_masks(arguments.weights)
     else:
@@ -218,7 +296,8 @@ class Worker:
         self.out = os.path.join(folder, f"{work}.{peer.replace(', ', '_')}.out")
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--worker", peer, "--work", work,
-             "--weights", weights, "--out", self.out],
+             "--weights", weights, "--out", self.out] +
+            (["--onnxruntime-node", arguments.onnxruntime_node] if arguments.onnxruntime_node else []),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self.answer("ready")
 
@@ -293,10 +372,21 @@ def box_difference(samlad, out):
     return float(1 - (equal.any(1).sum() + equal.any(0).sum()) / (len(a) + len(b)))
 
 
+def iou_difference(samlad, out):
+    """Part of samlad's masks whose predicted IoU is none of the decoder's, within 1e-4."""
+    import numpy as np
+    theirs, ours = np.fromfile(out, np.float32), np.array(samlad.boxes(), dtype=np.float64).reshape(-1, 5)[:, 4]
+    if not len(ours) or not len(theirs):
+        return 1.0
+    return float((np.abs(ours[:, None] - theirs[None]).min(1) > 1e-4).mean())
+
+
 # ---- the comparison --------------------------------------------------------------------------------------
 
-def has_module(name):
-    return subprocess.run([sys.executable, "-c", f"import {name}"], stderr=subprocess.DEVNULL).returncode == 0
+def has_onnxruntime(arguments):
+    if arguments.onnxruntime_node:
+        return True
+    return subprocess.run([sys.executable, "-c", "import onnxruntime"], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def compare(arguments, work, folder, image):
@@ -307,8 +397,7 @@ def compare(arguments, work, folder, image):
                        p for p in (arguments.segment_anything, arguments.dinov2) if p)))
     peers = ["pytorch", "pytorch, malloc"]
     absent = []
-    if work != "sam_vit_b.masks":
-        (peers if has_module("onnxruntime") else absent).append("onnxruntime")
+    (peers if has_onnxruntime(arguments) else absent).append("onnxruntime")
     samlad = Samlad(arguments, work, weights, image, folder)
     seconds = {"samlad": [], **{p: [] for p in peers}}
     differences = {}
@@ -322,8 +411,8 @@ def compare(arguments, work, folder, image):
             seconds[peer].append(worker.run() * (BATCHES if work == "sam_vit_b.masks" else 1))
     for peer, worker in workers.items():
         worker.close()
-        difference = box_difference if work == "sam_vit_b.masks" else feature_difference
-        differences[peer] = difference(samlad, worker.out)
+        masks = iou_difference if peer == "onnxruntime" else box_difference
+        differences[peer] = (masks if work == "sam_vit_b.masks" else feature_difference)(samlad, worker.out)
     ours = statistics.median(seconds["samlad"])
     rows = [{"work": work, "peer": "samlad", "seconds": ours, "ratio": 1.0, "difference": 0.0}]
     for peer in peers:
@@ -358,6 +447,7 @@ def main():
     parser.add_argument("--samlad", default="./samlad", help="the command (default ./samlad)")
     parser.add_argument("--segment-anything", metavar="PATH", help="a checkout; without it, no SAM")
     parser.add_argument("--dinov2", metavar="PATH", help="a checkout; without it, no DINOv2")
+    parser.add_argument("--onnxruntime-node", metavar="PATH", help="the node_modules with onnxruntime-node")
     parser.add_argument("--only", action="append", choices=WORKS, help="this work (may be given several times)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--quick", action="store_true", help="one round")
@@ -376,6 +466,10 @@ def main():
         if path and not os.path.isdir(os.path.join(path, name)):
             parser.error(f"{path} is no checkout with a folder {name}")
         setattr(arguments, name, path and os.path.abspath(path))
+    if arguments.onnxruntime_node:
+        arguments.onnxruntime_node = os.path.abspath(arguments.onnxruntime_node)
+        if not os.path.isdir(os.path.join(arguments.onnxruntime_node, "onnxruntime-node")):
+            parser.error(f"{arguments.onnxruntime_node} holds no onnxruntime-node")
     arguments.rounds = 1 if arguments.quick else max(arguments.rounds, 1)
     rows = []
     with tempfile.TemporaryDirectory(prefix="samlad_peers.") as folder:
