@@ -152,7 +152,7 @@ static const char *vector_name(void)
 {
 #if defined(__AVX512F__)
 #ifdef __AVX512BF16__
-    return "AVX-512 with bf16";
+    return bf16_matrix_unit() ? "AVX-512 with bf16 and AMX" : "AVX-512 with bf16";
 #else
     return "AVX-512";
 #endif

@@ -8,12 +8,14 @@
  *
  * So a pair, one uint32_t, takes the place that a float has in tensor.c: a register holds LANES of them, one
  * of a is broadcast against a vector of b, and one instruction does the work of two. Both operands come in
- * pairs, the low half being the even term; an odd k ends with a pair whose upper half is zero. */
+ * pairs, the low half being the even term; an odd k ends with a pair whose upper half is zero.
+ *
+ * Processors with a matrix unit (amx.h) do a whole block of 32 rows with it, from the same operands. */
 #include "bf16.h"
 
 #include <math.h>
 
-#include "tile.h"
+#include "amx.h"
 
 typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
@@ -21,6 +23,12 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 static int pairs_of(int k)
 {
     return (k + 1) / 2;
+}
+
+/* What is kept of them: whole steps of the matrix unit, the last one filled up with zeros. */
+static int stored_pairs(int k)
+{
+    return round_up(pairs_of(k), AMX_STEP);
 }
 
 /* ---- the two steps -----------------------------------------------------------------------------*/
@@ -124,11 +132,22 @@ void bf16_dot_pairs_portable(float *sum, const uint16_t *a, const uint16_t *b, s
     dot_all(sum, a, b, n, dot_pairs_portable);
 }
 
+int bf16_matrix_unit(void)
+{
+    return amx_usable();
+}
+
 double bf16_burst(int rounds)
 {
     enum { CHAINS = 12 };
     int n_threads = 0;
     float total = 0;
+    if (amx_usable()) {
+        double multiply_adds = 0;
+#pragma omp parallel reduction(+ : multiply_adds)
+        multiply_adds += amx_burst(rounds / 32); /* for about the same time */
+        return 2e-9 * multiply_adds;
+    }
 #pragma omp parallel reduction(+ : n_threads, total)
     {
         Vec sum[CHAINS];
@@ -145,12 +164,13 @@ double bf16_burst(int rounds)
 
 /* ---- packing -----------------------------------------------------------------------------------
  * Left operands: rows of pairs, PAIRS apart. Right operands: panels of NR columns (the last may be one vector
- * wide), each [pairs of the whole sum][width]: what the register tile reads from one end to the other. The
- * panel that begins with column j starts at j·pairs, all before it being NR wide. */
+ * wide), each [stored pairs of the whole sum][width]: what the register tile reads from one end to the other.
+ * The panel that begins with column j starts at j·pairs, all before it being NR wide. */
 #define PAIRS 128 /* of a block of the sum */
 #define KC    (2 * PAIRS)
+_Static_assert(PAIRS % AMX_STEP == 0 && PAIRS % LANES == 0, "a block is whole steps and vectors");
 
-/* out[pairs_of(k)] = x[k] */
+/* out[pairs_of(k)] = x[k], the last vector filled up with zeros. */
 static void round_row(uint32_t *out, const float *x, int k)
 {
     int p = 0;
@@ -162,7 +182,7 @@ static void round_row(uint32_t *out, const float *x, int k)
         float part[NR] = {0};
         memcpy(part, x + p, (size_t)(k - p) * sizeof *x);
         BitsVec pairs = round_pairs(load(part), load(part + LANES));
-        memcpy(out + p / 2, &pairs, (size_t)pairs_of(k - p) * sizeof *out);
+        memcpy(out + p / 2, &pairs, sizeof pairs);
     }
 }
 
@@ -173,18 +193,18 @@ static int panel_width(int columns_left)
 
 size_t bf16_packed_size(int n_out, int n_in)
 {
-    return (size_t)pairs_of(n_in) * (size_t)round_up(n_out, LANES);
+    return (size_t)stored_pairs(n_in) * (size_t)round_up(n_out, LANES);
 }
 
-/* panel[pairs][width] = the `cols` rows of k as columns, padded with zero columns: rows are rounded, then
- * squares of 4 × 4 pairs turned. */
+/* panel[stored_pairs(k)][width] = the `cols` rows of k as columns, padded with zero columns: rows are
+ * rounded, then squares of 4 × 4 pairs turned. */
 static void pack_columns(uint32_t *panel, int width, const float *const *rows, int k, int cols)
 {
     uint32_t rounded[NR * PAIRS] __attribute__((aligned(64)));
     for (int j = cols; j < width; j++)
         memset(rounded + j * PAIRS, 0, PAIRS * sizeof *rounded);
     for (int p0 = 0; p0 < k; p0 += KC, panel += PAIRS * width) {
-        int kc = min_int(k - p0, KC), pairs = pairs_of(kc), p = 0;
+        int kc = min_int(k - p0, KC), pairs = pairs_of(kc), p = 0, stored = stored_pairs(kc);
         for (int j = 0; j < cols; j++)
             round_row(rounded + j * PAIRS, rows[j] + p0, kc);
         for (; p + 4 <= pairs; p += 4)
@@ -199,10 +219,11 @@ static void pack_columns(uint32_t *panel, int width, const float *const *rows, i
         for (; p < pairs; p++)
             for (int j = 0; j < width; j++)
                 panel[p * width + j] = rounded[j * PAIRS + p];
+        memset(panel + pairs * width, 0, (size_t)((stored - pairs) * width) * sizeof *panel);
     }
 }
 
-/* panel[pairs][width] = k rows' columns from first on, `cols` of them, padded with zero columns. */
+/* panel[stored_pairs(k)][width] = k rows' columns from first on, `cols` of them, padded with zero columns. */
 static void pack_rows(uint32_t *panel, int width, const float *const *rows, int first, int k, int cols)
 {
     float even[NR] = {0}, odd[NR] = {0};
@@ -220,11 +241,12 @@ static void pack_rows(uint32_t *panel, int width, const float *const *rows, int 
                 panel[j + i] = half[i] | (uint32_t)half[LANES + i] << 16;
         }
     }
+    memset(panel, 0, (size_t)((stored_pairs(k) - pairs_of(k)) * width) * sizeof *panel);
 }
 
 void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 {
-    const ptrdiff_t pairs = pairs_of(n_in);
+    const ptrdiff_t pairs = stored_pairs(n_in);
 #pragma omp parallel for schedule(dynamic)
     for (int j = 0; j < n_out; j += NR) {
         const float *rows[NR];
@@ -237,10 +259,9 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 
 /* ---- the blocked matrix product ----------------------------------------------------------------*/
 
-/* Multiples of every MR and NR, so that a tile rounded up to whole register tiles stays within them. */
-#define MC 378
+#define MC 384
 #define NC 512
-_Static_assert(MC % MR == 0 && NC % NR == 0, "tiles are whole register tiles");
+_Static_assert(MC % AMX_ROWS == 0 && NC % NR == 0, "tiles are whole register tiles");
 
 /* c[rows][vecs·LANES] = start + a·b: a [rows][pairs] with rows PAIRS apart, b [pairs][vecs·LANES]. `rows` and
  * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
@@ -309,17 +330,32 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
-/* A right operand from one of its panels on. */
-typedef struct Panels {
-    const uint32_t *data;
-    int pairs; /* of the whole sum */
-} Panels;
+/* product_panel by the matrix unit: groups of AMX_ROWS rows; what is not a full panel is worked out beside c.
+ */
+static void amx_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                      const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
+{
+    float full[AMX_ROWS * NR] __attribute__((aligned(64)));
+    for (int i = 0; i < m; i += AMX_ROWS) {
+        const int rows = min_int(m - i, AMX_ROWS), whole = roomy || cols == width;
+        Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
+        amx_product(amx, rows, width, whole ? c + i * ldc : full, whole ? ldc : NR,
+                    whole ? s : (Start){NULL, 0}, a + i * PAIRS, PAIRS, panel, pairs);
+        for (int r = 0; r < rows && !whole; r++)
+            for (int j = 0; j < cols; j++)
+                c[(i + r) * ldc + j] = full[r * NR + j] + (s.data ? s.data[r * s.ld + j] : 0);
+    }
+}
 
 /* c[m][cols] = start + a·panel, panel [pairs][width]. `roomy`: the rows of c and start have room for whole
  * vectors, and what is written there does not matter. */
-static void product_panel(float *c, ptrdiff_t ldc, Start start, const uint32_t *a, const uint32_t *panel,
-                          int width, int m, int cols, int pairs, int roomy)
+static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                          const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
 {
+    if (amx->usable) {
+        amx_panel(amx, c, ldc, start, a, panel, width, m, cols, round_up(pairs, AMX_STEP), roomy);
+        return;
+    }
     for (int i = 0; i < m; i += MR) {
         int rows = min_int(m - i, MR);
         Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
@@ -348,6 +384,7 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, c
                          int n, int k, int with_gelu)
 {
     uint32_t block[MC * PAIRS] __attribute__((aligned(64)));
+    Amx amx = amx_begin();
     for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
         int kc = min_int(k - p, KC);
         for (ptrdiff_t i = 0; i < m && kc > 0; i++)
@@ -355,13 +392,14 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, c
         for (ptrdiff_t j = 0; j < n; j += NR) {
             int cols = min_int(n - (int)j, NR), width = panel_width(cols);
             Start s = {start.data ? start.data + j : NULL, start.ld};
-            product_panel(c + j, ldc, s, block, packed + j * pairs_of(k) + p / 2 * width, width, m, cols,
-                          pairs_of(kc), 0);
+            product_panel(&amx, c + j, ldc, s, block, packed + j * stored_pairs(k) + p / 2 * width, width, m,
+                          cols, pairs_of(kc), 0);
             if (with_gelu && p + KC >= k)
                 gelu_rows(c + j, ldc, m, cols);
         }
         start = (Start){c, ldc};
     }
+    amx_end(&amx);
 }
 
 static void product(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k,
@@ -369,8 +407,9 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
 {
     if (m <= 0 || n <= 0)
         return;
-    int m_tiles = (m + MC - 1) / MC, n_tiles = (n + NC - 1) / NC;
-    int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR);
+    const int group = amx_usable() ? AMX_ROWS : MR, most_m = MC / group * group;
+    int m_tiles = (m + most_m - 1) / most_m, n_tiles = (n + NC - 1) / NC;
+    int tile_m = round_up((m + m_tiles - 1) / m_tiles, group);
     int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
     int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
     (void)parallel; /* without OpenMP */
@@ -381,8 +420,8 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
             if (i >= m || j >= n)
                 continue;
             product_tile(y + i * n + j, n, (Start){bias ? bias + j : NULL, 0}, x + i * k,
-                         packed + j * pairs_of(k), min_int(m - (int)i, tile_m), min_int(n - (int)j, tile_n),
-                         k, with_gelu);
+                         packed + j * stored_pairs(k), min_int(m - (int)i, tile_m),
+                         min_int(n - (int)j, tile_n), k, with_gelu);
         }
 }
 
@@ -427,9 +466,10 @@ void linear_pack(Linear *l, Arena *arena)
  * QUERIES queries of a problem, which walks over the keys in tiles of KEYS with the streaming softmax, as in
  * attention.c: per query a running maximum and a running sum; when the maximum grows, what was summed up is
  * scaled down. Logits are in units of log 2. */
-#define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB a thread */
-#define KEYS    KC /* so that a tile of probabilities is a block of the sum of the product with v */
-#define LOG2_E  1.44269504088896340736f
+#define QUERIES                                                                                              \
+    (98 / MR * MR) /* the buffers below stay under 200 KiB a thread; with AMX 96 of them are used */
+#define KEYS   KC  /* so that a tile of probabilities is a block of the sum of the product with v */
+#define LOG2_E 1.44269504088896340736f
 
 typedef struct Grid {
     int h, w;
@@ -520,12 +560,12 @@ static void pack_keys(const Attention *a, int problem, int first)
     const float *rows[KEYS];
     const Window w = window_of(a, problem);
     const int n = min_int(area(a->key_window) - first, KEYS), dim = a->head_dim;
-    const ptrdiff_t head = (ptrdiff_t)(problem % a->n_heads) * dim, pairs = pairs_of(area(a->key_window));
+    const ptrdiff_t head = (ptrdiff_t)(problem % a->n_heads) * dim, pairs = stored_pairs(area(a->key_window));
     uint32_t *k = a->packed_keys + (size_t)problem * a->keys_size;
     uint32_t *v = a->packed_values + (size_t)problem * a->values_size;
     key_rows(rows, a, &w, a->k + head, a->ldk, a->pad_k ? a->pad_k + head : NULL, first, n);
     for (int j = 0; j < n; j += NR)
-        pack_columns(k + (ptrdiff_t)(first + j) * pairs_of(dim), panel_width(n - j), rows + j, dim,
+        pack_columns(k + (ptrdiff_t)(first + j) * stored_pairs(dim), panel_width(n - j), rows + j, dim,
                      min_int(n - j, NR));
     key_rows(rows, a, &w, a->v + head, a->ldv, a->pad_v ? a->pad_v + head : NULL, first, n);
     for (int d = 0; d < dim; d += NR) {
@@ -576,17 +616,18 @@ typedef struct AttentionTask {
     uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, and rounded */
     float max[QUERIES], sum[QUERIES];
     const float *rows[QUERIES]; /* of q */
+    Amx amx;
 } AttentionTask;
 
-/* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`; B has `all_pairs`. */
-static void product_block(float *c, ptrdiff_t ldc, Start start, const uint32_t *a, const uint32_t *b,
-                          int all_pairs, int m, int n, int first, int pairs)
+/* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`; B keeps `all_pairs`. */
+static void product_block(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                          const uint32_t *b, int all_pairs, int m, int n, int first, int pairs)
 {
     for (ptrdiff_t j = 0; j < n; j += NR) {
         int cols = min_int(n - (int)j, NR), width = panel_width(cols);
         Start s = {start.data ? start.data + j : NULL, start.ld};
-        product_panel(c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, cols, pairs,
-                      1);
+        product_panel(amx, c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, cols,
+                      pairs, 1);
     }
 }
 
@@ -600,8 +641,8 @@ static void tile_logits(AttentionTask *task, const uint32_t *keys, int dim, int 
         if (first_tile || dim > KC)
             for (int i = 0; i < n_q; i++)
                 round_row(task->q + i * PAIRS, task->rows[i] + d, dims);
-        product_block(task->logits, KEYS, (Start){d ? task->logits : NULL, KEYS}, task->q, keys,
-                      pairs_of(dim), n_q, n_keys, d / 2, pairs_of(dims));
+        product_block(&task->amx, task->logits, KEYS, (Start){d ? task->logits : NULL, KEYS}, task->q, keys,
+                      stored_pairs(dim), n_q, n_keys, d / 2, pairs_of(dims));
     }
 }
 
@@ -669,7 +710,8 @@ static void tile_of_keys(AttentionTask *task, const Attention *a, int problem, i
     const int n_k = area(a->key_window), keys = min_int(n_k - first_key, KEYS), dim = a->head_dim;
     const size_t first = (size_t)problem * (size_t)area(a->query_window) + (size_t)first_query;
     float *sums = a->sums + first * (size_t)a->sums_ld, bias[KEYS + NR];
-    tile_logits(task, a->packed_keys + (size_t)problem * a->keys_size + (ptrdiff_t)first_key * pairs_of(dim),
+    tile_logits(task,
+                a->packed_keys + (size_t)problem * a->keys_size + (ptrdiff_t)first_key * stored_pairs(dim),
                 dim, n_q, keys, first_key == 0);
     for (int i = 0; i < n_q; i++) {
         const size_t row = first + (size_t)i;
@@ -680,9 +722,9 @@ static void tile_of_keys(AttentionTask *task, const Attention *a, int problem, i
         if (first_key > 0 && factor != 1)
             scale_row(sums + i * a->sums_ld, sums + i * a->sums_ld, factor, dim);
     }
-    product_block(sums, a->sums_ld, (Start){first_key > 0 ? sums : NULL, a->sums_ld}, task->probabilities,
-                  a->packed_values + (size_t)problem * a->values_size, pairs_of(n_k), n_q, dim, first_key / 2,
-                  pairs_of(keys));
+    product_block(&task->amx, sums, a->sums_ld, (Start){first_key > 0 ? sums : NULL, a->sums_ld},
+                  task->probabilities, a->packed_values + (size_t)problem * a->values_size, stored_pairs(n_k),
+                  n_q, dim, first_key / 2, pairs_of(keys));
 }
 
 /* n_q <= QUERIES queries of a problem from first_query on. */
@@ -693,12 +735,14 @@ static void attention_task(const Attention *a, int problem, int first_query, int
     const int dim = a->head_dim, head = problem % a->n_heads * dim;
     const size_t first = (size_t)problem * (size_t)area(a->query_window) + (size_t)first_query;
     n_q = min_int(n_q, w.h * w.w - first_query);
+    task.amx = amx_begin();
     for (int i = 0; i < n_q; i++) {
         task.rows[i] = a->q + query_row(a, &w, first_query + i) * a->ldq + head;
         task.max[i] = -INFINITY, task.sum[i] = 0;
     }
     for (int first_key = 0; first_key < area(a->key_window); first_key += KEYS)
         tile_of_keys(&task, a, problem, first_query, n_q, first_key);
+    amx_end(&task.amx);
     for (int i = 0; i < n_q; i++) {
         float *out = a->out + query_row(a, &w, first_query + i) * a->ldo + head;
         if (area(a->key_window) > 0)
@@ -710,11 +754,12 @@ static void attention_task(const Attention *a, int problem, int first_query, int
 
 static void attend(const Attention *a)
 {
-    const int n_q = area(a->query_window), n_k = area(a->key_window), blocks = (n_q + QUERIES - 1) / QUERIES;
+    const int group = amx_usable() ? AMX_ROWS : MR, most = QUERIES / group * group;
+    const int n_q = area(a->query_window), n_k = area(a->key_window), blocks = (n_q + most - 1) / most;
     const int lines = a->rel ? a->query_window.h + a->query_window.w : 0;
     if (blocks <= 0)
         return;
-    const int per_block = min_int(round_up((n_q + blocks - 1) / blocks, MR), QUERIES);
+    const int per_block = min_int(round_up((n_q + blocks - 1) / blocks, group), most);
     const int parallel = (double)n_q * n_k * a->head_dim * a->n_problems > PARALLEL_PRODUCT;
     (void)parallel;
 #pragma omp parallel if (parallel)

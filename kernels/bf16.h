@@ -1,5 +1,6 @@
-/* bf16.h - the products of a transformer in bfloat16: half the bytes and, where the machine has a dot-product
- * instruction for it (AVX512-BF16), twice the speed of float32. What `--precision bf16` switches on.
+/* bf16.h - the products of a transformer in bfloat16: half the bytes and, where the machine has an
+ * instruction for it, a multiple of float32's speed: AVX512-BF16's dot products or, several times faster,
+ * AMX's products of matrices. What `--precision bf16` switches on.
  *
  * A bf16 is the upper half of a float32: same exponent, 8 bits of mantissa. The inputs of a product are
  * rounded to it (weights once, activations on the way in); sums, biases, softmax and everything between the
@@ -68,7 +69,9 @@ void bf16_dot_pairs(float *sum, const uint16_t *a, const uint16_t *b, size_t n);
 /* Their portable twins: what every other machine computes, and what the tests compare with. */
 void bf16_round_portable(uint16_t *y, const float *x, size_t n);
 void bf16_dot_pairs_portable(float *sum, const uint16_t *a, const uint16_t *b, size_t n);
-/* As fma_burst, with the dot products of bf16: the limit of the functions above. */
+/* As fma_burst, with the instructions that the functions above use here: their limit. */
 double bf16_burst(int rounds);
+/* 1 where they use the matrix unit: built for it, and the system lets this process. */
+int bf16_matrix_unit(void);
 
 #endif
