@@ -19,18 +19,18 @@
 
 #include "kernels/simd.h"
 
-/* Distance of two cells' features in units of the channels' spread. */
-static float distance(const float *a, const float *b, const float *scale, int channels)
+/* Distance of two cells' features, b's in float16, in units of the channels' spread. */
+static float distance(const float *a, const uint16_t *b, const float *scale, int channels)
 {
     Vec sum = {0};
     int c = 0;
     for (; c + LANES <= channels; c += LANES) {
-        Vec d = (load(a + c) - load(b + c)) * load(scale + c);
+        Vec d = (load(a + c) - load_half(b + c)) * load(scale + c);
         sum = fmadd(d, d, sum);
     }
     if (c < channels) {
         size_t n = (size_t)(channels - c);
-        Vec d = (load_part(a + c, n) - load_part(b + c, n)) * load_part(scale + c, n);
+        Vec d = (load_part(a + c, n) - load_half_part(b + c, n)) * load_part(scale + c, n);
         sum = fmadd(d, d, sum);
     }
     return sqrtf(sum_lanes(sum));

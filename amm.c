@@ -148,14 +148,14 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
 /* The channels that lie `ahead` floats after p (the next cell's) are called into the cache while this cell's
  * are summed: so many maps are read side by side that the machine does not foresee it. (A prefetch of an
  * address that does not exist does nothing.) */
-static void prefetch(const float *p, size_t ahead)
+static void prefetch(const uint16_t *p, size_t ahead)
 {
     __builtin_prefetch((const void *)((uintptr_t)p + ahead * sizeof *p));
 }
 
-/* row [stride] = features [h·w][C] at (x, y) in cells (centres at .5), clamped at the borders, bilinear,
- * times scale [C]. */
-static void sample(float *row, const AmmQuery *q, const float *features, float x, float y)
+/* row [stride] = a reference's features [h·w][C] at (x, y) in cells (centres at .5), clamped at the borders,
+ * bilinear, times scale [C]. */
+static void sample(float *row, const AmmQuery *q, const uint16_t *features, float x, float y)
 {
     int h = q->grid_h, w = q->grid_w;
     x = fminf(fmaxf(x - 0.5f, 0), (float)(w - 1));
@@ -163,30 +163,42 @@ static void sample(float *row, const AmmQuery *q, const float *features, float x
     int x0 = (int)x, y0 = (int)y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
     float fx = x - (float)x0, fy = y - (float)y0;
     size_t C = (size_t)q->channels, W = (size_t)w, c = 0;
-    const float *p00 = features + ((size_t)y0 * W + (size_t)x0) * C,
-                *p01 = features + ((size_t)y0 * W + (size_t)x1) * C,
-                *p10 = features + ((size_t)y1 * W + (size_t)x0) * C,
-                *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
+    const uint16_t *p00 = features + ((size_t)y0 * W + (size_t)x0) * C,
+                   *p01 = features + ((size_t)y0 * W + (size_t)x1) * C,
+                   *p10 = features + ((size_t)y1 * W + (size_t)x0) * C,
+                   *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
     Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
         w11 = splat(fy * fx);
     if (fx == 0 && fy == 0) { /* a cell's centre: the same position, or the image's corner */
         for (; c + LANES <= C; c += LANES) {
             prefetch(p00 + c, C);
-            store(row + c, load(p00 + c) * load(q->scale + c));
+            store(row + c, load_half(p00 + c) * load(q->scale + c));
         }
     } else {
         for (; c + LANES <= C; c += LANES) {
-            Vec top = fmadd(w01, load(p01 + c), w00 * load(p00 + c));
-            Vec bottom = fmadd(w11, load(p11 + c), w10 * load(p10 + c));
+            Vec top = fmadd(w01, load_half(p01 + c), w00 * load_half(p00 + c));
+            Vec bottom = fmadd(w11, load_half(p11 + c), w10 * load_half(p10 + c));
             prefetch(p11 + c, C);
             store(row + c, (top + bottom) * load(q->scale + c));
         }
     }
     if (c < C) {
-        Vec top = fmadd(w01, load_part(p01 + c, C - c), w00 * load_part(p00 + c, C - c));
-        Vec bottom = fmadd(w11, load_part(p11 + c, C - c), w10 * load_part(p10 + c, C - c));
+        Vec top = fmadd(w01, load_half_part(p01 + c, C - c), w00 * load_half_part(p00 + c, C - c));
+        Vec bottom = fmadd(w11, load_half_part(p11 + c, C - c), w10 * load_half_part(p10 + c, C - c));
         store(row + c, (top + bottom) * load_part(q->scale + c, C - c));
     }
+}
+
+/* row [stride] = the query's own features at cell p, times scale. */
+static void own_features(float *row, const AmmQuery *q, size_t p)
+{
+    const size_t C = (size_t)q->channels;
+    const float *features = q->features + p * C;
+    size_t c = 0;
+    for (; c + LANES <= C; c += LANES)
+        store(row + c, load(features + c) * load(q->scale + c));
+    if (c < C)
+        store(row + c, load_part(features + c, C - c) * load_part(q->scale + c, C - c));
 }
 
 /* What the bands of a map share. */
@@ -215,12 +227,12 @@ static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, i
     }
     if (m == 0)
         return 0;
-    sample(work->rows + (size_t)m * work->stride, q, q->features, centre_x, centre_y);
+    own_features(work->rows + (size_t)m * work->stride, q, (size_t)y * (size_t)q->grid_w + (size_t)x);
     return amm_mahalanobis(work, m, job->options->epsilon);
 }
 
 /* The map is made in squares of SQUARE x SQUARE cells, row by row: two rows of the square in each of several
- * references (2 x 5 x 32 cells of 384 channels: 0.5 MB) stay in the second cache, and the next row of cells
+ * references (2 x 5 x 32 cells of 384 channels: 0.25 MB) stay in the second cache, and the next row of cells
  * finds one of them there. */
 enum { SQUARE = 32 };
 

@@ -24,13 +24,13 @@ typedef struct AmmOptions {
 
 /* One reference as the structural map sees it. */
 typedef struct AmmReference {
-    const float *features;  /* [grid_h*grid_w][channels] */
-    const float *centroids; /* [n_r][2] */
-    const float *areas;     /* [n_r] */
-    const int *match_q;     /* [n_q] the object of this reference that query object i matched, or -1 */
-    int n;                  /* n_r */
-    const float *weights;   /* [n_r][grid_h*grid_w] */
-    const float *scale;     /* [n_r] leave-one-out quantile of the object's own map (amm_normalise) */
+    const uint16_t *features; /* [grid_h*grid_w][channels] finite float16, as the bank keeps them */
+    const float *centroids;   /* [n_r][2] */
+    const float *areas;       /* [n_r] */
+    const int *match_q;       /* [n_q] the object of this reference that query object i matched, or -1 */
+    int n;                    /* n_r */
+    const float *weights;     /* [n_r][grid_h*grid_w] */
+    const float *scale;       /* [n_r] leave-one-out quantile of the object's own map (amm_normalise) */
 } AmmReference;
 
 typedef struct AmmQuery {

@@ -14,9 +14,10 @@
 
 #include "tensor.h"
 
-/* What a comparison holds of its references while it runs. */
+/* What a comparison holds of its references while it runs. Their features, by far the most, stay in the bank;
+ * those of one are widened at a time. */
 typedef struct References {
-    float *features; /* [k][h*w][C] */
+    float *features; /* [h*w][C] of one */
     float *weights;  /* [sum of n_r][h*w] */
     float **of;      /* [k] where each reference's weights begin */
 } References;
@@ -31,25 +32,31 @@ static int references_load(References *r, const Bank *bank, const int *index, in
     size_t n_cells = bank_cells(bank), one = n_cells * (size_t)bank->channels, objects = 0;
     for (int i = 0; i < k; i++)
         objects += (size_t)bank_objects(bank, index[i]);
-    r->features = aligned_array((size_t)k * one + 1, sizeof(float));
+    r->features = aligned_array(one + 1, sizeof(float));
     r->weights = aligned_array(objects * n_cells + 1, sizeof(float));
     r->of = aligned_array((size_t)k + 1, sizeof *r->of);
     if (!r->features || !r->weights || !r->of)
-        return fail_memory(err, "the references", ((size_t)k * one + objects * n_cells) * 4);
+        return fail_memory(err, "the references", (one + objects * n_cells) * 4);
     float *at = r->weights;
     for (int i = 0; i < k; i++) {
-        bank_features(bank, index[i], NULL, r->features + (size_t)i * one);
-        int finite = 1;
-        for (size_t p = 0; p < one; p++)
-            finite &= isfinite(r->features[(size_t)i * one + p]) != 0;
-        if (!finite)
-            return fail(err, "the bank's image %d (%s) has features that are not finite numbers", index[i],
-                        bank->names[index[i]]);
         bank_weights(bank, index[i], at);
         r->of[i] = at;
         at += (size_t)bank_objects(bank, index[i]) * n_cells;
     }
     return 0;
+}
+
+/* The features of the bank's image in r->features. */
+static int reference_features(const References *r, const Bank *bank, int image, Error *err)
+{
+    const size_t one = bank_cells(bank) * (size_t)bank->channels;
+    int finite = 1;
+    bank_features(bank, image, NULL, r->features);
+    for (size_t p = 0; p < one; p++)
+        finite &= isfinite(r->features[p]) != 0;
+    return finite ? 0
+                  : fail(err, "the bank's image %d (%s) has features that are not finite numbers", image,
+                         bank->names[image]);
 }
 
 /* ================================================================================================
@@ -183,7 +190,7 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
             scale[i] = 1 / bank->channel_std[i];
         for (int r = 0; r < c->k; r++) {
             int first = bank->first[c->references[r]];
-            references[r] = (AmmReference){refs->features + (size_t)r * one,
+            references[r] = (AmmReference){bank->features + (size_t)c->references[r] * one,
                                            bank->centroids + 2 * first,
                                            bank->areas + first,
                                            c->matchings[r].match_q,
@@ -304,9 +311,9 @@ int compare_scene(Comparison *c, const Bank *bank, Scene *scene, int exclude, in
         status = dcga_describe(&bank->dcga, o->descriptors, o->pooled, scene->features, o->weights, o->n,
                                o->grid_h, o->grid_w, 1, err);
     for (int r = 0; r < c->k && !status; r++)
-        status =
-            match_one(&c->matchings[r], bank, scene, c->references[r],
-                      refs.features + (size_t)r * bank_cells(bank) * (size_t)bank->channels, refs.of[r], err);
+        if ((status = reference_features(&refs, bank, c->references[r], err)) == 0)
+            status =
+                match_one(&c->matchings[r], bank, scene, c->references[r], refs.features, refs.of[r], err);
     if (!status)
         measure_logical(c, bank, scene, &refs);
     if (!status)

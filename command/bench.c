@@ -187,6 +187,20 @@ static float *random_buffer(Work *work, size_t n, float mean, float deviation, E
     return buffer;
 }
 
+/* n float16 of it, n even. */
+static uint16_t *random_halves(Work *work, size_t n, Error *err)
+{
+    enum { BLOCK = 1024 };
+    float block[BLOCK];
+    uint16_t *halves = (uint16_t *)new_buffer(work, n / 2, err);
+    for (size_t i = 0; halves && i < n; i++) {
+        if (i % BLOCK == 0)
+            random_floats(block, BLOCK, 0, 1, (uint64_t)work->n_buffers << 32 | i);
+        halves[i] = f32_to_f16(block[i % BLOCK]);
+    }
+    return halves;
+}
+
 static void work_free(Work *work)
 {
     amg_masks_free(&work->masks);
@@ -560,11 +574,12 @@ static int prepare_amm(Work *work, Error *err)
     float *channel_scale = numbers + (AMM_K + 1) * 4 * AMM_OBJECTS;
     for (int c = 0; c < CHANNELS; c++)
         channel_scale[c] = 1;
+    float *features = random_buffer(work, (size_t)AMM_CELLS * CHANNELS, 0, 1, err); /* the query's */
     for (int r = 0; r <= AMM_K; r++) { /* the last is the query */
-        float *features = random_buffer(work, (size_t)AMM_CELLS * CHANNELS, 0, 1, err);
+        uint16_t *half = r < AMM_K ? random_halves(work, (size_t)AMM_CELLS * CHANNELS, err) : NULL;
         float *centroids = numbers + r * 4 * AMM_OBJECTS, *areas = centroids + 2 * AMM_OBJECTS;
         float *scale = areas + AMM_OBJECTS;
-        if (!features)
+        if (!features || (r < AMM_K && !half))
             return -1;
         for (int i = 0; i < AMM_OBJECTS; i++) {
             centroids[2 * i] = (float)(i % 4) / 4 + 0.125f + 0.003f * (float)(r * i % 7);
@@ -573,8 +588,7 @@ static int prepare_amm(Work *work, Error *err)
             scale[i] = 1;
         }
         if (r < AMM_K)
-            work->references[r] =
-                (AmmReference){features, centroids, areas, match, AMM_OBJECTS, weights, scale};
+            work->references[r] = (AmmReference){half, centroids, areas, match, AMM_OBJECTS, weights, scale};
         else
             work->query = (AmmQuery){AMM_OBJECTS, AMM_SIDE,  AMM_SIDE, CHANNELS,      features,
                                      weights,     centroids, areas,    channel_scale, NULL};

@@ -46,6 +46,32 @@ INLINE Vec load(const float *p)
     return v;
 }
 
+/* LANES float16 at p, exactly; infinite ones and NaNs are for the caller to keep out. Moved to the place of a
+ * float32's bits, a float16's exponent is short of 112 = 127 - 15. */
+INLINE Vec load_half(const uint16_t *p)
+{
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+#else
+    typedef uint16_t HalfBits __attribute__((vector_size(2 * LANES)));
+    HalfBits half;
+    memcpy(&half, p, sizeof half);
+    IntVec bits = __builtin_convertvector(half, IntVec), magnitude = (bits & 0x7fff) << 13;
+    Vec value = (Vec)magnitude * 0x1p112f;
+    return (Vec)((IntVec)value | (bits & 0x8000) << 16);
+#endif
+}
+
+/* The first n < LANES of them; the other lanes are zero. */
+INLINE Vec load_half_part(const uint16_t *p, size_t n)
+{
+    uint16_t half[LANES] = {0};
+    memcpy(half, p, n * sizeof *p);
+    return load_half(half);
+}
+
 INLINE void store(float *p, Vec v)
 {
     memcpy(p, &v, sizeof v);

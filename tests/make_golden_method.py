@@ -18,7 +18,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 torch.set_num_threads(1)
-DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8", "int32": "I32"}
+DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64", "uint8": "U8", "int32": "I32"}
 
 
 def save(path, tensors):
@@ -649,14 +649,14 @@ def make_amm(out):
     for i in range(k):
         moved = np.roll(labels, (r.randint(-2, 3), r.randint(-2, 3)), (0, 1))
         weights = soft_weights(moved, 3, 1, h, w)
-        f = f32(features + 0.4 * r.randn(h, w, C))
+        f = np.float16(features + 0.4 * r.randn(h, w, C))  # as a bank keeps it
         _, c, a = (f32(t) for t in pool(weights, f))
         match_q = np.array([[0, 1, 2, 3], [-1, 0, 2, 3], [0, -1, 1, 3]][i])
         if i == 1:
             match_q[2] = -1
-        refs.append({"features": f, "centroids": c, "areas": a * [0.5, 1, 1.7, 1], "match_q": match_q, "scale": f32(1 + 3 * r.rand(4))})
+        refs.append({"features": f.astype(np.float64), "centroids": c, "areas": a * [0.5, 1, 1.7, 1], "match_q": match_q, "scale": f32(1 + 3 * r.rand(4))})
         refs[-1]["areas"], refs[-1]["weights"] = f32(refs[-1]["areas"]), f32(weights)
-        tensors.update({f"r{i}.{key}": v for key, v in refs[-1].items()})
+        tensors.update({f"r{i}.{key}": v for key, v in dict(refs[-1], features=f).items()})
     none = [dict(ref, match_q=np.where(np.arange(n) == 1, -1, ref["match_q"])) for ref in refs]
     tensors.update({"q.features": features, "q.weights": query, "q.centroids": centroids, "q.areas": areas})
     for name, kw in [("object", {}), ("pixel", {"pixel": True}), ("large", {"large": 1.0}), ("plain", {"blur": 0.0, "epsilon": 1.0}),

@@ -135,7 +135,7 @@ static AmmQuery query(void)
 static void references(AmmReference r[3])
 {
     for (int i = 0; i < 3; i++)
-        r[i] = (AmmReference){GOLDEN_F32("r%d.features", i),
+        r[i] = (AmmReference){golden_tensor("r%d.features", i)->data,
                               GOLDEN_F32("r%d.centroids", i),
                               GOLDEN_F32("r%d.areas", i),
                               GOLDEN_I32("r%d.match_q", i),
@@ -232,31 +232,37 @@ static void test_claims(void)
     CHECK(memcmp(claimed, q.weights, (size_t)(q.n * n_cells) * sizeof *claimed) == 0);
 }
 
-/* Features in other units, channel by channel, and the scale that undoes them: the same map. */
+/* Features in other units, channel by channel, and the scale that undoes them: the same map. Powers of two,
+ * so that float16 loses nothing. */
 static void test_scale(void)
 {
     REQUIRE(golden_open("method_amm"));
     AmmQuery q = query();
     AmmReference r[3];
-    float map[512], scale[64], *scaled[4];
+    float map[512], scale[64], *scaled = NULL;
+    uint16_t *halves[3];
     size_t n = (size_t)(q.grid_h * q.grid_w * q.channels);
     Error err;
     REQUIRE(q.channels <= 64);
     references(r);
     for (int c = 0; c < q.channels; c++)
-        scale[c] = 0.1f * (float)(1 + c);
-    for (int i = 0; i < 4; i++) {
-        const float *features = i < 3 ? r[i].features : q.features;
-        REQUIRE(scaled[i] = malloc(n * sizeof(float)));
+        scale[c] = ldexpf(1, c % 5 - 2);
+    REQUIRE(scaled = malloc(n * sizeof *scaled));
+    for (size_t p = 0; p < n; p++)
+        scaled[p] = q.features[p] / scale[p % (size_t)q.channels];
+    for (int i = 0; i < 3; i++) {
+        REQUIRE(halves[i] = malloc(n * sizeof(uint16_t)));
         for (size_t p = 0; p < n; p++)
-            scaled[i][p] = features[p] / scale[p % (size_t)q.channels];
-        *(i < 3 ? &r[i].features : &q.features) = scaled[i];
+            halves[i][p] = f32_to_f16(f16_to_f32(r[i].features[p]) / scale[p % (size_t)q.channels]);
+        r[i].features = halves[i];
     }
+    q.features = scaled;
     q.scale = scale;
     REQUIRE(!amm_structural(map, &q, r, 3, &AMM, &err));
     CHECK_GOLDEN(map, 1e-5, "map.object");
-    for (int i = 0; i < 4; i++)
-        free(scaled[i]);
+    for (int i = 0; i < 3; i++)
+        free(halves[i]);
+    free(scaled);
 }
 
 /* The same bits for any number of threads. */
@@ -358,7 +364,8 @@ static void test_one_cell(void)
                        areas[2] = {1, 0}, scale[2] = {1, 1};
     static const int match_q[2] = {1, 0};
     AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas, ONES, NULL};
-    AmmReference r = {features, centroids, areas, match_q, 2, weights, scale};
+    static const uint16_t halves[2] = {0x3c00, 0x4000}; /* 1, 2 */
+    AmmReference r = {halves, centroids, areas, match_q, 2, weights, scale};
     AmmOptions options = AMM;
     float map[1], scratch[1];
     Error err;

@@ -3,6 +3,7 @@
  * SAMLAD_BENCH=1 it also prints speeds. */
 #include "../tensor.h"
 #include "../io/safetensors.h"
+#include "../kernels/simd.h"
 #include "test.h"
 
 #include <time.h>
@@ -272,6 +273,25 @@ static void gelu_is_exact(void)
     CHECK(isnan(odd[0]) && odd[1] == INFINITY && odd[2] == 0 && odd[3] == 0);
     CHECK(odd[4] == 1e30f && odd[5] == 0 && odd[6] == 0.5e-30f);
     free(x), free(y);
+}
+
+/* Every finite float16, subnormal ones among them, to the bit. */
+static void halves_are_widened_exactly(void)
+{
+    uint16_t half[LANES];
+    float found[LANES];
+    for (uint32_t first = 0; first < 65536; first += LANES) {
+        for (uint32_t i = 0; i < LANES; i++)
+            half[i] = (uint16_t)(first + i);
+        store(found, load_half(half));
+        for (uint32_t i = 0; i < LANES; i++) {
+            float expected = f16_to_f32(half[i]);
+            CHECK_MSG(!isfinite(expected) || memcmp(&expected, &found[i], sizeof expected) == 0,
+                      "%04x becomes %g, not %g", half[i], found[i], expected);
+        }
+    }
+    store(found, load_half_part((const uint16_t[]){0x3c00, 0xc000}, 2));
+    CHECK(found[0] == 1 && found[1] == -2 && found[2] == 0 && found[LANES - 1] == 0);
 }
 
 /* vec_exp through softmax of two numbers: e^-d/(1 + e^-d). */
@@ -796,6 +816,7 @@ int main(void)
     RUN(bits_do_not_depend_on_threads);
     RUN(interpolation_equals_torch);
     RUN(resize_equals_pil);
+    RUN(halves_are_widened_exactly);
     RUN(convolution_equals_torch);
     RUN(attention_equals_torch);
     RUN(rows_equal_torch);
