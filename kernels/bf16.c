@@ -259,9 +259,14 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 
 /* ---- the blocked matrix product ----------------------------------------------------------------*/
 
-#define MC 384
-#define NC 512
-_Static_assert(MC % AMX_ROWS == 0 && NC % NR == 0, "tiles are whole register tiles");
+/* An output tile: its rows of a, rounded, stay in the second cache, and so do its sums. The matrix unit is so
+ * fast that reading and rounding a counts: once for more columns. */
+#define MC     378 /* whole register tiles */
+#define NC     512
+#define AMX_MC 96
+#define AMX_NC 1536
+_Static_assert(MC % MR == 0 && NC % NR == 0 && AMX_MC % AMX_ROWS == 0 && AMX_NC % NR == 0 && AMX_MC <= MC,
+               "tiles are whole register tiles");
 
 /* c[rows][vecs·LANES] = start + a·b: a [rows][pairs] with rows PAIRS apart, b [pairs][vecs·LANES]. `rows` and
  * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
@@ -407,8 +412,9 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
 {
     if (m <= 0 || n <= 0)
         return;
-    const int group = amx_usable() ? AMX_ROWS : MR, most_m = MC / group * group;
-    int m_tiles = (m + most_m - 1) / most_m, n_tiles = (n + NC - 1) / NC;
+    const int amx = amx_usable(), group = amx ? AMX_ROWS : MR;
+    const int most_m = amx ? AMX_MC : MC, most_n = amx ? AMX_NC : NC;
+    int m_tiles = (m + most_m - 1) / most_m, n_tiles = (n + most_n - 1) / most_n;
     int tile_m = round_up((m + m_tiles - 1) / m_tiles, group);
     int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
     int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
