@@ -17,6 +17,8 @@
 #ifndef SAMLAD_AMX_H
 #define SAMLAD_AMX_H
 
+#include <stdatomic.h>
+
 #include "tile.h"
 
 enum { AMX_ROWS = 32, AMX_STEP = 16 };
@@ -30,13 +32,12 @@ typedef struct Amx {
 #if defined(__linux__) && defined(__x86_64__) && defined(__AVX512F__) &&                                     \
     ((defined(__AMX_TILE__) && defined(__AMX_BF16__)) || (defined(__AMXTILE__) && defined(__AMXBF16__)))
 
-#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 /* Linux lends the tiles' 8 KiB of state to processes that ask (once, for all threads). It may refuse: an old
  * kernel, a guest without them. */
-static int amx_usable(void)
+static int amx_present(void)
 {
     enum { UNKNOWN, ABSENT, PRESENT, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     static atomic_int state; /* whoever asks gets the same answer */
@@ -164,7 +165,7 @@ static double amx_burst(int rounds)
 
 #else
 
-static int amx_usable(void)
+static int amx_present(void)
 {
     return 0;
 }
@@ -188,6 +189,13 @@ static double amx_burst(int rounds)
 }
 
 #endif
+
+static atomic_int amx_unwanted; /* see bf16_without_matrix_unit */
+
+static int amx_usable(void)
+{
+    return !atomic_load_explicit(&amx_unwanted, memory_order_relaxed) && amx_present();
+}
 
 static Amx amx_begin(void)
 {

@@ -137,6 +137,11 @@ int bf16_matrix_unit(void)
     return amx_usable();
 }
 
+void bf16_without_matrix_unit(int without)
+{
+    atomic_store_explicit(&amx_unwanted, without, memory_order_relaxed);
+}
+
 double bf16_burst(int rounds)
 {
     enum { CHAINS = 12 };

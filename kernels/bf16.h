@@ -73,5 +73,7 @@ void bf16_dot_pairs_portable(float *sum, const uint16_t *a, const uint16_t *b, s
 double bf16_burst(int rounds);
 /* 1 where they use the matrix unit: built for it, and the system lets this process. */
 int bf16_matrix_unit(void);
+/* 1: do without it, 0: use it again. So that a test sees both ways; not while another thread computes. */
+void bf16_without_matrix_unit(int without);
 
 #endif

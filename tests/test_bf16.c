@@ -592,6 +592,28 @@ static void features_are_those_of_float32(void)
     compare_features("timm", 0.999);
 }
 
+/* Where the machine has a matrix unit, everything above ran on it; the vectors must do the same. */
+static void vectors_do_what_the_matrix_unit_does(void)
+{
+    enum { M = 70, N = 100, K = 333 };
+    float *x = random_array(M * K), *w = random_array(N * K), unit[M * N], vectors[M * N];
+    uint32_t *packed = packed_copy(w, N, K);
+    bf16_linear(unit, x, packed, NULL, M, N, K);
+    bf16_without_matrix_unit(1);
+    CHECK(!bf16_matrix_unit());
+    bf16_linear(vectors, x, packed, NULL, M, N, K);
+    double error = test_relative_error(vectors, unit, M * N);
+    CHECK_MSG(error < 2e-6, "the matrix unit and the vectors differ by %.2g", error);
+    linear_equals_the_plain_one();
+    gelu_follows_its_product();
+    linear_keeps_non_finite_numbers_in_place();
+    attention_equals_the_plain_one();
+    windows_need_no_copies();
+    bits_do_not_depend_on_threads();
+    bf16_without_matrix_unit(0);
+    free(x), free(w), free(packed);
+}
+
 int main(void)
 {
     RUN(rounding_is_to_the_nearest_even);
@@ -605,6 +627,7 @@ int main(void)
     RUN(attention_places_relative_positions);
     RUN(windows_need_no_copies);
     RUN(bits_do_not_depend_on_threads);
+    RUN(vectors_do_what_the_matrix_unit_does);
     RUN(masks_are_those_of_float32);
     RUN(shipped_masks_are_those_of_float32);
     RUN(features_are_those_of_float32);
