@@ -21,9 +21,11 @@ void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, floa
 /* log Σ_j exp(z[j·stride] + add[j]), shifted by the largest so that nothing overflows. */
 static double log_sum_exp(const float *z, size_t stride, const double *add, int n)
 {
-    double largest = -INFINITY;
-    for (int j = 0; j < n; j++)
-        largest = fmax(largest, z[(size_t)j * stride] + add[j]);
+    double largest = -INFINITY; /* (not by fmax: gcc 12 for ARM fails to compile its reduction) */
+    for (int j = 0; j < n; j++) {
+        const double term = z[(size_t)j * stride] + add[j];
+        largest = term > largest ? term : largest;
+    }
     double sum = 0;
     for (int j = 0; j < n; j++)
         sum += expf((float)(z[(size_t)j * stride] + add[j] - largest));
