@@ -184,10 +184,11 @@ def decoder_module(weights):
 
         def forward(self, points):
             tokens = torch.cat([self.encode((points + 0.5) / 1024) + self.foreground, self.padding], 1)
-            torch.repeat_interleave = lambda image, n, dim: image.expand(int(n), -1, -1, -1)  # the same for one image
             masks, ious = self.decoder.predict_masks(self.embedding, self.pe, tokens, self.dense)
             return ious[:, 1:], masks[:, 1:]
 
+    # The official decoder repeats the one image for every prompt, in a way that PyTorch 1.13 cannot export.
+    torch.repeat_interleave = lambda image, n, dim: image.expand(int(n), -1, -1, -1)
     return Decoder().eval(), predictor_points(generator.predictor, generator.point_grids[0] * 1024)[0]
 
 
@@ -197,6 +198,7 @@ def onnx_python(work, weights):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session.run(None, {"given": given})  # its memory has settled after the second run only
     return lambda: session.run(None, {"given": given}), lambda result, out: result[0].astype("float32").tofile(out)
 
 
@@ -208,6 +210,7 @@ const [module, model, input, shape, threads, output] = process.argv.slice(1), fs
   const session = await ort.InferenceSession.create(model, {intraOpNumThreads: Number(threads)});
   const bytes = fs.readFileSync(input), values = new Float32Array(new Uint8Array(bytes).buffer);
   const feed = {given: new ort.Tensor('float32', values, JSON.parse(shape))};
+  await session.run(feed); // its memory has settled after the second run only
   const first = (await session.run(feed))[session.outputNames[0]].data;
   fs.writeFileSync(output, new Uint8Array(first.buffer, first.byteOffset, first.byteLength));
   console.log('ready');
