@@ -18,7 +18,6 @@
 #include "amx.h"
 
 typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 
 static int pairs_of(int k)
 {
@@ -329,32 +328,31 @@ static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, c
     /* clang-format on */
 }
 
-/* A tile whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
-static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
-                      const uint32_t *b, int pairs)
+/* Rows that one step of product_panel takes. */
+static int group_rows(int with_amx)
 {
-    float full[MR * NR];
-    any_tile(rows, cols > LANES ? 2 : 1, full, NR, (Start){NULL, 0}, a, b, pairs);
+    return with_amx ? AMX_ROWS : MR;
+}
+
+/* c[rows][width] = start + a·b for one group of rows, by the matrix unit or by vectors. */
+static void group_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc, Start start,
+                          const uint32_t *a, const uint32_t *b, int pairs)
+{
+    if (amx->usable)
+        amx_product(amx, rows, width, c, ldc, start, a, PAIRS, b, round_up(pairs, AMX_STEP));
+    else
+        any_tile(rows, width / LANES, c, ldc, start, a, b, pairs);
+}
+
+/* A group whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
+static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrdiff_t ldc, Start start,
+                         const uint32_t *a, const uint32_t *b, int pairs)
+{
+    float full[AMX_ROWS * NR] __attribute__((aligned(64)));
+    group_product(amx, rows, width, full, NR, (Start){NULL, 0}, a, b, pairs);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++)
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
-}
-
-/* product_panel by the matrix unit: groups of AMX_ROWS rows; what is not a full panel is worked out beside c.
- */
-static void amx_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
-                      const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
-{
-    float full[AMX_ROWS * NR] __attribute__((aligned(64)));
-    for (int i = 0; i < m; i += AMX_ROWS) {
-        const int rows = min_int(m - i, AMX_ROWS), whole = roomy || cols == width;
-        Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
-        amx_product(amx, rows, width, whole ? c + i * ldc : full, whole ? ldc : NR,
-                    whole ? s : (Start){NULL, 0}, a + i * PAIRS, PAIRS, panel, pairs);
-        for (int r = 0; r < rows && !whole; r++)
-            for (int j = 0; j < cols; j++)
-                c[(i + r) * ldc + j] = full[r * NR + j] + (s.data ? s.data[r * s.ld + j] : 0);
-    }
 }
 
 /* c[m][cols] = start + a·panel, panel [pairs][width]. `roomy`: the rows of c and start have room for whole
@@ -362,17 +360,14 @@ static void amx_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint
 static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                           const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
 {
-    if (amx->usable) {
-        amx_panel(amx, c, ldc, start, a, panel, width, m, cols, round_up(pairs, AMX_STEP), roomy);
-        return;
-    }
-    for (int i = 0; i < m; i += MR) {
-        int rows = min_int(m - i, MR);
+    const int group = group_rows(amx->usable);
+    for (int i = 0; i < m; i += group) {
+        int rows = min_int(m - i, group);
         Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
         if (roomy || cols == width)
-            any_tile(rows, width / LANES, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
+            group_product(amx, rows, width, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
         else
-            edge_tile(rows, cols, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
+            edge_product(amx, rows, width, cols, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
     }
 }
 
@@ -417,7 +412,7 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
 {
     if (m <= 0 || n <= 0)
         return;
-    const int amx = amx_usable(), group = amx ? AMX_ROWS : MR;
+    const int amx = amx_usable(), group = group_rows(amx);
     const int most_m = amx ? AMX_MC : MC, most_n = amx ? AMX_NC : NC;
     int m_tiles = (m + most_m - 1) / most_m, n_tiles = (n + most_n - 1) / most_n;
     int tile_m = round_up((m + m_tiles - 1) / m_tiles, group);
@@ -477,10 +472,9 @@ void linear_pack(Linear *l, Arena *arena)
  * QUERIES queries of a problem, which walks over the keys in tiles of KEYS with the streaming softmax, as in
  * attention.c: per query a running maximum and a running sum; when the maximum grows, what was summed up is
  * scaled down. Logits are in units of log 2. */
-#define QUERIES                                                                                              \
-    (98 / MR * MR) /* the buffers below stay under 200 KiB a thread; with AMX 96 of them are used */
-#define KEYS   KC  /* so that a tile of probabilities is a block of the sum of the product with v */
-#define LOG2_E 1.44269504088896340736f
+#define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB a thread; whole groups are used */
+#define KEYS    KC /* so that a tile of probabilities is a block of the sum of the product with v */
+#define LOG2_E  1.44269504088896340736f
 
 typedef struct Grid {
     int h, w;
@@ -765,7 +759,7 @@ static void attention_task(const Attention *a, int problem, int first_query, int
 
 static void attend(const Attention *a)
 {
-    const int group = amx_usable() ? AMX_ROWS : MR, most = QUERIES / group * group;
+    const int group = group_rows(amx_usable()), most = QUERIES / group * group;
     const int n_q = area(a->query_window), n_k = area(a->key_window), blocks = (n_q + most - 1) / most;
     const int lines = a->rel ? a->query_window.h + a->query_window.w : 0;
     if (blocks <= 0)

@@ -27,6 +27,7 @@
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of LANES 16-bit numbers */
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef int32_t IntVec4 __attribute__((vector_size(16)));
 
@@ -55,8 +56,7 @@ INLINE Vec load_half(const uint16_t *p)
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
     return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 #else
-    typedef uint16_t HalfBits __attribute__((vector_size(2 * LANES)));
-    HalfBits half;
+    HalfVec half;
     memcpy(&half, p, sizeof half);
     IntVec bits = __builtin_convertvector(half, IntVec), magnitude = (bits & 0x7fff) << 13;
     Vec value = (Vec)magnitude * 0x1p112f;
