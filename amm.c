@@ -145,7 +145,7 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
     return (float)sqrt((residual(work, m) + ridge * penalty) / epsilon);
 }
 
-/* The channels that lie `ahead` floats after p (the next cell's) are called into the cache while this cell's
+/* The channels that lie `ahead` numbers after p (the next cell's) are called into the cache while this cell's
  * are summed: so many maps are read side by side that the machine does not foresee it. (A prefetch of an
  * address that does not exist does nothing.) */
 static void prefetch(const uint16_t *p, size_t ahead)

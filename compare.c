@@ -46,7 +46,7 @@ static int references_load(References *r, const Bank *bank, const int *index, in
     return 0;
 }
 
-/* The features of the bank's image in r->features. */
+/* r->features [h*w][C] = those of the bank's image, widened; -1 when one of them is not a finite number. */
 static int reference_features(const References *r, const Bank *bank, int image, Error *err)
 {
     const size_t one = bank_cells(bank) * (size_t)bank->channels;

@@ -575,11 +575,13 @@ static int prepare_amm(Work *work, Error *err)
     for (int c = 0; c < CHANNELS; c++)
         channel_scale[c] = 1;
     float *features = random_buffer(work, (size_t)AMM_CELLS * CHANNELS, 0, 1, err); /* the query's */
+    if (!features)
+        return -1;
     for (int r = 0; r <= AMM_K; r++) { /* the last is the query */
         uint16_t *half = r < AMM_K ? random_halves(work, (size_t)AMM_CELLS * CHANNELS, err) : NULL;
         float *centroids = numbers + r * 4 * AMM_OBJECTS, *areas = centroids + 2 * AMM_OBJECTS;
         float *scale = areas + AMM_OBJECTS;
-        if (!features || (r < AMM_K && !half))
+        if (r < AMM_K && !half)
             return -1;
         for (int i = 0; i < AMM_OBJECTS; i++) {
             centroids[2 * i] = (float)(i % 4) / 4 + 0.125f + 0.003f * (float)(r * i % 7);
