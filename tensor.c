@@ -107,8 +107,12 @@ double fma_burst(int rounds)
  * cache. The register tile's 2·MR sums, two vectors of b and one broadcast element of a fit the register
  * file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #define MC 2048
-#define NC 384 /* a multiple of every NR */
 #define KC 192
+#if LANES >= 16
+#define NC 768 /* 590 KB of b: machines with such vectors have a second cache of 1 MB and more */
+#else
+#define NC 384 /* 295 KB. Both are multiples of every NR */
+#endif
 
 typedef struct Operand {
     const float *data;

@@ -22,12 +22,14 @@
 #include <math.h>
 #include <string.h>
 
-#define QUERIES    336
-#define KEYS       256             /* columns of a tile of logits */
-#define STRIDE     (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
-#define DIMS       96              /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS (QUERIES * 128) /* biases of a task's queries */
-#define LOG2_E     1.44269504088896340736f
+#define QUERIES        672             /* of a task, for which the keys are packed once */
+#define KEYS           256             /* columns of a tile of logits */
+#define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
+#define DIMS           96              /* of a head at a time; a multiple of every NR */
+#define REL_FLOATS     (QUERIES * 128) /* biases of a task's queries */
+#define AHEAD          8               /* tokens; see call_ahead */
+#define TASKS_A_THREAD 4               /* at least, where there are enough queries */
+#define LOG2_E         1.44269504088896340736f
 
 /* A token's vector stands at first + (y·row_ld + x·ld). Places beyond h × w (of a window that reaches over
  * the edge of the picture) all have the vector `pad`. */
@@ -105,15 +107,53 @@ static void pack_four(float *panel, const float *const *key, int dims)
             panel[d * NR + i] = row[i][d];
 }
 
+/* A walk over the tokens of a tile of keys, row by row. */
+typedef struct Walk {
+    const Grid *grid;
+    const KeyTile *tile;
+    int r, c;
+} Walk;
+
+/* The next token's vector; NULL beyond the tile's last column, if `padded`, and beyond its last row. */
+static const float *step(Walk *walk, int padded)
+{
+    const KeyTile *t = walk->tile;
+    if (walk->r >= t->rows)
+        return NULL;
+    const float *token = walk->c < t->cols ? at(walk->grid, t->kh + walk->r, t->kw + walk->c) : NULL;
+    if (++walk->c >= (padded ? t->padded : t->cols))
+        walk->c = 0, walk->r++;
+    return token;
+}
+
+/* Neighbouring tokens' vectors are far apart: calls the next one of a walk that goes ahead into the cache. */
+static void call_ahead(Walk *ahead, int d0, int dims)
+{
+    const float *token = step(ahead, 0);
+    for (int d = 0; token && d < dims; d += 16)
+        __builtin_prefetch(token + d0 + d);
+}
+
+static Walk walk_ahead(const Grid *grid, const KeyTile *t, int d0, int dims)
+{
+    Walk ahead = {grid, t, 0, 0};
+    for (int i = 0; i < AHEAD; i++)
+        call_ahead(&ahead, d0, dims);
+    return ahead;
+}
+
 /* Dimensions d0 .. d0 + dims of the tile's keys. */
 static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int columns = t->rows * t->padded;
+    Walk walk = {&head->k, t, 0, 0}, ahead = walk_ahead(&head->k, t, d0, dims);
     for (int j = 0; j < round_up(columns, NR); j += 4) {
         const float *key[4];
         for (int i = 0; i < 4; i++) {
-            int r = (j + i) / t->padded, c = (j + i) % t->padded;
-            key[i] = r < t->rows && c < t->cols ? at(&head->k, t->kh + r, t->kw + c) + d0 : NULL;
+            const float *token = step(&walk, 1);
+            key[i] = token ? token + d0 : NULL;
+            if (token)
+                call_ahead(&ahead, d0, dims);
         }
         pack_four(task->keys + j / NR * NR * dims + j % NR, key, dims);
     }
@@ -123,20 +163,21 @@ static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, in
 static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int n = t->rows * t->cols;
-    for (int r = 0, p = 0; r < t->rows; r++)
-        for (int c = 0; c < t->cols; c++, p++) {
-            const float *value = at(&head->v, t->kh + r, t->kw + c) + d0;
-            for (int d = 0; d < dims; d += NR) {
-                float *to = task->values + d * n + p * NR;
-                if (d + NR <= dims) {
-                    store(to, load(value + d));
-                    store(to + LANES, load(value + d + LANES));
-                } else {
-                    memset(to, 0, NR * sizeof *to);
-                    memcpy(to, value + d, (size_t)(dims - d) * sizeof *to);
-                }
+    Walk walk = {&head->v, t, 0, 0}, ahead = walk_ahead(&head->v, t, d0, dims);
+    for (int p = 0; p < n; p++) {
+        const float *value = step(&walk, 0) + d0;
+        call_ahead(&ahead, d0, dims);
+        for (int d = 0; d < dims; d += NR) {
+            float *to = task->values + d * n + p * NR;
+            if (d + NR <= dims) {
+                store(to, load(value + d));
+                store(to + LANES, load(value + d + LANES));
+            } else {
+                memset(to, 0, NR * sizeof *to);
+                memcpy(to, value + d, (size_t)(dims - d) * sizeof *to);
             }
         }
+    }
 }
 
 /* task->panel[rows][dims] = factor·q of rows `ld` apart. */
@@ -323,12 +364,12 @@ static void tile_of_keys(Task *task, const Head *head, const KeyTile *t, const R
         pack_keys(task, head, t, 0, head->head_dim);
         pack_values(task, head, t, 0, head->head_dim);
     }
-    const int groups = (r->w + MR - 1) / MR, step = (r->w + groups - 1) / groups;
+    const int groups = (r->w + MR - 1) / MR, width = (r->w + groups - 1) / groups;
     for (int y = 0; y < r->h; y++)
-        for (int x = 0; x < r->w; x += step)
+        for (int x = 0; x < r->w; x += width)
             group_of_queries(task, head, t, at(&head->q, r->y + y, r->x + x),
                              head->out + (r->y + y) * head->out_row_ld + (r->x + x) * head->out_ld,
-                             y * r->w + x, min_int(r->w - x, step), first_tile);
+                             y * r->w + x, min_int(r->w - x, width), first_tile);
 }
 
 /* How many columns of keys a tile has, and the grid in how many strips of them: equal, whole vectors, at most
@@ -375,11 +416,12 @@ static void attend(const Head *head, const Rectangle *r)
 
 /* ---- all heads ----------------------------------------------------------------------------------------*/
 
-/* Rows of queries that a task takes; a row that is too long by itself is divided. Equal parts of the whole.
- */
-static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel)
+/* Rows of queries that a task takes; a row that is too long by itself is divided. Equal parts of the whole,
+ * at least `parts_wanted` where there are enough queries. */
+static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel, int parts_wanted)
 {
-    int most = QUERIES;
+    int most = (int)(((ptrdiff_t)query_h * query_w + parts_wanted - 1) / parts_wanted);
+    most = min_int(QUERIES, most > MR ? most : MR);
     if (rel)
         most = min_int(
             most, REL_FLOATS / (round_up(rel->grid_h, LANES) + round_up(strip_of_keys(rel->grid_w), LANES)));
@@ -401,7 +443,8 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         return;
     const int query_h = rel ? rel->grid_h : 1, query_w = rel ? rel->grid_w : n_q;
     const int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
-    const Rectangle size = task_size(query_h, query_w, rel);
+    const Rectangle size =
+        task_size(query_h, query_w, rel, (TASKS_A_THREAD * tensor_max_threads() + n_heads - 1) / n_heads);
     const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
     const int parallel = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
     (void)parallel; /* without OpenMP */
@@ -446,7 +489,7 @@ static void attend_window(float *out, const float *qkv, const float *pad, int gr
                  .head_dim = head_dim,
                  .scale = scale,
                  .rel = rel};
-    const Rectangle size = task_size(real_h, real_w, rel);
+    const Rectangle size = task_size(real_h, real_w, rel, 1);
     for (int y = 0; y < real_h; y += size.h)
         for (int x = 0; x < real_w; x += size.w) {
             Rectangle r = {y, x, min_int(size.h, real_h - y), min_int(size.w, real_w - x)};

@@ -40,21 +40,26 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
                           ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k)
 {
     Vec sum[MR][2];
-    UNROLL for (int i = 0; i < rows; i++)
-    {
-        sum[i][0] = sum[i][1] = splat(0);
-        __builtin_prefetch(c + i * ldc); /* needed when the sums are done */
-        __builtin_prefetch(c + i * ldc + LANES);
-    }
-    for (int p = 0; p < k; p++) {
-        Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
-        b += ldb;
-        UNROLL for (int i = 0; i < rows; i++)
-        {
-            Vec ai = splat(a[i * lda + p]);
-            sum[i][0] = fmadd(ai, b0, sum[i][0]);
-            if (vecs > 1)
-                sum[i][1] = fmadd(ai, b1, sum[i][1]);
+    UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
+    /* c's old values are needed when the sums are done. They are called into the cache two rows at a time,
+     * between the terms: all at once they would take every slot that the processor has for misses of its
+     * first cache, and b would wait behind them. */
+    for (int called = 0, p = 0; called < rows; called += 2) {
+        for (int i = called; i < called + 2 && i < rows; i++) {
+            __builtin_prefetch(c + i * ldc);
+            __builtin_prefetch(c + i * ldc + LANES);
+        }
+        int until = called + 2 < rows ? k / rows * (called + 2) : k;
+        for (; p < until; p++) {
+            Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
+            b += ldb;
+            UNROLL for (int i = 0; i < rows; i++)
+            {
+                Vec ai = splat(a[i * lda + p]);
+                sum[i][0] = fmadd(ai, b0, sum[i][0]);
+                if (vecs > 1)
+                    sum[i][1] = fmadd(ai, b1, sum[i][1]);
+            }
         }
     }
     if (start.data) {
