@@ -285,32 +285,45 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
                 task->logits[i * STRIDE + c] = -INFINITY;
 }
 
-/* Row i's logits become powers of two relative to the running maximum, without padding. Returns the factor by
- * which what was summed up before must be scaled (1 when the maximum stays). */
-static float group_softmax(Task *task, const KeyTile *t, int i, int query)
+/* The running maxima of a group of queries. factor[i]: what was summed up for query i must be scaled by it (1
+ * when its maximum stays; at the first tile there is nothing to scale). */
+static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
 {
-    float *row = task->logits + i * STRIDE;
+    float grown[MR + LANES] = {0};
     const int columns = t->rows * t->padded;
-    Vec most0 = splat(task->max[query]), most1 = most0;
-    int j = 0;
-    for (; j + NR <= columns; j += NR) {
-        most0 = vec_max(load(row + j), most0);
-        most1 = vec_max(load(row + j + LANES), most1);
-    }
-    if (j < columns)
-        most0 = vec_max(load(row + j), most0);
-    const float before = task->max[query], max = max_lanes(vec_max(most0, most1));
-    const float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0 */
-    Vec sum = load(task->sum[query]) * factor;
-    for (int r = 0; r < t->rows; r++)
-        for (int c = 0; c < t->padded; c += LANES) {
-            Vec power = vec_exp2(load(row + r * t->padded + c) - max);
-            store(row + r * t->cols + c, power);
-            sum += power;
+    for (int i = 0; i < rows; i++) {
+        const float *row = task->logits + i * STRIDE;
+        Vec most0 = splat(task->max[query + i]), most1 = most0;
+        int j = 0;
+        for (; j + NR <= columns; j += NR) {
+            most0 = vec_max(load(row + j), most0);
+            most1 = vec_max(load(row + j + LANES), most1);
         }
-    store(task->sum[query], sum);
-    task->max[query] = max;
-    return factor;
+        if (j < columns)
+            most0 = vec_max(load(row + j), most0);
+        const float max = max_lanes(vec_max(most0, most1));
+        grown[i] = task->max[query + i] - max;
+        task->max[query + i] = max;
+    }
+    for (int i = 0; i < rows; i += LANES)
+        store(factor + i, vec_exp2(load(grown + i)));
+}
+
+/* Logits become powers of two relative to the maximum, without padding. */
+static void group_powers(Task *task, const KeyTile *t, int query, int rows, const float *factor)
+{
+    for (int i = 0; i < rows; i++) {
+        float *row = task->logits + i * STRIDE;
+        const Vec max = splat(task->max[query + i]);
+        Vec sum = load(task->sum[query + i]) * factor[i];
+        for (int r = 0; r < t->rows; r++)
+            for (int c = 0; c < t->padded; c += LANES) {
+                Vec power = vec_exp2(load(row + r * t->padded + c) - max);
+                store(row + r * t->cols + c, power);
+                sum += power;
+            }
+        store(task->sum[query + i], sum);
+    }
 }
 
 /* out = out + probabilities·v, out = 0 at the first tile. */
@@ -347,12 +360,13 @@ static void scale_row(float *row, int n, float factor)
 static void group_of_queries(Task *task, const Head *head, const KeyTile *t, const float *q, float *out,
                              int query, int rows, int first_tile)
 {
+    float factor[MR + LANES];
     group_logits(task, head, t, q, query, rows);
-    for (int i = 0; i < rows; i++) {
-        float factor = group_softmax(task, t, i, query + i);
-        if (!first_tile && factor != 1)
-            scale_row(out + i * head->out_ld, head->head_dim, factor);
-    }
+    group_maxima(task, t, query, rows, factor);
+    group_powers(task, t, query, rows, factor);
+    for (int i = 0; i < rows && !first_tile; i++)
+        if (factor[i] != 1)
+            scale_row(out + i * head->out_ld, head->head_dim, factor[i]);
     group_values(task, head, t, out, rows, first_tile);
 }
 
