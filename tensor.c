@@ -64,8 +64,7 @@ int tensor_max_threads(void)
 #endif
 }
 
-/* Threads that a parallel region begun here would have. */
-static int team_size(void)
+int tensor_team_size(void)
 {
 #ifdef _OPENMP
     return omp_in_parallel() ? 1 : omp_get_max_threads();
@@ -138,15 +137,8 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
-/* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. (A prefetch of
- * an address that does not exist does nothing.) */
+/* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. */
 #define AHEAD 16
-
-INLINE void prefetch_row(const float *row, int n)
-{
-    for (int i = 0; i < n; i += 16)
-        __builtin_prefetch((const void *)((uintptr_t)row + i * sizeof *row));
-}
 
 /* panel[k][width] = b[k][cols], padded with zero columns. */
 static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
@@ -276,7 +268,7 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
         return;
     int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
     int most_n = m <= 2 * MR ? NR : NC, n_tiles = (n + most_n - 1) / most_n;
-    int m_tiles = rows_of_tiles(m, n_tiles, parallel ? team_size() : 1);
+    int m_tiles = rows_of_tiles(m, n_tiles, parallel ? tensor_team_size() : 1);
     int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR);
     int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
 #pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)

@@ -134,6 +134,7 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
 
 /* ---- threads -----------------------------------------------------------------------------------*/
 int tensor_max_threads(void); /* 1 without OpenMP */
+int tensor_team_size(void);   /* of a parallel region begun here: inside of another one 1 */
 /* Multiply-adds that never leave the registers, `rounds` of a few on every thread: the speed that nothing
  * here can pass. Returns how many GFLOP that was; its caller holds the watch. */
 double fma_burst(int rounds);

@@ -27,7 +27,7 @@
 #define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
 #define DIMS           96              /* of a head at a time; a multiple of every NR */
 #define REL_FLOATS     (QUERIES * 128) /* biases of a task's queries */
-#define AHEAD          8               /* tokens; see call_ahead */
+#define AHEAD          8               /* tokens; see Ahead */
 #define TASKS_A_THREAD 4               /* at least, where there are enough queries */
 #define LOG2_E         1.44269504088896340736f
 
@@ -107,77 +107,67 @@ static void pack_four(float *panel, const float *const *key, int dims)
             panel[d * NR + i] = row[i][d];
 }
 
-/* A walk over the tokens of a tile of keys, row by row. */
-typedef struct Walk {
+/* A place in a tile of keys that runs before the packing: the vectors of neighbouring tokens are far apart,
+ * and each is called into the cache AHEAD tokens before it is packed. */
+typedef struct Ahead {
     const Grid *grid;
     const KeyTile *tile;
     int r, c;
-} Walk;
+} Ahead;
 
-/* The next token's vector; NULL beyond the tile's last column, if `padded`, and beyond its last row. */
-static const float *step(Walk *walk, int padded)
+static void call_next(Ahead *ahead, int d0, int dims)
 {
-    const KeyTile *t = walk->tile;
-    if (walk->r >= t->rows)
-        return NULL;
-    const float *token = walk->c < t->cols ? at(walk->grid, t->kh + walk->r, t->kw + walk->c) : NULL;
-    if (++walk->c >= (padded ? t->padded : t->cols))
-        walk->c = 0, walk->r++;
-    return token;
+    const KeyTile *t = ahead->tile;
+    if (ahead->r >= t->rows)
+        return;
+    prefetch_row(at(ahead->grid, t->kh + ahead->r, t->kw + ahead->c) + d0, dims);
+    if (++ahead->c == t->cols)
+        ahead->c = 0, ahead->r++;
 }
 
-/* Neighbouring tokens' vectors are far apart: calls the next one of a walk that goes ahead into the cache. */
-static void call_ahead(Walk *ahead, int d0, int dims)
+static Ahead call_first(const Grid *grid, const KeyTile *t, int d0, int dims)
 {
-    const float *token = step(ahead, 0);
-    for (int d = 0; token && d < dims; d += 16)
-        __builtin_prefetch(token + d0 + d);
-}
-
-static Walk walk_ahead(const Grid *grid, const KeyTile *t, int d0, int dims)
-{
-    Walk ahead = {grid, t, 0, 0};
+    Ahead ahead = {grid, t, 0, 0};
     for (int i = 0; i < AHEAD; i++)
-        call_ahead(&ahead, d0, dims);
+        call_next(&ahead, d0, dims);
     return ahead;
 }
 
-/* Dimensions d0 .. d0 + dims of the tile's keys. */
+/* Dimensions d0 .. d0 + dims of the tile's keys; padded rows are whole vectors, so fours never cross them. */
 static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
-    const int columns = t->rows * t->padded;
-    Walk walk = {&head->k, t, 0, 0}, ahead = walk_ahead(&head->k, t, d0, dims);
-    for (int j = 0; j < round_up(columns, NR); j += 4) {
-        const float *key[4];
-        for (int i = 0; i < 4; i++) {
-            const float *token = step(&walk, 1);
-            key[i] = token ? token + d0 : NULL;
-            if (token)
-                call_ahead(&ahead, d0, dims);
+    Ahead ahead = call_first(&head->k, t, d0, dims);
+    for (int r = 0, j = 0; r < t->rows; r++)
+        for (int c = 0; c < t->padded; c += 4, j += 4) {
+            const float *key[4];
+            for (int i = 0; i < 4; i++) {
+                key[i] = c + i < t->cols ? at(&head->k, t->kh + r, t->kw + c + i) + d0 : NULL;
+                call_next(&ahead, d0, dims);
+            }
+            pack_four(task->keys + j / NR * NR * dims + j % NR, key, dims);
         }
-        pack_four(task->keys + j / NR * NR * dims + j % NR, key, dims);
-    }
 }
 
 /* Dimensions d0 .. d0 + dims of the tile's values; the last sliver is filled with zeros. */
 static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int n = t->rows * t->cols;
-    Walk walk = {&head->v, t, 0, 0}, ahead = walk_ahead(&head->v, t, d0, dims);
-    for (int p = 0; p < n; p++) {
-        const float *value = step(&walk, 0) + d0;
-        call_ahead(&ahead, d0, dims);
-        for (int d = 0; d < dims; d += NR) {
-            float *to = task->values + d * n + p * NR;
-            if (d + NR <= dims) {
-                store(to, load(value + d));
-                store(to + LANES, load(value + d + LANES));
-            } else {
-                memset(to, 0, NR * sizeof *to);
-                memcpy(to, value + d, (size_t)(dims - d) * sizeof *to);
+    Ahead ahead = call_first(&head->v, t, d0, dims);
+    for (int r = 0, p = 0; r < t->rows; r++)
+        for (int c = 0; c < t->cols; c++, p++) {
+            const float *value = at(&head->v, t->kh + r, t->kw + c) + d0;
+            call_next(&ahead, d0, dims);
+            for (int d = 0; d < dims; d += NR) {
+                float *to = task->values + d * n + p * NR;
+                if (d + NR <= dims) {
+                    store(to, load(value + d));
+                    store(to + LANES, load(value + d + LANES));
+                } else {
+                    memset(to, 0, NR * sizeof *to);
+                    memcpy(to, value + d, (size_t)(dims - d) * sizeof *to);
+                }
             }
         }
-    }
 }
 
 /* task->panel[rows][dims] = factor·q of rows `ld` apart. */
@@ -378,12 +368,12 @@ static void tile_of_keys(Task *task, const Head *head, const KeyTile *t, const R
         pack_keys(task, head, t, 0, head->head_dim);
         pack_values(task, head, t, 0, head->head_dim);
     }
-    const int groups = (r->w + MR - 1) / MR, width = (r->w + groups - 1) / groups;
+    const int groups = (r->w + MR - 1) / MR, step = (r->w + groups - 1) / groups;
     for (int y = 0; y < r->h; y++)
-        for (int x = 0; x < r->w; x += width)
+        for (int x = 0; x < r->w; x += step)
             group_of_queries(task, head, t, at(&head->q, r->y + y, r->x + x),
                              head->out + (r->y + y) * head->out_row_ld + (r->x + x) * head->out_ld,
-                             y * r->w + x, min_int(r->w - x, width), first_tile);
+                             y * r->w + x, min_int(r->w - x, step), first_tile);
 }
 
 /* How many columns of keys a tile has, and the grid in how many strips of them: equal, whole vectors, at most
@@ -457,11 +447,10 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         return;
     const int query_h = rel ? rel->grid_h : 1, query_w = rel ? rel->grid_w : n_q;
     const int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
-    const Rectangle size =
-        task_size(query_h, query_w, rel, (TASKS_A_THREAD * tensor_max_threads() + n_heads - 1) / n_heads);
-    const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
     const int parallel = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
-    (void)parallel; /* without OpenMP */
+    const int tasks = parallel ? TASKS_A_THREAD * tensor_team_size() : 1;
+    const Rectangle size = task_size(query_h, query_w, rel, (tasks + n_heads - 1) / n_heads);
+    const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
 #pragma omp parallel for collapse(3) schedule(dynamic) if (parallel)
     for (int h = 0; h < n_heads; h++)
         for (int y = 0; y < down; y++)
