@@ -157,30 +157,18 @@ static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, in
     }
 }
 
-/* panel[k][width] = b[cols][k]ᵀ, padded with zero columns: squares of 4 × 4 through registers. */
+/* panel[k][width] = b[cols][k]ᵀ, padded with zero columns. */
 static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
 {
-    int j = 0;
-    for (; j + 4 <= cols; j += 4) {
-        const float *row = b + j * ldb;
-        for (int i = 0; i < 4; i++)
-            prefetch_row((const float *)((uintptr_t)row + (i + AHEAD) * ldb * sizeof *b), k);
-        int p = 0;
-        for (; p + 4 <= k; p += 4) {
-            Vec4 r[4];
-            for (int i = 0; i < 4; i++)
-                memcpy(&r[i], row + i * ldb + p, sizeof r[i]);
-            transpose4(r);
-            for (int i = 0; i < 4; i++)
-                memcpy(panel + (p + i) * width + j, &r[i], sizeof r[i]);
+    static const float nothing[KC];
+    for (int j = 0; j < width; j += LANES) {
+        const float *row[LANES];
+        for (int i = 0; i < LANES; i++) {
+            prefetch_row((const float *)((uintptr_t)b + (j + i + AHEAD) * ldb * sizeof *b), k);
+            row[i] = j + i < cols ? b + (j + i) * ldb : nothing;
         }
-        for (; p < k; p++)
-            for (int i = 0; i < 4; i++)
-                panel[p * width + j + i] = row[i * ldb + p];
+        rows_to_columns(panel + j, width, row, k);
     }
-    for (; j < width; j++)
-        for (int p = 0; p < k; p++)
-            panel[p * width + j] = j < cols ? b[j * ldb + p] : 0;
 }
 
 /* Sliver j of a block of b: [k][width], width being NR or, for the last few columns, LANES. */

@@ -27,7 +27,7 @@
 #define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
 #define DIMS           96              /* of a head at a time; a multiple of every NR */
 #define REL_FLOATS     (QUERIES * 128) /* biases of a task's queries */
-#define AHEAD          8               /* tokens; see Ahead */
+#define AHEAD          24              /* tokens; see Ahead */
 #define TASKS_A_THREAD 4               /* at least, where there are enough queries */
 #define LOG2_E         1.44269504088896340736f
 
@@ -86,29 +86,8 @@ static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const
 
 /* ---- packing ------------------------------------------------------------------------------------------*/
 
-/* panel[dims][NR] of 4 columns: the vectors of 4 keys, NULL for padding, become columns. */
-static void pack_four(float *panel, const float *const *key, int dims)
-{
-    static const float nothing[DIMS];
-    const float *row[4];
-    int d = 0;
-    for (int i = 0; i < 4; i++)
-        row[i] = key[i] ? key[i] : nothing;
-    for (; d + 4 <= dims; d += 4) {
-        Vec4 r[4];
-        for (int i = 0; i < 4; i++)
-            memcpy(&r[i], row[i] + d, sizeof r[i]);
-        transpose4(r);
-        for (int i = 0; i < 4; i++)
-            memcpy(panel + (d + i) * NR, &r[i], sizeof r[i]);
-    }
-    for (; d < dims; d++)
-        for (int i = 0; i < 4; i++)
-            panel[d * NR + i] = row[i][d];
-}
-
 /* A place in a tile of keys that runs before the packing: the vectors of neighbouring tokens are far apart,
- * and each is called into the cache AHEAD tokens before it is packed. */
+ * and each is called into the cache AHEAD tokens before, more than the LANES that are packed at once. */
 typedef struct Ahead {
     const Grid *grid;
     const KeyTile *tile;
@@ -133,18 +112,19 @@ static Ahead call_first(const Grid *grid, const KeyTile *t, int d0, int dims)
     return ahead;
 }
 
-/* Dimensions d0 .. d0 + dims of the tile's keys; padded rows are whole vectors, so fours never cross them. */
+/* Dimensions d0 .. d0 + dims of the tile's keys; padded rows are whole vectors. */
 static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
+    static const float nothing[DIMS];
     Ahead ahead = call_first(&head->k, t, d0, dims);
     for (int r = 0, j = 0; r < t->rows; r++)
-        for (int c = 0; c < t->padded; c += 4, j += 4) {
-            const float *key[4];
-            for (int i = 0; i < 4; i++) {
-                key[i] = c + i < t->cols ? at(&head->k, t->kh + r, t->kw + c + i) + d0 : NULL;
+        for (int c = 0; c < t->padded; c += LANES, j += LANES) {
+            const float *key[LANES];
+            for (int i = 0; i < LANES; i++) {
+                key[i] = c + i < t->cols ? at(&head->k, t->kh + r, t->kw + c + i) + d0 : nothing;
                 call_next(&ahead, d0, dims);
             }
-            pack_four(task->keys + j / NR * NR * dims + j % NR, key, dims);
+            rows_to_columns(task->keys + j / NR * NR * dims + j % NR, NR, key, dims);
         }
 }
 

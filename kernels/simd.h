@@ -157,6 +157,63 @@ INLINE void transpose4(Vec4 r[4])
     r[3] = SHUFFLE4(high01, high23, 2, 3, 6, 7);
 }
 
+/* transpose4 within every four lanes: rows of four lie in r[0], .. r[3], r[0], .. and so on. */
+#define LANE(q, i)            (4 * (q) + (i) % 4 + (i) / 4 * LANES)
+#define SQUARE(q, i, j, k, l) LANE(q, i), LANE(q, j), LANE(q, k), LANE(q, l)
+#if LANES == 16
+#define SQUARES(i, j, k, l)                                                                                  \
+    SQUARE(0, i, j, k, l), SQUARE(1, i, j, k, l), SQUARE(2, i, j, k, l), SQUARE(3, i, j, k, l)
+#elif LANES == 8
+#define SQUARES(i, j, k, l) SQUARE(0, i, j, k, l), SQUARE(1, i, j, k, l)
+#else
+#define SQUARES(i, j, k, l) SQUARE(0, i, j, k, l)
+#endif
+#ifdef __clang__
+#define SHUFFLE_SQUARES(a, b, i, j, k, l) __builtin_shufflevector(a, b, SQUARES(i, j, k, l))
+#else
+#define SHUFFLE_SQUARES(a, b, i, j, k, l) __builtin_shuffle(a, b, (IntVec){SQUARES(i, j, k, l)})
+#endif
+INLINE void transpose_squares(Vec r[4])
+{
+    Vec low01 = SHUFFLE_SQUARES(r[0], r[1], 0, 4, 1, 5), high01 = SHUFFLE_SQUARES(r[0], r[1], 2, 6, 3, 7);
+    Vec low23 = SHUFFLE_SQUARES(r[2], r[3], 0, 4, 1, 5), high23 = SHUFFLE_SQUARES(r[2], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLE_SQUARES(low01, low23, 0, 1, 4, 5);
+    r[1] = SHUFFLE_SQUARES(low01, low23, 2, 3, 6, 7);
+    r[2] = SHUFFLE_SQUARES(high01, high23, 0, 1, 4, 5);
+    r[3] = SHUFFLE_SQUARES(high01, high23, 2, 3, 6, 7);
+}
+
+/* Four floats at row[0] + p, at row[4] + p, at row[8] + p, ... */
+INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
+{
+#if defined(__AVX512F__) /* compilers would take them through memory */
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(row[4] + p), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(row[8] + p), 2);
+    return (Vec)_mm512_insertf32x4(v, _mm_loadu_ps(row[12] + p), 3);
+#elif LANES == 8
+    __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(row[0] + p));
+    return (Vec)_mm256_insertf128_ps(v, _mm_loadu_ps(row[4] + p), 1);
+#else
+    return load(row[0] + p);
+#endif
+}
+
+/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. */
+INLINE void rows_to_columns(float *to, ptrdiff_t ld, const float *const row[LANES], int n)
+{
+    int p = 0;
+    for (; p + 4 <= n; p += 4, to += 4 * ld) {
+        Vec r[4];
+        UNROLL for (int i = 0; i < 4; i++) r[i] = load_fours(row + i, p);
+        transpose_squares(r);
+        UNROLL for (int i = 0; i < 4; i++) store(to + i * ld, r[i]);
+    }
+    for (; p < n; p++, to += ld)
+        for (int i = 0; i < LANES; i++)
+            to[i] = row[i][p];
+}
+
 INLINE Vec4 max4(Vec4 a, Vec4 b)
 {
     IntVec4 larger = a > b;
