@@ -201,28 +201,22 @@ size_t bf16_packed_size(int n_out, int n_in)
 }
 
 /* panel[stored_pairs(k)][width] = the `cols` rows of k as columns, padded with zero columns: rows are
- * rounded, then squares of 4 × 4 pairs turned. */
+ * rounded, then pairs become columns. */
 static void pack_columns(uint32_t *panel, int width, const float *const *rows, int k, int cols)
 {
     uint32_t rounded[NR * PAIRS] __attribute__((aligned(64)));
     for (int j = cols; j < width; j++)
         memset(rounded + j * PAIRS, 0, PAIRS * sizeof *rounded);
     for (int p0 = 0; p0 < k; p0 += KC, panel += PAIRS * width) {
-        int kc = min_int(k - p0, KC), pairs = pairs_of(kc), p = 0, stored = stored_pairs(kc);
+        int kc = min_int(k - p0, KC), pairs = pairs_of(kc), stored = stored_pairs(kc);
         for (int j = 0; j < cols; j++)
             round_row(rounded + j * PAIRS, rows[j] + p0, kc);
-        for (; p + 4 <= pairs; p += 4)
-            for (int j = 0; j < width; j += 4) {
-                Vec4 square[4];
-                for (int i = 0; i < 4; i++)
-                    memcpy(&square[i], rounded + (j + i) * PAIRS + p, sizeof square[i]);
-                transpose4(square);
-                for (int i = 0; i < 4; i++)
-                    memcpy(panel + (p + i) * width + j, &square[i], sizeof square[i]);
-            }
-        for (; p < pairs; p++)
-            for (int j = 0; j < width; j++)
-                panel[p * width + j] = rounded[j * PAIRS + p];
+        for (int j = 0; j < width; j += LANES) {
+            const float *row[LANES];
+            for (int i = 0; i < LANES; i++)
+                row[i] = (const float *)(const void *)(rounded + (j + i) * PAIRS);
+            rows_to_columns((float *)(void *)(panel + j), width, row, pairs);
+        }
         memset(panel + pairs * width, 0, (size_t)((stored - pairs) * width) * sizeof *panel);
     }
 }

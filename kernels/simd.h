@@ -146,18 +146,23 @@ INLINE float sum_lanes(Vec v)
     return s[0] + s[1];
 }
 
-/* Four rows of four become four columns. */
+/* In every four lanes, four rows of four become four columns. SHUFFLE picks lanes of two vectors. */
+#define TRANSPOSE(TYPE, SHUFFLE, r)                                                                          \
+    do {                                                                                                     \
+        TYPE low01 = SHUFFLE(r[0], r[1], 0, 4, 1, 5), high01 = SHUFFLE(r[0], r[1], 2, 6, 3, 7);              \
+        TYPE low23 = SHUFFLE(r[2], r[3], 0, 4, 1, 5), high23 = SHUFFLE(r[2], r[3], 2, 6, 3, 7);              \
+        r[0] = SHUFFLE(low01, low23, 0, 1, 4, 5);                                                            \
+        r[1] = SHUFFLE(low01, low23, 2, 3, 6, 7);                                                            \
+        r[2] = SHUFFLE(high01, high23, 0, 1, 4, 5);                                                          \
+        r[3] = SHUFFLE(high01, high23, 2, 3, 6, 7);                                                          \
+    } while (0)
+
 INLINE void transpose4(Vec4 r[4])
 {
-    Vec4 low01 = SHUFFLE4(r[0], r[1], 0, 4, 1, 5), high01 = SHUFFLE4(r[0], r[1], 2, 6, 3, 7);
-    Vec4 low23 = SHUFFLE4(r[2], r[3], 0, 4, 1, 5), high23 = SHUFFLE4(r[2], r[3], 2, 6, 3, 7);
-    r[0] = SHUFFLE4(low01, low23, 0, 1, 4, 5);
-    r[1] = SHUFFLE4(low01, low23, 2, 3, 6, 7);
-    r[2] = SHUFFLE4(high01, high23, 0, 1, 4, 5);
-    r[3] = SHUFFLE4(high01, high23, 2, 3, 6, 7);
+    TRANSPOSE(Vec4, SHUFFLE4, r);
 }
 
-/* transpose4 within every four lanes: rows of four lie in r[0], .. r[3], r[0], .. and so on. */
+/* SHUFFLE4 in every four lanes: 0 .. 3 are those of a, 4 .. 7 those of b. */
 #define LANE(q, i)            (4 * (q) + (i) % 4 + (i) / 4 * LANES)
 #define SQUARE(q, i, j, k, l) LANE(q, i), LANE(q, j), LANE(q, k), LANE(q, l)
 #if LANES == 16
@@ -173,20 +178,17 @@ INLINE void transpose4(Vec4 r[4])
 #else
 #define SHUFFLE_SQUARES(a, b, i, j, k, l) __builtin_shuffle(a, b, (IntVec){SQUARES(i, j, k, l)})
 #endif
+
+/* Four numbers of row 4·q + i in lanes 4·q .. 4·q + 3 of r[i]; then number j of all LANES rows in r[j]. */
 INLINE void transpose_squares(Vec r[4])
 {
-    Vec low01 = SHUFFLE_SQUARES(r[0], r[1], 0, 4, 1, 5), high01 = SHUFFLE_SQUARES(r[0], r[1], 2, 6, 3, 7);
-    Vec low23 = SHUFFLE_SQUARES(r[2], r[3], 0, 4, 1, 5), high23 = SHUFFLE_SQUARES(r[2], r[3], 2, 6, 3, 7);
-    r[0] = SHUFFLE_SQUARES(low01, low23, 0, 1, 4, 5);
-    r[1] = SHUFFLE_SQUARES(low01, low23, 2, 3, 6, 7);
-    r[2] = SHUFFLE_SQUARES(high01, high23, 0, 1, 4, 5);
-    r[3] = SHUFFLE_SQUARES(high01, high23, 2, 3, 6, 7);
+    TRANSPOSE(Vec, SHUFFLE_SQUARES, r);
 }
 
 /* Four floats at row[0] + p, at row[4] + p, at row[8] + p, ... */
 INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
 {
-#if defined(__AVX512F__) /* compilers would take them through memory */
+#if defined(__AVX512F__) /* gcc takes them through the stack otherwise */
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + p));
     v = _mm512_insertf32x4(v, _mm_loadu_ps(row[4] + p), 1);
     v = _mm512_insertf32x4(v, _mm_loadu_ps(row[8] + p), 2);
@@ -199,7 +201,8 @@ INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
 #endif
 }
 
-/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. */
+/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. The numbers are moved, never looked at:
+ * they may be any 32 bits. */
 INLINE void rows_to_columns(float *to, ptrdiff_t ld, const float *const row[LANES], int n)
 {
     int p = 0;
@@ -211,7 +214,7 @@ INLINE void rows_to_columns(float *to, ptrdiff_t ld, const float *const row[LANE
     }
     for (; p < n; p++, to += ld)
         for (int i = 0; i < LANES; i++)
-            to[i] = row[i][p];
+            memcpy(to + i, row[i] + p, sizeof *to);
 }
 
 INLINE Vec4 max4(Vec4 a, Vec4 b)
