@@ -15,6 +15,8 @@
 
 #include <limits.h>
 #include <math.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
@@ -42,32 +44,47 @@ void amg_defaults(AmgOptions *options)
                             .min_mask_region_area = 0};
 }
 
-/* Overwrite *out when the key is there. */
-static int recommended_int(const Safetensors *st, const char *key, int min, int max, int *out, Error *err)
+typedef struct Recommendation {
+    const char *name;
+    int is_int;
+    size_t offset; /* into AmgOptions */
+    double min, max;
+} Recommendation;
+
+#define AT(field) offsetof(AmgOptions, field)
+static const Recommendation recommendations[] = {
+    {"points_per_side", 1, AT(points_per_side), 1, MAX_POINTS_PER_SIDE},
+    {"pred_iou_thresh", 0, AT(pred_iou_thresh), -1e3, 1e3},
+    {"stability_score_thresh", 0, AT(stability_score_thresh), 0, 1},
+    {"stability_score_offset", 0, AT(stability_score_offset), 0, 1e3},
+    {"box_nms_thresh", 0, AT(box_nms_thresh), 0, 1},
+    {"crop_n_layers", 1, AT(crop_n_layers), 0, MAX_CROP_LAYERS},
+    {"crop_nms_thresh", 0, AT(crop_nms_thresh), 0, 1},
+    {"crop_n_points_downscale_factor", 1, AT(crop_n_points_downscale_factor), 1, MAX_POINTS_PER_SIDE},
+    {"min_mask_region_area", 1, AT(min_mask_region_area), 0, INT_MAX},
+};
+#undef AT
+
+/* Overwrite the option when the file has <group>.<name>. */
+static int take_recommendation(AmgOptions *o, const Recommendation *r, const char *group,
+                               const Safetensors *st, Error *err)
 {
-    return st_meta(st, key) ? st_meta_int(st, key, min, max, out, err) : 0;
+    char key[64], *field = (char *)o + r->offset;
+    snprintf(key, sizeof key, "%s.%s", group, r->name);
+    if (!st_meta(st, key))
+        return 0;
+    return r->is_int ? st_meta_int(st, key, (int)r->min, (int)r->max, (int *)(void *)field, err)
+                     : st_meta_float(st, key, r->min, r->max, (double *)(void *)field, err);
 }
 
-static int recommended_number(const Safetensors *st, const char *key, double min, double max, double *out,
-                              Error *err)
+int amg_recommended(AmgOptions *o, AmgUse use, const Safetensors *weights, Error *err)
 {
-    return st_meta(st, key) ? st_meta_float(st, key, min, max, out, err) : 0;
-}
-
-int amg_recommended(AmgOptions *o, const Safetensors *weights, Error *err)
-{
+    static const char *const groups[] = {"amg", "objects"};
     amg_defaults(o);
-    if (recommended_int(weights, "amg.points_per_side", 1, MAX_POINTS_PER_SIDE, &o->points_per_side, err) ||
-        recommended_number(weights, "amg.pred_iou_thresh", -1e3, 1e3, &o->pred_iou_thresh, err) ||
-        recommended_number(weights, "amg.stability_score_thresh", 0, 1, &o->stability_score_thresh, err) ||
-        recommended_number(weights, "amg.stability_score_offset", 0, 1e3, &o->stability_score_offset, err) ||
-        recommended_number(weights, "amg.box_nms_thresh", 0, 1, &o->box_nms_thresh, err) ||
-        recommended_int(weights, "amg.crop_n_layers", 0, MAX_CROP_LAYERS, &o->crop_n_layers, err) ||
-        recommended_number(weights, "amg.crop_nms_thresh", 0, 1, &o->crop_nms_thresh, err) ||
-        recommended_int(weights, "amg.crop_n_points_downscale_factor", 1, MAX_POINTS_PER_SIDE,
-                        &o->crop_n_points_downscale_factor, err) ||
-        recommended_int(weights, "amg.min_mask_region_area", 0, INT_MAX, &o->min_mask_region_area, err))
-        return -1;
+    for (int g = 0; g <= (use == AMG_FOR_OBJECTS); g++)
+        for (size_t i = 0; i < sizeof recommendations / sizeof *recommendations; i++)
+            if (take_recommendation(o, &recommendations[i], groups[g], weights, err))
+                return -1;
     return 0;
 }
 

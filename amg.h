@@ -21,9 +21,14 @@ typedef struct AmgOptions {
     int min_mask_region_area;           /* 0 */
 } AmgOptions;
 
-/* Official defaults, then what the weights' metadata recommends (amg.*; the shipped tiny SAM has some). */
+/* What the masks are for. To look at: every part should be among them, though something may be there twice.
+ * To become the method's objects (METHOD.md 4): each thing once, for doubles get lost in its matching. */
+typedef enum AmgUse { AMG_FOR_MASKS, AMG_FOR_OBJECTS } AmgUse;
+
+/* Official defaults, then what the weights' metadata recommends (the shipped tiny SAM has some): amg.* for
+ * any use, for the method's objects then objects.* of the same names [ours]. */
 void amg_defaults(AmgOptions *options);
-int amg_recommended(AmgOptions *options, const Safetensors *weights, Error *err);
+int amg_recommended(AmgOptions *options, AmgUse use, const Safetensors *weights, Error *err);
 
 /* One record of the official generator's output. */
 typedef struct AmgMask {

@@ -108,7 +108,7 @@ int models_recommend(const Models *m, Options *o, Error *err)
 {
     if (models_complete(m, o, err))
         return -1;
-    return m->sam ? amg_recommended(&o->amg, m->sam_file, err) : 0;
+    return m->sam ? amg_recommended(&o->amg, AMG_FOR_OBJECTS, m->sam_file, err) : 0;
 }
 
 /* ================================================================================================

@@ -38,8 +38,8 @@ int models_share(Models *copy, const Models *models, Error *err);
  * features. */
 size_t models_image_bytes(const Models *models, const Options *options);
 void models_close(Models *models);
-/* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds.
- */
+/* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds
+ * for objects. */
 int models_recommend(const Models *models, Options *options, Error *err);
 /* The encoders in the options' precision. Not on a share: it has its owner's networks. */
 int models_precision(Models *models, const Options *options, Error *err);

@@ -427,7 +427,7 @@ static void bank_help(void)
     Options o;
     options_default(&o);
     fputs(BANK_HELP, stdout);
-    printf("\nFeatures and objects (0 and SAM's values: what the weights recommend):\n");
+    printf("\nFeatures and objects (0 and SAM's values: what the weights recommend for objects):\n");
     options_help(stdout, &o, 1);
     printf("\nMethod (can be changed with --from):\n");
     options_help(stdout, &o, 0);
@@ -738,8 +738,9 @@ static const char SEGMENT_HELP[] =
     "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N, "
     "--box-nms-thresh N,\n"
     "  --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N, --crop-n-points-downscale-factor N,\n"
-    "  --min-mask-region-area N    as the official generator (default: what the weights recommend, else "
-    "official)\n";
+    "  --min-mask-region-area N    as the official generator. Default: what the weights recommend for masks\n"
+    "                        to look at (those for the objects of bank and detect may be others), else\n"
+    "                        the official values\n";
 
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
@@ -787,7 +788,7 @@ static int command_segment(Args *args)
     Sam *sam = file ? sam_open(file, &err) : NULL;
     SamState *state = sam ? sam_state_new(sam, &err) : NULL;
     options_default(&o);
-    int status = state ? amg_recommended(&o.amg, file, &err) : -1;
+    int status = state ? amg_recommended(&o.amg, AMG_FOR_MASKS, file, &err) : -1;
     for (int i = 0; i < args->n_set && !status; i++)
         status = option_set(&o, args->set[i], args->set_value[i], args->set[i]->name, &err);
     if (!status)

@@ -6,6 +6,8 @@
 #include "../io/file.h"
 #include "../io/image.h"
 
+#include <unistd.h>
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -373,6 +375,58 @@ static void test_threads_do_not_change_bits(void)
 #endif
 }
 
+/* A file of metadata only: keys and values in turn, up to NULL. */
+static Safetensors *metadata_file(const char *path, const char *const *pairs)
+{
+    StWriter *w = st_writer_new();
+    int status = w ? 0 : -1;
+    for (; status == 0 && *pairs; pairs += 2)
+        status = st_writer_meta(w, pairs[0], pairs[1], NULL);
+    if (status == 0)
+        status = st_writer_save(w, path, NULL);
+    st_writer_free(w);
+    return status == 0 ? st_open(path, NULL) : NULL;
+}
+
+static void test_recommendations(void)
+{
+    static const char *const good[] = {"amg.points_per_side",
+                                       "16",
+                                       "amg.box_nms_thresh",
+                                       "0.9",
+                                       "amg.crop_n_layers",
+                                       "2",
+                                       "objects.box_nms_thresh",
+                                       "0.8",
+                                       "objects.crop_n_layers",
+                                       "1",
+                                       "objects.pred_iou_thresh",
+                                       "0.6",
+                                       NULL};
+    static const char *const bad[] = {"objects.points_per_side", "0", NULL};
+    char path[64];
+    Error err = {""};
+    AmgOptions o, official;
+    snprintf(path, sizeof path, "/tmp/test_amg.%d.safetensors", (int)getpid());
+    Safetensors *file = metadata_file(path, good);
+    REQUIRE(file);
+    amg_defaults(&official);
+    CHECK(amg_recommended(&o, AMG_FOR_MASKS, file, &err) == 0);
+    CHECK(o.points_per_side == 16 && o.box_nms_thresh == 0.9 && o.crop_n_layers == 2);
+    CHECK(o.pred_iou_thresh == official.pred_iou_thresh && o.crop_nms_thresh == official.crop_nms_thresh);
+    CHECK(amg_recommended(&o, AMG_FOR_OBJECTS, file, &err) == 0);
+    CHECK(o.points_per_side == 16 && o.box_nms_thresh == 0.8 && o.crop_n_layers == 1);
+    CHECK(o.pred_iou_thresh == 0.6 && o.crop_nms_thresh == official.crop_nms_thresh);
+    st_close(file);
+    file = metadata_file(path, bad);
+    REQUIRE(file);
+    CHECK(amg_recommended(&o, AMG_FOR_MASKS, file, &err) == 0);
+    CHECK(amg_recommended(&o, AMG_FOR_OBJECTS, file, &err) != 0);
+    CHECK_MSG(strstr(err.message, "objects.points_per_side"), "%s", err.message);
+    st_close(file);
+    remove(path);
+}
+
 static void test_options_are_checked(void)
 {
     Model model;
@@ -520,7 +574,7 @@ static void check_photo(Safetensors *golden_file, Safetensors *weights, const ui
     Sam *sam = sam_open(weights, &err);
     SamState *state = sam ? sam_state_new(sam, &err) : NULL;
     REQUIRE(state);
-    REQUIRE(amg_recommended(&recommended, weights, &err) == 0);
+    REQUIRE(amg_recommended(&recommended, AMG_FOR_MASKS, weights, &err) == 0);
     REQUIRE(golden_open(&golden, golden_file, "photo", &recommended, h, w) == 0);
     CHECK(golden.n > 0);
     CHECK_MSG(amg_generate(sam, state, &masks, &golden.options, rgb, h, w, NULL, NULL, &err) == 0, "%s",
@@ -571,6 +625,7 @@ int main(void)
     RUN(test_without_filters);
     RUN(test_no_mask_at_all);
     RUN(test_threads_do_not_change_bits);
+    RUN(test_recommendations);
     RUN(test_options_are_checked);
     RUN(test_small_regions_against_flood_fill);
     RUN(test_photo);
