@@ -6,15 +6,20 @@
 Points: for every object larger than 1 % of the image, one random point of its visible pixels; its mask is what is visible of
 it, without the parts that are objects of their own. Masks are compared at the scene's resolution after SAM's own
 post-processing. Automatic masks: the official generator with the settings in the file's metadata on tray scenes; a part (with
-what is mounted on it) counts as found when a mask has IoU >= 0.75 with it. --tune instead searches those settings on other seeds.
+what is mounted on it) counts as found when a mask has IoU >= 0.75 with it. --samlad PROGRAM makes these masks with `samlad segment`
+(the same ones, sooner, so on more scenes). --tune instead searches those settings on other seeds.
 """
 import argparse
 import itertools
 import json
+import os
+import subprocess
+import tempfile
 import time
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.ops import batched_nms
 
 import safetensors_io
@@ -78,6 +83,25 @@ def tray_parts(ids, objects):
     return parts
 
 
+class SamladGenerator:
+    """`samlad segment` with the settings in the weights' metadata in the official generator's place."""
+
+    def __init__(self, program, weights, points_per_side):
+        self.command = [os.path.abspath(program), "segment", "--sam", os.path.abspath(weights), "--points", str(points_per_side)]
+
+    @staticmethod
+    def decode(rle):
+        (h, w), counts = rle["size"], rle["counts"]
+        return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(w, h).T
+
+    def generate(self, rgb):
+        with tempfile.TemporaryDirectory() as folder:
+            Image.fromarray(rgb).save(f"{folder}/scene.png")
+            subprocess.run([*self.command, f"{folder}/scene.png", "-o", f"{folder}/scene"], check=True, stdout=subprocess.DEVNULL)
+            with open(f"{folder}/scene_masks.json") as file:
+                return [{"segmentation": self.decode(m["segmentation"])} for m in json.load(file)]
+
+
 def recall(found, areas):
     """Shares at IoU 0.75 of parts by size."""
     found, areas = np.array(found), np.array(areas)
@@ -138,6 +162,7 @@ def main():
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--trays", type=int, default=30)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--samlad", metavar="PROGRAM", help="make the automatic masks with it instead of the official generator")
     parser.add_argument("--tune", action="store_true", help="search the automatic mask settings and stop")
     parser.add_argument("--points-per-side", type=int, help="instead of the file's")
     parser.add_argument("--crop-layers", type=int, default=0, help="layers of crops with --tune")
@@ -157,7 +182,9 @@ def main():
     settings["points_per_side"] = side
     figures = {"points": measure_points(SamPredictor(sam), scenes, args.images, args.size)}
     print(json.dumps(figures["points"], indent=1), flush=True)
-    figures["trays"] = measure_trays(SamAutomaticMaskGenerator(sam, **settings), scenes, args.trays, args.size)
+    generator = SamladGenerator(args.samlad, args.weights, side) if args.samlad else SamAutomaticMaskGenerator(sam, **settings)
+    figures["trays"] = measure_trays(generator, scenes, args.trays, args.size)
+    figures["trays"]["masks_by"] = "samlad segment" if args.samlad else "official generator"
     figures["trays"]["settings"] = settings
     print(json.dumps(figures["trays"], indent=1))
     if args.json:
