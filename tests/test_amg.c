@@ -375,13 +375,13 @@ static void test_threads_do_not_change_bits(void)
 #endif
 }
 
-/* A file of metadata only: keys and values in turn, up to NULL. */
-static Safetensors *metadata_file(const char *path, const char *const *pairs)
+/* A file of metadata only: keys with their values, up to a NULL. */
+static Safetensors *metadata_file(const char *path, const char *const (*pairs)[2])
 {
     StWriter *w = st_writer_new();
     int status = w ? 0 : -1;
-    for (; status == 0 && *pairs; pairs += 2)
-        status = st_writer_meta(w, pairs[0], pairs[1], NULL);
+    for (; status == 0 && (*pairs)[0]; pairs++)
+        status = st_writer_meta(w, (*pairs)[0], (*pairs)[1], NULL);
     if (status == 0)
         status = st_writer_save(w, path, NULL);
     st_writer_free(w);
@@ -390,20 +390,14 @@ static Safetensors *metadata_file(const char *path, const char *const *pairs)
 
 static void test_recommendations(void)
 {
-    static const char *const good[] = {"amg.points_per_side",
-                                       "16",
-                                       "amg.box_nms_thresh",
-                                       "0.9",
-                                       "amg.crop_n_layers",
-                                       "2",
-                                       "objects.box_nms_thresh",
-                                       "0.8",
-                                       "objects.crop_n_layers",
-                                       "1",
-                                       "objects.pred_iou_thresh",
-                                       "0.6",
-                                       NULL};
-    static const char *const bad[] = {"objects.points_per_side", "0", NULL};
+    static const char *const good[][2] = {{"amg.points_per_side", "16"},
+                                          {"amg.box_nms_thresh", "0.9"},
+                                          {"amg.crop_n_layers", "2"},
+                                          {"objects.box_nms_thresh", "0.8"},
+                                          {"objects.crop_n_layers", "1"},
+                                          {"objects.pred_iou_thresh", "0.6"},
+                                          {NULL, NULL}};
+    static const char *const bad[][2] = {{"objects.points_per_side", "0"}, {NULL, NULL}};
     char path[64];
     Error err = {""};
     AmgOptions o, official;

@@ -89,17 +89,13 @@ class SamladGenerator:
     def __init__(self, program, weights, points_per_side):
         self.command = [os.path.abspath(program), "segment", "--sam", os.path.abspath(weights), "--points", str(points_per_side)]
 
-    @staticmethod
-    def decode(rle):
-        (h, w), counts = rle["size"], rle["counts"]
-        return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(w, h).T
-
     def generate(self, rgb):
+        from segment_anything.utils.amg import rle_to_mask
         with tempfile.TemporaryDirectory() as folder:
             Image.fromarray(rgb).save(f"{folder}/scene.png")
             subprocess.run([*self.command, f"{folder}/scene.png", "-o", f"{folder}/scene"], check=True, stdout=subprocess.DEVNULL)
             with open(f"{folder}/scene_masks.json") as file:
-                return [{"segmentation": self.decode(m["segmentation"])} for m in json.load(file)]
+                return [{"segmentation": rle_to_mask(m["segmentation"])} for m in json.load(file)]
 
 
 def recall(found, areas):
@@ -183,17 +179,16 @@ def main():
     figures = {"points": measure_points(SamPredictor(sam), scenes, args.images, args.size)}
     print(json.dumps(figures["points"], indent=1), flush=True)
     generator = SamladGenerator(args.samlad, args.weights, side) if args.samlad else SamAutomaticMaskGenerator(sam, **settings)
-    figures["trays"] = measure_trays(generator, scenes, args.trays, args.size)
-    figures["trays"]["masks_by"] = "samlad segment" if args.samlad else "official generator"
-    figures["trays"]["settings"] = settings
-    print(json.dumps(figures["trays"], indent=1))
+    trays = {**measure_trays(generator, scenes, args.trays, args.size), "settings": settings}
+    print(json.dumps(trays, indent=1))
+    figures["trays_by_samlad" if args.samlad else "trays"] = trays
     if args.json:
         try:
             with open(args.json) as file:
                 report = json.load(file)
         except FileNotFoundError:
             report = {}
-        report["held_out"] = figures
+        report.setdefault("held_out", {}).update(figures)  # the trays by samlad stand beside the official generator's
         with open(args.json, "w") as file:
             json.dump(report, file, indent=2)
             file.write("\n")

@@ -33,11 +33,11 @@ from scenes import MIXED, TRAY, Scenes
 HELD_OUT = 1 << 41
 EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
 # What the file recommends: masks to look at (every part among them) and, where they differ, the method's objects (each thing once).
-AMG = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stability_score_thresh": 0.6,
-       "amg.stability_score_offset": 1.0, "amg.box_nms_thresh": 0.9, "amg.crop_n_layers": 1, "amg.crop_nms_thresh": 0.95,
-       "amg.crop_n_points_downscale_factor": 1, "amg.min_mask_region_area": 0,
-       "objects.pred_iou_thresh": 0.6, "objects.stability_score_thresh": 0.7, "objects.box_nms_thresh": 0.8,
-       "objects.crop_nms_thresh": 0.8}
+RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stability_score_thresh": 0.6,
+               "amg.stability_score_offset": 1.0, "amg.box_nms_thresh": 0.9, "amg.crop_n_layers": 1, "amg.crop_nms_thresh": 0.95,
+               "amg.crop_n_points_downscale_factor": 1, "amg.min_mask_region_area": 0,
+               "objects.pred_iou_thresh": 0.6, "objects.stability_score_thresh": 0.7, "objects.box_nms_thresh": 0.8,
+               "objects.crop_nms_thresh": 0.8}
 
 
 # ---------------------------------------------------------------- scenes to batches
@@ -364,7 +364,7 @@ def save_atomically(path, thing):
 
 def export(path, model, ema, extra):
     state = {name: value.numpy().astype(np.float16) for name, value in ema.items()}
-    safetensors_io.save(path, state, metadata(model.c, {**AMG, **extra}))
+    safetensors_io.save(path, state, metadata(model.c, {**RECOMMENDED, **extra}))
 
 
 def main():
