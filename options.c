@@ -15,7 +15,7 @@ const OptionSpec option_table[] = {
     {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
     {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: the model's recommendation)"},
     {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
-    {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4)"},
+    {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: the model's for its size, else size/4)"},
     {"no-objects", OPTION_FLAG, AT(no_objects), 0, 1, NULL, 1, "ablation: no SAM, the image is one object"},
     {"precision", OPTION_CHOICE, AT(precision), 0, 1, "fp32|bf16", 1, "of both encoders' products; bf16 is faster"},
     {"max-area", OPTION_DOUBLE, AT(objects.max_area), 0, 1, NULL, 1, "drop masks above this part of the image"},

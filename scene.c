@@ -86,6 +86,10 @@ int models_complete(const Models *m, Options *o, Error *err)
         if (st_meta(m->vit_file, "method.size") &&
             st_meta_int(m->vit_file, "method.size", 1, 4096, &o->size, err))
             return -1;
+        /* A grid is recommended for that size, and not for another that the user chose. */
+        if (o->grid == 0 && st_meta(m->vit_file, "method.grid") &&
+            st_meta_int(m->vit_file, "method.grid", 1, 1024, &o->grid, err))
+            return -1;
     }
     if (o->layer == 0) { /* METHOD.md 1: the last for DINOv2; for the ImageNet ViT block 9 of 12 was best */
         o->layer = vit->timm ? (3 * vit->depth + 2) / 4 : vit->depth;

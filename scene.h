@@ -38,12 +38,12 @@ int models_share(Models *copy, const Models *models, Error *err);
  * features. */
 size_t models_image_bytes(const Models *models, const Options *options);
 void models_close(Models *models);
-/* What the weights recommend, into options that are still at their defaults: size, layer, SAM's thresholds
- * for objects. */
+/* What the weights recommend, into options that are still at their defaults: size with its grid, layer, SAM's
+ * thresholds for objects. */
 int models_recommend(const Models *models, Options *options, Error *err);
 /* The encoders in the options' precision. Not on a share: it has its owner's networks. */
 int models_precision(Models *models, const Options *options, Error *err);
-/* The part of it where 0 stands for what the weights recommend: size and layer. */
+/* The part of it where 0 stands for what the weights recommend: size with its grid, and layer. */
 int models_complete(const Models *models, Options *options, Error *err);
 
 /* rgb uint8 [height][width][3] -> scene. dump: every intermediate tensor goes there under METHOD.md 11's

@@ -790,6 +790,35 @@ static void test_truncated(void)
           one_sentence(err.message, temporary())); /* and so is none */
 }
 
+/* A backbone's file recommends a size and, for this size, a grid. */
+static void test_recommended_grid(void)
+{
+    static const char *const grids[] = {"72", "0"};
+    Models models;
+    Error err = {""};
+    REQUIRE(!models_open(&models, "weights/vit_tiny.safetensors", NULL, NULL, NULL, &err));
+    Safetensors *shipped = models.vit_file;
+    for (size_t i = 0; i < 2; i++) {
+        Options left = defaults(), chosen = defaults();
+        left.size = left.grid = chosen.grid = 0, chosen.size = 240;
+        StWriter *w = st_writer_new();
+        REQUIRE(w && !st_writer_meta(w, "method.size", "336", &err) &&
+                !st_writer_meta(w, "method.grid", grids[i], &err) && !st_writer_save(w, temporary(), &err));
+        st_writer_free(w);
+        models.vit_file = st_open(temporary(), &err);
+        REQUIRE(models.vit_file);
+        CHECK(!models_complete(&models, &chosen, &err) && chosen.size == 240 && chosen.grid == 0);
+        if (i == 0)
+            CHECK(!models_complete(&models, &left, &err) && left.size == 336 && left.grid == 72);
+        else
+            CHECK(models_complete(&models, &left, &err) && strstr(err.message, "method.grid"));
+        st_close(models.vit_file);
+    }
+    models.vit_file = shipped;
+    models_close(&models);
+    unlink(temporary());
+}
+
 int main(void)
 {
     RUN(test_golden);
@@ -798,6 +827,7 @@ int main(void)
     RUN(test_threads);
     RUN(test_thresholds);
     RUN(test_one_image);
+    RUN(test_recommended_grid);
     RUN(test_unusual);
     RUN(test_builder_refuses);
     RUN(test_not_finite);
