@@ -205,6 +205,13 @@ int bank_objects(const Bank *bank, int image)
     return bank->first[image + 1] - bank->first[image];
 }
 
+OmmSide bank_side(const Bank *bank, int image)
+{
+    const size_t first = (size_t)bank->first[image];
+    return (OmmSide){bank_objects(bank, image), bank->descriptors + first * (size_t)bank->channels,
+                     bank->centroids + 2 * first, bank->areas + first};
+}
+
 size_t bank_cells(const Bank *bank)
 {
     return (size_t)bank->grid_h * (size_t)bank->grid_w;
@@ -606,7 +613,8 @@ static int load_settings(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
     options_default(&b->options);
-    b->options.amm.claims = 0; /* a bank that does not say was made before there were any */
+    /* A bank that does not say was made before there were any. */
+    b->options.amm.claims = b->options.omm.count = 0;
     for (size_t i = 0; i < st_meta_count(st); i++) {
         const char *key, *value;
         char where[ERROR_SIZE / 2];

@@ -80,7 +80,8 @@ void bank_thresholds(Bank *bank);
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);
 
-int bank_objects(const Bank *bank, int image); /* how many */
+int bank_objects(const Bank *bank, int image);  /* how many */
+OmmSide bank_side(const Bank *bank, int image); /* they, as one side of a matching */
 size_t bank_cells(const Bank *bank);
 /* features of an image as float32 [h*w][C], divided channel by channel by `divide` unless that is NULL. */
 void bank_features(const Bank *bank, int image, const float *divide, float *features);

@@ -120,47 +120,50 @@ static int match_one(Matching *m, const Bank *bank, const Scene *scene, int imag
                      const float *weights, Error *err)
 {
     const Objects *q = &scene->objects;
-    int first = bank->first[image];
-    const float *descriptors = bank->descriptors + (size_t)first * (size_t)bank->channels;
-    OmmSide query = {q->n, q->descriptors, q->centroids},
-            reference = {bank_objects(bank, image), descriptors, bank->centroids + 2 * first};
+    const OmmSide query = {q->n, q->descriptors, q->centroids, q->areas}, reference = bank_side(bank, image);
     if (omm_match(m, &query, &reference, bank->channels, bank->alpha, &bank->options.omm, err))
         return -1;
     if (bank->options.no_objects && m->n_q == 1 &&
         m->n_r == 1) { /* ablation: the whole is compared with the whole */
         m->match_q[0] = m->match_r[0] = 0;
         m->unmatched_q[0] = m->unmatched_r[0] = 0;
-        return 0;
-    }
-    if (!bank->options.omm.verify)
-        return 0;
-    if (verify(bank, m->unmatched_q, q->descriptors, q->weights, q->n, features, err))
+    } else if (bank->options.omm.verify &&
+               (verify(bank, m->unmatched_q, q->descriptors, q->weights, q->n, features, err) ||
+                verify(bank, m->unmatched_r, reference.descriptors, weights, m->n_r, scene->features, err))) {
         return -1;
-    return verify(bank, m->unmatched_r, descriptors, weights, m->n_r, scene->features, err);
+    }
+    omm_count(m->counted_q, m->unmatched_q, &query, &reference, m->match_r, bank->channels, bank->alpha,
+              &bank->options.omm);
+    omm_count(m->counted_r, m->unmatched_r, &reference, &query, m->match_q, bank->channels, bank->alpha,
+              &bank->options.omm);
+    return 0;
 }
 
 /* ================================================================================================
  * AMM: measurement
  * ============================================================================================== */
 
-/* L = max(max_i mean_r U_i, mean_r max_j V_j); map = U on the query's objects, mean over r of V on the
- * reference's missing ones [ours]. */
+/* L = max(max_i mean_r U_i, mean_r max_j V_j), U and V counted together; map = U on the query's objects, mean
+ * over r of V on the reference's missing ones [ours]. */
 static void measure_logical(Comparison *c, const Bank *bank, const Scene *scene, const References *refs)
 {
     int n_cells = (int)bank_cells(bank), n = scene->objects.n;
-    float *extra = c->unmatched, worst_extra = 0, worst_missing = 0;
+    float *extra = c->counted, worst_extra = 0, worst_missing = 0;
     memset(extra, 0, (size_t)n * sizeof *extra);
+    memset(c->unmatched, 0, (size_t)n * sizeof *c->unmatched);
     memset(c->logical, 0, (size_t)n_cells * sizeof(float));
     for (int r = 0; r < c->k; r++) {
         const Matching *m = &c->matchings[r];
         float worst = 0;
-        for (int i = 0; i < n; i++)
-            extra[i] += m->unmatched_q[i] / (float)c->k;
+        for (int i = 0; i < n; i++) {
+            extra[i] += m->counted_q[i] / (float)c->k;
+            c->unmatched[i] += m->unmatched_q[i] / (float)c->k;
+        }
         for (int j = 0; j < m->n_r; j++) {
             const float *w = refs->of[r] + (size_t)j * (size_t)n_cells;
-            worst = fmaxf(worst, m->unmatched_r[j]);
+            worst = fmaxf(worst, m->counted_r[j]);
             for (int p = 0; p < n_cells; p++)
-                c->logical[p] += w[p] * m->unmatched_r[j] / (float)c->k;
+                c->logical[p] += w[p] * m->counted_r[j] / (float)c->k;
         }
         worst_missing += worst / (float)c->k;
     }
@@ -256,8 +259,9 @@ static int comparison_new(Comparison *c, const Bank *bank, int n_objects, Error 
                       .structural = aligned_array(n_cells, sizeof(float)),
                       .logical = aligned_array(n_cells, sizeof(float)),
                       .map = aligned_array(n_cells, sizeof(float)),
-                      .unmatched = aligned_array((size_t)n_objects + 1, sizeof(float))};
-    if (c->references && c->matchings && c->structural && c->logical && c->map && c->unmatched)
+                      .unmatched = aligned_array((size_t)n_objects + 1, sizeof(float)),
+                      .counted = aligned_array((size_t)n_objects + 1, sizeof(float))};
+    if (c->references && c->matchings && c->structural && c->logical && c->map && c->unmatched && c->counted)
         return 0;
     comparison_free(c);
     return fail_memory(err, "a comparison", n_cells * 12);
@@ -334,7 +338,7 @@ void comparison_free(Comparison *c)
     for (int r = 0; r < c->k && c->matchings; r++)
         matching_free(&c->matchings[r]);
     free(c->references), free(c->matchings), free(c->structural), free(c->logical), free(c->map),
-        free(c->unmatched);
+        free(c->unmatched), free(c->counted);
     *c = (Comparison){0};
 }
 
@@ -444,12 +448,9 @@ static int pair_scores(const Bank *b, int i, float **scores, size_t *n, size_t *
     k = found ? bank_retrieve(b, b->options.retrieval, scene.mean_patch, scene.cls, scene.features, k, i,
                               found, err)
               : fail_memory(err, "retrieval", 4);
-    OmmSide q = {bank_objects(b, i), b->descriptors + (size_t)b->first[i] * (size_t)C,
-                 b->centroids + 2 * b->first[i]};
+    const OmmSide q = bank_side(b, i);
     for (int r = 0; r < k && !status; r++) {
-        int first = b->first[found[r]];
-        OmmSide ref = {bank_objects(b, found[r]), b->descriptors + (size_t)first * (size_t)C,
-                       b->centroids + 2 * first};
+        const OmmSide ref = bank_side(b, found[r]);
         float *s = aligned_array((size_t)q.n * (size_t)ref.n + 1, sizeof *s);
         int(*pairs)[2] = aligned_array((size_t)q.n + 1, sizeof *pairs);
         if (*n + (size_t)q.n > *capacity) {

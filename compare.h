@@ -13,6 +13,7 @@ typedef struct Comparison {
     float *logical;      /* [h*w] L before z */
     float *map;          /* [h*w] fused z */
     float *unmatched;    /* [n_q] mean of U over the references */
+    float *counted;      /* [n_q] the same of U counted together with that of objects alike (omm_count) */
     float structural_score, logical_score; /* A, L */
     float structural_z, logical_z, score;  /* fused */
 } Comparison;

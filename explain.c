@@ -67,20 +67,73 @@ static void find_damage(SamladObject *object, const Bank *bank, const Comparison
         at < 0 ? 0 : ((float)(at / bank->grid_w) + 0.5f) * (float)height / (float)bank->grid_h;
 }
 
+static int alike(const Bank *bank, const OmmSide *side, int i, int j)
+{
+    return i == j || (bank->options.omm.count &&
+                      omm_alike(side, i, side, j, bank->channels, bank->alpha, &bank->options.omm));
+}
+
+static int count_alike(const Bank *bank, const OmmSide *side, int i)
+{
+    int n = 0;
+    for (int j = 0; j < side->n; j++)
+        n += alike(bank, side, i, j);
+    return n;
+}
+
+typedef enum Role { ROLE_OPEN, ROLE_NAMED, ROLE_EXPLAINED } Role;
+
+/* Whom to name when a kind counts as too many: of all alike as many as are counted, those with the largest U,
+ * and they explain the others. From the largest count down to `least`. roles [n] */
+static void name_surplus(Role *roles, const Bank *bank, const OmmSide *side, const float *unmatched,
+                         const float *counted, double least)
+{
+    for (int i = 0; i < side->n; i++)
+        roles[i] = ROLE_OPEN;
+    for (;;) {
+        int most = -1;
+        for (int i = 0; i < side->n; i++)
+            if (roles[i] == ROLE_OPEN && counted[i] > least && (most < 0 || counted[i] > counted[most]))
+                most = i;
+        if (most < 0)
+            return;
+        for (long n = lroundf(fmaxf(1, counted[most])); n > 0; n--) {
+            int best = -1;
+            for (int j = 0; j < side->n; j++)
+                if (roles[j] == ROLE_OPEN && alike(bank, side, most, j) &&
+                    (best < 0 || unmatched[j] > unmatched[best]))
+                    best = j;
+            if (best >= 0)
+                roles[best] = ROLE_NAMED;
+        }
+        for (int j = 0; j < side->n; j++)
+            if (roles[j] == ROLE_OPEN && alike(bank, side, most, j))
+                roles[j] = ROLE_EXPLAINED;
+    }
+}
+
 int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, const Objects *o, Error *err)
 {
     SamladMatch *matches = aligned_array((size_t)o->n * (size_t)c->k + 1, sizeof *matches);
+    Role *roles = aligned_array((size_t)o->n + 1, sizeof *roles);
     r->memory = matches; /* samlad_result_free knows */
     r->objects = calloc((size_t)o->n + 1, sizeof *r->objects);
-    if (!matches || !r->objects)
+    if (!matches || !r->objects || !roles) {
+        free(roles);
         return fail_memory(err, "the result", (unsigned long long)o->n * sizeof *r->objects);
+    }
     r->n_objects = o->n;
+    const OmmSide side = {o->n, o->descriptors, o->centroids, o->areas};
+    name_surplus(roles, bank, &side, c->unmatched, c->counted,
+                 fmax(bank->options.flag_unmatched, bank->flag_extra));
     for (int i = 0; i < o->n; i++) {
         SamladObject *object = &r->objects[i];
         object->background = o->has_background && i == o->n - 1;
         object->area = o->areas[i];
         memcpy(object->centroid, o->centroids + 2 * i, sizeof object->centroid);
         object->unmatched = c->unmatched[i];
+        object->counted = c->counted[i];
+        object->alike = count_alike(bank, &side, i);
         object->matches = matches;
         for (int k = 0; k < c->k; k++) {
             const Matching *m = &c->matchings[k];
@@ -92,14 +145,12 @@ int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, cons
         }
         matches += object->n_matches;
         find_damage(object, bank, c, o->weights + (size_t)i * bank_cells(bank), r->height, r->width);
-        object->verdict = bank->options.only != ONLY_STRUCTURAL &&
-                                  object->unmatched > bank->options.flag_unmatched &&
-                                  object->unmatched > bank->flag_extra
-                              ? VERDICT_EXTRA
+        object->verdict = bank->options.only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED ? VERDICT_EXTRA
                           : bank->options.only != ONLY_LOGICAL && object->damage > bank->options.flag_damage
                               ? VERDICT_DAMAGED
                               : VERDICT_NORMAL;
     }
+    free(roles);
     pixel_boxes(r, o);
     return 0;
 }
@@ -121,28 +172,58 @@ typedef struct MissingList {
     SamladMissing *items;
 } MissingList;
 
-/* Join (reference, object) with what is already listed at its place; the clearest stands for all. */
-static void join_missing(MissingList *list, const Bank *bank, const Comparison *c, int k, int j)
+/* Are the same thing missing: objects of two references at one place, or two of a kind, wherever they lie?
+ * a, b count over all of the bank's objects. */
+static int same_missing(const Bank *bank, size_t a, size_t b, int of_a_kind)
 {
-    size_t n_cells = bank_cells(bank);
-    const uint8_t *mask = bank->weights + (size_t)(bank->first[c->references[k]] + j) * n_cells;
-    float v = c->matchings[k].unmatched_r[j];
+    const size_t n_cells = bank_cells(bank);
+    const OmmSide all = {bank->first[bank->n_images], bank->descriptors, bank->centroids, bank->areas};
+    return soft_iou(bank->weights + a * n_cells, bank->weights + b * n_cells, n_cells) >= 0.25 ||
+           (of_a_kind &&
+            omm_alike(&all, (int)a, &all, (int)b, bank->channels, bank->alpha, &bank->options.omm));
+}
+
+/* Join a missing object of reference k with what is already listed; the clearest stands for all. */
+static void join_missing(MissingList *list, const Bank *bank, const Comparison *c, int k,
+                         const SamladMissing *found)
+{
+    const size_t object = (size_t)(bank->first[c->references[k]] + found->object);
     for (int i = 0; i < list->n; i++) {
         SamladMissing *m = &list->items[i];
-        const uint8_t *other =
-            bank->weights + (size_t)(bank->first[c->references[m->reference]] + m->object) * n_cells;
-        if (list->last_reference[i] == k || soft_iou(mask, other, n_cells) < 0.25)
+        const size_t other = (size_t)(bank->first[c->references[m->reference]] + m->object);
+        if (list->last_reference[i] == k ||
+            !same_missing(bank, object, other, found->alike > 1 && m->alike > 1))
             continue;
-        m->support++;
-        m->evidence += v / (float)c->k;
+        const int support = m->support + 1;
+        const float evidence = m->evidence + found->evidence;
+        if (found->unmatched > m->unmatched)
+            *m = *found;
+        m->support = support;
+        m->evidence = evidence;
         list->last_reference[i] = k;
-        if (v > m->unmatched)
-            m->reference = k, m->object = j, m->unmatched = v;
         return;
     }
     list->last_reference[list->n] = k;
-    list->items[list->n++] = (SamladMissing){
-        .reference = k, .object = j, .unmatched = v, .evidence = v / (float)c->k, .support = 1};
+    list->items[list->n++] = *found;
+}
+
+/* What reference k has and the query lacks. roles [its objects] */
+static void list_missing_of(MissingList *list, const Bank *bank, const Comparison *c, int k, Role *roles)
+{
+    const Matching *m = &c->matchings[k];
+    const OmmSide side = bank_side(bank, c->references[k]);
+    name_surplus(roles, bank, &side, m->unmatched_r, m->counted_r, bank->options.flag_unmatched);
+    for (int j = 0; j < m->n_r; j++)
+        if (roles[j] == ROLE_NAMED) {
+            const float v = fminf(1, fmaxf(m->counted_r[j], m->unmatched_r[j]));
+            const SamladMissing found = {.reference = k,
+                                         .object = j,
+                                         .unmatched = v,
+                                         .alike = count_alike(bank, &side, j),
+                                         .evidence = v / (float)c->k,
+                                         .support = 1};
+            join_missing(list, bank, c, k, &found);
+        }
 }
 
 /* An object of the normal images is missing when at least half of the references miss it [ours]. The list is
@@ -153,12 +234,14 @@ static int list_missing(MissingList *list, const Bank *bank, const Comparison *c
     for (int k = 0; k < c->k; k++)
         most += (size_t)c->matchings[k].n_r;
     *list = (MissingList){0, calloc(most, sizeof(int)), calloc(most, sizeof(SamladMissing))};
-    if (!list->items || !list->last_reference)
+    Role *roles = aligned_array(most, sizeof *roles);
+    if (!list->items || !list->last_reference || !roles) {
+        free(roles);
         return fail_memory(err, "what is missing", most * sizeof *list->items);
+    }
     for (int k = 0; k < c->k && bank->options.only != ONLY_STRUCTURAL; k++)
-        for (int j = 0; j < c->matchings[k].n_r; j++)
-            if (c->matchings[k].unmatched_r[j] > bank->options.flag_unmatched)
-                join_missing(list, bank, c, k, j);
+        list_missing_of(list, bank, c, k, roles);
+    free(roles);
     int kept = 0;
     for (int i = 0; i < list->n; i++)
         if (2 * list->items[i].support >= c->k)
@@ -199,7 +282,7 @@ int explain_evidence(float *extra, float *missing, const Bank *bank, const Compa
     int status = list_missing(&list, bank, c, err);
     *extra = *missing = 0;
     for (int i = 0; i < n_objects; i++)
-        *extra = fmaxf(*extra, c->unmatched[i]);
+        *extra = fmaxf(*extra, c->counted[i]);
     for (int i = 0; i < list.n && !status; i++)
         *missing = fmaxf(*missing, list.items[i].evidence);
     free(list.items), free(list.last_reference);

@@ -3,7 +3,7 @@
  * A reason must be clear in itself (U or V above flag-unmatched, z above flag-damage) and clearer than what
  * the bank's normal images show of each other: Bank.flag_extra and Bank.flag_missing are a quantile of their
  * own leave-one-out evidence, so that noise of the segmentation that is usual for this product is not
- * reported. */
+ * reported. Of objects alike that are one too many, or one too few, together, one stands for all. */
 #ifndef SAMLAD_EXPLAIN_H
 #define SAMLAD_EXPLAIN_H
 
@@ -15,8 +15,8 @@ int explain_objects(SamladResult *result, const Bank *bank, const Comparison *c,
                     Error *err);
 /* Fill the result's list of missing objects. */
 int explain_missing(SamladResult *result, const Bank *bank, const Comparison *c, Error *err);
-/* What calibration keeps of a normal image: the largest mean U of its objects, and the largest evidence for a
- * missing one (0: nothing seems missing). */
+/* What calibration keeps of a normal image: the largest mean U of its objects, counted together, and the
+ * largest evidence for a missing one (0: nothing seems missing). */
 int explain_evidence(float *extra, float *missing, const Bank *bank, const Comparison *c, int n_objects,
                      Error *err);
 

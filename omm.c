@@ -128,9 +128,11 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
     m->match_r = aligned_array(k + 1, sizeof(int));
     m->unmatched_q = aligned_array(n + 1, sizeof(float));
     m->unmatched_r = aligned_array(k + 1, sizeof(float));
+    m->counted_q = calloc(n + 1, sizeof(float));
+    m->counted_r = calloc(k + 1, sizeof(float));
     double *scratch = aligned_array(n + k + 2, sizeof(double));
     if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r ||
-        !scratch) {
+        !m->counted_q || !m->counted_r || !scratch) {
         matching_free(m);
         free(scratch);
         return fail_memory(err, "a matching", (n + 1) * cols * 8);
@@ -161,9 +163,44 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
     return 0;
 }
 
+int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float alpha,
+              const OmmOptions *options)
+{
+    const float *ca = a->centroids + 2 * i, *cb = b->centroids + 2 * j;
+    const float dx = ca[0] - cb[0], dy = ca[1] - cb[1];
+    const float likeness = dot(a->descriptors + (ptrdiff_t)i * dim, b->descriptors + (ptrdiff_t)j * dim, dim);
+    return likeness - options->position_weight * (dx * dx + dy * dy) >= alpha;
+}
+
+void omm_count(float *counted, const float *unmatched, const OmmSide *mine, const OmmSide *other,
+               const int *match, int dim, float alpha, const OmmOptions *options)
+{
+    memcpy(counted, unmatched, (size_t)mine->n * sizeof *counted);
+    for (int i = 0; i < mine->n && options->count; i++) {
+        float left = unmatched[i], area = mine->areas[i], other_area = 0;
+        int n_other = 0;
+        for (int j = 0; j < mine->n; j++)
+            if (j != i && omm_alike(mine, i, mine, j, dim, alpha, options)) {
+                left += unmatched[j];
+                area += mine->areas[j];
+            }
+        for (int j = 0; j < other->n; j++) {
+            const int own = match[j];
+            if (own == i || omm_alike(mine, i, other, j, dim, alpha, options) ||
+                (own >= 0 && omm_alike(mine, i, mine, own, dim, alpha, options))) {
+                other_area += other->areas[j];
+                n_other++;
+            }
+        }
+        if (other_area > 0)
+            left = fminf(left, (area - other_area) / (other_area / (float)n_other));
+        counted[i] = fmaxf(unmatched[i], left);
+    }
+}
+
 void matching_free(Matching *m)
 {
     free(m->scores), free(m->assignment), free(m->match_q), free(m->match_r), free(m->unmatched_q),
-        free(m->unmatched_r);
+        free(m->unmatched_r), free(m->counted_q), free(m->counted_r);
     *m = (Matching){0};
 }

@@ -16,6 +16,7 @@ typedef struct OmmOptions {
     int verify_shift;      /* and looks so many cells around: 2 [ours] */
     float alpha_unmatched; /* U that a match as weak as alpha still gets: 0.05 [ours]; 0: the dustbin is alpha
                               itself */
+    int count;   /* 1: what is left over of objects alike is counted together [ours], see omm_count */
     int nearest; /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
 } OmmOptions;
 
@@ -24,6 +25,7 @@ typedef struct OmmSide {
     int n;
     const float *descriptors; /* [n][dim] unit vectors */
     const float *centroids;   /* [n][2] */
+    const float *areas;       /* [n] parts of the image; only omm_count asks for them */
 } OmmSide;
 
 typedef struct Matching {
@@ -34,6 +36,8 @@ typedef struct Matching {
     int *match_r;       /* [n_r] the query object, or -1 */
     float *unmatched_q; /* [n_q] U_i = P[i, bin], after verification */
     float *unmatched_r; /* [n_r] V_j = P[bin, j], after verification */
+    float *counted_q;   /* [n_q] U counted together, see omm_count; 0 until it was called */
+    float *counted_r;   /* [n_r] V counted together */
 } Matching;
 
 /* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
@@ -53,6 +57,21 @@ float omm_dustbin(float alpha, int n, int m, const OmmOptions *options);
  * matching is allocated here. */
 int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha,
               const OmmOptions *options, Error *err);
+
+/* Is object i of one image so much like object j of the same or another one that the one could be matched as
+ * the other: S_ij >= alpha? */
+int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float alpha,
+              const OmmOptions *options);
+/* When there is one too many of a kind, each of its kind may be the one: U is spread over them all, and none
+ * looks unmatched. So it is counted together [ours; METHOD.md lists counting among its ideas]:
+ *     counted_i = max(U_i, min(sum of U_j over all j like i, surplus of area))
+ * is about 1 for one too many, 2 for two. The surplus is what all like i cover more than their kind in the
+ * other image (objects like i, or matched with one of those like i), in areas of one of these: a part whose
+ * mask fell apart is more objects, but not more of it. mine, other: both sides of the matching; match
+ * [other->n]: what the other's objects are matched with, or -1. Without the option `count`, counted = U.
+ * counted, unmatched [mine->n]. */
+void omm_count(float *counted, const float *unmatched, const OmmSide *mine, const OmmSide *other,
+               const int *match, int dim, float alpha, const OmmOptions *options);
 void matching_free(Matching *matching);
 
 #endif

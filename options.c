@@ -52,6 +52,7 @@ const OptionSpec option_table[] = {
     {"verify", OPTION_FLAG, AT(omm.verify), 0, 1, NULL, 0, "OMM: check missing and extra by mask transfer"},
     {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: when U or V is above this"},
     {"verify-shift", OPTION_INT, AT(omm.verify_shift), 0, 16, NULL, 0, "OMM: and look so many cells around the place"},
+    {"count", OPTION_FLAG, AT(omm.count), 0, 1, NULL, 0, "OMM: count what is left over of objects alike together"},
     {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: score of the weakest normal match (auto: calibrated)"},
     {"alpha-unmatched", OPTION_FLOAT, AT(omm.alpha_unmatched), 0, 0.99, NULL, 0, "OMM: U of a match at alpha (0: alpha is the dustbin)"},
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
@@ -108,6 +109,7 @@ void options_default(Options *o)
                           .verify_above = 0.3f,
                           .verify = 1,
                           .verify_shift = 2,
+                          .count = 1,
                           .alpha_unmatched = 0.05f,
                           .nearest = 0};
     o->amm = (AmmOptions){

@@ -202,7 +202,13 @@ static void describe_object(char *text, size_t size, const SamladResult *r, int 
 {
     const SamladObject *o = &r->objects[i];
     const char *what = o->background ? "the background" : "an object";
-    if (o->verdict == VERDICT_EXTRA)
+    if (o->verdict == VERDICT_EXTRA && o->alike > 1)
+        snprintf(text, size,
+                 "%s at (%.0f, %.0f) of %.0fx%.0f pixels, or another of the %d alike, is one too many "
+                 "(unmatched together %.2f)",
+                 what, (double)o->box[0], (double)o->box[1], (double)o->box[2], (double)o->box[3], o->alike,
+                 (double)o->counted);
+    else if (o->verdict == VERDICT_EXTRA)
         snprintf(
             text, size,
             "%s at (%.0f, %.0f) of %.0fx%.0f pixels has no counterpart in the normal images (unmatched %.2f)",
@@ -219,10 +225,13 @@ static void describe_object(char *text, size_t size, const SamladResult *r, int 
 static void describe_missing(char *text, size_t size, const Samlad *s, const SamladResult *r, int i)
 {
     const SamladMissing *m = &r->missing[i];
+    char alike[64] = "";
+    if (m->alike > 1)
+        snprintf(alike, sizeof alike, "or another of the %d alike, ", m->alike);
     snprintf(text, size,
-             "object %d of %s, expected at (%.0f, %.0f) within %.0fx%.0f pixels, was not found (unmatched "
+             "object %d of %s, %sexpected at (%.0f, %.0f) within %.0fx%.0f pixels, was not found (unmatched "
              "%.2f in %d of %d references)",
-             m->object, samlad_bank_name(s, r->references[m->reference]), (double)m->box[0],
+             m->object, samlad_bank_name(s, r->references[m->reference]), alike, (double)m->box[0],
              (double)m->box[1], (double)m->box[2], (double)m->box[3], (double)m->unmatched, m->support,
              r->n_references);
 }
@@ -271,6 +280,8 @@ static void json_object(JsonWriter *w, const SamladResult *r, int i)
     key_float(w, "area", o->area);
     key_floats(w, "centroid", o->centroid, 2);
     key_float(w, "unmatched", o->unmatched);
+    json_key(w, "alike"), json_int(w, o->alike);
+    key_float(w, "counted", o->counted);
     key_float(w, "damage", o->damage);
     json_key(w, "matches");
     json_open(w, '[');
@@ -329,6 +340,7 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const ch
         json_key(w, "object"), json_int(w, m->object);
         key_floats(w, "bbox", m->box, 4);
         key_float(w, "unmatched", m->unmatched);
+        json_key(w, "alike"), json_int(w, m->alike);
         key_float(w, "evidence", m->evidence);
         json_key(w, "support"), json_int(w, m->support);
         json_key(w, "reason"), json_string(w, text);

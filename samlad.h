@@ -90,6 +90,8 @@ typedef struct SamladObject {
     float area;         /* part of the image */
     float centroid[2];  /* x, y in 0..1 */
     float unmatched;    /* mean of U over the references, 0..1 */
+    int alike;          /* so many objects are like it, itself among them */
+    float counted;      /* mean of what all of them are left with: about 1 when one of them is too many */
     float damage;       /* largest structural z on the object */
     float damage_at[2]; /* where, x, y in pixels */
     SamladVerdict verdict;
@@ -101,7 +103,8 @@ typedef struct SamladObject {
 typedef struct SamladMissing {
     int reference, object; /* where it looks clearest */
     float box[4];          /* in pixels of the query */
-    float unmatched;       /* V there */
+    float unmatched;       /* V there, of all alike together, at most 1 */
+    int alike;             /* so many objects of that reference are like it, itself among them */
     float evidence;        /* sum of V over the references that miss it, by the number of all of them */
     int support;           /* so many of the references miss it */
 } SamladMissing;

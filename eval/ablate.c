@@ -91,6 +91,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "alpha=0.2",       /* fixed */
         "matcher=nearest", /* instead of Sinkhorn */
         "verify=0",
+        "count=0", /* no counting of objects alike */
         "align=pixel",
         "claims=0",
         "no-objects=1", /* PaDiM on the k references */

@@ -378,8 +378,8 @@ class Bank:
     """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
 
     def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0,
-                 reach=0, place_unmatched=False, fusion="sum", claims=False):
-        self.claims = claims
+                 reach=0, place_unmatched=False, fusion="sum", claims=False, count=False):
+        self.claims, self.count = claims, count
         self.reach, self.place_unmatched, self.fusion = reach, place_unmatched, fusion
         self.unmatched, self.shift = unmatched, shift
         self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
@@ -440,13 +440,27 @@ class Bank:
         a, _, _ = pool(weight[None], features)
         return h @ self.describe(a, features, weight[None], alone=True)[0] >= self.alpha
 
+    def counted(self, u, mine, other, match):
+        """What objects alike (S reaches alpha) are left with together, at most their surplus of area over the other image's:
+        those alike, or matched with one of them (match: mine's index or -1)."""
+        out = np.array(u, float)
+        for i in range(len(u) if self.count else 0):
+            like = [mine["h"][i] @ side["h"].T - 0.7 * distance2(mine["centroids"][i:i + 1], side["centroids"])[0] >= self.alpha
+                    for side in (mine, other)]
+            like[0][i] = True
+            left, there = u[like[0]].sum(), other["areas"][like[1] | np.array([j >= 0 and like[0][j] for j in match], bool)]
+            if len(there):
+                left = min(left, (mine["areas"][like[0]].sum() - there.sum()) / there.mean())
+            out[i] = max(u[i], left)
+        return out
+
     def compare(self, query, exclude=-1, raw=False):
         q = dict(query)
         pooled, q["centroids"], q["areas"] = pool(q["weights"], q["features"])
         q["h"] = self.describe(pooled, q["features"], q["weights"])
         out = {"references": self.retrieve(query, exclude), "h": q["h"], "scores": [], "assignment": [], "match": []}
         n, refs, worst_missing = len(q["areas"]), [], []
-        extra, missing = np.zeros(n), np.zeros(q["features"].shape[:2])
+        extra, missing, out["unmatched"] = np.zeros(n), np.zeros(q["features"].shape[:2]), np.zeros(n)
         k = len(out["references"])
         for r in out["references"]:
             im = self.images[r]
@@ -457,12 +471,16 @@ class Bank:
             out["scores"].append(s)
             out["assignment"].append(p)
             out["match"].append(match_q)
+            out["unmatched"] += u / k
+            match_r = np.full(len(v), -1)
+            match_r[match_q[match_q >= 0]] = np.flatnonzero(match_q >= 0)
+            u, v = self.counted(u, q, im, match_r), self.counted(v, im, q, match_q)
             extra += u / k
             missing += np.tensordot(v, im["weights"], 1) / k if len(v) else 0
             worst_missing.append(max(v, default=0))
             refs.append({"features": im["features"] / self.channel_std, "centroids": im["centroids"], "areas": im["areas"],
                          "match_q": match_q, "weights": im["weights"], "scale": self.scale[self.first[r]:self.first[r + 1]]})
-        out["unmatched"] = extra
+        out["counted"] = extra
         out["L"] = max(max(extra, default=0), float(np.mean(worst_missing)) if worst_missing else 0)
         out["logical"] = np.max([missing] + [w * e for w, e in zip(q["weights"], extra)], axis=0)
         claimed = [] if self.claims else None
@@ -712,8 +730,31 @@ def scene_of(r, masks, kinds, background, h, w, C):
             "mean": f32(unit(features.mean((0, 1))))}
 
 
+def write_bank(path, images, query, variants):
+    tensors = {}
+    for i, im in enumerate(images + [query]):
+        tensors.update({f"{i}.{key}": v for key, v in im.items()})
+    for name, settings in variants.items():
+        bank = Bank(images, **settings)
+        prepared = dict(query, cls=unit(query["cls"]))
+        c = bank.compare(prepared)
+        print(name, "alpha %.4f, A %.3f, L %.3f, score %.3f" % (bank.alpha, c["A"], c["L"], c["score"]),
+              "loo", np.round(bank.loo, 3).tolist())
+        tensors.update({f"{name}.alpha": np.array([bank.alpha]), f"{name}.scale": bank.scale, f"{name}.loo": bank.loo,
+                        f"{name}.spread": np.array([bank.spread_a, bank.spread_l]), f"{name}.channel_std": bank.channel_std,
+                        f"{name}.references": c["references"], f"{name}.unmatched": c["unmatched"], f"{name}.counted": c["counted"],
+                        f"{name}.structural": c["structural"], f"{name}.logical": c["logical"], f"{name}.map": c["map"],
+                        f"{name}.results": np.array([c["A"], c["L"], c["score"]])})
+        for k, (s, p) in enumerate(zip(c["scores"], c["assignment"])):
+            tensors[f"{name}.scores.{k}"], tensors[f"{name}.assignment.{k}"] = s, p
+    tensors["n"] = [len(images)]
+    one = Bank(images[:1]).compare(dict(query, cls=unit(query["cls"])))
+    tensors["one.results"] = np.array([one["A"], one["L"], one["score"]])
+    save(path, tensors)
+
+
 def make_bank(out):
-    r, tensors = np.random.RandomState(5), {}
+    r = np.random.RandomState(5)
     h, w, C, height, width, n_images = 8, 9, 10, 40, 48, 7
     kinds, background = r.randn(5, C) * 1.5, r.randn(C)
     places = [(0.08, 0.1, 0.2), (0.4, 0.08, 0.25), (0.72, 0.12, 0.2), (0.15, 0.55, 0.3), (0.6, 0.55, 0.25)]
@@ -725,29 +766,28 @@ def make_bank(out):
     masks[2, 18:22, 22:27] = 1
     query = scene_of(r, masks, [kinds[0], kinds[1], r.randn(C) * 2, kinds[3], kinds[4]], background, h, w, C)
     query["features"][5:7, 6:8] = f32(query["features"][5:7, 6:8] + 1.5)  # and one is damaged
-    for i, im in enumerate(images + [query]):
-        tensors.update({f"{i}.{key}": v for key, v in im.items()})
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
                 "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05},
                 "shifted": {"shift": 1}, "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"},
                 "claims": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax", "claims": True}}
-    for name, settings in variants.items():
-        bank = Bank(images, **settings)
-        prepared = dict(query, cls=unit(query["cls"]))
-        c = bank.compare(prepared)
-        print(name, "alpha %.4f, A %.3f, L %.3f, score %.3f" % (bank.alpha, c["A"], c["L"], c["score"]),
-              "loo", np.round(bank.loo, 3).tolist())
-        tensors.update({f"{name}.alpha": np.array([bank.alpha]), f"{name}.scale": bank.scale, f"{name}.loo": bank.loo,
-                        f"{name}.spread": np.array([bank.spread_a, bank.spread_l]), f"{name}.channel_std": bank.channel_std,
-                        f"{name}.references": c["references"], f"{name}.unmatched": c["unmatched"],
-                        f"{name}.structural": c["structural"], f"{name}.logical": c["logical"], f"{name}.map": c["map"],
-                        f"{name}.results": np.array([c["A"], c["L"], c["score"]])})
-        for k, (s, p) in enumerate(zip(c["scores"], c["assignment"])):
-            tensors[f"{name}.scores.{k}"], tensors[f"{name}.assignment.{k}"] = s, p
-    tensors["n"] = [n_images]
-    one = Bank(images[:1]).compare(dict(query, cls=unit(query["cls"])))
-    tensors["one.results"] = np.array([one["A"], one["L"], one["score"]])
-    save(f"{out}/method_bank.safetensors", tensors)
+    write_bank(f"{out}/method_bank.safetensors", images, query, variants)
+
+
+def make_count(out):
+    """Three of four parts are of one kind; the query has one of it too many, and the mask of another fell apart."""
+    r = np.random.RandomState(9)
+    h, w, C, height, width = 12, 14, 10, 40, 48
+    kinds, background = [r.randn(C) * 4] * 3 + [r.randn(C) * 4], r.randn(C)
+    places = [(0.08, 0.1, 0.15), (0.31, 0.1, 0.15), (0.54, 0.1, 0.15), (0.3, 0.6, 0.3)]
+    images = scenes(r, 7, h, w, C, height, width, kinds, places, background)
+    masks = np.zeros((6, height, width), np.uint8)
+    for i, (px, py, s) in enumerate([(0.08, 0.1, 0.15), (0.23, 0.14, 0.15), (0.54, 0.1, 0.15), places[3], (0.39, 0.1, 0.15)]):
+        masks[i, int(py * height):int((py + s) * height), int(px * width):int((px + s) * width)] = 1
+    masks[5, int(0.18 * height):] = masks[2, int(0.18 * height):]
+    masks[2] -= masks[5]  # two halves of one
+    query = scene_of(r, masks, kinds + kinds[:2], background, h, w, C)
+    settings = {"unmatched": 0.05, "fusion": "smoothmax"}
+    write_bank(f"{out}/method_count.safetensors", images, query, {"apart": settings, "counted": dict(settings, count=True)})
 
 
 def make_metrics(out):
@@ -768,5 +808,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("-o", "--out", default="tests/golden")
     directory = parser.parse_args().out
-    for make in (make_objects, make_dcga, make_omm, make_amm, make_bank, make_metrics):
+    for make in (make_objects, make_dcga, make_omm, make_amm, make_bank, make_count, make_metrics):
         make(directory)

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "../compare.h"
+#include "../explain.h"
 #include "../tensor.h"
 #include "method_golden.h"
 
@@ -113,6 +114,7 @@ static Options defaults(void)
                                            {"verify", "1"},
                                            {"verify-above", "0.3"},
                                            {"verify-shift", "0"},
+                                           {"count", "0"},
                                            {"alpha", "auto"},
                                            {"alpha-unmatched", "0"},
                                            {"alpha-quantile", "0.001"},
@@ -170,6 +172,7 @@ static void check_variant(const char *name, const Options *options)
         CHECK_GOLDEN(c.matchings[r].assignment, 3e-5, "%s.assignment.%d", name, r);
     }
     CHECK_GOLDEN(c.unmatched, 3e-5, "%s.unmatched", name);
+    CHECK_GOLDEN(c.counted, 3e-5, "%s.counted", name);
     CHECK_GOLDEN(c.structural, 3e-5, "%s.structural", name);
     CHECK_GOLDEN(c.logical, 3e-5, "%s.logical", name);
     /* z divides by the spread of seven scores: their errors grow as much */
@@ -202,6 +205,40 @@ static void test_golden(void)
     check_variant("registered", &registered);
     set(&registered, "claims", "1");
     check_variant("claims", &registered);
+}
+
+/* Three of a kind, and a query with four of which one is in two pieces. */
+static void test_count(void)
+{
+    REQUIRE(golden_open("method_count"));
+    Options o = defaults();
+    set(&o, "alpha-unmatched", "0.05"), set(&o, "fusion", "smoothmax");
+    check_variant("apart", &o);
+    set(&o, "count", "1");
+    check_variant("counted", &o);
+    for (int count = 0; count <= 1;
+         count++) { /* a piece alone is extra; counted, the fourth of a kind is too */
+        Bank bank;
+        Scene scene;
+        Comparison c;
+        Error err = {""};
+        int32_t labels[40 * 48] = {0};
+        SamladResult result = {.width = 48, .height = 40, .labels = labels};
+        o.omm.count = count;
+        REQUIRE(!build(&bank, 7, &o) && !query_new(&scene));
+        REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
+        CHECK(!explain_objects(&result, &bank, &c, &scene.objects, &err));
+        int n_extra = 0;
+        for (int i = 0; i < result.n_objects; i++)
+            n_extra += result.objects[i].verdict == VERDICT_EXTRA;
+        CHECK_MSG(n_extra == 1 + count && result.objects[5].verdict == VERDICT_EXTRA, "%d too many", n_extra);
+        CHECK(!count || result.objects[4].verdict == VERDICT_EXTRA);
+        CHECK((result.objects[4].alike > 1) == count && result.objects[3].alike == 1);
+        free(result.memory), free(result.objects);
+        comparison_free(&c);
+        scene_free(&scene);
+        bank_free(&bank);
+    }
 }
 
 /* ---- the same comparison again
@@ -822,6 +859,7 @@ static void test_recommended_grid(void)
 int main(void)
 {
     RUN(test_golden);
+    RUN(test_count);
     RUN(test_round_trip);
     RUN(test_options_round_trip);
     RUN(test_threads);

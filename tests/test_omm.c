@@ -6,7 +6,7 @@
 static OmmSide side(int c, char which)
 {
     const StTensor *h = golden_tensor("%d.h%c", c, which);
-    return (OmmSide){(int)h->shape[0], h->data, GOLDEN_F32("%d.c%c", c, which)};
+    return (OmmSide){(int)h->shape[0], h->data, GOLDEN_F32("%d.c%c", c, which), NULL};
 }
 
 static void one_case(int c)
@@ -86,7 +86,7 @@ static void test_extremes(void)
     static const float h[3][2] = {{1, 0}, {0, 1}, {-1, 0}}, c[3][2] = {{0, 0}, {1, 1}, {0.5f, 0.5f}};
     static const float settings[][3] = {
         {-1e6f, 1e-5f, 0.7f}, {1e6f, 1e-5f, 0.7f}, {0, 1e5f, 1000}, {0, 1e-5f, 1000}, {0, 1e-5f, 0}};
-    OmmSide q = {3, h[0], c[0]}, r = {2, h[0], c[0]};
+    OmmSide q = {3, h[0], c[0], NULL}, r = {2, h[0], c[0], NULL};
     for (size_t s = 0; s < sizeof settings / sizeof *settings; s++) {
         OmmOptions options = {.position_weight = settings[s][2],
                               .tau = settings[s][1],
@@ -104,7 +104,7 @@ static void test_extremes(void)
 
 static void test_nothing_on_both_sides(void)
 {
-    OmmSide none = {0, NULL, NULL};
+    OmmSide none = {0, NULL, NULL, NULL};
     OmmOptions options = {.tau = 0.02f, .sinkhorn_iters = 30};
     Matching m;
     Error err;
