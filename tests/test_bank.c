@@ -856,6 +856,48 @@ static void test_recommended_grid(void)
     unlink(temporary());
 }
 
+/* Features on the grid, without ever writing them down enlarged, are those of the enlarged ones. */
+static void test_bilinear_grid(void)
+{
+    enum { H = 30, W = 50, SIZE = 48, SIDE = SIZE / 8, UP = 8 * SIDE };
+    static const int grids[] = {7, 12, 48, 60};
+    uint8_t rgb[H * W * 3];
+    Models models;
+    Error err = {""};
+    for (int i = 0; i < H * W * 3; i++)
+        rgb[i] = (uint8_t)(i * 7919 % 251);
+    REQUIRE(!models_open(&models, "weights/vit_tiny.safetensors", NULL, NULL, NULL, &err));
+    const int C = vit_config(models.vit)->dim;
+    float *pixels = malloc(3 * SIZE * SIZE * sizeof(float)), *cls = malloc((size_t)C * sizeof(float));
+    float *patches = malloc((size_t)(SIDE * SIDE * C) * sizeof(float));
+    float *up = malloc((size_t)(UP * UP * C) * sizeof(float));
+    float *expected = malloc((size_t)(60 * 60 * C) * sizeof(float));
+    VitState *state = vit_state_new(models.vit, SIDE, SIDE, &err);
+    REQUIRE(pixels && cls && patches && up && expected && state);
+    REQUIRE(!vit_preprocess(vit_config(models.vit), pixels, SIZE, SIZE, rgb, H, W, &err));
+    vit_forward(models.vit, state, pixels, SIZE, SIZE, 6, cls, patches, NULL, NULL);
+    interpolate_bilinear(up, UP, UP, patches, SIDE, SIDE, C, 0, 0);
+    for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
+        Options o = defaults();
+        Scene scene;
+        o.size = SIZE, o.grid = grids[i], o.layer = 6, o.no_objects = 1;
+        REQUIRE(!scene_analyse(&scene, &models, &o, rgb, H, W, NULL, &err));
+        CHECK(scene.grid_h == grids[i] && scene.grid_w == grids[i]);
+        if (grids[i] <= UP)
+            adaptive_avg_pool(expected, grids[i], grids[i], up, UP, UP, C);
+        else
+            interpolate_bilinear(expected, grids[i], grids[i], up, UP, UP, C, 0, 0);
+        float worst = 0;
+        for (int p = 0; p < grids[i] * grids[i] * C; p++)
+            worst = fmaxf(worst, fabsf(scene.features[p] - expected[p]));
+        CHECK_MSG(worst < 2e-5f, "grid %d: %g", grids[i], (double)worst);
+        scene_free(&scene);
+    }
+    vit_state_free(state);
+    models_close(&models);
+    free(pixels), free(cls), free(patches), free(up), free(expected);
+}
+
 int main(void)
 {
     RUN(test_golden);
@@ -866,6 +908,7 @@ int main(void)
     RUN(test_thresholds);
     RUN(test_one_image);
     RUN(test_recommended_grid);
+    RUN(test_bilinear_grid);
     RUN(test_unusual);
     RUN(test_builder_refuses);
     RUN(test_not_finite);
