@@ -44,7 +44,7 @@ class Backbone:
     """images [B][S][S][3] u8 -> features [B][h][w][C] f32 and class tokens [B][C]."""
 
     def __init__(self, model, mean, std, layer, affine_last=True):
-        self.model, self.layer = model.eval(), layer
+        self.model, self.layer, self.size = model.eval(), layer, model.input_size
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
         self.affine_last = affine_last
@@ -333,9 +333,10 @@ def read_idx(path):
 
 
 class Digits:
-    """DigitAnatomy, METHOD.md section 10: a 3 x 3 grid of the digits 1..9, 96 x 96 grey."""
+    """DigitAnatomy, METHOD.md section 10: a 3 x 3 grid of the digits 1..9, 96 x 96 grey, then `size`."""
 
-    def __init__(self, folder, split, seed):
+    def __init__(self, folder, split, seed, size):
+        self.size = size
         name = {'train': 'train', 'test': 't10k'}[split]
         images = read_idx(os.path.join(folder, name + '-images-idx3-ubyte.gz'))
         labels = read_idx(os.path.join(folder, name + '-labels-idx1-ubyte.gz'))
@@ -357,7 +358,7 @@ class Digits:
         return F.grid_sample(im, theta, align_corners=False)[0, 0].numpy()
 
     def make(self, kind):
-        """kind: good, missing, disordered, flipped, zero -> rgb [224][224][3] u8, ids [224][224]."""
+        """kind: good, missing, disordered, flipped, zero -> rgb [size][size][3] u8, ids [size][size]."""
         r, order, flip = self.rng, list(range(1, 10)), {}
         if kind == 'missing':
             for i in r.choice(9, r.integers(1, 3), replace=False):
@@ -373,15 +374,16 @@ class Digits:
         elif kind == 'zero':
             order[r.integers(9)] = 0
         im = np.zeros((96, 96), np.float32)
-        ids = np.zeros((224, 224), np.uint16)
-        edge = [0, 75, 149, 224]
+        size = self.size
+        ids = np.zeros((size, size), np.uint16)
+        edge = [round(i * size / 3) for i in range(4)]
         for i, d in enumerate(order):
             y, x = divmod(i, 3)
             if d is not None:
                 im[y * 32:y * 32 + 32, x * 32:x * 32 + 32] = self.cell(d, flip.get(i, 0))
                 ids[edge[y]:edge[y + 1], edge[x]:edge[x + 1]] = i + 1
         t = torch.from_numpy(im)[None, None]
-        t = F.interpolate(t, (224, 224), mode='bilinear', align_corners=False)[0, 0]
+        t = F.interpolate(t, (size, size), mode='bilinear', align_corners=False)[0, 0]
         return np.repeat(t.round().clamp(0, 255).byte().numpy()[..., None], 3, 2), ids
 
 
@@ -391,8 +393,8 @@ def digits_table(backbone, folder, n_bank=60, n_test=25, seed=HELD_OUT, g=56):
         f = np.concatenate([backbone(np.stack([m[0] for m in made[i:i + 8]]))[0] for i in range(0, n, 8)])
         return [Scene(a, m[1], g) for a, m in zip(f, made)]
 
-    test = Digits(folder, 'test', seed + 1)
-    method = Method(scenes(Digits(folder, 'train', seed), 'good', n_bank))
+    test = Digits(folder, 'test', seed + 1, backbone.size)
+    method = Method(scenes(Digits(folder, 'train', seed, backbone.size), 'good', n_bank))
     good = np.array([method.score(s) for s in scenes(test, 'good', n_test)])
     out = {}
     for kind in ('missing', 'disordered', 'flipped', 'zero'):
@@ -480,6 +482,7 @@ def write_card(path, weights, meta, figures, yardstick, note=None):
     card = {
         'file': os.path.basename(weights), 'bytes': len(blob), 'sha256': hashlib.sha256(blob).hexdigest(),
         'architecture': {k[4:]: v for k, v in sorted(meta.items()) if k.startswith('vit.')},
+        'recommended': {k[7:]: v for k, v in sorted(meta.items()) if k.startswith('method.')},
         'training': {'data': 'only procedural scenes (tools/train/scenes.c) and handwritten pages '
                              '(tools/train/train_vit.py): no photographs, no other weights',
                      'script': 'tools/train/train_vit.py', 'seeds': 'scenes from [2^39, 2^40)',
@@ -507,6 +510,7 @@ def main():
     p.add_argument('--weights', help='a shipped ViT (safetensors)')
     p.add_argument('--timm', help='a timm ViT-Tiny/16 (safetensors) as a yardstick')
     p.add_argument('--layer', type=int, default=0, help='blocks to run (0: all; the yardstick is best at 9)')
+    p.add_argument('--size', type=int, default=0, help='pixels a side of the scenes (0: as the position embedding)')
     p.add_argument('--mnist', help='folder of the MNIST idx files, for the digits table')
     p.add_argument('--scenes', type=int, default=24)
     p.add_argument('--bank', type=int, default=60)
@@ -522,13 +526,14 @@ def main():
         backbone = load_timm(a.timm, a.layer or 9)
     else:
         model, meta = load_vit(a.weights)
+        model.input_size = a.size or model.image_size
         mean, std = ([float(v) for v in meta['vit.' + k].split(',')] for k in ('mean', 'std'))
         backbone = Backbone(model, mean, std, a.layer or len(model.blocks))
     import scenes as S
     table = {}
     if a.scenes:
         for name, kind in (('tray', S.TRAY), ('general', S.GENERAL)):
-            for k, v in objects_table(backbone, 224, kind, a.scenes, HELD_OUT + a.seed).items():
+            for k, v in objects_table(backbone, backbone.size, kind, a.scenes, HELD_OUT + a.seed).items():
                 table['%s_%s' % (name, k)] = v
     if a.mnist:
         table.update(digits_table(backbone, a.mnist, a.bank, a.tests, HELD_OUT + a.seed))

@@ -19,9 +19,9 @@ tokens carry it themselves:
                and the worst places of an object must tell whether it is damaged at all (the same)
   scene        the class token finds the other view of its scene                (InfoNCE, one linear layer)
 
-Training looks at windows of the scenes (112 x 112 pixels: 14 x 14 patches, with a random cut of the position
-embedding, so that position says little), and in the last part at whole images (224 x 224). The learning rate
-follows the clock.
+Training looks at windows of the scenes (--window pixels, with a random cut of the position embedding, so that
+position says little), and in the last part at whole images. Some scenes are drawn small and enlarged, as small
+pictures are for the network. The learning rate follows the clock.
 
     train_vit.py --out DIR --minutes 90 [--init weights/vit_tiny.safetensors | --resume DIR/checkpoint.pt]
 
@@ -40,6 +40,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import scenes as scenes_module  # noqa: E402
@@ -117,6 +118,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patch_size, self.grid = patch_size, image_size // patch_size
         self.image_size, self.n_heads, self.mlp_ratio = image_size, n_heads, mlp_ratio
+        self.input_size = image_size  # of whole pictures; for another the position embedding is stretched
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid ** 2, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
@@ -130,12 +132,22 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(m.weight, std=.02)
                 nn.init.zeros_(m.bias)
 
+    def positions(self, side):
+        """The position embedding of side x side patches [side][side][C], stretched as the official class does."""
+        pos = self.pos_embed[:, 1:].view(1, self.grid, self.grid, -1)
+        if side == self.grid:
+            return pos[0]
+        scale = (side + .1) / self.grid
+        pos = F.interpolate(pos.permute(0, 3, 1, 2), scale_factor=(scale, scale), mode='bicubic')
+        assert pos.shape[-2:] == (side, side)
+        return pos[0].permute(1, 2, 0)
+
     def tokens(self, x, cuts=None):
         """x [B][3][H][W] normalised -> tokens [B][1 + n][C]; cuts: row and column of the position grid's cut,
-        one a picture. (Whole pictures of another size need the official class's interpolation, not a cut.)"""
+        one a picture, where H and W are less than input_size."""
         b, _, height, width = x.shape
-        h, w, g = height // self.patch_size, width // self.patch_size, self.grid
-        pos = self.pos_embed[:, 1:].view(g, g, -1)
+        h, w, g = height // self.patch_size, width // self.patch_size, self.input_size // self.patch_size
+        pos = self.positions(g)
         if (h, w) == (g, g):
             pos = pos.reshape(1, g * g, -1)
         else:
@@ -200,7 +212,7 @@ def metadata(model, extra):
         'vit.mlp_ratio': model.mlp_ratio, 'vit.ffn': 'mlp', 'vit.n_registers': 0, 'vit.layer_scale': 1,
         'vit.interpolate_offset': 0.1, 'vit.interpolate_antialias': 0, 'vit.eps': '1e-6',
         'vit.mean': ','.join(map(str, MEAN)), 'vit.std': ','.join(map(str, STD)),
-        'method.size': model.image_size, 'method.layer': len(model.blocks),
+        'method.size': model.input_size, 'method.layer': len(model.blocks),
     }
     meta.update(extra)
     return {k: str(v) for k, v in meta.items()}
@@ -237,6 +249,7 @@ def load_vit(path):
         array = np.frombuffer(blob[a:b], {'F16': '<f2', 'F32': '<f4'}[e['dtype']]).astype(np.float32)
         state[name] = torch.from_numpy(array.reshape(e['shape']))
     model.load_state_dict(state, strict=True)
+    model.input_size = int(meta['method.size'])
     return model, meta
 
 
@@ -345,11 +358,26 @@ def write_page(rng, digits, side):
     return rgb, ids, np.zeros((size, size), np.uint8), objects
 
 
-class Pool:
-    """Pairs of views, each drawn once and looked at through a few windows before it is replaced."""
+def enlarge(view, size):
+    """rgb, ids, damage, objects of a drawn view, as if its picture had been smaller and then enlarged."""
+    rgb, ids, damage, objects = view
+    factor = size / len(rgb)
+    picture = Image.fromarray(rgb).resize((size, size), Image.BICUBIC)
+    at = ((np.arange(size) + .5) / factor).astype(int)
+    objects = objects.copy()
+    for name in ('cx', 'cy'):
+        objects[name] = (objects[name] + .5) * factor - .5
+    objects['scale'] *= factor
+    objects['area'] = np.round(objects['area'] * factor ** 2)
+    return np.asarray(picture), ids[np.ix_(at, at)], damage[np.ix_(at, at)], objects
 
-    def __init__(self, size, rng, difficulty):
-        self.scenes, self.rng, self.difficulty = S.Scenes(), rng, difficulty
+
+class Pool:
+    """Pairs of views, each drawn once and looked at through a few windows before it is replaced. `enlarged` of
+    them are drawn smaller than they are looked at."""
+
+    def __init__(self, size, rng, difficulty, enlarged):
+        self.scenes, self.rng, self.difficulty, self.enlarged = S.Scenes(), rng, difficulty, enlarged
         self.seed = FIRST_SEED + int(rng.integers(2 ** 38))
         self.drawn = 0
         self.items = [None] * size
@@ -368,8 +396,11 @@ class Pool:
         damaged = r.random() < .6
         clean, bad = kind | S.ALL_DAMAGED | S.NO_DAMAGE, kind | S.ALL_DAMAGED  # the same layout
         j = [int(r.integers(1, 2 ** 31)) for _ in range(2)]
-        a = self.scenes.render(self.seed, j[0], difficulty, clean, size)
-        b = self.scenes.render(self.seed, j[1], difficulty, bad if damaged else clean, size)
+        drawn = int(size * r.uniform(.6, .9)) if r.random() < self.enlarged else size
+        a = self.scenes.render(self.seed, j[0], difficulty, clean, drawn)
+        b = self.scenes.render(self.seed, j[1], difficulty, bad if damaged else clean, drawn)
+        if drawn < size:
+            a, b = enlarge(a, size), enlarge(b, size)
         return self.seed, kind, size, a, b
 
     def pick(self, low, high, reuse):
@@ -716,6 +747,9 @@ def parse():
     p.add_argument('--whole', type=float, default=.3, help='last fraction of the time, with whole images')
     p.add_argument('--init', help='safetensors weights to start from (the heads start anew)')
     p.add_argument('--resume', help='checkpoint.pt to go on with (schedule and all)')
+    p.add_argument('--image-size', type=int, default=0, help='of whole images (0: 224, or what --init recommends)')
+    p.add_argument('--window', type=int, default=112, help="a side of what is seen of a scene at first, pixels")
+    p.add_argument('--enlarged', type=float, default=.5, help='share of the scenes drawn smaller, then enlarged')
     p.add_argument('--scenes', type=int, default=16, help='scenes a step (of whole images a quarter)')
     p.add_argument('--lr', type=float, default=1.5e-3)
     p.add_argument('--seed', type=int, default=1)
@@ -742,9 +776,10 @@ def main():
     rng = np.random.default_rng(a.seed)
     os.makedirs(os.path.join(a.out, 'export'), exist_ok=True)
     model = load_vit(a.init)[0] if a.init else VisionTransformer(224, a.patch, a.dim, a.depth, a.heads)
+    size = model.input_size = a.image_size or model.input_size
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     if not a.init and not a.resume:
-        drawn = [S.Scenes().render(FIRST_SEED - 1 - i, size=224)[0] for i in range(16)]
+        drawn = [S.Scenes().render(FIRST_SEED - 1 - i, size=size)[0] for i in range(16)]
         drawn = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 255
         know_neighbours(model, (drawn - mean) / std)
     heads = Heads(model.norm.weight.numel())
@@ -762,7 +797,7 @@ def main():
         optimiser.load_state_dict(c['optimiser'])
         ema, step, spent, images = c['ema'], c['step'], c['spent'], c['images']
         rng = np.random.default_rng([a.seed, step])
-    pool = Pool(160, rng, 1.0)
+    pool = Pool(160, rng, 1.0, a.enlarged)
     log = open(os.path.join(a.out, 'log.txt'), 'a', buffering=1)
     began, saved, total, shown = time.time() - spent * 60, time.time(), {}, 0
     drawing = 0.
@@ -790,12 +825,12 @@ def main():
         t0 = time.time()
         whole = progress > 1 - a.whole
         if whole:
-            batch = Batch(pool, rng, max(2, a.scenes // 4), 224, model.patch_size, 224, 256, 1.5)
+            batch = Batch(pool, rng, max(2, a.scenes // 4), size, model.patch_size, size, size * 8 // 7, 1.5)
         else:
-            batch = Batch(pool, rng, a.scenes, 112, model.patch_size, 144, 288, 2.5)
+            batch = Batch(pool, rng, a.scenes, a.window, model.patch_size, size * 9 // 14, size * 9 // 7, 2.5)
         batch.same_thing = same_thing(batch)
         x = (batch.rgb - mean) / std
-        cuts = rng.integers(0, model.grid - batch.g + 1, (len(x), 2))
+        cuts = rng.integers(0, size // model.patch_size - batch.g + 1, (len(x), 2))
         t1 = time.time()
         drawing += t1 - t0
         with torch.autocast('cpu', torch.bfloat16):
