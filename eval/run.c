@@ -321,7 +321,7 @@ static int settle_category(const Samlad *s, const DatasetCategory *c, const RunP
 
 int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
 {
-    if (dir_make(plan->out, err) || settle_run(s, d, plan, err))
+    if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
         return -1;
     for (int i = 0; i < d->n; i++)
         if (settle_category(s, &d->categories[i], plan, err))
