@@ -132,11 +132,7 @@ static int match_one(Matching *m, const Bank *bank, const Scene *scene, int imag
                 verify(bank, m->unmatched_r, reference.descriptors, weights, m->n_r, scene->features, err))) {
         return -1;
     }
-    omm_count(m->counted_q, m->unmatched_q, &query, &reference, m->match_r, bank->channels, bank->alpha,
-              &bank->options.omm);
-    omm_count(m->counted_r, m->unmatched_r, &reference, &query, m->match_q, bank->channels, bank->alpha,
-              &bank->options.omm);
-    return 0;
+    return omm_count(m, &query, &reference, bank->channels, bank->alpha, &bank->options.omm, err);
 }
 
 /* ================================================================================================

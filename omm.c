@@ -7,15 +7,19 @@
 
 #include "tensor.h"
 
+static float distance_cost(const float *a, const float *b, float position_weight)
+{
+    const float dx = a[0] - b[0], dy = a[1] - b[1];
+    return position_weight * (dx * dx + dy * dy);
+}
+
 void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight)
 {
     matmul_nt(scores, r->n, q->descriptors, dim, r->descriptors, dim, q->n, r->n, dim, 0);
     for (int i = 0; i < q->n; i++)
-        for (int j = 0; j < r->n; j++) {
-            float dx = q->centroids[2 * i] - r->centroids[2 * j],
-                  dy = q->centroids[2 * i + 1] - r->centroids[2 * j + 1];
-            scores[(size_t)i * (size_t)r->n + (size_t)j] -= position_weight * (dx * dx + dy * dy);
-        }
+        for (int j = 0; j < r->n; j++)
+            scores[(size_t)i * (size_t)r->n + (size_t)j] -=
+                distance_cost(q->centroids + 2 * i, r->centroids + 2 * j, position_weight);
 }
 
 /* log Σ_j exp(z[j·stride] + add[j]), shifted by the largest so that nothing overflows. */
@@ -128,8 +132,8 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
     m->match_r = aligned_array(k + 1, sizeof(int));
     m->unmatched_q = aligned_array(n + 1, sizeof(float));
     m->unmatched_r = aligned_array(k + 1, sizeof(float));
-    m->counted_q = calloc(n + 1, sizeof(float));
-    m->counted_r = calloc(k + 1, sizeof(float));
+    m->counted_q = aligned_array(n + 1, sizeof(float));
+    m->counted_r = aligned_array(k + 1, sizeof(float));
     double *scratch = aligned_array(n + k + 2, sizeof(double));
     if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r ||
         !m->counted_q || !m->counted_r || !scratch) {
@@ -166,28 +170,30 @@ int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float al
 int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float alpha,
               const OmmOptions *options)
 {
-    const float *ca = a->centroids + 2 * i, *cb = b->centroids + 2 * j;
-    const float dx = ca[0] - cb[0], dy = ca[1] - cb[1];
     const float likeness = dot(a->descriptors + (ptrdiff_t)i * dim, b->descriptors + (ptrdiff_t)j * dim, dim);
-    return likeness - options->position_weight * (dx * dx + dy * dy) >= alpha;
+    return likeness - distance_cost(a->centroids + 2 * i, b->centroids + 2 * j, options->position_weight) >=
+           alpha;
 }
 
-void omm_count(float *counted, const float *unmatched, const OmmSide *mine, const OmmSide *other,
-               const int *match, int dim, float alpha, const OmmOptions *options)
+/* One side of omm_count. own [n][n]: S of `mine` with itself; cross: S of mine's i and the other's j stands
+ * at i·row + j·column; match: of the other's objects. */
+static void count_side(float *counted, const float *unmatched, const OmmSide *mine, const OmmSide *other,
+                       const float *own, const float *cross, size_t row, size_t column, const int *match,
+                       float alpha)
 {
-    memcpy(counted, unmatched, (size_t)mine->n * sizeof *counted);
-    for (int i = 0; i < mine->n && options->count; i++) {
-        float left = unmatched[i], area = mine->areas[i], other_area = 0;
+    for (int i = 0; i < mine->n; i++) {
+        const float *like = own + (size_t)i * (size_t)mine->n;
+        float left = 0, area = 0, other_area = 0;
         int n_other = 0;
         for (int j = 0; j < mine->n; j++)
-            if (j != i && omm_alike(mine, i, mine, j, dim, alpha, options)) {
+            if (j == i || like[j] >= alpha) {
                 left += unmatched[j];
                 area += mine->areas[j];
             }
         for (int j = 0; j < other->n; j++) {
-            const int own = match[j];
-            if (own == i || omm_alike(mine, i, other, j, dim, alpha, options) ||
-                (own >= 0 && omm_alike(mine, i, mine, own, dim, alpha, options))) {
+            const int k = match[j];
+            if (k == i || (k >= 0 && like[k] >= alpha) ||
+                cross[(size_t)i * row + (size_t)j * column] >= alpha) {
                 other_area += other->areas[j];
                 n_other++;
             }
@@ -196,6 +202,25 @@ void omm_count(float *counted, const float *unmatched, const OmmSide *mine, cons
             left = fminf(left, (area - other_area) / (other_area / (float)n_other));
         counted[i] = fmaxf(unmatched[i], left);
     }
+}
+
+int omm_count(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha,
+              const OmmOptions *options, Error *err)
+{
+    const size_t n = (size_t)m->n_q, k = (size_t)m->n_r, most = n > k ? n : k;
+    memcpy(m->counted_q, m->unmatched_q, n * sizeof(float));
+    memcpy(m->counted_r, m->unmatched_r, k * sizeof(float));
+    if (!options->count)
+        return 0;
+    float *own = aligned_array(most * most + 1, sizeof *own);
+    if (!own)
+        return fail_memory(err, "counting", most * most * sizeof *own);
+    omm_scores(own, q, q, dim, options->position_weight);
+    count_side(m->counted_q, m->unmatched_q, q, r, own, m->scores, k, 1, m->match_r, alpha);
+    omm_scores(own, r, r, dim, options->position_weight);
+    count_side(m->counted_r, m->unmatched_r, r, q, own, m->scores, 1, k, m->match_q, alpha);
+    free(own);
+    return 0;
 }
 
 void matching_free(Matching *m)

@@ -36,7 +36,7 @@ typedef struct Matching {
     int *match_r;       /* [n_r] the query object, or -1 */
     float *unmatched_q; /* [n_q] U_i = P[i, bin], after verification */
     float *unmatched_r; /* [n_r] V_j = P[bin, j], after verification */
-    float *counted_q;   /* [n_q] U counted together, see omm_count; 0 until it was called */
+    float *counted_q;   /* [n_q] U counted together: omm_count fills it */
     float *counted_r;   /* [n_r] V counted together */
 } Matching;
 
@@ -67,11 +67,10 @@ int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float a
  *     counted_i = max(U_i, min(sum of U_j over all j like i, surplus of area))
  * is about 1 for one too many, 2 for two. The surplus is what all like i cover more than their kind in the
  * other image (objects like i, or matched with one of those like i), in areas of one of these: a part whose
- * mask fell apart is more objects, but not more of it. mine, other: both sides of the matching; match
- * [other->n]: what the other's objects are matched with, or -1. Without the option `count`, counted = U.
- * counted, unmatched [mine->n]. */
-void omm_count(float *counted, const float *unmatched, const OmmSide *mine, const OmmSide *other,
-               const int *match, int dim, float alpha, const OmmOptions *options);
+ * mask fell apart is more objects, but not more of it. Fills counted_q and, the same way from V, counted_r of
+ * a matching of q and r that is verified; without the option `count` they are U and V. */
+int omm_count(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha,
+              const OmmOptions *options, Error *err);
 void matching_free(Matching *matching);
 
 #endif
