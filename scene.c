@@ -250,6 +250,21 @@ static void to_grid(float *grid, const float *up, const Sizes *s, int channels)
         interpolate_bilinear(grid, s->grid_h, s->grid_w, up, s->up_h, s->up_w, channels, 0, 0);
 }
 
+static int featup_grid(float *grid, const Featup *featup, const float *patches, const float *pixels,
+                       const Sizes *s, int channels, int stages, Error *err)
+{
+    float *up = aligned_array((size_t)s->up_h * (size_t)s->up_w * (size_t)channels, sizeof *up);
+    if (!up)
+        return fail_memory(err, "features",
+                           (unsigned long long)s->up_h * (unsigned long long)s->up_w * (size_t)channels * 4);
+    int status = featup_upsample(featup, up, patches, s->patch_h, s->patch_w, channels, pixels, s->in_h,
+                                 s->in_w, stages, err);
+    if (!status)
+        to_grid(grid, up, s, channels);
+    free(up);
+    return status;
+}
+
 static int ensure_vit_state(Models *m, const Sizes *s, Error *err)
 {
     int side = s->patch_h > s->patch_w ? s->patch_h : s->patch_w;
@@ -262,7 +277,7 @@ static int ensure_vit_state(Models *m, const Sizes *s, Error *err)
 }
 
 static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *s, float *pixels,
-                        float *patches, float *up, StWriter *dump, Error *err)
+                        float *patches, StWriter *dump, Error *err)
 {
     int C = scene->channels;
     Tap tap = {dump, err, 0};
@@ -272,15 +287,9 @@ static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *
         return -1;
     mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
     l2_normalise(scene->cls, 1, scene->cls_dim, 1e-12f);
-    if (!sharpens(m, o)) {
-        if (bilinear_grid(scene->features, patches, s, C, err))
-            return -1;
-    } else {
-        if (featup_upsample(m->featup, up, patches, s->patch_h, s->patch_w, C, pixels, s->in_h, s->in_w,
-                            o->featup_stages, err))
-            return -1;
-        to_grid(scene->features, up, s, C);
-    }
+    if (sharpens(m, o) ? featup_grid(scene->features, m->featup, patches, pixels, s, C, o->featup_stages, err)
+                       : bilinear_grid(scene->features, patches, s, C, err))
+        return -1;
     return dump_floats(dump, "featup.features", 3, (int64_t[]){scene->grid_h, scene->grid_w, C},
                        scene->features, err);
 }
@@ -298,21 +307,20 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
                     vit->depth);
     float *pixels = aligned_array((size_t)s.in_h * (size_t)s.in_w * 3, sizeof(float));
     float *patches = aligned_array((size_t)s.patch_h * (size_t)s.patch_w * C, sizeof(float));
-    float *up = aligned_array(sharpens(m, o) ? (size_t)s.up_h * (size_t)s.up_w * C : 1, sizeof(float));
     scene->features = aligned_array((size_t)s.grid_h * (size_t)s.grid_w * C, sizeof(float));
     scene->mean_patch = aligned_array(C, sizeof(float));
     scene->cls = aligned_array(C, sizeof(float));
     int status;
-    if (!pixels || !patches || !up || !scene->features || !scene->mean_patch || !scene->cls)
+    if (!pixels || !patches || !scene->features || !scene->mean_patch || !scene->cls)
         status =
-            fail_memory(err, "features", (unsigned long long)s.up_h * (unsigned long long)s.up_w * C * 4);
+            fail_memory(err, "features", (unsigned long long)s.grid_h * (unsigned long long)s.grid_w * C * 4);
     else
         status = ensure_vit_state(m, &s, err);
     if (!status)
         status = vit_preprocess(vit, pixels, s.in_h, s.in_w, rgb, scene->height, scene->width, err);
     if (!status)
-        status = run_features(scene, m, o, &s, pixels, patches, up, dump, err);
-    free(pixels), free(patches), free(up);
+        status = run_features(scene, m, o, &s, pixels, patches, dump, err);
+    free(pixels), free(patches);
     return status;
 }
 
