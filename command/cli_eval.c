@@ -240,8 +240,8 @@ static const char ABLATE_HELP[] =
     "  --setting CHANGES     options that this row changes, '' for none; without any, the list of METHOD.md "
     "9:\n"
     "                        FeatUp's stages, both graphs, positions, fixed alpha, nearest neighbours, no\n"
-    "                        verification, no counting, pixel alignment, no claims, no objects, structural only, logical\n"
-    "                        only, k, layers, sizes\n"
+    "                        verification, no counting, pixel alignment, no claims, no objects, structural\n"
+    "                        only, logical only, k, layers, sizes\n"
     "  --dataset, --category, --max-bank    as samlad eval\n"
     "  other options         the base that every row starts from\n";
 

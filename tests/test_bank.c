@@ -216,8 +216,8 @@ static void test_count(void)
     check_variant("apart", &o);
     set(&o, "count", "1");
     check_variant("counted", &o);
-    for (int count = 0; count <= 1;
-         count++) { /* a piece alone is extra; counted, the fourth of a kind is too */
+    /* A piece alone is extra; counted, the fourth of a kind is too. */
+    for (int count = 0; count <= 1; count++) {
         Bank bank;
         Scene scene;
         Comparison c;
