@@ -73,6 +73,13 @@ int tensor_team_size(void)
 #endif
 }
 
+/* How many threads so much work is divided among. Asked before a parallel region is entered, not by its `if`:
+ * a region of one thread inside another's costs memory and a system call, more than a prompt's few rows. */
+static int threads_for(double work, double least)
+{
+    return work > least ? tensor_team_size() : 1;
+}
+
 /* The chains of sums are enough to keep every unit busy in spite of each one's latency. */
 double fma_burst(int rounds)
 {
@@ -247,29 +254,58 @@ static int rows_of_tiles(int m, int n_tiles, int threads)
     return m_tiles;
 }
 
-/* The whole product: equal tiles, at most MC × NC, the last ones smaller. With few rows a tile is one sliver,
- * so that what is packed is still in the first cache when it is used. */
+/* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
+typedef struct Product {
+    float *c;
+    const float *a;
+    Operand b;
+    Start start;
+    ptrdiff_t ldc, lda;
+    int m, n, k, with_gelu;
+    int tile_m, tile_n, across; /* tiles: their size, how many stand side by side */
+} Product;
+
+static void numbered_tile(const Product *p, int t)
+{
+    const ptrdiff_t i = (ptrdiff_t)(t / p->across) * p->tile_m, j = (ptrdiff_t)(t % p->across) * p->tile_n;
+    if (i >= p->m || j >= p->n)
+        return;
+    Start s = {p->start.data ? p->start.data + i * p->start.ld + j : NULL, p->start.ld};
+    Operand bj = {p->b.data + (p->b.transposed ? j * p->b.ld : j), p->b.ld, p->b.transposed};
+    product_tile(p->c + i * p->ldc + j, p->ldc, s, p->a + i * p->lda, p->lda, bj,
+                 min_int(p->m - (int)i, p->tile_m), min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
+}
+
+/* With few rows a tile is one sliver, so that what is packed is still in the first cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
                     int n, int k, int with_gelu)
 {
     if (m <= 0 || n <= 0)
         return;
-    int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
-    int most_n = m <= 2 * MR ? NR : NC, n_tiles = (n + most_n - 1) / most_n;
-    int m_tiles = rows_of_tiles(m, n_tiles, parallel ? tensor_team_size() : 1);
-    int tile_m = round_up((m + m_tiles - 1) / m_tiles, MR);
-    int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
-#pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)
-    for (int ti = 0; ti < m_tiles; ti++)
-        for (int tj = 0; tj < n_tiles; tj++) {
-            ptrdiff_t i = (ptrdiff_t)ti * tile_m, j = (ptrdiff_t)tj * tile_n;
-            if (i >= m || j >= n)
-                continue;
-            Start s = {start.data ? start.data + i * start.ld + j : NULL, start.ld};
-            Operand bj = {b.data + (b.transposed ? j * b.ld : j), b.ld, b.transposed};
-            product_tile(c + i * ldc + j, ldc, s, a + i * lda, lda, bj, min_int(m - (int)i, tile_m),
-                         min_int(n - (int)j, tile_n), k, with_gelu);
-        }
+    const int threads = threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT);
+    const int most_n = m <= 2 * MR ? NR : NC, across = (n + most_n - 1) / most_n;
+    const int down = rows_of_tiles(m, across, threads), n_tiles = down * across;
+    const Product p = {c,
+                       a,
+                       b,
+                       start,
+                       ldc,
+                       lda,
+                       m,
+                       n,
+                       k,
+                       with_gelu,
+                       .tile_m = round_up((m + down - 1) / down, MR),
+                       .tile_n = round_up((n + across - 1) / across, NR),
+                       .across = across};
+    if (threads == 1) {
+        for (int t = 0; t < n_tiles; t++)
+            numbered_tile(&p, t);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic)
+    for (int t = 0; t < n_tiles; t++)
+        numbered_tile(&p, t);
 }
 
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
@@ -380,7 +416,12 @@ static void norm_row(float *y, const float *x, const float *gamma, const float *
 
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim, float eps)
 {
-#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
+    if (threads_for((double)rows * dim, PARALLEL_ELEMENTS) == 1) {
+        for (ptrdiff_t r = 0; r < rows; r++)
+            norm_row(y + r * dim, x + r * dim, gamma, beta, dim, eps);
+        return;
+    }
+#pragma omp parallel for
     for (ptrdiff_t r = 0; r < rows; r++)
         norm_row(y + r * dim, x + r * dim, gamma, beta, dim, eps);
 }
@@ -459,7 +500,11 @@ void softmax_rows(float *x, int rows, int cols)
 static void in_slices(float *x, size_t n, void (*run)(float *x, size_t n))
 {
     const size_t slice = 4096;
-#pragma omp parallel for if (n > PARALLEL_ELEMENTS)
+    if (threads_for((double)n, PARALLEL_ELEMENTS) == 1) {
+        run(x, n);
+        return;
+    }
+#pragma omp parallel for
     for (size_t i = 0; i < n; i += slice)
         run(x + i, n - i < slice ? n - i : slice);
 }
@@ -519,7 +564,12 @@ void swiglu(float *y, const float *x12, int rows, int dim)
 
 void add(float *y, const float *x, size_t n)
 {
-#pragma omp parallel for simd if (n > PARALLEL_ELEMENTS)
+    if (threads_for((double)n, PARALLEL_ELEMENTS) == 1) {
+        for (size_t i = 0; i < n; i++)
+            y[i] += x[i];
+        return;
+    }
+#pragma omp parallel for simd
     for (size_t i = 0; i < n; i++)
         y[i] += x[i];
 }

@@ -420,6 +420,20 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
+/* Task `number` of all heads', given the first head: its tasks of `size`, down × across, then the next
+ * head's. */
+static void numbered_task(Head head, Rectangle size, int down, int across, int number)
+{
+    const ptrdiff_t h = number / (down * across) * head.head_dim;
+    const int y = number / across % down * size.h, x = number % across * size.w;
+    head.q.first += h;
+    head.k.first += h;
+    head.v.first += h;
+    head.out += h;
+    Rectangle r = {y, x, min_int(size.h, head.q.h - y), min_int(size.w, head.q.w - x)};
+    attend(&head, &r);
+}
+
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
                int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
 {
@@ -427,29 +441,29 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         return;
     const int query_h = rel ? rel->grid_h : 1, query_w = rel ? rel->grid_w : n_q;
     const int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
-    const int parallel = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
-    const int tasks = parallel ? TASKS_A_THREAD * tensor_team_size() : 1;
+    const int large = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
+    const int threads = large ? tensor_team_size() : 1, tasks = threads > 1 ? TASKS_A_THREAD * threads : 1;
     const Rectangle size = task_size(query_h, query_w, rel, (tasks + n_heads - 1) / n_heads);
     const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
-#pragma omp parallel for collapse(3) schedule(dynamic) if (parallel)
-    for (int h = 0; h < n_heads; h++)
-        for (int y = 0; y < down; y++)
-            for (int x = 0; x < across; x++) {
-                Head head = {.q = {q + h * head_dim, (ptrdiff_t)query_w * ldq, ldq, query_h, query_w, NULL},
-                             .k = {k + h * head_dim, (ptrdiff_t)key_w * ldk, ldk, key_h, key_w, NULL},
-                             .v = {v + h * head_dim, (ptrdiff_t)key_w * ldv, ldv, key_h, key_w, NULL},
-                             .out = out + h * head_dim,
-                             .out_row_ld = (ptrdiff_t)query_w * ldo,
-                             .out_ld = ldo,
-                             .key_h = key_h,
-                             .key_w = key_w,
-                             .head_dim = head_dim,
-                             .scale = scale,
-                             .rel = rel};
-                Rectangle r = {y * size.h, x * size.w, min_int(size.h, query_h - y * size.h),
-                               min_int(size.w, query_w - x * size.w)};
-                attend(&head, &r);
-            }
+    const Head first = {.q = {q, (ptrdiff_t)query_w * ldq, ldq, query_h, query_w, NULL},
+                        .k = {k, (ptrdiff_t)key_w * ldk, ldk, key_h, key_w, NULL},
+                        .v = {v, (ptrdiff_t)key_w * ldv, ldv, key_h, key_w, NULL},
+                        .out = out,
+                        .out_row_ld = (ptrdiff_t)query_w * ldo,
+                        .out_ld = ldo,
+                        .key_h = key_h,
+                        .key_w = key_w,
+                        .head_dim = head_dim,
+                        .scale = scale,
+                        .rel = rel};
+    if (threads == 1) { /* see threads_for in tensor.c */
+        for (int i = 0; i < n_heads * down * across; i++)
+            numbered_task(first, size, down, across, i);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < n_heads * down * across; i++)
+        numbered_task(first, size, down, across, i);
 }
 
 /* The window whose corner is (y0, x0). Queries beyond the edge of the grid are not asked for; keys and values
