@@ -325,8 +325,9 @@ static void scale(float *x, float factor, size_t n)
         x[i] *= factor;
 }
 
-/* branch [P·T][C] = attention of the tokens (queries + point_embedding) to the image. */
-static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a)
+/* branch [P·T][C] = attention of the first n tokens of each prompt (queries + point_embedding) to the image.
+ * The other tokens' rows are left as they are. */
+static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a, int n)
 {
     const Sam *sam = d->sam;
     const int dim = sam->config.out_chans, inner = a->inner_dim, n_rows = s->n_rows;
@@ -340,7 +341,7 @@ static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttenti
     scale(s->q, attention_scale(sam, a), (size_t)n_rows * inner);
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = (size_t)i * s->n_tokens * inner;
-        sam_trail_tokens_to_image(&s->trails[i], d->planes, a, s->q + at, s->heads + at);
+        sam_trail_tokens_to_image(&s->trails[i], d->planes, a, s->q + at, n, s->heads + at);
     }
     affine(s->branch, s->heads, &a->out, n_rows, dim, inner);
 }
@@ -372,7 +373,8 @@ static void image_to_tokens(const SamDecoder *d, SamScratch *s, const SamTwoWayL
 
 /* ---- the two-way transformer: layers ----------------------------------------------------------*/
 
-/* The tokens of a prompt attend to each other; in the first layer without positional encoding and without a residual. */
+/* The tokens of a prompt attend to each other; in the first layer without positional encoding and without a
+ * residual. */
 static void self_attention(const Sam *sam, SamScratch *s, const SamTwoWayLayer *layer, int first)
 {
     const size_t count = (size_t)s->n_rows * sam->config.out_chans;
@@ -408,13 +410,13 @@ static void run_transformer(const SamDecoder *d, SamScratch *s)
     for (int i = 0; i < sam->config.decoder_depth; i++) {
         const SamTwoWayLayer *layer = &sam->layers[i];
         self_attention(sam, s, layer, i == 0);
-        tokens_to_image(d, s, &layer->token_to_image);
+        tokens_to_image(d, s, &layer->token_to_image, s->n_tokens);
         add(s->queries, s->branch, count);
         norm(s->queries, &layer->norm2, s->n_rows, dim);
         token_mlp(sam, s, layer);
         image_to_tokens(d, s, layer);
     }
-    tokens_to_image(d, s, &sam->final_attn);
+    tokens_to_image(d, s, &sam->final_attn, 1 + sam->n_mask_tokens); /* what the heads look at */
     add(s->queries, s->branch, count);
     norm(s->queries, &sam->norm_final, s->n_rows, dim);
 }

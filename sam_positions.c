@@ -311,35 +311,53 @@ void sam_trail_begin(SamTrail *s, int n_tokens)
             tile_of_z(s, tile)[j] = s->reach[tile * TILE + j] = 1;
 }
 
-/* mix [H·T][rank]: what row (h, t) of the scores owes to z. x [T][inner] is folded through `weight`
- * [inner][C], x_hᵀ·W_h, and multiplied with B. */
-static void mix_heads(SamTrail *s, const float *x, const float *weight)
+/* Before the first layer B is a row of zeros: nothing of what is multiplied with it needs to be worked out.
+ */
+static int has_basis(const SamTrail *s)
+{
+    return s->level > 0;
+}
+
+/* mix [H·n][rank]: what row (h, t) of the scores owes to z. x [n][inner] of n tokens is folded through
+ * `weight` [inner][C], x_hᵀ·W_h, and multiplied with B. */
+static void mix_heads(SamTrail *s, const float *x, int n, const float *weight)
 {
     const int dim = s->sam->config.out_chans, inner = s->head_dim * s->n_heads;
+    if (!has_basis(s))
+        return;
     for (int h = 0; h < s->n_heads; h++)
-        matmul(s->folded + (size_t)h * s->n_tokens * dim, dim, x + (size_t)h * s->head_dim, inner,
-               weight + (size_t)h * s->head_dim * dim, dim, s->n_tokens, dim, s->head_dim, 0);
-    matmul_nt(s->mix, s->max_rank, s->folded, dim, s->basis, dim, s->n_folded, s->rank, dim, 0);
+        matmul(s->folded + (size_t)h * n * dim, dim, x + (size_t)h * s->head_dim, inner,
+               weight + (size_t)h * s->head_dim * dim, dim, n, dim, s->head_dim, 0);
+    matmul_nt(s->mix, s->max_rank, s->folded, dim, s->basis, dim, s->n_heads * n, s->rank, dim, 0);
 }
 
-/* out [H][n][TILE] = x_h · (rows of head h in plane [inner][TILE]), x [n][inner] */
-static void multiply_heads(const SamTrail *s, float *out, const float *x, const float *plane, int n)
+/* Head h of x [n][inner], times the rows of that head in a tile's plane [inner][TILE]. */
+static SmallTerm head_term(const SamTrail *s, int h, const float *x, const float *plane)
 {
-    for (int h = 0; h < s->n_heads; h++)
-        small_product(out + (size_t)h * n * TILE, TILE, x + (size_t)h * s->head_dim, s->head_dim * s->n_heads,
-                      plane + (size_t)h * s->head_dim * TILE, TILE, n, TILE, s->head_dim, 0);
+    return (SmallTerm){.a = x + (size_t)h * s->head_dim,
+                       .b = plane + (size_t)h * s->head_dim * TILE,
+                       .lda = s->head_dim * s->n_heads,
+                       .ldb = TILE,
+                       .k = s->head_dim};
 }
 
-/* s->scores [H·T][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z */
-static void score_tile(SamTrail *s, int tile, const float *x, const float *plane, const float *plane_pe)
+/* s->scores [H·n][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z */
+static void score_tile(SamTrail *s, int tile, const float *x, int n, const float *plane,
+                       const float *plane_pe)
 {
     const int inner = s->head_dim * s->n_heads;
     const size_t at = (size_t)tile * inner * TILE;
     if (plane_pe)
         tile_scale_add(s->projected, s->reach + tile * TILE, plane + at, plane_pe + at, inner);
-    multiply_heads(s, s->scores, x, plane_pe ? s->projected : plane + at, s->n_tokens);
-    small_product(s->scores, TILE, s->mix, s->max_rank, tile_of_z(s, tile), TILE, s->n_folded, TILE, s->rank,
-                  1);
+    for (int h = 0; h < s->n_heads; h++) {
+        const SmallTerm terms[2] = {head_term(s, h, x, plane_pe ? s->projected : plane + at),
+                                    {.a = s->mix + (size_t)h * n * s->max_rank,
+                                     .b = tile_of_z(s, tile),
+                                     .lda = s->max_rank,
+                                     .ldb = TILE,
+                                     .k = s->rank}};
+        small_products(s->scores + (size_t)h * n * TILE, TILE, terms, has_basis(s) ? 2 : 1, n, TILE, 0);
+    }
 }
 
 /* ---- tokens attend to the image ---------------------------------------------------------------*/
@@ -351,12 +369,12 @@ static void scale_row(float *x, float factor, int n)
 }
 
 /* Add the tile's weighted values and z to what has been pooled; s->scores are its weights. */
-static void pool_tile(SamTrail *s, const float *values, int tile)
+static void pool_tile(SamTrail *s, int n, const float *values, int tile)
 {
-    const int n_tokens = s->n_tokens, padded = s->head_padded, ldv = s->n_heads * padded;
+    const int padded = s->head_padded, ldv = s->n_heads * padded;
     const int z_padded = round_up(s->rank, TILE_PAD);
     const float *reach = s->reach + tile * TILE;
-    for (int i = 0; i < s->n_folded; i++) {
+    for (int i = 0; i < s->n_heads * n; i++) {
         if (s->factor[i] != 1) {
             scale_row(s->pooled_values + (size_t)i * padded, s->factor[i], padded);
             scale_row(s->pooled_z + (size_t)i * z_padded, s->factor[i], z_padded);
@@ -365,43 +383,54 @@ static void pool_tile(SamTrail *s, const float *values, int tile)
             s->weighted[i * TILE + j] = s->scores[i * TILE + j] * reach[j];
     }
     for (int h = 0; h < s->n_heads; h++)
-        small_product(s->pooled_values + (size_t)h * n_tokens * padded, padded,
-                      s->weighted + (size_t)h * n_tokens * TILE, TILE,
-                      values + (size_t)tile * TILE * ldv + h * padded, ldv, n_tokens, padded, TILE, 1);
+        small_product(s->pooled_values + (size_t)h * n * padded, padded, s->weighted + (size_t)h * n * TILE,
+                      TILE, values + (size_t)tile * TILE * ldv + h * padded, ldv, n, padded, TILE, 1);
+    if (!has_basis(s))
+        return;
     tile_transpose(s->turned, z_padded, tile_of_z(s, tile), s->rank);
-    small_product(s->pooled_z, z_padded, s->scores, TILE, s->turned, z_padded, s->n_folded, z_padded, TILE,
+    small_product(s->pooled_z, z_padded, s->scores, TILE, s->turned, z_padded, s->n_heads * n, z_padded, TILE,
                   1);
 }
 
-void sam_trail_tokens_to_image(SamTrail *s, const SamPlanes *planes, const SamAttention *a, const float *q,
-                               float *heads)
+/* heads [n][inner] from what has been pooled: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
+static void finish_heads(SamTrail *s, int n, const SamAttention *a, float *heads)
 {
-    const Level *level = &planes->levels[s->level];
     const int dim = s->sam->config.out_chans, inner = a->inner_dim, head_dim = s->head_dim;
-    const int n_tokens = s->n_tokens, z_padded = round_up(s->rank, TILE_PAD);
-    mix_heads(s, q, a->k.weight);
-    memset(s->pooled_values, 0, (size_t)s->n_folded * s->head_padded * sizeof(float));
-    memset(s->pooled_z, 0, (size_t)s->n_folded * z_padded * sizeof(float));
-    for (int i = 0; i < s->n_folded; i++)
-        s->max[i] = -INFINITY, s->sum[i] = 0;
-    for (int tile = 0; tile < s->n_tiles; tile++) {
-        const int left = s->sam->n_positions - tile * TILE;
-        score_tile(s, tile, q, level->keys, level->keys_pe);
-        tile_stream_softmax(s->scores, s->n_folded, left < TILE ? left : TILE, s->max, s->sum, s->factor);
-        pool_tile(s, level->values, tile);
-    }
-    matmul(s->pooled, dim, s->pooled_z, z_padded, s->basis, dim, s->n_folded, dim, s->rank, 0);
+    if (has_basis(s))
+        matmul(s->pooled, dim, s->pooled_z, round_up(s->rank, TILE_PAD), s->basis, dim, s->n_heads * n, dim,
+               s->rank, 0);
+    else
+        memset(heads, 0, (size_t)n * inner * sizeof *heads);
     for (int h = 0; h < s->n_heads; h++) {
-        matmul_nt(heads + (size_t)h * head_dim, inner, s->pooled + (size_t)h * n_tokens * dim, dim,
-                  a->v.weight + (size_t)h * head_dim * dim, dim, n_tokens, head_dim, dim, 0);
-        for (int t = 0; t < n_tokens; t++) {
-            const int row = h * n_tokens + t;
+        if (has_basis(s))
+            matmul_nt(heads + (size_t)h * head_dim, inner, s->pooled + (size_t)h * n * dim, dim,
+                      a->v.weight + (size_t)h * head_dim * dim, dim, n, head_dim, dim, 0);
+        for (int t = 0; t < n; t++) {
+            const int row = h * n + t;
             float *out = heads + (size_t)t * inner + (size_t)h * head_dim;
             for (int i = 0; i < head_dim; i++)
                 out[i] = (out[i] + s->pooled_values[(size_t)row * s->head_padded + i]) / s->sum[row] +
                          a->v.bias[h * head_dim + i];
         }
     }
+}
+
+void sam_trail_tokens_to_image(SamTrail *s, const SamPlanes *planes, const SamAttention *a, const float *q,
+                               int n, float *heads)
+{
+    const Level *level = &planes->levels[s->level];
+    mix_heads(s, q, n, a->k.weight);
+    memset(s->pooled_values, 0, (size_t)s->n_heads * n * s->head_padded * sizeof(float));
+    memset(s->pooled_z, 0, (size_t)s->n_heads * n * round_up(s->rank, TILE_PAD) * sizeof(float));
+    for (int i = 0; i < s->n_heads * n; i++)
+        s->max[i] = -INFINITY, s->sum[i] = 0;
+    for (int tile = 0; tile < s->n_tiles; tile++) {
+        const int left = s->sam->n_positions - tile * TILE;
+        score_tile(s, tile, q, n, level->keys, level->keys_pe);
+        tile_stream_softmax(s->scores, s->n_heads * n, left < TILE ? left : TILE, s->max, s->sum, s->factor);
+        pool_tile(s, n, level->values, tile);
+    }
+    finish_heads(s, n, a, heads);
 }
 
 /* ---- the image attends to the tokens ----------------------------------------------------------*/
@@ -449,7 +478,10 @@ static void multiply_image(SamTrail *s, const Level *level, int tile)
         float *rows = s->products + (size_t)m * (s->n_free + 1) * TILE;
         memcpy(rows, back + (size_t)inner * TILE, TILE * sizeof(float));
         small_product(rows, TILE, v + (size_t)n * inner, inner, back, TILE, 1, TILE, inner, 1);
-        multiply_heads(s, rows + TILE, v, back, n);
+        for (int h = 0; h < s->n_heads; h++) {
+            const SmallTerm term = head_term(s, h, v, back);
+            small_products(rows + (size_t)(1 + h * n) * TILE, TILE, &term, 1, n, TILE, 0);
+        }
     }
 }
 
@@ -484,10 +516,10 @@ void sam_trail_image_to_tokens(SamTrail *s, const SamPlanes *planes, const SamTw
     const Level *level = &planes->levels[s->level];
     const int dim = s->sam->config.out_chans, rows = s->rank + s->n_free;
     take_values(s, v);
-    mix_heads(s, k, a->q.weight);
+    mix_heads(s, k, s->n_tokens, a->q.weight);
     make_gram(s, a);
     for (int tile = 0; tile < s->n_tiles; tile++) {
-        score_tile(s, tile, k, level->queries, level->queries_pe);
+        score_tile(s, tile, k, s->n_tokens, level->queries, level->queries_pe);
         tile_softmax(tile_of_z(s, tile) + (size_t)s->rank * TILE, s->scores, s->n_heads, s->n_tokens);
         multiply_image(s, level, tile);
         normalise_tile(s, level, tile);

@@ -43,10 +43,10 @@ int sam_trail_fits(const Sam *sam, int n_tokens);
 void sam_trail_layout(SamTrail *trail, const Sam *sam, int max_tokens, Arena *arena);
 /* A new prompt of n_tokens <= max_tokens tokens. */
 void sam_trail_begin(SamTrail *trail, int n_tokens);
-/* heads [T][inner_dim] of tokens that attend to the image, before the output's product; q [T][inner_dim] is
- * projected and scaled. */
+/* heads [n][inner_dim] of n <= T tokens that attend to the image, before the output's product; q
+ * [n][inner_dim] is projected and scaled. */
 void sam_trail_tokens_to_image(SamTrail *trail, const SamPlanes *planes, const SamAttention *a,
-                               const float *q, float *heads);
+                               const float *q, int n, float *heads);
 /* The image attends to the tokens and is normalised: on to the next level. k [T][inner_dim] is projected
  * and scaled, v [T][inner_dim] projected. */
 void sam_trail_image_to_tokens(SamTrail *trail, const SamPlanes *planes, const SamTwoWayLayer *layer,

@@ -1,4 +1,4 @@
-/* planar.c - see planar.h. Vectors and their functions come from simd.h, the register tile from tile.h. */
+/* planar.c - see planar.h. Vectors and their functions come from simd.h, the tile's size from tile.h. */
 #include "planar.h"
 
 #include <math.h>
@@ -9,15 +9,74 @@
 
 /* ---- products ---------------------------------------------------------------------------------*/
 
+/* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. Constants as in
+ * register_tile of tile.h, which takes such pains with the caches as would cost more here than the product.
+ */
+INLINE void small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
+                       ptrdiff_t row, ptrdiff_t column, int accumulate)
+{
+    Vec sum[MR][2];
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        sum[i][0] = accumulate ? load(c + i * ldc) : splat(0);
+        sum[i][1] = accumulate && vecs > 1 ? load(c + i * ldc + LANES) : splat(0);
+    }
+    for (int t = 0; t < n_terms; t++) {
+        const ptrdiff_t lda = terms[t].lda, ldb = terms[t].ldb;
+        const float *a = terms[t].a + row * lda, *b = terms[t].b + column, *end = a + terms[t].k;
+        for (; a < end; a++, b += ldb) {
+            const Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
+            UNROLL for (int i = 0; i < rows; i++)
+            {
+                const Vec ai = splat(a[i * lda]);
+                sum[i][0] = fmadd(ai, b0, sum[i][0]);
+                if (vecs > 1)
+                    sum[i][1] = fmadd(ai, b1, sum[i][1]);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        store(c + i * ldc, sum[i][0]);
+        if (vecs > 1)
+            store(c + i * ldc + LANES, sum[i][1]);
+    }
+}
+
+/* clang-format off */
+#define SMALL_CASE(n)                                                                       \
+    case n:                                                                                 \
+        if (vecs > 1)                                                                       \
+            small_tile(n, 2, c, ldc, terms, n_terms, row, column, accumulate);              \
+        else                                                                                \
+            small_tile(n, 1, c, ldc, terms, n_terms, row, column, accumulate);              \
+        break;
+static void any_small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
+                           ptrdiff_t row, ptrdiff_t column, int accumulate)
+{
+    switch (rows) {
+        SMALL_CASE(1) SMALL_CASE(2) SMALL_CASE(3) SMALL_CASE(4) SMALL_CASE(5) SMALL_CASE(6)
+#if MR == 14
+        SMALL_CASE(7) SMALL_CASE(8) SMALL_CASE(9) SMALL_CASE(10) SMALL_CASE(11) SMALL_CASE(12) SMALL_CASE(13)
+        SMALL_CASE(14)
+#endif
+    }
+}
+#undef SMALL_CASE
+/* clang-format on */
+
+void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int m, int n, int accumulate)
+{
+    for (int j = 0; j < n; j += 2 * LANES)
+        for (int i = 0; i < m; i += MR)
+            any_small_tile(min_int(m - i, MR), n - j > LANES ? 2 : 1, c + (ptrdiff_t)i * ldc + j, ldc, terms,
+                           n_terms, i, j, accumulate);
+}
+
 void small_product(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                    int accumulate)
 {
-    for (int j = 0; j < n; j += 2 * LANES)
-        for (int i = 0; i < m; i += MR) {
-            float *ci = c + (ptrdiff_t)i * ldc + j;
-            tile_of(min_int(m - i, MR), n - j > LANES ? 2 : 1, ci, ldc, (Start){accumulate ? ci : NULL, ldc},
-                    a + (ptrdiff_t)i * lda, lda, b + j, ldb, k);
-        }
+    small_products(c, ldc, &(SmallTerm){a, b, lda, ldb, k}, 1, m, n, accumulate);
 }
 
 /* The sums of a few rows of x with 4 rows of w are in registers at once. */

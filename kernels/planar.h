@@ -14,8 +14,14 @@
 #define TILE     64
 #define TILE_PAD 16 /* widths of the small products are multiples of this */
 
-/* c[m][n] = a[m][k]·b[k][n], or c += ; n a multiple of TILE_PAD; ld* = distance between rows. Each sum
- * goes through k in order. */
+/* c[m][n] = the sum of the terms a[m][k]·b[k][n], or c += ; n a multiple of TILE_PAD; ld* = distance between
+ * rows. Each sum goes through the terms, and through k, in order. */
+typedef struct SmallTerm {
+    const float *a, *b; /* [m][k], [k][n] */
+    int lda, ldb, k;
+} SmallTerm;
+void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int m, int n, int accumulate);
+/* One term. */
 void small_product(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                    int accumulate);
 /* linear() of tensor.h for a handful of rows, by dot products: w is read once and never copied. */

@@ -33,11 +33,25 @@ static void test_small_product(void)
                       ldc = n + 5;
             float *a = random_array((size_t)m * lda), *b = random_array((size_t)k * ldb);
             float *c = random_array((size_t)m * ldc), *expected = random_array((size_t)m * ldc);
+            float *start = random_array((size_t)m * ldc);
             memcpy(expected, c, (size_t)m * ldc * sizeof *c);
+            memcpy(start, c, (size_t)m * ldc * sizeof *c);
             matmul_naive(expected, ldc, a, lda, b, ldb, m, n, k, accumulate);
             small_product(c, ldc, a, lda, b, ldb, m, n, k, accumulate);
             double error = test_relative_error(c, expected, (size_t)m * ldc);
             CHECK_MSG(error < 1e-6, "%d x %d x %d: %.2g", m, n, k, error);
+            /* in two terms: the same sums in the same order */
+            const int first = k / 3;
+            const SmallTerm terms[2] = {{a, b, lda, ldb, first},
+                                        {a + first, b + (size_t)first * ldb, lda, ldb, k - first}};
+            float *parts = random_array((size_t)m * ldc);
+            for (int i = 0; i < m; i++)
+                memcpy(parts + (size_t)i * ldc, start + (size_t)i * ldc, (size_t)n * sizeof *parts);
+            small_products(parts, ldc, terms, 2, m, n, accumulate);
+            for (int i = 0; i < m; i++)
+                CHECK(memcmp(parts + (size_t)i * ldc, c + (size_t)i * ldc, (size_t)n * sizeof *c) == 0);
+            free(parts);
+            free(start);
             free(a);
             free(b);
             free(c);
