@@ -344,16 +344,14 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
     int64_t above_high = 0, above_low = 0;
     int x0 = crop_w, x1 = -1, y0 = crop_h, y1 = -1;
     const float lowest = low < middle ? low : middle;
-    sam_rows_begin(worker->rows, low_res);
+    sam_rows_begin(worker->rows, low_res, lowest);
     for (int y = 0; y < crop_h; y++) {
         uint8_t *mask = worker->mask + ((size_t)(g->crop.y0 + y) * g->w + g->crop.x0);
-        if (sam_rows_skip(worker->rows, lowest)) { /* far from the mask: most rows of most masks */
-            memset(mask, 0, (size_t)crop_w);
-            continue;
-        }
-        const float *logits = sam_rows_next(worker->rows);
-        int n_high = 0, n_low = 0, n = 0;
-        for (int x = 0; x < crop_w; x++) {
+        int from, to, n_high = 0, n_low = 0, n = 0;
+        const float *logits = sam_rows_next(worker->rows, &from, &to);
+        const int first = from, end = to; /* which no byte of the mask can be, so that the loop is vectors */
+        memset(mask, 0, (size_t)crop_w);
+        for (int x = first; x < end; x++) {
             mask[x] = logits[x] > middle;
             n += logits[x] > middle;
             n_high += logits[x] > high;

@@ -571,18 +571,25 @@ typedef struct Axis {
     float *weight0, *weight1;
 } Axis;
 
+/* A range of columns or rows. */
+typedef struct Span {
+    int first, end;
+} Span;
+
 struct SamRows {
     Arena arena;
     const float *low_res;
     int low_size, input_w, original_w, original_h;
+    int factor;     /* the network's input is so many times as long as the low-res logits; 0: not whole */
     int one_resize; /* the picture has the input's size: the second resize would change nothing */
     int next;       /* the row that sam_rows_next will give */
     Axis low_x, low_y, full_x, full_y;
     float *low_rows[2];  /* [input_w] low-res rows low_at[] stretched to the input's width */
     float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width */
     int low_at[2], full_at[2];
-    float *input_row, *row;     /* [input_w], [original_w] */
-    float *highest, *magnitude; /* [low_size] of each low-res row: its maximum, its largest |logit| */
+    float *input_row, *row;      /* [input_w], [original_w] */
+    uint8_t *reaches;            /* [low_size] does a logit of this low-res row reach the limit? */
+    Span input_span, final_span; /* columns of the input and of the picture that any of those has a part in */
 };
 
 static Axis axis_take(Arena *arena, int n_out)
@@ -627,8 +634,7 @@ static void rows_layout(SamRows *r, int input_h)
     }
     r->input_row = arena_floats(arena, (size_t)r->input_w);
     r->row = arena_floats(arena, (size_t)r->original_w);
-    r->highest = arena_floats(arena, (size_t)r->low_size);
-    r->magnitude = arena_floats(arena, (size_t)r->low_size);
+    r->reaches = arena_take(arena, (size_t)r->low_size);
 }
 
 SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
@@ -642,6 +648,7 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
     r->input_w = image->input_w;
     r->original_h = image->original_h;
     r->original_w = image->original_w;
+    r->factor = sam->config.image_size % r->low_size ? 0 : sam->config.image_size / r->low_size;
     r->one_resize = image->original_w == image->input_w && image->original_h == image->input_h;
     rows_layout(r, image->input_h);
     const size_t n_bytes = r->arena.used;
@@ -667,33 +674,102 @@ void sam_rows_free(SamRows *rows)
     free(rows);
 }
 
-void sam_rows_begin(SamRows *rows, const float *low_res)
+/* The low-res columns at which a logit of the row reaches the limit; none: an empty span. Both resizes take
+ * weighted means, so that no number of the result exceeds the largest that it is made of, but for rounding: a
+ * few units in the last place of the largest |logit|, for which 1e-5 is ample. */
+static Span reaching_columns(const float *row, int n, float limit)
 {
+    enum { APART = 16 }; /* maxima that do not wait for each other */
+    float high[APART], low[APART];
+    for (int i = 0; i < APART; i++)
+        high[i] = -INFINITY, low[i] = INFINITY;
+    int x = 0;
+    for (; x + APART <= n; x += APART)
+        for (int i = 0; i < APART; i++) {
+            high[i] = row[x + i] > high[i] ? row[x + i] : high[i];
+            low[i] = row[x + i] < low[i] ? row[x + i] : low[i];
+        }
+    float highest = -INFINITY, lowest = INFINITY;
+    for (int i = 0; i < APART; i++) {
+        highest = high[i] > highest ? high[i] : highest;
+        lowest = low[i] < lowest ? low[i] : lowest;
+    }
+    for (; x < n; x++) {
+        highest = row[x] > highest ? row[x] : highest;
+        lowest = row[x] < lowest ? row[x] : lowest;
+    }
+    const float slack = 1e-5f * (highest > -lowest ? highest : -lowest);
+    Span span = {0, n};
+    if (highest + slack < limit)
+        return (Span){0, 0};
+    while (row[span.first] + slack < limit)
+        span.first++;
+    while (row[span.end - 1] + slack < limit)
+        span.end--;
+    return span;
+}
+
+/* Columns of the picture, and of the input, that are made of low-res columns of the span. */
+static void find_columns(SamRows *r, Span low)
+{
+    const Axis *in = &r->low_x, *out = &r->full_x;
+    Span *s = &r->final_span;
+    *s = (Span){0, r->original_w};
+    while (s->first < s->end && in->index1[out->index1[s->first]] < low.first)
+        s->first++;
+    while (s->end > s->first && in->index0[out->index0[s->end - 1]] >= low.end)
+        s->end--;
+    r->input_span =
+        r->one_resize || s->first == s->end ? *s : (Span){out->index0[s->first], out->index1[s->end - 1] + 1};
+}
+
+void sam_rows_begin(SamRows *rows, const float *low_res, float limit)
+{
+    Span hull = {rows->low_size, 0};
     rows->low_res = low_res;
     rows->next = 0;
     for (int i = 0; i < 2; i++)
         rows->low_at[i] = rows->full_at[i] = -1;
     for (int y = 0; y < rows->low_size; y++) {
-        const float *row = low_res + (size_t)y * rows->low_size;
-        float highest = -INFINITY, lowest = INFINITY;
-        for (int x = 0; x < rows->low_size; x++) {
-            highest = row[x] > highest ? row[x] : highest;
-            lowest = row[x] < lowest ? row[x] : lowest;
-        }
-        rows->highest[y] = highest;
-        rows->magnitude[y] = highest > -lowest ? highest : -lowest;
+        const Span span = reaching_columns(low_res + (size_t)y * rows->low_size, rows->low_size, limit);
+        rows->reaches[y] = span.first < span.end;
+        if (!rows->reaches[y])
+            continue;
+        hull.first = span.first < hull.first ? span.first : hull.first;
+        hull.end = span.end > hull.end ? span.end : hull.end;
     }
+    find_columns(rows, hull);
 }
 
-static void stretch(float *out, const float *in, const Axis *x, int n)
+static void stretch(float *out, const float *in, const Axis *x, Span span)
 {
-    for (int i = 0; i < n; i++)
+    for (int i = span.first; i < span.end; i++)
         out[i] = x->weight0[i] * in[x->index0[i]] + x->weight1[i] * in[x->index1[i]];
 }
 
-static void blend(float *out, const float *a, const float *b, float weight_a, float weight_b, int n)
+/* The same for an axis that is `factor` times as long, 2 or 4: the weights repeat, and no place needs to be
+ * looked up, so that this loop becomes vectors. Its ends are for `stretch`. */
+static inline void stretch_evenly(float *restrict out, const float *restrict in, const Axis *x, Span span,
+                                  int factor)
 {
-    for (int i = 0; i < n; i++)
+    const int first = span.first / factor + 1, end = span.end / factor - 1;
+    if (first >= end) {
+        stretch(out, in, x, span);
+        return;
+    }
+    const float *w0 = x->weight0 + factor, *w1 = x->weight1 + factor;
+    for (int i = first; i < end; i++)
+        for (int j = 0; j < factor; j++) {
+            const float *from = in + i - (j < factor / 2);
+            out[i * factor + j] = w0[j] * from[0] + w1[j] * from[1];
+        }
+    stretch(out, in, x, (Span){span.first, first * factor});
+    stretch(out, in, x, (Span){end * factor, span.end});
+}
+
+static void blend(float *out, const float *a, const float *b, float weight_a, float weight_b, Span span)
+{
+    for (int i = span.first; i < span.end; i++)
         out[i] = weight_a * a[i] + weight_b * b[i];
 }
 
@@ -703,7 +779,13 @@ static const float *low_row(SamRows *r, int y)
 {
     int slot = y & 1;
     if (r->low_at[slot] != y) {
-        stretch(r->low_rows[slot], r->low_res + (size_t)y * r->low_size, &r->low_x, r->input_w);
+        const float *low = r->low_res + (size_t)y * r->low_size;
+        if (r->factor == 2)
+            stretch_evenly(r->low_rows[slot], low, &r->low_x, r->input_span, 2);
+        else if (r->factor == 4)
+            stretch_evenly(r->low_rows[slot], low, &r->low_x, r->input_span, 4);
+        else
+            stretch(r->low_rows[slot], low, &r->low_x, r->input_span);
         r->low_at[slot] = y;
     }
     return r->low_rows[slot];
@@ -713,7 +795,7 @@ static const float *low_row(SamRows *r, int y)
 static const float *input_row(SamRows *r, int y)
 {
     blend(r->input_row, low_row(r, r->low_y.index0[y]), low_row(r, r->low_y.index1[y]), r->low_y.weight0[y],
-          r->low_y.weight1[y], r->input_w);
+          r->low_y.weight1[y], r->input_span);
     return r->input_row;
 }
 
@@ -723,45 +805,49 @@ static const float *full_row(SamRows *r, int y)
     int slot = y & 1;
     if (r->full_at[slot] != y) {
         input_row(r, y);
-        stretch(r->full_rows[slot], r->input_row, &r->full_x, r->original_w);
+        stretch(r->full_rows[slot], r->input_row, &r->full_x, r->final_span);
         r->full_at[slot] = y;
     }
     return r->full_rows[slot];
 }
 
-const float *sam_rows_next(SamRows *rows)
+/* Is row y of the picture made of a low-res row that reaches the limit? */
+static int row_reaches(const SamRows *r, int y)
+{
+    const int last = r->low_y.index1[r->full_y.index1[y]];
+    for (int i = r->low_y.index0[r->full_y.index0[y]]; i <= last; i++)
+        if (r->reaches[i])
+            return 1;
+    return 0;
+}
+
+const float *sam_rows_next(SamRows *rows, int *first, int *end)
 {
     const int y = rows->next++;
     const Axis *axis = &rows->full_y;
+    *first = rows->final_span.first;
+    *end = rows->final_span.end;
+    if (!row_reaches(rows, y)) {
+        *end = *first;
+        return rows->row;
+    }
     if (rows->one_resize) /* 1·row + 0·neighbour, twice */
         return input_row(rows, y);
     blend(rows->row, full_row(rows, axis->index0[y]), full_row(rows, axis->index1[y]), axis->weight0[y],
-          axis->weight1[y], rows->original_w);
+          axis->weight1[y], rows->final_span);
     return rows->row;
-}
-
-/* Both resizes take weighted means, so no number of a row exceeds the largest of the low-res rows that it is
- * made of, but for rounding: a few units in the last place of the largest logit, for which 1e-5 is ample. */
-int sam_rows_skip(SamRows *rows, float limit)
-{
-    const Axis *low = &rows->low_y, *full = &rows->full_y;
-    const int y = rows->next, first = low->index0[full->index0[y]], last = low->index1[full->index1[y]];
-    for (int i = first; i <= last; i++)
-        if (!(rows->highest[i] + 1e-5f * rows->magnitude[i] < limit))
-            return 0;
-    rows->next++;
-    return 1;
 }
 
 int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err)
 {
+    const size_t width = (size_t)image->original_w;
+    int first, end;
     SamRows *rows = sam_rows_new(sam, image, err);
     if (!rows)
         return -1;
-    sam_rows_begin(rows, low_res);
+    sam_rows_begin(rows, low_res, -INFINITY);
     for (int y = 0; y < image->original_h; y++)
-        memcpy(logits + (size_t)y * image->original_w, sam_rows_next(rows),
-               (size_t)image->original_w * sizeof(float));
+        memcpy(logits + (size_t)y * width, sam_rows_next(rows, &first, &end), width * sizeof(float));
     sam_rows_free(rows);
     return 0;
 }

@@ -82,7 +82,8 @@ typedef struct SamScratch SamScratch;
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_decoder_free(SamDecoder *decoder);
-/* For prompts of at most max_points points (and a box), without a mask, max_prompts at a time (taken as 1 to SAM_TOGETHER). */
+/* For prompts of at most max_points points (and a box), without a mask, max_prompts at a time (taken as 1 to
+ * SAM_TOGETHER). */
 enum { SAM_TOGETHER = 4 };
 SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err);
 /* How many it really takes at a time: 1 to SAM_TOGETHER. */
@@ -103,9 +104,11 @@ void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt
 typedef struct SamRows SamRows;
 SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_rows_free(SamRows *rows);
-void sam_rows_begin(SamRows *rows, const float *low_res); /* low_res must stay until the last row */
-const float *sam_rows_next(SamRows *rows);                /* [original_w]; original_h times, from the top */
-/* 1: no logit of the next row reaches limit, and the row is left out; 0: it has to be looked at. */
-int sam_rows_skip(SamRows *rows, float limit);
+/* low_res must stay until the last row. Where no logit reaches limit nothing is worked out: most of most
+ * masks of automatic generation is far from their objects. -INFINITY: everything is. */
+void sam_rows_begin(SamRows *rows, const float *low_res, float limit);
+/* original_h times, from the top: logits of columns *first to *end - 1, at their places in [original_w]. All
+ * others are below the limit; *first == *end: the whole row is. */
+const float *sam_rows_next(SamRows *rows, int *first, int *end);
 
 #endif

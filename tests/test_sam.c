@@ -106,29 +106,52 @@ static SamPrompt golden_prompt(Case *c, int labels[8])
     return p;
 }
 
-/* Rows that are left out lie below the limit, the others are the same as without leaving any out. */
-static void check_skipped_rows(const Case *c, const SamImage *image, const float *low, const float *logits)
+/* What is left out lies below the limit, the rest is the same as without leaving anything out. */
+static void check_left_out(const Case *c, const SamImage *image, const float *low, const float *logits)
 {
     const int h = image->original_h, w = image->original_w;
     const float lowest = logits[0], limits[] = {-INFINITY, lowest, lowest + 0.05f, 0, INFINITY};
     SamRows *rows = sam_rows_new(c->sam, image, NULL);
     REQUIRE(rows);
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        int skipped = 0, wrong = 0;
-        sam_rows_begin(rows, low);
+        int left_out = 0, wrong = 0, first, end;
+        sam_rows_begin(rows, low, limits[i]);
         for (int y = 0; y < h; y++) {
-            const float *expected = logits + (size_t)y * w;
-            int skip = sam_rows_skip(rows, limits[i]);
-            const float *row = skip ? NULL : sam_rows_next(rows);
+            const float *expected = logits + (size_t)y * w, *row = sam_rows_next(rows, &first, &end);
             for (int x = 0; x < w; x++)
-                wrong += skip ? !(expected[x] < limits[i]) : row[x] != expected[x];
-            skipped += skip;
+                wrong += x < first || x >= end ? !(expected[x] < limits[i]) : row[x] != expected[x];
+            left_out += w - (end - first);
         }
-        CHECK_MSG(wrong == 0, "%s: limit %g: %d logits of rows are wrong", c->key, (double)limits[i], wrong);
-        CHECK(i > 0 || skipped == 0);
-        CHECK(i < 4 || skipped == h);
+        CHECK_MSG(wrong == 0, "%s: limit %g: %d logits are wrong", c->key, (double)limits[i], wrong);
+        CHECK(i > 0 || left_out == 0);
+        CHECK(i < 4 || left_out == h * w);
     }
     sam_rows_free(rows);
+}
+
+/* A blob in low-res logits that are low elsewhere: no more than its surroundings are looked at. */
+static void check_blob(const Case *c, const SamImage *image)
+{
+    const int side = 4 * image->grid, h = image->original_h, w = image->original_w;
+    float *low = malloc((size_t)side * side * sizeof *low), *logits = malloc((size_t)h * w * sizeof *logits);
+    REQUIRE(low && logits);
+    for (int i = 0; i < side * side; i++)
+        low[i] = i / side == 2 && i % side >= 3 && i % side <= 4 ? 5 : -5;
+    REQUIRE(sam_postprocess(c->sam, image, low, logits, NULL) == 0);
+    check_left_out(c, image, low, logits);
+    SamRows *rows = sam_rows_new(c->sam, image, NULL);
+    REQUIRE(rows);
+    int looked_at = 0, first, end;
+    sam_rows_begin(rows, low, -1);
+    for (int y = 0; y < h; y++) {
+        sam_rows_next(rows, &first, &end);
+        looked_at += end - first;
+    }
+    CHECK_MSG(looked_at > 0 && looked_at < h * w / 2, "%s: %d of %d pixels looked at", c->key, looked_at,
+              h * w);
+    sam_rows_free(rows);
+    free(low);
+    free(logits);
 }
 
 static void check_prompt(Case *c, const SamImage *image, int multimask)
@@ -150,7 +173,7 @@ static void check_prompt(Case *c, const SamImage *image, int multimask)
     CHECK(test_relative_error(iou, plain_iou, (size_t)n_out) < 5e-6);
     CHECK(sam_postprocess(c->sam, image, low, logits, &err) == 0);
     compare(c, "logits", logits, (size_t)image->original_h * image->original_w);
-    check_skipped_rows(c, image, low, logits);
+    check_left_out(c, image, low, logits);
     free(low);
     free(logits);
 }
@@ -174,6 +197,7 @@ static void check_picture(Case *c, int picture)
         if (case_find(c, "sam.low_res"))
             check_prompt(c, &image, prompts[i].multimask);
     }
+    check_blob(c, &image);
     sam_image_free(&image);
 }
 
@@ -270,8 +294,8 @@ static void test_threads_do_not_change_bits(void)
 #endif
 }
 
-/* One scratch serves prompt after prompt; wanted masks come out alone as they do together, and prompts that go
- * through the decoder together get the very answers that each gets alone. */
+/* One scratch serves prompt after prompt; wanted masks come out alone as they do together, and prompts that
+ * go through the decoder together get the very answers that each gets alone. */
 static void test_scratch_is_reusable(void)
 {
     Case c;
