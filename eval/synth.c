@@ -1038,42 +1038,78 @@ SynthTrayOptions synth_tray_defaults(void)
                               .n_structural = 6};
 }
 
-/* Draws and writes one image with its ground truths; `number` is its place in the folder. */
-static int write_tray_image(const SynthOutput *out, const TrayProduct *p, TraySplit split, TrayDefect defect,
-                            int index, const char *folder, int number, Error *err)
+/* An image of the data set: what it shows, and its place. */
+typedef struct TrayItem {
+    TraySplit split;
+    TrayDefect defect;
+    int index; /* of its kind */
+    const char *folder;
+    int number; /* in the folder */
+} TrayItem;
+
+/* Draws and writes one image with its ground truths. */
+static int write_tray_image(const SynthOutput *out, const TrayProduct *p, const TrayItem *item, Error *err)
 {
     TrayImage image;
     char path[128];
     int w = p->options.width, h = p->options.height;
-    if (tray_image_new(&image, p, split, defect, index, 1, err))
+    if (tray_image_new(&image, p, item->split, item->defect, item->index, 1, err))
         return -1;
-    snprintf(path, sizeof path, "%s%s", split == TRAY_TEST_DEFECT ? "test/" : "", folder);
-    int status = synth_output_image(out, path, number, image.rgb, w, h, 3, err);
-    snprintf(path, sizeof path, "ground_truth/%s/%03d", folder, number);
+    snprintf(path, sizeof path, "%s%s", item->split == TRAY_TEST_DEFECT ? "test/" : "", item->folder);
+    int status = synth_output_image(out, path, item->number, image.rgb, w, h, 3, err);
+    snprintf(path, sizeof path, "ground_truth/%s/%03d", item->folder, item->number);
     for (int t = 0; t < image.n_truths && !status; t++)
         status = synth_output_image(out, path, t, image.truth[t], w, h, 1, err);
     tray_image_free(&image);
     return status;
 }
 
-static int write_tray(const SynthOutput *out, const TrayProduct *p, Error *err)
+/* All images of the data set; NULL: they are counted only. */
+static int list_tray(const SynthTrayOptions *o, TrayItem *items)
 {
     static const char *const folders[] = {"train/good", "validation/good", "test/good"};
-    const SynthTrayOptions *o = &p->options;
     const int counts[] = {o->n_train, o->n_validation, o->n_good};
+    int n = 0, numbers[2] = {0, 0};
     for (int split = TRAY_TRAIN; split <= TRAY_TEST_GOOD; split++)
-        for (int i = 0; i < counts[split]; i++)
-            if (write_tray_image(out, p, (TraySplit)split, TRAY_GOOD, i, folders[split], i, err))
-                return -1;
-    int n_logical = 0, n_structural = 0;
+        for (int i = 0; i < counts[split]; i++, n++)
+            if (items)
+                items[n] = (TrayItem){(TraySplit)split, TRAY_GOOD, i, folders[split], i};
     for (int d = TRAY_MISSING; d < TRAY_DEFECT_COUNT; d++) {
-        int logical = d < TRAY_SCRATCH, *number = logical ? &n_logical : &n_structural;
+        const int logical = d < TRAY_SCRATCH;
         const char *folder = logical ? "logical_anomalies" : "structural_anomalies";
-        for (int i = 0; i < (logical ? o->n_logical : o->n_structural); i++, ++*number)
-            if (write_tray_image(out, p, TRAY_TEST_DEFECT, (TrayDefect)d, i, folder, *number, err))
-                return -1;
+        for (int i = 0; i < (logical ? o->n_logical : o->n_structural); i++, n++, numbers[logical]++)
+            if (items)
+                items[n] = (TrayItem){TRAY_TEST_DEFECT, (TrayDefect)d, i, folder, numbers[logical]};
     }
-    return synth_output_config(out, p->entries, p->n_entries, err);
+    return n;
+}
+
+/* Each image has random numbers of its own, so that threads may take them in any order. */
+static int write_tray(const SynthOutput *out, const TrayProduct *p, Error *err)
+{
+    const int n = list_tray(&p->options, NULL);
+    int failed = 0;
+    TrayItem *items = malloc(((size_t)n + 1) * sizeof *items);
+    if (!items)
+        return fail_memory(err, "the list of images", ((size_t)n + 1) * sizeof *items);
+    list_tray(&p->options, items);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < n; i++) {
+        Error own;
+        int stop;
+#pragma omp atomic read
+        stop = failed;
+        if (stop || write_tray_image(out, p, &items[i], &own) == 0)
+            continue;
+#pragma omp critical
+        if (!failed) {
+            fail(err, "%s", own.message);
+#pragma omp atomic write
+            failed = 1;
+        }
+    }
+    free(items);
+    return failed ? -1 : synth_output_config(out, p->entries, p->n_entries, err);
 }
 
 int synth_tray(const char *dir, const SynthTrayOptions *o, Error *err)
