@@ -18,7 +18,9 @@ typedef struct AmgOptions {
     double crop_nms_thresh;             /* 0.7 */
     double crop_overlap_ratio;          /* 512/1500 */
     int crop_n_points_downscale_factor; /* 1 */
-    int min_mask_region_area;           /* 0 */
+    int crop_own_points;      /* 0 [ours]: 1: a crop is asked only at the points that lie nearer to its
+                                 middle than to another's of its layer, where two would be asked */
+    int min_mask_region_area; /* 0 */
 } AmgOptions;
 
 /* What the masks are for. To look at: every part should be among them, though something may be there twice.

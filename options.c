@@ -32,6 +32,7 @@ const OptionSpec option_table[] = {
     {"crop-overlap-ratio", OPTION_DOUBLE, AT(amg.crop_overlap_ratio), 0, 1, NULL, 1, "SAM: overlap of crops"},
     {"crop-n-points-downscale-factor", OPTION_INT, AT(amg.crop_n_points_downscale_factor), 1, 64, NULL, 1,
      "SAM: fewer points in deeper crops"},
+    {"crop-own-points", OPTION_FLAG, AT(amg.crop_own_points), 0, 1, NULL, 1, "SAM: points in two crops are for the one whose middle is nearer"},
     {"min-mask-region-area", OPTION_INT, AT(amg.min_mask_region_area), 0, 1 << 30, NULL, 1,
      "SAM: fill holes and drop islands below this many pixels"},
     {"k", OPTION_INT, AT(k), 1, 10000, NULL, 0, "normal images to compare with"},

@@ -740,7 +740,9 @@ static const char SEGMENT_HELP[] =
     "  --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N, --crop-n-points-downscale-factor N,\n"
     "  --min-mask-region-area N    as the official generator. Default: what the weights recommend for masks\n"
     "                        to look at (those for the objects of bank and detect may be others), else\n"
-    "                        the official values\n";
+    "                        the official values\n"
+    "  --crop-own-points 0|1       ours: where crops overlap, ask only the one whose middle is nearer; fewer\n"
+    "                        points, sooner done\n";
 
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
@@ -921,7 +923,7 @@ static const struct {
      "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "
      "stability-score-offset "
      "box-nms-thresh crop-n-layers "
-     "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor min-mask-region-area"},
+     "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed mnist defects"},
     {"eval", command_eval, help_eval,

@@ -341,6 +341,56 @@ static void test_no_mask_at_all(void)
     check_case("nothing", 0);
 }
 
+/* Is the mask's point nearer to the middle of its crop than to that of any other crop of its layer, among the
+ * crops that made masks? Along one axis. */
+static int is_own(const AmgMasks *all, const AmgMask *mask, int axis)
+{
+    const float at = mask->point[axis], length = mask->crop_box[2 + axis];
+    const float distance = fabsf(at - mask->crop_box[axis] - length / 2);
+    for (size_t i = 0; i < all->n; i++) {
+        const float *box = all->masks[i].crop_box;
+        if (box[2 + axis] == length && fabsf(at - box[axis] - length / 2) < distance)
+            return 0;
+    }
+    return 1;
+}
+
+/* With nothing filtered: the masks of crops that ask at their own points only are those of all points, less
+ * the others' points. */
+static void test_own_points(void)
+{
+    Model model;
+    AmgMasks all, own;
+    AmgOptions o;
+    REQUIRE(model_open(&model));
+    amg_defaults(&o);
+    o.points_per_side = 7;
+    o.pred_iou_thresh = o.stability_score_thresh = 0;
+    o.box_nms_thresh = o.crop_nms_thresh = 1;
+    o.crop_n_layers = 1;
+    o.crop_overlap_ratio = 0.75;
+    REQUIRE(amg_generate(model.sam, model.state, &all, &o, model.rgb, model.h, model.w, NULL, NULL, NULL) ==
+            0);
+    o.crop_own_points = 1;
+    REQUIRE(amg_generate(model.sam, model.state, &own, &o, model.rgb, model.h, model.w, NULL, NULL, NULL) ==
+            0);
+    size_t at = 0;
+    for (size_t i = 0; i < all.n; i++) {
+        const AmgMask *expected = &all.masks[i];
+        if (!is_own(&all, expected, 0) || !is_own(&all, expected, 1))
+            continue;
+        REQUIRE(at < own.n);
+        const AmgMask *mask = &own.masks[at++];
+        CHECK(memcmp(mask->point, expected->point, sizeof mask->point) == 0);
+        CHECK(memcmp(mask->crop_box, expected->crop_box, sizeof mask->crop_box) == 0);
+        CHECK(rle_difference(&mask->segmentation, &expected->segmentation) == 0);
+    }
+    CHECK_MSG(at == own.n && own.n < all.n, "%zu masks, %zu of %zu expected", own.n, at, all.n);
+    amg_masks_free(&all);
+    amg_masks_free(&own);
+    model_close(&model);
+}
+
 static void test_threads_do_not_change_bits(void)
 {
 #ifdef _OPENMP
@@ -618,6 +668,7 @@ int main(void)
     RUN(test_everything);
     RUN(test_without_filters);
     RUN(test_no_mask_at_all);
+    RUN(test_own_points);
     RUN(test_threads_do_not_change_bits);
     RUN(test_recommendations);
     RUN(test_options_are_checked);

@@ -37,7 +37,7 @@ RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stabi
                "amg.stability_score_offset": 1.0, "amg.box_nms_thresh": 0.9, "amg.crop_n_layers": 1, "amg.crop_nms_thresh": 0.95,
                "amg.crop_n_points_downscale_factor": 1, "amg.min_mask_region_area": 0,
                "objects.pred_iou_thresh": 0.6, "objects.stability_score_thresh": 0.7, "objects.box_nms_thresh": 0.8,
-               "objects.crop_nms_thresh": 0.8}
+               "objects.crop_nms_thresh": 0.8, "objects.crop_own_points": 1}
 
 
 # ---------------------------------------------------------------- scenes to batches
