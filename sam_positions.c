@@ -311,8 +311,7 @@ void sam_trail_begin(SamTrail *s, int n_tokens)
             tile_of_z(s, tile)[j] = s->reach[tile * TILE + j] = 1;
 }
 
-/* Before the first layer B is a row of zeros: nothing of what is multiplied with it needs to be worked out.
- */
+/* Before the first layer B is a row of zeros, and no product with it is owed. */
 static int has_basis(const SamTrail *s)
 {
     return s->level > 0;
