@@ -301,7 +301,6 @@ static float *tile_of_z(const SamTrail *s, int tile)
 void sam_trail_begin(SamTrail *s, int n_tokens)
 {
     s->n_tokens = n_tokens;
-    s->n_folded = n_tokens * s->n_heads;
     s->n_free = (n_tokens - 1) * s->n_heads;
     s->level = 0;
     s->rank = 1;

@@ -16,18 +16,18 @@ typedef struct SamTrail {
     const Sam *sam;
     int n_heads, head_dim, head_padded; /* the last: room for a head's values, a multiple of TILE_PAD */
     int n_tiles, max_rank;
-    int n_tokens, n_folded, n_free; /* T, H·T, H·(T-1) */
-    int level, rank;                /* layers behind us; rows of z and basis in use */
-    float *z;                       /* [tiles][max_rank][TILE] */
-    float *reach;                   /* [tiles][TILE] */
-    float *basis, *centred;         /* [max_rank][C] */
-    float *gram;                    /* [max_rank][max_rank] */
-    float *values;                  /* [depth][max_tokens][inner_dim] */
-    float *folded, *pooled;         /* [H·T][C] */
-    float *mix;                     /* [H·T or C][max_rank] */
-    float *pooled_values;           /* [H·T][head_padded] */
-    float *pooled_z;                /* [H·T][max_rank, padded] */
-    float *max, *sum, *factor;      /* [H·T] */
+    int n_tokens, n_free;      /* T, H·(T-1) */
+    int level, rank;           /* layers behind us; rows of z and basis in use */
+    float *z;                  /* [tiles][max_rank][TILE] */
+    float *reach;              /* [tiles][TILE] */
+    float *basis, *centred;    /* [max_rank][C] */
+    float *gram;               /* [max_rank][max_rank] */
+    float *values;             /* [depth][max_tokens][inner_dim] */
+    float *folded, *pooled;    /* [H·T][C] */
+    float *mix;                /* [H·T or C][max_rank] */
+    float *pooled_values;      /* [H·T][head_padded] */
+    float *pooled_z;           /* [H·T][max_rank, padded] */
+    float *max, *sum, *factor; /* [H·T] */
     /* one tile */
     float *projected;         /* [inner_dim][TILE] */
     float *scores, *weighted; /* [H·T][TILE] */

@@ -73,13 +73,6 @@ int tensor_team_size(void)
 #endif
 }
 
-/* How many threads so much work is divided among. Asked before a parallel region is entered, not by its `if`:
- * a region of one thread inside another's costs memory and a system call, more than a prompt's few rows. */
-static int threads_for(double work, double least)
-{
-    return work > least ? tensor_team_size() : 1;
-}
-
 /* The chains of sums are enough to keep every unit busy in spite of each one's latency. */
 double fma_burst(int rounds)
 {

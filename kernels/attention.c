@@ -441,8 +441,8 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         return;
     const int query_h = rel ? rel->grid_h : 1, query_w = rel ? rel->grid_w : n_q;
     const int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
-    const int large = (double)n_q * n_k * head_dim * n_heads > PARALLEL_PRODUCT;
-    const int threads = large ? tensor_team_size() : 1, tasks = threads > 1 ? TASKS_A_THREAD * threads : 1;
+    const int threads = threads_for((double)n_q * n_k * head_dim * n_heads, PARALLEL_PRODUCT);
+    const int tasks = threads > 1 ? TASKS_A_THREAD * threads : 1;
     const Rectangle size = task_size(query_h, query_w, rel, (tasks + n_heads - 1) / n_heads);
     const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
     const Head first = {.q = {q, (ptrdiff_t)query_w * ldq, ldq, query_h, query_w, NULL},
@@ -456,7 +456,7 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                         .head_dim = head_dim,
                         .scale = scale,
                         .rel = rel};
-    if (threads == 1) { /* see threads_for in tensor.c */
+    if (threads == 1) {
         for (int i = 0; i < n_heads * down * across; i++)
             numbered_task(first, size, down, across, i);
         return;

@@ -1,8 +1,9 @@
-/* tile.h - the register tile that products and attention share. Private to tensor.c, attention.c
- * and bf16.c. */
+/* tile.h - the register tile that products and attention share. Private to tensor.c and to
+ * the kernels beside it. */
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 
+#include "../tensor.h"
 #include "simd.h"
 
 /* The register tile is MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element
@@ -17,6 +18,13 @@
 /* Below these a parallel region costs more than it gains. */
 #define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)
+
+/* How many threads so much work is divided among. Asked before a parallel region is entered, not by its `if`:
+ * a region of one thread inside another's costs memory and a system call, more than a prompt's few rows. */
+static inline int threads_for(double work, double least)
+{
+    return work > least ? tensor_team_size() : 1;
+}
 
 static inline int min_int(int a, int b)
 {
