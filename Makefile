@@ -7,6 +7,13 @@
 #   make asan       the tests under the address and undefined-behaviour sanitizers
 #   make install    PREFIX=/usr/local: command, library, headers, man page
 #   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too
+# Compiles on every core unless told otherwise (-j1).
+
+# A -j of the command line wins over this one; a make that another make starts shares its jobs. Several goals
+# (make clean all, make demo test) are done one after the other.
+ifeq ($(MAKELEVEL)$(word 2,$(MAKECMDGOALS)),0)
+MAKEFLAGS += --jobs=$(shell nproc 2>/dev/null || echo 2)
+endif
 
 CC      ?= gcc
 OPENMP  ?= 1
