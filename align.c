@@ -139,6 +139,32 @@ static float mask_at(const float *w, int grid_h, int grid_w, float x, float y)
     return sum;
 }
 
+/* The first and the last row (axis 1) or column (axis 0) of w [h·w] in which something lies; last < first
+ * when nothing does. */
+typedef struct Extent {
+    int first, last;
+} Extent;
+
+static Extent extent_of(const float *w, int grid_h, int grid_w, int axis)
+{
+    Extent e = {grid_w + grid_h, -1};
+    for (int p = 0; p < grid_h * grid_w; p++)
+        if (w[p] > 0) {
+            int at = axis ? p / grid_w : p % grid_w;
+            e.first = at < e.first ? at : e.first, e.last = at > e.last ? at : e.last;
+        }
+    return e;
+}
+
+/* The positions 0 .. n-1 of the query whose counterparts, shift + zoom·(position + 1/2), touch e; one more on
+ * either side, for nothing is lost by asking there. */
+static Extent counterparts(Extent e, float shift, float zoom, int n)
+{
+    float first = floorf(((float)e.first - 0.5f - shift) / zoom - 1.5f),
+          last = ceilf(((float)e.last + 1.5f - shift) / zoom + 0.5f);
+    return (Extent){(int)fminf(fmaxf(first, 0), (float)n), (int)fmaxf(fminf(last, (float)(n - 1)), -1)};
+}
+
 /* expected [h·w]: the mean mask of what object i matched, moved to where the object lies in the query; 0 when
  * fewer than half of the references match it. */
 static void expected_mask(float *expected, const AmmQuery *q, int i, const Placement *places,
@@ -157,8 +183,10 @@ static void expected_mask(float *expected, const AmmQuery *q, int i, const Place
         if (j < 0)
             continue;
         const float *mask = references[r].weights + (size_t)j * (size_t)(h * w);
-        for (int y = 0; y < h; y++)
-            for (int x = 0; x < w; x++)
+        const Extent columns = counterparts(extent_of(mask, h, w, 0), at->x, at->zoom, w),
+                     rows = counterparts(extent_of(mask, h, w, 1), at->y, at->zoom, h);
+        for (int y = rows.first; y <= rows.last; y++)
+            for (int x = columns.first; x <= columns.last; x++)
                 expected[y * w + x] += mask_at(mask, h, w, at->x + at->zoom * ((float)x + 0.5f),
                                                at->y + at->zoom * ((float)y + 0.5f)) /
                                        (float)matched;

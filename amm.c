@@ -8,36 +8,33 @@
 #include "align.h"
 #include "kernels/simd.h"
 
-static double divide(double a, double b)
+/* Solve A·x = b for symmetric positive definite A [m][m], of which the upper triangle is given, by Cholesky
+ * (A = Uᵀ·U), in place; b becomes x. A pivot of which float32's rounding of A leaves nothing (centred samples
+ * are linearly dependent, only ε parts them) counts as 0, and so does its unknown; least [m] is room. A
+ * finished row is subtracted from all below it: whole rows at a time, which the compiler takes in vectors. */
+static void solve_spd(double *a, double *b, double *least, int m)
 {
-    return b > 0 ? a / b : 0;
-}
-
-/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky, in place; b becomes x. A pivot of which
- * float32's rounding of A leaves nothing (centred samples are linearly dependent, only ε parts them) counts
- * as 0, and so does its unknown. */
-static void solve_spd(double *a, double *b, int m)
-{
+    for (int j = 0; j < m; j++)
+        least[j] = 1e-7 * a[j * m + j];
     for (int j = 0; j < m; j++) {
-        double least = 1e-7 * a[j * m + j];
-        for (int k = 0; k < j; k++)
-            a[j * m + j] -= a[j * m + k] * a[j * m + k];
-        a[j * m + j] = a[j * m + j] > least ? sqrt(a[j * m + j]) : 0;
+        double *pivot = a + j * m;
+        pivot[j] = pivot[j] > least[j] ? sqrt(pivot[j]) : 0;
+        const double by = pivot[j] > 0 ? pivot[j] : INFINITY;
+        b[j] /= by;
+        for (int i = j + 1; i < m; i++)
+            pivot[i] /= by;
+        for (int i = j + 1; i < m; i++)
+            b[i] -= pivot[i] * b[j];
         for (int i = j + 1; i < m; i++) {
-            for (int k = 0; k < j; k++)
-                a[i * m + j] -= a[i * m + k] * a[j * m + k];
-            a[i * m + j] = divide(a[i * m + j], a[j * m + j]);
+            double *row = a + i * m, factor = pivot[i];
+            for (int k = i; k < m; k++)
+                row[k] -= factor * pivot[k];
         }
-    }
-    for (int i = 0; i < m; i++) {
-        for (int k = 0; k < i; k++)
-            b[i] -= a[i * m + k] * b[k];
-        b[i] = divide(b[i], a[i * m + i]);
     }
     for (int i = m - 1; i >= 0; i--) {
         for (int k = i + 1; k < m; k++)
-            b[i] -= a[k * m + i] * b[k];
-        b[i] = divide(b[i], a[i * m + i]);
+            b[i] -= a[i * m + k] * b[k];
+        b[i] = a[i * m + i] > 0 ? b[i] / a[i * m + i] : 0;
     }
 }
 
@@ -59,6 +56,7 @@ void amm_work(AmmWork *work, Arena *arena, int k, int channels)
     work->gram = arena_take(arena, (size_t)n_rows * (size_t)n_rows * sizeof *work->gram);
     work->system = arena_take(arena, (size_t)k * (size_t)k * sizeof *work->system);
     work->solved = arena_take(arena, (size_t)k * sizeof *work->solved);
+    work->least = arena_take(arena, (size_t)k * sizeof *work->least);
 }
 
 /* Subtract from rows 0 .. m (the samples and the query's vector) the mean of the samples; rows from there to
@@ -134,9 +132,9 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
     for (int r = 0; r < m; r++) {
         work->solved[r] = d_row[r];
         for (int s = 0; s <= r; s++)
-            work->system[r * m + s] = (double)work->gram[(size_t)r * ld + (size_t)s] + (r == s ? ridge : 0);
+            work->system[s * m + r] = (double)work->gram[(size_t)r * ld + (size_t)s] + (r == s ? ridge : 0);
     }
-    solve_spd(work->system, work->solved, m);
+    solve_spd(work->system, work->solved, work->least, m);
     double penalty = 0;
     for (int r = 0; r < m; r++) {
         work->y[r] = (float)work->solved[r];

@@ -59,10 +59,11 @@ float amm_object_quantile(const float *map, const float *weights, int n_cells, f
  * (channels rounded up to whole vectors; what lies beyond the channels is 0). Laid out twice (tensor.h). */
 typedef struct AmmWork {
     size_t stride;
-    float *rows;             /* [k + 1][stride] */
-    float *gram;             /* products of the rows */
-    float *y;                /* [k] */
-    double *system, *solved; /* [k][k], [k] */
+    float *rows;            /* [k + 1][stride] */
+    float *gram;            /* products of the rows */
+    float *y;               /* [k] */
+    double *system;         /* [k][k] */
+    double *solved, *least; /* [k], [k] */
 } AmmWork;
 
 void amm_work(AmmWork *work, Arena *arena, int k, int channels);
