@@ -18,6 +18,7 @@ import argparse
 import math
 import os
 import time
+import typing
 
 import numpy as np
 import torch
@@ -204,8 +205,21 @@ class DenseHead(nn.Module):
         return (torch.bmm(q / self.dim ** 0.5, k) + self.bias).view(B * A, 1, 16 * N)
 
 
-def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True, iou_weight=1.0):
-    """The decoder on the first R points of every image, some of them as boxes. -> loss, logs, state for the second round."""
+class Asked(typing.NamedTuple):
+    """P = B*R prompts and what the decoder said to them."""
+    coordinates: torch.Tensor  # [P][2][2]
+    labels: torch.Tensor  # [P][2]
+    is_box: torch.Tensor  # [P]
+    targets: torch.Tensor  # [P][2][n] u8: the object, the whole
+    weights: torch.Tensor  # [P][n] u8
+    has_whole: torch.Tensor  # [P]: a point on something that has or is part of a composite
+    logits: torch.Tensor  # [P][M][n]
+    predicted: torch.Tensor  # [P][M] the IoU head's
+    iou: torch.Tensor  # [P][M][2]
+
+
+def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True):
+    """The decoder on the first R points of every image, some of them as boxes. -> the masks' loss, logs, Asked."""
     B = embedding.shape[0]
     P = B * R
     xy, boxes = batch.xy[:, :R].reshape(P, 2), batch.boxes[:, :R].reshape(P, 4)
@@ -215,8 +229,8 @@ def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True, i
     boxes = (boxes + noise * size).clamp(0, model.c["image_size"])
     coordinates = torch.where(is_box.view(-1, 1, 1), boxes.view(P, 2, 2), torch.stack([xy, torch.zeros_like(xy)], 1))
     labels = torch.where(is_box.view(-1, 1), torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
-    logits, iou_pred = model.decode(embedding, model.p["prompt_encoder.no_mask_embed.weight"],
-                                    model.embed_prompts(coordinates, labels))
+    logits, predicted = model.decode(embedding, model.p["prompt_encoder.no_mask_embed.weight"],
+                                     model.embed_prompts(coordinates, labels))
     targets = batch.targets[:, :R].reshape(P, 2, -1)
     weights = batch.weights.repeat_interleave(R, 0)
     loss, iou = mask_losses(MaskSumsFunction.apply(logits, targets, weights), targets, weights)
@@ -229,22 +243,26 @@ def point_loss(model, batch, embedding, R, rng, box_share=0.2, all_masks=True, i
     total = total + (0.3 * loss[:, 0, 0]).mean()
     if all_masks:  # now and then all three, so that none of them dies
         total = total + 0.15 * leaf.mean()
-    true_iou = torch.where(has_whole.view(-1, 1), iou.max(-1)[0], iou[..., 0])
-    head = F.mse_loss(iou_pred, true_iou)
-    logs = {"mask": best.mean().item(), "iou": iou[:, 1:, 0].max(1)[0].mean().item(), "single": iou[:, 0, 0].mean().item(),
-            "head": head.item()}
-    return total + iou_weight * head, logs, (logits.detach(), coordinates, labels, targets, weights, iou)
+    logs = {"mask": best.mean().item(), "iou": iou[:, 1:, 0].max(1)[0].mean().item(), "single": iou[:, 0, 0].mean().item()}
+    return total, logs, Asked(coordinates, labels, is_box, targets, weights, has_whole, logits, predicted, iou)
 
 
-def second_round(model, batch, embedding, R, state, rng, per_image=4):
+def head_loss(asked):
+    """The IoU head's squared error: a point may mean the object or the whole, whichever a mask fits better."""
+    iou = asked.iou
+    return F.mse_loss(asked.predicted, torch.where(asked.has_whole.view(-1, 1), iou.max(-1)[0], iou[..., 0]))
+
+
+def second_round(model, embedding, asked, rng, per_image=4):
     """Corrects some masks of the first round: a second point in the wrong region, the first logits as mask prompt."""
-    logits, coordinates, labels, targets, weights, iou = state
     B, g = embedding.shape[0], model.grid
+    R = len(asked.labels) // B
     rows = torch.from_numpy(np.concatenate([b * R + rng.choice(R, per_image, replace=False) for b in range(B)]))
-    best = iou[rows, :, 0].argmax(1)
-    previous = unfold_masks(logits[rows, best], g)
-    wanted = unfold_masks((targets[rows, 0] > 127) & (weights[rows] > 0), g)
-    valid = unfold_masks(weights[rows] > 0, g)
+    best = asked.iou[rows, :, 0].argmax(1)
+    previous = unfold_masks(asked.logits.detach()[rows, best], g)
+    targets, weights = asked.targets[rows, :1].contiguous(), asked.weights[rows]
+    wanted = unfold_masks((targets[:, 0] > 127) & (weights > 0), g)
+    valid = unfold_masks(weights > 0, g)
     wrong = ((previous > 0) != wanted) & valid
     points, signs = torch.zeros(len(rows), 1, 2), torch.full((len(rows), 1), -1)
     for k in range(len(rows)):
@@ -253,14 +271,12 @@ def second_round(model, batch, embedding, R, state, rng, per_image=4):
             at = int(places[rng.integers(len(places))])
             points[k, 0] = torch.tensor([at % (4 * g) * 2 + 0.5, at // (4 * g) * 2 + 0.5])
             signs[k, 0] = int(wanted[k].reshape(-1)[at])
-    sparse = model.embed_prompts(torch.cat([points, coordinates[rows]], 1), torch.cat([signs, labels[rows]], 1))
+    sparse = model.embed_prompts(torch.cat([points, asked.coordinates[rows]], 1), torch.cat([signs, asked.labels[rows]], 1))
     dense = model.embed_masks(previous.unsqueeze(1).clamp(-12, 12))
-    image = embedding.repeat_interleave(per_image, 0)
-    out, iou_pred = model.decode(image, dense, sparse)
-    t, w = targets[rows, :1].contiguous(), weights[rows]
-    loss, iou2 = mask_losses(MaskSumsFunction.apply(out, t, w), t, w)
-    total = loss[:, 0, 0].mean() + loss[:, 1:, 0].min(1)[0].mean() + F.mse_loss(iou_pred, iou2[..., 0])
-    return total, iou2[:, 0, 0].mean().item()
+    logits, predicted = model.decode(embedding.repeat_interleave(per_image, 0), dense, sparse)
+    loss, iou = mask_losses(MaskSumsFunction.apply(logits, targets, weights), targets, weights)
+    total = loss[:, 0, 0].mean() + loss[:, 1:, 0].min(1)[0].mean() + F.mse_loss(predicted, iou[..., 0])
+    return total, iou[:, 0, 0].mean().item()
 
 
 # ---------------------------------------------------------------- optimiser
@@ -341,7 +357,7 @@ class Optimizer:
 
 def held_out(model, scenes, n_images, first, R=24):
     """Point prompts on held-out scenes (low-resolution IoU): quick figures for the log; eval_sam.py measures properly."""
-    rng, best, single, error = np.random.default_rng(1), [], [], []
+    rng, best, single = np.random.default_rng(1), [], []
     with torch.no_grad():
         for i in range(0, n_images, 8):
             batch = Batch(scenes, model, 8, R, np.ones(8), first + i + np.arange(8), rng)
@@ -445,8 +461,9 @@ def main():
         embedding = model.encode(batch.images)
 
         aux_weight = 1.0 if progress < 0.5 else max(0.0, 1.0 - (progress - 0.5) / 0.4)
-        loss, logs, state = point_loss(model, batch, embedding, args.decoded, rng, all_masks=step % 4 == 0,
-                                       iou_weight=args.iou_weight)
+        loss, logs, asked = point_loss(model, batch, embedding, args.decoded, rng, all_masks=step % 4 == 0)
+        head = head_loss(asked)
+        loss, logs["head"] = loss + args.iou_weight * head, head.item()
         if aux_weight > 0:
             logits = dense(embedding, model.grid_position().to(BF16), batch.xy, model.grid, model.c["patch_size"])
             targets = batch.targets[:, :, :1].reshape(logits.shape[0], 1, -1)
@@ -456,7 +473,7 @@ def main():
             loss = loss + aux_weight * (0.4 * aux.mean() + 2 * edges)
             logs["dense"], logs["edges"] = aux_iou.mean().item(), edges.item()
         if step % 4 == 3:
-            more, logs["refined"] = second_round(model, batch, embedding, args.decoded, state, rng)
+            more, logs["refined"] = second_round(model, embedding, asked, rng)
             loss = loss + 0.5 * more
         for p in named.values():
             p.grad = None
