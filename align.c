@@ -139,21 +139,24 @@ static float mask_at(const float *w, int grid_h, int grid_w, float x, float y)
     return sum;
 }
 
-/* The first and the last row (axis 1) or column (axis 0) of w [h·w] in which something lies; last < first
- * when nothing does. */
+/* From the first to the last of some rows or columns; last < first: none. */
 typedef struct Extent {
     int first, last;
 } Extent;
 
-static Extent extent_of(const float *w, int grid_h, int grid_w, int axis)
+static Extent extended(Extent e, int at)
 {
-    Extent e = {grid_w + grid_h, -1};
-    for (int p = 0; p < grid_h * grid_w; p++)
-        if (w[p] > 0) {
-            int at = axis ? p / grid_w : p % grid_w;
-            e.first = at < e.first ? at : e.first, e.last = at > e.last ? at : e.last;
-        }
-    return e;
+    return (Extent){at < e.first ? at : e.first, at > e.last ? at : e.last};
+}
+
+/* The rows and the columns of w [h·w] in which something lies. */
+static void extents_of(Extent *rows, Extent *columns, const float *w, int grid_h, int grid_w)
+{
+    *rows = (Extent){grid_h, -1}, *columns = (Extent){grid_w, -1};
+    for (int y = 0; y < grid_h; y++)
+        for (int x = 0; x < grid_w; x++)
+            if (w[y * grid_w + x] > 0)
+                *rows = extended(*rows, y), *columns = extended(*columns, x);
 }
 
 /* The positions 0 .. n-1 of the query whose counterparts, shift + zoom·(position + 1/2), touch e; one more on
@@ -183,8 +186,11 @@ static void expected_mask(float *expected, const AmmQuery *q, int i, const Place
         if (j < 0)
             continue;
         const float *mask = references[r].weights + (size_t)j * (size_t)(h * w);
-        const Extent columns = counterparts(extent_of(mask, h, w, 0), at->x, at->zoom, w),
-                     rows = counterparts(extent_of(mask, h, w, 1), at->y, at->zoom, h);
+        Extent rows, columns;
+        extents_of(&rows, &columns, mask, h, w);
+        if (rows.last < 0)
+            continue;
+        rows = counterparts(rows, at->y, at->zoom, h), columns = counterparts(columns, at->x, at->zoom, w);
         for (int y = rows.first; y <= rows.last; y++)
             for (int x = columns.first; x <= columns.last; x++)
                 expected[y * w + x] += mask_at(mask, h, w, at->x + at->zoom * ((float)x + 0.5f),

@@ -19,7 +19,7 @@ static void solve_spd(double *a, double *b, double *least, int m)
     for (int j = 0; j < m; j++) {
         double *pivot = a + j * m;
         pivot[j] = pivot[j] > least[j] ? sqrt(pivot[j]) : 0;
-        const double by = pivot[j] > 0 ? pivot[j] : INFINITY;
+        const double by = pivot[j] > 0 ? pivot[j] : INFINITY; /* makes 0 of what a pivot of 0 would divide */
         b[j] /= by;
         for (int i = j + 1; i < m; i++)
             pivot[i] /= by;
