@@ -43,6 +43,17 @@ RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stabi
 
 # ---------------------------------------------------------------- scenes to batches
 
+def turned(rgb, ids, turns):
+    """Flipped or turned by quarters, one of eight ways."""
+    if turns & 1:
+        rgb, ids = rgb[:, ::-1], ids[:, ::-1]
+    if turns & 2:
+        rgb, ids = rgb[::-1], ids[::-1]
+    if turns & 4:
+        rgb, ids = rgb.transpose(1, 0, 2), ids.T
+    return rgb, ids
+
+
 def load_scene(scenes, seed, difficulty, side, rng, trays=0.0):
     """-> image [h][w][3] u8 and ids [h][w] with max(h, w) = side, objects. Rendered at this size, or larger and reduced,
     sometimes a part of it; flipped or turned by quarters. `trays` is the chance of a tray in place of the mixture."""
@@ -62,13 +73,7 @@ def load_scene(scenes, seed, difficulty, side, rng, trays=0.0):
         rows = y + ((np.arange(new_h) + 0.5) * h / new_h).astype(int)
         cols = x + ((np.arange(new_w) + 0.5) * w / new_w).astype(int)
         ids = ids[rows[:, None], cols[None, :]]
-    turns = int(rng.integers(0, 8))
-    if turns & 1:
-        rgb, ids = rgb[:, ::-1], ids[:, ::-1]
-    if turns & 2:
-        rgb, ids = rgb[::-1], ids[::-1]
-    if turns & 4:
-        rgb, ids = rgb.transpose(1, 0, 2), ids.T
+    rgb, ids = turned(rgb, ids, int(rng.integers(0, 8)))
     return rgb, ids, objects
 
 
@@ -373,6 +378,40 @@ def held_out(model, scenes, n_images, first, R=24):
     return {"best": best.mean().item(), "at75": (best >= 0.75).float().mean().item(), "single": single.mean().item()}
 
 
+def held_out_average(config, ema, scenes, n_images):
+    model = TinySam(config)
+    model.load_official(ema)
+    return f"held out (EMA, {n_images} images): {held_out(model, scenes, n_images, HELD_OUT)}"
+
+
+@torch.no_grad()
+def follow(ema, params, step):
+    """The average [name: tensor] comes nearer to the parameters of the same names, the later the slower."""
+    decay = min(0.998, (1 + step) / (20 + step))
+    averages, mine = [ema[n] for n in params], [p.detach() for p in params.values()]
+    torch._foreach_mul_(averages, decay), torch._foreach_add_(averages, mine, alpha=1 - decay)
+
+
+class Log:
+    """Lines with the time, on the terminal and in a file; and the means of what was noted since the last line of them."""
+
+    def __init__(self, path):
+        self.file, self.sums = open(path, "a", buffering=1), {}
+
+    def __call__(self, text):
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        print(line, flush=True), self.file.write(line + "\n")
+
+    def note(self, values):
+        for key, value in values.items():
+            self.sums.setdefault(key, []).append(value)
+
+    def means(self):
+        text = " ".join(f"{k} {np.mean(v):.3f}" for k, v in self.sums.items())
+        self.sums = {}
+        return text
+
+
 def save_atomically(path, thing):
     torch.save(thing, path + ".tmp")
     os.replace(path + ".tmp", path)
@@ -430,11 +469,7 @@ def main():
         ema, step, images, before = saved["ema"], saved["step"], saved["images"], saved["seconds"]
     scenes = Scenes()
     start, budget = time.time() - before, args.minutes * 60
-    log_file = open(os.path.join(args.out, "log.txt"), "a", buffering=1)
-
-    def log(text):
-        line = f"{time.strftime('%H:%M:%S')} {text}"
-        print(line, flush=True), log_file.write(line + "\n")
+    log = Log(os.path.join(args.out, "log.txt"))
 
     def checkpoint():
         save_atomically(os.path.join(args.out, "last.pt"), {
@@ -446,7 +481,7 @@ def main():
 
     checkpoint()
     log(f"start: {sum(p.numel() for p in model.parameters())} parameters, {vars(args)}")
-    sums, last_log, last_save, last_eval, timer = {}, time.time(), time.time(), time.time(), [0.0, 0.0]
+    last_log, last_save, last_eval, timer = time.time(), time.time(), time.time(), [0.0, 0.0]
     while True:
         progress = (time.time() - start) / budget
         if progress >= 1:
@@ -481,30 +516,20 @@ def main():
         scale = min(1.0, (step + 1) / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
         logs["norm"] = optimizer.step(scale)
         step, images = step + 1, images + args.images
-        decay = min(0.998, (1 + step) / (20 + step))
-        with torch.no_grad():
-            mine = [model.p[n] for n in ema]
-            averages = list(ema.values())
-            torch._foreach_mul_(averages, decay), torch._foreach_add_(averages, [p.detach() for p in mine], alpha=1 - decay)
-        for key, value in logs.items():
-            sums.setdefault(key, []).append(value)
+        follow(ema, model.p, step)
+        log.note(logs)
         if step % 100 == 0:
             now = time.time()
-            means = " ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items())
-            log(f"step {step} progress {progress:.3f} {means} s/step {(now - last_log) / 100:.3f} data {timer[0] / 100:.3f}")
-            sums, last_log, timer = {}, now, [0.0, 0.0]
+            log(f"step {step} progress {progress:.3f} {log.means()} s/step {(now - last_log) / 100:.3f} data {timer[0] / 100:.3f}")
+            last_log, timer = now, [0.0, 0.0]
         if time.time() - last_save > 240:
             checkpoint()
             last_save = time.time()
         if time.time() - last_eval > 600:
-            average = TinySam(model.c)
-            average.load_official(ema)
-            log(f"held out (EMA, 48 images): {held_out(average, scenes, 48, HELD_OUT)}")
+            log(held_out_average(model.c, ema, scenes, 48))
             last_eval = time.time()
     checkpoint()
-    average = TinySam(model.c)
-    average.load_official(ema)
-    log(f"end: step {step}, {images} images, held out (EMA, 128 images): {held_out(average, scenes, 128, HELD_OUT)}")
+    log(f"end: step {step}, {images} images, {held_out_average(model.c, ema, scenes, 128)}")
 
 
 if __name__ == "__main__":

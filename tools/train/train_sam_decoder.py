@@ -23,7 +23,7 @@ from PIL import Image
 import safetensors_io
 from sam_model import PIXEL_MEAN, PIXEL_STD, TinySam, call, config_from_metadata, unfold_masks
 from scenes import MIXED, TRAY, Scenes
-from train_sam import EDGE_WEIGHT, HELD_OUT, Optimizer, export, families, held_out, point_loss, second_round, whole_of
+from train_sam import EDGE_WEIGHT, Log, Optimizer, export, families, follow, held_out_average, point_loss, second_round, turned, whole_of
 
 SIZE = 256  # pixels of a scene
 GRID = 16  # points a side of the generator's grid
@@ -48,13 +48,7 @@ def load_view(scenes, crops, side, trays, rng):
     """-> rgb [side][side][3] u8, ids [side][side] u16, objects, which of its borders (left, top, right, bottom) cut the scene."""
     kind = TRAY if rng.random() < trays else MIXED
     rgb, ids, _, objects = scenes.render(int(rng.integers(0, 1 << 40)), 0, float(rng.uniform(0.5, 1)), kind, SIZE)
-    turns = int(rng.integers(0, 8))
-    if turns & 1:
-        rgb, ids = rgb[:, ::-1], ids[:, ::-1]
-    if turns & 2:
-        rgb, ids = rgb[::-1], ids[::-1]
-    if turns & 4:
-        rgb, ids = rgb.transpose(1, 0, 2), ids.T
+    rgb, ids = turned(rgb, ids, int(rng.integers(0, 8)))
     x0, y0, x1, y1 = crops[int(rng.integers(len(crops)))] if rng.random() < CROP_SHARE else (0, 0, SIZE, SIZE)
     rgb = np.ascontiguousarray(rgb[y0:y1, x0:x1])
     if rgb.shape[:2] != (side, side):
@@ -198,12 +192,8 @@ def main():
     ema = model.official_state()
     scenes, crops = Scenes(), generator_crops(args.segment_anything)
     start = last_log = last_save = time.time()
-    step, sums = 0, {}
-    log_file = open(os.path.join(args.out, "log.txt"), "a", buffering=1)
-
-    def log(text):
-        line = f"{time.strftime('%H:%M:%S')} {text}"
-        print(line, flush=True), log_file.write(line + "\n")
+    step = 0
+    log = Log(os.path.join(args.out, "log.txt"))
 
     def save():
         export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, ema,
@@ -219,24 +209,16 @@ def main():
         loss.backward()
         optimizer.step(min(1.0, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress))))
         step += 1
-        decay = min(0.998, (1 + step) / (20 + step))
-        with torch.no_grad():
-            averages = [ema[n] for n in trained]
-            torch._foreach_mul_(averages, decay)
-            torch._foreach_add_(averages, [p.detach() for p in trained.values()], alpha=1 - decay)
-        for key, value in logs.items():
-            sums.setdefault(key, []).append(value)
+        follow(ema, trained, step)
+        log.note(logs)
         if step % 100 == 0:
-            means = " ".join(f"{k} {np.mean(v):.3f}" for k, v in sums.items())
-            log(f"step {step} progress {progress:.3f} {means} s/step {(time.time() - last_log) / 100:.2f}")
-            sums, last_log = {}, time.time()
+            log(f"step {step} progress {progress:.3f} {log.means()} s/step {(time.time() - last_log) / 100:.2f}")
+            last_log = time.time()
         if time.time() - last_save > 240:
             save()
             last_save = time.time()
     save()
-    average = TinySam(model.c)
-    average.load_official(ema)
-    log(f"end: step {step}, {step * args.images} views, held out (EMA, 128 images): {held_out(average, scenes, 128, HELD_OUT)}")
+    log(f"end: step {step}, {step * args.images} views, {held_out_average(model.c, ema, scenes, 128)}")
 
 
 if __name__ == "__main__":
