@@ -32,6 +32,7 @@ from sam_model import (BF16, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, c
 from scenes import MIXED, TRAY, Scenes
 
 HELD_OUT = 1 << 41
+CROP_SIDE = (1 + 512 / 1500) / 2  # of the picture's: crops of the official generator's first layer
 EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
 # What the file recommends: masks to look at (every part among them) and, where they differ, the method's objects (each thing once).
 RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stability_score_thresh": 0.6,
@@ -54,20 +55,25 @@ def turned(rgb, ids, turns):
     return rgb, ids
 
 
-def load_scene(scenes, seed, difficulty, side, rng, trays=0.0):
+def load_scene(scenes, seed, difficulty, side, rng, trays=0.0, crops=0.0):
     """-> image [h][w][3] u8 and ids [h][w] with max(h, w) = side, objects. Rendered at this size, or larger and reduced,
-    sometimes a part of it; flipped or turned by quarters. `trays` is the chance of a tray in place of the mixture."""
+    sometimes a part of it; flipped or turned by quarters. `trays` is the chance of a tray in place of the mixture, `crops`
+    that of one of the four crops of the automatic masks' first layer."""
     kind = TRAY if rng.random() < trays else MIXED
-    if rng.random() < 0.6:
-        rgb, ids, _, objects = scenes.render(seed, kind, difficulty, 0, side)
+    size = w = h = side
+    if rng.random() < crops:
+        w = h = int(side * CROP_SIDE + 0.5)
+        x, y = (int(v) * (side - w) for v in rng.integers(0, 2, 2))
+    elif rng.random() < 0.6:
+        x = y = 0
     else:
-        size = int(rng.integers(180, 289))
-        rgb, ids, _, objects = scenes.render(seed, kind, difficulty, 0, size)
-        w = h = size
+        size = w = h = int(rng.integers(180, 289))
         if rng.random() < 0.4:  # a window of the scene, not always square
             scale = rng.uniform(0.5, 1.0)
             w, h = (max(48, int(size * scale * rng.uniform(0.65, 1.0))) for _ in range(2))
         x, y = int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1))
+    rgb, ids, _, objects = scenes.render(seed, difficulty=difficulty, kind=kind, size=size)
+    if max(w, h) != side or size != side:
         new_w, new_h = (int(v * side / max(w, h) + 0.5) for v in (w, h))
         rgb = np.asarray(Image.fromarray(rgb[y:y + h, x:x + w]).resize((new_w, new_h), Image.BILINEAR))
         rows = y + ((np.arange(new_h) + 0.5) * h / new_h).astype(int)
@@ -105,7 +111,7 @@ def whole_of(i, objects, marks, roots, rng):
 class Batch:
     """B scenes with A points each, as tensors."""
 
-    def __init__(self, scenes, model, B, A, difficulty, seeds, rng, trays=0.0):
+    def __init__(self, scenes, model, B, A, difficulty, seeds, rng, trays=0.0, crops=0.0):
         side, g = model.c["image_size"], model.grid
         self.images = torch.zeros(B, 3, side, side)
         self.xy = np.zeros((B, A, 2), np.float32)
@@ -116,7 +122,7 @@ class Batch:
         self.weights = np.zeros((B, 16 * g * g), np.uint8)
         mean, std = np.float32(PIXEL_MEAN), np.float32(PIXEL_STD)
         for b in range(B):
-            rgb, ids, objects = load_scene(scenes, int(seeds[b]), float(difficulty[b]), side, rng, trays)
+            rgb, ids, objects = load_scene(scenes, int(seeds[b]), float(difficulty[b]), side, rng, trays, crops)
             h, w = ids.shape
             self.images[b, :, :h, :w] = torch.from_numpy(((rgb - mean) / std).transpose(2, 0, 1))
             padded = np.full((side, side), 255, np.uint16)
@@ -124,7 +130,7 @@ class Batch:
             counts = np.bincount(ids.ravel(), minlength=256)
             counts[255] = 0
             candidates = np.flatnonzero(counts >= 10)
-            chance = np.clip(counts[candidates] / (0.008 * side * side), 0.12, 1.0)
+            chance = np.clip(np.sqrt(counts[candidates] / (0.008 * side * side)), 0.2, 1.0)  # small ones nearly as often
             chance[candidates == 0] = 0.6
             picks = rng.choice(candidates, A, p=chance / chance.sum())
             marks, roots = families(objects)
@@ -437,6 +443,7 @@ def main():
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--lr-scale", type=float, default=1.0)
     parser.add_argument("--trays", type=float, default=0.0, help="share of the scenes drawn as trays before the mixture is asked")
+    parser.add_argument("--crops", type=float, default=0.0, help="share of the scenes seen through a crop of the automatic masks")
     parser.add_argument("--iou-weight", type=float, default=1.0, help="weight of the IoU head's squared error")
     parser.add_argument("--image-size", type=int, help="with --init: train at this size instead of the file's")
     parser.add_argument("--curriculum", type=float, default=0.3, help="share of the run until all scenes are hard")
@@ -491,7 +498,7 @@ def main():
         ramp = min(1.0, progress / max(args.curriculum, 1e-6)) if not args.init else 1.0
         difficulty = np.clip((0.25 + 0.75 * ramp) * rng.uniform(0.3 + 0.7 * ramp, 1.0, args.images), 0, 1)
         seeds = rng.integers(0, 1 << 40, args.images)
-        batch = Batch(scenes, model, args.images, args.points, difficulty, seeds, rng, args.trays)
+        batch = Batch(scenes, model, args.images, args.points, difficulty, seeds, rng, args.trays, args.crops)
         timer[0] += time.time() - tick
         embedding = model.encode(batch.images)
 
