@@ -8,8 +8,8 @@
  * Where crops overlap, each asks about the same things. With crop_own_points [ours] only the crop whose
  * middle is nearest asks, which sees them best: a third of the points fewer.
  *
- * The official code decodes 64 points at a time and keeps all their full-size logits. Here each point
- * is worked off alone, by any thread: masks whose predicted IoU is too low are never upscaled, the
+ * The official code decodes 64 points at a time and keeps all their full-size logits. Here few points
+ * together (SAM_TOGETHER) are worked off by any thread: masks whose predicted IoU is too low are never upscaled, the
  * others pass row by row through the filters, and only what survives is kept, as run lengths. Each
  * answer has its place by point and mask, so order and bits do not depend on the number of threads.
  *
@@ -26,10 +26,8 @@
 #include <omp.h>
 #endif
 
-#define POINTS_PER_BATCH    64 /* between two calls of the progress function */
-#define MAX_POINTS_PER_SIDE 1024
-#define MAX_CROP_LAYERS     6     /* 5,461 crops */
-#define CROP_EDGE           20.0f /* is_box_near_crop_edge's atol, in pixels */
+#define POINTS_PER_BATCH 64    /* between two calls of the progress function */
+#define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */
 
 /* ---- options ----------------------------------------------------------------------------------*/
 
@@ -57,16 +55,16 @@ typedef struct Recommendation {
 
 #define AT(field) offsetof(AmgOptions, field)
 static const Recommendation recommendations[] = {
-    {"points_per_side", 1, AT(points_per_side), 1, MAX_POINTS_PER_SIDE},
-    {"pred_iou_thresh", 0, AT(pred_iou_thresh), -1e3, 1e3},
+    {"points_per_side", 1, AT(points_per_side), 1, AMG_MAX_POINTS_PER_SIDE},
+    {"pred_iou_thresh", 0, AT(pred_iou_thresh), -AMG_MAX_LOGIT, AMG_MAX_LOGIT},
     {"stability_score_thresh", 0, AT(stability_score_thresh), 0, 1},
-    {"stability_score_offset", 0, AT(stability_score_offset), 0, 1e3},
+    {"stability_score_offset", 0, AT(stability_score_offset), 0, AMG_MAX_LOGIT},
     {"box_nms_thresh", 0, AT(box_nms_thresh), 0, 1},
-    {"crop_n_layers", 1, AT(crop_n_layers), 0, MAX_CROP_LAYERS},
+    {"crop_n_layers", 1, AT(crop_n_layers), 0, AMG_MAX_CROP_LAYERS},
     {"crop_nms_thresh", 0, AT(crop_nms_thresh), 0, 1},
-    {"crop_n_points_downscale_factor", 1, AT(crop_n_points_downscale_factor), 1, MAX_POINTS_PER_SIDE},
+    {"crop_n_points_downscale_factor", 1, AT(crop_n_points_downscale_factor), 1, AMG_MAX_POINTS_PER_SIDE},
     {"crop_own_points", 1, AT(crop_own_points), 0, 1},
-    {"min_mask_region_area", 1, AT(min_mask_region_area), 0, INT_MAX},
+    {"min_mask_region_area", 1, AT(min_mask_region_area), 0, AMG_MAX_REGION_AREA},
 };
 #undef AT
 
@@ -101,17 +99,23 @@ static int points_in_layer(const AmgOptions *o, int layer)
 
 static int check_options(const AmgOptions *o, Error *err)
 {
-    if (o->points_per_side < 1 || o->points_per_side > MAX_POINTS_PER_SIDE)
+    if (o->points_per_side < 1 || o->points_per_side > AMG_MAX_POINTS_PER_SIDE)
         return fail(err, "mask generation: %d points per side, expected 1 to %d", o->points_per_side,
-                    MAX_POINTS_PER_SIDE);
-    if (o->crop_n_layers < 0 || o->crop_n_layers > MAX_CROP_LAYERS)
+                    AMG_MAX_POINTS_PER_SIDE);
+    if (o->crop_n_layers < 0 || o->crop_n_layers > AMG_MAX_CROP_LAYERS)
         return fail(err, "mask generation: %d crop layers, expected 0 to %d", o->crop_n_layers,
-                    MAX_CROP_LAYERS);
+                    AMG_MAX_CROP_LAYERS);
     if (o->crop_n_points_downscale_factor < 1 || points_in_layer(o, o->crop_n_layers) < 1)
         return fail(
             err,
             "mask generation: %d points per side, divided by %d once a crop layer, leave none for layer %d",
             o->points_per_side, o->crop_n_points_downscale_factor, o->crop_n_layers);
+    int64_t n_points = 0;
+    for (int layer = 0; layer <= o->crop_n_layers; layer++)
+        n_points += ((int64_t)points_in_layer(o, layer) * points_in_layer(o, layer)) << 2 * layer;
+    if (n_points > AMG_MAX_POINTS)
+        return fail(err, "mask generation: %lld points in %d crop layers, expected at most %d",
+                    (long long)n_points, o->crop_n_layers, AMG_MAX_POINTS);
     if (!(o->crop_overlap_ratio >= 0 && o->crop_overlap_ratio < 1))
         return fail(err, "mask generation: crop overlap ratio %g, expected 0 to 1", o->crop_overlap_ratio);
     if (o->min_mask_region_area < 0)
@@ -299,13 +303,8 @@ static Crop *make_crops(const AmgOptions *o, int h, int w, int *n, Error *err)
                 own_part(&c.own[1], &c.own[3], j, per_side, crop_h, crop_h - overlap);
                 c.x1 = c.x0 + crop_w < w ? c.x0 + crop_w : w;
                 c.y1 = c.y0 + crop_h < h ? c.y0 + crop_h : h;
-                if (c.x1 <= c.x0 || c.y1 <= c.y0) {
-                    fail(err, "mask generation: a picture of %d x %d pixels is too small for %d crop layers",
-                         w, h, o->crop_n_layers);
-                    free(crops);
-                    return NULL;
-                }
-                crops[(*n)++] = c;
+                if (c.x1 > c.x0 && c.y1 > c.y0) /* else the others cover a picture of few pixels */
+                    crops[(*n)++] = c;
             }
     }
     return crops;

@@ -23,6 +23,15 @@ typedef struct AmgOptions {
     int min_mask_region_area; /* 0 */
 } AmgOptions;
 
+/* Limits of what weights or users may ask for; options.c has the same. */
+enum {
+    AMG_MAX_POINTS_PER_SIDE = 1024,
+    AMG_MAX_CROP_LAYERS = 6,  /* 5,461 crops */
+    AMG_MAX_POINTS = 1 << 24, /* in all crops together: hours, and no overflow */
+    AMG_MAX_REGION_AREA = 1 << 30,
+    AMG_MAX_LOGIT = 1000 /* of the predicted IoU's threshold and the stability score's offset */
+};
+
 /* What the masks are for. To look at: every part should be among them, though something may be there twice.
  * To become the method's objects (METHOD.md 4): each thing once, for doubles get lost in its matching. */
 typedef enum AmgUse { AMG_FOR_MASKS, AMG_FOR_OBJECTS } AmgUse;

@@ -22,7 +22,7 @@ typedef struct Options {
     int resize;        /* Resize */
     int layer;         /* 0: the model's recommendation, else the last */
     int featup_stages; /* 0: bilinear */
-    int grid;          /* cells of the longer side; 0: S/4 */
+    int grid;          /* cells of the longer side; 0: S/4 (models_complete has put in a recommended one) */
     int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
     int precision;     /* Precision of the ViT's and SAM's image encoder's products */
     ObjectsOptions objects;

@@ -54,10 +54,12 @@ static float attention_scale(const Sam *sam, const SamAttention *a)
     return (float)(1 / sqrt(a->inner_dim / sam->config.decoder_heads));
 }
 
-/* Few rows are tokens, many are positions. */
+/* Few rows are tokens, many are positions: two ways to multiply, which add up in another order. */
+enum { FEW_ROWS = 32 };
+
 static void affine(float *y, const float *x, const SamAffine *a, int rows, int n_out, int n_in)
 {
-    if (rows <= 32)
+    if (rows <= FEW_ROWS)
         few_rows_linear(y, x, a->weight, a->bias, rows, n_out, n_in);
     else
         linear(y, x, a->weight, a->bias, rows, n_out, n_in);
@@ -177,8 +179,11 @@ static SamScratch *scratch_new(const Sam *sam, int max_points, int max_prompts, 
         return NULL;
     }
     s->plain = plain;
-    s->max_prompts = plain || max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
     s->max_tokens = tokens_for(sam, max_points);
+    /* Together only while that keeps few rows: the bits must not depend on how many are asked together. */
+    s->max_prompts = plain || max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
+    while (s->max_prompts > 1 && s->max_prompts * s->max_tokens > FEW_ROWS)
+        s->max_prompts--;
     layout(s, sam);
     const size_t n_bytes = s->arena.used;
     s->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
@@ -326,7 +331,7 @@ static void scale(float *x, float factor, size_t n)
 }
 
 /* branch [P·T][C] = attention of the first n tokens of each prompt (queries + point_embedding) to the image.
- * The other tokens' rows are left as they are. */
+ * The other tokens' rows mean nothing then, and nothing reads them. */
 static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a, int n)
 {
     const Sam *sam = d->sam;

@@ -11,24 +11,26 @@
 #include "scene.h"
 #include "tensor.h"
 
-/* Box (XYWH) and stability of a mask from its logits, as the official generator has them. */
+/* Box (XYWH) and stability of a mask from its logits, as the official generator has them (its thresholds are
+ * float32 numbers too; an empty mask's stability, 0/0 there, is 0). */
 static void measure_mask(AmgMask *mask, const float *logits, int height, int width, float threshold,
                          double offset)
 {
+    const float high = (float)(threshold + offset), low = (float)(threshold - offset);
     int64_t inside = 0, above = 0, below = 0;
     int x0 = width, x1 = -1, y0 = height, y1 = -1;
     for (int y = 0; y < height; y++)
         for (int x = 0; x < width; x++) {
-            double v = logits[(size_t)y * (size_t)width + (size_t)x];
-            above += v > threshold + offset;
-            below += v > threshold - offset;
+            float v = logits[(size_t)y * (size_t)width + (size_t)x];
+            above += v > high;
+            below += v > low;
             if (!(v > threshold))
                 continue;
             inside++;
             x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
         }
     mask->area = inside;
-    mask->stability_score = below ? (float)((double)above / (double)below) : 0;
+    mask->stability_score = below ? (float)above / (float)below : 0;
     if (inside) /* the official box: inclusive corners, so one pixel has width 0 */
         mask->bbox[0] = (float)x0, mask->bbox[1] = (float)y0, mask->bbox[2] = (float)(x1 - x0),
         mask->bbox[3] = (float)(y1 - y0);

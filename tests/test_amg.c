@@ -485,8 +485,8 @@ static void test_options_are_checked(void)
     } bad[] = {{0, 0, 1, 0, 0.3, 0.8, "points per side"}, {5000, 0, 1, 0, 0.3, 0.8, "points per side"},
                {8, -1, 1, 0, 0.3, 0.8, "crop layers"},    {8, 40, 1, 0, 0.3, 0.8, "crop layers"},
                {8, 1, 0, 0, 0.3, 0.8, "divided by"},      {8, 4, 2, 0, 0.3, 0.8, "divided by"},
-               {8, 0, 1, -5, 0.3, 0.8, "region area"},    {8, 1, 1, 0, 1.5, 0.8, "overlap"},
-               {8, 1, 1, 0, 0.3, NAN, "not a number"}};
+               {1024, 6, 1, 0, 0.3, 0.8, "points in"},    {8, 0, 1, -5, 0.3, 0.8, "region area"},
+               {8, 1, 1, 0, 1.5, 0.8, "overlap"},         {8, 1, 1, 0, 0.3, NAN, "not a number"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         amg_defaults(&o);
         o.points_per_side = bad[i].points;
@@ -503,9 +503,30 @@ static void test_options_are_checked(void)
     }
     amg_defaults(&o);
     CHECK(amg_generate(model.sam, model.state, &masks, &o, model.rgb, 0, 7, NULL, NULL, &err) == -1);
-    o.crop_n_layers = 3; /* 8 crops a side of a picture of 3 x 3 pixels */
-    CHECK(amg_generate(model.sam, model.state, &masks, &o, model.rgb, 3, 3, NULL, NULL, &err) == -1);
-    CHECK(strstr(err.message, "too small"));
+    model_close(&model);
+}
+
+/* Pictures with fewer pixels than crops: those beyond the picture are left out, and all is well. */
+static void test_small_pictures(void)
+{
+    static const int sizes[][2] = {{1, 1}, {1, 9}, {9, 1}, {3, 3}};
+    Model model;
+    AmgOptions o;
+    Error err = {""};
+    REQUIRE(model_open(&model));
+    amg_defaults(&o);
+    o.points_per_side = 2, o.crop_n_layers = 3, o.pred_iou_thresh = -10, o.stability_score_thresh = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        AmgMasks masks;
+        const int h = sizes[i][0], w = sizes[i][1];
+        REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, model.rgb, h, w, NULL, NULL, &err));
+        for (size_t m = 0; m < masks.n; m++) {
+            const float *crop = masks.masks[m].crop_box;
+            CHECK(crop[2] >= 1 && crop[3] >= 1 && crop[0] + crop[2] <= (float)w &&
+                  crop[1] + crop[3] <= (float)h);
+        }
+        amg_masks_free(&masks);
+    }
     model_close(&model);
 }
 
@@ -672,6 +693,7 @@ int main(void)
     RUN(test_threads_do_not_change_bits);
     RUN(test_recommendations);
     RUN(test_options_are_checked);
+    RUN(test_small_pictures);
     RUN(test_small_regions_against_flood_fill);
     RUN(test_photo);
     return test_summary();
