@@ -119,8 +119,10 @@ static int load_stage(Stage *stage, Safetensors *st, const char *prefix, int num
     stage->key_dim = (int)keys;
     if (take_scalar(&log_temperature, &l, "range_temp") || take_scalar(&sigma, &l, "sigma_spatial"))
         return -1;
-    if (sigma == 0)
-        return fail(err, "%s: tensor %sup%d.sigma_spatial is 0", st_path(st), prefix, number);
+    const float twice_variance = 2 * sigma * sigma; /* what it is divided by; of a tiny sigma it is 0 too */
+    if (twice_variance == 0)
+        return fail(err, "%s: tensor %sup%d.sigma_spatial is %g, too near to 0", st_path(st), prefix, number,
+                    (double)sigma);
     if (!(stage->range0_weight = take(&l, 4, (int64_t[]){keys, 3, 1, 1}, "range_proj.0.weight")) ||
         !(stage->range0_bias = take(&l, 1, (int64_t[]){keys}, "range_proj.0.bias")) ||
         !(stage->range3_weight = take(&l, 4, (int64_t[]){keys, keys, 1, 1}, "range_proj.3.weight")) ||
@@ -134,7 +136,7 @@ static int load_stage(Stage *stage, Safetensors *st, const char *prefix, int num
     stage->temperature = fminf(fmaxf(expf(log_temperature), 1e-4f), 1e4f);
     for (int tap = 0; tap < TAPS; tap++) {
         float y = (float)(tap / SIDE - RADIUS) / RADIUS, x = (float)(tap % SIDE - RADIUS) / RADIUS;
-        stage->spatial[tap] = expf(-(x * x + y * y) / (2 * sigma * sigma));
+        stage->spatial[tap] = expf(-(x * x + y * y) / twice_variance);
     }
     return 0;
 }

@@ -54,6 +54,17 @@ static int config_int(const Safetensors *st, const char *key, int from_shapes, i
     return 0;
 }
 
+/* How many layers: as config_int, but a file may not have more of them than it says, for these would be left
+ * out without a word. (Fewer: the missing tensor is named when it is looked for.) */
+static int config_depth(const Safetensors *st, const char *key, int n_found, int max, int *out, Error *err)
+{
+    if (config_int(st, key, n_found, 1, max, out, err))
+        return -1;
+    return n_found > *out ? fail(err, "%s: metadata key %s is %d, but there are tensors of %d layers",
+                                 st_path(st), key, *out, n_found)
+                          : 0;
+}
+
 /* "2,5,8,11"; may be empty. */
 static int config_global_blocks(const Safetensors *st, SamConfig *c, Error *err)
 {
@@ -85,7 +96,7 @@ static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
         config_int(st, "sam.embed_dim", dim_of(st, patch, 0), 1, 8192, &c->embed_dim, err) ||
         config_int(st, "sam.image_size", grid <= 4096 ? grid * c->patch_size : 0, 1, 4096, &c->image_size,
                    err) ||
-        config_int(st, "sam.depth", depth, 1, SAM_MAX_DEPTH, &c->depth, err) ||
+        config_depth(st, "sam.depth", depth, SAM_MAX_DEPTH, &c->depth, err) ||
         config_int(st, "sam.n_heads", head_dim > 0 ? c->embed_dim / head_dim : 0, 1, 256, &c->n_heads, err) ||
         config_int(st, "sam.window_size", 0, 0, 256, &c->window_size, err) ||
         config_global_blocks(st, c, err))
@@ -104,7 +115,8 @@ static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
 
 static int read_decoder_config(const Safetensors *st, SamConfig *c, Error *err)
 {
-    const char *layer = "mask_decoder.transformer.layers.";
+    int n_layers =
+        count_tensors(st, "mask_decoder.transformer.layers.", ".norm1.weight", SAM_MAX_DECODER_DEPTH);
     int channels = dim_of(st, "image_encoder.neck.0.weight", 0);
     int cross_dim = dim_of(st, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight", 0);
     int n_tokens = dim_of(st, "mask_decoder.mask_tokens.weight", 0);
@@ -114,15 +126,14 @@ static int read_decoder_config(const Safetensors *st, SamConfig *c, Error *err)
     if (config_int(st, "sam.out_chans", channels, 8, 4096, &c->out_chans, err) ||
         config_int(st, "sam.mask_in_chans", dim_of(st, "prompt_encoder.mask_downscaling.3.weight", 0), 4,
                    1024, &c->mask_in_chans, err) ||
-        config_int(st, "sam.decoder_depth", count_tensors(st, layer, ".norm1.weight", SAM_MAX_DECODER_DEPTH),
-                   1, SAM_MAX_DECODER_DEPTH, &c->decoder_depth, err) ||
+        config_depth(st, "sam.decoder_depth", n_layers, SAM_MAX_DECODER_DEPTH, &c->decoder_depth, err) ||
         config_int(st, "sam.decoder_mlp_dim", mlp_dim, 1, 65536, &c->decoder_mlp_dim, err) ||
         config_int(st, "sam.decoder_heads", 0, 1, 64, &c->decoder_heads, err) ||
         config_int(st, "sam.attention_downsample_rate", cross_dim > 0 ? c->out_chans / cross_dim : 0, 1, 64,
                    &c->attention_downsample_rate, err) ||
         config_int(st, "sam.num_multimask_outputs", n_tokens > 1 ? n_tokens - 1 : 0, 1,
                    SAM_MAX_MASK_TOKENS - 1, &c->n_multimask, err) ||
-        config_int(st, "sam.iou_head_depth", iou_depth, 1, SAM_MAX_MLP, &c->iou_head_depth, err) ||
+        config_depth(st, "sam.iou_head_depth", iou_depth, SAM_MAX_MLP, &c->iou_head_depth, err) ||
         config_int(st, "sam.iou_head_hidden_dim", c->iou_head_depth > 1 ? iou_hidden : 1, 1, 65536,
                    &c->iou_head_hidden_dim, err))
         return -1;

@@ -219,6 +219,7 @@ static void test_tensors_are_checked(void)
     refuse((Damage){.halved = "up4.fixup_proj.0.weight"}, "up4.fixup_proj.0.weight");
     refuse((Damage){.halved = "fixup_proj.1.weight"}, "fixup_proj.1.weight");
     refuse((Damage){.changed = "up2.sigma_spatial", .value = 0}, "up2.sigma_spatial");
+    refuse((Damage){.changed = "up2.sigma_spatial", .value = 1e-25f}, "up2.sigma_spatial");
     refuse((Damage){.changed = "up2.range_temp", .value = NAN}, "up2.range_temp");
 }
 
