@@ -556,9 +556,11 @@ static int load_calibration(Bank *b, Error *err)
         !(b->loo_logical = copy_of(st, "loo.logical", ST_F32, 1, &L, err)) ||
         !(b->loo_score = copy_of(st, "loo.score", ST_F32, 1, &L, err)) ||
         !(b->loo_extra = copy_of(st, "loo.extra", ST_F32, 1, &L, err)) ||
-        !(b->loo_missing = copy_of(st, "loo.missing", ST_F32, 1, &L, err)) ||
-        !(b->loo_sorted = aligned_array((size_t)L + 1, sizeof(float))))
+        !(b->loo_missing = copy_of(st, "loo.missing", ST_F32, 1, &L, err)))
         return -1;
+    b->loo_sorted = aligned_array((size_t)L + 1, sizeof(float));
+    if (!b->loo_sorted)
+        return fail_memory(err, "the leave-one-out scores", (unsigned long long)L * sizeof(float));
     if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) ||
         check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
         check_positive(st, "objects.scale", b->scale, (size_t)O, err))

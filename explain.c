@@ -103,8 +103,9 @@ static void name_surplus(Role *roles, const Bank *bank, const OmmSide *side, con
                 if (roles[j] == ROLE_OPEN && alike(bank, side, most, j) &&
                     (best < 0 || unmatched[j] > unmatched[best]))
                     best = j;
-            if (best >= 0)
-                roles[best] = ROLE_NAMED;
+            if (best < 0)
+                break; /* every one of the kind is named */
+            roles[best] = ROLE_NAMED;
         }
         for (int j = 0; j < side->n; j++)
             if (roles[j] == ROLE_OPEN && alike(bank, side, most, j))
@@ -145,10 +146,12 @@ int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, cons
         }
         matches += object->n_matches;
         find_damage(object, bank, c, o->weights + (size_t)i * bank_cells(bank), r->height, r->width);
+        /* damage is a z only where other normal images have told the spread (a bank of one has none) */
+        const int damaged = bank->options.only != ONLY_LOGICAL && bank->n_loo > 0 &&
+                            object->damage > bank->options.flag_damage;
         object->verdict = bank->options.only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED ? VERDICT_EXTRA
-                          : bank->options.only != ONLY_LOGICAL && object->damage > bank->options.flag_damage
-                              ? VERDICT_DAMAGED
-                              : VERDICT_NORMAL;
+                          : damaged                                                       ? VERDICT_DAMAGED
+                                                                                          : VERDICT_NORMAL;
     }
     free(roles);
     pixel_boxes(r, o);

@@ -16,7 +16,8 @@
 
 struct Samlad {
     Models models;
-    Options options;
+    Options asked;   /* as it was set: 0 may stand for what the weights recommend */
+    Options options; /* the same with that filled in */
     WeightsId vit, sam, featup, dcga;
     Bank bank;
     int has_bank;
@@ -27,12 +28,24 @@ struct Samlad {
  * Opening
  * ============================================================================================== */
 
+/* The settings that hold: those that were asked for, and where they say 0 what the weights recommend. */
+static int complete(Samlad *s, Error *err)
+{
+    s->options = s->asked;
+    return models_complete(&s->models, &s->options, err);
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}
+
 static void identify(WeightsId *id, const Safetensors *file)
 {
     if (!file)
         return;
-    const char *path = st_path(file), *slash = strrchr(path, '/');
-    snprintf(id->name, sizeof id->name, "%s", slash ? slash + 1 : path);
+    snprintf(id->name, sizeof id->name, "%s", base_name(st_path(file)));
     st_sha256(file, id->sha256);
 }
 
@@ -43,14 +56,14 @@ Samlad *samlad_open(const SamladWeights *weights, Error *err)
         fail_memory(err, "samlad", sizeof *s);
         return NULL;
     }
-    options_default(&s->options);
+    options_default(&s->asked);
     if (!weights->vit) {
         fail(err, "no backbone is given");
         free(s);
         return NULL;
     }
     if (models_open(&s->models, weights->vit, weights->sam, weights->featup, weights->dcga, err) ||
-        models_recommend(&s->models, &s->options, err)) {
+        models_recommend(&s->models, &s->asked, err) || complete(s, err)) {
         samlad_close(s);
         return NULL;
     }
@@ -100,7 +113,7 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
     const OptionSpec *spec = option_find(name);
     if (!spec)
         return fail(err, "there is no option %s", name);
-    if (option_set(&s->options, spec, value, name, err) || models_complete(&s->models, &s->options, err))
+    if (option_set(&s->asked, spec, value, name, err) || complete(s, err))
         return -1;
     return models_precision(&s->models, &s->options, err);
 }
@@ -119,12 +132,6 @@ static void forward_progress(void *user, int done, int total)
     Forward *f = user;
     if (f->progress)
         f->progress(f->user, "calibrating", done, total);
-}
-
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash && slash[1] ? slash + 1 : path;
 }
 
 /* One image of a batch: read and analysed by one thread, then added to the bank in the order of the list. */
@@ -297,7 +304,7 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err)
         bank_free(&s->bank);
         return -1;
     }
-    s->options = s->bank.options;
+    s->options = s->asked = s->bank.options;
     s->has_bank = 1;
     return 0;
 }
@@ -311,9 +318,11 @@ int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress
         if (!option_table[i].of_features)
             continue;
         option_text(&s->bank.options, &option_table[i], value, sizeof value);
-        if (option_set(&s->options, &option_table[i], value, path, err))
+        if (option_set(&s->asked, &option_table[i], value, path, err))
             return -1;
     }
+    if (complete(s, err) || models_precision(&s->models, &s->options, err))
+        return -1;
     return finish_bank(s, progress, user, err);
 }
 
@@ -344,6 +353,16 @@ static float rank_of(const Bank *bank, float score)
     return (float)(1 + higher) / (float)(1 + bank->n_loo);
 }
 
+/* Six spreads are clearly anomalous. A bank of one image knows no spread: its maps are shown up to their
+ * largest value. */
+static float map_high(const Bank *bank, const float *map)
+{
+    float largest = 0;
+    for (size_t p = 0; p < bank_cells(bank); p++)
+        largest = map[p] > largest ? map[p] : largest;
+    return bank->n_loo > 0 ? 6 : largest > 0 ? largest : 1;
+}
+
 /* Move what the result keeps out of the comparison and the scene. */
 static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *scene, Error *err)
 {
@@ -361,7 +380,7 @@ static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *
                         .anomalous = isnan(bank->threshold) ? -1 : c->score > bank->threshold,
                         .n_references = c->k,
                         .map_low = 0,
-                        .map_high = 6};
+                        .map_high = map_high(bank, c->map)};
     r->map = c->map, r->structural_map = c->structural, r->logical_map = c->logical,
     r->references = c->references, r->labels = scene->labels;
     int status =
@@ -377,6 +396,17 @@ static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *
     return status;
 }
 
+/* Compare a scene with the bank's and say what is found. dump: or NULL. */
+static int detect_in(SamladResult *result, const Samlad *s, Scene *scene, StWriter *dump, Error *err)
+{
+    Comparison c;
+    if (compare_scene(&c, &s->bank, scene, -1, 0, dump, err))
+        return -1;
+    int status = make_result(result, &s->bank, &c, scene, err);
+    comparison_free(&c);
+    return status;
+}
+
 int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
                   const char *dump, Error *err)
 {
@@ -387,14 +417,9 @@ int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladRe
     if (dump && !(writer = st_writer_new()))
         return fail_memory(err, "the dump", sizeof(void *));
     Scene scene;
-    Comparison c;
     int status = scene_analyse(&scene, &s->models, &s->options, rgb, height, width, writer, err);
     if (!status) {
-        status = compare_scene(&c, &s->bank, &scene, -1, 0, writer, err);
-        if (!status) {
-            status = make_result(result, &s->bank, &c, &scene, err);
-            comparison_free(&c);
-        }
+        status = detect_in(result, s, &scene, writer, err);
         scene_free(&scene);
     }
     if (!status && writer && st_writer_save(writer, dump, err)) {
@@ -408,17 +433,12 @@ int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladRe
 int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error *err)
 {
     Scene scene;
-    Comparison c;
     *result = (SamladResult){0};
     if (!s->has_bank)
         return fail(err, "no bank: build or load one before detecting");
     if (scene_load(&scene, path, err))
         return -1;
-    int status = compare_scene(&c, &s->bank, &scene, -1, 0, NULL, err);
-    if (!status) {
-        status = make_result(result, &s->bank, &c, &scene, err);
-        comparison_free(&c);
-    }
+    int status = detect_in(result, s, &scene, NULL, err);
     scene_free(&scene);
     return status;
 }

@@ -44,7 +44,8 @@ int samlad_images_at_once(const Samlad *s);
 /* Options by name and text, as on the command line ("k", "5"); before a bank is built. */
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 
-/* Called after each finished image; done counts from 1. */
+/* Called as images are finished, done of total; done may grow by several at once. While calibrating it is
+ * called from worker threads, by one at a time. */
 typedef void (*SamladProgress)(void *user, const char *what, int done, int total);
 
 /* ---- the bank ------------------------------------------------------------------------------------*/
@@ -127,7 +128,7 @@ typedef struct SamladResult {
     int n_missing;
     SamladMissing *missing;
     int32_t *labels;         /* [height][width] object of each pixel, or -1 */
-    float map_low, map_high; /* z of a typical and of a clearly anomalous position: a scale for pictures */
+    float map_low, map_high; /* a scale for pictures: z of a typical and of a clearly anomalous place */
     void *memory;            /* what the pointers above live in */
 } SamladResult;
 

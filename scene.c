@@ -110,8 +110,6 @@ int models_precision(Models *m, const Options *o, Error *err)
 
 int models_recommend(const Models *m, Options *o, Error *err)
 {
-    if (models_complete(m, o, err))
-        return -1;
     return m->sam ? amg_recommended(&o->amg, AMG_FOR_OBJECTS, m->sam_file, err) : 0;
 }
 

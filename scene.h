@@ -38,12 +38,12 @@ int models_share(Models *copy, const Models *models, Error *err);
  * features. */
 size_t models_image_bytes(const Models *models, const Options *options);
 void models_close(Models *models);
-/* What the weights recommend, into options that are still at their defaults: size with its grid, layer, SAM's
- * thresholds for objects. */
+/* What SAM's weights recommend for objects, into options that are still at their defaults. */
 int models_recommend(const Models *models, Options *options, Error *err);
 /* The encoders in the options' precision. Not on a share: it has its owner's networks. */
 int models_precision(Models *models, const Options *options, Error *err);
-/* The part of it where 0 stands for what the weights recommend: size with its grid, and layer. */
+/* What the backbone's weights recommend, where options say 0: size with its grid, and layer. A grid is
+ * recommended for that size alone: with another that was chosen, 0 stays and means size/4. */
 int models_complete(const Models *models, Options *options, Error *err);
 
 /* rgb uint8 [height][width][3] -> scene. dump: every intermediate tensor goes there under METHOD.md 11's
