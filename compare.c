@@ -63,26 +63,31 @@ static int reference_features(const References *r, const Bank *bank, int image, 
  * OMM: verification by mask transfer [ours]
  * ============================================================================================== */
 
-/* Weighted mean of features [h*w][C] under the mask w [h*w] moved by (dx, dy) cells; 0 where it leaves the
- * grid. */
-static void pool_moved(float *pooled, const Bank *bank, const float *w, const float *features, int dx, int dy)
+/* The mask w [h*w] moved by (dx, dy) cells -> moved, and the weighted mean of features [h*w][C] under it ->
+ * pooled. Returns 0 when nothing of the mask stays on the grid, else 1. */
+static int pool_moved(float *pooled, float *moved, const Bank *bank, const float *w, const float *features,
+                      int dx, int dy)
 {
     size_t C = (size_t)bank->channels;
     double total = 0;
     memset(pooled, 0, C * sizeof *pooled);
+    memset(moved, 0, bank_cells(bank) * sizeof *moved);
     for (int y = 0; y < bank->grid_h; y++)
         for (int x = 0; x < bank->grid_w; x++) {
             float weight = w[y * bank->grid_w + x];
             int at_x = x + dx, at_y = y + dy;
             if (!(weight > 0) || at_x < 0 || at_y < 0 || at_x >= bank->grid_w || at_y >= bank->grid_h)
                 continue;
-            const float *f = features + ((size_t)at_y * (size_t)bank->grid_w + (size_t)at_x) * C;
+            size_t at = (size_t)at_y * (size_t)bank->grid_w + (size_t)at_x;
+            const float *f = features + at * C;
             for (size_t c = 0; c < C; c++)
                 pooled[c] += weight * f[c];
+            moved[at] = weight;
             total += weight;
         }
     for (size_t c = 0; c < C && total > 0; c++)
         pooled[c] /= (float)total;
+    return total > 0;
 }
 
 /* Objects of one image that found no match: look at the same place in the other image, and up to
@@ -95,18 +100,19 @@ static int verify(const Bank *bank, float *unmatched, const float *descriptors, 
 {
     size_t C = (size_t)bank->channels, n_cells = bank_cells(bank);
     int reach = bank->options.omm.verify_shift, status = 0;
-    float *pooled = aligned_array(2 * C, sizeof(float));
+    float *pooled = aligned_array(2 * C + n_cells, sizeof(float));
     if (!pooled)
-        return fail_memory(err, "verification", C * 8);
-    float *described = pooled + C;
+        return fail_memory(err, "verification", (2 * C + n_cells) * sizeof(float));
+    float *described = pooled + C, *moved = described + C;
     for (int i = 0; i < n && !status; i++) {
         const float *w = weights + (size_t)i * n_cells, *h = descriptors + (size_t)i * C;
         if (!(unmatched[i] > bank->options.omm.verify_above))
             continue;
         for (int dy = -reach; dy <= reach && !status && unmatched[i] > 0; dy++)
             for (int dx = -reach; dx <= reach && !status && unmatched[i] > 0; dx++) {
-                pool_moved(pooled, bank, w, other, dx, dy);
-                status = dcga_describe(&bank->dcga, described, pooled, other, w, 1, bank->grid_h,
+                if (!pool_moved(pooled, moved, bank, w, other, dx, dy))
+                    continue;
+                status = dcga_describe(&bank->dcga, described, pooled, other, moved, 1, bank->grid_h,
                                        bank->grid_w, 0, err);
                 if (!status && dot(h, described, bank->channels) >= bank->alpha)
                     unmatched[i] = 0;
@@ -528,17 +534,16 @@ static int leave_one_out(Loop *loop, int at, Error *err)
     if (bank_scene(&scene, b, image, err))
         return -1;
     int status = compare_scene(&c, b, &scene, image, loop->raw, NULL, err);
-    if (!status && loop->raw) {
-        status = object_scales(b, &c, &scene, image, err);
-    } else if (!status) {
-        b->loo_structural[at] = c.structural_score;
-        b->loo_logical[at] = c.logical_score;
-        status = explain_evidence(&b->loo_extra[at], &b->loo_missing[at], b, &c, scene.objects.n, err);
-        if (status)
-            comparison_free(&c);
-    }
-    if (!status)
+    if (!status) {
+        if (loop->raw) {
+            status = object_scales(b, &c, &scene, image, err);
+        } else {
+            b->loo_structural[at] = c.structural_score;
+            b->loo_logical[at] = c.logical_score;
+            status = explain_evidence(&b->loo_extra[at], &b->loo_missing[at], b, &c, scene.objects.n, err);
+        }
         comparison_free(&c);
+    }
     scene_free(&scene);
     return status;
 }

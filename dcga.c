@@ -597,7 +597,7 @@ static int channel_graph(const Dcga *dcga, float *h, float *x, const float *feat
                             n_cells, z, z + n_z);
         free(z);
     }
-    if (dcga->filter)
+    if (dcga->filter && !dcga->has_channel_gat) /* a learned graph stands in its place */
         linear(h, x, dcga->filter, NULL, n, C, C);
     else
         memcpy(h, x, (size_t)n * (size_t)C * sizeof(float));

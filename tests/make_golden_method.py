@@ -378,8 +378,8 @@ class Bank:
     """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
 
     def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0,
-                 reach=0, place_unmatched=False, fusion="sum", claims=False, count=False):
-        self.claims, self.count = claims, count
+                 reach=0, place_unmatched=False, fusion="sum", claims=False, count=False, channel_strength=0.1):
+        self.claims, self.count, self.channel_strength = claims, count, channel_strength
         self.reach, self.place_unmatched, self.fusion = reach, place_unmatched, fusion
         self.unmatched, self.shift = unmatched, shift
         self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
@@ -408,7 +408,7 @@ class Bank:
     def describe(self, pooled, features, weights, alone=False):
         x = (pooled - self.mean) / self.std
         if self.channel_graph == "softmax":
-            x = softmax_channels(x, features, weights, self.mean, self.std)
+            x = softmax_channels(x, features, weights, self.mean, self.std, self.channel_strength)
         h = unit(x @ self.filter.T if self.filter is not None else x)
         return object_graph(h, self.strength) if self.strength > 0 and not alone else h
 
@@ -768,7 +768,8 @@ def make_bank(out):
     query["features"][5:7, 6:8] = f32(query["features"][5:7, 6:8] + 1.5)  # and one is damaged
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
                 "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05},
-                "shifted": {"shift": 1}, "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"},
+                "shifted": {"shift": 1}, "shifted_softmax": {"shift": 2, "channel_graph": "softmax", "channel_strength": 3},
+                "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"},
                 "claims": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax", "claims": True}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
 

@@ -200,6 +200,9 @@ static void test_golden(void)
     check_variant("dustbin", &dustbin);
     set(&shifted, "verify-shift", "1");
     check_variant("shifted", &shifted);
+    set(&shifted, "verify-shift", "2"), set(&shifted, "channel-strength", "3");
+    shifted.dcga.channel_graph = CHANNEL_SOFTMAX;
+    check_variant("shifted_softmax", &shifted);
     set(&registered, "register-reach", "2"), set(&registered, "register-unmatched", "1");
     set(&registered, "fusion", "smoothmax");
     check_variant("registered", &registered);
@@ -243,6 +246,32 @@ static void test_count(void)
 
 /* ---- the same comparison again
  * ---------------------------------------------------------------------------*/
+
+/* Iterations that cannot be (the option's least is 1) leave U without bound: naming what is too many must come
+ * to an end with all of them named. */
+static void test_count_without_bound(void)
+{
+    Options o = defaults();
+    Bank bank;
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    int32_t labels[40 * 48] = {0};
+    SamladResult result = {.width = 48, .height = 40, .labels = labels};
+    REQUIRE(golden_open("method_count"));
+    set(&o, "count", "1");
+    REQUIRE(!build(&bank, 7, &o) && !query_new(&scene));
+    REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
+    for (int i = 0; i < scene.objects.n; i++)
+        c.counted[i] = 1e17f;
+    CHECK(!explain_objects(&result, &bank, &c, &scene.objects, &err));
+    for (int i = 0; i < result.n_objects; i++)
+        CHECK(result.objects[i].verdict == VERDICT_EXTRA);
+    free(result.memory), free(result.objects);
+    comparison_free(&c);
+    scene_free(&scene);
+    bank_free(&bank);
+}
 
 /* All numbers of a comparison, one after another, so that two can be compared bit for bit. */
 static size_t flatten(float *out, const Bank *bank)
@@ -421,7 +450,96 @@ static void test_one_image(void)
     size_t n = flatten(flat, &bank);
     const float results[3] = {flat[n - 3], flat[n - 2], flat[n - 1]};
     CHECK_GOLDEN(results, 1e-4, "one.results");
+    /* and nothing is called damaged: no spread is known that it could lie beyond */
+    Scene scene;
+    Comparison c;
+    Error err = {""};
+    int32_t labels[40 * 48] = {0};
+    SamladResult result = {.width = 48, .height = 40, .labels = labels};
+    REQUIRE(!query_new(&scene) && !compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
+    CHECK(!explain_objects(&result, &bank, &c, &scene.objects, &err));
+    float worst = 0;
+    for (int i = 0; i < result.n_objects; i++) {
+        worst = fmaxf(worst, result.objects[i].damage);
+        CHECK(result.objects[i].verdict != VERDICT_DAMAGED);
+    }
+    CHECK(worst > (float)options.flag_damage);
+    free(result.memory), free(result.objects);
+    comparison_free(&c);
+    scene_free(&scene);
     bank_free(&bank);
+}
+
+/* The text of a handle's option, as samlad_describe tells it. */
+typedef struct Asked {
+    const char *key;
+    char value[64];
+} Asked;
+
+static void hear(void *user, const char *key, const char *value)
+{
+    Asked *asked = user;
+    if (strcmp(key, asked->key) == 0)
+        snprintf(asked->value, sizeof asked->value, "%s", value);
+}
+
+static int option_is(const Samlad *s, const char *key, const char *value)
+{
+    Asked asked = {.key = key};
+    samlad_describe(s, hear, &asked);
+    if (strcmp(asked.value, value) != 0)
+        printf("  %s is '%s', expected '%s'\n", key, asked.value, value);
+    return strcmp(asked.value, value) == 0;
+}
+
+/* What the weights recommend holds until something is asked for, and again when that is taken back: the
+ * recommended grid belongs to the recommended size. */
+static void test_settings(void)
+{
+    Error err = {""};
+    Samlad *s = samlad_open(&(SamladWeights){.vit = "weights/vit_tiny.safetensors"}, &err);
+    REQUIRE(s);
+    CHECK(option_is(s, "option.size", "384") && option_is(s, "option.grid", "64"));
+    CHECK(!samlad_set(s, "k", "7", &err) && !samlad_set(s, "size", "224", &err));
+    CHECK(option_is(s, "option.size", "224") && option_is(s, "option.grid", "0"));
+    CHECK(!samlad_set(s, "grid", "50", &err) && option_is(s, "option.grid", "50"));
+    CHECK(!samlad_set(s, "size", "0", &err) && option_is(s, "option.size", "384"));
+    CHECK(option_is(s, "option.grid", "50"));
+    CHECK(!samlad_set(s, "grid", "0", &err) && option_is(s, "option.grid", "64"));
+    CHECK(samlad_set(s, "size", "-1", &err) == -1 && option_is(s, "option.size", "384"));
+    CHECK(option_is(s, "option.k", "7"));
+    samlad_close(s);
+}
+
+/* Whatever weights may recommend can stand in a bank: the limits of both are the same. */
+static void test_recommendations_can_be_saved(void)
+{
+    static const char *const recommended[][2] = {{"points_per_side", "1024"},
+                                                 {"pred_iou_thresh", "-1000"},
+                                                 {"stability_score_offset", "1000"},
+                                                 {"crop_n_layers", "6"},
+                                                 {"min_mask_region_area", "1073741824"},
+                                                 {"crop_n_points_downscale_factor", "1024"}};
+    for (size_t i = 0; i < sizeof recommended / sizeof *recommended; i++) {
+        Error err = {""};
+        Options o, again;
+        char key[64], text[64];
+        StWriter *w = st_writer_new();
+        snprintf(key, sizeof key, "objects.%s", recommended[i][0]);
+        REQUIRE(w && !st_writer_meta(w, key, recommended[i][1], &err) &&
+                !st_writer_save(w, temporary(), &err));
+        st_writer_free(w);
+        Safetensors *st = st_open(temporary(), &err);
+        REQUIRE(st);
+        options_default(&o), options_default(&again);
+        CHECK(!amg_recommended(&o.amg, AMG_FOR_OBJECTS, st, &err));
+        for (int k = 0; k < option_count; k++) {
+            option_text(&o, &option_table[k], text, sizeof text);
+            CHECK_MSG(!option_set(&again, &option_table[k], text, "bank", &err), "%s", err.message);
+        }
+        st_close(st);
+        unlink(temporary());
+    }
 }
 
 /* A bank of n images with counts[i] objects each, on a grid of h×w with C channels, everything from a
@@ -907,7 +1025,10 @@ int main(void)
     RUN(test_threads);
     RUN(test_thresholds);
     RUN(test_one_image);
+    RUN(test_count_without_bound);
     RUN(test_recommended_grid);
+    RUN(test_settings);
+    RUN(test_recommendations_can_be_saved);
     RUN(test_bilinear_grid);
     RUN(test_unusual);
     RUN(test_builder_refuses);
