@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/number.h"
 #include "tensor.h"
 
 /* ================================================================================================
@@ -370,7 +371,7 @@ static int add_metadata(StWriter *w, const Bank *bank, Error *err)
                    {"calibration.logical.q95", bank->logical.q95},
                    {"calibration.logical.delta", bank->logical.delta}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        snprintf(value, sizeof value, "%.9g", (double)numbers[i].value);
+        number_write(value, sizeof value, 9, (double)numbers[i].value);
         if (st_writer_meta(w, numbers[i].name, value, err))
             return -1;
     }

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/number.h"
+
 #define AT(field) offsetof(Options, field)
 
 /* clang-format off */
@@ -152,7 +154,7 @@ static int set_number(Options *o, const OptionSpec *spec, const char *value, con
 {
     char *end;
     errno = 0;
-    double v = strtod(value, &end);
+    double v = number_read(value, &end);
     double least = spec->min, most = spec->max;
     if (spec->kind ==
         OPTION_FLOAT) /* 1e-6 as a float, written into a bank, reads back as a little less than the double */
@@ -200,11 +202,11 @@ void option_text(const Options *o, const OptionSpec *spec, char *text, size_t si
     else if (spec->kind == OPTION_INT || spec->kind == OPTION_FLAG)
         snprintf(text, size, "%d", *(const int *)at);
     else if (spec->kind == OPTION_FLOAT)
-        snprintf(text, size, "%.9g", (double)*(const float *)at);
+        number_write(text, size, 9, (double)*(const float *)at);
     else if (isnan(*(const double *)at))
         snprintf(text, size, "auto");
     else
-        snprintf(text, size, "%.17g", *(const double *)at);
+        number_write(text, size, 17, *(const double *)at);
 }
 
 void options_help(FILE *out, const Options *o, int of_features)

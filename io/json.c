@@ -5,7 +5,6 @@
  * of closed containers side by side. So a hostile text costs at most a constant times its own length. */
 #include "json.h"
 
-#include <locale.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +12,7 @@
 #include <string.h>
 
 #include "file.h"
+#include "number.h"
 
 #define JSON_MAX_DEPTH  64
 #define JSON_MAX_FILE   ((size_t)1 << 30)
@@ -228,20 +228,6 @@ static int parse_string(Parser *p, const char **string)
 
 /* ---- numbers ---------------------------------------------------------------------------------------*/
 
-/* strtod and printf obey the program's locale, JSON does not: swap the decimal point where they differ. */
-static void swap_point(char *text, char from, char to)
-{
-    char *found = from != to ? strchr(text, from) : NULL;
-    if (found)
-        *found = to;
-}
-
-static char locale_point(void)
-{
-    const struct lconv *conventions = localeconv();
-    return conventions && conventions->decimal_point[0] ? conventions->decimal_point[0] : '.';
-}
-
 static size_t count_digits(const Parser *p, size_t at)
 {
     size_t n = 0;
@@ -250,7 +236,7 @@ static size_t count_digits(const Parser *p, size_t at)
     return n;
 }
 
-/* The grammar by hand (strtod would take "0x10", "+1", "inf"), the value by strtod, which rounds correctly.
+/* The grammar by hand (strtod would take "0x10", "+1", "inf"), the value by number_read, which rounds correctly.
  */
 static int parse_number(Parser *p, Json *value)
 {
@@ -280,9 +266,8 @@ static int parse_number(Parser *p, Json *value)
         return syntax(p, start, "a number is longer than 400 characters");
     memcpy(token, p->text + start, at - start);
     token[at - start] = 0;
-    swap_point(token, '.', locale_point());
     value->type = JSON_NUMBER;
-    value->number = strtod(token, NULL);
+    value->number = number_read(token, NULL);
     if (!isfinite(value->number))
         return syntax(p, start, "a number is too large for a double");
     p->at = at;
@@ -564,11 +549,10 @@ void json_number(JsonWriter *w, double value)
      * shortest. */
     char text[40];
     for (int digits = 15; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, value);
-        if (strtod(text, NULL) == value)
+        number_write(text, sizeof text, digits, value);
+        if (number_read(text, NULL) == value)
             break;
     }
-    swap_point(text, locale_point(), '.');
     separate(w);
     put(w, text, strlen(text));
 }
@@ -581,11 +565,10 @@ void json_float(JsonWriter *w, float value)
     }
     char text[40];
     for (int digits = 6; digits <= 9; digits++) { /* as above, for float */
-        snprintf(text, sizeof text, "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value)
+        number_write(text, sizeof text, digits, (double)value);
+        if ((float)number_read(text, NULL) == value)
             break;
     }
-    swap_point(text, locale_point(), '.');
     separate(w);
     put(w, text, strlen(text));
 }

@@ -16,6 +16,7 @@
 
 #include "file.h"
 #include "json.h"
+#include "number.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors data are little-endian and are used in place: this machine needs a byte-swapping reader"
@@ -412,7 +413,7 @@ const char *st_meta(const Safetensors *st, const char *key)
 static int leading_number(const char *text, double *value, const char **end)
 {
     char *stop;
-    *value = strtod(text, &stop);
+    *value = number_read(text, &stop);
     if (stop == text || !isfinite(*value))
         return -1;
     while (*stop == ' ')

@@ -1,11 +1,14 @@
 /* test_json.c - the JSON reader and writer, and io/file.c's files and folders. */
 #include "test.h"
 
+#include <locale.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/file.h"
 #include "io/json.h"
+#include "io/number.h"
+#include "options.h"
 
 #define TMP "test_json.tmp"
 
@@ -322,6 +325,47 @@ static void test_save(void)
     CHECK(!json_read(TMP, &err) && strstr(err.message, TMP));
 }
 
+/* A program whose locale has a decimal comma writes and reads the same files. */
+static void test_decimal_comma(void)
+{
+    static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8",
+                                        "nl_NL.UTF-8"};
+    const char *found = NULL;
+    char text[64], *end;
+    for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++)
+        found = setlocale(LC_NUMERIC, names[i]);
+    if (!found)
+        SKIP("no locale with a decimal comma is installed (localedef -i de_DE -f UTF-8 de_DE.UTF-8 makes "
+             "one)");
+    CHECK(strtod("0.75", NULL) == 0); /* so it is one */
+    CHECK(number_read("0.75rest", &end) == 0.75 && strcmp(end, "rest") == 0);
+    CHECK(number_read("-1.5e3,7", &end) == -1500 && strcmp(end, ",7") == 0);
+    CHECK(number_read("0,75", &end) == 0 && strcmp(end, ",75") == 0);
+    CHECK(number_read("x", &end) == 0 && strcmp(end, "x") == 0);
+    number_write(text, sizeof text, 17, 0.1);
+    CHECK_MSG(strcmp(text, "0.10000000000000001") == 0, "0.1 is written as %s", text);
+
+    Options o, again;
+    Error err = {""};
+    options_default(&o), options_default(&again);
+    o.omm.tau = 0.0123456789f, o.amg.crop_overlap_ratio = 1 / 3.0;
+    for (int i = 0; i < option_count; i++) {
+        option_text(&o, &option_table[i], text, sizeof text);
+        CHECK_MSG(!strchr(text, ',') && !option_set(&again, &option_table[i], text, "file", &err), "%s",
+                  err.message);
+    }
+    CHECK(again.omm.tau == o.omm.tau && again.amg.crop_overlap_ratio == o.amg.crop_overlap_ratio);
+
+    JsonWriter w;
+    json_begin(&w);
+    json_number(&w, 0.5);
+    const Json *half = json_parse(w.text, w.length, "text", &err);
+    CHECK(strcmp(w.text, "0.5") == 0 && half && half->number == 0.5);
+    json_free(half);
+    json_end(&w);
+    setlocale(LC_NUMERIC, "C");
+}
+
 int main(void)
 {
     RUN(test_tree);
@@ -336,5 +380,6 @@ int main(void)
     RUN(test_drop);
     RUN(test_folders);
     RUN(test_save);
+    RUN(test_decimal_comma);
     return test_summary();
 }
