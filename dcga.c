@@ -58,10 +58,11 @@ int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, in
 {
     size_t n_pixels = (size_t)height * (size_t)width;
     *n_kept = 0;
-    for (size_t p = 0; p < n_pixels; p++)
-        labels[p] = -1;
-    if (n_masks <= 0)
+    if (n_masks <= 0) {
+        for (size_t p = 0; p < n_pixels; p++)
+            labels[p] = -1;
         return 0;
+    }
     MaskArea *order = aligned_array((size_t)n_masks, sizeof *order);
     int64_t *owned = aligned_array((size_t)n_masks, sizeof *owned);
     int *rank = aligned_array((size_t)n_masks, sizeof *rank);
@@ -194,16 +195,13 @@ int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, i
     o->descriptors = aligned_array(count * (size_t)channels, sizeof(float));
     o->centroids = aligned_array(count * 2, sizeof(float));
     o->areas = aligned_array(count, sizeof(float));
-    o->mask_index = aligned_array(count, sizeof(int));
-    if (!o->weights || !o->pooled || !o->descriptors || !o->centroids || !o->areas || !o->mask_index) {
+    if (!o->weights || !o->pooled || !o->descriptors || !o->centroids || !o->areas) {
         objects_free(o);
         return fail_memory(err, "the objects of an image",
                            (unsigned long long)(count * (n_cells + 2 * (size_t)channels) * 4));
     }
     memcpy(o->weights, weights, (size_t)n * n_cells * sizeof(float));
     memset(o->descriptors, 0, count * (size_t)channels * sizeof(float));
-    for (int i = 0; i < n; i++)
-        o->mask_index[i] = -1;
     if (n > 0)
         objects_pool(o->pooled, o->weights, features, n, (int)n_cells, channels);
     locate(o);
@@ -212,8 +210,7 @@ int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, i
 
 void objects_free(Objects *o)
 {
-    free(o->weights), free(o->pooled), free(o->descriptors), free(o->centroids), free(o->areas),
-        free(o->mask_index);
+    free(o->weights), free(o->pooled), free(o->descriptors), free(o->centroids), free(o->areas);
     *o = (Objects){0};
 }
 

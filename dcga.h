@@ -21,7 +21,6 @@ typedef struct Objects {
     float *centroids;   /* [n][2] x, y in 0..1 */
     float *areas;       /* [n] part of the image, 0..1 */
     float *descriptors; /* [n][channels] unit vectors h_i, filled by dcga_describe */
-    int *mask_index;    /* [n] which of the given masks, -1 for the background */
 } Objects;
 
 /* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, and 0.9f is less than 90 %. */

@@ -11,6 +11,7 @@
 
 #include "compare.h"
 #include "explain.h"
+#include "io/file.h"
 #include "io/image.h"
 #include "tensor.h"
 
@@ -221,6 +222,23 @@ static int adopt_bank(Samlad *s, BankBuilder *builder, SamladProgress progress, 
     return finish_bank(s, progress, user, err);
 }
 
+/* Weights and settings of features as one checksum: what made a scene. */
+static void scene_maker(const Samlad *s, char hex[65])
+{
+    const WeightsId *ids[] = {&s->vit, &s->sam, &s->featup};
+    char text[4096], value[64];
+    size_t n = 0;
+    for (int i = 0; i < 3; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s\n", ids[i]->sha256);
+    for (int i = 0; i < option_count; i++) {
+        if (!option_table[i].of_features || n >= sizeof text)
+            continue;
+        option_text(&s->options, &option_table[i], value, sizeof value);
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s=%s\n", option_table[i].name, value);
+    }
+    sha256(text, n < sizeof text ? n : sizeof text, hex);
+}
+
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err)
 {
@@ -228,9 +246,11 @@ int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *co
     bank_free(&s->bank);
     s->has_bank = 0;
     int status = builder ? 0 : -1;
+    char maker[65];
+    scene_maker(s, maker);
     for (int i = 0; i < n && !status; i++) {
         Normal normal = {.status = 0};
-        status = scene_load(&normal.scene, scenes[i], err);
+        status = scene_load(&normal.scene, maker, scenes[i], err);
         if (!status)
             status = add_batch(builder, &normal, names + i, 1, err);
     }
@@ -436,7 +456,9 @@ int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error
     *result = (SamladResult){0};
     if (!s->has_bank)
         return fail(err, "no bank: build or load one before detecting");
-    if (scene_load(&scene, path, err))
+    char maker[65];
+    scene_maker(s, maker);
+    if (scene_load(&scene, maker, path, err))
         return -1;
     int status = detect_in(result, s, &scene, NULL, err);
     scene_free(&scene);
@@ -448,7 +470,9 @@ int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, cons
     Scene scene;
     if (scene_analyse(&scene, &s->models, &s->options, rgb, height, width, NULL, err))
         return -1;
-    int status = scene_save(&scene, path, err);
+    char maker[65];
+    scene_maker(s, maker);
+    int status = scene_save(&scene, maker, path, err);
     scene_free(&scene);
     return status;
 }

@@ -57,7 +57,8 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err);
 /* Take the images of another bank and calibrate them anew with the options that are set now (those that do
  * not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
-/* The same bank from scenes that samlad_scene_save kept; names [n] of the images. */
+/* The same bank from scenes that samlad_scene_save kept with these weights and settings; names [n] of the
+ * images. */
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);

@@ -1,8 +1,8 @@
 /* scene.c - features and objects of one image. See scene.h.
  *
- *   rgb [H][W][3] -> pixels [3][S_h][S_w] -> ViT -> patches [h'][w'][C] -> FeatUp -> [h'·8][w'·8][C] -> mean
- * -> [h][w][C]
- *                 -> SAM automatic masks [n][H][W] -> objects on the grid [n][h][w] */
+ *   rgb [H][W][3] -> pixels [3][S_h][S_w] -> ViT -> patches [h'][w'][C]
+ *                 -> FeatUp -> [h'·8][w'·8][C] -> mean -> [h][w][C]
+ *   rgb           -> SAM's automatic masks [n][H][W] -> objects on the grid [n][h][w] */
 #include "scene.h"
 
 #include <math.h>
@@ -405,8 +405,6 @@ static int masks_to_objects(Scene *scene, const AmgMasks *masks, const Options *
     if (!status)
         status = objects_new(&scene->objects, n_kept + background, background, scene->grid_h, scene->grid_w,
                              scene->channels, weights, scene->features, err);
-    for (int i = 0; !status && i < n_kept; i++)
-        scene->objects.mask_index[i] = kept[i];
     free(rles), free(kept), free(weights);
     return status;
 }

@@ -1,7 +1,10 @@
 /* scene_file.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
  *
- *   features [h][w][C] F32    mean_patch [C], cls [D]    objects.weights [n][h][w] F32, objects.pooled
- * [n][C], objects.centroids [n][2], objects.areas [n], objects.mask_index [n] I32    labels [H][W] I16 */
+ *   features [h][w][C]    mean_patch [C]    cls [D]                        F32
+ *   objects.weights [n][h][w]    objects.pooled [n][C]
+ *   objects.centroids [n][2]     objects.areas [n]                         F32
+ *   labels [H][W]                                                          I16
+ *   metadata: samlad.kind "scene"    background    made_by, what weights and settings made it */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +12,7 @@
 #include "scene.h"
 #include "tensor.h"
 
-int scene_save(const Scene *s, const char *path, Error *err)
+int scene_save(const Scene *s, const char *made_by, const char *path, Error *err)
 {
     const Objects *o = &s->objects;
     size_t n_pixels = (size_t)s->height * (size_t)s->width;
@@ -26,6 +29,7 @@ int scene_save(const Scene *s, const char *path, Error *err)
         labels[p] = (int16_t)s->labels[p];
     int status =
         st_writer_meta(writer, "samlad.kind", "scene", err) ||
+        st_writer_meta(writer, "made_by", made_by, err) ||
         st_writer_meta(writer, "background", o->has_background ? "1" : "0", err) ||
         st_writer_add(writer, "features", ST_F32, 3, (int64_t[]){h, w, C}, s->features, err) ||
         st_writer_add(writer, "mean_patch", ST_F32, 1, &C, s->mean_patch, err) ||
@@ -34,7 +38,6 @@ int scene_save(const Scene *s, const char *path, Error *err)
         st_writer_add(writer, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, o->pooled, err) ||
         st_writer_add(writer, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, o->centroids, err) ||
         st_writer_add(writer, "objects.areas", ST_F32, 1, &n, o->areas, err) ||
-        st_writer_add(writer, "objects.mask_index", ST_I32, 1, &n, o->mask_index, err) ||
         st_writer_add(writer, "labels", ST_I16, 2, (int64_t[]){s->height, s->width}, labels, err) ||
         st_writer_save(writer, path, err);
     st_writer_free(writer);
@@ -63,7 +66,7 @@ static void *take(const Safetensors *file, const char *name, StDtype dtype, int 
 }
 
 /* Grid, channels, objects and image size, within what the method can hold. */
-static int take_sizes(Scene *s, const Safetensors *file, Error *err)
+static int take_sizes(Scene *s, const Safetensors *file, const char *made_by, Error *err)
 {
     const char *kind = st_meta(file, "samlad.kind");
     const StTensor *features = st_find(file, "features"), *cls = st_find(file, "cls"),
@@ -71,6 +74,10 @@ static int take_sizes(Scene *s, const Safetensors *file, Error *err)
     if (!kind || strcmp(kind, "scene") != 0 || !features || features->n_dims != 3 || !cls ||
         cls->n_dims != 1 || !areas || areas->n_dims != 1 || !labels || labels->n_dims != 2)
         return fail(err, "%s: not a scene of samlad", st_path(file));
+    const char *maker = st_meta(file, "made_by");
+    if (!maker || strcmp(maker, made_by) != 0)
+        return fail(err, "%s: the scene was made with other weights or other settings of features",
+                    st_path(file));
     const int64_t *f = features->shape, *l = labels->shape;
     if (f[0] < 1 || f[1] < 1 || f[2] < 1 || f[0] > 1024 || f[1] > 1024 || f[2] > 65536 || l[0] < 1 ||
         l[1] < 1 || l[0] > 1 << 28 || l[1] > 1 << 28 || cls->shape[0] > 65536 ||
@@ -82,17 +89,11 @@ static int take_sizes(Scene *s, const Safetensors *file, Error *err)
     int background;
     if (st_meta_int(file, "background", 0, 1, &background, err))
         return -1;
-    s->objects = (Objects){(int)areas->shape[0],
-                           background,
-                           s->grid_h,
-                           s->grid_w,
-                           s->channels,
-                           NULL,
-                           NULL,
-                           NULL,
-                           NULL,
-                           NULL,
-                           NULL};
+    s->objects = (Objects){.n = (int)areas->shape[0],
+                           .has_background = background,
+                           .grid_h = s->grid_h,
+                           .grid_w = s->grid_w,
+                           .channels = s->channels};
     return background > s->objects.n ? fail(err, "%s: a background but no object", st_path(file)) : 0;
 }
 
@@ -112,24 +113,23 @@ static int take_labels(Scene *s, const Safetensors *file, Error *err)
     return status;
 }
 
-int scene_load(Scene *s, const char *path, Error *err)
+int scene_load(Scene *s, const char *made_by, const char *path, Error *err)
 {
     *s = (Scene){0};
     Safetensors *file = st_open(path, err);
     if (!file)
         return -1;
     Objects *o = &s->objects;
-    int status = take_sizes(s, file, err);
+    int status = take_sizes(s, file, made_by, err);
     int64_t h = s->grid_h, w = s->grid_w, C = s->channels, D = s->cls_dim, n = o->n;
-    if (!status && (!(s->features = take(file, "features", ST_F32, 3, (int64_t[]){h, w, C}, err)) ||
-                    !(s->mean_patch = take(file, "mean_patch", ST_F32, 1, &C, err)) ||
-                    !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) ||
-                    !(o->weights = take(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
-                    !(o->pooled = take(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
-                    !(o->centroids = take(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
-                    !(o->areas = take(file, "objects.areas", ST_F32, 1, &n, err)) ||
-                    !(o->mask_index = take(file, "objects.mask_index", ST_I32, 1, &n, err)) ||
-                    take_labels(s, file, err)))
+    if (!status &&
+        (!(s->features = take(file, "features", ST_F32, 3, (int64_t[]){h, w, C}, err)) ||
+         !(s->mean_patch = take(file, "mean_patch", ST_F32, 1, &C, err)) ||
+         !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) ||
+         !(o->weights = take(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
+         !(o->pooled = take(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
+         !(o->centroids = take(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
+         !(o->areas = take(file, "objects.areas", ST_F32, 1, &n, err)) || take_labels(s, file, err)))
         status = -1;
     if (!status) {
         o->descriptors = aligned_array((size_t)(n * C) + 1, sizeof(float));

@@ -166,8 +166,8 @@ static void test_scene_file(void)
     Scene s, back;
     Error err = {""};
     REQUIRE(!make_scene(&s, &err));
-    CHECK_MSG(!scene_save(&s, path_in("s.scene"), &err), "%s", err.message);
-    int status = scene_load(&back, path_in("s.scene"), &err);
+    CHECK_MSG(!scene_save(&s, "these weights", path_in("s.scene"), &err), "%s", err.message);
+    int status = scene_load(&back, "these weights", path_in("s.scene"), &err);
     CHECK_MSG(!status, "%s", err.message);
     REQUIRE(!status);
     const Objects *a = &s.objects, *b = &back.objects;
@@ -182,17 +182,19 @@ static void test_scene_file(void)
           memcmp(a->centroids, b->centroids, sizeof(float) * N * 2) == 0 &&
           memcmp(a->areas, b->areas, sizeof(float) * N) == 0);
     scene_free(&back);
+    CHECK(scene_load(&back, "other weights", path_in("s.scene"), &err) == -1 &&
+          strstr(err.message, "other weights"));
     s.labels[4] = N; /* an object that is not there */
-    CHECK(!scene_save(&s, path_in("s.scene"), &err));
-    CHECK(scene_load(&back, path_in("s.scene"), &err) == -1 && strstr(err.message, "label"));
+    CHECK(!scene_save(&s, "these weights", path_in("s.scene"), &err));
+    CHECK(scene_load(&back, "these weights", path_in("s.scene"), &err) == -1 && strstr(err.message, "label"));
     s.labels[4] = 0;
     size_t n;
-    CHECK(!scene_save(&s, path_in("s.scene"), &err));
+    CHECK(!scene_save(&s, "these weights", path_in("s.scene"), &err));
     uint8_t *bytes = file_read(path_in("s.scene"), 1 << 20, &n, &err);
     REQUIRE(bytes != NULL);
     for (size_t cut = 0; cut < n; cut += 101) {
         CHECK(!file_write(path_in("c.scene"), bytes, cut, &err));
-        CHECK(scene_load(&back, path_in("c.scene"), &err) == -1);
+        CHECK(scene_load(&back, "these weights", path_in("c.scene"), &err) == -1);
     }
     free(bytes);
     scene_free(&s);
