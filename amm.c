@@ -1,4 +1,4 @@
-/* amm.c - Mahalanobis maps, scores, fusion. See amm.h; METHOD.md section 7. */
+/* amm.c - Mahalanobis maps and their scores. See amm.h; METHOD.md section 7. (compare.c fuses them.) */
 #include "amm.h"
 
 #include <math.h>
@@ -41,11 +41,6 @@ static void solve_spd(double *a, double *b, double *least, int m)
 /* Rows whose products are summed at once: GROUP x GROUP sums, GROUP rows of the one side and an element of
  * the other fill the registers of a machine that has 16 of them. */
 enum { GROUP = 3 };
-
-static int round_up(int n, int step)
-{
-    return (n + step - 1) / step * step;
-}
 
 void amm_work(AmmWork *work, Arena *arena, int k, int channels)
 {
@@ -230,8 +225,8 @@ static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, i
 }
 
 /* The map is made in squares of SQUARE x SQUARE cells, row by row: two rows of the square in each of several
- * references (2 x 5 x 32 cells of 384 channels: 0.25 MB) stay in the second cache, and the next row of cells
- * finds one of them there. */
+ * references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a cache, and the next
+ * row of cells finds one of them there. */
 enum { SQUARE = 32 };
 
 static int squares(int cells)
@@ -275,7 +270,7 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
                    const AmmOptions *options, Error *err)
 {
     const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
-    const int n_threads = tensor_max_threads();
+    const int n_threads = tensor_team_size();
     const size_t n_places = (size_t)q->n * (size_t)k;
     const MapJob job = {
         map, q, masks(q), references, k, options, aligned_array(n_places + 1, sizeof(Placement))};

@@ -43,8 +43,9 @@ typedef struct AmmQuery {
                      * fills and both maps then use instead; NULL: none are made */
 } AmmQuery;
 
-/* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), M_i the Mahalanobis distance of object i to what it matched (0
- * where it matched nothing), blurred. 0 / -1 (memory). */
+/* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), blurred; w_i the claimed weights where claims are made, M_i the
+ * Mahalanobis distance of object i to what it matched. Where it matched nothing that is 0, or, with
+ * register_unmatched, the distance to what lies at its place. 0 / -1 (memory). */
 int amm_structural(float *map, const AmmQuery *query, const AmmReference *references, int k,
                    const AmmOptions *options, Error *err);
 /* Divide by each object's mean leave-one-out quantile over the references it matched; if it matched none,

@@ -8,6 +8,8 @@
 #include "io/number.h"
 #include "tensor.h"
 
+#define BANK_VERSION "1" /* of the file's layout */
+
 /* ================================================================================================
  * Building
  * ============================================================================================== */
@@ -218,12 +220,10 @@ size_t bank_cells(const Bank *bank)
     return (size_t)bank->grid_h * (size_t)bank->grid_w;
 }
 
-void bank_features(const Bank *bank, int image, const float *divide, float *features)
+void bank_features(const Bank *bank, int image, float *features)
 {
     size_t C = (size_t)bank->channels, n = bank_cells(bank) * C;
     f16_to_f32_row(features, bank->features + (size_t)image * n, n);
-    for (size_t i = 0; divide && i < n; i++)
-        features[i] /= divide[i % C];
 }
 
 void bank_weights(const Bank *bank, int image, float *weights)
@@ -342,7 +342,8 @@ static int add_metadata(StWriter *w, const Bank *bank, Error *err)
     char key[96], value[64];
     const WeightsId *ids[] = {&bank->vit, &bank->sam, &bank->featup, &bank->dcga_weights};
     const char *roles[] = {"vit", "sam", "featup", "dcga"};
-    if (st_writer_meta(w, "samlad.kind", "bank", err) || st_writer_meta(w, "samlad.bank_version", "1", err))
+    if (st_writer_meta(w, "samlad.kind", "bank", err) ||
+        st_writer_meta(w, "samlad.bank_version", BANK_VERSION, err))
         return -1;
     for (int i = 0; i < 4; i++) {
         if (!ids[i]->name[0])
@@ -643,12 +644,14 @@ int bank_load(Bank *bank, const char *path, Error *err)
     bank->file = st_open(path, err);
     if (!bank->file)
         return -1;
-    const char *kind = st_meta(bank->file, "samlad.kind");
-    int status = kind && strcmp(kind, "bank") == 0
-                     ? 0
-                     : fail(err, "%s: not a samlad bank (metadata samlad.kind is not \"bank\")", path);
-    if (!status)
-        status = load_images(bank, err);
+    const char *kind = st_meta(bank->file, "samlad.kind"),
+               *version = st_meta(bank->file, "samlad.bank_version");
+    int status = !kind || strcmp(kind, "bank") != 0
+                     ? fail(err, "%s: not a samlad bank (metadata samlad.kind is not \"bank\")", path)
+                 : !version || strcmp(version, BANK_VERSION) != 0
+                     ? fail(err, "%s: a bank of version %.20s, this program knows version %s", path,
+                            version ? version : "(none)", BANK_VERSION)
+                     : load_images(bank, err);
     if (!status)
         status = load_settings(bank, err);
     if (!status)

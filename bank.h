@@ -7,16 +7,17 @@
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
  *   channel_std [C], objects.scale [O], loo.index I32, loo.structural, loo.logical, loo.score [n]
- *   loo.extra, loo.missing [n]     the strongest evidence of each normal image that something is extra,
- * missing and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights'
- * checksums. */
+ *   loo.extra, loo.missing [n]     the strongest evidence of each normal image that something is extra, missing
+ *
+ * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights' checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
 #include "dcga.h"
 #include "options.h"
 
-/* Neither a bank's image nor a file may have more objects: a matching of two such images takes 400 MB. */
+/* Neither a bank's image nor a file may have more objects: the scores of two such images, and their assignment,
+ * take 400 MB each. */
 enum { BANK_MAX_OBJECTS = 10000, BANK_MAX_ALL_OBJECTS = 1 << 30 };
 
 /* Which weights made a bank: detect refuses others. */
@@ -35,7 +36,7 @@ typedef struct Bank {
     const int *first;       /* [N+1] */
     const uint8_t *weights; /* [O][h*w] */
     const float *pooled, *centroids, *areas;
-    /* calibration (samlad.c fills it) */
+    /* calibration (calibrate in compare.c fills it) */
     Dcga dcga;
     const float *descriptors; /* [O][C] */
     float *owned_descriptors; /* the same, or NULL: they are in the file */
@@ -83,9 +84,8 @@ void bank_free(Bank *bank);
 int bank_objects(const Bank *bank, int image);  /* how many */
 OmmSide bank_side(const Bank *bank, int image); /* they, as one side of a matching */
 size_t bank_cells(const Bank *bank);
-/* features of an image as float32 [h*w][C], divided channel by channel by `divide` unless that is NULL. */
-void bank_features(const Bank *bank, int image, const float *divide, float *features);
-void bank_weights(const Bank *bank, int image, float *weights); /* [n][h*w] in 0..1 */
+void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
+void bank_weights(const Bank *bank, int image, float *weights);   /* [n][h*w] in 0..1 */
 
 /* The k nearest images: best first, ties by index; `exclude` (or -1) is left out; returns how many (k larger
  * than the bank: all). mean [C] and cls [D] are unit vectors, features [h*w][C]; found [k]. */

@@ -51,7 +51,7 @@ static int reference_features(const References *r, const Bank *bank, int image, 
 {
     const size_t one = bank_cells(bank) * (size_t)bank->channels;
     int finite = 1;
-    bank_features(bank, image, NULL, r->features);
+    bank_features(bank, image, r->features);
     for (size_t p = 0; p < one; p++)
         finite &= isfinite(r->features[p]) != 0;
     return finite ? 0
@@ -363,7 +363,7 @@ int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
                      : fail_memory(err, "an image of the bank", n_cells * C * 4);
     if (!status) {
         bank_weights(bank, image, weights);
-        bank_features(bank, image, NULL, scene->features);
+        bank_features(bank, image, scene->features);
         memcpy(scene->mean_patch, bank->mean_patch + (size_t)image * C, C * sizeof(float));
         memcpy(scene->cls, bank->cls + (size_t)image * D, D * sizeof(float));
         status = objects_new(&scene->objects, n, 0, bank->grid_h, bank->grid_w, bank->channels, weights,

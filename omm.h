@@ -43,7 +43,7 @@ typedef struct Matching {
 /* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
 void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight);
 
-/* log P for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment
+/* The assignment for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment
  * [n+1][m+1] gets P (not its logarithm); scratch: (n+1) + (m+1) doubles, for the potentials: where objects
  * fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
 void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters,

@@ -20,7 +20,7 @@ typedef struct Options {
     /* features: changing one of these needs the bank's images again */
     int size;          /* S; 0: the model's */
     int resize;        /* Resize */
-    int layer;         /* 0: the model's recommendation, else the last */
+    int layer;         /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters */
     int featup_stages; /* 0: bilinear */
     int grid;          /* cells of the longer side; 0: S/4 (models_complete has put in a recommended one) */
     int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
@@ -32,7 +32,7 @@ typedef struct Options {
     int retrieval; /* Retrieval */
     DcgaOptions dcga;
     OmmOptions omm;
-    double alpha;          /* dustbin; NAN: calibrated */
+    double alpha;          /* score of the weakest normal match, which the dustbin follows; NAN: calibrated */
     double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours] */
     AmmOptions amm;
     double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours] */

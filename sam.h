@@ -10,10 +10,12 @@
 #include "tensor.h"
 #include "vit.h" /* TensorTap */
 
+#define SAM_MAX_DEPTH 64 /* blocks of the image encoder */
+
 typedef struct SamConfig {
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
     double mlp_ratio;
-    int n_global, global_attn_indexes[64];
+    int n_global, global_attn_indexes[SAM_MAX_DEPTH];
     int out_chans; /* channels of the embedding = of the prompts = transformer_dim */
     int mask_in_chans;
     int decoder_depth, decoder_mlp_dim, decoder_heads, attention_downsample_rate;

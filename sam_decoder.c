@@ -157,8 +157,8 @@ static void layout_plain(SamScratch *s, const Sam *sam)
     size_t scratch2 = conv2d_scratch(2 * grid, 2 * grid, m / 4, m, 2, 2, 0);
     s->mask_scratch = arena_floats(a, scratch > scratch2 ? scratch : scratch2);
     s->up2 = arena_floats(a, 2 * n_dim);
-    size_t up1 = conv_transpose2d_scratch(grid, grid, dim, dim / 4, 2);
-    size_t up2 = conv_transpose2d_scratch(2 * grid, 2 * grid, dim / 4, dim / 8, 2);
+    size_t up1 = conv_transpose2d_scratch(grid, grid, dim / 4, 2);
+    size_t up2 = conv_transpose2d_scratch(2 * grid, 2 * grid, dim / 8, 2);
     s->up_scratch = arena_floats(a, up1 > up2 ? up1 : up2);
 }
 

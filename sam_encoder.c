@@ -111,18 +111,11 @@ uint8_t *sam_state_resized(SamState *state)
     return state->resized;
 }
 
-/* x[token] = patch_embed.proj(patch). The convolution's stride is its kernel, so each patch, as a row of
- * [3][patch][patch] like the weight's, makes it a Linear. */
+/* x[token] = patch_embed.proj(patch). */
 static void embed_patches(const Sam *sam, SamState *s, const float *pixels)
 {
-    const int size = sam->config.image_size, patch = sam->config.patch_size, grid = sam->grid;
-    float *row = s->patches;
-    for (int gy = 0; gy < grid; gy++)
-        for (int gx = 0; gx < grid; gx++)
-            for (int c = 0; c < 3; c++)
-                for (int y = 0; y < patch; y++, row += patch)
-                    memcpy(row, pixels + ((size_t)c * size + gy * patch + y) * size + (size_t)gx * patch,
-                           (size_t)patch * sizeof(float));
+    const int size = sam->config.image_size, patch = sam->config.patch_size;
+    gather_patches(s->patches, pixels, size, size, patch);
     linear(s->x, s->patches, sam->patch_embed.weight, sam->patch_embed.bias, sam->n_positions,
            sam->config.embed_dim, 3 * patch * patch);
 }

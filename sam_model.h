@@ -5,7 +5,6 @@
 
 #include "sam.h"
 
-#define SAM_MAX_DEPTH         64 /* blocks of the image encoder */
 #define SAM_MAX_DECODER_DEPTH 16
 #define SAM_MAX_MASK_TOKENS   16 /* num_multimask_outputs + 1 */
 #define SAM_MAX_MLP           8  /* layers of the IoU head */

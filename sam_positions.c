@@ -23,8 +23,7 @@
  * where it cost its part of a product with all of x, x is never written down, and a prompt is left with 5
  * times less arithmetic.
  *
- * LayerNorm needs ‖P·y‖². With E = P·[B; C] (b in the row that z
- * multiplies with 1) and ζ = [z; a]:
+ * LayerNorm needs ‖P·y‖². With E = P·[B; C] (b in the row that z multiplies with 1) and ζ = [z; a]:
  *
  *     ‖P·y‖² = reach²·‖P·u‖² + 2·reach·ζ·(E·P·u) + ζᵀ·(E·Eᵀ)·ζ
  *
@@ -65,11 +64,6 @@ struct SamPlanes {
     Level levels[MAX_LEVELS + 1];
     float *up; /* [C] first transposed convolution of the last level */
 };
-
-static int round_up(int n, int step)
-{
-    return (n + step - 1) / step * step;
-}
 
 static int tiles_of(const Sam *sam)
 {

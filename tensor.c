@@ -673,9 +673,18 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
     }
 }
 
-size_t conv_transpose2d_scratch(int h, int w, int c_in, int c_out, int stride)
+void gather_patches(float *patches, const float *pixels, int h, int w, int patch)
 {
-    (void)c_in;
+    const size_t row_bytes = (size_t)patch * sizeof(float);
+    for (int y0 = 0; y0 < h; y0 += patch)
+        for (int x0 = 0; x0 < w; x0 += patch)
+            for (int channel = 0; channel < 3; channel++)
+                for (int y = y0; y < y0 + patch; y++, patches += patch)
+                    memcpy(patches, pixels + ((size_t)channel * h + y) * w + x0, row_bytes);
+}
+
+size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
+{
     return (size_t)min_int(band_rows(w), h) * w * c_out * stride * stride;
 }
 

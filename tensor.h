@@ -2,8 +2,8 @@
  *
  * Everything is row-major float32 on plain pointers; images and feature maps are channel-last,
  * [h][w][c]; weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]).
- * None of these functions can fail: they allocate nothing, their scratch is on the stack or given by
- * the caller. OpenMP divides *outputs* among threads and never a sum, so that the bits of a result
+ * None of these functions can fail, unless its comment says so: they allocate nothing, their scratch is on the
+ * stack or given by the caller. OpenMP divides *outputs* among threads and never a sum, so that the bits of a result
  * do not depend on the number of threads. Called inside a parallel region they run on one thread.
  * Pointers may not overlap unless a comment says so. */
 #ifndef SAMLAD_TENSOR_H
@@ -26,6 +26,10 @@ void *arena_take(Arena *arena, size_t n_bytes);
 float *arena_floats(Arena *arena, size_t n_floats);
 /* malloc, aligned to 64 bytes, of count*size with an overflow check; NULL on failure. free() frees it. */
 void *aligned_array(size_t count, size_t size);
+static inline int round_up(int n, int step)
+{
+    return (n + step - 1) / step * step;
+}
 
 /* ---- matrix products ---------------------------------------------------------------------------*/
 
@@ -99,6 +103,9 @@ void l2_normalise(float *x, int rows, int dim, float eps); /* x[r] /= max(‖x[r
 
 /* ---- convolutions, channel-last -----------------------------------------------------------------*/
 
+/* A convolution whose stride is its kernel is a Linear on patches: pixels [3][h][w] -> patches
+ * [h/patch * w/patch][3][patch][patch], in the weight's order; patch divides h and w. */
+void gather_patches(float *patches, const float *pixels, int h, int w, int patch);
 /* y[oh][ow][c_out], oh = (h+2·pad-kernel)/stride+1; x[h][w][c_in]; w [c_out][c_in][kernel][kernel]
  * (official layout); zero padding; bias or NULL. scratch: conv2d_scratch(...) floats. */
 size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad);
@@ -106,7 +113,7 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
             int c_out, int kernel, int stride, int pad, float *scratch);
 /* ConvTranspose2d with kernel == stride (no overlap): y[h·s][w·s][c_out]; weight [c_in][c_out][s][s].
  * scratch: conv_transpose2d_scratch(...) floats. */
-size_t conv_transpose2d_scratch(int h, int w, int c_in, int c_out, int stride);
+size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride);
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
                       int c_in, int c_out, int stride, float *scratch);
 

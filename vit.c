@@ -422,18 +422,6 @@ size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w)
 
 /* ---- the forward pass ---------------------------------------------------------------------------------*/
 
-/* pixels [3][h][w] -> patches [grid_h*grid_w][3][patch][patch], each patch in the order of the convolution's
- * weights: the convolution with stride = kernel becomes one matrix product. */
-static void gather_patches(float *patches, const float *pixels, int h, int w, int patch)
-{
-    const size_t row_bytes = (size_t)patch * sizeof(float);
-    for (int y0 = 0; y0 < h; y0 += patch)
-        for (int x0 = 0; x0 < w; x0 += patch)
-            for (int channel = 0; channel < 3; channel++)
-                for (int y = y0; y < y0 + patch; y++, patches += patch)
-                    memcpy(patches, pixels + ((size_t)channel * h + y) * w + x0, row_bytes);
-}
-
 /* state->pos = the patches' position embedding [grid_h*grid_w][dim] (interpolate_pos_encoding in DINOv2,
  * resample_abs_pos_embed in timm). Both leave the trained square grid as it is and resize anything else
  * bicubically, also another rectangle with as many patches. DINOv2 without registers gives the resize a

@@ -17,8 +17,8 @@ typedef struct VitConfig {
     int pos_grid;               /* pos_embed was trained on pos_grid × pos_grid patches */
     int pos_cls;                /* 1: pos_embed has a row for the class token */
     double interpolate_offset;  /* 0.1 in DINOv2, 0.0 with registers and in timm */
-    int interpolate_antialias;  /* 1 in DINOv2 with registers */
-    int timm;                   /* 1: plain timm ViT: position embedding resized as timm does */
+    int interpolate_antialias;  /* 1 in DINOv2 with registers and in timm */
+    int timm;                   /* 1: plain timm ViT: other defaults for the above, and no need of pos_cls */
     int image_size;             /* the size it was trained at */
     float eps, mean[3], std[3]; /* mean/std on pixels in [0,1] */
 } VitConfig;

@@ -5,7 +5,7 @@
  * gaussian_filter, and Pillow's libImaging/Resample.c. Coordinates are half-pixel: output i looks at
  * (i + 1/2)·scale - 1/2. What is float in torch is float here, in the same order, since the goldens
  * are compared to the last digits; what is double in Pillow is double here. */
-#include "../tensor.h"
+#include "tile.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -15,13 +15,6 @@
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF
 #endif
-
-#define PARALLEL_ELEMENTS (1 << 15) /* outputs below which threads do not pay */
-
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
 
 static int clamp_int(int i, int low, int high)
 {

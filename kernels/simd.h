@@ -2,8 +2,8 @@
  *
  * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b and
  * a > b work lane by lane. Only the fused multiply-add needs a name of its own, `fmadd`. Included by the
- * files that hold kernels: tensor.c, and where a sum over many channels has a shape of its own (featup.c,
- * amm.c). */
+ * files that hold kernels: tensor.c and those beside this one, and where a sum over many channels has a shape
+ * of its own (featup.c, amm.c, align.c). */
 #ifndef SAMLAD_SIMD_H
 #define SAMLAD_SIMD_H
 

@@ -31,11 +31,6 @@ static inline int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-static inline int round_up(int n, int step)
-{
-    return (n + step - 1) / step * step;
-}
-
 /* Calls row[n] into the cache. (A prefetch of an address that does not exist does nothing.) */
 INLINE void prefetch_row(const float *row, int n)
 {
@@ -93,8 +88,7 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
     }
 }
 
-/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only; lda is a constant of each file.
- */
+/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
 /* clang-format off */
 #define TILE_CASE(n)                                                   \
     case n:                                                            \

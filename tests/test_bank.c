@@ -669,7 +669,7 @@ static void test_retrieval(void)
     int found[10];
     REQUIRE(!random_bank(&bank, (int[]){1, 1, 1, 1}, 4, 3, 4, 5, &options, &err));
     for (int i = 0; i < 4; i++) { /* an image is its own nearest, by all three; excluded, it is not there */
-        bank_features(&bank, i, NULL, features);
+        bank_features(&bank, i, features);
         memcpy(mean, bank.mean_patch + 5 * i, sizeof mean), memcpy(cls, bank.cls + 5 * i, sizeof cls);
         for (int by = 0; by < 3; by++) {
             CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 1, -1, found, &err) == 1 &&

@@ -490,7 +490,7 @@ static void run_all(Results *r)
     float *scratch = random_array(conv2d_scratch(60, 50, 32, 24, 3, 1, 1));
     conv2d(result(r, 60 * 50 * 24), x, w, b, 60, 50, 32, 24, 3, 1, 1, scratch);
     free(scratch);
-    scratch = random_array(conv_transpose2d_scratch(60, 50, 32, 8, 2));
+    scratch = random_array(conv_transpose2d_scratch(60, 50, 8, 2));
     conv_transpose2d(result(r, 120 * 100 * 8), x, w, b, 60, 50, 32, 8, 2, scratch);
     free(scratch);
     interpolate_bilinear(result(r, 300 * 211 * 2), 300, 211, x, 100, 90, 2, 0, 0);
@@ -669,7 +669,7 @@ static void convolution_equals_torch(void)
         float *x = floats_of(tx), *weight = floats_of(tw),
               *bias = floats_of(golden(st, "conv_transpose2d", i, "bias"));
         float *truth = floats_of(ty), *y = random_array(ty->n_elements);
-        float *scratch = random_array(conv_transpose2d_scratch(h, w, c_in, c_out, stride));
+        float *scratch = random_array(conv_transpose2d_scratch(h, w, c_out, stride));
         conv_transpose2d(y, x, weight, bias, h, w, c_in, c_out, stride, scratch);
         double error = test_relative_error(y, truth, ty->n_elements);
         CHECK_MSG(error < 1e-6, "conv_transpose2d.%d: error %g", i, error);
