@@ -616,19 +616,12 @@ static Axis axis_take(Arena *arena, int n_out)
 /* The first n_out of the places that a resize from n_in to n_scale samples reads. */
 static void axis_fill(Axis *a, int n_out, int n_in, int n_scale)
 {
-    const float scale = (float)n_in / (float)n_scale;
     for (int i = 0; i < n_out; i++) {
-        float at = scale * ((float)i + 0.5f) - 0.5f;
-        if (at < 0)
-            at = 0;
-        int index = (int)at;
-        if (index > n_in - 1)
-            index = n_in - 1;
-        float weight = at - (float)index;
-        a->index0[i] = index;
-        a->index1[i] = index < n_in - 1 ? index + 1 : index;
-        a->weight1[i] = weight < 1 ? weight : 1;
-        a->weight0[i] = 1 - a->weight1[i];
+        int at[2];
+        float weight[2];
+        bilinear_places(at, weight, i, n_in, (float)n_in / (float)n_scale);
+        a->index0[i] = at[0], a->index1[i] = at[1];
+        a->weight0[i] = weight[0], a->weight1[i] = weight[1];
     }
 }
 

@@ -125,6 +125,8 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
  * antialias=True (separable, support scaled). */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w);
+/* Which two of `in` samples on an axis output i mixes, and how; step: inputs an output, in/out. */
+void bilinear_places(int at[2], float weight[2], int i, int in, float step);
 void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                          double scale_h, double scale_w, int antialias);
 /* torch.nn.AdaptiveAvgPool2d: bins [floor(i·in/out), ceil((i+1)·in/out)). */

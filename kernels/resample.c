@@ -41,7 +41,7 @@ static double coordinate(int i, float step)
     return (double)step * (i + 0.5) - 0.5;
 }
 
-static Taps linear_taps(int i, int in, float step)
+void bilinear_places(int at[2], float weight[2], int i, int in, float step)
 {
     double real = coordinate(i, step);
     if (!(real > 0))
@@ -50,7 +50,15 @@ static Taps linear_taps(int i, int in, float step)
     float t = (float)(real - first);
     if (t > 1)
         t = 1;
-    return (Taps){{first, min_int(first + 1, in - 1)}, {1 - t, t}};
+    at[0] = first, at[1] = min_int(first + 1, in - 1);
+    weight[0] = 1 - t, weight[1] = t;
+}
+
+static Taps linear_taps(int i, int in, float step)
+{
+    Taps taps = {{0}, {0}};
+    bilinear_places(taps.at, taps.weight, i, in, step);
+    return taps;
 }
 
 /* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a
