@@ -224,24 +224,33 @@ static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, i
     return amm_mahalanobis(work, m, job->options->epsilon);
 }
 
-/* The map is made in squares of SQUARE x SQUARE cells, row by row: two rows of the square in each of several
+/* The map is made in squares of at most SQUARE x SQUARE cells, row by row: two rows of the square in each of several
  * references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a cache, and the next
  * row of cells finds one of them there. */
-enum { SQUARE = 32 };
+enum { SQUARE = 32, LEAST_SQUARE = 8 };
 
-static int squares(int cells)
+static int squares(int cells, int side)
 {
-    return (cells + SQUARE - 1) / SQUARE;
+    return (cells + side - 1) / side;
 }
 
-static void measure_square(const MapJob *job, const AmmWork *work, int square)
+/* Smaller ones where threads would stand idle otherwise. */
+static int square_side(const AmmQuery *q, int n_threads)
+{
+    int side = SQUARE;
+    while (side > LEAST_SQUARE && squares(q->grid_h, side) * squares(q->grid_w, side) < 2 * n_threads)
+        side /= 2;
+    return side;
+}
+
+static void measure_square(const MapJob *job, const AmmWork *work, int square, int side)
 {
     const AmmQuery *q = job->query;
     const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
-    const int y0 = square / squares(q->grid_w) * SQUARE, x0 = square % squares(q->grid_w) * SQUARE;
+    const int y0 = square / squares(q->grid_w, side) * side, x0 = square % squares(q->grid_w, side) * side;
     for (int i = 0; i < q->n; i++)
-        for (int y = y0; y < y0 + SQUARE && y < q->grid_h; y++)
-            for (int x = x0; x < x0 + SQUARE && x < q->grid_w; x++) {
+        for (int y = y0; y < y0 + side && y < q->grid_h; y++)
+            for (int x = x0; x < x0 + side && x < q->grid_w; x++) {
                 size_t p = (size_t)y * (size_t)q->grid_w + (size_t)x;
                 float w = job->weights[(size_t)i * n_cells + p];
                 if (w > 0)
@@ -270,7 +279,8 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
                    const AmmOptions *options, Error *err)
 {
     const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
-    const int n_threads = tensor_team_size();
+    const int n_threads = tensor_team_size(), side = square_side(q, n_threads);
+    const int n_squares = squares(q->grid_h, side) * squares(q->grid_w, side);
     const size_t n_places = (size_t)q->n * (size_t)k;
     const MapJob job = {
         map, q, masks(q), references, k, options, aligned_array(n_places + 1, sizeof(Placement))};
@@ -291,8 +301,8 @@ int amm_structural(float *map, const AmmQuery *q, const AmmReference *references
         for (int t = 0; t < n_threads; t++) {
             Arena arena = {memory + (size_t)t * count.used, count.used, 0};
             amm_work(&work, &arena, k, q->channels);
-            for (int s = t; s < squares(q->grid_h) * squares(q->grid_w); s += n_threads)
-                measure_square(&job, &work, s);
+            for (int s = t; s < n_squares; s += n_threads)
+                measure_square(&job, &work, s, side);
         }
         if (options->blur > 0)
             gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);
