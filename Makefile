@@ -15,7 +15,10 @@ ifeq ($(MAKELEVEL)$(word 2,$(MAKECMDGOALS)),0)
 MAKEFLAGS += --jobs=$(shell nproc 2>/dev/null || echo 2)
 endif
 
-CC      ?= gcc
+# make itself gives CC a value (cc), so that ?= would never apply.
+ifeq ($(origin CC),default)
+CC       = gcc
+endif
 OPENMP  ?= 1
 ARCH    ?= -march=native
 PREFIX  ?= /usr/local
@@ -99,6 +102,6 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan samlad libsamlad.a demo-out
+	rm -rf $(BUILD) $(BUILD)-asan samlad libsamlad.a $(DEMO_OUT)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
