@@ -3,8 +3,9 @@
  *
  * The folder:
  *   settings/NAME/     a run (run.h) under one setting; its maps and banks go when it is measured
- *   scenes/            every image as analysed, shared by the settings that leave features alone; goes at the
- * end ablation.md, ablation.json, ablation.csv
+ *   scenes/            every image as analysed, shared by the settings that leave features alone; goes at
+ *                      the end
+ *   ablation.md, ablation.json, ablation.csv
  *
  * As a run, it can be killed at any moment and goes on where it stood. */
 #ifndef SAMLAD_EVAL_ABLATE_H

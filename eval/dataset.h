@@ -1,14 +1,16 @@
 /* eval/dataset.h - data sets for anomaly detection as they lie on disk: found by their layout, listed,
  * checked.
  *
- *   mvtec-loco     ROOT/CATEGORY/{train/good, validation/good,
- * test/{good,logical_anomalies,structural_anomalies}, ground_truth/KIND/000/000.png ..., defects_config.json}
- *   mvtec-ad       ROOT/CATEGORY/{train/good, test/{good,KIND...}, ground_truth/KIND/000_mask.png}
- *   visa           ROOT/split_csv/1cls.csv with ROOT/CATEGORY/Data/{Images/{Normal,Anomaly},Masks/Anomaly},
- * or the reorganised ROOT/1cls/CATEGORY/{train/good, test/{good,bad}, ground_truth/bad/000.png} digit-anatomy
- * what `samlad synth digits` writes: LOCO's layout without categories folder         ROOT or ROOT/CATEGORY
- * with train/good or normal/, tests in test/KIND or beside normal/, masks (optional) in ground_truth/ or
- * masks/ by any of the names above
+ *   mvtec-loco      ROOT/CATEGORY/{train/good, validation/good,
+ *                   test/{good,logical_anomalies,structural_anomalies},
+ *                   ground_truth/KIND/000/000.png ..., defects_config.json}
+ *   mvtec-ad        ROOT/CATEGORY/{train/good, test/{good,KIND...}, ground_truth/KIND/000_mask.png}
+ *   visa            ROOT/split_csv/1cls.csv with
+ *                   ROOT/CATEGORY/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, or the reorganised
+ *                   ROOT/1cls/CATEGORY/{train/good, test/{good,bad}, ground_truth/bad/000.png}
+ *   digit-anatomy   what `samlad synth digits` writes: LOCO's layout without categories
+ *   folder          ROOT or ROOT/CATEGORY with train/good or normal/, tests in test/KIND or beside normal/,
+ *                   masks (optional) in ground_truth/ or masks/ by any of the names above
  *
  * The folder of one category is a data set too. */
 #ifndef SAMLAD_EVAL_DATASET_H

@@ -9,8 +9,8 @@
  * Where that differs from the scripts:
  *   - MVTec LOCO's script samples the sPRO curve at some hundred thresholds (--curve_max_distance; above ten
  *     million pixels its start is drawn at random) and joins them by straight lines. We take all thresholds:
- * what the script tends to when the distance shrinks. At its default of 0.001 it differs from that by about
- * 1e-4.
+ *     what the script tends to when the distance shrinks. At its default of 0.001 it differs from that by
+ *     about 1e-4.
  *   - MVTec LOCO's image AUROC counts a good and an anomalous image of equal score as ordered right; here, in
  *     MVTec AD's script and in scikit-learn such a pair counts half. Without ties all agree.
  *   - Both scripts score an image by the maximum of its map. Pass that as the score to compare with them. */

@@ -1,9 +1,10 @@
 /* eval/run.h - a long run over a data set that can be killed at any moment and goes on where it stood.
  *
  * The run's folder:
- *   run.json                                   settings and checksums of the weights: what all results depend
- * on categories/CATEGORY.json                   checksums of what was read: normal images, list of test
- * images banks/CATEGORY.bank                        made once, by whoever is first
+ *   run.json                                   settings and checksums of the weights: what all results
+ *                                              depend on
+ *   categories/CATEGORY.json                   checksums of what was read: normal images, list of test images
+ *   banks/CATEGORY.bank                        made once, by whoever is first
  *   anomaly_maps/CATEGORY/test/KIND/000.tiff   float32, in the layout of MVTec's evaluation scripts
  *   records/CATEGORY/test/KIND/000.json        the result; written last, so that it says: this image is done
  *   pictures/CATEGORY/test/KIND/000_*.png      heat map and overlay

@@ -1,12 +1,13 @@
-/* synth.h - data sets that nobody has to download: trays drawn by draw.c (synth.c), and the paper's
- * DigitAnatomy from MNIST (digits.c).
+/* synth.h - data sets that nobody has to download: trays drawn by draw.c (synth.c), the paper's DigitAnatomy
+ * from MNIST (digits.c), and a tiny set with LOCO's five categories (synth_loco.c).
  *
- * Both are written in the layout of MVTec LOCO AD:
+ * Each, of the last each category, is written in the layout of MVTec LOCO AD:
  *     train/good/000.png ...  validation/good/...  test/good/...  test/KIND/000.png ...
  *     ground_truth/KIND/000/000.png ...   one 8-bit grey image a defect; its pixel value names the defect
- *     defects_config.json                 pixel value -> name, saturation threshold (the keys of the official
- * file) For the trays KIND is logical_anomalies or structural_anomalies, as in LOCO; for the digits it is
- * missing, disordered, flipped or zero (all logical). Same options, same bytes. */
+ *     defects_config.json                 pixel value -> name, saturation threshold (the official keys)
+ *
+ * For the trays KIND is logical_anomalies or structural_anomalies, as in LOCO; for the digits it is missing,
+ * disordered, flipped or zero (all logical). Same options, same bytes. */
 #ifndef SAMLAD_SYNTH_H
 #define SAMLAD_SYNTH_H
 
@@ -82,7 +83,7 @@ int synth_digits(const char *mnist_dir, const char *out_dir, const SynthDigitsOp
  * Tiny: 10 normal and 15 test images of 128x128 a category. */
 int synth_loco(const char *tables, const char *dir, uint64_t seed, Error *err);
 
-/* ---- the folder as a whole, shared by both ---- */
+/* ---- the folder as a whole, shared by all three ---- */
 typedef struct SynthOutput {
     const char *dir;
     char tmp[PATH_MAX]; /* everything is written here and renamed at the end */

@@ -1,11 +1,12 @@
 /* eval/truth.h - what is wrong in a test image, pixel by pixel: its regions.
  *
  * A region is what the localization metrics count as one thing to be found, with MVTec's definitions:
- *   without a defect table (MVTec AD)   a connected component, diagonals included, of the pixels that are not
- * 0; it is found in full when all of its pixels are with one (MVTec LOCO AD)            all pixels of one
- * mask file, connected or not; its pixel value names the defect, and the defect's saturation says how many
- * pixels suffice Regions may overlap in the second case: a pixel is anomalous once, but counts for each of
- * its regions. */
+ *   without a defect table (MVTec AD)   a connected component, diagonals included, of the pixels that are
+ *                                       not 0; it is found in full when all of its pixels are
+ *   with one (MVTec LOCO AD)            all pixels of one mask file, connected or not; its pixel value names
+ *                                       the defect, and the defect's saturation says how many pixels suffice
+ *
+ * Regions may overlap in the second case: a pixel is anomalous once, but counts for each of its regions. */
 #ifndef SAMLAD_EVAL_TRUTH_H
 #define SAMLAD_EVAL_TRUTH_H
 
