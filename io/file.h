@@ -31,7 +31,8 @@ void out_drop(OutFile *out);
 char *temporary_name(const char *path);
 /* Wait until the disk has the file. */
 int file_sync(const char *path, Error *err);
-/* Give `from` the name `to` unless that exists; `from` is gone either way. 1: it exists already. */
+/* Give `from` the name `to` unless that exists (1); `from` is gone either way, but stays when neither can be
+ * done (-1). */
 int file_publish(const char *from, const char *to, Error *err);
 /* Remove files in and below the folder that killed processes of this machine left under temporary names. */
 int dir_sweep(const char *path, Error *err);

@@ -729,7 +729,7 @@ static int check_names(const StWriter *w, const char *path, Error *err)
     return status;
 }
 
-/* The header's JSON, padded with spaces so that the data begin at a multiple of 8. */
+/* The header's JSON; st_writer_save pads it with spaces. */
 static void write_header(const StWriter *w, JsonWriter *json)
 {
     json_open(json, '{');
@@ -786,7 +786,7 @@ int st_writer_save(StWriter *w, const char *path, Error *err)
         return -1;
     }
     out.sync = 1;
-    static const char spaces[8] = "        ";
+    static const char spaces[8] = "        "; /* so that the data begin at a multiple of 8 */
     size_t padding = (8 - json.length % 8) % 8;
     uint64_t length = json.length + padding;
     out_put(&out, &length, 8);

@@ -64,7 +64,7 @@ int st_meta_floats(const Safetensors *st, const char *key, int n, float *out, Er
  * until st_close). Its shape must be exactly `shape` (-1 matches any). NULL on failure, the sentence
  * naming file, tensor and both shapes. Not thread-safe: do it when the model opens. */
 const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err);
-/* The same with a printf-style name and the shape as int varargs, for brevity in model loaders:
+/* The same with a printf-style name, whose values are the varargs, for brevity in model loaders:
  * st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i) */
 const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *shape, const char *name_format,
                        ...)
