@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -188,6 +189,55 @@ int file_publish(const char *from, const char *to, Error *err)
 
 /* ---- writing ---------------------------------------------------------------------------------------*/
 
+/* Names of what is open already, /dev/stdout above all: a rename cannot give them to another file. */
+static int is_open_file(const char *path)
+{
+    return strncmp(path, "/dev/std", 8) == 0 || strncmp(path, "/dev/fd/", 8) == 0 ||
+           strncmp(path, "/proc/", 6) == 0;
+}
+
+static int is_special(const char *path)
+{
+    struct stat info;
+    return is_open_file(path) || (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode));
+}
+
+/* Go where the link *at leads to, by one step; 1: there is none to follow. -1: no memory, or a path that is too
+ * long. */
+static int follow_link(char **at)
+{
+    char target[PATH_MAX];
+    ssize_t length = is_open_file(*at) ? -1 : readlink(*at, target, sizeof target);
+    if (length < 0)
+        return 1;
+    const char *slash = strrchr(*at, '/');
+    size_t folder = target[0] != '/' && slash ? (size_t)(slash + 1 - *at) : 0;
+    char *next = length < PATH_MAX ? malloc(folder + (size_t)length + 1) : NULL;
+    if (!next)
+        return -1;
+    memcpy(next, *at, folder);
+    memcpy(next + folder, target, (size_t)length);
+    next[folder + (size_t)length] = 0;
+    free(*at);
+    *at = next;
+    return 0;
+}
+
+/* The path, or what it leads to when it is a link, there or not. malloc'd; NULL after a sentence. */
+static char *behind_links(const char *path, Error *err)
+{
+    enum { MOST_LINKS = 40 }; /* as Linux */
+    char *at = strdup(path);
+    int status = at ? 0 : -1;
+    for (int n = 0; status == 0 && n < MOST_LINKS; n++)
+        status = follow_link(&at);
+    if (status > 0)
+        return at;
+    fail(err, "%s: cannot follow the link: %s", path, strerror(status < 0 ? ENOMEM : ELOOP));
+    free(at);
+    return NULL;
+}
+
 static void out_release(OutFile *out)
 {
     free(out->path);
@@ -197,19 +247,20 @@ static void out_release(OutFile *out)
 
 int out_open(OutFile *out, const char *path, Error *err)
 {
-    struct stat info;
     memset(out, 0, sizeof *out);
-    int special = stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
-    out->path = strdup(path);
-    out->tmp = special ? NULL : temporary_name(path);
-    if (!out->path || (!special && !out->tmp)) {
+    out->path = behind_links(path, err);
+    if (!out->path)
+        return -1;
+    int special = is_special(out->path);
+    out->tmp = special ? NULL : temporary_name(out->path);
+    if (!special && !out->tmp) {
         out_release(out);
         return fail_memory(err, path, strlen(path) + 1);
     }
-    const char *target = out->tmp ? out->tmp : out->path;
-    out->stream = fopen(target, "wbe");
+    /* what is open already is gone on with: the shell's >> has not begun it anew */
+    out->stream = fopen(special ? out->path : out->tmp, is_open_file(out->path) ? "abe" : "wbe");
     if (!out->stream) {
-        fail(err, "%s: cannot create: %s", target, strerror(errno));
+        fail(err, "%s: cannot create: %s", out->path, strerror(errno));
         out_release(out);
         return -1;
     }
@@ -230,6 +281,19 @@ void out_drop(OutFile *out)
             unlink(out->tmp);
     }
     out_release(out);
+}
+
+int out_try(const char *path, Error *err)
+{
+    OutFile out;
+    if (dir_exists(path))
+        return fail(err, "%s: is a folder, expected the name of a file", path);
+    if (is_special(path)) /* a pipe's reader would take this for the end */
+        return 0;
+    if (out_open(&out, path, err))
+        return -1;
+    out_drop(&out);
+    return 0;
 }
 
 int out_commit(OutFile *out, Error *err)

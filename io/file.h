@@ -14,10 +14,11 @@ int file_write(const char *path, const void *bytes, size_t n, Error *err);
 
 /* The same in pieces: open, put any number of times, then commit (rename) or drop. A put after a failed
  * one does nothing, so that only commit's status needs a look. Commit and drop both end the struct's life.
- * When the path names a device or a pipe, the bytes go straight to it: a rename would replace it. */
+ * When the path is a link, the file behind it is replaced, and the link stays. When it names a device, a pipe
+ * or what the shell has opened (/dev/stdout), the bytes go straight to it: a rename would replace it. */
 typedef struct OutFile {
     void *stream;     /* FILE * */
-    char *path, *tmp; /* tmp NULL: straight to path */
+    char *path, *tmp; /* path: behind the links; tmp NULL: straight to path */
     int failed;       /* the errno of the first failed put */
     int sync;         /* set it after open: commit waits until the disk has it (weights and banks; slow) */
 } OutFile;
@@ -25,6 +26,8 @@ int out_open(OutFile *out, const char *path, Error *err);
 void out_put(OutFile *out, const void *bytes, size_t n);
 int out_commit(OutFile *out, Error *err);
 void out_drop(OutFile *out);
+/* Can a file be written there? For asking before long work: nothing is left behind, an old file stays. */
+int out_try(const char *path, Error *err);
 
 /* The path with ".tmp.HOST.PID" after it: what this process may write without meeting another, on this
  * machine or on another that shares the folder. malloc'd; NULL: no memory. */

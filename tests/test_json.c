@@ -1,6 +1,7 @@
 /* test_json.c - the JSON reader and writer, and io/file.c's files and folders. */
 #include "test.h"
 
+#include <fcntl.h>
 #include <locale.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -256,6 +257,57 @@ static void test_files(void)
     CHECK(!file_exists(TMP));
 }
 
+static int holds(const char *path, const char *text)
+{
+    Error err;
+    size_t n;
+    uint8_t *bytes = file_read(path, 100, &n, &err);
+    int same = bytes && strcmp((char *)bytes, text) == 0;
+    free(bytes);
+    return same;
+}
+
+static int is_link(const char *path)
+{
+    struct stat info;
+    return lstat(path, &info) == 0 && S_ISLNK(info.st_mode);
+}
+
+/* The file behind a link is replaced, or made, and the link stays; what the shell has opened is written to. */
+static void test_links(void)
+{
+    Error err = {""};
+    const char *dir = TMP ".links", *target = TMP ".links/below/file", *link_ = TMP ".links/link",
+               *second = TMP ".links/second";
+    REQUIRE(dir_make(TMP ".links/below", &err) == 0 && file_write(target, "old", 3, &err) == 0);
+    REQUIRE(symlink("below/file", link_) == 0 && symlink("link", second) == 0);
+    CHECK_MSG(file_write(second, "new", 3, &err) == 0, "%s", err.message);
+    CHECK(is_link(second) && is_link(link_) && !is_link(target) && holds(target, "new"));
+    CHECK(unlink(target) == 0 && file_write(second, "anew", 4, &err) == 0);
+    CHECK(is_link(link_) && holds(target, "anew"));
+    CHECK(unlink(link_) == 0 && symlink("second", link_) == 0);
+    CHECK(file_write(second, "x", 1, &err) != 0 && strstr(err.message, "cannot follow the link"));
+    /* a standard output that goes to a file, by a link of our own: named /dev/stdout it is the same */
+    fflush(stdout);
+    int kept = dup(STDOUT_FILENO), file = open(target, O_WRONLY | O_APPEND);
+    REQUIRE(kept >= 0 && file >= 0 && unlink(link_) == 0 && symlink("/dev/stdout", link_) == 0);
+    dup2(file, STDOUT_FILENO);
+    int status = file_write(second, " more", 5, &err);
+    dup2(kept, STDOUT_FILENO);
+    close(kept), close(file);
+    CHECK_MSG(status == 0 && is_link(link_) && is_link("/dev/stdout") && holds(target, "anew more"), "%s",
+              err.message);
+    CHECK(out_try(second, &err) == 0 && out_try(target, &err) == 0 && holds(target, "anew more"));
+    CHECK(out_try(dir, &err) != 0 && strstr(err.message, "is a folder"));
+    CHECK(out_try(TMP ".links/nowhere/file", &err) != 0 &&
+          strstr(err.message, "nowhere/file: cannot create"));
+    size_t n;
+    char **names = dir_list(dir, 0, &n, &err);
+    CHECK(names && n <= 2); /* the links: nothing was left behind */
+    free(names);
+    CHECK(dir_remove(dir, &err) == 0);
+}
+
 /* A put that was dropped leaves the old file as it was. */
 static void test_drop(void)
 {
@@ -377,6 +429,7 @@ int main(void)
     RUN(test_writer);
     RUN(test_writer_exact);
     RUN(test_files);
+    RUN(test_links);
     RUN(test_drop);
     RUN(test_folders);
     RUN(test_save);
