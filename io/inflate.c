@@ -364,8 +364,8 @@ static int inflate_coded(Inflate *s, const Decoder *literals, const Decoder *dis
 /* One DEFLATE stream from in[at..]; afterwards `at` is behind its last byte. */
 static int inflate_blocks(Inflate *s)
 {
-    Decoder literals, distances;
-    int last;
+    Decoder literals, distances, fixed_literals, fixed_distances;
+    int last, have_fixed = 0; /* made once: a block of ten bits must not cost more than it says */
     do {
         refill(s);
         last = (int)take(s, 1);
@@ -378,8 +378,10 @@ static int inflate_blocks(Inflate *s)
         } else if (type == 3) {
             return bad(s, "unknown block type");
         } else if (type == 1) {
-            fixed_codes(&literals, &distances);
-            status = inflate_coded(s, &literals, &distances);
+            if (!have_fixed)
+                fixed_codes(&fixed_literals, &fixed_distances);
+            have_fixed = 1;
+            status = inflate_coded(s, &fixed_literals, &fixed_distances);
         } else {
             status = read_codes(s, &literals, &distances) ? -1 : inflate_coded(s, &literals, &distances);
         }

@@ -3,6 +3,7 @@
  * tests/golden/pngsuite.txt holds the digests of PngSuite's images, made by make_golden_pngsuite.py. */
 #include "test.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #include "io/file.h"
@@ -37,6 +38,29 @@ static void test_checksums(void)
     CHECK(strcmp(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") == 0);
     sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", 56, hex);
     CHECK(strcmp(hex, "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1") == 0);
+}
+
+/* Ten bits are a whole block of the fixed code with nothing in it: two million of them take no longer to read
+ * than their bytes, some hundredths of a second (seconds, when each made its codes anew). */
+static void test_empty_blocks(void)
+{
+    enum { FOURS = 500000, SIZE = 2 + 5 * FOURS + 2 + 4 };
+    static const uint8_t four[5] = {0x02, 0x08, 0x20, 0x80, 0x00}; /* blocks, each 0, 1 0, 0000000 */
+    static const uint8_t last[6] = {0x03, 0x00, 0, 0, 0, 1};       /* the last block, Adler-32 of nothing */
+    Error err;
+    size_t n = 1;
+    uint8_t *stream = malloc(SIZE);
+    REQUIRE(stream);
+    memcpy(stream, "\x78\x9c", 2);
+    for (size_t i = 0; i < FOURS; i++)
+        memcpy(stream + 2 + 5 * i, four, 5);
+    memcpy(stream + 2 + 5 * FOURS, last, 6);
+    clock_t start = clock();
+    uint8_t *bytes = zlib_inflate(stream, SIZE, 10, &n, "empty blocks", &err);
+    double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    CHECK_MSG(bytes && n == 0, "%s", err.message);
+    CHECK_MSG(seconds < 1, "%.1f s for nothing", seconds);
+    free(bytes), free(stream);
 }
 
 static void check_round_trip(const uint8_t *bytes, size_t n)
@@ -470,6 +494,7 @@ static void test_rle_json(void)
 int main(void)
 {
     RUN(test_checksums);
+    RUN(test_empty_blocks);
     RUN(test_deflate);
     RUN(test_inflate_refuses);
     RUN(test_gzip);
