@@ -35,31 +35,52 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const 
     return 0;
 }
 
-/* Segments are FF, a marker, and (but for restarts) a length; SOF0 ... SOF15 tell height and width. */
+/* The next marker's second byte, -1 at the end of the file. As jpeg.c: an FF that neither 00 nor FF follows;
+ * what stands before it is skipped. */
+static int next_marker(FILE *f)
+{
+    for (int before = 0, c; (c = fgetc(f)) != EOF; before = c)
+        if (before == 0xff && c != 0 && c != 0xff)
+            return c;
+    return -1;
+}
+
+/* Segments are a marker and (but for restarts) a length; SOF0 ... SOF15 tell height and width. */
 static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
 {
-    uint8_t bytes[8];
-    for (long at = 2; at < (1L << 30);) {
-        if (fseek(f, at, SEEK_SET) || fread(bytes, 1, 4, f) != 4 || bytes[0] != 0xff)
+    uint8_t bytes[7]; /* length, precision, height, width */
+    int marker = fseek(f, 2, SEEK_SET) ? -1 : next_marker(f);
+    for (; marker >= 0; marker = next_marker(f)) {
+        if (marker == 0xda || marker == 0xd9) /* the image begins or ends without a frame */
             break;
-        int marker = bytes[1];
-        if (marker == 0xff) { /* padding */
-            at++;
+        if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length */
+            continue;
+        if (fread(bytes, 1, 2, f) != 2 || big_endian(bytes, 2) < 2)
+            break;
+        if (marker < 0xc0 || marker > 0xcf || marker == 0xc4 || marker == 0xc8 || marker == 0xcc) {
+            if (fseek(f, (long)big_endian(bytes, 2) - 2, SEEK_CUR))
+                break;
             continue;
         }
-        if (marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc) {
-            if (fread(bytes, 1, 5, f) != 5)
-                break;
-            size[1] = big_endian(bytes + 1, 2);
-            size[0] = big_endian(bytes + 3, 2);
-            return 0;
-        }
-        if (marker == 0xda || marker == 0xd9 || marker == 0) /* the image begins or ends without a frame */
+        if (fread(bytes + 2, 1, 5, f) != 5)
             break;
-        int alone = marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8);
-        at += alone ? 2 : 2 + (long)big_endian(bytes + 2, 2);
+        size[1] = big_endian(bytes + 3, 2);
+        size[0] = big_endian(bytes + 5, 2);
+        return 0;
     }
     return fail(err, "%s: the JPEG file has no frame header: cut off or damaged", path);
+}
+
+/* The next byte that is neither white space nor in a comment ('#' to the end of the line), as pnm.c has it. */
+static int skip_blanks(FILE *f)
+{
+    int c, comment = 0;
+    while ((c = fgetc(f)) != EOF) {
+        comment = (comment || c == '#') && c != '\n' && c != '\r';
+        if (!comment && c != ' ' && (c < '\t' || c > '\r'))
+            break;
+    }
+    return c;
 }
 
 /* Two numbers after "P5", with blanks and comments between. */
@@ -68,19 +89,12 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
     if (fseek(f, 2, SEEK_SET))
         return fail(err, "%s: cannot read: %s", path, strerror(errno));
     for (int i = 0; i < 2; i++) {
-        int c = fgetc(f);
-        while (c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == '#') {
-            while (c == '#' && (c = fgetc(f)) != '\n' && c != EOF)
-                c = '#';
-            c = fgetc(f);
-        }
-        uint32_t v = 0;
-        int digits = 0;
-        for (; c >= '0' && c <= '9' && digits < 9; c = fgetc(f), digits++)
-            v = v * 10 + (uint32_t)(c - '0');
-        if (digits == 0 || digits == 9)
+        int c = skip_blanks(f);
+        if (c < '0' || c > '9')
             return fail(err, "%s: the PNM header has no size", path);
-        size[i] = v;
+        for (; c >= '0' && c <= '9' && size[i] <= IMAGE_MAX_PIXELS; c = fgetc(f))
+            size[i] = size[i] * 10 + (uint32_t)(c - '0');
+        ungetc(c, f); /* a comment may follow at once */
     }
     return 0;
 }

@@ -8,6 +8,7 @@
 #include "eval/dataset.h"
 #include "io/file.h"
 #include "io/image.h"
+#include "io/safetensors.h"
 #include "scene.h"
 #include "tensor.h"
 #include "test.h"
@@ -72,6 +73,42 @@ static void test_probe_written(void)
     CHECK(!file_write(path_in("o.pgm"), odd, strlen(odd), &err));
     check_probe(path_in("o.pgm"), &n);
     CHECK(n == 6);
+}
+
+/* What the decoders pass over, the probe passes over too. */
+static void test_probe_odd(void)
+{
+    static const char *const pnm[] = {
+        "P2\v\f3 2 9 1 2 3 4 5 6",
+        "P2 # an old Mac's comment\r3 2 9 1 2 3 4 5 6",
+        "P2 3# at once\n2 9 1 2 3 4 5 6",
+        "P2 #\n#\n3 #\r#\n2 9 1 2 3 4 5 6",
+        "P2 00000000003 0000000000000000002 9 1 2 3 4 5 6",
+    };
+    Error err;
+    int n = 0, width, height;
+    for (int i = 0; i < 5; i++) {
+        CHECK(!file_write(path_in("o.pgm"), pnm[i], strlen(pnm[i]), &err));
+        check_probe(path_in("o.pgm"), &n);
+    }
+    CHECK(n == 5);
+    CHECK(!file_write(path_in("o.pgm"), "P2 3x2 9 1 2 3 4 5 6", 20, &err)); /* neither does */
+    CHECK(image_probe(path_in("o.pgm"), &width, &height, &err) == -1);
+    /* a JPEG with bytes that belong to nothing behind its first segment, and FF as padding */
+    Safetensors *st = st_open("tests/golden/jpeg.safetensors", &err);
+    const StTensor *jpeg = st ? st_find(st, "wide_quant.file") : NULL;
+    uint8_t *odd = jpeg ? malloc(jpeg->n_bytes + 8) : NULL;
+    REQUIRE(odd);
+    const uint8_t *bytes = jpeg->data;
+    size_t first = 4 + ((size_t)bytes[4] << 8 | bytes[5]);
+    memcpy(odd, bytes, first);
+    memcpy(odd + first, "\x00\x12\xff\x00\x34\xff\xff\xff", 8);
+    memcpy(odd + first + 8, bytes + first, jpeg->n_bytes - first);
+    CHECK(!file_write(path_in("o.jpg"), odd, jpeg->n_bytes + 8, &err));
+    check_probe(path_in("o.jpg"), &n);
+    CHECK(n == 6);
+    free(odd);
+    st_close(st);
 }
 
 static void test_probe_real(void)
@@ -267,6 +304,7 @@ int main(void)
     if (dir_make(folder, &err))
         return 1;
     RUN(test_probe_written);
+    RUN(test_probe_odd);
     RUN(test_probe_real);
     RUN(test_probe_damaged);
     RUN(test_scene_file);
