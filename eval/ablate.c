@@ -166,14 +166,15 @@ static int read_mean(CategoryFigures *mean, const char *path, Error *err)
     return figures ? 0 : fail(err, "%s: not what samlad eval writes", path);
 }
 
-/* What a measured setting does not need any more. */
+/* What a measured setting does not need any more. The user may have files of these folders' names. */
 static int remove_bulk(const char *out, Error *err)
 {
-    static const char *const folders[] = {"anomaly_maps", "banks", "scenes", "scratch"};
+    static const char *const folders[][2] = {
+        {"anomaly_maps", ".tiff"}, {"banks", ".bank"}, {"scenes", ".scene"}};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         char path[RUN_PATH];
-        snprintf(path, sizeof path, "%.*s/%s", RUN_PATH - 32, out, folders[i]);
-        if (dir_remove(path, err))
+        snprintf(path, sizeof path, "%.*s/%s", RUN_PATH - 32, out, folders[i][0]);
+        if (dir_prune(path, folders[i][1], err))
             return -1;
     }
     return 0;
@@ -336,7 +337,7 @@ int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
     if (status)
         return -1;
     snprintf(path, sizeof path, "%.*s/scenes", RUN_PATH - 32, r->plan.out);
-    if (dir_remove(path, err))
+    if (dir_prune(path, ".scene", err))
         return -1;
     snprintf(path, sizeof path, "%.*s/ablation.json", RUN_PATH - 32, r->plan.out);
     if (write_ablation_json(t, path, err))

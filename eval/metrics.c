@@ -12,6 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../io/file.h"
+
 const double spro_limits[SPRO_LIMITS] = {0.01, 0.05, 0.1, 0.3, 1};
 
 /* Bits of a float so that unsigned order is the reverse order of the numbers: the highest score has the
@@ -160,28 +162,40 @@ struct PixelScores {
     uint64_t normal[PIXEL_GROUPS], anomalous[PIXEL_GROUPS]; /* pixels */
 };
 
-PixelScores *pixel_scores_new(const char *scratch_dir, Error *err)
+/* Open a file without a name, which lives no longer than we. The name that it has for a moment is random, so
+ * that threads and processes do not meet, and a temporary one, so that a kill just then leaves what dir_sweep
+ * removes. -1 after a sentence. */
+static int scratch_file(const char *dir, Error *err)
 {
     char path[4096];
+    if (snprintf(path, sizeof path, "%s/scores.XXXXXX", dir) >= (int)sizeof path)
+        return fail(err, "%s: the path is too long", dir);
+    char *name = temporary_name(path);
+    if (!name)
+        return fail_memory(err, path, strlen(path));
+    int file = mkstemps(name, (int)(strlen(name) - strlen(path)));
+    if (file < 0)
+        fail(err, "%s: a scratch file cannot be made here: %s", dir, strerror(errno));
+    else
+        unlink(name);
+    free(name);
+    return file;
+}
+
+PixelScores *pixel_scores_new(const char *scratch_dir, Error *err)
+{
     if (!scratch_dir)
         scratch_dir = getenv("TMPDIR") && *getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp";
-    if (snprintf(path, sizeof path, "%s/samlad-scores.XXXXXX", scratch_dir) >= (int)sizeof path) {
-        fail(err, "%s: the path is too long", scratch_dir);
-        return NULL;
-    }
     PixelScores *scores = calloc(1, sizeof *scores);
     if (!scores) {
         fail_memory(err, "the pixels' scores", sizeof *scores);
         return NULL;
     }
-    scores->file = mkstemp(path);
-    if (scores->file < 0) {
-        fail(err, "%s: a scratch file cannot be made here: %s", scratch_dir, strerror(errno));
-        free(scores);
-        return NULL;
-    }
-    unlink(path); /* the open file lives on without a name, and no longer than we */
-    return scores;
+    scores->file = scratch_file(scratch_dir, err);
+    if (scores->file >= 0)
+        return scores;
+    free(scores);
+    return NULL;
 }
 
 void pixel_scores_free(PixelScores *scores)

@@ -44,7 +44,7 @@ double auroc(const float *negatives, size_t n_negatives, const float *positives,
 
 /* ---- scores of pixels, streaming --------------------------------------------------------------------*/
 
-enum { SPRO_LIMITS = 5, SPRO_5_PERCENT = 1, SPRO_30_PERCENT = 3 };
+enum { SPRO_LIMITS = 5 };
 extern const double spro_limits[SPRO_LIMITS]; /* false positive rates 0.01, 0.05, 0.1, 0.3, 1 */
 
 typedef struct PixelMetrics {
@@ -52,7 +52,7 @@ typedef struct PixelMetrics {
     RankMetrics pixels; /* positives: the pixels of any region; negatives: all others, good images included */
     /* Area under the curve (false positive rate of pixels, mean over regions of min(found / saturation, 1))
      * from 0 to the limit, by trapezoids with interpolation at the limit, divided by the limit. For regions
-     * that are components, au_spro[SPRO_30_PERCENT] is MVTec AD's AU-PRO. NAN without regions or without
+     * that are components, the one at 0.3 is MVTec AD's AU-PRO. NAN without regions or without
      * negatives. */
     double au_spro[SPRO_LIMITS];
 } PixelMetrics;

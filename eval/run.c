@@ -517,7 +517,7 @@ static int have_bank(Job *job)
         return -1;
     if (!file_exists(path) && make_bank(job, path))
         return -1;
-    if (dir_remove(scenes, job->err) || samlad_bank_load(job->s, path, job->err))
+    if (dir_prune(scenes, ".scene", job->err) || samlad_bank_load(job->s, path, job->err))
         return -1;
     job->times->bank += now() - start;
     return 0;

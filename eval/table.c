@@ -156,12 +156,7 @@ static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCateg
         m.au_spro[i] = NAN;
     for (int i = 0; i < c->n_images; i++)
         any |= c->images[i].n_masks > 0;
-    /* The scratch file has a name for a moment: a folder of its own, which goes even after a kill just then.
-     */
-    char scratch[RUN_PATH];
-    if (snprintf(scratch, sizeof scratch, "%s/scratch", out) >= RUN_PATH || dir_make(scratch, err))
-        return fail(err, "%s: there is no place for a scratch file", out);
-    PixelScores *scores = any ? pixel_scores_new(scratch, err) : NULL;
+    PixelScores *scores = any ? pixel_scores_new(out, err) : NULL;
     int status = !any ? 0 : scores ? add_maps(scores, c, out, err) : -1;
     if (!status && any)
         status = pixel_scores_measure(scores, ~0u, &m, err);
@@ -174,7 +169,6 @@ static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCateg
     if (!status && any)
         status = measure_spro(f, kind, c, scores, &m, err);
     pixel_scores_free(scores);
-    dir_remove(scratch, NULL);
     return status;
 }
 

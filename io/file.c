@@ -164,6 +164,54 @@ int dir_remove(const char *path, Error *err)
                : fail(err, "%s: cannot remove the folder: %s", path, strerror(errno));
 }
 
+static int prune_entry(const char *dir, const char *name, int is_dir, const char *ending, int depth,
+                       Error *err);
+
+/* The folder's entries, files first; what another process removed meanwhile is fine. */
+static int prune(const char *path, const char *ending, int depth, Error *err)
+{
+    if (depth > 32)
+        return fail(err, "%s: folders are nested too deep", path);
+    int status = 0;
+    for (int dirs = 0; dirs <= 1 && !status && dir_exists(path); dirs++) {
+        size_t n;
+        char **names = dir_list(path, dirs, &n, err);
+        if (!names)
+            return dir_exists(path) ? -1 : 0;
+        for (size_t i = 0; i < n && !status; i++)
+            status = prune_entry(path, names[i], dirs, ending, depth, err);
+        free(names);
+    }
+    if (!status)
+        rmdir(path); /* unless something stayed */
+    return status;
+}
+
+static int prune_entry(const char *dir, const char *name, int is_dir, const char *ending, int depth,
+                       Error *err)
+{
+    struct stat info;
+    size_t n = strlen(name), n_ending = strlen(ending);
+    if (!is_dir && (n < n_ending || strcmp(name + n - n_ending, ending) != 0))
+        return 0;
+    char *path = malloc(strlen(dir) + n + 2);
+    if (!path)
+        return fail_memory(err, dir, strlen(dir) + n + 2);
+    sprintf(path, "%s/%s", dir, name);
+    int status = 0;
+    if (!is_dir && unlink(path) != 0 && errno != ENOENT)
+        status = fail(err, "%s: cannot remove: %s", path, strerror(errno));
+    else if (is_dir && lstat(path, &info) == 0 && S_ISDIR(info.st_mode))
+        status = prune(path, ending, depth + 1, err);
+    free(path);
+    return status;
+}
+
+int dir_prune(const char *path, const char *ending, Error *err)
+{
+    return prune(path, ending, 0, err);
+}
+
 int file_sync(const char *path, Error *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC), status = fd < 0 || fsync(fd) != 0 ? -1 : 0;

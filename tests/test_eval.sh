@@ -169,8 +169,14 @@ there out.cut/records/bottle/test/good/000.json
 
 # ---- another setting, weight or image is noticed --------------------------------------------------------
 expect 0 "a run" "$bin" eval ad --dataset folder -o out.ad $small
+mkdir -p out.ad/scratch out.ad/scenes/bottle
+echo mine | tee out.ad/scratch/notes >out.ad/scenes/bottle/notes
 expect 0 "again: nothing to do" "$bin" eval ad --dataset folder -o out.ad $small
 says "0 of them done now"
+rm -r out.ad/records/bottle out.ad/banks/bottle.bank
+expect 0 "again, all of a category" "$bin" eval ad --dataset folder -o out.ad $small
+there out.ad/scratch/notes out.ad/scenes/bottle/notes # folders of the user's that are called like ours
+rm -rf out.ad/scratch out.ad/scenes
 cp -r out.ad before
 expect 1 "another option" "$bin" eval ad --dataset folder -o out.ad $small --k 3
 says "--k was 40 and is 3 now"
@@ -289,7 +295,11 @@ same plain/records ablation/settings/default/records "the default row"
 cmp -s plain/results.csv ablation/settings/default/results.csv && ok || bad "the default row's figures"
 expect 0 "a row of its own" "$bin" eval loco -o plain1 --category pushpins --category screw_bag $small --size 48
 same plain1/records ablation/settings/size=48/records "another size"
+mkdir ablation/scenes ablation/settings/default/banks
+echo mine | tee ablation/scenes/notes >ablation/settings/default/banks/notes
 expect 0 "ablate again" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
+there ablation/scenes/notes ablation/settings/default/banks/notes
+rm -rf ablation/scenes ablation/settings/default/banks
 expect 1 "ablate on another base" "$bin" ablate loco -o ablation --category pushpins --category screw_bag --setting k=2 $small_run --tau 0.1
 says "--tau was"
 expect 1 "a setting that is none" "$bin" ablate loco -o x --setting nonsense=1 $small_run
