@@ -733,32 +733,18 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
  * Results from several folders
  * ============================================================================================== */
 
-static int same_bytes(const char *a, const char *b, Error *err)
-{
-    char sha_a[65], sha_b[65];
-    if (file_sha256(a, sha_a, err) || file_sha256(b, sha_b, err))
-        return -1;
-    return strcmp(sha_a, sha_b) == 0;
-}
-
 /* The file under the other name: as a second name of the same bytes where the file system can, else as a
  * copy. */
 static int take_file(const char *from, const char *to, Error *err)
 {
-    size_t n;
-    if (link(from, to) == 0 || errno == EEXIST)
-        return 0;
-    uint8_t *bytes = file_read(from, (size_t)1 << 36, &n, err);
-    int status = bytes ? file_write(to, bytes, n, err) : -1;
-    free(bytes);
-    return status;
+    return link(from, to) == 0 || errno == EEXIST ? 0 : file_copy(from, to, err);
 }
 
 static int merge_file(const char *from, const char *to, int must_agree, Error *err)
 {
     if (!file_exists(to))
         return take_file(from, to, err);
-    int same = must_agree ? same_bytes(from, to, err) : 1;
+    int same = must_agree ? file_same(from, to, err) : 1;
     return same < 0 ? -1
            : same   ? 0
                     : fail(err,

@@ -374,6 +374,63 @@ int file_write(const char *path, const void *bytes, size_t n, Error *err)
     return out_commit(&out, err);
 }
 
+/* ---- file by file ----------------------------------------------------------------------------------*/
+
+enum { BLOCK = 1 << 16 };
+
+/* The next block of the file; -1 after a sentence. */
+static long read_block(FILE *f, const char *path, uint8_t block[BLOCK], Error *err)
+{
+    size_t n = fread(block, 1, BLOCK, f);
+    return ferror(f) ? fail(err, "%s: cannot read: %s", path, strerror(errno)) : (long)n;
+}
+
+static FILE *open_to_read(const char *path, Error *err)
+{
+    FILE *f = fopen(path, "rbe");
+    if (!f)
+        fail(err, "%s: cannot open: %s", path, strerror(errno));
+    return f;
+}
+
+int file_same(const char *a, const char *b, Error *err)
+{
+    uint8_t block[2][BLOCK];
+    FILE *fa = open_to_read(a, err), *fb = fa ? open_to_read(b, err) : NULL;
+    int same = fb ? 1 : -1;
+    for (long n = BLOCK; same == 1 && n == BLOCK;) { /* a short block is the last */
+        n = read_block(fa, a, block[0], err);
+        long m = n < 0 ? n : read_block(fb, b, block[1], err);
+        same = n < 0 || m < 0 ? -1 : n == m && memcmp(block[0], block[1], (size_t)n) == 0;
+    }
+    if (fa)
+        fclose(fa);
+    if (fb)
+        fclose(fb);
+    return same;
+}
+
+int file_copy(const char *from, const char *to, Error *err)
+{
+    uint8_t block[BLOCK];
+    OutFile out;
+    FILE *f = open_to_read(from, err);
+    if (!f)
+        return -1;
+    int status = out_open(&out, to, err);
+    for (long n = BLOCK; !status && n == BLOCK;) {
+        n = read_block(f, from, block, err);
+        if (n > 0)
+            out_put(&out, block, (size_t)n);
+        else if (n < 0) {
+            out_drop(&out);
+            status = -1;
+        }
+    }
+    fclose(f);
+    return status ? -1 : out_commit(&out, err);
+}
+
 /* ---- folders ---------------------------------------------------------------------------------------*/
 
 int file_exists(const char *path)

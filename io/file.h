@@ -32,6 +32,9 @@ int out_try(const char *path, Error *err);
 /* The path with ".tmp.HOST.PID" after it: what this process may write without meeting another, on this
  * machine or on another that shares the folder. malloc'd; NULL: no memory. */
 char *temporary_name(const char *path);
+/* The same bytes in both? 1, 0, or -1. Block by block, as is the copy: they may be larger than memory. */
+int file_same(const char *a, const char *b, Error *err);
+int file_copy(const char *from, const char *to, Error *err);
 /* Wait until the disk has the file. */
 int file_sync(const char *path, Error *err);
 /* Give `from` the name `to` unless that exists (1); `from` is gone either way, but stays when neither can be

@@ -271,6 +271,52 @@ static void test_sweep(void)
     free(bytes), free(mine);
 }
 
+/* What has the ending goes, and folders that are empty then; all else stays, also behind links. */
+static void test_prune(void)
+{
+    Error err = {""};
+    REQUIRE(!dir_make(path_in("prune/a/b"), &err) && !dir_make(path_in("prune/user"), &err));
+    static const char *const ours[] = {"prune/1.scene", "prune/a/b/2.scene", "prune/user/3.scene"};
+    static const char *const theirs[] = {"prune/user/notes", "prune/user/scene", "elsewhere/4.scene"};
+    REQUIRE(!dir_make(path_in("elsewhere"), &err) && !symlink("../elsewhere", path_in("prune/link")));
+    for (int i = 0; i < 3; i++)
+        CHECK(!file_write(path_in(ours[i]), "x", 1, &err) && !file_write(path_in(theirs[i]), "x", 1, &err));
+    CHECK_MSG(!dir_prune(path_in("prune"), ".scene", &err), "%s", err.message);
+    for (int i = 0; i < 3; i++)
+        CHECK(!file_exists(path_in(ours[i])) && file_exists(path_in(theirs[i])));
+    CHECK(!dir_exists(path_in("prune/a")) && dir_exists(path_in("prune/link")));
+    CHECK(!unlink(path_in("prune/link")) && !dir_remove(path_in("prune/user"), &err));
+    CHECK(!dir_prune(path_in("prune"), ".scene", &err) && !dir_exists(path_in("prune")));
+    CHECK(!dir_prune(path_in("prune"), ".scene", &err)); /* none is fine */
+}
+
+/* Of any length about whole blocks, and when they differ in one byte or in their length only. */
+static void test_same_and_copy(void)
+{
+    static const size_t lengths[] = {0, 1, 65535, 65536, 65537, 200000};
+    static uint8_t bytes[200001];
+    Error err = {""};
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (uint8_t)(i * i >> 7);
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        size_t n = lengths[i];
+        CHECK(!file_write(path_in("one"), bytes, n, &err));
+        CHECK_MSG(!file_copy(path_in("one"), path_in("two"), &err), "%s", err.message);
+        CHECK_MSG(file_same(path_in("one"), path_in("two"), &err) == 1, "%zu bytes", n);
+        CHECK(!file_write(path_in("two"), bytes, n + 1, &err));
+        CHECK_MSG(file_same(path_in("one"), path_in("two"), &err) == 0, "%zu bytes and one more", n);
+        if (n > 0) {
+            bytes[n - 1]++;
+            CHECK(!file_write(path_in("two"), bytes, n, &err));
+            CHECK_MSG(file_same(path_in("one"), path_in("two"), &err) == 0, "%zu bytes, the last another", n);
+        }
+    }
+    CHECK(file_same(path_in("one"), path_in("nowhere"), &err) == -1 && strstr(err.message, "nowhere"));
+    CHECK(file_same(path_in("."), path_in("."), &err) == -1 && strstr(err.message, "cannot read"));
+    CHECK(file_copy(path_in("nowhere"), path_in("three"), &err) == -1 && !file_exists(path_in("three")));
+    CHECK(file_copy(path_in("."), path_in("three"), &err) == -1 && !file_exists(path_in("three")));
+}
+
 /* Shards remove the analysed images of a category as soon as its bank is there, while others still write. */
 static void test_remove_while_others_write(void)
 {
@@ -309,6 +355,8 @@ int main(void)
     RUN(test_probe_damaged);
     RUN(test_scene_file);
     RUN(test_sweep);
+    RUN(test_prune);
+    RUN(test_same_and_copy);
     RUN(test_remove_while_others_write);
     dir_remove(folder, NULL);
     return test_summary();
