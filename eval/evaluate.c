@@ -65,6 +65,21 @@ int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err
     return status;
 }
 
+/* Of the names [n] those that have the ending, without it; what else lies there may be a temporary file. Returns
+ * how many. */
+static int keep_stems(char **names, size_t n, const char *ending)
+{
+    int kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        size_t length = strlen(names[i]), n_ending = strlen(ending);
+        if (length <= n_ending || strcmp(names[i] + length - n_ending, ending) != 0)
+            continue;
+        names[i][length - n_ending] = '\0';
+        names[kept++] = names[i];
+    }
+    return kept;
+}
+
 /* The kind and place of the data set, and which categories were run, as the run's folder says. */
 static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char ***names, Error *err)
 {
@@ -88,13 +103,8 @@ static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char
     size_t n;
     snprintf(path, sizeof path, "%.*s/categories", RUN_PATH - 32, out);
     *names = dir_list(path, 0, &n, err);
-    for (size_t i = 0; *names && i < n; i++) {
-        char *dot = strrchr((*names)[i], '.');
-        if (dot)
-            *dot = '\0';
-    }
     r->categories = (const char *const *)*names;
-    r->n_categories = (int)n;
+    r->n_categories = *names ? keep_stems(*names, n, ".json") : 0;
     return *names ? 0 : -1;
 }
 
