@@ -20,7 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../amg.h"
@@ -28,6 +27,8 @@
 #include "../bank.h"
 #include "../kernels/bf16.h"
 #include "bench_model.h"
+#include "cli.h"
+#include "../eval/run.h"
 #include "../featup.h"
 #include "../io/image.h"
 #include "../io/json.h"
@@ -35,7 +36,7 @@
 #include "../tensor.h"
 #include "../vit.h"
 
-enum { MAX_ONLY = 32, MAX_RUNS = 100, EXIT_USAGE = 2 };
+enum { MAX_ONLY = 32, MAX_RUNS = 100 };
 
 typedef struct BenchOptions {
     const char *only[MAX_ONLY]; /* names or their beginnings */
@@ -92,13 +93,6 @@ typedef struct Result {
 /* ================================================================================================
  * What the system tells
  * ============================================================================================== */
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static long page_faults(void)
 {
@@ -282,8 +276,8 @@ static double limit_now(Precision precision)
 {
     double fastest = 0;
     for (int i = 0; i < BURSTS; i++) {
-        double start = now(), gflop = burst(precision);
-        fastest = fmax(fastest, gflop / (now() - start));
+        double start = clock_seconds(), gflop = burst(precision);
+        fastest = fmax(fastest, gflop / (clock_seconds() - start));
     }
     return fastest;
 }
@@ -444,10 +438,10 @@ static int prepare_masks(Work *work, Error *err)
 
 static int run_masks(Work *work, Error *err)
 {
-    const double start = now();
+    const double start = clock_seconds();
     if (run_encoder(work, err))
         return -1;
-    const double encoder = now() - start;
+    const double encoder = clock_seconds() - start;
     amg_masks_free(&work->masks);
     work->not_counted = 2 * encoder; /* this one, and amg_generate's own */
     return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, work->rgb, work->height,
@@ -716,10 +710,10 @@ static int measure_runs(Work *work, const Stage *stage, Result *result, Error *e
     int n = 0;
     while (!enough(work->options, stage, n, spent)) {
         work->not_counted = 0;
-        const double start = now();
+        const double start = clock_seconds();
         if (stage->run(work, err))
             return -1;
-        seconds[n] = now() - start - work->not_counted;
+        seconds[n] = clock_seconds() - start - work->not_counted;
         const double after = limit_now(stage->precision);
         percents[n] = 100 * work->gflop / seconds[n] / ((before + after) / 2);
         before = after;

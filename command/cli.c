@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -284,17 +283,10 @@ Samlad *open_samlad(Args *args, Error *err)
  * Progress: a bar with an estimate, only on a terminal, only when the work takes over two seconds
  * ============================================================================================== */
 
-double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 void show_progress(void *user, const char *what, int done, int total)
 {
     Progress *p = user;
-    double t = now();
+    double t = clock_seconds();
     if (p->what != what) {
         p->what = what;
         p->start = t;
@@ -457,12 +449,12 @@ static int command_bank(Args *args)
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
-    double start = now();
+    double start = clock_seconds();
     int status = bank_make(args, s, &err);
     if (!status)
         status = samlad_bank_save(s, args->out, &err);
     if (!status)
-        printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), now() - start);
+        printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), clock_seconds() - start);
     if (!status && !isnan(samlad_bank_threshold(s)))
         printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
                (double)samlad_bank_threshold(s));

@@ -47,7 +47,6 @@ typedef struct Progress {
     int drawn;
 } Progress;
 
-double now(void); /* seconds of a clock that never goes back */
 void show_progress(void *user, const char *what, int done, int total); /* a SamladProgress */
 
 /* cli_eval.c */

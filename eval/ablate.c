@@ -64,11 +64,6 @@ static void add_number(AblationTable *t, const char *name, int value)
     ablation_add(t, changes, NULL);
 }
 
-static void keep_fact(void *user, const char *key, const char *value)
-{
-    facts_add(user, key, value);
-}
-
 static int fact_number(const Facts *facts, const char *key)
 {
     const char *value = facts_get(facts, key);
@@ -102,7 +97,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
     Facts base = {0};
     for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
         ablation_add(t, switches[i], NULL);
-    samlad_describe(s, keep_fact, &base);
+    facts_describe(&base, s);
     int k = fact_number(&base, "option.k"), layer = fact_number(&base, "option.layer"),
         size = fact_number(&base, "option.size"), blocks = samlad_backbone_blocks(s);
     for (size_t i = 0; i < sizeof references / sizeof *references; i++)
@@ -214,24 +209,18 @@ static const char *name_of(const Ablation *a)
     return *a->changes ? a->changes : "default";
 }
 
-/* The figures of the first row, where all rows have them, are the columns. */
-static int is_column(const Figure *f)
-{
-    return strncmp(f->name, "auroc.", 6) == 0 || strcmp(f->name, "auspro.5") == 0 ||
-           strcmp(f->name, "aupro.30") == 0;
-}
-
+/* The columns are those figures of the first row that tables show; a row that lacks one says nan there. */
 void ablation_print(FILE *to, const AblationTable *t)
 {
     const CategoryFigures *first = &t->settings[0].mean;
     fprintf(to, "%-24s", "setting");
     for (int f = 0; f < first->n; f++)
-        if (is_column(&first->figures[f]))
+        if (figure_is_shown(&first->figures[f]))
             fprintf(to, "  %s", first->figures[f].name);
     for (int i = 0; i < t->n; i++) {
         fprintf(to, "\n%-24s", name_of(&t->settings[i]));
         for (int f = 0; f < first->n; f++)
-            if (is_column(&first->figures[f]))
+            if (figure_is_shown(&first->figures[f]))
                 fprintf(to, "  %*.3f", (int)strlen(first->figures[f].name),
                         figure_of(&t->settings[i].mean, first->figures[f].name));
     }
@@ -300,7 +289,7 @@ static int write_ablation_markdown(const AblationTable *t, const char *path, Err
     for (int pass = 0; pass < 2; pass++) {
         put_line(&out, pass ? "\n|---|" : "");
         for (int f = 0; f < first->n; f++)
-            if (is_column(&first->figures[f])) {
+            if (figure_is_shown(&first->figures[f])) {
                 snprintf(cell, sizeof cell, pass ? "---|" : " %s |", first->figures[f].name);
                 put_line(&out, cell);
             }
@@ -311,7 +300,7 @@ static int write_ablation_markdown(const AblationTable *t, const char *path, Err
         for (int f = 0; f < first->n; f++) {
             double value = figure_of(&t->settings[i].mean, first->figures[f].name);
             snprintf(cell, sizeof cell, isnan(value) ? " |" : " %.3f |", value);
-            if (is_column(&first->figures[f]))
+            if (figure_is_shown(&first->figures[f]))
                 put_line(&out, cell);
         }
     }
@@ -327,7 +316,7 @@ int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
         run_settle(s, &t->evaluation.dataset, &r->plan,
                    err)) /* the scenes below are shared: of one base only */
         return -1;
-    samlad_describe(s, keep_fact, &base);
+    facts_describe(&base, s);
     int status = 0, features;
     for (int i = 0; i < t->n && !status; i++)
         status = do_setting(s, r, t, &t->settings[i], &base, err);

@@ -837,7 +837,7 @@ static float luminance(const float *rgb)
 
 /* Blends `color` over the part where overlay x cover is positive and marks what visibly changed. */
 static void overlay(Canvas *canvas, const Window *win, const float *cover, const float *over,
-                    const float *color, float alpha, int multiply)
+                    const float *color, float alpha)
 {
     int stride = win->w + 2;
     for (int y = 0; y < win->h; y++)
@@ -848,7 +848,7 @@ static void overlay(Canvas *canvas, const Window *win, const float *cover, const
             long at = (long)(win->y0 + y) * canvas->width + win->x0 + x;
             float *out = canvas->rgb + 3 * at;
             for (int k = 0; k < 3; k++) {
-                float v = clamp01(mix(out[k], multiply ? out[k] * color[k] : color[k], a));
+                float v = clamp01(mix(out[k], color[k], a));
                 change += v > out[k] ? v - out[k] : out[k] - v;
                 out[k] = v;
             }
@@ -891,7 +891,7 @@ static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, c
     }
     Placement identity = {0, 0, 1, 0, 1};
     rasterise(&line, &identity, win, over);
-    overlay(canvas, win, cover, over, color, rng_uniform(rng, 0.75f, 1), 0);
+    overlay(canvas, win, cover, over, color, rng_uniform(rng, 0.75f, 1));
 }
 
 static void damage_stain(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
@@ -910,7 +910,7 @@ static void damage_stain(Canvas *canvas, const Part *part, const Path *path, con
         place(p.x, p.y, rng_uniform(rng, 0, 1), size < 4 * canvas->unit ? 4 * canvas->unit : size, 1);
     rasterise(&blob, &where, win, over);
     box_blur(canvas, over, win, 1 + (int)(0.04f * size));
-    overlay(canvas, win, cover, over, color, rng_uniform(rng, 0.65f, 0.9f), 0);
+    overlay(canvas, win, cover, over, color, rng_uniform(rng, 0.65f, 0.9f));
 }
 
 /* A dent: a round hollow, dark on the side of the light and bright opposite. */
@@ -933,7 +933,7 @@ static void damage_dent(Canvas *canvas, const Part *part, const Path *path, cons
                 /* the steepest place of the hollow's wall is at about 0.7 of its radius */
                 over[(long)y * stride + x] = r2 < 1 && slope > 0 ? clamp01(3.2f * slope * (1 - r2)) : 0;
             }
-        overlay(canvas, win, cover, over, side ? white : black, side ? 0.6f : 0.75f, 0);
+        overlay(canvas, win, cover, over, side ? white : black, side ? 0.6f : 0.75f);
     }
 }
 

@@ -15,7 +15,7 @@
 #include "../report.h"
 #include "../tensor.h"
 
-static double now(void)
+double clock_seconds(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -68,6 +68,16 @@ void facts_add(Facts *f, const char *key, const char *value)
     f->n += f->keys[f->n] && f->values[f->n];
 }
 
+static void describe_one(void *facts, const char *key, const char *value)
+{
+    facts_add(facts, key, value);
+}
+
+void facts_describe(Facts *f, const Samlad *s)
+{
+    samlad_describe(s, describe_one, f);
+}
+
 static void facts_add_int(Facts *f, const char *key, long long value)
 {
     char text[32];
@@ -90,17 +100,17 @@ const char *facts_get(const Facts *f, const char *key)
     return NULL;
 }
 
-int facts_differ(const Facts *then, const Facts *now_, int *in_then)
+int facts_differ(const Facts *then, const Facts *today, int *in_then)
 {
     *in_then = 0;
-    for (int i = 0; i < now_->n; i++) {
-        const char *value = facts_get(then, now_->keys[i]);
-        if (strcmp(now_->keys[i], "data") != 0 && (!value || strcmp(value, now_->values[i]) != 0))
+    for (int i = 0; i < today->n; i++) {
+        const char *value = facts_get(then, today->keys[i]);
+        if (strcmp(today->keys[i], "data") != 0 && (!value || strcmp(value, today->values[i]) != 0))
             return i;
     }
     *in_then = 1;
     for (int i = 0; i < then->n; i++)
-        if (!facts_get(now_, then->keys[i]))
+        if (!facts_get(today, then->keys[i]))
             return i;
     return -1;
 }
@@ -185,11 +195,6 @@ static int facts_settle(const Facts *today, const char *path, Error *err)
     return status;
 }
 
-static void add_fact(void *user, const char *key, const char *value)
-{
-    facts_add(user, key, value);
-}
-
 /* The checksum of a file's bytes. */
 static int file_sha256(const char *path, char hex[65], Error *err)
 {
@@ -215,16 +220,17 @@ static int bank_file_sha256(const char *path, char hex[65], Error *err)
 static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
-    char path[RUN_PATH], sha[65] = "made from the normal images", *real = realpath(d->root, NULL);
+    char path[RUN_PATH], sha[65] = "made from the normal images";
     if (plan->bank && bank_file_sha256(plan->bank, sha, err))
         return -1;
+    char *real = realpath(d->root, NULL);
     facts_add(&facts, "samlad", SAMLAD_VERSION);
     facts_add(&facts, "dataset", dataset_kind_name(d->kind));
     facts_add(&facts, "data", real ? real : d->root);
+    free(real);
     facts_add(&facts, "bank", sha);
     facts_add_int(&facts, "max-bank", plan->max_bank);
-    samlad_describe(s, add_fact, &facts);
-    free(real);
+    facts_describe(&facts, s);
     int status = snprintf(path, sizeof path, "%s/run.json", plan->out) < RUN_PATH - 128
                      ? facts_settle(&facts, path, err)
                      : fail(err, "%s: the path is too long", plan->out);
@@ -508,7 +514,7 @@ static int make_bank(Job *job, const char *path)
 static int have_bank(Job *job)
 {
     char path[RUN_PATH], scenes[RUN_PATH];
-    double start = now();
+    double start = clock_seconds();
     if (job->plan->bank)
         return samlad_bank_load(job->s, job->plan->bank, job->err);
     if (join3(path, job->plan->out, "banks", job->category->name, ".bank", job->err) ||
@@ -519,7 +525,7 @@ static int have_bank(Job *job)
         return -1;
     if (dir_prune(scenes, ".scene", job->err) || samlad_bank_load(job->s, path, job->err))
         return -1;
-    job->times->bank += now() - start;
+    job->times->bank += clock_seconds() - start;
     return 0;
 }
 
@@ -636,7 +642,7 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     const DatasetImage *image = &job->category->images[index];
     SamladResult result;
     uint8_t *rgb = NULL;
-    double start = now();
+    double start = clock_seconds();
     int status = judge(job, s, image, &result, &rgb, err);
     if (!status) {
         status = write_results(job, s, &result, rgb, image, err);
@@ -647,7 +653,7 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
             fail(err, "%s: %.600s", image->path, inner.message);
     }
     free(rgb);
-    *seconds = now() - start;
+    *seconds = clock_seconds() - start;
     if (!status)
         note_time(job, image, *seconds);
     return status;
@@ -698,10 +704,10 @@ static int do_category(Job *job)
     job->later -= n_left; /* another process may have done some meanwhile */
     job->later = job->later > 0 ? job->later : 0;
     job->done = 0, job->total = n_left + job->later; /* so the estimate is of the whole run, but for banks */
-    double start = now();
+    double start = clock_seconds();
     if (!status && n_left > 0)
         status = work_through(job, detect_one, left, n_left, job->category->name);
-    job->times->images += now() - start;
+    job->times->images += clock_seconds() - start;
     job->times->n_images += status ? 0 : n_left;
     free(left);
     return status;

@@ -8,13 +8,12 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <ftw.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include "../io/file.h"
 #include "../io/image.h"
@@ -23,15 +22,20 @@
 
 /* ------------------------------------------------------------------------------- the folder as a whole */
 
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st, (void)type, (void)ftw;
-    return remove(path);
-}
-
 void synth_output_drop(SynthOutput *out)
 {
-    nftw(out->tmp, remove_entry, 16, FTW_DEPTH | FTW_PHYS); /* our own files: nothing to say if one stays */
+    dir_remove(out->tmp, NULL); /* our own files: nothing to say if one stays */
+}
+
+/* DIR.tmp.HOST.PID, of the first n characters of dir. */
+static int temporary_dir(char tmp[PATH_MAX], const char *dir, size_t n, Error *err)
+{
+    char *path = strndup(dir, n), *name = path ? temporary_name(path) : NULL;
+    int length = name ? snprintf(tmp, PATH_MAX, "%s", name) : -1;
+    free(path), free(name);
+    return length < 0          ? fail_memory(err, dir, n)
+           : length < PATH_MAX ? 0
+                               : fail(err, "%s: the path is too long", dir);
 }
 
 /* Refuses a folder that holds anything, so that two data sets never mix and nothing of the user's is lost. */
@@ -60,9 +64,8 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
         if (holds)
             return fail(err, "%s: the folder is not empty; name a new or an empty one", dir);
     }
-    int length = snprintf(out->tmp, sizeof out->tmp, "%.*s.tmp.%ld", (int)n, dir, (long)getpid());
-    if (length < 0 || (size_t)length >= sizeof out->tmp)
-        return fail(err, "%s: the path is too long", dir);
+    if (temporary_dir(out->tmp, dir, n, err))
+        return -1;
     if (stat(out->tmp, &st) == 0)
         return fail(err, "%s: is in the way; remove it", out->tmp);
     return dir_make(out->tmp, err);

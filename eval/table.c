@@ -227,8 +227,7 @@ int table_measure(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c
  * Text
  * ============================================================================================== */
 
-/* What the text tables show; the files have all. */
-static int is_shown(const Figure *f)
+int figure_is_shown(const Figure *f)
 {
     return strncmp(f->name, "auroc.", 6) == 0 || strcmp(f->name, "auspro.5") == 0 ||
            strcmp(f->name, "aupro.30") == 0;
@@ -239,7 +238,7 @@ static void print_one(FILE *to, const CategoryFigures *c)
     for (int i = 0; i < c->n; i++) {
         const Figure *f = &c->figures[i];
         const char *what = strchr(f->name, '.') + 1;
-        if (!is_shown(f))
+        if (!figure_is_shown(f))
             continue;
         if (strncmp(f->name, "auroc.", 6) != 0)
             fprintf(to, "%s %2s %%%*s %.3f\n", f->name[2] == 's' ? "AU-sPRO up to" : "AU-PRO up to", what,
@@ -256,7 +255,7 @@ static void print_row(FILE *to, const CategoryFigures *c, const CategoryFigures 
 {
     fprintf(to, "%-24s", c->name);
     for (int i = 0; i < mean->n; i++)
-        if (is_shown(&mean->figures[i]))
+        if (figure_is_shown(&mean->figures[i]))
             fprintf(to, "  %*.3f", (int)strlen(mean->figures[i].name), figure_of(c, mean->figures[i].name));
     fprintf(to, "  %6d\n", c->n_images);
 }
@@ -271,7 +270,7 @@ void table_print(FILE *to, const CategoryFigures *categories, const Dataset *d)
     table_mean(&mean, categories, d->n);
     fprintf(to, "%-24s", dataset_kind_name(d->kind));
     for (int i = 0; i < mean.n; i++)
-        if (is_shown(&mean.figures[i]))
+        if (figure_is_shown(&mean.figures[i]))
             fprintf(to, "  %s", mean.figures[i].name);
     fprintf(to, "  images\n");
     for (int i = 0; i < d->n; i++)

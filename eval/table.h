@@ -23,6 +23,8 @@ typedef struct CategoryFigures {
     Figure figures[FIGURES_MAX];
 } CategoryFigures;
 
+/* Is it one of those that the text tables show? The files have all. */
+int figure_is_shown(const Figure *figure);
 /* The figure's value, or NAN. */
 double figure_of(const CategoryFigures *category, const char *name);
 
