@@ -268,10 +268,12 @@ static int write_ablation_csv(const AblationTable *t, const char *path, Error *e
     for (int i = 0; i < t->n; i++)
         for (int f = 0; f < t->settings[i].mean.n; f++) {
             const Figure *figure = &t->settings[i].mean.figures[f];
-            char line[320];
-            snprintf(line, sizeof line, isnan(figure->value) ? "%s,%s,\n" : "%s,%s,%.9g\n",
-                     name_of(&t->settings[i]), figure->name, figure->value);
-            put_line(&out, line);
+            char value[64];
+            put_csv(&out, name_of(&t->settings[i]));
+            put_line(&out, ",");
+            put_csv(&out, figure->name);
+            snprintf(value, sizeof value, isnan(figure->value) ? ",\n" : ",%.9g\n", figure->value);
+            put_line(&out, value);
         }
     return out_commit(&out, err);
 }
@@ -290,13 +292,15 @@ static int write_ablation_markdown(const AblationTable *t, const char *path, Err
         put_line(&out, pass ? "\n|---|" : "");
         for (int f = 0; f < first->n; f++)
             if (figure_is_shown(&first->figures[f])) {
-                snprintf(cell, sizeof cell, pass ? "---|" : " %s |", first->figures[f].name);
-                put_line(&out, cell);
+                put_line(&out, pass ? "---" : " ");
+                put_markdown(&out, pass ? "" : first->figures[f].name);
+                put_line(&out, pass ? "|" : " |");
             }
     }
     for (int i = 0; i < t->n; i++) {
-        snprintf(cell, sizeof cell, "\n| %s |", name_of(&t->settings[i]));
-        put_line(&out, cell);
+        put_line(&out, "\n| ");
+        put_markdown(&out, name_of(&t->settings[i]));
+        put_line(&out, " |");
         for (int f = 0; f < first->n; f++) {
             double value = figure_of(&t->settings[i].mean, first->figures[f].name);
             snprintf(cell, sizeof cell, isnan(value) ? " |" : " %.3f |", value);

@@ -612,6 +612,20 @@ static void check_names(const DatasetCategory *c, Problems *problems)
     free(sorted);
 }
 
+/* Kinds of tests that are called like a figure of something else: auroc.all, auroc.pixels, LOCO's auroc.mean. */
+static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *problems)
+{
+    const char *const taken[] = {"all", "pixels", kind == DATASET_LOCO ? "mean" : NULL, NULL};
+    for (int i = 0; i < c->n_images; i++) {
+        const DatasetImage *image = &c->images[i];
+        if (i > 0 && strcmp(image->kind, c->images[i - 1].kind) == 0)
+            continue;
+        if (is_listed(taken, image->kind))
+            problem(problems, "%.*s: give this folder another name: the figure auroc.%s is of something else",
+                    (int)(strrchr(image->path, '/') - image->path), image->path, image->kind);
+    }
+}
+
 static void check_category(const Dataset *d, DatasetCategory *c, int with_bank, Problems *problems)
 {
     int published = KINDS[d->kind].categories != NULL, n_good = 0;
@@ -638,6 +652,7 @@ static void check_category(const Dataset *d, DatasetCategory *c, int with_bank, 
     if (d->kind == DATASET_LOCO && !c->config)
         problem(problems, "%s/defects_config.json is missing: AU-sPRO needs its saturation thresholds",
                 c->dir);
+    check_kinds(c, d->kind, problems);
     check_names(c, problems);
 }
 

@@ -3,6 +3,7 @@
 #include "evaluate.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -598,19 +599,27 @@ static int write_results(const Job *job, const Samlad *s, const SamladResult *r,
     return status;
 }
 
-/* How long it took stands apart, for it differs from run to run. One short write, so that the lines of
- * several processes do not mix. */
+/* How long it took stands apart, for it differs from run to run; no result depends on it. One short
+ * write, so that the lines of several processes do not mix. */
 static void note_time(const Job *job, const DatasetImage *image, double seconds)
 {
-    char path[RUN_PATH], line[RUN_PATH];
+    char path[RUN_PATH], name[RUN_PATH];
+    JsonWriter w;
     snprintf(path, sizeof path, "%.*s/timings.jsonl", RUN_PATH - 32, job->plan->out);
-    int n = snprintf(line, sizeof line, "{\"image\":\"%.200s/test/%.200s/%.200s\",\"seconds\":%.4f}\n",
-                     job->category->name, image->kind, image->stem, seconds);
-    FILE *f = fopen(path, "ae");
-    if (f) { /* results do not depend on it */
-        fwrite(line, 1, (size_t)n, f);
+    snprintf(name, sizeof name, "%s/test/%s/%s", job->category->name, image->kind, image->stem);
+    json_begin(&w);
+    json_open(&w, '{');
+    json_key(&w, "image"), json_string(&w, name);
+    json_key(&w, "seconds"), json_number(&w, round(seconds * 1e4) / 1e4);
+    json_close(&w, '}');
+    if (!w.failed)
+        w.text[w.length++] = '\n'; /* in the place of the NUL */
+    FILE *f = w.failed ? NULL : fopen(path, "ae");
+    if (f) {
+        fwrite(w.text, 1, w.length, f);
         fclose(f);
     }
+    json_end(&w);
 }
 
 /* From the image, or from the scene that is kept of it. *rgb is left for pictures; the caller frees it. */

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../io/file.h"
 #include "../io/image.h"
 #include "../tensor.h"
 #include "metrics.h"
@@ -334,10 +333,34 @@ static void put_text(OutFile *out, const char *format, ...)
     out_put(out, text, strlen(text));
 }
 
+void put_csv(OutFile *out, const char *text)
+{
+    if (!strpbrk(text, ",\"\r\n")) {
+        out_put(out, text, strlen(text));
+        return;
+    }
+    out_put(out, "\"", 1);
+    for (; *text; text++) /* a quote is doubled */
+        out_put(out, *text == '"' ? "\"\"" : text, *text == '"' ? 2 : 1);
+    out_put(out, "\"", 1);
+}
+
+void put_markdown(OutFile *out, const char *text)
+{
+    for (; *text; text++) {
+        if (*text == '|' || *text == '\\')
+            out_put(out, "\\", 1);
+        out_put(out, (unsigned char)*text < ' ' ? " " : text, 1); /* a row is a line */
+    }
+}
+
 static void csv_category(OutFile *out, const CategoryFigures *c)
 {
     for (int i = 0; i < c->n; i++) {
-        put_text(out, "%s,%s,", c->name, c->figures[i].name);
+        put_csv(out, c->name);
+        put_text(out, ",");
+        put_csv(out, c->figures[i].name);
+        put_text(out, ",");
         if (isnan(c->figures[i].value))
             put_text(out, ",%d\n", c->figures[i].n);
         else
@@ -404,7 +427,9 @@ static void paper_table(OutFile *out, const CategoryFigures *mean, const Dataset
 
 static void markdown_row(OutFile *out, const CategoryFigures *c, const CategoryFigures *columns)
 {
-    put_text(out, "| %s | %d | %d |", c->name, c->n_bank, c->n_images);
+    put_text(out, "| ");
+    put_markdown(out, c->name);
+    put_text(out, " | %d | %d |", c->n_bank, c->n_images);
     for (int i = 0; i < columns->n; i++) {
         double value = figure_of(c, columns->figures[i].name);
         if (isnan(value))
@@ -423,8 +448,11 @@ static int write_markdown(const char *path, const CategoryFigures *categories, c
         return -1;
     put_text(&out, "# samlad %s on %s\n\n| category | bank | test |", SAMLAD_VERSION,
              dataset_kind_name(d->kind));
-    for (int i = 0; i < mean->n; i++)
-        put_text(&out, " %s |", mean->figures[i].name);
+    for (int i = 0; i < mean->n; i++) {
+        put_text(&out, " ");
+        put_markdown(&out, mean->figures[i].name);
+        put_text(&out, " |");
+    }
     put_text(&out, "\n|---|---|---|");
     for (int i = 0; i < mean->n; i++)
         put_text(&out, "---|");

@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 
+#include "../io/file.h"
 #include "../io/json.h"
 #include "dataset.h"
 
@@ -37,6 +38,9 @@ void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n)
  * [dataset->n]. */
 int table_write(const CategoryFigures *categories, const Dataset *dataset, const char *out, Error *err);
 void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset *dataset); /* one object */
+/* Text as a field of CSV (RFC 4180: quoted when it must be), and as a cell of a Markdown table. */
+void put_csv(OutFile *out, const char *text);
+void put_markdown(OutFile *out, const char *text);
 /* One category: a line a figure. Several: a line a category, then their mean. */
 void table_print(FILE *to, const CategoryFigures *categories, const Dataset *dataset);
 

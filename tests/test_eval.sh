@@ -160,6 +160,36 @@ expect 1 "no folder" "$bin" eval nowhere $small
 printf 'object,split,label,image,mask\ncandle,test,normal,../../n0.ppm,\n' >csv/split_csv/1cls.csv
 expect 1 "a path that leaves the folder" "$bin" eval csv --category candle $small
 says "line 2"
+for kind in all pixels mean; do
+    category taken/$kind/pushpins logical_anomalies $kind
+    masks taken/$kind/pushpins logical_anomalies dir
+    masks taken/$kind/pushpins $kind dir
+    cp loco/pushpins/defects_config.json taken/$kind/pushpins
+    expect 1 "a kind of tests called $kind" "$bin" eval taken/$kind/pushpins -o out.taken $small
+    says "/pushpins/test/$kind: give this folder another name"
+done
+gone out.taken
+expect 0 "mean, where no figure is called so" "$bin" eval taken/mean/pushpins --dataset folder $small
+# names that CSV, JSON and Markdown must quote
+category odd/normal 'a,"b' 'c|d'
+mv odd/normal "odd/x,y|z\\"
+category odd/plain 'a,"b' 'c|d'
+expect 0 "odd names" "$bin" eval odd --dataset folder -o out.odd $small
+grep -q '^"x,y|z\\","auroc.a,""b",[01]' out.odd/results.csv && ok || bad "CSV does not quote"
+grep -q '^| x,y\\|z\\\\ | 4 | 6 |' out.odd/results.md && ok || bad "Markdown does not quote"
+grep -q '^| category | bank | test | auroc.a,"b | auroc.c\\|d | auroc.all |' out.odd/results.md && ok || bad "Markdown's head does not quote"
+if command -v python3 >/dev/null 2>&1; then
+    python3 - out.odd >err 2>&1 <<'PYTHON' && ok || bad "odd names in JSON and CSV"
+import csv, json, sys
+times = [json.loads(line) for line in open(sys.argv[1] + "/timings.jsonl")]
+assert sum(t["image"] == 'x,y|z\\/test/a,"b/000' and t["seconds"] > 0 for t in times) == 1, times
+rows = list(csv.DictReader(open(sys.argv[1] + "/results.csv")))
+assert {r["category"] for r in rows} == {"x,y|z\\", "plain", "mean"} and all(len(r) == 4 for r in rows)
+PYTHON
+else
+    echo "  skipped: JSON and CSV of odd names are not parsed without python3"
+    skipped=$((skipped + 1))
+fi
 # a cut image whose header is whole is met on the way: what was done before stays, and it goes on when it is mended
 cp -r ad cut
 head -c 900 n0.ppm >cut/bottle/test/good/001.ppm
