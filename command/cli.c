@@ -806,6 +806,17 @@ static const char INFO_HELP[] =
     "\n"
     "Print what a weights file or a bank is: its configuration, its tensors, its checksum.\n";
 
+/* A file's own text for the terminal: what could steer it (control characters, also those of two UTF-8 bytes)
+ * as \xNN. Names of tensors have none, see io/safetensors.c. */
+static void print_plain(const char *text)
+{
+    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+        int second = c > (const unsigned char *)text && c[-1] == 0xc2 && *c < 0xa0;
+        int first = *c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0;
+        printf(*c < ' ' || *c == 0x7f || first || second ? "\\x%02x" : "%c", *c);
+    }
+}
+
 static void print_tensor(const StTensor *t)
 {
     char shape[128] = "scalar";
@@ -828,12 +839,18 @@ static int info_one(const char *path, Error *err)
         bytes += st_at(st, i)->n_bytes;
     }
     st_sha256(st, sha);
-    printf("%s: %s\n", path, model ? model : kind ? kind : "no samlad metadata");
+    printf("%s: ", path);
+    print_plain(model ? model : kind ? kind : "no samlad metadata");
+    printf("\n");
     printf("  sha256 %s\n  %zu tensors, %zu numbers, %zu bytes\n", sha, st_count(st), elements, bytes);
     for (size_t i = 0; i < st_meta_count(st); i++) {
         const char *key, *value;
         st_meta_at(st, i, &key, &value);
-        printf("  %s = %s\n", key, value);
+        printf("  ");
+        print_plain(key);
+        printf(" = ");
+        print_plain(value);
+        printf("\n");
     }
     printf("\n");
     for (size_t i = 0; i < st_count(st); i++)

@@ -166,6 +166,20 @@ expect 0 "a bank in bf16" "$bin" bank good -o half.bank $weights $masks --k 2 --
 expect 0 "info of a bank in bf16" "$bin" info half.bank
 says "option.precision = bf16"
 if cmp -s n.bank half.bank; then bad "bf16 changes nothing"; else ok; fi
+if command -v python3 >/dev/null 2>&1; then # metadata may hold anything: it must not steer the terminal
+    python3 - >err 2>&1 <<'PYTHON' && ok || bad "a file with control characters"
+import json
+head = json.dumps({"__metadata__": {"a\x1b[2J": "b\nc\x7f\u009b2Jd\u00e9"}, "t": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}},
+                  ensure_ascii=False).encode()
+open("steering.safetensors", "wb").write(len(head).to_bytes(8, "little") + head + b"x")
+PYTHON
+    expect 0 "info of it" "$bin" info steering.safetensors
+    says '^  a\\x1b\[2J = b\\x0ac\\x7f\\xc2\\x9b2Jdé$'
+    if LC_ALL=C tr -d '\n' <out | LC_ALL=C grep -q '[[:cntrl:]]'; then bad "control characters on the terminal"; else ok; fi
+else
+    echo "  skipped: no file with control characters without python3"
+    skipped=$((skipped + 1))
+fi
 expect 0 "one image, fit, no objects" "$bin" bank good/0.ppm -o one.bank $weights --no-objects 1 --resize fit --size 0 --layer 0
 expect 0 "no masks, no background" "$bin" bank good -o none.bank $weights --background 0 --pred-iou-thresh 10 --points 2
 expect 0 "detect without objects" "$bin" detect --bank none.bank new $weights
