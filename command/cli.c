@@ -493,7 +493,7 @@ static const char DETECT_HELP[] =
 typedef struct Detect {
     Args *args;
     Samlad *s;
-    FILE *jsonl;
+    OutFile *jsonl; /* results.jsonl, or NULL */
 } Detect;
 
 /* Length of a path without its ending. */
@@ -532,8 +532,12 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
                path);
         report_text(stdout, d->s, r);
     }
-    if (!status && d->jsonl && fprintf(d->jsonl, "%s\n", w.text) < 0)
-        status = fail(err, "%s/results.jsonl: cannot be written", d->args->out);
+    if (!status && d->jsonl) {
+        out_put(d->jsonl, w.text, w.length);
+        out_put(d->jsonl, "\n", 1);
+        if (d->jsonl->failed) /* not only at the end of a long list */
+            status = fail(err, "%s: cannot write: %s", d->jsonl->path, strerror(d->jsonl->failed));
+    }
     json_end(&w);
     char prefix[PATH_SIZE];
     if (!status && d->args->out && d->args->pictures)
@@ -648,25 +652,22 @@ static int check_outputs(const ImageList *list, const char *out, Error *err)
 
 static int detect_list(Detect *d, const ImageList *list, Error *err)
 {
-    char final[PATH_SIZE], temporary[PATH_SIZE + 8];
-    if (d->args->out) {
-        if (dir_make(d->args->out, err))
-            return -1;
-        if (snprintf(final, sizeof final, "%s/results.jsonl", d->args->out) >= PATH_SIZE)
-            return fail(err, "%s: the path is too long", d->args->out);
-        snprintf(temporary, sizeof temporary, "%s.tmp", final);
-        if (!(d->jsonl = fopen(temporary, "w")))
-            return fail(err, "%s: %s", temporary, strerror(errno));
-    }
+    char path[PATH_SIZE];
+    OutFile jsonl;
+    if (!d->args->out)
+        return detect_images(d, list, err);
+    if (dir_make(d->args->out, err))
+        return -1;
+    if (snprintf(path, sizeof path, "%s/results.jsonl", d->args->out) >= PATH_SIZE)
+        return fail(err, "%s: the path is too long", d->args->out);
+    if (out_open(&jsonl, path, err))
+        return -1;
+    d->jsonl = &jsonl;
     int status = detect_images(d, list, err);
-    if (d->jsonl) {
-        if (fclose(d->jsonl) && !status)
-            status = fail(err, "%s: cannot be written", temporary);
-        if (!status && rename(temporary, final))
-            status = fail(err, "%s: %s", final, strerror(errno));
-        if (status)
-            remove(temporary);
-    }
+    d->jsonl = NULL;
+    if (!status)
+        return out_commit(&jsonl, err);
+    out_drop(&jsonl);
     return status;
 }
 
