@@ -118,7 +118,7 @@ static int take_option(Args *args, const char *name, const char *value)
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (strcmp(name, texts[i].name) == 0) {
             *texts[i].into = value;
-            return 0;
+            return *value ? 0 : usage_error(args, "--%s is given an empty name", name);
         }
     if (strcmp(name, "featup") == 0) {
         parse_featup(args, value);
@@ -393,6 +393,75 @@ static int list_inputs(ImageList *list, const Args *args, Error *err)
     return 0;
 }
 
+/* The folder that the path names or will be in: its real path, without what is not there yet. malloc'd; NULL
+ * after a sentence. */
+static char *real_folder(const char *path, Error *err)
+{
+    char above[PATH_SIZE];
+    if (snprintf(above, sizeof above, "%s", path) >= PATH_SIZE) {
+        fail(err, "%s: the path is too long", path);
+        return NULL;
+    }
+    while (!dir_exists(above)) {
+        char *slash = strrchr(above, '/');
+        if (!slash)
+            strcpy(above, ".");
+        else
+            slash[slash == above] = '\0'; /* the first slash is a folder itself */
+    }
+    char *real = realpath(above, NULL);
+    if (!real)
+        fail(err, "%s: cannot be found: %s", above, strerror(errno));
+    return real;
+}
+
+/* Is the folder `inner` the folder `outer`, or below it? Of real paths. */
+static int is_within(const char *inner, const char *outer)
+{
+    size_t n = strlen(outer);
+    return strncmp(inner, outer, n) == 0 && (inner[n] == '\0' || inner[n] == '/' || outer[n - 1] == '/');
+}
+
+/* Pictures among the given images would replace some of them (NAME.tiff), and be images themselves the next
+ * time. A folder that is given is searched, a file's folder is not. */
+static int check_apart(const Args *args, Error *err)
+{
+    char *out = real_folder(args->out, err);
+    int status = out ? 0 : -1;
+    for (int i = 0; i < args->n_inputs && !status; i++) {
+        const char *input = args->inputs[i];
+        int is_dir = dir_exists(input);
+        char *folder = real_folder(input, err);
+        if (!folder)
+            status = -1;
+        else if (is_dir ? is_within(out, folder) : dir_exists(args->out) && strcmp(out, folder) == 0)
+            status =
+                fail(err, "%s: the results would lie among the images of %s: give a folder apart from them",
+                     args->out, input);
+        free(folder);
+    }
+    free(out);
+    return status;
+}
+
+/* The root of a data set: its test images, anomalies among them, would all count as normal. */
+static int refuse_data_sets(const ImageList *list, Error *err)
+{
+    static const char normal[] = "train/good/";
+    for (int i = 0; i < list->n; i++) {
+        const char *name = list->names[i], *at = strstr(name, normal);
+        if (!at || (at > name && at[-1] != '/'))
+            continue;
+        char tests[PATH_SIZE];
+        int root = (int)(strlen(list->paths[i]) - strlen(at));
+        snprintf(tests, sizeof tests, "%.*stest", root, list->paths[i]);
+        if (dir_exists(tests))
+            return fail(err, "%s: test images would be taken for normal ones: give %.*strain/good instead",
+                        tests, root, list->paths[i]);
+    }
+    return 0;
+}
+
 /* ================================================================================================
  * samlad bank
  * ============================================================================================== */
@@ -425,41 +494,45 @@ static void bank_help(void)
     options_help(stdout, &o, 0);
 }
 
-static int bank_make(Args *args, Samlad *s, Error *err)
+static int bank_make(Args *args, const ImageList *list, Samlad *s, Error *err)
 {
     Progress progress = {0};
     if (args->from)
         return samlad_bank_recalibrate(s, args->from, show_progress, &progress, err);
-    ImageList list = {0};
-    int status = list_inputs(&list, args, err);
-    if (!status)
-        status = samlad_bank_build(s, (const char *const *)list.paths, list.n, show_progress, &progress, err);
-    list_free(&list);
-    return status;
+    return samlad_bank_build(s, (const char *const *)list->paths, list->n, show_progress, &progress, err);
+}
+
+static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
+{
+    double start = clock_seconds();
+    if (bank_make(args, list, s, err) || samlad_bank_save(s, args->out, err))
+        return -1;
+    printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), clock_seconds() - start);
+    if (!isnan(samlad_bank_threshold(s)))
+        printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
+               (double)samlad_bank_threshold(s));
+    return 0;
 }
 
 static int command_bank(Args *args)
 {
     Error err;
+    ImageList list = {0};
     if (!args->out)
         return usage_error(args, "%s", "where to? -o BANK is missing");
     if ((args->n_inputs == 0) == !args->from)
         return usage_error(args, "%s",
                            args->from ? "either --from or images, not both" : "no normal images are given");
+    /* all that can be wrong is said before the work, which may take hours */
+    if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err)) {
+        list_free(&list);
+        return failed(&err);
+    }
     Samlad *s = open_samlad(args, &err);
-    if (!s)
-        return EXIT_FAILURE;
-    double start = clock_seconds();
-    int status = bank_make(args, s, &err);
-    if (!status)
-        status = samlad_bank_save(s, args->out, &err);
-    if (!status)
-        printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), clock_seconds() - start);
-    if (!status && !isnan(samlad_bank_threshold(s)))
-        printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
-               (double)samlad_bank_threshold(s));
+    int status = !s ? EXIT_FAILURE : write_bank(args, &list, s, &err) ? failed(&err) : EXIT_SUCCESS;
     samlad_close(s);
-    return status ? failed(&err) : EXIT_SUCCESS;
+    list_free(&list);
+    return status;
 }
 
 /* ================================================================================================
@@ -685,7 +758,7 @@ static int command_detect(Args *args)
             "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)",
             args->set[0]->name);
     if (list_inputs(&list, args, &err) ||
-        (args->out && args->pictures && check_outputs(&list, args->out, &err))) {
+        (args->out && args->pictures && (check_apart(args, &err) || check_outputs(&list, args->out, &err)))) {
         list_free(&list);
         return failed(&err);
     }
@@ -734,7 +807,8 @@ static const char SEGMENT_HELP[] =
     "  --min-mask-region-area N    as the official generator. Default: what the weights recommend for masks\n"
     "                        to look at (those for the objects of bank and detect may be others), else\n"
     "                        the official values\n"
-    "  --crop-own-points 0|1       ours: where crops overlap, ask only the one whose middle is nearer; fewer\n"
+    "  --crop-own-points 0|1       ours: where crops overlap, ask only the one whose middle is nearer; "
+    "fewer\n"
     "                        points, sooner done\n";
 
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
@@ -933,7 +1007,8 @@ static const struct {
      "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "
      "stability-score-offset "
      "box-nms-thresh crop-n-layers "
-     "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
+     "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor crop-own-points "
+     "min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed mnist defects"},
     {"eval", command_eval, help_eval,

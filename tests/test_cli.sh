@@ -111,6 +111,11 @@ for c in bank detect segment synth eval ablate; do
         if grep -q "there is no option" err; then bad "$c $o is in --help but not taken"; else ok; fi
     done
 done
+for o in out bank backbone sam; do
+    expect 2 "an empty --$o" "$bin" detect x.ppm --bank x.bank "--$o="
+    says "empty name"
+done
+expect 2 "an empty -o" "$bin" bank x.ppm -o ""
 gone x.bank out_heat.png
 
 # ---- failures ------------------------------------------------------------------------------------------
@@ -140,7 +145,19 @@ for f in fake.png void.png short.ppm; do
 done
 expect 1 "folder without images" "$bin" bank empty -o x.bank $weights $masks
 says "no images"
-expect 1 "bank cannot be written" "$bin" bank good/0.ppm -o nowhere/x.bank $weights $masks
+# before the work: the weights are not even looked for
+expect 1 "bank cannot be written" "$bin" bank good/0.ppm -o nowhere/x.bank --backbone nothing
+says "nowhere/x.bank: cannot create"
+expect 1 "bank is a folder" "$bin" bank good/0.ppm -o empty --backbone nothing
+says "empty: is a folder"
+mkdir -p root/part/train/good root/part/test/bad root/other/train/good
+cp good/0.ppm root/part/train/good
+cp good/1.ppm root/part/test/bad
+cp good/0.ppm root/other/train/good
+for d in root/part root; do
+    expect 1 "bank of a whole data set, $d" "$bin" bank $d -o x.bank $weights $masks
+    says "root/part/test: test images would be taken for normal ones: give root/part/train/good instead"
+done
 expect 1 "layer that is not there" "$bin" bank good/0.ppm -o x.bank $weights $masks --layer 9
 expect 1 "info of nothing there" "$bin" info nowhere.safetensors
 expect 1 "info of a picture" "$bin" info good/0.ppm
@@ -150,6 +167,9 @@ gone x.bank nowhere fake_masks.json fake_masks.png
 no_leftovers
 
 # ---- bank ----------------------------------------------------------------------------------------------
+expect 0 "bank of a data set's normal images" "$bin" bank root/part/train/good root/other -o x.bank $weights $masks
+says "2 normal images"
+rm -r root x.bank
 expect 0 bank "$bin" bank good -o n.bank $weights $masks --k 2
 says "4 normal images"
 there n.bank
@@ -159,6 +179,11 @@ says "objects.first"
 expect 0 "the same bank again" env OMP_NUM_THREADS=2 "$bin" bank good -o m.bank $weights $masks --k 2
 if cmp -s n.bank m.bank; then ok; else bad "the same images gave another bank"; fi
 expect 0 "recalibrate" "$bin" bank --from n.bank -o k3.bank $weights --k 3 --channel-graph softmax
+mkdir elsewhere
+ln -s elsewhere/k3.bank linked.bank
+expect 0 "to a link" "$bin" bank --from n.bank -o linked.bank $weights --k 3 --channel-graph softmax
+if [ -L linked.bank ] && cmp -s elsewhere/k3.bank k3.bank; then ok; else bad "the link was replaced"; fi
+rm -r linked.bank elsewhere
 expect 0 "info of it" "$bin" info k3.bank
 says "option.k = 3"
 says "option.points = 3" # what concerns features stays
@@ -282,6 +307,28 @@ says "z.png"
 gone bad/results.jsonl bad/z_heat.png
 rm new/z.png
 expect 1 "out is a file" "$bin" detect --bank n.bank new -o fake.png $weights
+# results among the images that are given: photos/0.tiff would be replaced, photos/0_heat.png judged next time
+mkdir photos photos/sub
+cp good/0.ppm photos
+echo precious >photos/0.tiff
+ln -s photos link
+for o in photos photos/ photos/sub photos/new/below link ./photos/sub/..; do
+    expect 1 "results among the images, $o" "$bin" detect --bank n.bank photos -o "$o" $weights
+    says "would lie among the images of photos"
+done
+expect 1 "results beside the image" "$bin" detect --bank n.bank photos/0.ppm -o link $weights
+expect 1 "results below the folder that is given" "$bin" detect --bank n.bank . -o below $weights
+gone below photos/new photos/0_heat.png
+[ "$(cat photos/0.tiff)" = precious ] && ok || bad "photos/0.tiff was replaced"
+expect 0 "results in a folder below the image's" "$bin" detect --bank n.bank photos/0.ppm -o photos/sub $weights
+expect 0 "results beside the folder" "$bin" detect --bank n.bank photos -o photos2 $weights
+expect 0 "no pictures, no harm" "$bin" detect --bank n.bank photos/0.ppm -o photos --no-pictures $weights
+there photos/sub/0.tiff photos2/0.tiff photos/results.jsonl
+rm -r photos photos2 link
+: >res/results.jsonl.tmp # a file of the user's
+expect 0 "detect beside a file" "$bin" detect --bank n.bank new -o res --no-pictures $weights
+if [ -e res/results.jsonl.tmp ]; then ok; else bad "results.jsonl.tmp was taken"; fi
+rm res/results.jsonl.tmp
 expect 1 "two outputs of one name" "$bin" detect --bank n.bank good/1.ppm new/below/../../good/1.ppm -o bad2 $weights
 gone bad2
 expect 1 "a folder without images" "$bin" detect --bank n.bank empty -o bad2 $weights
