@@ -221,8 +221,8 @@ static int parse(Args *args, int argc, char **argv)
  * Weights that ship
  * ============================================================================================== */
 
-/* In $SAMLAD_WEIGHTS when it is set, and nowhere else; else the first of: beside the program, one folder above
- * it, PREFIX/share/samlad/weights, ./weights. */
+/* In $SAMLAD_WEIGHTS when it is set, and nowhere else; else the first of: beside the program, one folder
+ * above it, PREFIX/share/samlad/weights, ./weights. */
 static int find_weights(char path[PATH_SIZE], const char *file)
 {
     char exe[PATH_SIZE] = "";

@@ -612,7 +612,7 @@ static void check_names(const DatasetCategory *c, Problems *problems)
     free(sorted);
 }
 
-/* Kinds of tests that are called like a figure of something else: auroc.all, auroc.pixels, LOCO's auroc.mean. */
+/* Kinds of tests called like a figure of something else: auroc.all, auroc.pixels, LOCO's auroc.mean. */
 static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *problems)
 {
     const char *const taken[] = {"all", "pixels", kind == DATASET_LOCO ? "mean" : NULL, NULL};

@@ -65,8 +65,8 @@ int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err
     return status;
 }
 
-/* Of the names [n] those that have the ending, without it; what else lies there may be a temporary file. Returns
- * how many. */
+/* Of the names [n] those that have the ending, without it; what else lies there may be a temporary file.
+ * Returns how many. */
 static int keep_stems(char **names, size_t n, const char *ending)
 {
     int kept = 0;

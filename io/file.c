@@ -250,8 +250,8 @@ static int is_special(const char *path)
     return is_open_file(path) || (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode));
 }
 
-/* Go where the link *at leads to, by one step; 1: there is none to follow. -1: no memory, or a path that is too
- * long. */
+/* Go where the link *at leads to, by one step; 1: there is none to follow. -1: no memory, or a path that is
+ * too long. */
 static int follow_link(char **at)
 {
     char target[PATH_MAX];

@@ -46,8 +46,8 @@ int dir_sweep(const char *path, Error *err);
  * the folder with it: they remove it when they are through. */
 int dir_remove(const char *path, Error *err);
 
-/* Remove what is ours in a folder that others may use as well: the files in and below it whose names have this
- * ending, and the folders that are empty then. None is fine; links to folders are not followed. */
+/* Remove what is ours in a folder that others may use as well: the files in and below it whose names have
+ * this ending, and the folders that are empty then. None is fine; links to folders are not followed. */
 int dir_prune(const char *path, const char *ending, Error *err);
 
 int file_exists(const char *path);

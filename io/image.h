@@ -32,8 +32,8 @@ uint8_t *image_rgb8(const Image *image, Error *err);
 /* image_read + image_rgb8. NULL on failure. */
 uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
 
-/* The size that the file's header tells, without decoding: what cannot be an image is refused, what can be may
- * still turn out damaged. */
+/* The size that the file's header tells, without decoding: what cannot be an image is refused, what can be
+ * may still turn out damaged. */
 int image_probe(const char *path, int *width, int *height, Error *err);
 
 /* One decoder a format; all take bytes and never read past n. */

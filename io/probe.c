@@ -71,7 +71,7 @@ static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
     return fail(err, "%s: the JPEG file has no frame header: cut off or damaged", path);
 }
 
-/* The next byte that is neither white space nor in a comment ('#' to the end of the line), as pnm.c has it. */
+/* The next byte that is neither white space nor in a comment ('#' to the line's end), as pnm.c has it. */
 static int skip_blanks(FILE *f)
 {
     int c, comment = 0;

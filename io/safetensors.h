@@ -44,7 +44,7 @@ typedef struct Safetensors Safetensors;
 
 /* Map the file and check all of it. NULL on failure. The path is remembered for messages. */
 Safetensors *st_open(const char *path, Error *err);
-/* The same for a file's bytes in memory, which stay the caller's and must outlive it; name is for messages. */
+/* The same for a file's bytes in memory, which stay the caller's and must outlive it; name: for messages. */
 Safetensors *st_open_memory(const char *name, const void *bytes, size_t n, Error *err);
 void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it */
 const char *st_path(const Safetensors *st);

@@ -273,7 +273,7 @@ static int is_link(const char *path)
     return lstat(path, &info) == 0 && S_ISLNK(info.st_mode);
 }
 
-/* The file behind a link is replaced, or made, and the link stays; what the shell has opened is written to. */
+/* The file behind a link is replaced, or made, and the link stays; what the shell opened is written to. */
 static void test_links(void)
 {
     Error err = {""};
