@@ -30,6 +30,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOOL = os.path.join(HERE, "..", "tools", "convert.py")
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(TOOL))
+import checkpoint as container  # noqa: E402
 import convert as tool  # noqa: E402
 
 DATA = os.environ.get("SAMLAD_DATA")
@@ -479,6 +480,55 @@ def test_damaged_archives_are_refused(tmp):
             with open(path, "wb") as f:
                 f.write(whole[:cut])
             refused(path)
+
+
+def move_before_the_file(path, suffix, tail):
+    """The directory lies: the member whose name ends so begins as many bytes before the file as the archive's comment
+    has, which is a header, the member's bytes and `tail`: where a negative index reads."""
+    with zipfile.ZipFile(path) as archive:
+        moved = next(info for info in archive.infolist() if info.filename.endswith(suffix))
+        body = b"PK\3\4" + bytes(26) + archive.read(moved) + tail
+    with open(path, "rb") as f:
+        whole = bytearray(f.read())
+    end = len(whole) - 22  # the end of central directory, without a comment
+    n_entries, _, at = struct.unpack("<HII", whole[end + 10:end + 20])
+    struct.pack_into("<I", whole, end + 16, at + len(body))
+    struct.pack_into("<H", whole, end + 20, len(body))
+    for _ in range(n_entries):
+        n_name, n_extra, n_comment = struct.unpack("<HHH", whole[at + 28:at + 34])
+        begin = struct.unpack("<I", whole[at + 42:at + 46])[0]
+        is_moved = whole[at + 46:at + 46 + n_name] == moved.filename.encode()
+        struct.pack_into("<I", whole, at + 42, 0 if is_moved else begin + len(body))
+        at += 46 + n_name + n_extra + n_comment
+    with open(path, "wb") as f:
+        f.write(whole + body)
+    return path
+
+
+def test_a_member_before_the_file_is_refused(tmp):
+    model = make(vit_shapes())
+    for suffix in ("data/0", "data/1", "data.pkl"):
+        for tail in (b"", b"\0" * 9):
+            refused(move_before_the_file(save_zip(tmp + "/lie.pth", model), suffix, tail), "damaged")
+
+
+def test_a_tensor_that_comes_out_short_or_long_is_refused(tmp):
+    class Container:
+        path = "container.pth"
+
+        def __init__(self, *parts):
+            self.chunks = lambda name, tensor: parts
+
+    tensor = container.Tensor(container.Storage("F32", "0", 6), 0, (2, 3), (3, 1))
+    for dtype in ("F32", "F16", "BF16"):
+        assert tool.write_tensor(io.BytesIO(), Container(bytes(16), bytes(8)), "t", tensor, dtype) == 0
+        for parts in ((), (bytes(20),), (bytes(24), bytes(4))):
+            try:
+                tool.write_tensor(io.BytesIO(), Container(*parts), "t", tensor, dtype)
+            except tool.Refusal as why:
+                assert "container.pth: tensor t " in str(why) and "bytes instead of" in str(why), why
+            else:
+                raise AssertionError("%s as %s was written" % (parts, dtype))
 
 
 def test_truncation_of_an_official_file_names_both_sizes(tmp):

@@ -455,6 +455,9 @@ class Checkpoint:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise Refusal("%s: member %s is compressed or encrypted, which torch.save never does"
                           % (self.path, shown(info.filename)))
+        if info.header_offset < 0:  # zipfile adds to the directory's offset what the directory's place seems to be off by
+            raise Refusal("%s: member %s begins %d bytes before the file; the archive is damaged"
+                          % (self.path, shown(info.filename), -info.header_offset))
         header = self.data[info.header_offset:info.header_offset + 30]
         if len(header) != 30 or not header.startswith(b"PK\3\4"):
             raise Refusal("%s: member %s has no header at byte %d; the archive is damaged"

@@ -581,15 +581,18 @@ def write_safetensors(out, checkpoint, tensors, metadata, wanted_dtype):
 
 def write_tensor(f, checkpoint, name, tensor, dtype):
     """Convert and append one tensor; returns how many of its values are not finite."""
-    n_bad = 0
+    n_bad = n_bytes = 0
     for raw in checkpoint.chunks(name, tensor):
         wide = to_f32(raw, tensor.dtype)
         n_bad += not_finite(wide)
         try:
-            f.write(raw if dtype == tensor.dtype else from_f32(wide, dtype))
+            n_bytes += f.write(raw if dtype == tensor.dtype else from_f32(wide, dtype))
         except OverflowError:
             raise Refusal("%s: tensor %s has values beyond 65504, the largest of f16; use --dtype bf16"
                           % (checkpoint.path, name))
+    if n_bytes != tensor.n_elements * ITEM_SIZE[dtype]:
+        raise Refusal("%s: tensor %s of shape %s gave %d bytes instead of %d"
+                      % (checkpoint.path, name, shape_text(tensor.shape), n_bytes, tensor.n_elements * ITEM_SIZE[dtype]))
     return n_bad
 
 
