@@ -8,16 +8,15 @@ padded windows, and in the decoder everything that all prompts of an image share
 Shapes: B images, N = grid*grid positions, C = out_chans, R prompts per image, P = B*R prompts, T tokens per prompt.
 """
 import ctypes
-import hashlib
 import math
-import os
-import subprocess
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
+
+from native import compiled
 
 CONFIG = dict(image_size=160, patch_size=8, embed_dim=160, depth=6, n_heads=5, mlp_ratio=4, window_size=10,
               global_attn_indexes=(2, 5), out_chans=64, mask_in_chans=16, decoder_depth=2, decoder_mlp_dim=256,
@@ -28,23 +27,7 @@ PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 # ---------------------------------------------------------------- the C kernels
 
-def _build_kernels():
-    """Compiles sam_kernels.c unless a library of exactly this source is there."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    source, folder = os.path.join(here, "sam_kernels.c"), os.path.join(here, ".build")
-    with open(source, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()[:16]
-    library = os.path.join(folder, f"sam_kernels-{digest}.so")
-    if not os.path.exists(library):
-        os.makedirs(folder, exist_ok=True)
-        made = f"{library}.{os.getpid()}.tmp"
-        command = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
-        subprocess.run(command + ["-o", made, source, "-lm"], check=True)
-        os.replace(made, library)
-    return ctypes.CDLL(library)
-
-
-C_LIB = _build_kernels()
+C_LIB = ctypes.CDLL(compiled("sam_kernels", ("sam_kernels.c",), ("-O3", "-march=native", "-ffast-math")))
 C_LIB.planes_bytes.restype = ctypes.c_size_t
 _PLANES = torch.empty(C_LIB.planes_bytes(), dtype=torch.uint8)
 

@@ -9,17 +9,14 @@ sheet.
 """
 import argparse
 import ctypes
-import hashlib
 import os
-import subprocess
-import tempfile
 
 import numpy as np
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = [os.path.join(HERE, "scenes.c"), os.path.join(HERE, "..", "..", "eval", "draw.c")]
-HEADERS = [os.path.join(HERE, "..", "..", "eval", "draw.h")]
-FLAGS = ["-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
+from native import compiled
+
+DRAW = os.path.join("..", "..", "eval", "draw")
+FLAGS = ("-std=c11", "-O3", "-march=native", "-ffp-contract=off")
 
 MIXED, GENERAL, TRAY, GLYPHS = 0, 1, 2, 3
 # Added to the kind: everything damaged, or the damage left out. kind + NO_DAMAGE is the same scene as kind, and
@@ -34,28 +31,11 @@ OBJECT = np.dtype([
 MAX_OBJECTS = 256
 
 
-def build():
-    """Compiles the generator unless a library of exactly these sources and flags exists; returns its path."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in SOURCES + HEADERS:
-        with open(path, "rb") as f:
-            digest.update(f.read())
-    folder = os.path.join(HERE, ".build")
-    os.makedirs(folder, exist_ok=True)
-    target = os.path.join(folder, f"scenes-{digest.hexdigest()[:16]}.so")
-    if not os.path.exists(target):
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = os.path.join(scratch, "scenes.so")
-            subprocess.run([os.environ.get("CC", "gcc"), *FLAGS, "-o", made, *SOURCES, "-lm"], check=True)
-            os.replace(made, target)
-    return target
-
-
 class Scenes:
     """The generator. Safe to use from several threads and processes; ctypes releases the interpreter lock."""
 
     def __init__(self, lib=None):
-        self.lib = ctypes.CDLL(lib or build())
+        self.lib = ctypes.CDLL(lib or compiled("scenes", ("scenes.c", DRAW + ".c"), FLAGS, (DRAW + ".h",)))
         self.lib.scene_render.argtypes = [
             ctypes.c_uint64, ctypes.c_uint64, ctypes.c_float, ctypes.c_int, ctypes.c_int,
             ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
