@@ -24,10 +24,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from make_golden_sam import DTYPES, build, describe, load, save, weights_of  # noqa: E402
-
-DTYPES["uint32"] = "U32"
+from golden_io import load_torch
+from make_golden_sam import build, describe, save, weights_of
 
 
 def scene(h, w, r, n_shapes):
@@ -173,7 +171,7 @@ def golden_shapes(output, retrain):
     if retrain or not os.path.exists(model):
         train(sam, 1400, 5)
         save(model, weights_of(sam), metadata)
-    sam.load_state_dict(load(model)[0], strict=True)
+    sam.load_state_dict(load_torch(model)[0], strict=True)
     image, _ = scene(86, 131, np.random.RandomState(77), 9)
     cases = {
         "plain": dict(points_per_side=12, pred_iou_thresh=0.3, stability_score_thresh=0.5),
@@ -199,7 +197,7 @@ def golden_shapes(output, retrain):
 
 def golden_photo(weights, photo, output, overrides):
     from PIL import Image
-    tensors, metadata = load(weights)
+    tensors, metadata = load_torch(weights)
     sam = build(metadata)
     sam.load_state_dict(tensors, strict=True)
     image = np.asarray(Image.open(photo).convert("RGB"))

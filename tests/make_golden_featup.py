@@ -9,9 +9,7 @@ The official weighted sum is a CUDA extension (featup/adaptive_conv_cuda). Its k
 out[b,c,h,w] = sum_ij filters[b,h,w,i,j] * input[b,c,h+i,w+j]; here that line is written with torch's unfold.
 """
 import argparse
-import json
 import os
-import struct
 import sys
 import types
 
@@ -19,39 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from golden_io import load_torch, save
+
 torch.set_num_threads(1)
-
-
-def save(path, tensors, metadata=None):
-    """A safetensors file: u64 header length, JSON header, data."""
-    names = {"float32": "F32", "float16": "F16"}
-    header, blobs, offset = {}, [], 0
-    if metadata:
-        header["__metadata__"] = metadata
-    for name, array in tensors.items():
-        array = np.ascontiguousarray(array) if array.ndim else array
-        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-        blobs.append(array.tobytes())
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    print(path, os.path.getsize(path))
-
-
-def load(path):
-    with open(path, "rb") as f:
-        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        start = f.tell()
-        tensors = {}
-        for name, t in header.items():
-            if name != "__metadata__":
-                f.seek(start + t["data_offsets"][0])
-                data = np.frombuffer(f.read(t["data_offsets"][1] - t["data_offsets"][0]), np.float32)
-                tensors[name] = torch.from_numpy(data.reshape(t["shape"]).copy())
-    return tensors
 
 
 class AdaptiveConv:
@@ -129,7 +97,7 @@ def main():
     save(f"{args.out}/featup_golden.safetensors", golden)
 
     if args.data:
-        weights = load(f"{args.data}/featup/clip_jbu_stack.safetensors")
+        weights, _ = load_torch(f"{args.data}/featup/clip_jbu_stack.safetensors")
         real = official_stack(args.featup, 512)
         scalars = ("range_temp", "sigma_spatial")
         real.load_state_dict({k.replace("upsampler.", "", 1): v.reshape(()) if k.endswith(scalars) else v

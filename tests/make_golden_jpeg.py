@@ -8,24 +8,13 @@ random coefficients: for a decoder a file needs no motif. "damaged" files are su
     make_golden_jpeg.py tests/golden/jpeg.safetensors
 """
 import io
-import json
 import struct
 import sys
 
 import numpy as np
 from PIL import Image
 
-
-def save_safetensors(path, tensors):
-    header, data = {}, b""
-    for name, array in tensors.items():
-        body = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": "U8", "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(body)]}
-        data += body
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + data)
+from golden_io import save
 
 
 # One code for DC (sizes 0..11, four bits each) and one for AC: 15 symbols of five bits.
@@ -170,4 +159,4 @@ tensors = {}
 for name, data in cases.items():
     tensors[name + ".file"] = np.frombuffer(data, np.uint8)
     tensors[name + ".rgb"] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-save_safetensors(sys.argv[1], tensors)
+save(sys.argv[1], tensors, spaced=True)

@@ -9,36 +9,24 @@ SuperGlue's log_optimal_transport by its published formula. Where METHOD.md leav
 what a bank keeps of an image), the choice is the C's and a comment says so. Needs numpy, scipy, torch.
 """
 import argparse
-import json
-import os
-import struct
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+import golden_io
+
 torch.set_num_threads(1)
-DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64", "uint8": "U8", "int32": "I32"}
+KEPT = ("float16", "float32", "uint8", "int32")
 
 
 def save(path, tensors):
-    """A safetensors file; float64 becomes float32, other integers int32."""
-    header, blobs, offset = {}, [], 0
+    """float64 becomes float32, other integers than uint8 int32."""
+    arrays = {}
     for name, value in tensors.items():
-        a = np.asarray(value)
-        a = a.astype(np.float32) if a.dtype == np.float64 else a if a.dtype.name in DTYPES else a.astype(np.int32)
-        a = np.ascontiguousarray(a)
-        header[name] = (a, None)
-    for name in sorted(header, key=lambda k: -header[k][0].itemsize):
-        a = header[name][0]
-        header[name] = {"dtype": DTYPES[a.dtype.name], "shape": list(a.shape), "data_offsets": [offset, offset + a.nbytes]}
-        offset += a.nbytes
-        blobs.append(a.tobytes())
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    print(path, os.path.getsize(path))
+        a = np.atleast_1d(value)
+        arrays[name] = a.astype(np.float32) if a.dtype == np.float64 else a if a.dtype.name in KEPT else a.astype(np.int32)
+    golden_io.save(path, arrays, layout=golden_io.aligned(arrays))
 
 
 def f32(x):

@@ -22,7 +22,6 @@ MVTec LOCO categories (a mask a defect; overlapping, disconnected, saturating re
 import argparse
 import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from golden_io import aligned, load, save
+
 LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 KINDS = ("good", "logical_anomalies", "structural_anomalies")
 DEFECTS = [
@@ -41,21 +42,6 @@ DEFECTS = [
     {"defect_name": "box", "pixel_value": 253, "saturation_threshold": 20, "relative_saturation": False},
     {"defect_name": "larger_than_any", "pixel_value": 7, "saturation_threshold": 5000, "relative_saturation": False},
 ]
-DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8"}
-
-
-def save(path, tensors, metadata):
-    header, blobs, offset = {"__metadata__": metadata}, [], 0
-    for name in sorted(tensors, key=lambda k: -tensors[k].itemsize):
-        a = np.ascontiguousarray(tensors[name])
-        header[name] = {"dtype": DTYPES[a.dtype.name], "shape": list(a.shape), "data_offsets": [offset, offset + a.nbytes]}
-        offset += a.nbytes
-        blobs.append(a.tobytes())
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    print(path, os.path.getsize(path))
 
 
 # ---- the data ----------------------------------------------------------------------------------------------------------
@@ -255,14 +241,11 @@ def main():
         tensors.update({"loco.%s.%s" % (category, k): v for k, v in {**data, **results}.items()})
         print("loco", category, results)
     if not writer:
-        save(args.o, tensors, {"defects_config": json.dumps(DEFECTS)})
+        save(args.o, aligned(tensors), {"defects_config": json.dumps(DEFECTS)})
         return
-    known = open(args.o, "rb").read()
-    length = struct.unpack("<Q", known[:8])[0]
-    header = json.loads(known[8:8 + length])
+    known, _ = load(args.o)
     for name, value in tensors.items():
-        begin, end = header[name]["data_offsets"]
-        assert known[8 + length + begin:8 + length + end] == np.ascontiguousarray(value).tobytes(), name
+        assert known[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
     print("with samlad's TIFF files: the same maps, the same numbers (%d tensors)" % len(tensors))
 
 

@@ -9,49 +9,17 @@ sam_*_golden.safetensors.
 PATH is a checkout of facebookresearch/segment-anything. Needs torch, torchvision, numpy, PIL.
 """
 import argparse
-import json
-import struct
 import sys
 from functools import partial
 
 import numpy as np
 import torch
 
-DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int32": "I32", "int64": "I64"}
+import golden_io
 
 
 def save(path, tensors, metadata):
-    """A safetensors file; the larger items first, so that every one is aligned."""
-    arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-    header, offset = {"__metadata__": {k: str(v) for k, v in metadata.items()}}, 0
-    order = sorted(arrays, key=lambda k: (-arrays[k].itemsize, k))
-    for k in order:
-        a = arrays[k]
-        header[k] = {"dtype": DTYPES[a.dtype.name], "shape": list(a.shape),
-                     "data_offsets": [offset, offset + a.nbytes]}
-        offset += a.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for k in order:
-            f.write(arrays[k].tobytes())
-    print(f"{path}: {len(arrays)} tensors, {8 + len(text) + offset} bytes")
-
-
-def load(path):
-    """Tensors (as float32) and metadata of a safetensors file."""
-    raw = open(path, "rb").read()
-    n = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:8 + n])
-    metadata = header.pop("__metadata__", {})
-    types = {"F32": np.float32, "F16": np.float16}
-    tensors = {}
-    for k, t in header.items():
-        begin, end = t["data_offsets"]
-        data = np.frombuffer(raw[8 + n + begin:8 + n + end], types[t["dtype"]])
-        tensors[k] = torch.from_numpy(data.astype(np.float32).reshape(t["shape"]))
-    return tensors, metadata
+    golden_io.save(path, golden_io.aligned(dict(sorted(tensors.items()))), metadata, spaced=True)
 
 
 def build(metadata):

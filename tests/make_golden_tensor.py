@@ -8,8 +8,6 @@ attention with relative positions). Cases are numbered: bilinear.0.x, bilinear.0
 test reads sizes from the shapes and runs cases until a number is missing. Maps are channel-last.
 """
 import argparse
-import json
-import struct
 import sys
 
 import numpy as np
@@ -18,27 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
+from golden_io import save
+
 torch.set_num_threads(1)
-DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8", "int32": "I32"}
-
-
-def save(path, tensors):
-    """Write {name: array} as safetensors."""
-    header, blobs, at = {}, [], 0
-    for name, array in tensors.items():
-        data = np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": DTYPES[str(array.dtype)],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + len(data)],
-        }
-        blobs.append(data)
-        at += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    print(f"{path}: {len(tensors)} tensors, {at + len(text) + 8} bytes")
 
 
 def normal(rng, *shape):
@@ -188,9 +168,9 @@ def main():
     parser.add_argument("--segment-anything", required=True, metavar="PATH")
     parser.add_argument("--out", default="tests/golden")
     args = parser.parse_args()
-    save(f"{args.out}/tensor_interpolate.safetensors", interpolations(np.random.default_rng(1)))
-    save(f"{args.out}/tensor_pil.safetensors", pil_resizes(np.random.default_rng(2)))
-    save(f"{args.out}/tensor_network.safetensors", networks(np.random.default_rng(3), args.segment_anything))
+    save(f"{args.out}/tensor_interpolate.safetensors", interpolations(np.random.default_rng(1)), spaced=True)
+    save(f"{args.out}/tensor_pil.safetensors", pil_resizes(np.random.default_rng(2)), spaced=True)
+    save(f"{args.out}/tensor_network.safetensors", networks(np.random.default_rng(3), args.segment_anything), spaced=True)
 
 
 main()

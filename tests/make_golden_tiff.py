@@ -8,7 +8,6 @@ TIFF 6.0 and Adobe's Technical Note 3.
     make_golden_tiff.py tests/golden/tiff.safetensors
 """
 import io
-import json
 import struct
 import sys
 import zlib
@@ -16,17 +15,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-
-def save_safetensors(path, tensors):
-    header, data = {}, b""
-    for name, (dtype, array) in tensors.items():
-        body = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(body)]}
-        data += body
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + data)
+from golden_io import save
 
 
 def predict(rows, predictor, order):
@@ -127,6 +116,6 @@ for name, (values, data) in cases.items():
             seen = seen.copy().byteswap()
         if name != "grey16_inverted":  # which PIL does not invert
             assert np.array_equal(seen, values), name
-    tensors[name + ".file"] = ("U8", np.frombuffer(data, np.uint8))
-    tensors[name + ".values"] = ("F32", values.astype("<f4"))
-save_safetensors(sys.argv[1], tensors)
+    tensors[name + ".file"] = np.frombuffer(data, np.uint8)
+    tensors[name + ".values"] = values.astype("<f4")
+save(sys.argv[1], tensors, spaced=True)

@@ -9,10 +9,8 @@ vit_NAME_model.safetensors  the weights, with the official tensor names and our 
 vit_NAME_golden.safetensors per input size: HxW.pixels and the official intermediate and final tensors
 """
 import argparse
-import json
 import math
 import os
-import struct
 import sys
 
 os.environ["XFORMERS_DISABLED"] = "1"
@@ -21,40 +19,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from golden_io import load_torch, save
+
 torch.set_num_threads(1)
-
-
-def save(path, tensors, metadata=None):
-    """A safetensors file: u64 header length, JSON header, data."""
-    names = {"float32": "F32", "float16": "F16", "uint8": "U8"}
-    header, blobs, offset = {}, [], 0
-    if metadata:
-        header["__metadata__"] = metadata
-    for name, array in tensors.items():
-        array = np.ascontiguousarray(array)
-        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-        blobs.append(array.tobytes())
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-    print(path, os.path.getsize(path))
-
-
-def load(path):
-    with open(path, "rb") as f:
-        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        start = f.tell()
-        tensors = {}
-        for name, t in header.items():
-            if name != "__metadata__":
-                assert t["dtype"] == "F32"
-                f.seek(start + t["data_offsets"][0])
-                data = np.frombuffer(f.read(t["data_offsets"][1] - t["data_offsets"][0]), np.float32)
-                tensors[name] = torch.from_numpy(data.reshape(t["shape"]).copy())
-    return tensors
 
 
 def attention_of_old_torch():
@@ -165,7 +132,7 @@ def timm(out, name, sizes, taps, *, image, patch, dim, depth, heads, no_embed_cl
 
 def real_vit_tiny(out, data):
     """ViT-Tiny's own preprocessing and outputs (every 4th patch) on a small synthetic picture."""
-    weights = load(f"{data}/vit_tiny/vit_tiny_patch16_224.safetensors")
+    weights, _ = load_torch(f"{data}/vit_tiny/vit_tiny_patch16_224.safetensors")
     model = timm_vit(img_size=224, patch_size=16, embed_dim=192, depth=12, num_heads=3)
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")}, strict=True)
     y, x = np.mgrid[0:60, 0:80]
