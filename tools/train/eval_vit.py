@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import safetensors_io  # noqa: E402
 from train_vit import VisionTransformer, load_vit  # noqa: E402
 
 HELD_OUT = 2 ** 41
@@ -65,24 +66,9 @@ class Backbone:
         return t[:, 1:].reshape(len(t), h, w, -1).numpy(), t[:, 0].numpy()
 
 
-def read_safetensors(path):
-    """All tensors of a safetensors file as f32, and its metadata."""
-    kinds = {'F32': np.float32, 'F16': np.float16}
-    with open(path, 'rb') as f:
-        n = struct.unpack('<Q', f.read(8))[0]
-        header = json.loads(f.read(n))
-        blob = f.read()
-    meta = header.pop('__metadata__', {})
-    out = {}
-    for name, e in header.items():
-        a, b = e['data_offsets']
-        out[name] = np.frombuffer(blob[a:b], kinds[e['dtype']]).reshape(e['shape']).astype(np.float32)
-    return out, meta
-
-
 def load_timm(path, layer):
     """The plain timm ViT-Tiny/16 (no LayerScale): our module with the scales left at one."""
-    t, _ = read_safetensors(path)
+    t = {k: v.astype(np.float32) for k, v in safetensors_io.load(path)[0].items()}
     dim, depth = t['cls_token'].shape[-1], 1 + max(int(k.split('.')[1]) for k in t if k.startswith('blocks.'))
     m = VisionTransformer(224, 16, dim, depth, 3, layer_scale=1.0)
     state = {k: torch.from_numpy(v) for k, v in t.items() if not k.startswith('head.')}

@@ -29,7 +29,6 @@ On a CPU, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set to 8589934592 do
 Training uses scene seeds in [2^39, 2^40), evaluation seeds from 2^41 on.
 """
 import argparse
-import json
 import math
 import os
 import signal
@@ -43,6 +42,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import safetensors_io  # noqa: E402
 import scenes as scenes_module  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -218,38 +218,23 @@ def metadata(model, extra):
     return {k: str(v) for k, v in meta.items()}
 
 
-def write_f16(path, state, meta):
-    """A safetensors file, all tensors F16, in alphabetical order; written beside and renamed."""
-    header, blobs, at = {'__metadata__': meta}, [], 0
-    for name in sorted(state):
-        a = state[name].detach().float().numpy().astype('<f2')
-        header[name] = {'dtype': 'F16', 'shape': list(a.shape), 'data_offsets': [at, at + a.nbytes]}
-        blobs.append(a.tobytes())
-        at += a.nbytes
-    text = json.dumps(header, separators=(',', ':')).encode()
-    text += b' ' * (-len(text) % 8)
-    with open(path + '.part', 'wb') as f:
-        f.write(len(text).to_bytes(8, 'little') + text + b''.join(blobs))
-    os.replace(path + '.part', path)
+def export(path, state, meta):
+    safetensors_io.save(path, {name: value.detach().float().numpy().astype('<f2') for name, value in state.items()}, meta)
+
+
+def vit_of(meta):
+    """The untrained network that the metadata of a weights file tells."""
+    names = ('image_size', 'patch_size', 'dim', 'depth', 'n_heads', 'mlp_ratio')
+    model = VisionTransformer(**{name: int(meta['vit.' + name]) for name in names})
+    model.input_size = int(meta['method.size'])
+    return model
 
 
 def load_vit(path):
     """A shipped safetensors file -> (VisionTransformer, metadata)."""
-    with open(path, 'rb') as f:
-        n = int.from_bytes(f.read(8), 'little')
-        header = json.loads(f.read(n))
-        blob = f.read()
-    meta = header.pop('__metadata__')
-    names = ('image_size', 'patch_size', 'dim', 'depth', 'n_heads', 'mlp_ratio')
-    v = {k: int(meta['vit.' + k]) for k in names}
-    model = VisionTransformer(**v)
-    state = {}
-    for name, e in header.items():
-        a, b = e['data_offsets']
-        array = np.frombuffer(blob[a:b], {'F16': '<f2', 'F32': '<f4'}[e['dtype']]).astype(np.float32)
-        state[name] = torch.from_numpy(array.reshape(e['shape']))
-    model.load_state_dict(state, strict=True)
-    model.input_size = int(meta['method.size'])
+    tensors, meta = safetensors_io.load(path)
+    model = vit_of(meta)
+    model.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items()}, strict=True)
     return model, meta
 
 
@@ -811,7 +796,7 @@ def main():
         os.replace(path + '.part', path)
         extra = {'train.steps': step, 'train.images': images, 'train.minutes': '%.1f' % spent,
                  'train.seed': a.seed}
-        write_f16(os.path.join(a.out, 'export', 'vit_tiny.safetensors'), ema, metadata(model, extra))
+        export(os.path.join(a.out, 'export', 'vit_tiny.safetensors'), ema, metadata(model, extra))
 
     ended = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))  # a kill saves first
