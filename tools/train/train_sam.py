@@ -32,7 +32,6 @@ from sam_model import (BF16, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, c
 from scenes import MIXED, TRAY, Scenes
 
 HELD_OUT = 1 << 41
-CROP_SIDE = (1 + 512 / 1500) / 2  # of the picture's: crops of the official generator's first layer
 EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
 # What the file recommends: masks to look at (every part among them) and, where they differ, the method's objects (each thing once).
 RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stability_score_thresh": 0.6,
@@ -55,6 +54,15 @@ def turned(rgb, ids, turns):
     return rgb, ids
 
 
+def crop_boxes(side):
+    """The four crops (x0, y0, x1, y1) of a square picture in the official generator's first layer: their overlap, a share of the
+    picture, is rounded down, their sides up."""
+    overlap = int(512 / 1500 * side)
+    length = -(-(overlap + side) // 2)
+    starts = 0, length - overlap
+    return [(x, y, min(x + length, side), min(y + length, side)) for x in starts for y in starts]
+
+
 def load_scene(scenes, seed, difficulty, side, rng, trays=0.0, crops=0.0):
     """-> image [h][w][3] u8 and ids [h][w] with max(h, w) = side, objects. Rendered at this size, or larger and reduced,
     sometimes a part of it; flipped or turned by quarters. `trays` is the chance of a tray in place of the mixture, `crops`
@@ -62,8 +70,9 @@ def load_scene(scenes, seed, difficulty, side, rng, trays=0.0, crops=0.0):
     kind = TRAY if rng.random() < trays else MIXED
     size = w = h = side
     if rng.random() < crops:
-        w = h = int(side * CROP_SIDE + 0.5)
-        x, y = (int(v) * (side - w) for v in rng.integers(0, 2, 2))
+        right, low = rng.integers(0, 2, 2)
+        x, y, x1, y1 = crop_boxes(side)[2 * right + low]
+        w, h = x1 - x, y1 - y
     elif rng.random() < 0.6:
         x = y = 0
     else:

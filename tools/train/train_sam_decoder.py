@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Goes on with the tiny SAM's mask decoder alone, on what the automatic mask generator asks of it.
 
-    python train_sam_decoder.py --segment-anything CHECKOUT --init weights/sam_tiny.safetensors --out DIR --minutes 60
+    python train_sam_decoder.py --init weights/sam_tiny.safetensors --out DIR --minutes 60
 
 train_sam.py asks at objects, in whole pictures. The generator asks on a grid, most of it in crops seen larger, and keeps of all
 masks of a thing the one with the highest predicted IoU: what the IoU head takes for the better mask decides which parts are found.
@@ -13,7 +13,6 @@ Hidden matrices by Muon, the rest by AdamW, the learning rate falls with the wal
 import argparse
 import math
 import os
-import sys
 import time
 
 import numpy as np
@@ -23,7 +22,8 @@ from PIL import Image
 import safetensors_io
 from sam_model import PIXEL_MEAN, PIXEL_STD, TinySam, call, config_from_metadata, unfold_masks
 from scenes import MIXED, TRAY, Scenes
-from train_sam import EDGE_WEIGHT, Log, Optimizer, export, families, follow, held_out_average, point_loss, second_round, turned, whole_of
+from train_sam import (EDGE_WEIGHT, Log, Optimizer, crop_boxes, export, families, follow, held_out_average, point_loss,
+                       second_round, turned, whole_of)
 
 SIZE = 256  # pixels of a scene
 GRID = 16  # points a side of the generator's grid
@@ -35,14 +35,6 @@ SMALLEST = 10  # pixels of an object in a view
 
 
 # ---------------------------------------------------------------- views, points, targets
-
-def generator_crops(checkout):
-    """The four crops of the official generator's first layer, (x0, y0, x1, y1)."""
-    sys.path.insert(0, checkout)
-    from segment_anything.utils.amg import generate_crop_boxes
-    boxes, layers = generate_crop_boxes((SIZE, SIZE), 1, 512 / 1500)
-    return [box for box, layer in zip(boxes, layers) if layer == 1]
-
 
 def load_view(scenes, crops, side, trays, rng):
     """-> rgb [side][side][3] u8, ids [side][side] u16, objects, which of its borders (left, top, right, bottom) cut the scene."""
@@ -168,7 +160,6 @@ def step_loss(model, views, R, step, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--segment-anything", required=True, help="checkout of facebookresearch/segment-anything")
     parser.add_argument("--init", required=True, help="safetensors file to start from")
     parser.add_argument("--out", required=True, help="folder for log.txt and export/")
     parser.add_argument("--minutes", type=float, default=60, help="wall time that the schedule ends at")
@@ -190,7 +181,7 @@ def main():
         p.requires_grad_(name in trained)
     optimizer = Optimizer(trained, 0.01 * args.lr_scale, 0.0015 * args.lr_scale, 0.05)
     ema = model.official_state()
-    scenes, crops = Scenes(), generator_crops(args.segment_anything)
+    scenes, crops = Scenes(), crop_boxes(SIZE)
     start = last_log = last_save = time.time()
     step = 0
     log = Log(os.path.join(args.out, "log.txt"))
