@@ -8,9 +8,10 @@
 
 Every step: B new scenes; A points an image. A dense auxiliary head (dropped at the end) turns the neck's output into
 embeddings of the finest grid, predicts the mask of each of the A points by a dot product, and where boundaries run; the real
-decoder does R of the points. Losses of a mask: weighted cross entropy + focal + dice. Of the three outputs the best pays for the object under the
-point, the best other one for the whole that the object belongs to; output 0 (single mask) and the IoU head learn too. Some
-prompts are boxes; every few steps a second round corrects a mask with a second point and the first mask as mask prompt.
+decoder does R of the points. Losses of a mask: weighted cross entropy + focal + dice. Of the three outputs the best pays for
+the object under the point, the best other one for the whole that the object belongs to; output 0 (single mask) and the IoU
+head learn too. Some prompts are boxes; every few steps a second round corrects a mask with a second point and the first mask
+as mask prompt.
 Hidden matrices are trained by Muon (orthogonalised momentum), the rest by AdamW; the weights that ship are an average (EMA).
 The learning rate follows the wall clock, so that a run ends when it should. Seeds: training below 2^40, held out from 2^41.
 """
@@ -27,13 +28,15 @@ from PIL import Image
 from torch import nn
 
 import safetensors_io
+from run import Run, save_atomically
 from sam_model import (BF16, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, call, config_from_metadata, linear,
                        metadata, unfold_masks)
 from scenes import MIXED, TRAY, Scenes
 
 HELD_OUT = 1 << 41
 EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
-# What the file recommends: masks to look at (every part among them) and, where they differ, the method's objects (each thing once).
+# What the file recommends: masks to look at (every part among them) and, where they differ, the method's objects (each thing
+# once).
 RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stability_score_thresh": 0.6,
                "amg.stability_score_offset": 1.0, "amg.box_nms_thresh": 0.9, "amg.crop_n_layers": 1, "amg.crop_nms_thresh": 0.95,
                "amg.crop_n_points_downscale_factor": 1, "amg.min_mask_region_area": 0,
@@ -197,7 +200,8 @@ def mask_losses(sums, targets, weights):
 
 
 class DenseHead(nn.Module):
-    """Auxiliary: embeddings of the finest grid from the neck's output and its position; logits = <q at the point, k everywhere>."""
+    """Auxiliary: embeddings of the finest grid from the neck's output and its position; logits = <q at the point, k everywhere>.
+    """
 
     def __init__(self, channels, dim=16):
         super().__init__()
@@ -309,8 +313,8 @@ class Optimizer:
         self.named = {n: p for n, p in named.items() if not n.endswith("k_proj.bias")}  # softmax ignores k's bias
         self.muon = {}
         for name, p in self.named.items():
-            hidden = p.ndim == 2 and min(p.shape) >= 32 and ("blocks." in name or "transformer." in name) and "rel_pos" not in name
-            if hidden:
+            inside = ("blocks." in name or "transformer." in name) and "rel_pos" not in name
+            if inside and p.ndim == 2 and min(p.shape) >= 32:
                 self.muon[name] = torch.zeros_like(p)
         self.adam = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.named.items() if n not in self.muon}
         self.steps = 0
@@ -399,45 +403,27 @@ def held_out_average(config, ema, scenes, n_images):
     return f"held out (EMA, {n_images} images): {held_out(model, scenes, n_images, HELD_OUT)}"
 
 
-@torch.no_grad()
-def follow(ema, params, step):
-    """The average [name: tensor] comes nearer to the parameters of the same names, the later the slower."""
-    decay = min(0.998, (1 + step) / (20 + step))
-    averages, mine = [ema[n] for n in params], [p.detach() for p in params.values()]
-    torch._foreach_mul_(averages, decay), torch._foreach_add_(averages, mine, alpha=1 - decay)
+def read_weights(path, image_size=None):
+    """-> tensors, config, what else the file's metadata says; for another image size the positions stretched."""
+    tensors, meta = safetensors_io.load(path)
+    config = config_from_metadata(meta)
+    if image_size and image_size != config["image_size"]:
+        tensors, config = stretch_tables(tensors, config, image_size)
+    tensors = {name: torch.from_numpy(value.astype(np.float32)) for name, value in tensors.items()}
+    return tensors, config, {k: v for k, v in meta.items() if not k.startswith(("samlad.", "sam."))}
 
 
-class Log:
-    """Lines with the time, on the terminal and in a file; and the means of what was noted since the last line of them."""
-
-    def __init__(self, path):
-        self.file, self.sums = open(path, "a", buffering=1), {}
-
-    def __call__(self, text):
-        line = f"{time.strftime('%H:%M:%S')} {text}"
-        print(line, flush=True), self.file.write(line + "\n")
-
-    def note(self, values):
-        for key, value in values.items():
-            self.sums.setdefault(key, []).append(value)
-
-    def means(self):
-        text = " ".join(f"{k} {np.mean(v):.3f}" for k, v in self.sums.items())
-        self.sums = {}
-        return text
-
-
-def save_atomically(path, thing):
-    torch.save(thing, path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def export(path, model, ema, extra):
+def export(path, model, ema, carried, extra):
+    """The average with its metadata: what the first weights' file said (`carried`), unless this training says otherwise."""
     state = {name: value.numpy().astype(np.float16) for name, value in ema.items()}
-    safetensors_io.save(path, state, metadata(model.c, {**RECOMMENDED, **extra}))
+    safetensors_io.save(path, state, metadata(model.c, {**carried, **RECOMMENDED, **extra}))
 
 
-def main():
+def named_parameters(model):
+    return {name.replace("/", "."): p for name, p in model.named_parameters()}
+
+
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder for checkpoints, log.txt and export/")
     parser.add_argument("--minutes", type=float, default=100, help="wall time that the schedule ends at (over all resumes)")
@@ -456,59 +442,50 @@ def main():
     parser.add_argument("--iou-weight", type=float, default=1.0, help="weight of the IoU head's squared error")
     parser.add_argument("--image-size", type=int, help="with --init: train at this size instead of the file's")
     parser.add_argument("--curriculum", type=float, default=0.3, help="share of the run until all scenes are hard")
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments=None):
+    args = make_parser().parse_args(arguments)
+    saved = torch.load(args.resume) if args.resume else None
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    os.makedirs(os.path.join(args.out, "export"), exist_ok=True)
-
-    config = None
-    if args.init:
-        tensors, meta = safetensors_io.load(args.init)
-        config = config_from_metadata(meta)
-        if args.image_size and args.image_size != config["image_size"]:
-            tensors, config = stretch_tables(tensors, config, args.image_size)
-    saved = torch.load(args.resume) if args.resume else None
+    tensors, config, carried = None, None, {}
     if saved:
-        config = saved.get("config", config)
+        tensors, config, carried = saved["model"], saved.get("config"), saved.get("carried", {})
+    elif args.init:
+        tensors, config, carried = read_weights(args.init, args.image_size)
     model = TinySam(config, seed=args.seed)
     dense = DenseHead(model.c["out_chans"])
-    if args.init and not saved:
-        model.load_official({k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items()})
-    named = {n.replace("/", "."): p for n, p in model.named_parameters()}
-    named.update({"dense." + n: p for n, p in dense.named_parameters()})
+    if tensors:
+        model.load_official(tensors)
+    named = {**named_parameters(model), **{"dense." + n: p for n, p in dense.named_parameters()}}
     optimizer = Optimizer(named, args.muon_lr * args.lr_scale, args.adam_lr * args.lr_scale, args.decay)
-    ema = model.official_state()
-    step, images, before = 0, 0, 0.0
+    scenes, images = Scenes(), 0
+    run = Run(args.out, args.minutes, 200, named, model.p, optimizer, model.official_state())
     if saved:
-        model.load_official(saved["model"]), dense.load_state_dict(saved["dense"], strict=False)
-        optimizer.load(saved["optimizer"])
-        ema, step, images, before = saved["ema"], saved["step"], saved["images"], saved["seconds"]
-    scenes = Scenes()
-    start, budget = time.time() - before, args.minutes * 60
-    log = Log(os.path.join(args.out, "log.txt"))
+        dense.load_state_dict(saved["dense"], strict=False)
+        run.load(saved)
+        images = saved["images"]
 
     def checkpoint():
         save_atomically(os.path.join(args.out, "last.pt"), {
-            "config": dict(model.c), "model": model.official_state(), "dense": dense.state_dict(), "optimizer": optimizer.state(), "ema": ema,
-            "step": step, "images": images, "seconds": time.time() - start, "args": vars(args)})
-        export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, ema,
-               {"training.steps": step, "training.images": images, "training.seed": args.seed,
-                "training.minutes": f"{(time.time() - start) / 60:.1f}"})
+            "config": dict(model.c), "model": model.official_state(), "dense": dense.state_dict(), **run.state(),
+            "images": images, "args": vars(args), "carried": carried})
+        export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, run.ema, carried,
+               {"training.steps": run.step, "training.images": images, "training.seed": args.seed,
+                "training.minutes": f"{run.seconds() / 60:.1f}"})
 
     checkpoint()
-    log(f"start: {sum(p.numel() for p in model.parameters())} parameters, {vars(args)}")
-    last_log, last_save, last_eval, timer = time.time(), time.time(), time.time(), [0.0, 0.0]
-    while True:
-        progress = (time.time() - start) / budget
-        if progress >= 1:
-            break
+    run.log(f"start: {sum(p.numel() for p in model.parameters())} parameters, {vars(args)}")
+    last_eval = time.time()
+    while (progress := run.progress()) < 1:
+        step = run.step
         rng = np.random.default_rng([args.seed, step])
-        tick = time.time()
         ramp = min(1.0, progress / max(args.curriculum, 1e-6)) if not args.init else 1.0
         difficulty = np.clip((0.25 + 0.75 * ramp) * rng.uniform(0.3 + 0.7 * ramp, 1.0, args.images), 0, 1)
         seeds = rng.integers(0, 1 << 40, args.images)
-        batch = Batch(scenes, model, args.images, args.points, difficulty, seeds, rng, args.trays, args.crops)
-        timer[0] += time.time() - tick
+        batch = run.drawn(lambda: Batch(scenes, model, args.images, args.points, difficulty, seeds, rng, args.trays, args.crops))
         embedding = model.encode(batch.images)
 
         aux_weight = 1.0 if progress < 0.5 else max(0.0, 1.0 - (progress - 0.5) / 0.4)
@@ -526,26 +503,13 @@ def main():
         if step % 4 == 3:
             more, logs["refined"] = second_round(model, embedding, asked, rng)
             loss = loss + 0.5 * more
-        for p in named.values():
-            p.grad = None
-        loss.backward()
-        scale = min(1.0, (step + 1) / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
-        logs["norm"] = optimizer.step(scale)
-        step, images = step + 1, images + args.images
-        follow(ema, model.p, step)
-        log.note(logs)
-        if step % 100 == 0:
-            now = time.time()
-            log(f"step {step} progress {progress:.3f} {log.means()} s/step {(now - last_log) / 100:.3f} data {timer[0] / 100:.3f}")
-            last_log, timer = now, [0.0, 0.0]
-        if time.time() - last_save > 240:
-            checkpoint()
-            last_save = time.time()
+        images += args.images
+        run.descend(loss, logs, progress, checkpoint)
         if time.time() - last_eval > 600:
-            log(held_out_average(model.c, ema, scenes, 48))
+            run.log(held_out_average(model.c, run.ema, scenes, 48))
             last_eval = time.time()
     checkpoint()
-    log(f"end: step {step}, {images} images, {held_out_average(model.c, ema, scenes, 128)}")
+    run.log(f"end: step {run.step}, {images} images, {held_out_average(model.c, run.ema, scenes, 128)}")
 
 
 if __name__ == "__main__":

@@ -3,27 +3,25 @@
 
     python train_sam_decoder.py --init weights/sam_tiny.safetensors --out DIR --minutes 60
 
-train_sam.py asks at objects, in whole pictures. The generator asks on a grid, most of it in crops seen larger, and keeps of all
-masks of a thing the one with the highest predicted IoU: what the IoU head takes for the better mask decides which parts are found.
-So here three of four views are crops of the generator's first layer, a third of the points lie on its grid, and the IoU head
-learns, with a high weight, the IoU with whichever object or composite of the view the mask fits best. The masks' losses are
-train_sam.py's. The image encoder and the prompt encoder stay as they are.
+train_sam.py asks at objects, in whole pictures. The generator asks on a grid, most of it in crops seen larger, and keeps of
+all masks of a thing the one with the highest predicted IoU: what the IoU head takes for the better mask decides which parts
+are found. So here three of four views are crops of the generator's first layer, a third of the points lie on its grid, and
+the IoU head learns, with a high weight, the IoU with whichever object or composite of the view the mask fits best. The masks'
+losses are train_sam.py's. The image encoder and the prompt encoder stay as they are.
 Hidden matrices by Muon, the rest by AdamW, the learning rate falls with the wall clock, the average (EMA) of the weights ships.
 """
 import argparse
-import math
 import os
-import time
 
 import numpy as np
 import torch
 from PIL import Image
 
-import safetensors_io
-from sam_model import PIXEL_MEAN, PIXEL_STD, TinySam, call, config_from_metadata, unfold_masks
+from run import Run
+from sam_model import PIXEL_MEAN, PIXEL_STD, TinySam, call, unfold_masks
 from scenes import MIXED, TRAY, Scenes
-from train_sam import (EDGE_WEIGHT, Log, Optimizer, crop_boxes, export, families, follow, held_out_average, point_loss,
-                       second_round, turned, whole_of)
+from train_sam import (EDGE_WEIGHT, Optimizer, crop_boxes, export, families, held_out_average, named_parameters, point_loss,
+                       read_weights, second_round, turned, whole_of)
 
 SIZE = 256  # pixels of a scene
 GRID = 16  # points a side of the generator's grid
@@ -158,7 +156,7 @@ def step_loss(model, views, R, step, rng):
     return loss, logs
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", required=True, help="safetensors file to start from")
     parser.add_argument("--out", required=True, help="folder for log.txt and export/")
@@ -168,48 +166,32 @@ def main():
     parser.add_argument("--points", type=int, default=24, help="points a view")
     parser.add_argument("--trays", type=float, default=0.6, help="share of the scenes drawn as trays")
     parser.add_argument("--lr-scale", type=float, default=0.4)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    os.makedirs(os.path.join(args.out, "export"), exist_ok=True)
-    tensors, meta = safetensors_io.load(args.init)
-    model = TinySam(config_from_metadata(meta))
-    model.load_official({k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items()})
-    named = {n.replace("/", "."): p for n, p in model.named_parameters()}
+    tensors, config, carried = read_weights(args.init)
+    model = TinySam(config)
+    model.load_official(tensors)
+    named = named_parameters(model)
     trained = {n: p for n, p in named.items() if n.startswith("mask_decoder.")}
     for name, p in named.items():
         p.requires_grad_(name in trained)
     optimizer = Optimizer(trained, 0.01 * args.lr_scale, 0.0015 * args.lr_scale, 0.05)
-    ema = model.official_state()
     scenes, crops = Scenes(), crop_boxes(SIZE)
-    start = last_log = last_save = time.time()
-    step = 0
-    log = Log(os.path.join(args.out, "log.txt"))
+    run = Run(args.out, args.minutes, 100, trained, trained, optimizer, model.official_state())
 
     def save():
-        export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, ema,
-               {"training.decoder_steps": step, "training.decoder_seed": args.seed})
+        export(os.path.join(args.out, "export", "sam_tiny.safetensors"), model, run.ema, carried,
+               {"training.decoder_steps": run.step, "training.decoder_seed": args.seed})
 
-    log(f"start: {sum(p.numel() for p in trained.values())} parameters, {vars(args)}")
-    while (progress := (time.time() - start) / (60 * args.minutes)) < 1:
-        rng = np.random.default_rng([args.seed, step, 5])
-        views = Views(scenes, crops, model, args.images, args.points, args.trays, rng)
-        loss, logs = step_loss(model, views, args.points, step, rng)
-        for p in trained.values():
-            p.grad = None
-        loss.backward()
-        optimizer.step(min(1.0, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress))))
-        step += 1
-        follow(ema, trained, step)
-        log.note(logs)
-        if step % 100 == 0:
-            log(f"step {step} progress {progress:.3f} {log.means()} s/step {(time.time() - last_log) / 100:.2f}")
-            last_log = time.time()
-        if time.time() - last_save > 240:
-            save()
-            last_save = time.time()
+    run.log(f"start: {sum(p.numel() for p in trained.values())} parameters, {vars(args)}")
+    while (progress := run.progress()) < 1:
+        rng = np.random.default_rng([args.seed, run.step, 5])
+        views = run.drawn(lambda: Views(scenes, crops, model, args.images, args.points, args.trays, rng))
+        loss, logs = step_loss(model, views, args.points, run.step, rng)
+        run.descend(loss, logs, progress, save)
     save()
-    log(f"end: step {step}, {step * args.images} views, {held_out_average(model.c, ema, scenes, 128)}")
+    run.log(f"end: step {run.step}, {run.step * args.images} views, {held_out_average(model.c, run.ema, scenes, 128)}")
 
 
 if __name__ == "__main__":

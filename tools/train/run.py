@@ -1,0 +1,96 @@
+"""What the trainings share: the average of the weights, the log, the clock, the saving."""
+import math
+import os
+import time
+
+import numpy as np
+import torch
+
+
+# ---------------------------------------------------------------- files
+
+def save_atomically(path, thing):
+    torch.save(thing, path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+class Log:
+    """Lines with the time, on the terminal and in a file; and the means of what was noted since the last line of them."""
+
+    def __init__(self, path):
+        self.file, self.sums = open(path, "a", buffering=1), {}
+
+    def __call__(self, text):
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        print(line, flush=True), self.file.write(line + "\n")
+
+    def note(self, values):
+        for key, value in values.items():
+            self.sums.setdefault(key, []).append(value)
+
+    def means(self):
+        text = " ".join(f"{k} {np.mean(v):.3f}" for k, v in self.sums.items())
+        self.sums = {}
+        return text
+
+
+# ---------------------------------------------------------------- a run
+
+@torch.no_grad()
+def follow(ema, params, step):
+    """The average [name: tensor] comes nearer to the parameters of the same names, the later the slower."""
+    decay = min(0.998, (1 + step) / (20 + step))
+    averages, mine = [ema[n] for n in params], [p.detach() for p in params.values()]
+    torch._foreach_mul_(averages, decay), torch._foreach_add_(averages, mine, alpha=1 - decay)
+
+
+class Run:
+    """A training of `trained` [name: parameter] by `optimizer`, within `minutes` of wall time that the schedule follows. `ema`
+    is the average of the weights; those of `followed` change."""
+
+    def __init__(self, out, minutes, warmup, trained, followed, optimizer, ema):
+        self.minutes, self.warmup = minutes, warmup
+        self.trained, self.followed, self.optimizer, self.ema = trained, followed, optimizer, ema
+        os.makedirs(os.path.join(out, "export"), exist_ok=True)
+        self.log = Log(os.path.join(out, "log.txt"))
+        self.step, self.drawing = 0, 0.0
+        self.start = self.last_line = self.last_save = time.time()
+
+    def state(self):
+        return {"optimizer": self.optimizer.state(), "ema": self.ema, "step": self.step, "seconds": self.seconds()}
+
+    def load(self, state):
+        self.optimizer.load(state["optimizer"])
+        self.ema, self.step, self.start = state["ema"], state["step"], self.start - state["seconds"]
+
+    def seconds(self):
+        return time.time() - self.start
+
+    def progress(self):
+        return self.seconds() / (60 * self.minutes)
+
+    def drawn(self, batch):
+        """batch(), timed."""
+        tick = time.time()
+        result = batch()
+        self.drawing += time.time() - tick
+        return result
+
+    def descend(self, loss, logs, progress, save):
+        """One step; a line per 100 of them, save() every four minutes."""
+        for p in self.trained.values():
+            p.grad = None
+        loss.backward()
+        scale = min(1.0, (self.step + 1) / self.warmup) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
+        norm = self.optimizer.step(scale)
+        self.step += 1
+        follow(self.ema, self.followed, self.step)
+        self.log.note({**logs, "norm": norm})
+        if self.step % 100 == 0:
+            now = time.time()
+            self.log(f"step {self.step} progress {progress:.3f} {self.log.means()} s/step {(now - self.last_line) / 100:.3f} "
+                     f"data {self.drawing / 100:.3f}")
+            self.last_line, self.drawing = now, 0.0
+        if time.time() - self.last_save > 240:
+            save()
+            self.last_save = time.time()
