@@ -1,10 +1,34 @@
-"""What the trainings share: the average of the weights, the log, the clock, the saving."""
+"""What the trainings share: options that a resumed run keeps, the average of the weights, the log, the clock, the saving."""
+import argparse
 import math
 import os
 import time
 
 import numpy as np
 import torch
+
+
+# ---------------------------------------------------------------- options
+
+def parse(parser, arguments=None, fixed=lambda saved: {}):
+    """-> options, the checkpoint that --resume names (or None). A resumed run keeps every option of its checkpoint that the
+    command line does not give. fixed(checkpoint): {option: value} for what cannot change; giving another value is an error."""
+    options = parser.parse_args(arguments)
+    if not options.resume:
+        return options, None
+    absent = object()
+    given = vars(parser.parse_args(arguments, argparse.Namespace(**{name: absent for name in vars(options)})))
+    given = {name for name, value in given.items() if value is not absent}
+    saved = torch.load(options.resume, map_location="cpu")
+    for name, value in fixed(saved).items():
+        if name in given and getattr(options, name) != value:
+            was = "none was given" if value is None else f"it is {value}"
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: {was} in {options.resume}, and a resumed run "
+                         "cannot change it; leave this option out")
+    for name in vars(options).keys() - given:
+        if name in saved["args"]:  # an older checkpoint may lack newer options
+            setattr(options, name, saved["args"][name])
+    return options, saved
 
 
 # ---------------------------------------------------------------- files

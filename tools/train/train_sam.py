@@ -2,7 +2,7 @@
 """Trains the tiny SAM that samlad ships, on procedural scenes, within a given wall time on one CPU core.
 
     python train_sam.py --out DIR --minutes 100                 a run from nothing
-    python train_sam.py --out DIR --minutes 100 --resume FILE   goes on with a checkpoint (its schedule too)
+    python train_sam.py --out DIR --resume DIR/last.pt          goes on with a checkpoint, its schedule and its options
     python train_sam.py --out DIR --minutes 60 --init weights/sam_tiny.safetensors --lr-scale 0.5
     ... --image-size 224                                        the same weights, position tables stretched to another size
 
@@ -28,8 +28,8 @@ from PIL import Image
 from torch import nn
 
 import safetensors_io
-from run import Run, save_atomically
-from sam_model import (BF16, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, call, config_from_metadata, linear,
+from run import Run, parse, save_atomically
+from sam_model import (BF16, CONFIG, PIXEL_MEAN, PIXEL_STD, MaskSumsFunction, TinySam, call, config_from_metadata, linear,
                        metadata, unfold_masks)
 from scenes import MIXED, TRAY, Scenes
 
@@ -427,7 +427,7 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder for checkpoints, log.txt and export/")
     parser.add_argument("--minutes", type=float, default=100, help="wall time that the schedule ends at (over all resumes)")
-    parser.add_argument("--resume", help="checkpoint to go on with")
+    parser.add_argument("--resume", help="checkpoint to go on with; options that are not given are the checkpoint's")
     parser.add_argument("--init", help="safetensors file to start from")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--images", type=int, default=8, help="images a step")
@@ -445,9 +445,13 @@ def make_parser():
     return parser
 
 
+def fixed(saved):
+    """What a resumed run cannot change."""
+    return {"image_size": (saved.get("config") or CONFIG)["image_size"], "init": saved["args"].get("init")}
+
+
 def main(arguments=None):
-    args = make_parser().parse_args(arguments)
-    saved = torch.load(args.resume) if args.resume else None
+    args, saved = parse(make_parser(), arguments, fixed)
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     tensors, config, carried = None, None, {}
