@@ -44,6 +44,7 @@ from PIL import Image
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import safetensors_io  # noqa: E402
 import scenes as scenes_module  # noqa: E402
+from run import parse, save_atomically  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FIRST_SEED = 2 ** 39
@@ -204,7 +205,8 @@ def know_neighbours(model, images, strength=6.0, share=0.35):
 
 # -------------------------------------------------------------------------------------------------- weights
 
-def metadata(model, extra):
+def metadata(model, carried, extra):
+    """What samlad reads of a weights file; `carried`: what the first weights' file said besides (method.grid, ...)."""
     meta = {
         'samlad.model': 'vit', 'samlad.name': 'vit_tiny', 'vit.family': 'dinov2',
         'vit.image_size': model.image_size, 'vit.patch_size': model.patch_size,
@@ -212,10 +214,15 @@ def metadata(model, extra):
         'vit.mlp_ratio': model.mlp_ratio, 'vit.ffn': 'mlp', 'vit.n_registers': 0, 'vit.layer_scale': 1,
         'vit.interpolate_offset': 0.1, 'vit.interpolate_antialias': 0, 'vit.eps': '1e-6',
         'vit.mean': ','.join(map(str, MEAN)), 'vit.std': ','.join(map(str, STD)),
-        'method.size': model.input_size, 'method.layer': len(model.blocks),
+        'method.layer': len(model.blocks),
     }
-    meta.update(extra)
+    meta = {**meta, **carried, 'method.size': model.input_size, **extra}
     return {k: str(v) for k, v in meta.items()}
+
+
+def carried_of(meta):
+    """What a file's metadata says that the network itself does not tell."""
+    return {k: v for k, v in meta.items() if not k.startswith(('samlad.', 'vit.')) and k != 'method.size'}
 
 
 def export(path, state, meta):
@@ -725,13 +732,13 @@ def same_thing(batch):
 
 # ------------------------------------------------------------------------------------------------- training
 
-def parse():
+def make_parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--out', required=True, help='folder for checkpoint.pt, log.txt and export/')
     p.add_argument('--minutes', type=float, default=90, help='wall time of the whole schedule')
     p.add_argument('--whole', type=float, default=.3, help='last fraction of the time, with whole images')
     p.add_argument('--init', help='safetensors weights to start from (the heads start anew)')
-    p.add_argument('--resume', help='checkpoint.pt to go on with (schedule and all)')
+    p.add_argument('--resume', help="checkpoint.pt to go on with; options that are not given are the checkpoint's")
     p.add_argument('--image-size', type=int, default=0, help='of whole images (0: 224, or what --init recommends)')
     p.add_argument('--window', type=int, default=112, help="a side of what is seen of a scene at first, pixels")
     p.add_argument('--enlarged', type=float, default=.5, help='share of the scenes drawn smaller, then enlarged')
@@ -745,7 +752,16 @@ def parse():
     p.add_argument('--threads', type=int, default=1)
     p.add_argument('--steps', type=int, default=0, help='stop after so many steps (0: by the clock)')
     p.add_argument('--save-every', type=float, default=5, help='minutes')
-    return p.parse_args()
+    return p
+
+
+def fixed(saved):
+    """What a resumed run cannot change."""
+    if 'metadata' not in saved:  # an older checkpoint may need --init
+        return {k: saved['args'][k] for k in ('patch', 'dim', 'depth', 'heads') if not saved['args']['init']}
+    network = {k: int(saved['metadata']['vit.' + name]) for k, name in
+               (('patch', 'patch_size'), ('dim', 'dim'), ('depth', 'depth'), ('heads', 'n_heads'))}
+    return {**network, 'init': saved['args']['init']}
 
 
 def learning_rate(peak, progress, warmup=.03):
@@ -754,13 +770,20 @@ def learning_rate(peak, progress, warmup=.03):
     return peak * (.01 + .99 * .5 * (1 + math.cos(math.pi * min(1, (progress - warmup) / (1 - warmup)))))
 
 
-def main():
-    a = parse()
+def main(arguments=None):
+    a, saved = parse(make_parser(), arguments, fixed)
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     rng = np.random.default_rng(a.seed)
     os.makedirs(os.path.join(a.out, 'export'), exist_ok=True)
-    model = load_vit(a.init)[0] if a.init else VisionTransformer(224, a.patch, a.dim, a.depth, a.heads)
+    carried = {}
+    if saved and 'metadata' in saved:
+        model, carried = vit_of(saved['metadata']), carried_of(saved['metadata'])
+    elif a.init:
+        model, meta = load_vit(a.init)
+        carried = carried_of(meta)
+    else:
+        model = VisionTransformer(224, a.patch, a.dim, a.depth, a.heads)
     size = model.input_size = a.image_size or model.input_size
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     if not a.init and not a.resume:
@@ -775,28 +798,25 @@ def main():
     groups = [{'params': decay, 'weight_decay': .05}, {'params': rest, 'weight_decay': 0}]
     optimiser = torch.optim.AdamW(groups, lr=a.lr, betas=(.9, .98))
     step, spent, images = 0, 0., 0
-    if a.resume:
-        c = torch.load(a.resume)
-        model.load_state_dict(c['model'])
-        heads.load_state_dict(c['heads'])
-        optimiser.load_state_dict(c['optimiser'])
-        ema, step, spent, images = c['ema'], c['step'], c['spent'], c['images']
+    if saved:
+        model.load_state_dict(saved['model'])
+        heads.load_state_dict(saved['heads'])
+        optimiser.load_state_dict(saved['optimiser'])
+        ema, step, spent, images = saved['ema'], saved['step'], saved['spent'], saved['images']
         rng = np.random.default_rng([a.seed, step])
     pool = Pool(160, rng, 1.0, a.enlarged)
     log = open(os.path.join(a.out, 'log.txt'), 'a', buffering=1)
-    began, saved, total, shown = time.time() - spent * 60, time.time(), {}, 0
+    began, last_save, total, shown = time.time() - spent * 60, time.time(), {}, 0
     drawing = 0.
 
     def save(spent):
         model_state = {k: v.clone() for k, v in model.state_dict().items()}
-        path = os.path.join(a.out, 'checkpoint.pt')
-        torch.save({'model': model_state, 'heads': heads.state_dict(), 'optimiser': optimiser.state_dict(),
-                    'ema': ema, 'step': step, 'spent': spent, 'images': images, 'args': vars(a)},
-                   path + '.part')
-        os.replace(path + '.part', path)
-        extra = {'train.steps': step, 'train.images': images, 'train.minutes': '%.1f' % spent,
-                 'train.seed': a.seed}
-        export(os.path.join(a.out, 'export', 'vit_tiny.safetensors'), ema, metadata(model, extra))
+        meta = metadata(model, carried, {'train.steps': step, 'train.images': images, 'train.minutes': '%.1f' % spent,
+                                         'train.seed': a.seed})
+        save_atomically(os.path.join(a.out, 'checkpoint.pt'), {
+            'model': model_state, 'heads': heads.state_dict(), 'optimiser': optimiser.state_dict(), 'ema': ema,
+            'step': step, 'spent': spent, 'images': images, 'args': vars(a), 'metadata': meta})
+        export(os.path.join(a.out, 'export', 'vit_tiny.safetensors'), ema, meta)
 
     ended = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))  # a kill saves first
@@ -846,9 +866,9 @@ def main():
             log.write('%6d %6.1f min %5.2f s/step (data %.2f) ' % (step, spent, dt * 60 / 50, drawing / 50)
                       + ' '.join('%s %.3f' % (k, np.mean(v)) for k, v in total.items()) + '\n')
             total, drawing = {}, 0.
-        if time.time() - saved > a.save_every * 60:
+        if time.time() - last_save > a.save_every * 60:
             save(spent)
-            saved = time.time()
+            last_save = time.time()
     save(spent)
 
 
