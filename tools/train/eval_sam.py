@@ -6,8 +6,8 @@
 Points: for every object larger than 1 % of the image, one random point of its visible pixels; its mask is what is visible of
 it, without the parts that are objects of their own. Masks are compared at the scene's resolution after SAM's own
 post-processing. Automatic masks: the official generator with the settings in the file's metadata on tray scenes; a part (with
-what is mounted on it) counts as found when a mask has IoU >= 0.75 with it. --samlad PROGRAM makes these masks with `samlad segment`
-(the same ones, sooner, so on more scenes). --tune instead searches those settings on other seeds.
+what is mounted on it) counts as found when a mask has IoU >= 0.75 with it. --samlad PROGRAM makes these masks with `samlad
+segment` (the same ones, sooner, so on more scenes). --tune instead searches those settings on other seeds.
 """
 import argparse
 import itertools
@@ -128,22 +128,26 @@ def tune(sam, scenes, n_images, size, points_per_side, crop_layers):
     """All masks once, then every combination of the thresholds on them."""
     from segment_anything import SamAutomaticMaskGenerator
     generator = SamAutomaticMaskGenerator(sam, points_per_side=points_per_side, pred_iou_thresh=0.3, stability_score_thresh=0.5,
-                                          box_nms_thresh=0.97, stability_score_offset=1.0, crop_n_layers=crop_layers, crop_nms_thresh=0.97)
+                                          box_nms_thresh=0.97, stability_score_offset=1.0, crop_n_layers=crop_layers,
+                                          crop_nms_thresh=0.97)
     raw = []
     for i in range(n_images):
         rgb, ids, _, objects = scenes.render(TUNE_SEEDS + i, 0, 1.0, TRAY, size)
         out = generator.generate(rgb)
         parts = tray_parts(ids, objects)
         stack = np.array([m["segmentation"] for m in out])
-        boxes = torch.tensor([[m["bbox"][0], m["bbox"][1], m["bbox"][0] + m["bbox"][2], m["bbox"][1] + m["bbox"][3]] for m in out]).float()
+        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (m["bbox"] for m in out)]).float()
         raw.append((np.array([m["predicted_iou"] for m in out]), np.array([m["stability_score"] for m in out]), boxes,
                     np.array([ious(stack, p) for p in parts]).reshape(len(parts), len(out)), [p.mean() for p in parts]))
     results = []
-    for quality, stability, nms in itertools.product((0.3, 0.5, 0.6, 0.7, 0.8), (0.5, 0.7, 0.8, 0.85, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9)):
+    qualities, stabilities, overlaps = (0.3, 0.5, 0.6, 0.7, 0.8), (0.5, 0.7, 0.8, 0.85, 0.9), (0.5, 0.6, 0.7, 0.8, 0.9)
+    for quality, stability, nms in itertools.product(qualities, stabilities, overlaps):
         found, areas, n = [], [], 0
         for q, s, boxes, overlap, area in raw:
             keep = np.flatnonzero((q > quality) & (s >= stability))
-            kept = keep[batched_nms(boxes[keep], torch.tensor(q[keep]).float(), torch.zeros(len(keep)), nms).numpy()] if len(keep) else keep
+            kept = keep
+            if len(keep):
+                kept = keep[batched_nms(boxes[keep], torch.tensor(q[keep]).float(), torch.zeros(len(keep)), nms).numpy()]
             n += len(kept)
             found.extend((overlap[:, kept].max(1) >= 0.75) if len(kept) else np.zeros(len(overlap), bool)), areas.extend(area)
         results.append({"pred_iou_thresh": quality, "stability_score_thresh": stability, "box_nms_thresh": nms,
