@@ -210,6 +210,40 @@ static void test_golden(void)
     check_variant("claims", &registered);
 }
 
+/* The golden's query, judged by a bank of the first n images. */
+typedef struct Judged {
+    Bank bank;
+    Scene scene;
+    Comparison c;
+    SamladResult result;
+    int32_t labels[40 * 48];
+} Judged;
+
+/* 0 when all went well. */
+static int judge(Judged *j, int n, const Options *options)
+{
+    Error err = {""};
+    *j = (Judged){.result = {.width = 48, .height = 40, .labels = j->labels}};
+    return build(&j->bank, n, options) || query_new(&j->scene) ||
+                   compare_scene(&j->c, &j->bank, &j->scene, -1, 0, NULL, &err)
+               ? -1
+               : 0;
+}
+
+static int explain(Judged *j)
+{
+    Error err = {""};
+    return explain_objects(&j->result, &j->bank, &j->c, &j->scene.objects, &err);
+}
+
+static void judged_free(Judged *j)
+{
+    free(j->result.memory), free(j->result.objects);
+    comparison_free(&j->c);
+    scene_free(&j->scene);
+    bank_free(&j->bank);
+}
+
 /* Three of a kind, and a query with four of which one is in two pieces. */
 static void test_count(void)
 {
@@ -221,57 +255,41 @@ static void test_count(void)
     check_variant("counted", &o);
     /* A piece alone is extra; counted, the fourth of a kind is too. */
     for (int count = 0; count <= 1; count++) {
-        Bank bank;
-        Scene scene;
-        Comparison c;
-        Error err = {""};
-        int32_t labels[40 * 48] = {0};
-        SamladResult result = {.width = 48, .height = 40, .labels = labels};
+        Judged judged;
+        const SamladResult *result = &judged.result;
         o.omm.count = count;
-        REQUIRE(!build(&bank, 7, &o) && !query_new(&scene));
-        REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
-        CHECK(!explain_objects(&result, &bank, &c, &scene.objects, &err));
+        REQUIRE(!judge(&judged, 7, &o));
+        CHECK(!explain(&judged));
         int n_extra = 0;
-        for (int i = 0; i < result.n_objects; i++)
-            n_extra += result.objects[i].verdict == VERDICT_EXTRA;
-        CHECK_MSG(n_extra == 1 + count && result.objects[5].verdict == VERDICT_EXTRA, "%d too many", n_extra);
-        CHECK(!count || result.objects[4].verdict == VERDICT_EXTRA);
-        CHECK((result.objects[4].alike > 1) == count && result.objects[3].alike == 1);
-        free(result.memory), free(result.objects);
-        comparison_free(&c);
-        scene_free(&scene);
-        bank_free(&bank);
+        for (int i = 0; i < result->n_objects; i++)
+            n_extra += result->objects[i].verdict == VERDICT_EXTRA;
+        CHECK_MSG(n_extra == 1 + count && result->objects[5].verdict == VERDICT_EXTRA, "%d too many",
+                  n_extra);
+        CHECK(!count || result->objects[4].verdict == VERDICT_EXTRA);
+        CHECK((result->objects[4].alike > 1) == count && result->objects[3].alike == 1);
+        judged_free(&judged);
     }
 }
-
-/* ---- the same comparison again
- * ---------------------------------------------------------------------------*/
 
 /* Iterations that cannot be (the option's least is 1) leave U without bound: naming what is too many must come
  * to an end with all of them named. */
 static void test_count_without_bound(void)
 {
     Options o = defaults();
-    Bank bank;
-    Scene scene;
-    Comparison c;
-    Error err = {""};
-    int32_t labels[40 * 48] = {0};
-    SamladResult result = {.width = 48, .height = 40, .labels = labels};
+    Judged judged;
     REQUIRE(golden_open("method_count"));
     set(&o, "count", "1");
-    REQUIRE(!build(&bank, 7, &o) && !query_new(&scene));
-    REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
-    for (int i = 0; i < scene.objects.n; i++)
-        c.counted[i] = 1e17f;
-    CHECK(!explain_objects(&result, &bank, &c, &scene.objects, &err));
-    for (int i = 0; i < result.n_objects; i++)
-        CHECK(result.objects[i].verdict == VERDICT_EXTRA);
-    free(result.memory), free(result.objects);
-    comparison_free(&c);
-    scene_free(&scene);
-    bank_free(&bank);
+    REQUIRE(!judge(&judged, 7, &o));
+    for (int i = 0; i < judged.scene.objects.n; i++)
+        judged.c.counted[i] = 1e17f;
+    CHECK(!explain(&judged));
+    for (int i = 0; i < judged.result.n_objects; i++)
+        CHECK(judged.result.objects[i].verdict == VERDICT_EXTRA);
+    judged_free(&judged);
 }
+
+/* ---- the same comparison again
+ * ---------------------------------------------------------------------------*/
 
 /* All numbers of a comparison, one after another, so that two can be compared bit for bit. */
 static size_t flatten(float *out, const Bank *bank)
@@ -436,38 +454,29 @@ static void test_thresholds(void)
 /* ---- unusual banks
  * -----------------------------------------------------------------------------------------*/
 
-/* One normal image: no leave-one-out, scores stay as they are. */
+/* One normal image: no leave-one-out, scores stay as they are, and nothing is called damaged: no spread is known
+ * that it could lie beyond. */
 static void test_one_image(void)
 {
     static float flat[MOST];
     Options options = defaults();
-    Bank bank;
+    Judged judged;
+    const Bank *bank = &judged.bank;
     REQUIRE(golden_open("method_bank"));
-    if (build(&bank, 1, &options))
-        return;
-    CHECK(bank.n_loo == 0 && bank.structural.median == 0 && bank.structural.q95 == 1);
-    CHECK(isnan(bank.threshold) && bank.flag_extra == 0 && bank.flag_missing == 0);
-    size_t n = flatten(flat, &bank);
+    REQUIRE(!judge(&judged, 1, &options));
+    CHECK(bank->n_loo == 0 && bank->structural.median == 0 && bank->structural.q95 == 1);
+    CHECK(isnan(bank->threshold) && bank->flag_extra == 0 && bank->flag_missing == 0);
+    size_t n = flatten(flat, bank);
     const float results[3] = {flat[n - 3], flat[n - 2], flat[n - 1]};
     CHECK_GOLDEN(results, 1e-4, "one.results");
-    /* and nothing is called damaged: no spread is known that it could lie beyond */
-    Scene scene;
-    Comparison c;
-    Error err = {""};
-    int32_t labels[40 * 48] = {0};
-    SamladResult result = {.width = 48, .height = 40, .labels = labels};
-    REQUIRE(!query_new(&scene) && !compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
-    CHECK(!explain_objects(&result, &bank, &c, &scene.objects, &err));
+    CHECK(!explain(&judged));
     float worst = 0;
-    for (int i = 0; i < result.n_objects; i++) {
-        worst = fmaxf(worst, result.objects[i].damage);
-        CHECK(result.objects[i].verdict != VERDICT_DAMAGED);
+    for (int i = 0; i < judged.result.n_objects; i++) {
+        worst = fmaxf(worst, judged.result.objects[i].damage);
+        CHECK(judged.result.objects[i].verdict != VERDICT_DAMAGED);
     }
     CHECK(worst > (float)options.flag_damage);
-    free(result.memory), free(result.objects);
-    comparison_free(&c);
-    scene_free(&scene);
-    bank_free(&bank);
+    judged_free(&judged);
 }
 
 /* The text of a handle's option, as samlad_describe tells it. */

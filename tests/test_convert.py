@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import types
 import zipfile
 
@@ -30,18 +29,16 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOOL = os.path.join(HERE, "..", "tools", "convert.py")
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(TOOL))
+import cases  # noqa: E402
 import checkpoint as container  # noqa: E402
 import convert as tool  # noqa: E402
+from cases import Skip  # noqa: E402
 
 DATA = os.environ.get("SAMLAD_DATA")
 FORMAT = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
 STORAGE = {"F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
            "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage",
            "U8": "ByteStorage"}
-
-
-class Skip(Exception):
-    pass
 
 
 # ---- a torch.save without torch ----------------------------------------------------------------------------
@@ -1076,28 +1073,7 @@ def test_real_vit_tiny(tmp):
 
 # ---- running them ------------------------------------------------------------------------------------------
 
-def main():
-    passed = failed = skipped = 0
-    wanted = sys.argv[1:]
-    for name, function in list(globals().items()):
-        if not name.startswith("test_") or (wanted and name not in wanted):
-            continue
-        with tempfile.TemporaryDirectory() as tmp:
-            try:
-                function(tmp)
-                passed += 1
-                print("ok      " + name)
-            except Skip as why:
-                skipped += 1
-                print("skipped %s: %s" % (name, why))
-            except Exception:
-                failed += 1
-                print("FAILED  " + name)
-                traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
-    print("%d passed, %d failed, %d skipped" % (passed, failed, skipped))
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    n_passed, n_failed, n_skipped = cases.run(globals(), sys.argv[1:])
+    print(f"{n_passed} passed, {n_failed} failed, {n_skipped} skipped")
+    sys.exit(1 if n_failed else 0)

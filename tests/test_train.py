@@ -15,19 +15,16 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
-import traceback
 import warnings
 from unittest import mock
+
+import cases
+from cases import Skip
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 TRAIN = os.path.join(ROOT, "tools", "train")
 NEEDED = ("numpy", "torch", "PIL")
 SAM, VIT = (os.path.join(ROOT, "weights", name + "_tiny.safetensors") for name in ("sam", "vit"))
-
-
-class Skip(Exception):
-    pass
 
 
 def go_elsewhere():
@@ -307,26 +304,7 @@ def test_vit_from_nothing_keeps_its_size(tmp):
     assert meta["method.size"] == "160" and meta["vit.dim"] == "48" and meta["train.steps"] == "2", meta
 
 
-def main():
-    passed = failed = 0
-    for name, function in list(globals().items()):
-        if not name.startswith("test_") or (sys.argv[1:] and name not in sys.argv[1:]):
-            continue
-        with tempfile.TemporaryDirectory() as tmp:
-            try:
-                function(tmp)
-                passed += 1
-                print("ok      " + name)
-            except Skip as why:
-                print(f"skipped {name}: {why}")
-            except (Exception, SystemExit):
-                failed += 1
-                print("FAILED  " + name)
-                traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    passed, failed, _ = cases.run(globals(), sys.argv[1:])
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
