@@ -9,9 +9,9 @@
  * middle is nearest asks, which sees them best: a third of the points fewer.
  *
  * The official code decodes 64 points at a time and keeps all their full-size logits. Here few points
- * together (SAM_TOGETHER) are worked off by any thread: masks whose predicted IoU is too low are never upscaled, the
- * others pass row by row through the filters, and only what survives is kept, as run lengths. Each
- * answer has its place by point and mask, so order and bits do not depend on the number of threads.
+ * together (SAM_TOGETHER) are worked off by any thread: masks whose predicted IoU is too low are never
+ * upscaled, the others pass row by row through the filters, and only what survives is kept, as run lengths.
+ * Each answer has its place by point and mask, so order and bits do not depend on the number of threads.
  *
  * Connected components are found on the runs themselves: no label image is made. */
 #include "amg.h"

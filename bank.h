@@ -7,17 +7,19 @@
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
  *   channel_std [C], objects.scale [O], loo.index I32, loo.structural, loo.logical, loo.score [n]
- *   loo.extra, loo.missing [n]     the strongest evidence of each normal image that something is extra, missing
+ *   loo.extra, loo.missing [n]     the strongest evidence of each normal image that something is extra,
+ *                                missing
  *
- * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights' checksums. */
+ * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights'
+ * checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
 #include "dcga.h"
 #include "options.h"
 
-/* Neither a bank's image nor a file may have more objects: the scores of two such images, and their assignment,
- * take 400 MB each. */
+/* Neither a bank's image nor a file may have more objects: the scores of two such images, and their
+ * assignment, take 400 MB each. */
 enum { BANK_MAX_OBJECTS = 10000, BANK_MAX_ALL_OBJECTS = 1 << 30 };
 
 /* Which weights made a bank: detect refuses others. */

@@ -377,10 +377,12 @@ static float rank_of(const Bank *bank, float score)
  * largest value. */
 static float map_high(const Bank *bank, const float *map)
 {
+    if (bank->n_loo > 0)
+        return 6;
     float largest = 0;
     for (size_t p = 0; p < bank_cells(bank); p++)
         largest = map[p] > largest ? map[p] : largest;
-    return bank->n_loo > 0 ? 6 : largest > 0 ? largest : 1;
+    return largest > 0 ? largest : 1;
 }
 
 /* Move what the result keeps out of the comparison and the scene. */

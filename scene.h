@@ -51,8 +51,8 @@ int models_complete(const Models *models, Options *options, Error *err);
 int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height,
                   int width, StWriter *dump, Error *err);
 void scene_free(Scene *scene);
-/* A scene as a file, bit for bit (scene_file.c). made_by: a text that stands for the weights and settings that
- * made it; a scene that others made is refused. */
+/* A scene as a file, bit for bit (scene_file.c). made_by: a text that stands for the weights and settings
+ * that made it; a scene that others made is refused. */
 int scene_save(const Scene *scene, const char *made_by, const char *path, Error *err);
 int scene_load(Scene *scene, const char *made_by, const char *path, Error *err);
 
