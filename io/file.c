@@ -521,16 +521,25 @@ char **dir_list(const char *path, int want_dirs, size_t *n, Error *err)
         return NULL;
     }
     NameList list = {0};
-    int full = 0;
+    int full = 0, reason = 0;
     struct dirent *entry;
-    while (!full && (entry = readdir(dir)) != NULL) {
+    while (!full && !reason && (errno = 0, entry = readdir(dir)) != NULL) {
         struct stat info;
-        if (entry->d_name[0] == '.' || fstatat(dirfd(dir), entry->d_name, &info, 0) != 0)
+        if (entry->d_name[0] == '.')
             continue;
-        if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
+        if (fstatat(dirfd(dir), entry->d_name, &info, 0) != 0)
+            reason = errno == ENOENT || errno == ELOOP ? 0 : errno; /* a link that leads nowhere is no file */
+        else if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
             full = add_name(&list, entry->d_name);
     }
+    if (!entry && errno) /* readdir's own: what was listed so far is not the folder */
+        reason = errno;
     closedir(dir);
+    if (reason) {
+        free(list.text);
+        fail(err, "%s: cannot list the folder: %s", path, strerror(reason));
+        return NULL;
+    }
     char **names = full ? NULL : pack_names(&list);
     if (names)
         *n = list.count;

@@ -54,8 +54,8 @@ int file_exists(const char *path);
 int dir_exists(const char *path);
 int dir_make(const char *path, Error *err); /* with parents; existing is fine */
 /* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes, without those
- * that begin with '.'. Returns a malloc'd array whose strings are in the same block: free(names) frees all.
- */
+ * that begin with '.' and links that lead nowhere. Returns a malloc'd array whose strings are in the same
+ * block (free(names) frees all), or NULL, also where only a part of the folder could be read. */
 char **dir_list(const char *path, int want_dirs, size_t *n, Error *err);
 
 /* SHA-256 (FIPS 180-4). */
