@@ -26,11 +26,11 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const 
     size[0] = big_endian(head + 16, 4);
     size[1] = big_endian(head + 20, 4);
     uint8_t chunk[8];
-    long at = 8;
+    int64_t at = 8; /* a hostile length would wrap a 32-bit long, and the walk begin again */
     do {
-        if (fseek(f, at, SEEK_SET) || fread(chunk, 1, 8, f) != 8 || at > (1L << 30))
-            return fail(err, "%s: the PNG file is cut off or damaged at byte %ld", path, at);
-        at += 12 + (long)big_endian(chunk, 4);
+        if (at > (1L << 30) || fseek(f, (long)at, SEEK_SET) || fread(chunk, 1, 8, f) != 8)
+            return fail(err, "%s: the PNG file is cut off or damaged at byte %lld", path, (long long)at);
+        at += 12 + (int64_t)big_endian(chunk, 4);
     } while (memcmp(chunk + 4, "IEND", 4) != 0);
     return 0;
 }

@@ -111,6 +111,23 @@ static void test_probe_odd(void)
     st_close(st);
 }
 
+/* A chunk that claims 2^32 - 12 bytes: a walk in 32 bits would begin again at its own start, without end. */
+static void test_probe_endless(void)
+{
+    static const uint8_t samples[3];
+    Error err;
+    size_t n;
+    int width, height;
+    CHECK(!png_write(path_in("p.png"), samples, 1, 1, 3, 8, &err));
+    uint8_t *bytes = file_read(path_in("p.png"), 1 << 20, &n, &err);
+    REQUIRE(bytes && n > 37);
+    memcpy(bytes + 33, "\xff\xff\xff\xf4zzzz", 8);
+    CHECK(!file_write(path_in("p.png"), bytes, n, &err));
+    CHECK(image_probe(path_in("p.png"), &width, &height, &err) == -1 &&
+          strstr(err.message, "cut off or damaged"));
+    free(bytes);
+}
+
 static void test_probe_real(void)
 {
     int n = 0;
@@ -351,6 +368,7 @@ int main(void)
         return 1;
     RUN(test_probe_written);
     RUN(test_probe_odd);
+    RUN(test_probe_endless);
     RUN(test_probe_real);
     RUN(test_probe_damaged);
     RUN(test_scene_file);
