@@ -30,7 +30,7 @@ WEIGHTS ?=
 DEMO_OUT ?= demo-out
 
 WARN    = -Wall -Wextra -Wshadow -Werror
-ALL     = -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(SAN) -I.
+ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
 ifneq ($(OPENMP),0)
 ALL    += -fopenmp

@@ -272,8 +272,11 @@ static int map_file(Safetensors *st, Error *err)
         status = fail(err, "%s: cannot read: %s", st->path, strerror(errno));
     else if (!S_ISREG(info.st_mode))
         status = fail(err, "%s: not a regular file", st->path);
-    else if (info.st_size < 8 || (unsigned long long)info.st_size > SIZE_MAX)
+    else if (info.st_size < 8)
         status = fail(err, "%s: not a safetensors file (%lld bytes)", st->path, (long long)info.st_size);
+    else if ((unsigned long long)info.st_size > PTRDIFF_MAX)
+        status = fail(err, "%s: %lld bytes, more than this machine's addresses reach", st->path,
+                      (long long)info.st_size);
     if (!status) {
         void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED)

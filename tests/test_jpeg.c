@@ -200,7 +200,7 @@ static void test_crashtest(void)
             if (length < 4 || strcmp(names[i] + length - 4, ".jpg") != 0)
                 continue;
             Image image;
-            snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+            REQUIRE(snprintf(path, sizeof path, "%s/%s", folder, names[i]) < (int)sizeof path);
             int status = image_read(&image, path, &err);
             CHECK(status == 0 || strstr(err.message, path) == err.message);
             n_read += status == 0, n_refused += status != 0;
