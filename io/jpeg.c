@@ -11,7 +11,9 @@
  *
  * Three steps: the markers and scans fill arrays of quantised coefficients [blocks_h][blocks_w][64] for each
  * component; dequantisation and inverse DCT make planes of samples; row by row these are upsampled and
- * converted to RGB. */
+ * converted to RGB. In the end the picture is turned as its Exif segment says, as every viewer shows it and as
+ * OpenCV reads it (exif.h). */
+#include "exif.h"
 #include "image.h"
 
 #include <stdlib.h>
@@ -50,6 +52,7 @@ typedef struct Jpeg {
     Error *err;
     int width, height, progressive, n_components, max_h, max_v, mcus_w, mcus_h, n_scans;
     int saw_jfif, adobe; /* adobe: -1 or the transform of its marker */
+    int orientation;     /* of the first Exif segment, 0: none */
     int restart_interval;
     Component components[MAX_COMPONENTS];
     uint16_t quant[4][64];
@@ -633,12 +636,16 @@ static int read_segment(Jpeg *j, int marker, const uint8_t *p, size_t n)
         if (n >= 14 && memcmp(p, "JFIF", 5) == 0)
             j->saw_jfif = 1;
         return 0;
+    case 0xe1:
+        if (!j->orientation && !j->n_components)
+            j->orientation = exif_orientation(p, n);
+        return 0;
     case 0xee:
         if (n >= 12 && memcmp(p, "Adobe", 5) == 0)
             j->adobe = p[11];
         return 0;
     default:
-        return 0; /* comments, Exif, colour profiles ... */
+        return 0; /* comments, colour profiles ... */
     }
 }
 
@@ -901,6 +908,10 @@ int jpeg_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, 
     j->bytes = bytes, j->n = n, j->at = 2, j->name = name, j->err = err, j->adobe = -1;
     default_tables(j);
     int status = read_markers(j) || make_planes(j) || make_image(j, image) ? -1 : 0;
+    if (!status && exif_turn(image, j->orientation, name, err)) {
+        image_free(image);
+        status = -1;
+    }
     for (int i = 0; i < MAX_COMPONENTS; i++) {
         free(j->components[i].coefficients);
         free(j->components[i].plane);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "exif.h"
 #include "image.h"
 
 enum { HEAD = 26 };
@@ -45,10 +46,18 @@ static int next_marker(FILE *f)
     return -1;
 }
 
+/* A segment of n bytes that may be Exif: its orientation, or 0; the file stands behind it, or -1. */
+static int probe_exif(FILE *f, size_t n)
+{
+    uint8_t segment[1 << 16];
+    return fread(segment, 1, n, f) == n ? exif_orientation(segment, n) : -1;
+}
+
 /* Segments are a marker and (but for restarts) a length; SOF0 ... SOF15 tell height and width. */
 static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
 {
     uint8_t bytes[7]; /* length, precision, height, width */
+    int orientation = 0;
     int marker = fseek(f, 2, SEEK_SET) ? -1 : next_marker(f);
     for (; marker >= 0; marker = next_marker(f)) {
         if (marker == 0xda || marker == 0xd9) /* the image begins or ends without a frame */
@@ -57,6 +66,11 @@ static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
             continue;
         if (fread(bytes, 1, 2, f) != 2 || big_endian(bytes, 2) < 2)
             break;
+        if (marker == 0xe1 && !orientation) {
+            if ((orientation = probe_exif(f, big_endian(bytes, 2) - 2)) < 0)
+                break;
+            continue;
+        }
         if (marker < 0xc0 || marker > 0xcf || marker == 0xc4 || marker == 0xc8 || marker == 0xcc) {
             if (fseek(f, (long)big_endian(bytes, 2) - 2, SEEK_CUR))
                 break;
@@ -64,8 +78,8 @@ static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
         }
         if (fread(bytes + 2, 1, 5, f) != 5)
             break;
-        size[1] = big_endian(bytes + 3, 2);
-        size[0] = big_endian(bytes + 5, 2);
+        size[!exif_swaps(orientation)] = big_endian(bytes + 3, 2);
+        size[exif_swaps(orientation)] = big_endian(bytes + 5, 2);
         return 0;
     }
     return fail(err, "%s: the JPEG file has no frame header: cut off or damaged", path);

@@ -111,6 +111,24 @@ static void test_probe_odd(void)
     st_close(st);
 }
 
+/* Photos that lie on their side have the size that the decoder turns them to. */
+static void test_probe_turned(void)
+{
+    Error err;
+    int n = 0;
+    Safetensors *st = st_open("tests/golden/jpeg.safetensors", &err);
+    REQUIRE(st);
+    for (size_t i = 0; i < st_count(st); i++) {
+        const StTensor *file = st_at(st, i);
+        if (strncmp(file->name, "exif_", 5) != 0 || !strstr(file->name, ".file"))
+            continue;
+        CHECK(!file_write(path_in("e.jpg"), file->data, file->n_bytes, &err));
+        check_probe(path_in("e.jpg"), &n);
+    }
+    CHECK_MSG(n == 22, "%d files", n);
+    st_close(st);
+}
+
 /* A chunk that claims 2^32 - 12 bytes: a walk in 32 bits would begin again at its own start, without end. */
 static void test_probe_endless(void)
 {
@@ -368,6 +386,7 @@ int main(void)
         return 1;
     RUN(test_probe_written);
     RUN(test_probe_odd);
+    RUN(test_probe_turned);
     RUN(test_probe_endless);
     RUN(test_probe_real);
     RUN(test_probe_damaged);
