@@ -521,23 +521,24 @@ char **dir_list(const char *path, int want_dirs, size_t *n, Error *err)
         return NULL;
     }
     NameList list = {0};
-    int full = 0, reason = 0;
+    int full = 0, status = 0;
     struct dirent *entry;
-    while (!full && !reason && (errno = 0, entry = readdir(dir)) != NULL) {
+    while (!full && !status && (errno = 0, entry = readdir(dir)) != NULL) {
         struct stat info;
         if (entry->d_name[0] == '.')
             continue;
-        if (fstatat(dirfd(dir), entry->d_name, &info, 0) != 0)
-            reason = errno == ENOENT || errno == ELOOP ? 0 : errno; /* a link that leads nowhere is no file */
-        else if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
-            full = add_name(&list, entry->d_name);
+        if (fstatat(dirfd(dir), entry->d_name, &info, 0) == 0) {
+            if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
+                full = add_name(&list, entry->d_name);
+        } else if (errno != ENOENT && errno != ELOOP) { /* a link that leads nowhere is no file */
+            status = fail(err, "%s/%s: cannot be read: %s", path, entry->d_name, strerror(errno));
+        }
     }
     if (!entry && errno) /* readdir's own: what was listed so far is not the folder */
-        reason = errno;
+        status = fail(err, "%s: cannot list the folder: %s", path, strerror(errno));
     closedir(dir);
-    if (reason) {
+    if (status) {
         free(list.text);
-        fail(err, "%s: cannot list the folder: %s", path, strerror(reason));
         return NULL;
     }
     char **names = full ? NULL : pack_names(&list);
