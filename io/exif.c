@@ -1,22 +1,17 @@
 /* io/exif.c - the orientation of a photo. See exif.h.
  *
- * The segment is "Exif\0\0" and a TIFF file: byte order, 42, the place of the first directory; there the number
- * of entries, each 12 bytes: tag, type, count, value. Damage of any kind means that nothing is said: what a
- * camera wrote beside the picture is no reason to refuse the picture. */
+ * The segment is "Exif\0\0" and a TIFF file: byte order, 42, the place of the first directory; there the
+ * number of entries, each 12 bytes: tag, type, count, value. tiff.c refuses a damaged directory; here damage
+ * only means that nothing is said, and what stands before it counts: what a camera wrote beside the picture
+ * is no reason to refuse the picture. */
 #include "exif.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { IFD_ENTRY = 12, TAG_ORIENTATION = 274, TYPE_SHORT = 3 };
+#include "bytes.h"
 
-static uint32_t number(const uint8_t *p, int n, int big)
-{
-    uint32_t v = 0;
-    for (int i = 0; i < n; i++)
-        v = v << 8 | p[big ? i : n - 1 - i];
-    return v;
-}
+enum { IFD_ENTRY = 12, TAG_ORIENTATION = 274, TYPE_SHORT = 3 };
 
 int exif_orientation(const uint8_t *p, size_t n)
 {
@@ -26,17 +21,17 @@ int exif_orientation(const uint8_t *p, size_t n)
     const int big = n >= 4 && memcmp(p, "MM\0*", 4) == 0;
     if (n < 8 || (!big && memcmp(p, "II*\0", 4) != 0))
         return 1;
-    size_t at = number(p + 4, 4, big);
+    size_t at = (size_t)bytes_number(p + 4, 4, big);
     if (at > n - 2)
         return 1;
-    size_t count = number(p + at, 2, big);
+    const size_t count = (size_t)bytes_number(p + at, 2, big);
     at += 2;
     for (size_t i = 0; i < count && n - at >= IFD_ENTRY; i++, at += IFD_ENTRY) {
         const uint8_t *entry = p + at;
-        if (number(entry, 2, big) != TAG_ORIENTATION)
+        if (bytes_number(entry, 2, big) != TAG_ORIENTATION)
             continue;
-        const uint32_t value = number(entry + 8, 2, big);
-        return number(entry + 2, 2, big) == TYPE_SHORT && value >= 1 && value <= 8 ? (int)value : 1;
+        const int value = (int)bytes_number(entry + 8, 2, big);
+        return bytes_number(entry + 2, 2, big) == TYPE_SHORT && value >= 1 && value <= 8 ? value : 1;
     }
     return 1;
 }
@@ -46,8 +41,8 @@ int exif_swaps(int orientation)
     return orientation >= 5;
 }
 
-/* Seen from the turned image: 5 to 8 run along the file's columns; 2, 3, 7, 8 begin at its right end and 3, 4,
- * 6, 7 at its lower one. */
+/* Seen from the turned image: 5 to 8 run along the file's columns; 2, 3, 7, 8 begin at its right end and 3,
+ * 4, 6, 7 at its lower one. */
 int exif_turn(Image *image, int orientation, const char *name, Error *err)
 {
     if (orientation <= 1)

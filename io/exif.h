@@ -1,5 +1,5 @@
-/* io/exif.h - which way up a photo is: the camera writes the rows as its sensor gives them, and beside them how
- * they are to be turned (Exif 2.32, tag 274 "Orientation"). */
+/* io/exif.h - which way up a photo is: the camera writes the rows as its sensor gives them, and beside them
+ * how they are to be turned (Exif 2.32, tag 274 "Orientation"). */
 #ifndef SAMLAD_IO_EXIF_H
 #define SAMLAD_IO_EXIF_H
 
@@ -8,13 +8,13 @@
 
 #include "image.h"
 
-/* p [n]: a JPEG file's APP1 segment without marker and length. 1 .. 8; 1, as it lies, where nothing is said; 0
- * where the segment isn't Exif. Never reads past n. */
+/* p [n]: a JPEG file's APP1 segment without marker and length. 1 .. 8; 1, as it lies, where nothing is said;
+ * 0 where the segment isn't Exif. Never reads past n. */
 int exif_orientation(const uint8_t *p, size_t n);
 /* Do width and height change places? */
 int exif_swaps(int orientation);
-/* Turn the image as the orientation says, as PIL's ImageOps.exif_transpose does. -1: no memory, the image as it
- * was. */
+/* Turn the image as the orientation (0: not at all) says, as PIL's ImageOps.exif_transpose does. -1: no
+ * memory, the image as it was. */
 int exif_turn(Image *image, int orientation, const char *name, Error *err);
 
 #endif

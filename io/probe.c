@@ -6,17 +6,15 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "exif.h"
 #include "image.h"
 
 enum { HEAD = 26 };
 
-static uint32_t big_endian(const uint8_t *p, int n)
+static uint32_t big_endian(const uint8_t *p, size_t n)
 {
-    uint32_t v = 0;
-    for (int i = 0; i < n; i++)
-        v = v << 8 | p[i];
-    return v;
+    return (uint32_t)bytes_number(p, n, 1);
 }
 
 /* Chunks are length, type, data, checksum; the last is IEND. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "file.h"
 #include "safetensors.h" /* f16_to_f32 */
 
@@ -62,10 +63,7 @@ static int bad(const Tiff *t, const char *what)
 /* A number of n bytes in the file's order. */
 static uint64_t get(const Tiff *t, const uint8_t *p, size_t n)
 {
-    uint64_t value = 0;
-    for (size_t i = 0; i < n; i++)
-        value = value << 8 | p[t->big_endian ? i : n - 1 - i];
-    return value;
+    return bytes_number(p, n, t->big_endian);
 }
 
 typedef struct Field {

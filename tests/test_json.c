@@ -328,8 +328,8 @@ static void test_drop(void)
     unlink(TMP);
 }
 
-/* A folder whose names may be read but not its entries (r--): an error, not an empty folder. As another user when
- * root runs the tests, whom no mode bit stops. */
+/* A folder whose names may be read but not its entries (r--): an error, not an empty folder. As another user
+ * when root runs the tests, whom no mode bit stops. */
 static void test_folder_in_part(void)
 {
     Error err = {""};
