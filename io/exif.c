@@ -1,6 +1,6 @@
 /* io/exif.c - the orientation of a photo. See exif.h.
  *
- * The segment is "Exif\0\0" and a TIFF file: byte order, 42, the place of the first directory; there the
+ * JPEG's segment is "Exif\0\0" and a TIFF file, PNG's chunk the TIFF file alone: byte order, 42, the place of the first directory; there the
  * number of entries, each 12 bytes: tag, type, count, value. tiff.c refuses a damaged directory; here damage
  * only means that nothing is said, and what stands before it counts: what a camera wrote beside the picture
  * is no reason to refuse the picture. */
@@ -11,13 +11,10 @@
 
 #include "bytes.h"
 
-enum { IFD_ENTRY = 12, TAG_ORIENTATION = 274, TYPE_SHORT = 3 };
+enum { PREFIX = 6, IFD_ENTRY = 12, TAG_ORIENTATION = 274, TYPE_SHORT = 3 };
 
-int exif_orientation(const uint8_t *p, size_t n)
+static int of_tiff(const uint8_t *p, size_t n)
 {
-    if (n < 6 || memcmp(p, "Exif\0\0", 6) != 0)
-        return 0;
-    p += 6, n -= 6;
     const int big = n >= 4 && memcmp(p, "MM\0*", 4) == 0;
     if (n < 8 || (!big && memcmp(p, "II*\0", 4) != 0))
         return 1;
@@ -36,36 +33,61 @@ int exif_orientation(const uint8_t *p, size_t n)
     return 1;
 }
 
+static int has_prefix(const uint8_t *p, size_t n)
+{
+    return n >= PREFIX && memcmp(p, "Exif\0\0", PREFIX) == 0;
+}
+
+int exif_of_segment(const uint8_t *p, size_t n)
+{
+    return has_prefix(p, n) ? of_tiff(p + PREFIX, n - PREFIX) : 0;
+}
+
+/* Some programs copy the segment as it is. */
+int exif_of_chunk(const uint8_t *p, size_t n)
+{
+    n = n < EXIF_MAX ? n : EXIF_MAX;
+    return has_prefix(p, n) ? exif_of_segment(p, n) : of_tiff(p, n);
+}
+
 int exif_swaps(int orientation)
 {
     return orientation >= 5;
 }
 
 /* Seen from the turned image: 5 to 8 run along the file's columns; 2, 3, 7, 8 begin at its right end and 3,
- * 4, 6, 7 at its lower one. */
+ * 4, 6, 7 at its lower one. in [height][width] of `pixel` bytes each. */
+static void turn(uint8_t *out, const uint8_t *in, size_t width, size_t height, size_t pixel, int orientation)
+{
+    const int from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    const int from_below = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    const int swaps = exif_swaps(orientation);
+    for (size_t y = 0; y < (swaps ? width : height); y++)
+        for (size_t x = 0; x < (swaps ? height : width); x++, out += pixel) {
+            const size_t column = swaps ? y : x, row = swaps ? x : y;
+            const size_t from =
+                (from_below ? height - 1 - row : row) * width + (from_right ? width - 1 - column : column);
+            memcpy(out, in + from * pixel, pixel);
+        }
+}
+
 int exif_turn(Image *image, int orientation, const char *name, Error *err)
 {
     if (orientation <= 1)
         return 0;
-    const int from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-    const int from_below = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
     const size_t w = (size_t)image->width, h = (size_t)image->height;
     const size_t pixel = (size_t)image->channels * (size_t)(image->bits / 8);
-    const size_t width = exif_swaps(orientation) ? h : w, height = exif_swaps(orientation) ? w : h;
-    uint8_t *turned = malloc(w * h * pixel), *out = turned;
-    const uint8_t *in = image->samples;
-    if (!turned)
+    uint8_t *samples = malloc(w * h * pixel), *indices = image->indices ? malloc(w * h) : NULL;
+    if (!samples || (image->indices && !indices)) {
+        free(samples), free(indices);
         return fail_memory(err, name, w * h * pixel);
-    for (size_t y = 0; y < height; y++)
-        for (size_t x = 0; x < width; x++, out += pixel) {
-            const size_t column = exif_swaps(orientation) ? y : x, row = exif_swaps(orientation) ? x : y;
-            memcpy(out,
-                   in + ((from_below ? h - 1 - row : row) * w + (from_right ? w - 1 - column : column)) *
-                            pixel,
-                   pixel);
-        }
-    free(image->samples);
-    image->samples = turned;
-    image->width = (int)width, image->height = (int)height;
+    }
+    turn(samples, image->samples, w, h, pixel, orientation);
+    if (indices)
+        turn(indices, image->indices, w, h, 1, orientation);
+    free(image->samples), free(image->indices);
+    image->samples = samples, image->indices = indices;
+    if (exif_swaps(orientation))
+        image->width = (int)h, image->height = (int)w;
     return 0;
 }

@@ -638,7 +638,7 @@ static int read_segment(Jpeg *j, int marker, const uint8_t *p, size_t n)
         return 0;
     case 0xe1:
         if (!j->orientation && !j->n_components)
-            j->orientation = exif_orientation(p, n);
+            j->orientation = exif_of_segment(p, n);
         return 0;
     case 0xee:
         if (n >= 12 && memcmp(p, "Adobe", 5) == 0)

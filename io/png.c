@@ -2,15 +2,16 @@
  * 16 bits and indexed images are written.
  *
  * A file is a signature and chunks (length, type, data, CRC-32). IHDR describes the image, PLTE is its
- * palette, tRNS what is transparent, the IDATs together are one zlib stream: the rows, each with a filter
- * byte ahead. A filter predicts each byte from its left, upper and upper-left neighbours (a whole pixel away)
- * and leaves the difference. */
+ * palette, tRNS what is transparent, eXIf which way up it is (exif.h), the IDATs together are one zlib
+ * stream: the rows, each with a filter byte ahead. A filter predicts each byte from its left, upper and
+ * upper-left neighbours (a whole pixel away) and leaves the difference. */
 #include "image.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "bytes.h"
+#include "exif.h"
 #include "file.h"
 
 static const uint8_t SIGNATURE[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
@@ -28,6 +29,7 @@ typedef struct Png {
     int n_colors;
     int has_transparency; /* a tRNS chunk was there */
     int key[3];           /* grey or RGB: this colour is transparent */
+    int orientation;      /* of the first eXIf chunk, 0: none */
     uint8_t *data;        /* all IDATs */
     size_t n_data;
 } Png;
@@ -123,6 +125,11 @@ static int read_chunk(Png *png, const uint8_t *type, const uint8_t *p, size_t n,
         if (n > 0)
             memcpy(png->data + png->n_data, p, n);
         png->n_data += n;
+        return 0;
+    }
+    if (memcmp(type, "eXIf", 4) == 0) {
+        if (!png->orientation)
+            png->orientation = exif_of_chunk(p, n);
         return 0;
     }
     if (memcmp(type, "IHDR", 4) == 0)
@@ -360,6 +367,10 @@ int png_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, E
         return fail_memory(err, name, n);
     int status = read_chunks(&png) ? -1 : read_pixels(&png, image);
     free(png.data);
+    if (!status && exif_turn(image, png.orientation, name, err)) {
+        image_free(image);
+        return -1;
+    }
     return status;
 }
 

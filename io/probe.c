@@ -17,20 +17,29 @@ static uint32_t big_endian(const uint8_t *p, size_t n)
     return (uint32_t)bytes_number(p, n, 1);
 }
 
+/* Of Exif data, n bytes from here, as much as is looked at. -> how many */
+static size_t read_exif(FILE *f, uint8_t bytes[EXIF_MAX], size_t n)
+{
+    return fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f);
+}
+
 /* Chunks are length, type, data, checksum; the last is IEND. */
 static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const char *path, Error *err)
 {
     if (memcmp(head + 12, "IHDR", 4) != 0)
         return fail(err, "%s: a PNG file without its header", path);
-    size[0] = big_endian(head + 16, 4);
-    size[1] = big_endian(head + 20, 4);
-    uint8_t chunk[8];
+    uint8_t chunk[8], exif[EXIF_MAX];
+    int orientation = 0;
     int64_t at = 8; /* a hostile length would wrap a 32-bit long, and the walk begin again */
     do {
         if (at > (1L << 30) || fseek(f, (long)at, SEEK_SET) || fread(chunk, 1, 8, f) != 8)
             return fail(err, "%s: the PNG file is cut off or damaged at byte %lld", path, (long long)at);
+        if (memcmp(chunk + 4, "eXIf", 4) == 0 && !orientation)
+            orientation = exif_of_chunk(exif, read_exif(f, exif, big_endian(chunk, 4)));
         at += 12 + (int64_t)big_endian(chunk, 4);
     } while (memcmp(chunk + 4, "IEND", 4) != 0);
+    size[exif_swaps(orientation)] = big_endian(head + 16, 4);
+    size[!exif_swaps(orientation)] = big_endian(head + 20, 4);
     return 0;
 }
 
@@ -45,10 +54,10 @@ static int next_marker(FILE *f)
 }
 
 /* A segment of n bytes that may be Exif: its orientation, or 0; the file stands behind it, or -1. */
-static int probe_exif(FILE *f, size_t n)
+static int probe_segment(FILE *f, size_t n)
 {
-    uint8_t segment[1 << 16];
-    return fread(segment, 1, n, f) == n ? exif_orientation(segment, n) : -1;
+    uint8_t exif[EXIF_MAX];
+    return read_exif(f, exif, n) == n ? exif_of_segment(exif, n) : -1;
 }
 
 /* Segments are a marker and (but for restarts) a length; SOF0 ... SOF15 tell height and width. */
@@ -65,7 +74,7 @@ static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
         if (fread(bytes, 1, 2, f) != 2 || big_endian(bytes, 2) < 2)
             break;
         if (marker == 0xe1 && !orientation) {
-            if ((orientation = probe_exif(f, big_endian(bytes, 2) - 2)) < 0)
+            if ((orientation = probe_segment(f, big_endian(bytes, 2) - 2)) < 0)
                 break;
             continue;
         }

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint32": "U32", "uint8": "U8"}
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint32": "U32", "uint16": "U16", "uint8": "U8"}
 
 
 def aligned(tensors):

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Make tests/golden/jpeg.safetensors: small JPEG files and the RGB pixels that PIL (libjpeg-turbo) reads from them, turned as
-their Exif segment says.
+"""Make tests/golden/jpeg.safetensors: small JPEG files and the RGB pixels that PIL (libjpeg-turbo) reads from them.
 
 Tensors NAME.file (bytes) and NAME.rgb ([height][width][3]). PIL itself writes the usual kinds; for the rest (any sampling
 factors, scans of single components, restart intervals, RGB and CMYK with and without Adobe's marker) the encoder below writes
@@ -13,7 +12,7 @@ import struct
 import sys
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from golden_io import save
 
@@ -157,30 +156,8 @@ for i in range(12):
     cases["damaged_%d" % i] = bytes(data)
 
 
-
-SHORT, LONG = 3, 4
-
-
-def exif(big, entries, directory=8):
-    """A segment of a TIFF file with these entries (tag, type, value), in either byte order."""
-    order = "<>"[big]
-    out = [b"II*\0", b"MM\0*"][big] + struct.pack(order + "I", directory) + bytes(directory - 8)
-    out += struct.pack(order + "H", len(entries))
-    for tag, kind, value in entries:
-        out += struct.pack(order + "HHI", tag, kind, 1)
-        out += struct.pack(order + "H2x", value) if kind == SHORT else struct.pack(order + "I", value)
-    return b"Exif\0\0" + out + bytes(4)
-
-
-for turn in range(10):  # 0 and 9 say nothing
-    for big in (False, True):
-        entries = [(0x0100, LONG, 7), (0x0112, SHORT, turn), (0x0213, SHORT, 1)]
-        cases["exif_%d_%s" % (turn, "MM" if big else "II")] = by_pil(13, 6, "RGB", quality=90, exif=exif(big, entries, 8 + 6 * big))
-cases["exif_grey"] = by_pil(13, 6, "L", quality=90, exif=exif(True, [(0x0112, SHORT, 6)]))
-cases["exif_nothing"] = by_pil(13, 6, "RGB", quality=90, exif=exif(True, [(0x0100, LONG, 7)]))
-
 tensors = {}
 for name, data in cases.items():
     tensors[name + ".file"] = np.frombuffer(data, np.uint8)
-    tensors[name + ".rgb"] = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    tensors[name + ".rgb"] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 save(sys.argv[1], tensors, spaced=True)

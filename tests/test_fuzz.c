@@ -116,6 +116,7 @@ static void attack_file(Target target, const char *path, int n_times)
 static void test_jpeg(void)
 {
     attack_golden(fuzz_jpeg, "tests/golden/jpeg.safetensors", 12);
+    attack_golden(fuzz_jpeg, "tests/golden/exif.safetensors", 12);
 }
 
 static void test_tiff(void)
@@ -163,6 +164,7 @@ static void test_png(void)
     CHECK(png_write_indexed(tmp, samples, 23, 11, palette, 16, palette, &err) == 0);
     attack_file(fuzz_png_mended, tmp, 300);
     unlink(tmp);
+    attack_golden(fuzz_png_mended, "tests/golden/exif.safetensors", 12);
 }
 
 static void test_png_suite(void)
