@@ -166,6 +166,7 @@ def test_a_tray_is_drawn_when_one_is_asked(_):
 
 
 def test_crops_are_the_generators(_):
+    assert train_sam.crop_boxes(256, 2)[5] == (54, 54, 151, 151)
     assert train_sam.crop_boxes(256) == [(0, 0, 172, 172), (0, 85, 172, 256), (85, 0, 256, 172), (85, 85, 256, 256)]
     rgb, ids, _ = train_sam.load_scene(Scenes(), 3, 0.75, 256, Fixed(), crops=1.0)
     whole = Scenes().render(3, difficulty=0.75, size=256)[1]
@@ -179,8 +180,8 @@ def test_crops_against_the_official_package(_):
     except ImportError:
         raise Skip("segment_anything is not installed (PYTHONPATH may name a checkout)")
     for side in range(16, 1200):
-        boxes = generate_crop_boxes((side, side), 1, 512 / 1500)[0][1:]
-        assert [tuple(box) for box in boxes] == train_sam.crop_boxes(side), side
+        boxes = generate_crop_boxes((side, side), 2, 512 / 1500)[0][1:]
+        assert [tuple(box) for box in boxes] == train_sam.crop_boxes(side) + train_sam.crop_boxes(side, 2), side
 
 
 # ---- runs

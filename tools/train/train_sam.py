@@ -57,24 +57,25 @@ def turned(rgb, ids, turns):
     return rgb, ids
 
 
-def crop_boxes(side):
-    """The four crops (x0, y0, x1, y1) of a square picture in the official generator's first layer: their overlap, a share of the
-    picture, is rounded down, their sides up."""
-    overlap = int(512 / 1500 * side)
-    length = -(-(overlap + side) // 2)
-    starts = 0, length - overlap
+def crop_boxes(side, layer=1):
+    """The crops (x0, y0, x1, y1) of a square picture in a layer of the official generator, 2^layer a side: their overlap, a share
+    of the picture, is rounded down, their sides up."""
+    n = 2 ** layer
+    overlap = int(512 / 1500 * side * (2 / n))
+    length = -(-(overlap * (n - 1) + side) // n)
+    starts = [i * (length - overlap) for i in range(n)]
     return [(x, y, min(x + length, side), min(y + length, side)) for x in starts for y in starts]
 
 
 def load_scene(scenes, seed, difficulty, side, rng, trays=0.0, crops=0.0):
     """-> image [h][w][3] u8 and ids [h][w] with max(h, w) = side, objects. Rendered at this size, or larger and reduced,
     sometimes a part of it; flipped or turned by quarters. `trays` is the chance of a tray in place of the mixture, `crops`
-    that of one of the four crops of the automatic masks' first layer."""
+    that of a crop of the automatic masks' first two layers."""
     kind = TRAY if rng.random() < trays else MIXED
     size = w = h = side
     if rng.random() < crops:
-        right, low = rng.integers(0, 2, 2)
-        x, y, x1, y1 = crop_boxes(side)[2 * right + low]
+        boxes = crop_boxes(side, 1 + int(rng.integers(0, 2)))
+        x, y, x1, y1 = boxes[int(rng.integers(0, len(boxes)))]
         w, h = x1 - x, y1 - y
     elif rng.random() < 0.6:
         x = y = 0
