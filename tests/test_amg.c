@@ -1,5 +1,6 @@
 /* test_amg.c - automatic mask generation against the official generator (make_golden_amg.py): small
  * goldens that stand in the repository, and a real photo with the shipped weights. */
+#include "numbers.h"
 #include "test.h"
 
 #include "../amg.h"
@@ -588,12 +589,6 @@ static int remove_plainly(Filler *f, int min_area, int islands)
             f->mask[i] = !islands;
     free(area);
     return any_small;
-}
-
-static uint32_t next_random(uint32_t *state)
-{
-    *state = *state * 1664525u + 1013904223u;
-    return *state >> 8;
 }
 
 static void test_small_regions_against_flood_fill(void)

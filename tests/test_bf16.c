@@ -5,36 +5,12 @@
 #include "../eval/synth.h"
 #include "../sam.h"
 #include "../vit.h"
+#include "numbers.h"
 #include "test.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-static uint64_t random_state = 1;
-
-static uint32_t random_bits(void)
-{
-    random_state = random_state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (uint32_t)(random_state >> 32);
-}
-
-/* Uniform in [-1, 1). */
-static float random_float(void)
-{
-    return (float)(random_bits() >> 8) / (1 << 23) - 1;
-}
-
-/* n random floats that the caller frees. malloc, so that the address sanitizer sees the first beyond. */
-static float *random_array(size_t n)
-{
-    float *x = malloc((n ? n : 1) * sizeof *x);
-    if (!x)
-        abort();
-    for (size_t i = 0; i < n; i++)
-        x[i] = random_float();
-    return x;
-}
 
 static float float_of(uint32_t bits)
 {

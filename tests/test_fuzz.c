@@ -29,15 +29,10 @@
 #include "fuzz_safetensors.c"
 #undef FUZZ_TARGET
 #undef SAMLAD_FUZZ_H
+#include "numbers.h"
 #include "test.h"
 
 typedef int (*Target)(const uint8_t *bytes, size_t n);
-
-static uint32_t next_random(uint32_t *state)
-{
-    *state = *state * 1664525u + 1013904223u;
-    return *state >> 8;
-}
 
 /* Damage bytes[n] in place (room for n + 64) and return the new length. */
 static size_t damage(uint8_t *bytes, size_t n, uint32_t *state)

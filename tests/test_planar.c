@@ -1,27 +1,8 @@
 /* test_planar.c - the routines of planar.c against loops in double precision and against tensor.c's. */
 #include "../kernels/planar.h"
 #include "../tensor.h"
+#include "numbers.h"
 #include "test.h"
-
-static uint64_t random_state = 7;
-
-/* Uniform in [-1, 1). */
-static float random_float(void)
-{
-    random_state = random_state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (float)((double)(random_state >> 40) / (1 << 23) - 1);
-}
-
-/* malloc, so that the address sanitizer sees the first float beyond. */
-static float *random_array(size_t n)
-{
-    float *x = malloc((n ? n : 1) * sizeof *x);
-    if (!x)
-        abort();
-    for (size_t i = 0; i < n; i++)
-        x[i] = random_float();
-    return x;
-}
 
 static void test_small_product(void)
 {

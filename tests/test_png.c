@@ -1,6 +1,7 @@
 /* test_png.c - PNG, PNM, the zlib layer below them, and run-length encoding.
  *
  * tests/golden/pngsuite.txt holds the digests of PngSuite's images, made by make_golden_pngsuite.py. */
+#include "numbers.h"
 #include "test.h"
 
 #include <time.h>
@@ -11,12 +12,6 @@
 #include "io/rle.h"
 
 #define TMP "test_png.tmp"
-
-static uint32_t next_random(uint32_t *state)
-{
-    *state = *state * 1664525u + 1013904223u;
-    return *state >> 8;
-}
 
 /* ---- checksums and DEFLATE -------------------------------------------------------------------------*/
 

@@ -4,49 +4,13 @@
 #include "../tensor.h"
 #include "../io/safetensors.h"
 #include "../kernels/simd.h"
+#include "numbers.h"
 #include "test.h"
 
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-/* ---- numbers -----------------------------------------------------------------------------------*/
-
-static uint64_t random_state = 1;
-
-/* Uniform in [-1, 1). */
-static float random_float(void)
-{
-    random_state = random_state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (float)((double)(random_state >> 40) / (1 << 23) - 1);
-}
-
-static int random_int(int low, int high)
-{
-    return low + (int)((random_float() * 0.5 + 0.5) * (high - low + 1) * 0.999999);
-}
-
-/* n random floats; n = 0 gives a valid pointer too. The caller frees. malloc, so that the address
- * sanitizer sees the first float beyond. */
-static float *random_array(size_t n)
-{
-    float *x = malloc((n ? n : 1) * sizeof *x);
-    if (!x)
-        abort();
-    for (size_t i = 0; i < n; i++)
-        x[i] = random_float();
-    return x;
-}
-
-static float *copy_array(const float *x, size_t n)
-{
-    float *y = malloc((n ? n : 1) * sizeof *y);
-    if (!y)
-        abort();
-    memcpy(y, x, n * sizeof *y);
-    return y;
-}
 
 static void set_threads(int n)
 {
