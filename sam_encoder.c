@@ -139,7 +139,7 @@ static void attend(const Sam *sam, SamState *s, const SamBlock *b)
     const int dim = sam->config.embed_dim, n_heads = sam->config.n_heads, head_dim = dim / n_heads;
     const int n = sam->n_positions, grid = sam->grid, side = b->window ? b->window : grid;
     const float scale = (float)(1 / sqrt(head_dim));
-    RelativePosition rel = {s->rel_h, s->rel_w, side, side};
+    const RelativePosition rel = {s->rel_h, s->rel_w, side, side, NULL};
     gather_rel_pos(s, s->rel_h, b->rel_pos_h, b->n_rel_h, side, head_dim);
     gather_rel_pos(s, s->rel_w, b->rel_pos_w, b->n_rel_w, side, head_dim);
     void *scratch = sam->packed ? s->scratch : NULL;

@@ -673,6 +673,44 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
     }
 }
 
+/* A pixel of all channels: taps[3·ky + kx] is the pixel of x below that place of the kernel, NULL outside. */
+static void depthwise_pixel(float *y, const float *const taps[9], const float *weight, const float *bias,
+                            int channels)
+{
+    int c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+        Vec sum = load(bias + c);
+        for (int t = 0; t < 9; t++)
+            if (taps[t])
+                sum += load(taps[t] + c) * load(weight + (size_t)t * channels + c);
+        store(y + c, sum);
+    }
+    for (; c < channels; c++) {
+        float sum = bias[c];
+        for (int t = 0; t < 9; t++)
+            if (taps[t])
+                sum += taps[t][c] * weight[(size_t)t * channels + c];
+        y[c] = sum;
+    }
+}
+
+void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
+                       const float *bias, int h, int w, int c, int stride)
+{
+    const int ow = conv_out(w, 3, stride, 1);
+#pragma omp parallel for if ((size_t)y_rows * ow * c > PARALLEL_ELEMENTS)
+    for (int row = 0; row < y_rows; row++)
+        for (int ox = 0; ox < ow; ox++) {
+            const float *taps[9];
+            for (int t = 0; t < 9; t++) {
+                const int iy = (y_first + row) * stride + t / 3 - 1, ix = ox * stride + t % 3 - 1;
+                const int inside = iy >= 0 && iy < h && ix >= 0 && ix < w;
+                taps[t] = inside ? x + ((size_t)(iy - x_first) * w + ix) * c : NULL;
+            }
+            depthwise_pixel(y + ((size_t)row * ow + ox) * c, taps, weight, bias, c);
+        }
+}
+
 void gather_patches(float *patches, const float *pixels, int h, int w, int patch)
 {
     const size_t row_bytes = (size_t)patch * sizeof(float);

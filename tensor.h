@@ -61,11 +61,17 @@ typedef struct RelativePosition {
     const float *rel_h; /* [grid_h][head_dim][grid_h filled up] */
     const float *rel_w; /* [grid_w][head_dim][grid_w filled up] */
     int grid_h, grid_w; /* n_q = n_k = grid_h*grid_w */
+    /* Or LeViT's and TinyViT's attention biases: the logit gets bias[head][|qh - kh|][|qw - kw|], whatever q
+     * is; as distance_bias lays them out. rel_h and rel_w are NULL then. Not in bf16's attention. */
+    const float *bias;
 } RelativePosition;
 
 /* get_rel_pos: out[q][d][k] = table[q - k + size - 1][d]; table [2·size - 1][head_dim]. */
 size_t relative_position_floats(int size, int head_dim);
 void relative_position(float *out, const float *table, int size, int head_dim);
+/* table [n_heads][grid_h][grid_w], by distance -> RelativePosition.bias. */
+size_t distance_bias_floats(int n_heads, int grid_h, int grid_w);
+void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w);
 
 /* out[i][h*head_dim+d] = sum_j softmax_j(scale·q_i·k_j (+ rel)) v_j for every head h. q, k, v, out are
  * [n][n_heads*head_dim] with row strides ld* (so they can be slices of one qkv matrix). Works block of
@@ -111,6 +117,11 @@ void gather_patches(float *patches, const float *pixels, int h, int w, int patch
 size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad);
 void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
             int c_out, int kernel, int stride, int pad, float *scratch);
+/* A convolution 3 × 3 of each channel by itself, stride 1 or 2, zero padding of 1: rows y_first .. y_first +
+ * y_rows of y [oh][ow][c], oh = (h-1)/stride+1, ow likewise; x: rows x_first .. of [h][w][c], as far as they
+ * are needed; weight [3][3][c] (the official [c][1][3][3] turned round), bias [c]. */
+void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
+                       const float *bias, int h, int w, int c, int stride);
 /* ConvTranspose2d with kernel == stride (no overlap): y[h·s][w·s][c_out]; weight [c_in][c_out][s][s].
  * scratch: conv_transpose2d_scratch(...) floats. */
 size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride);

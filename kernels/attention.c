@@ -1,5 +1,5 @@
-/* attention.c - softmax(q·kᵀ)·v, over all tokens or inside windows, with SAM's relative positions. Stands
- * beside tensor.c and shares its register tile.
+/* attention.c - softmax(q·kᵀ)·v, over all tokens or inside windows, with SAM's relative positions or TinyViT's
+ * biases by distance. Stands beside tensor.c and shares its register tile.
  *
  * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles
  * of at most KEYS with the streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass):
@@ -20,6 +20,7 @@
 #include "tile.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define QUERIES        672             /* of a task, for which the keys are packed once */
@@ -54,6 +55,7 @@ typedef struct Head {
     int head_dim;
     float scale;
     const RelativePosition *rel;
+    const float *bias; /* this head's part of rel->bias, or NULL */
 } Head;
 
 /* The rectangle of queries that a task works off. */
@@ -76,6 +78,7 @@ typedef struct Task {
     float max[QUERIES];
     float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the columns at hand */
     int rel_h, rel_w;      /* their widths, whole vectors */
+    Rectangle queries;
 } Task;
 
 static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
@@ -189,6 +192,17 @@ static int rel_stride(int n)
     return round_up(n, REL_ALIGN);
 }
 
+/* From one distance between rows to the next, so that a whole vector can be read at every place. */
+static int bias_stride(int grid_w)
+{
+    return 2 * grid_w + REL_ALIGN;
+}
+
+static ptrdiff_t head_biases(const RelativePosition *rel)
+{
+    return (ptrdiff_t)rel->grid_h * bias_stride(rel->grid_w);
+}
+
 /* The biases by the keys' rows, once a task. */
 static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 {
@@ -231,11 +245,31 @@ static void start_logits(Task *task, const KeyTile *t, int query, int rows)
     }
 }
 
+/* The same from biases by distance: of a row of keys they stand side by side. */
+static void start_distances(Task *task, const Head *head, const KeyTile *t, int query, int rows)
+{
+    const Rectangle *r = &task->queries;
+    const int qy = r->y + query / r->w, first = r->x + query % r->w, stride = bias_stride(head->key_w);
+    for (int i = 0; i < rows; i++) {
+        float *to = task->logits + i * STRIDE;
+        for (int k = 0; k < t->rows; k++, to += t->padded) {
+            const float *from =
+                head->bias + (ptrdiff_t)abs(qy - t->kh - k) * stride + (t->kw - first - i + head->key_w - 1);
+            for (int c = 0; c < t->padded; c += LANES)
+                store(to + c, load(from + c) * LOG2_E);
+            for (int c = t->cols; c < t->padded; c++)
+                to[c] = -INFINITY;
+        }
+    }
+}
+
 static void group_logits(Task *task, const Head *head, const KeyTile *t, const float *q, int query, int rows)
 {
     const int columns = t->rows * t->padded;
     Start none = {NULL, 0};
-    if (head->rel)
+    if (head->bias)
+        start_distances(task, head, t, query, rows);
+    else if (head->rel)
         start_logits(task, t, query, rows);
     for (int d = 0; d < head->head_dim; d += DIMS) {
         int dims = min_int(head->head_dim - d, DIMS);
@@ -371,17 +405,19 @@ static void attend(const Head *head, const Rectangle *r)
     const int most_rows = head->key_w > strip ? 1 : KEYS / round_up(strip > 0 ? strip : 1, LANES);
     const int row_tiles = (head->key_h + most_rows - 1) / most_rows;
     const int tile_rows = row_tiles ? (head->key_h + row_tiles - 1) / row_tiles : 1;
+    const int decomposed = head->rel && !head->bias;
     memset(task.sum, 0, (size_t)n * sizeof *task.sum);
+    task.queries = *r;
     for (int i = 0; i < n; i++)
         task.max[i] = -INFINITY;
-    task.rel_h = head->rel ? round_up(head->rel->grid_h, LANES) : 0;
-    task.rel_w = head->rel ? round_up(strip, LANES) : 0;
-    if (head->rel)
+    task.rel_h = decomposed ? round_up(head->rel->grid_h, LANES) : 0;
+    task.rel_w = decomposed ? round_up(strip, LANES) : 0;
+    if (decomposed)
         rel_rows(&task, head, r);
     int started = 0;
     for (int kw = 0; kw < head->key_w; kw += strip) {
         int cols = min_int(strip, head->key_w - kw);
-        if (head->rel)
+        if (decomposed)
             rel_columns(&task, head, r, kw, cols);
         for (int kh = 0; kh < head->key_h; kh += tile_rows, started = 1) {
             KeyTile t = {kh, kw, min_int(tile_rows, head->key_h - kh), cols, round_up(cols, LANES)};
@@ -424,12 +460,15 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
  * head's. */
 static void numbered_task(Head head, Rectangle size, int down, int across, int number)
 {
-    const ptrdiff_t h = number / (down * across) * head.head_dim;
+    const int number_of_head = number / (down * across);
+    const ptrdiff_t h = (ptrdiff_t)number_of_head * head.head_dim;
     const int y = number / across % down * size.h, x = number % across * size.w;
     head.q.first += h;
     head.k.first += h;
     head.v.first += h;
     head.out += h;
+    if (head.bias)
+        head.bias += number_of_head * head_biases(head.rel);
     Rectangle r = {y, x, min_int(size.h, head.q.h - y), min_int(size.w, head.q.w - x)};
     attend(&head, &r);
 }
@@ -455,7 +494,8 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                         .key_w = key_w,
                         .head_dim = head_dim,
                         .scale = scale,
-                        .rel = rel};
+                        .rel = rel,
+                        .bias = rel ? rel->bias : NULL};
     if (threads == 1) {
         for (int i = 0; i < n_heads * down * across; i++)
             numbered_task(first, size, down, across, i);
@@ -485,7 +525,8 @@ static void attend_window(float *out, const float *qkv, const float *pad, int gr
                  .key_w = rel->grid_w,
                  .head_dim = head_dim,
                  .scale = scale,
-                 .rel = rel};
+                 .rel = rel,
+                 .bias = rel->bias ? rel->bias + h * head_biases(rel) : NULL};
     const Rectangle size = task_size(real_h, real_w, rel, 1);
     for (int y = 0; y < real_h; y += size.h)
         for (int x = 0; x < real_w; x += size.w) {
@@ -521,16 +562,32 @@ void relative_position(float *out, const float *table, int size, int head_dim)
                 out[k] = k < size ? table[(ptrdiff_t)(q - k + size - 1) * head_dim + d] : 0;
 }
 
+size_t distance_bias_floats(int n_heads, int grid_h, int grid_w)
+{
+    return (size_t)n_heads * (size_t)grid_h * (size_t)bias_stride(grid_w);
+}
+
+void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w)
+{
+    const int stride = bias_stride(grid_w);
+    for (int row = 0; row < n_heads * grid_h; row++, out += stride, table += grid_w)
+        for (int x = 0; x < stride; x++)
+            out[x] = x < 2 * grid_w - 1 ? table[abs(x - grid_w + 1)] : 0;
+}
+
 /* ---- the plain version --------------------------------------------------------------------------------*/
 
-/* The logit of query i and key j of one head, in double. */
-static double naive_logit(const float *q, const float *k, int i, int j, int head_dim, float scale,
+/* The logit of query i and key j of head h, in double. */
+static double naive_logit(const float *q, const float *k, int i, int j, int h, int head_dim, float scale,
                           const RelativePosition *rel)
 {
     double qk = 0, bias = 0;
     for (int d = 0; d < head_dim; d++)
         qk += (double)q[d] * k[d];
-    if (rel) {
+    if (rel && rel->bias) {
+        const int dy = abs(i / rel->grid_w - j / rel->grid_w), dx = j % rel->grid_w - i % rel->grid_w;
+        bias = rel->bias[h * head_biases(rel) + dy * bias_stride(rel->grid_w) + dx + rel->grid_w - 1];
+    } else if (rel) {
         int qh = i / rel->grid_w, qw = i % rel->grid_w, kh = j / rel->grid_w, kw = j % rel->grid_w;
         const int stride_h = rel_stride(rel->grid_h), stride_w = rel_stride(rel->grid_w);
         for (int d = 0; d < head_dim; d++)
@@ -551,14 +608,14 @@ void attention_naive(float *out, int ldo, const float *q, int ldq, const float *
             float *oi = out + (ptrdiff_t)i * ldo + h * head_dim;
             double max = -INFINITY, total = 0;
             for (ptrdiff_t j = 0; j < n_k; j++)
-                max = fmax(max, naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel));
+                max = fmax(max, naive_logit(qi, kh + j * ldk, i, (int)j, h, head_dim, scale, rel));
             for (ptrdiff_t j = 0; j < n_k; j++)
-                total += exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
+                total += exp(naive_logit(qi, kh + j * ldk, i, (int)j, h, head_dim, scale, rel) - max);
             for (int first = 0; first < head_dim; first += 64) { /* 64 sums at a time */
                 double sum[64] = {0};
                 int dims = min_int(head_dim - first, 64);
                 for (ptrdiff_t j = 0; j < n_k; j++) {
-                    double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, head_dim, scale, rel) - max);
+                    double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, h, head_dim, scale, rel) - max);
                     for (int d = 0; d < dims; d++)
                         sum[d] += p * vh[j * ldv + first + d];
                 }

@@ -256,7 +256,7 @@ static Heads heads_new(int n_q, int n_k, int n_heads, int dim, int grid_h, int g
     h.scratch = aligned_array(bf16_attention_scratch(n_q, n_k, n_heads, dim, grid_h, grid_w), 1);
     if (!h.scratch)
         abort();
-    h.rel = (RelativePosition){h.rel_h, h.rel_w, grid_h, grid_w};
+    h.rel = (RelativePosition){h.rel_h, h.rel_w, grid_h, grid_w, NULL};
     return h;
 }
 

@@ -116,7 +116,19 @@ static float *packed_relative(const float *table, int size, int dim)
     return packed;
 }
 
-static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, int grid_w, float size)
+/* Biases by distance, for every head. */
+static float *random_biases(int heads, int grid_h, int grid_w)
+{
+    float *table = random_array((size_t)heads * grid_h * grid_w);
+    float *bias = random_array(distance_bias_floats(heads, grid_h, grid_w));
+    distance_bias(bias, table, heads, grid_h, grid_w);
+    free(table);
+    return bias;
+}
+
+/* grid_h 0: no relative positions; biased: those by distance. */
+static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, int grid_w, int biased,
+                            float size)
 {
     int width = heads * dim, ld = 2 * width + 1, ldo = width + 3;
     float *q = random_array((size_t)n_q * ld), *kv = random_array((size_t)n_k * ld);
@@ -125,7 +137,8 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
           *rel_w = random_array(relative_position_floats(grid_w, dim));
     for (size_t i = 0; i < (size_t)n_q * ld; i++)
         q[i] *= size;
-    RelativePosition rel = {rel_h, rel_w, grid_h, grid_w}, *r = grid_h ? &rel : NULL;
+    float *bias = random_biases(heads, grid_h, grid_w);
+    RelativePosition rel = {rel_h, rel_w, grid_h, grid_w, biased ? bias : NULL}, *r = grid_h ? &rel : NULL;
     float scale = 1 / sqrtf((float)dim);
     attention(fast, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
     attention_naive(truth, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
@@ -134,31 +147,33 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     double bound = 3e-6 + 2e-6 * size;
     CHECK_MSG(error < bound, "attention %d×%d, %d heads of %d, grid %d×%d: error %g", n_q, n_k, heads, dim,
               grid_h, grid_w, error);
-    free(q), free(kv), free(fast), free(truth), free(rel_h), free(rel_w);
+    free(q), free(kv), free(fast), free(truth), free(rel_h), free(rel_w), free(bias);
 }
 
 static void attention_equals_the_plain_one(void)
 {
     for (int t = 0; t < 60; t++)
-        check_attention(random_int(1, 150), random_int(1, 300), random_int(1, 3), random_int(1, 90), 0, 0,
+        check_attention(random_int(1, 150), random_int(1, 300), random_int(1, 3), random_int(1, 90), 0, 0, 0,
                         t % 3 == 0 ? 30 : 1);
     for (int t = 0; t < 40; t++) {
         int grid_h = random_int(1, 14), grid_w = random_int(1, 14);
         check_attention(grid_h * grid_w, grid_h * grid_w, random_int(1, 3), random_int(1, 40), grid_h, grid_w,
-                        t % 3 == 0 ? 20 : 1);
+                        t % 2, t % 3 == 0 ? 20 : 1);
     }
-    check_attention(300, 520, 1, 64, 0, 0, 5);
-    check_attention(5, 9, 2, 300, 0, 0, 1);     /* a head longer than a block */
-    check_attention(290, 290, 1, 8, 1, 290, 1); /* rows of the grid longer than a strip */
-    check_attention(262, 262, 1, 8, 2, 131, 1);
-    check_attention(290, 290, 2, 8, 290, 1, 1);
-    check_attention(7, 1, 2, 16, 0, 0, 1);
-    check_attention(3, 0, 2, 16, 0, 0, 1); /* no keys: zeros */
-    check_attention(0, 5, 2, 16, 0, 0, 1);
+    check_attention(300, 520, 1, 64, 0, 0, 0, 5);
+    check_attention(5, 9, 2, 300, 0, 0, 0, 1); /* a head longer than a block */
+    for (int biased = 0; biased < 2; biased++) {
+        check_attention(290, 290, 1, 8, 1, 290, biased, 1); /* rows of the grid longer than a strip */
+        check_attention(262, 262, 1, 8, 2, 131, biased, 1);
+        check_attention(290, 290, 2, 8, 290, 1, biased, 1);
+    }
+    check_attention(7, 1, 2, 16, 0, 0, 0, 1);
+    check_attention(3, 0, 2, 16, 0, 0, 0, 1); /* no keys: zeros */
+    check_attention(0, 5, 2, 16, 0, 0, 0, 1);
 }
 
 /* Windows cut out, padded and put back by hand, each through the plain attention. */
-static void check_windows(int grid_h, int grid_w, int window_h, int window_w, int heads, int dim)
+static void check_windows(int grid_h, int grid_w, int window_h, int window_w, int heads, int dim, int biased)
 {
     const int width = heads * dim, n = window_h * window_w;
     float *qkv = random_array((size_t)grid_h * grid_w * 3 * width), *pad = random_array(3 * (size_t)width);
@@ -167,7 +182,8 @@ static void check_windows(int grid_h, int grid_w, int window_h, int window_w, in
     float *rel_h = random_array(relative_position_floats(window_h, dim));
     float *rel_w = random_array(relative_position_floats(window_w, dim));
     float *in = random_array((size_t)n * 3 * width), *out = random_array((size_t)n * width);
-    RelativePosition rel = {rel_h, rel_w, window_h, window_w};
+    float *bias = random_biases(heads, window_h, window_w);
+    RelativePosition rel = {rel_h, rel_w, window_h, window_w, biased ? bias : NULL};
     window_attention(fast, qkv, pad, grid_h, grid_w, heads, dim, 0.3f, &rel);
     for (int y0 = 0; y0 < grid_h; y0 += window_h)
         for (int x0 = 0; x0 < grid_w; x0 += window_w) {
@@ -189,16 +205,46 @@ static void check_windows(int grid_h, int grid_w, int window_h, int window_w, in
     double error = test_relative_error(fast, truth, (size_t)grid_h * grid_w * width);
     CHECK_MSG(error < 5e-6, "windows %d×%d of a grid %d×%d, %d heads of %d: error %g", window_h, window_w,
               grid_h, grid_w, heads, dim, error);
-    free(qkv), free(pad), free(fast), free(truth), free(rel_h), free(rel_w), free(in), free(out);
+    free(qkv), free(pad), free(fast), free(truth), free(rel_h), free(rel_w), free(bias), free(in), free(out);
 }
 
 static void windows_equal_the_plain_ones(void)
 {
-    check_windows(20, 20, 14, 14, 2, 16);
-    check_windows(14, 28, 14, 14, 1, 24);
-    check_windows(5, 7, 3, 4, 3, 10);
-    check_windows(3, 2, 5, 6, 1, 8);     /* one window, larger than the grid */
-    check_windows(25, 21, 18, 20, 1, 8); /* more keys than a tile */
+    for (int biased = 0; biased < 2; biased++) {
+        check_windows(20, 20, 14, 14, 2, 16, biased);
+        check_windows(14, 28, 14, 14, 1, 24, biased);
+        check_windows(16, 16, 7, 7, 3, 32, biased);
+        check_windows(5, 7, 3, 4, 3, 10, biased);
+        check_windows(3, 2, 5, 6, 1, 8, biased);     /* one window, larger than the grid */
+        check_windows(25, 21, 18, 20, 1, 8, biased); /* more keys than a tile */
+    }
+}
+
+/* The bias of query (qy, qx) and key (ky, kx) is their distance's, in whichever direction. */
+static void biases_go_by_distance(void)
+{
+    enum { HEADS = 2, H = 3, W = 4, N = H * W };
+    float table[HEADS * N], zeros[N * HEADS * 2] = {0}, v[N * HEADS], out[N * HEADS];
+    float *bias = random_array(distance_bias_floats(HEADS, H, W));
+    for (int i = 0; i < HEADS * N; i++)
+        table[i] = random_float();
+    distance_bias(bias, table, HEADS, H, W);
+    const RelativePosition rel = {NULL, NULL, H, W, bias};
+    for (int key = 0; key < N; key++) { /* the values are 1 at this key: out is its probability */
+        for (int i = 0; i < N * HEADS; i++)
+            v[i] = i / HEADS == key;
+        attention(out, HEADS, zeros, HEADS, zeros, HEADS, v, HEADS, N, N, HEADS, 1, 1, &rel);
+        for (int i = 0; i < N * HEADS; i++) {
+            const int query = i / HEADS, h = i % HEADS;
+            double total = 0, wanted = 0;
+            for (int k = 0; k < N; k++) {
+                double e = exp(table[h * N + abs(k / W - query / W) * W + abs(k % W - query % W)]);
+                total += e, wanted = k == key ? e : wanted;
+            }
+            CHECK(fabs(out[i] - wanted / total) < 1e-6);
+        }
+    }
+    free(bias);
 }
 
 /* relative_position gathers as get_rel_pos: row q, column k of the table's row q - k + size - 1. */
@@ -441,7 +487,7 @@ static void run_all(Results *r)
     linear(result(r, M * N), x, w, b, M, N, K);
     matmul(result(r, M * N), N, x, K, w, N, M, N, K, 0);
     attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, NULL);
-    RelativePosition rel = {x, x + 20000, 20, 20};
+    RelativePosition rel = {x, x + 20000, 20, 20, NULL};
     attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, &rel);
     layer_norm(result(r, M * K), x, b, b, M, K, 1e-6f);
     float *y = result(r, M * K);
@@ -643,6 +689,50 @@ static void convolution_equals_torch(void)
     st_close(st);
 }
 
+static int smaller(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* The same as a convolution whose weights between different channels are zero, in strips of rows too. */
+static void check_depthwise(int h, int w, int c, int stride)
+{
+    const int oh = (h - 1) / stride + 1, ow = (w - 1) / stride + 1;
+    float *x = random_array((size_t)h * w * c), *weight = random_array(9 * (size_t)c),
+          *bias = random_array(c);
+    float *dense = calloc((size_t)c * c * 9, sizeof *dense);
+    float *scratch = random_array(conv2d_scratch(h, w, c, c, 3, stride, 1));
+    float *truth = random_array((size_t)oh * ow * c), *y = random_array((size_t)oh * ow * c);
+    REQUIRE(dense);
+    for (int i = 0; i < c; i++)
+        for (int t = 0; t < 9; t++)
+            dense[((size_t)i * c + i) * 9 + t] = weight[(size_t)t * c + i];
+    conv2d(truth, x, dense, bias, h, w, c, c, 3, stride, 1, scratch);
+    for (int rows = 1; rows <= oh; rows = rows < oh ? smaller(3 * rows, oh) : oh + 1) {
+        for (int first = 0; first < oh; first += rows) {
+            const int n = smaller(rows, oh - first), above = first * stride > 0 ? first * stride - 1 : 0;
+            const int end = smaller((first + n - 1) * stride + 2, h);
+            float *strip = copy_array(x + (size_t)above * w * c, (size_t)(end - above) * w * c);
+            depthwise_conv3x3(y + (size_t)first * ow * c, first, n, strip, above, weight, bias, h, w, c,
+                              stride);
+            free(strip);
+        }
+        double error = test_relative_error(y, truth, (size_t)oh * ow * c);
+        CHECK_MSG(error < 1e-6, "%d×%d×%d, stride %d, strips of %d: error %g", h, w, c, stride, rows, error);
+    }
+    free(x), free(weight), free(bias), free(dense), free(scratch), free(truth), free(y);
+}
+
+static void depthwise_equals_the_dense_one(void)
+{
+    for (int stride = 1; stride <= 2; stride++) {
+        check_depthwise(1, 1, 3, stride);
+        check_depthwise(9, 14, 16, stride);
+        check_depthwise(12, 7, 37, stride);
+        check_depthwise(2, 31, 64, stride);
+    }
+}
+
 static void attention_equals_torch(void)
 {
     Safetensors *st = open_golden("tensor_network.safetensors");
@@ -658,7 +748,7 @@ static void attention_equals_torch(void)
         float *table_w = floats_of(golden(st, "attention", i, "rel_w"));
         float *rel_h = table_h ? packed_relative(table_h, grid[i][0], dim) : NULL;
         float *rel_w = table_w ? packed_relative(table_w, grid[i][1], dim) : NULL;
-        RelativePosition rel = {rel_h, rel_w, grid[i][0], grid[i][1]};
+        RelativePosition rel = {rel_h, rel_w, grid[i][0], grid[i][1], NULL};
         attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n, heads,
                   dim, 1 / sqrtf((float)dim), rel_h ? &rel : NULL);
         double error = test_relative_error(y, truth, ty->n_elements);
@@ -748,7 +838,7 @@ static void print_speed(void)
         int n = heads[s][0], width = heads[s][1] * heads[s][2], grid = heads[s][3];
         float *qkv = random_array((size_t)n * 3 * width), *y = random_array((size_t)n * width);
         float *table = random_array(relative_position_floats(grid, heads[s][2]));
-        RelativePosition rel = {table, table, grid, grid};
+        RelativePosition rel = {table, table, grid, grid, NULL};
         double best = 1e9;
         for (int i = 0; i < 5; i++) {
             double start = seconds();
@@ -770,6 +860,7 @@ int main(void)
     RUN(attention_equals_the_plain_one);
     RUN(windows_equal_the_plain_ones);
     RUN(relative_positions_are_gathered);
+    RUN(biases_go_by_distance);
     RUN(fused_routines_equal_their_parts);
     RUN(gelu_is_exact);
     RUN(exponential_is_exact);
@@ -782,6 +873,7 @@ int main(void)
     RUN(resize_equals_pil);
     RUN(halves_are_widened_exactly);
     RUN(convolution_equals_torch);
+    RUN(depthwise_equals_the_dense_one);
     RUN(attention_equals_torch);
     RUN(rows_equal_torch);
     const char *bench = getenv("SAMLAD_BENCH");
