@@ -19,8 +19,7 @@
 
 /* ---- configuration ----------------------------------------------------------------------------*/
 
-/* Size of dimension `axis` of a tensor, 0 when there is no such tensor or dimension. */
-static int dim_of(const Safetensors *st, const char *name, int axis)
+int sam_dim_of(const Safetensors *st, const char *name, int axis)
 {
     const StTensor *tensor = st_find(st, name);
     if (!tensor || axis >= tensor->n_dims || tensor->shape[axis] > 1 << 24)
@@ -28,8 +27,7 @@ static int dim_of(const Safetensors *st, const char *name, int axis)
     return (int)tensor->shape[axis];
 }
 
-/* How many tensors format(0), format(1), ... exist in an unbroken row; at most limit + 1. */
-static int count_tensors(const Safetensors *st, const char *before, const char *after, int limit)
+int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit)
 {
     char name[160];
     int n = 0;
@@ -86,14 +84,35 @@ static int config_global_blocks(const Safetensors *st, SamConfig *c, Error *err)
     return 0;
 }
 
+/* MobileSAM's encoder: its sizes stand in its tensors' shapes, and tiny_vit.c reads them there. */
+static int read_tiny_vit_config(const Safetensors *st, SamConfig *c, Error *err)
+{
+    c->patch_size = TINY_VIT_PATCH;
+    c->n_heads = 1;
+    if (config_int(st, "sam.image_size", 0, TINY_VIT_PATCH, 4096, &c->image_size, err) ||
+        config_int(st, "sam.embed_dim", sam_dim_of(st, "image_encoder.neck.0.weight", 1), 1, 8192,
+                   &c->embed_dim, err))
+        return -1;
+    return c->image_size % TINY_VIT_PATCH == 0
+               ? 0
+               : fail(err, "%s: sam.image_size %d is not a multiple of TinyViT's %d", st_path(st),
+                      c->image_size, TINY_VIT_PATCH);
+}
+
 static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
 {
+    const char *encoder = st_meta(st, "sam.encoder");
+    if (encoder && strcmp(encoder, "tiny_vit") == 0)
+        return read_tiny_vit_config(st, c, err);
+    if (encoder && strcmp(encoder, "vit") != 0)
+        return fail(err, "%s: metadata key sam.encoder is %.60s, expected vit or tiny_vit", st_path(st),
+                    encoder);
     const char *patch = "image_encoder.patch_embed.proj.weight";
-    int head_dim = dim_of(st, "image_encoder.blocks.0.attn.rel_pos_h", 1);
-    int grid = dim_of(st, "image_encoder.pos_embed", 1);
-    int depth = count_tensors(st, "image_encoder.blocks.", ".norm1.weight", SAM_MAX_DEPTH);
-    if (config_int(st, "sam.patch_size", dim_of(st, patch, 2), 1, 256, &c->patch_size, err) ||
-        config_int(st, "sam.embed_dim", dim_of(st, patch, 0), 1, 8192, &c->embed_dim, err) ||
+    int head_dim = sam_dim_of(st, "image_encoder.blocks.0.attn.rel_pos_h", 1);
+    int grid = sam_dim_of(st, "image_encoder.pos_embed", 1);
+    int depth = sam_count_tensors(st, "image_encoder.blocks.", ".norm1.weight", SAM_MAX_DEPTH);
+    if (config_int(st, "sam.patch_size", sam_dim_of(st, patch, 2), 1, 256, &c->patch_size, err) ||
+        config_int(st, "sam.embed_dim", sam_dim_of(st, patch, 0), 1, 8192, &c->embed_dim, err) ||
         config_int(st, "sam.image_size", grid <= 4096 ? grid * c->patch_size : 0, 1, 4096, &c->image_size,
                    err) ||
         config_depth(st, "sam.depth", depth, SAM_MAX_DEPTH, &c->depth, err) ||
@@ -101,7 +120,7 @@ static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
         config_int(st, "sam.window_size", 0, 0, 256, &c->window_size, err) ||
         config_global_blocks(st, c, err))
         return -1;
-    c->mlp_ratio = (double)dim_of(st, "image_encoder.blocks.0.mlp.lin1.weight", 0) / c->embed_dim;
+    c->mlp_ratio = (double)sam_dim_of(st, "image_encoder.blocks.0.mlp.lin1.weight", 0) / c->embed_dim;
     if (st_meta(st, "sam.mlp_ratio") && st_meta_float(st, "sam.mlp_ratio", 1.0 / 64, 64, &c->mlp_ratio, err))
         return -1;
     if (c->image_size % c->patch_size != 0 || c->image_size / c->patch_size > 256)
@@ -116,15 +135,15 @@ static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
 static int read_decoder_config(const Safetensors *st, SamConfig *c, Error *err)
 {
     int n_layers =
-        count_tensors(st, "mask_decoder.transformer.layers.", ".norm1.weight", SAM_MAX_DECODER_DEPTH);
-    int channels = dim_of(st, "image_encoder.neck.0.weight", 0);
-    int cross_dim = dim_of(st, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight", 0);
-    int n_tokens = dim_of(st, "mask_decoder.mask_tokens.weight", 0);
-    int mlp_dim = dim_of(st, "mask_decoder.transformer.layers.0.mlp.lin1.weight", 0);
-    int iou_depth = count_tensors(st, "mask_decoder.iou_prediction_head.layers.", ".weight", SAM_MAX_MLP);
-    int iou_hidden = dim_of(st, "mask_decoder.iou_prediction_head.layers.0.weight", 0);
+        sam_count_tensors(st, "mask_decoder.transformer.layers.", ".norm1.weight", SAM_MAX_DECODER_DEPTH);
+    int channels = sam_dim_of(st, "image_encoder.neck.0.weight", 0);
+    int cross_dim = sam_dim_of(st, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight", 0);
+    int n_tokens = sam_dim_of(st, "mask_decoder.mask_tokens.weight", 0);
+    int mlp_dim = sam_dim_of(st, "mask_decoder.transformer.layers.0.mlp.lin1.weight", 0);
+    int iou_depth = sam_count_tensors(st, "mask_decoder.iou_prediction_head.layers.", ".weight", SAM_MAX_MLP);
+    int iou_hidden = sam_dim_of(st, "mask_decoder.iou_prediction_head.layers.0.weight", 0);
     if (config_int(st, "sam.out_chans", channels, 8, 4096, &c->out_chans, err) ||
-        config_int(st, "sam.mask_in_chans", dim_of(st, "prompt_encoder.mask_downscaling.3.weight", 0), 4,
+        config_int(st, "sam.mask_in_chans", sam_dim_of(st, "prompt_encoder.mask_downscaling.3.weight", 0), 4,
                    1024, &c->mask_in_chans, err) ||
         config_depth(st, "sam.decoder_depth", n_layers, SAM_MAX_DECODER_DEPTH, &c->decoder_depth, err) ||
         config_int(st, "sam.decoder_mlp_dim", mlp_dim, 1, 65536, &c->decoder_mlp_dim, err) ||
@@ -234,7 +253,7 @@ static const float *load_rel_pos(Loader *l, int *length, int head_dim, int block
     char name[80];
     snprintf(name, sizeof name, "image_encoder.blocks.%d.attn.rel_pos_%c", block, axis);
     const float *table = load(l, 2, (int64_t[]){-1, head_dim}, name);
-    *length = dim_of(l->st, name, 0);
+    *length = sam_dim_of(l->st, name, 0);
     if (table && (*length < 1 || *length > 8191)) {
         l->failed = 1;
         fail(l->err, "%s: tensor %s has %d rows, expected 1 to 8191", st_path(l->st), name, *length);
@@ -257,11 +276,11 @@ static SamAffine load_patch_embed(Loader *l, int dim, int patch)
     return a;
 }
 
-static void load_encoder(Sam *sam, Loader *l)
+static void load_vit(Sam *sam, Loader *l)
 {
     const SamConfig *c = &sam->config;
     const char *root = "image_encoder";
-    int dim = c->embed_dim, channels = c->out_chans, head_dim = dim / c->n_heads;
+    int dim = c->embed_dim, head_dim = dim / c->n_heads;
     sam->patch_embed = load_patch_embed(l, dim, c->patch_size);
     sam->pos_embed = load(l, 4, (int64_t[]){1, sam->grid, sam->grid, dim}, "image_encoder.pos_embed");
     for (int i = 0; i < c->depth; i++) {
@@ -279,6 +298,26 @@ static void load_encoder(Sam *sam, Loader *l)
             if (c->global_attn_indexes[k] == i)
                 b->window = 0;
     }
+}
+
+static void load_tiny_vit(Sam *sam, Loader *l)
+{
+    sam->tiny_vit = tiny_vit_open(l->st, sam->config.image_size, l->err);
+    if (!sam->tiny_vit)
+        l->failed = 1;
+    else if (tiny_vit_dim(sam->tiny_vit) != sam->config.embed_dim)
+        l->failed = !!fail(l->err, "%s: TinyViT gives %d channels, its neck takes %d", st_path(l->st),
+                           tiny_vit_dim(sam->tiny_vit), sam->config.embed_dim);
+}
+
+static void load_encoder(Sam *sam, Loader *l)
+{
+    const char *root = "image_encoder";
+    const int dim = sam->config.embed_dim, channels = sam->config.out_chans;
+    if (sam->config.depth > 0)
+        load_vit(sam, l);
+    else
+        load_tiny_vit(sam, l);
     sam->neck_conv1 = load(l, 4, (int64_t[]){channels, dim, 1, 1}, "image_encoder.neck.0.weight");
     sam->neck_norm1 = load_norm(l, channels, "%s.neck.1", root);
     sam->neck_conv2 = load(l, 4, (int64_t[]){channels, channels, 3, 3}, "image_encoder.neck.2.weight");
@@ -433,6 +472,7 @@ void sam_close(Sam *sam)
 {
     if (!sam)
         return;
+    tiny_vit_close(sam->tiny_vit);
     free(sam->derived);
     free(sam->packed);
     free(sam);
@@ -441,6 +481,8 @@ void sam_close(Sam *sam)
 /* Called twice: to count, and with memory. */
 static void pack_blocks(Sam *sam, Arena *arena)
 {
+    if (sam->tiny_vit)
+        tiny_vit_pack(sam->tiny_vit, arena);
     for (SamBlock *b = sam->blocks; b < sam->blocks + sam->config.depth; b++) {
         linear_pack(&b->qkv, arena);
         linear_pack(&b->proj, arena);
@@ -470,6 +512,23 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
 const SamConfig *sam_config(const Sam *sam)
 {
     return &sam->config;
+}
+
+double sam_encoder_multiply_adds(const Sam *sam)
+{
+    const SamConfig *c = &sam->config;
+    const double dim = c->embed_dim, side = sam->grid, n = side * side;
+    const double patch = c->patch_size, out = c->out_chans, window = c->window_size;
+    const double neck = n * out * (dim + 9 * out);
+    if (sam->tiny_vit)
+        return tiny_vit_multiply_adds(sam->tiny_vit) + neck;
+    double sum = n * dim * 3 * patch * patch + neck;
+    for (int i = 0; i < c->depth; i++) {
+        const int global = sam->blocks[i].window == 0;
+        const double keys = global ? n : window * window, places = 2 * (global ? side : window);
+        sum += n * dim * dim * (4 + 2 * c->mlp_ratio) + n * dim * (2 * keys + places);
+    }
+    return sum;
 }
 
 /* ---- from the picture to the network's input --------------------------------------------------*/

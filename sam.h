@@ -1,5 +1,5 @@
 /* sam.h - Segment Anything: image encoder, prompt encoder, mask decoder
- * (facebookresearch/segment-anything). Automatic mask generation is amg.h. Every size comes from the
+ * (facebookresearch/segment-anything; ChaoningZhang/MobileSAM). Automatic mask generation is amg.h. Every size comes from the
  * weights file. */
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
@@ -13,6 +13,7 @@
 #define SAM_MAX_DEPTH 64 /* blocks of the image encoder */
 
 typedef struct SamConfig {
+    /* The image encoder; depth 0: a TinyViT (MobileSAM), of which only the first three say something. */
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
     double mlp_ratio;
     int n_global, global_attn_indexes[SAM_MAX_DEPTH];
@@ -31,6 +32,9 @@ void sam_close(Sam *sam);
  * weights. Not while another thread runs the model. 0 / -1 (no memory; then it is float32). */
 int sam_set_precision(Sam *sam, Precision precision, Error *err);
 const SamConfig *sam_config(const Sam *sam);
+/* Of the image encoder's forward pass, in products and attention; tokens of the padding of windows are counted
+ * as keys only. */
+double sam_encoder_multiply_adds(const Sam *sam);
 
 /* Encoder activations; one allocation, for one thread of work. */
 typedef struct SamState SamState;

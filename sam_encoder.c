@@ -6,7 +6,7 @@
  *
  * Both kinds of attention add the decomposed relative positions of MViTv2: rel_pos_h and rel_pos_w,
  * resampled when their length is not 2·size - 1. Everything is channel-last; n = grid² tokens in
- * row-major order. */
+ * row-major order. Light models have a TinyViT in the blocks' place (tiny_vit.c), and the same neck. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,8 +19,9 @@
 
 struct SamState {
     Arena arena;
-    float *pixels;        /* [3][S][S] network input */
-    uint8_t *resized;     /* [S][S][3] */
+    float *pixels;    /* [3][S][S] network input */
+    uint8_t *resized; /* [S][S][3] */
+    /* of a ViT */
     float *patches;       /* [n][3·patch·patch] */
     float *x, *norm;      /* [n][dim] the residual stream and its normalised copy */
     float *qkv;           /* [n][3·dim] */
@@ -29,9 +30,12 @@ struct SamState {
     float *hidden;        /* [MLP_ROWS][hidden] */
     float *rel_resampled; /* [2·size-1][head_dim] */
     float *rel_h, *rel_w; /* of the block at hand, see RelativePosition */
+    void *scratch;        /* bf16 attention's; in float32 never touched, so that it takes no memory */
+    /* of a TinyViT */
+    TinyVitState tiny_vit;
+    /* of the neck behind either */
     float *neck1, *neck2; /* [n][out_chans] */
     float *conv_scratch;
-    void *scratch; /* bf16 attention's; in float32 never touched, so that it takes no memory */
 };
 
 static size_t largest(size_t a, size_t b)
@@ -39,15 +43,13 @@ static size_t largest(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static void state_layout(SamState *s, const Sam *sam)
+static void vit_layout(SamState *s, const Sam *sam)
 {
     const SamConfig *c = &sam->config;
-    const size_t size = (size_t)c->image_size, n = (size_t)sam->n_positions, dim = (size_t)c->embed_dim;
-    const size_t channels = (size_t)c->out_chans, head_dim = dim / (size_t)c->n_heads;
+    const size_t n = (size_t)sam->n_positions, dim = (size_t)c->embed_dim;
+    const size_t head_dim = dim / (size_t)c->n_heads;
     const size_t window = (size_t)c->window_size, side = largest(window, (size_t)sam->grid);
     Arena *a = &s->arena;
-    s->pixels = arena_floats(a, 3 * size * size);
-    s->resized = arena_take(a, 3 * size * size);
     s->patches = arena_floats(a, n * 3 * (size_t)c->patch_size * (size_t)c->patch_size);
     s->x = arena_floats(a, n * dim);
     s->norm = arena_floats(a, n * dim);
@@ -58,15 +60,28 @@ static void state_layout(SamState *s, const Sam *sam)
     s->rel_resampled = arena_floats(a, (2 * side - 1) * head_dim);
     s->rel_h = arena_floats(a, relative_position_floats((int)side, (int)head_dim));
     s->rel_w = arena_floats(a, relative_position_floats((int)side, (int)head_dim));
-    s->neck1 = arena_floats(a, n * channels);
-    s->neck2 = arena_floats(a, n * channels);
-    s->conv_scratch =
-        arena_floats(a, conv2d_scratch(sam->grid, sam->grid, c->out_chans, c->out_chans, 3, 1, 1));
     const int grid = sam->grid, heads = c->n_heads;
     const size_t everywhere = bf16_attention_scratch((int)n, (int)n, heads, (int)head_dim, grid, grid);
     const size_t in_windows =
         window ? bf16_window_scratch(grid, grid, (int)window, (int)window, heads, (int)head_dim) : 0;
     s->scratch = arena_take(a, largest(everywhere, in_windows));
+}
+
+static void state_layout(SamState *s, const Sam *sam)
+{
+    const size_t size = (size_t)sam->config.image_size;
+    const size_t n_floats = (size_t)sam->n_positions * (size_t)sam->config.out_chans;
+    Arena *a = &s->arena;
+    s->pixels = arena_floats(a, 3 * size * size);
+    s->resized = arena_take(a, 3 * size * size);
+    if (sam->tiny_vit)
+        tiny_vit_layout(&s->tiny_vit, sam->tiny_vit, a);
+    else
+        vit_layout(s, sam);
+    s->neck1 = arena_floats(a, n_floats);
+    s->neck2 = arena_floats(a, n_floats);
+    s->conv_scratch = arena_floats(
+        a, conv2d_scratch(sam->grid, sam->grid, sam->config.out_chans, sam->config.out_chans, 3, 1, 1));
 }
 
 SamState *sam_state_new(const Sam *sam, Error *err)
@@ -174,11 +189,30 @@ static void run_block(const Sam *sam, SamState *s, const SamBlock *b)
     add(s->x, s->branch, (size_t)n * dim);
 }
 
+/* -> [n][dim] */
+static const float *run_vit(const Sam *sam, SamState *s, const float *pixels, TensorTap tap, void *tap_user)
+{
+    const int64_t shape[3] = {sam->grid, sam->grid, sam->config.embed_dim};
+    embed_patches(sam, s, pixels);
+    if (tap)
+        tap(tap_user, "sam.patch_embed", 3, shape, s->x);
+    add(s->x, sam->pos_embed, (size_t)sam->n_positions * sam->config.embed_dim);
+    for (int i = 0; i < sam->config.depth; i++) {
+        run_block(sam, s, &sam->blocks[i]);
+        if (tap) {
+            char name[32];
+            snprintf(name, sizeof name, "sam.blocks.%d", i);
+            tap(tap_user, name, 3, shape, s->x);
+        }
+    }
+    return s->x;
+}
+
 /* 1×1 convolution, LayerNorm2d, 3×3 convolution, LayerNorm2d. */
-static void run_neck(const Sam *sam, SamState *s, float *embedding)
+static void run_neck(const Sam *sam, SamState *s, const float *x, float *embedding)
 {
     const int channels = sam->config.out_chans, n = sam->n_positions;
-    linear(s->neck1, s->x, sam->neck_conv1, NULL, n, channels, sam->config.embed_dim);
+    linear(s->neck1, x, sam->neck_conv1, NULL, n, channels, sam->config.embed_dim);
     layer_norm(s->neck1, s->neck1, sam->neck_norm1.weight, sam->neck_norm1.bias, n, channels,
                SAM_NORM_2D_EPS);
     conv2d(s->neck2, s->neck1, sam->neck_conv2, NULL, sam->grid, sam->grid, channels, channels, 3, 1, 1,
@@ -190,20 +224,9 @@ static void run_neck(const Sam *sam, SamState *s, float *embedding)
 int sam_encode_pixels(const Sam *sam, SamState *state, float *embedding, const float *pixels, TensorTap tap,
                       void *tap_user, Error *err)
 {
-    const int64_t shape[3] = {sam->grid, sam->grid, sam->config.embed_dim};
-    embed_patches(sam, state, pixels);
-    if (tap)
-        tap(tap_user, "sam.patch_embed", 3, shape, state->x);
-    add(state->x, sam->pos_embed, (size_t)sam->n_positions * sam->config.embed_dim);
-    for (int i = 0; i < sam->config.depth; i++) {
-        run_block(sam, state, &sam->blocks[i]);
-        if (tap) {
-            char name[32];
-            snprintf(name, sizeof name, "sam.blocks.%d", i);
-            tap(tap_user, name, 3, shape, state->x);
-        }
-    }
-    run_neck(sam, state, embedding);
+    const float *x = sam->tiny_vit ? tiny_vit_forward(sam->tiny_vit, &state->tiny_vit, pixels, tap, tap_user)
+                                   : run_vit(sam, state, pixels, tap, tap_user);
+    run_neck(sam, state, x, embedding);
     return sam_tap_planar(tap, tap_user, "sam.embedding", embedding, sam->grid, sam->grid,
                           sam->config.out_chans, err);
 }

@@ -4,6 +4,7 @@
 #define SAMLAD_SAM_MODEL_H
 
 #include "sam.h"
+#include "tiny_vit.h"
 
 #define SAM_MAX_DECODER_DEPTH 16
 #define SAM_MAX_MASK_TOKENS   16 /* num_multimask_outputs + 1 */
@@ -44,10 +45,12 @@ struct Sam {
     int hidden;            /* of the encoder's MLP */
     int n_mask_tokens;
 
-    /* image_encoder */
+    /* image_encoder: a TinyViT, or, where that is NULL, a ViT */
+    TinyVit *tiny_vit;
     SamAffine patch_embed;
     const float *pos_embed; /* [grid][grid][embed_dim] */
     SamBlock blocks[SAM_MAX_DEPTH];
+    /* and the neck behind either */
     const float *neck_conv1, *neck_conv2; /* [out_chans][embed_dim][1][1], [out_chans][out_chans][3][3] */
     SamAffine neck_norm1, neck_norm2;
 
@@ -74,6 +77,10 @@ struct Sam {
     void *packed;                   /* the encoder blocks' weights in bf16, or NULL: float32 */
 };
 
+/* Size of dimension `axis` of a tensor, 0 when there is no such tensor or dimension. */
+int sam_dim_of(const Safetensors *st, const char *name, int axis);
+/* How many tensors NAME0NAME, NAME1NAME, ... exist in an unbroken row; at most limit + 1. */
+int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input
  * (PositionEmbeddingRandom). */
 void sam_position(const Sam *sam, float *out, float x, float y);

@@ -318,7 +318,7 @@ static int run_matmul(Work *work, Error *err)
     return 0;
 }
 
-/* ---- sam_vit_b.encoder --------------------------------------------------------------------------------*/
+/* ---- sam_vit_b.encoder, mobile_sam.encoder ------------------------------------------------------------*/
 
 static const SamSizes VIT_B = {768, 12, 12, "2,5,8,11"};
 /* Memory does not depend on the depth: one windowed and one global block of ViT-H. */
@@ -326,11 +326,13 @@ static const SamSizes VIT_H_SHORT = {1280, 2, 16, "1"};
 /* An encoder that costs next to nothing before the official decoder. */
 static const SamSizes SMALL_ENCODER = {64, 1, 1, ""};
 
+/* sizes NULL: MobileSAM. */
 static int open_sam(Work *work, const SamSizes *sizes, int blank, Error *err)
 {
     if (work->options->sam)
         work->file = st_open(work->options->sam, err);
-    else if (bench_model_sam(&work->model, sizes, blank, err))
+    else if (sizes ? bench_model_sam(&work->model, sizes, blank, err)
+                   : bench_model_mobile_sam(&work->model, err))
         return -1;
     Safetensors *weights = work->file ? work->file : work->model.weights;
     if (!weights)
@@ -341,28 +343,22 @@ static int open_sam(Work *work, const SamSizes *sizes, int blank, Error *err)
     return work->sam_state ? 0 : -1;
 }
 
-/* Tokens of the padding of windows are counted as keys only. */
-static double sam_encoder_gflop(const SamConfig *c)
+static int prepare_image(Work *work, const SamSizes *sizes, Error *err)
 {
-    const double dim = c->embed_dim, side = c->image_size / c->patch_size, n = side * side;
-    const double patch = c->patch_size, out = c->out_chans, window = c->window_size;
-    double sum = n * dim * 3 * patch * patch;
-    for (int i = 0; i < c->depth; i++) {
-        int global = c->window_size == 0;
-        for (int k = 0; k < c->n_global; k++)
-            global |= c->global_attn_indexes[k] == i;
-        const double keys = global ? n : window * window, places = 2 * (global ? side : window);
-        sum += n * dim * dim * (4 + 2 * c->mlp_ratio) + n * dim * (2 * keys + places);
-    }
-    return 2e-9 * (sum + n * out * (dim + 9 * out));
+    if (open_sam(work, sizes, 0, err) || prepare_picture(work, 1024, err))
+        return -1;
+    work->gflop = 2e-9 * sam_encoder_multiply_adds(work->sam);
+    return 0;
 }
 
 static int prepare_encoder(Work *work, Error *err)
 {
-    if (open_sam(work, &VIT_B, 0, err) || prepare_picture(work, 1024, err))
-        return -1;
-    work->gflop = sam_encoder_gflop(sam_config(work->sam));
-    return 0;
+    return prepare_image(work, &VIT_B, err);
+}
+
+static int prepare_mobile(Work *work, Error *err)
+{
+    return prepare_image(work, NULL, err);
 }
 
 static int run_encoder(Work *work, Error *err)
@@ -472,7 +468,7 @@ static int prepare_memory(Work *work, Error *err)
     amg_defaults(&work->amg);
     work->amg.points_per_side = 4;
     work->amg.pred_iou_thresh = work->amg.stability_score_thresh = 0; /* every mask goes all the way */
-    work->gflop = sam_encoder_gflop(sam_config(work->sam)) + 16 * sam_decoder_gflop(sam_config(work->sam));
+    work->gflop = 2e-9 * sam_encoder_multiply_adds(work->sam) + 16 * sam_decoder_gflop(sam_config(work->sam));
     return 0;
 }
 
@@ -664,6 +660,10 @@ static const Stage STAGES[] = {
      PRECISION_FP32},
     {"sam_vit_b.encoder.bf16", "image encoder, 1024 x 1024, bf16", 0, prepare_encoder, run_encoder,
      dump_encoder, 0, PRECISION_BF16},
+    {"mobile_sam.encoder", "MobileSAM's image encoder, 1024 x 1024", 0, prepare_mobile, run_encoder,
+     dump_encoder, 0, PRECISION_FP32},
+    {"mobile_sam.encoder.bf16", "MobileSAM's image encoder, 1024 x 1024, bf16", 0, prepare_mobile,
+     run_encoder, dump_encoder, 0, PRECISION_BF16},
     {"sam_vit_b.masks_1024", "automatic masks, 32 x 32 points, without the encoder", 0, prepare_masks,
      run_masks, dump_masks, 0, PRECISION_FP32},
     {"sam_vit_h.memory", "2 of 32 blocks, 16 points; peak without weights", 0, prepare_memory, run_memory,

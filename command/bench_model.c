@@ -199,6 +199,14 @@ static int is_global(const char *blocks, int block)
     return 0;
 }
 
+static void sam_neck(Recipe *r, int dim)
+{
+    conv_layer(r, "image_encoder.neck.0", SAM_CHANNELS, dim, 1, 0);
+    norm_layer(r, "image_encoder.neck.1", SAM_CHANNELS);
+    conv_layer(r, "image_encoder.neck.2", SAM_CHANNELS, SAM_CHANNELS, 3, 0);
+    norm_layer(r, "image_encoder.neck.3", SAM_CHANNELS);
+}
+
 static void sam_image_encoder(Recipe *r, const SamSizes *s)
 {
     const int dim = s->embed_dim, head_dim = dim / s->n_heads;
@@ -218,10 +226,7 @@ static void sam_image_encoder(Recipe *r, const SamSizes *s)
         linear_layer(r, NAME("mlp.lin2"), dim, 4 * dim);
 #undef NAME
     }
-    conv_layer(r, "image_encoder.neck.0", SAM_CHANNELS, dim, 1, 0);
-    norm_layer(r, "image_encoder.neck.1", SAM_CHANNELS);
-    conv_layer(r, "image_encoder.neck.2", SAM_CHANNELS, SAM_CHANNELS, 3, 0);
-    norm_layer(r, "image_encoder.neck.3", SAM_CHANNELS);
+    sam_neck(r, dim);
 }
 
 static void sam_prompt_encoder(Recipe *r)
@@ -283,6 +288,13 @@ static void sam_mask_decoder(Recipe *r)
     }
 }
 
+static void sam_common(Recipe *r)
+{
+    meta(r, "sam.decoder_heads", "8");
+    meta(r, "sam.pixel_mean", "123.675,116.28,103.53");
+    meta(r, "sam.pixel_std", "58.395,57.12,57.375");
+}
+
 int bench_model_sam(BenchModel *model, const SamSizes *sizes, int blank, Error *err)
 {
     Recipe *r = recipe_new("sam");
@@ -294,15 +306,89 @@ int bench_model_sam(BenchModel *model, const SamSizes *sizes, int blank, Error *
         meta(r, "sam.n_heads", "%d", sizes->n_heads);
         meta(r, "sam.window_size", "%d", SAM_WINDOW);
         meta(r, "sam.global_attn_indexes", "%s", sizes->global_blocks);
-        meta(r, "sam.decoder_heads", "8");
-        meta(r, "sam.pixel_mean", "123.675,116.28,103.53");
-        meta(r, "sam.pixel_std", "58.395,57.12,57.375");
+        sam_common(r);
         json_close(&r->header, '}');
         sam_image_encoder(r, sizes);
         sam_prompt_encoder(r);
         sam_mask_decoder(r);
     }
     return finish(model, r, "the random Segment Anything", blank, err);
+}
+
+/* ---- MobileSAM ----------------------------------------------------------------------------------------*/
+
+static void conv_bn(Recipe *r, const char *name, int n_out, int n_in, int kernel)
+{
+    tensor(r, 0, 1 / sqrtf((float)(n_in * kernel * kernel)), SHAPE(n_out, n_in, kernel, kernel),
+           "image_encoder.%s.c.weight", name);
+    tensor(r, 1, 0.1f, SHAPE(n_out), "image_encoder.%s.bn.weight", name);
+    tensor(r, 0, 0.02f, SHAPE(n_out), "image_encoder.%s.bn.bias", name);
+    tensor(r, 0, 0.1f, SHAPE(n_out), "image_encoder.%s.bn.running_mean", name);
+    tensor(r, 1, 0.1f, SHAPE(n_out), "image_encoder.%s.bn.running_var", name);
+}
+
+static void tiny_vit_bottleneck(Recipe *r, const char *name, int n_in, int hidden, int n_out)
+{
+    char conv[96];
+    snprintf(conv, sizeof conv, "%s.conv1", name), conv_bn(r, conv, hidden, n_in, 1);
+    snprintf(conv, sizeof conv, "%s.conv2", name), conv_bn(r, conv, hidden, 1, 3);
+    snprintf(conv, sizeof conv, "%s.conv3", name), conv_bn(r, conv, n_out, hidden, 1);
+}
+
+static void tiny_vit_block(Recipe *r, const char *block, int dim, int n_heads, int window)
+{
+    char name[128];
+#define NAME(part) (snprintf(name, sizeof name, "image_encoder.%s.%s", block, part), name)
+    norm_layer(r, NAME("attn.norm"), dim);
+    tensor(r, 0, 0.5f, SHAPE(n_heads, window * window), "%s", NAME("attn.attention_biases"));
+    linear_layer(r, NAME("attn.qkv"), 3 * dim, dim);
+    linear_layer(r, NAME("attn.proj"), dim, dim);
+    norm_layer(r, NAME("mlp.norm"), dim);
+    linear_layer(r, NAME("mlp.fc1"), 4 * dim, dim);
+    linear_layer(r, NAME("mlp.fc2"), dim, 4 * dim);
+#undef NAME
+    snprintf(name, sizeof name, "%s.local_conv", block);
+    conv_bn(r, name, dim, 1, 3);
+}
+
+/* build_sam_vit_t of ChaoningZhang/MobileSAM. */
+static void tiny_vit(Recipe *r)
+{
+    static const struct {
+        int dim, depth, n_heads, window;
+    } stages[] = {{64, 2, 0, 0}, {128, 2, 4, 7}, {160, 6, 5, 14}, {320, 2, 10, 7}};
+    char name[64];
+    conv_bn(r, "patch_embed.seq.0", 32, 3, 3);
+    conv_bn(r, "patch_embed.seq.2", 64, 32, 3);
+    for (int i = 0; i < 4; i++) {
+        const int dim = stages[i].dim;
+        for (int k = 0; k < stages[i].depth; k++) {
+            snprintf(name, sizeof name, "layers.%d.blocks.%d", i, k);
+            if (i == 0)
+                tiny_vit_bottleneck(r, name, dim, 4 * dim, dim);
+            else
+                tiny_vit_block(r, name, dim, stages[i].n_heads, stages[i].window);
+        }
+        snprintf(name, sizeof name, "layers.%d.downsample", i);
+        if (i < 3)
+            tiny_vit_bottleneck(r, name, dim, stages[i + 1].dim, stages[i + 1].dim);
+    }
+    sam_neck(r, stages[3].dim);
+}
+
+int bench_model_mobile_sam(BenchModel *model, Error *err)
+{
+    Recipe *r = recipe_new("sam");
+    if (r) {
+        meta(r, "sam.encoder", "tiny_vit");
+        meta(r, "sam.image_size", "%d", SAM_SIZE);
+        sam_common(r);
+        json_close(&r->header, '}');
+        tiny_vit(r);
+        sam_prompt_encoder(r);
+        sam_mask_decoder(r);
+    }
+    return finish(model, r, "the random MobileSAM", 0, err);
 }
 
 /* ---- DINOv2 -------------------------------------------------------------------------------------------*/

@@ -19,6 +19,8 @@ typedef struct BenchModel {
 /* Segment Anything at 1,024 pixels, patches of 16, windows of 14, with the official decoder. `blank`: all
  * weights stay zero, and take address space but no memory as long as nobody writes to them. */
 int bench_model_sam(BenchModel *model, const SamSizes *sizes, int blank, Error *err);
+/* MobileSAM: TinyViT at 1,024 pixels, the official decoder. */
+int bench_model_mobile_sam(BenchModel *model, Error *err);
 /* DINOv2 ViT-S/14 without registers, trained at 518 pixels. */
 int bench_model_dinov2_s(BenchModel *model, Error *err);
 /* FeatUp's stack of four stages. */

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Goldens for tests/test_sam.c, from the official Segment Anything package.
+"""Goldens for tests/test_sam.c, from the official Segment Anything package and from MobileSAM's.
 
-    python3 tests/make_golden_sam.py --segment-anything PATH [-o tests/golden]
+    python3 tests/make_golden_sam.py --segment-anything PATH --mobile-sam PATH [-o tests/golden]
 
 Small models of the official classes with random weights (rounded to float16, in which they are stored),
 scaled so that attention is far from uniform and masks have both signs. Writes sam_*_model.safetensors and
 sam_*_golden.safetensors.
-PATH is a checkout of facebookresearch/segment-anything. Needs torch, torchvision, numpy, PIL.
+The PATHs are checkouts of facebookresearch/segment-anything and ChaoningZhang/MobileSAM; without the latter its
+goldens are left alone. Needs torch, torchvision, numpy, PIL.
 """
 import argparse
+import importlib.util
+import os
 import sys
+import types
 from functools import partial
 
 import numpy as np
@@ -22,20 +26,19 @@ def save(path, tensors, metadata):
     golden_io.save(path, golden_io.aligned(dict(sorted(tensors.items()))), metadata, spaced=True)
 
 
-def build(metadata):
-    """The official classes as a samlad weights file describes them."""
+def build(metadata, encoder=None):
+    """The official classes as a samlad weights file describes them, or with another image encoder."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
     get = lambda key: int(metadata["sam." + key])
     floats = lambda key: [float(v) for v in metadata["sam." + key].split(",")]
     channels, size, patch = get("out_chans"), get("image_size"), get("patch_size")
-    indexes = [int(v) for v in metadata["sam.global_attn_indexes"].split(",") if v]
     sam = Sam(
-        image_encoder=ImageEncoderViT(
+        image_encoder=encoder or ImageEncoderViT(
             img_size=size, patch_size=patch, embed_dim=get("embed_dim"), depth=get("depth"),
             num_heads=get("n_heads"), mlp_ratio=float(metadata["sam.mlp_ratio"]), out_chans=channels,
             qkv_bias=True,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=get("window_size"),
-            global_attn_indexes=indexes),
+            global_attn_indexes=[int(v) for v in metadata["sam.global_attn_indexes"].split(",") if v]),
         prompt_encoder=PromptEncoder(
             embed_dim=channels, image_embedding_size=(size // patch, size // patch),
             input_image_size=(size, size), mask_in_chans=get("mask_in_chans")),
@@ -64,6 +67,58 @@ def describe(size, patch, dim, depth, heads, ratio, window, indexes, channels, m
     return metadata
 
 
+def describe_mobile(size, dim, *rest):
+    """The same of a file with a TinyViT, which tells all else of it by its shapes."""
+    metadata = describe(size, 16, dim, 0, 0, 0, 0, "", *rest)
+    for key in ("depth", "n_heads", "mlp_ratio", "window_size", "global_attn_indexes"):
+        del metadata["sam." + key]
+    return {**metadata, "sam.encoder": "tiny_vit"}
+
+
+def tiny_vit_module(path):
+    """MobileSAM's tiny_vit_sam.py. Of timm it asks for three functions that torch has, and to be registered."""
+    for name in ("timm", "timm.models", "timm.models.layers", "timm.models.registry"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    layers, registry = sys.modules["timm.models.layers"], sys.modules["timm.models.registry"]
+    layers.DropPath, layers.trunc_normal_ = torch.nn.Identity, torch.nn.init.trunc_normal_
+    layers.to_2tuple, registry.register_model = lambda n: (n, n), lambda function: function
+    spec = importlib.util.spec_from_file_location(
+        "tiny_vit_sam", os.path.join(path, "mobile_sam", "modeling", "tiny_vit_sam.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_mobile(path, metadata):
+    """build_sam_vit_t"""
+    return build(metadata, tiny_vit_module(path).TinyViT(
+        img_size=1024, embed_dims=[64, 128, 160, 320], depths=[2, 2, 6, 2], num_heads=[2, 4, 5, 10],
+        window_sizes=[7, 7, 14, 7], drop_path_rate=0.0))
+
+
+def build_small_mobile(path, metadata, dims, depths, heads, windows):
+    """MobileSAM at another size. Three constants of the official class are for one size only: the grid that
+    forward_features makes of the tokens, the neck's channels, and the stride of the last merging, which is 1 where a
+    stage is 320, 448 or 576 wide. They are set here as they are there."""
+    module = tiny_vit_module(path)
+    size, channels = int(metadata["sam.image_size"]), int(metadata["sam.out_chans"])
+
+    class TinyViT(module.TinyViT):
+        def forward_features(self, x):
+            x = self.patch_embed(x)
+            for layer in self.layers:
+                x = layer(x)
+            return self.neck(x.view(len(x), size // 16, size // 16, -1).permute(0, 3, 1, 2))
+
+    vit = TinyViT(img_size=size, embed_dims=dims, depths=depths, num_heads=heads, window_sizes=windows,
+                  drop_path_rate=0.0)
+    vit.layers[2].downsample.conv2.c.stride = (1, 1)
+    conv = partial(torch.nn.Conv2d, out_channels=channels, bias=False)
+    vit.neck = torch.nn.Sequential(conv(dims[-1], kernel_size=1), module.LayerNorm2d(channels),
+                                   conv(channels, kernel_size=3, padding=1), module.LayerNorm2d(channels))
+    return build(metadata, vit)
+
+
 def randomise(sam, seed, rel_pos_rows=None):
     """Weights under which the outputs vary; rounded to float16. rel_pos_rows: other lengths for the tables."""
     g = torch.Generator().manual_seed(seed)
@@ -73,24 +128,31 @@ def randomise(sam, seed, rel_pos_rows=None):
             shape[0] = rel_pos_rows[name[-1]]
         r = torch.randn(shape, generator=g)
         if "norm" in name or name.endswith((".neck.1.weight", ".neck.3.weight", "downscaling.1.weight",
-                                            "downscaling.4.weight", "upscaling.1.weight")):
+                                            "downscaling.4.weight", "upscaling.1.weight", "bn.weight")):
             r = 1 + 0.3 * r if name.endswith("weight") else 0.2 * r
         elif name.endswith("bias"):
             r = 0.2 * r
         elif "rel_pos" in name:
             r = 0.4 * r
+        elif "attention_biases" in name:
+            r = 0.7 * r
         elif ("embed" in name and "patch" not in name) or "iou_token" in name or "mask_tokens" in name:
             r = 0.7 * r
         else:
             r = r * 1.3 / (r[0].numel() ** 0.5)
         p.data = r.half().float()
     for name, b in sam.named_buffers():
-        if "gaussian" in name:
+        if name.endswith(("gaussian_matrix", "running_mean")):
             b.copy_(torch.randn(b.shape, generator=g).half().float())
+        elif name.endswith("running_var"):
+            b.copy_((0.2 + torch.randn(b.shape, generator=g) ** 2).half().float())
+    sam.eval()  # a TinyViT now gathers its attention biases anew
 
 
 def weights_of(sam):
-    return {k: v.numpy().astype(np.float16) for k, v in sam.state_dict().items()}
+    """Without what is no weight of SAM: a TinyViT's counts of batches and its classifier."""
+    return {k: v.numpy().astype(np.float16) for k, v in sam.state_dict().items()
+            if not k.endswith("num_batches_tracked") and not k.startswith(("image_encoder.norm_head", "image_encoder.head"))}
 
 
 def picture(h, w, seed):
@@ -107,11 +169,16 @@ def picture(h, w, seed):
 def grab_encoder(sam, predictor, image):
     """Every stage of the encoder for one picture."""
     out, hooks = {}, []
+    def channel_last(x):  # a TinyViT's [channels][h][w] and [tokens][channels]
+        x = x.transpose(1, 2, 0) if x.ndim == 3 else x.reshape(int(len(x) ** 0.5), -1, x.shape[-1])
+        return np.ascontiguousarray(x)
+    mobile = not hasattr(sam.image_encoder, "blocks")
+    as_is = channel_last if mobile else np.copy
     def hook(name):
-        return lambda module, args, result: out.__setitem__(name, result[0].numpy().copy())
+        return lambda module, args, result: out.__setitem__(name, as_is(result[0].numpy()))
     hooks.append(sam.image_encoder.patch_embed.register_forward_hook(hook("sam.patch_embed")))
-    for i, block in enumerate(sam.image_encoder.blocks):
-        hooks.append(block.register_forward_hook(hook(f"sam.blocks.{i}")))
+    for i, block in enumerate(sam.image_encoder.layers if mobile else sam.image_encoder.blocks):
+        hooks.append(block.register_forward_hook(hook(f"sam.{'layers' if mobile else 'blocks'}.{i}")))
     hooks.append(sam.image_encoder.register_forward_pre_hook(
         lambda module, args: out.__setitem__("sam.pixels", args[0][0].numpy().copy())))
     predictor.set_image(image)
@@ -173,6 +240,7 @@ def golden(sam, sizes, seed, names=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segment-anything", required=True)
+    parser.add_argument("--mobile-sam")
     parser.add_argument("-o", "--output", default="tests/golden")
     args = parser.parse_args()
     sys.path.insert(0, args.segment_anything)
@@ -200,6 +268,15 @@ def main():
         save(f"{args.output}/sam_blocks_model.safetensors", weights_of(sam), metadata)
         save(f"{args.output}/sam_blocks_golden.safetensors",
              golden(sam, [(40, 61)], 30, ("point", "mask")), {"pictures": 1})
+        if args.mobile_sam:
+            # Maps of 32, 16, 8 and 8 places a side: windows of 7 and 5 are padded, one of 8 is the whole map.
+            metadata = describe_mobile(128, 16, 16, 4, 1, 24, 2, 1, 2, 2, 12)
+            sam = build_small_mobile(args.mobile_sam, metadata, [8, 16, 24, 16], [2, 2, 2, 1], [1, 2, 3, 2],
+                                     [7, 7, 5, 8])
+            randomise(sam, 4)
+            save(f"{args.output}/sam_tiny_vit_model.safetensors", weights_of(sam), metadata)
+            save(f"{args.output}/sam_tiny_vit_golden.safetensors",
+                 golden(sam, [(90, 61), (30, 100)], 40, ("point", "box_points")), {"pictures": 2})
 
 
 if __name__ == "__main__":

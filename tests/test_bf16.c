@@ -504,8 +504,8 @@ static Overlap masks_of(const char *path, int n_pictures, int side)
  * 0.06 from the threshold in the mean: there the IoU is 0.989. It is not among the models here.) */
 static void masks_are_those_of_float32(void)
 {
-    static const char *const models[] = {"resampled", "window"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const models[] = {"resampled", "window", "tiny_vit"};
+    for (int i = 0; i < 3; i++) {
         char path[80];
         snprintf(path, sizeof path, "tests/golden/sam_%s_model.safetensors", models[i]);
         Overlap o = masks_of(path, 1, 4);

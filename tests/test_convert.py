@@ -258,6 +258,44 @@ def sam_shapes(dim=24, heads=3, grid=5, window=2, blocks="wgwg", patch=4, c=32, 
     return s
 
 
+def mobile_sam_shapes(dims=(8, 12, 16, 320), depths=(1, 2, 1, 1), c=32):
+    """All that MobileSAM's state dict holds, its classifier and counts of batches too."""
+    e = "image_encoder."
+    s = {k: v for k, v in sam_shapes(c=c).items() if not k.startswith(e)}
+
+    def conv_bn(name, n_out, n_in, k=1):
+        s[name + ".c.weight"], s[name + ".bn.num_batches_tracked"] = (n_out, n_in, k, k), ()
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            s[name + ".bn." + part] = (n_out,)
+
+    def bottleneck(name, n_in, hidden, n_out):
+        conv_bn(name + ".conv1", hidden, n_in), conv_bn(name + ".conv2", hidden, 1, 3)
+        conv_bn(name + ".conv3", n_out, hidden)
+
+    conv_bn(e + "patch_embed.seq.0", 4, 3, 3), conv_bn(e + "patch_embed.seq.2", dims[0], 4, 3)
+    for i, dim in enumerate(dims):
+        n_heads = dim // 4
+        for block in (e + "layers.%d.blocks.%d" % (i, k) for k in range(depths[i])):
+            if i == 0:
+                bottleneck(block, dim, 4 * dim, dim)
+                continue
+            s[block + ".attn.attention_biases"] = (n_heads, (i + 1) ** 2)
+            for name, n_out, n_in in (("attn.qkv", 3 * dim, dim), ("attn.proj", dim, dim), ("mlp.fc1", 2 * dim, dim),
+                                      ("mlp.fc2", dim, 2 * dim)):
+                s["%s.%s.weight" % (block, name)], s["%s.%s.bias" % (block, name)] = (n_out, n_in), (n_out,)
+            for name in ("attn.norm", "mlp.norm"):
+                s["%s.%s.weight" % (block, name)] = s["%s.%s.bias" % (block, name)] = (dim,)
+            conv_bn(block + ".local_conv", dim, 1, 3)
+        if i < 3:
+            bottleneck(e + "layers.%d.downsample" % i, dim, dims[i + 1], dims[i + 1])
+    s[e + "norm_head.weight"] = s[e + "norm_head.bias"] = (dims[3],)
+    s[e + "head.weight"], s[e + "head.bias"] = (5, dims[3]), (5,)
+    s[e + "neck.0.weight"], s[e + "neck.2.weight"] = (c, dims[3], 1, 1), (c, c, 3, 3)
+    for name in ("neck.1", "neck.3"):
+        s[e + name + ".weight"] = s[e + name + ".bias"] = (c,)
+    return s
+
+
 def featup_shapes(stages=4, channels=6, prefix="upsampler.", radius=3, key=5):
     area, s = (2 * radius + 1) ** 2, {}
     for stage in range(1, stages + 1):
@@ -776,13 +814,46 @@ def test_sam_variants_are_refused(tmp):
         refused(save_zip(tmp + "/missing.pth", make(shapes)), name, "missing")
 
 
+def unused_of_mobile_sam(name):
+    return name.startswith(("image_encoder.head.", "image_encoder.norm_head.")) or name.endswith(".num_batches_tracked")
+
+
+def test_mobile_sam_configuration(tmp):
+    model = make(mobile_sam_shapes())
+    for name in model:
+        if name.endswith(".num_batches_tracked"):
+            model[name] = T([7], (), "I64")
+    tensors, m = converted(save_zip(tmp + "/mobile.pt", model))
+    expect_equal(tensors, {k: t for k, t in model.items() if not unused_of_mobile_sam(k)})
+    expect_metadata(m, samlad__model="sam", sam__encoder="tiny_vit", sam__image_size="1024", sam__embed_dim="320",
+                    sam__out_chans="32", sam__mask_in_chans="8", sam__decoder_heads="8",
+                    sam__pixel_mean="123.675,116.28,103.53")
+    assert "sam.depth" not in m and "sam.patch_size" not in m
+
+
+def test_mobile_sam_variants_are_refused(tmp):
+    def variant(**shapes):
+        return save_zip(tmp + "/v.pt",
+                        make({**mobile_sam_shapes(), **{k.replace("__", "."): v for k, v in shapes.items()}}))
+    refused(save_zip(tmp + "/v.pt", make(mobile_sam_shapes(dims=(8, 12, 16, 24)))), "8, 12, 16, 24 channels", "320")
+    refused(save_zip(tmp + "/v.pt", make(mobile_sam_shapes(dims=(8, 320, 16, 320)))), "8, 320, 16, 320 channels")
+    refused(variant(image_encoder__layers__4__blocks__0__conv1__c__weight=(4, 4, 1, 1)), "more than 4 stages")
+    refused(variant(image_encoder__layers__1__blocks__0__attn__attention_biases=(3, 5)), "5 biases a head")
+    refused(variant(image_encoder__layers__1__blocks__1__attn__attention_biases=(3, 9)), "[3, 9]", "[3, 4]")
+    refused(variant(image_encoder__layers__2__blocks__0__attn__extra=(3,)), "attn.extra", "no place")
+    for name in ("layers.1.blocks.0.local_conv.bn.running_var", "layers.0.downsample.conv2.c.weight", "neck.3.bias",
+                 "patch_embed.seq.2.c.weight", "layers.3.blocks.0.mlp.fc1.weight"):
+        shapes = mobile_sam_shapes()
+        del shapes["image_encoder." + name]
+        refused(save_zip(tmp + "/v.pt", make(shapes)), "image_encoder." + name, "missing")
+
+
 def test_strangers_are_named(tmp):
     for name, part in (("image_encoder.trunk.patch_embed.proj.weight", "SAM 2"),
                        ("conv1.weight", "conv1.weight"),
                        ("vision_encoder.patch_embed.projection.weight", "Hugging Face"),
                        ("dinov2.embeddings.patch_embeddings.projection.weight", "Hugging Face"),
-                       ("visual.transformer.resblocks.0.attn.in_proj_weight", "CLIP"),
-                       ("image_encoder.patch_embed.seq.0.c.weight", "MobileSAM")):
+                       ("visual.transformer.resblocks.0.attn.in_proj_weight", "CLIP")):
         refused(save_zip(tmp + "/stranger.pth", make({name: (2, 3, 1, 1)})), part)
     refused(save_zip(tmp + "/none.pth", {"epoch": 3}), "no dict of tensors")
 
@@ -1041,7 +1112,8 @@ def read_any(path):
             for k, e in header.items()}, metadata
 
 
-def test_real_mobile_sam_is_refused(tmp):
+def test_real_mobile_sam(tmp):
+    """The beginning of the real file is refused; a file with its tensors' names and shapes is converted."""
     link = tmp + "/mobile_sam_truncated.pt"
     os.symlink(data("mobile_sam", "mobile_sam_truncated.pt"), link)
     refused(link, "truncated")
@@ -1052,9 +1124,12 @@ def test_real_mobile_sam_is_refused(tmp):
             if rest.startswith("("):
                 shapes[name] = tuple(int(n) for n in rest[1:rest.index(")")].split(",") if n.strip())
     assert len(shapes) == 439
-    empty = {name: T(None, shape, storage=Bytes([0.0] * math.prod(shape))) for name, shape in shapes.items()
-             if math.prod(shape) < 70000}
-    refused(save_zip(tmp + "/mobile.pt", empty), "MobileSAM", "TinyViT")
+    zeros = {name: T([0] * math.prod(shape), shape, "F32" if shape else "I64") for name, shape in shapes.items()}
+    tensors, m = converted(save_zip(tmp + "/mobile.pt", zeros))
+    assert {name: t[1] for name, t in tensors.items()} == {name: shape for name, shape in shapes.items()
+                                                           if not unused_of_mobile_sam(name)}
+    expect_metadata(m, sam__encoder="tiny_vit", sam__image_size="1024", sam__embed_dim="320", sam__out_chans="256",
+                    sam__decoder_mlp_dim="2048", sam__iou_head_hidden_dim="256")
 
 
 def test_real_vit_tiny(tmp):

@@ -228,6 +228,12 @@ static void test_more_positions_than_a_block(void)
     check_model("blocks", 1, 21);
 }
 
+/* MobileSAM's image encoder. */
+static void test_tiny_vit(void)
+{
+    check_model("tiny_vit", 2, 35);
+}
+
 /* ---- properties -------------------------------------------------------------------------------*/
 
 static uint8_t *checkered(int h, int w)
@@ -292,6 +298,33 @@ static void test_threads_do_not_change_bits(void)
 #else
     SKIP("built without OpenMP");
 #endif
+}
+
+/* A TinyViT's maps share their room, so another picture comes first. */
+static void test_tiny_vit_gives_the_same_bits(void)
+{
+    Case c;
+    REQUIRE(case_open(&c, "tiny_vit"));
+    uint8_t *rgb = checkered(50, 70);
+    SamImage image[3];
+    for (int i = 0; i < 3; i++) {
+#ifdef _OPENMP
+        const int before = omp_get_max_threads();
+        omp_set_num_threads(i < 2 ? 1 : 5);
+#endif
+        REQUIRE(sam_encode(c.sam, c.state, &image[i], rgb, i ? 50 : 31, i ? 70 : 19, 0, NULL, NULL, NULL) ==
+                0);
+#ifdef _OPENMP
+        omp_set_num_threads(before);
+#endif
+    }
+    const size_t n_bytes = 8 * 8 * 16 * sizeof(float);
+    CHECK(memcmp(image[0].embedding, image[1].embedding, n_bytes) != 0);
+    CHECK(memcmp(image[1].embedding, image[2].embedding, n_bytes) == 0);
+    for (int i = 0; i < 3; i++)
+        sam_image_free(&image[i]);
+    free(rgb);
+    case_close(&c);
 }
 
 /* One scratch serves prompt after prompt; wanted masks come out alone as they do together, and prompts that
@@ -368,13 +401,26 @@ static void test_bad_prompts_are_refused(void)
 /* What to change while a model is copied. */
 typedef struct Change {
     const char *drop, *flatten;        /* a tensor to leave out; one to give the shape [n] */
+    const char *negate;                /* one whose values, float16, get the other sign */
     const char *meta_key, *meta_value; /* a value to set; NULL: to leave out */
     const char *expected;              /* must stand in the sentence */
 } Change;
 
+static uint16_t *negative_copy(const StTensor *halves)
+{
+    uint16_t *copy = malloc(halves->n_bytes);
+    if (!copy)
+        abort();
+    memcpy(copy, halves->data, halves->n_bytes);
+    for (size_t i = 0; i < halves->n_elements; i++)
+        copy[i] ^= 0x8000;
+    return copy;
+}
+
 static int write_changed(const Safetensors *from, const Change *change, const char *path)
 {
     StWriter *w = st_writer_new();
+    uint16_t *negated = NULL;
     int status = w ? 0 : -1;
     for (size_t i = 0; status == 0 && i < st_count(from); i++) {
         const StTensor *t = st_at(from, i);
@@ -382,8 +428,11 @@ static int write_changed(const Safetensors *from, const Change *change, const ch
         const int flatten = change->flatten && strcmp(change->flatten, t->name) == 0;
         if (change->drop && strcmp(change->drop, t->name) == 0)
             continue;
-        status = st_writer_add(w, t->name, t->dtype, flatten ? 1 : t->n_dims, flatten ? flat : t->shape,
-                               t->data, NULL);
+        const void *data = t->data;
+        if (change->negate && strcmp(change->negate, t->name) == 0)
+            data = negated = negative_copy(t);
+        status = st_writer_add(w, t->name, t->dtype, flatten ? 1 : t->n_dims, flatten ? flat : t->shape, data,
+                               NULL);
     }
     for (size_t i = 0; status == 0 && i < st_meta_count(from); i++) {
         const char *key, *value;
@@ -396,7 +445,33 @@ static int write_changed(const Safetensors *from, const Change *change, const ch
     if (status == 0)
         status = st_writer_save(w, path, NULL);
     st_writer_free(w);
+    free(negated);
     return status;
+}
+
+/* Every change of the model is refused with a sentence that names the file and what is expected. */
+static void refuse_changes(const char *model, const Change *changes, size_t n_changes)
+{
+    char path[64];
+    snprintf(path, sizeof path, GOLDEN "sam_%s_model.safetensors", model);
+    Safetensors *good = st_open(path, NULL);
+    REQUIRE(good);
+    snprintf(path, sizeof path, "/tmp/test_sam.%d.safetensors", (int)getpid());
+    for (size_t i = 0; i < n_changes; i++) {
+        Error err = {""};
+        REQUIRE(write_changed(good, &changes[i], path) == 0);
+        Safetensors *bad = st_open(path, &err);
+        REQUIRE(bad);
+        Sam *sam = sam_open(bad, &err);
+        CHECK_MSG(!sam, "change %zu was accepted", i);
+        CHECK_MSG(strstr(err.message, changes[i].expected), "expected a word on %s, got: %s",
+                  changes[i].expected, err.message);
+        CHECK_MSG(strstr(err.message, path), "the file is not named: %s", err.message);
+        sam_close(sam);
+        st_close(bad);
+    }
+    unlink(path);
+    st_close(good);
 }
 
 static void test_wrong_weights_are_refused(void)
@@ -431,25 +506,37 @@ static void test_wrong_weights_are_refused(void)
         {.meta_key = "sam.pixel_std", .meta_value = "1,0,1", .expected = "sam.pixel_std"},
         {.meta_key = "sam.pixel_mean", .meta_value = "1,2", .expected = "sam.pixel_mean"},
     };
-    char path[64];
-    Safetensors *good = st_open(GOLDEN "sam_window_model.safetensors", NULL);
-    REQUIRE(good);
-    snprintf(path, sizeof path, "/tmp/test_sam.%d.safetensors", (int)getpid());
-    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
-        Error err = {""};
-        REQUIRE(write_changed(good, &changes[i], path) == 0);
-        Safetensors *bad = st_open(path, &err);
-        REQUIRE(bad);
-        Sam *sam = sam_open(bad, &err);
-        CHECK_MSG(!sam, "change %zu was accepted", i);
-        CHECK_MSG(strstr(err.message, changes[i].expected), "expected a word on %s, got: %s",
-                  changes[i].expected, err.message);
-        CHECK_MSG(strstr(err.message, path), "the file is not named: %s", err.message);
-        sam_close(sam);
-        st_close(bad);
-    }
-    unlink(path);
-    st_close(good);
+    refuse_changes("window", changes, sizeof changes / sizeof *changes);
+}
+
+static void test_wrong_tiny_vits_are_refused(void)
+{
+    static const Change changes[] = {
+        {.meta_key = "sam.encoder", .meta_value = "swin", .expected = "sam.encoder is swin"},
+        {.meta_key = "sam.encoder", .expected = "sam.depth"},
+        {.meta_key = "sam.image_size", .expected = "sam.image_size"},
+        {.meta_key = "sam.image_size", .meta_value = "136", .expected = "multiple of TinyViT's 16"},
+        {.meta_key = "sam.image_size", .meta_value = "1000000000", .expected = "sam.image_size"},
+        {.meta_key = "sam.embed_dim", .meta_value = "24", .expected = "gives 16 channels, its neck takes 24"},
+        {.drop = "image_encoder.patch_embed.seq.0.c.weight", .expected = "seq.0.c.weight is missing"},
+        {.drop = "image_encoder.patch_embed.seq.2.bn.running_mean", .expected = "seq.2.bn.running_mean"},
+        {.flatten = "image_encoder.layers.0.blocks.1.conv2.c.weight", .expected = "blocks.1.conv2.c.weight"},
+        {.drop = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "stage 0 has 0 blocks"},
+        {.drop = "image_encoder.layers.1.downsample.conv1.c.weight", .expected = "layers.1.downsample.conv1"},
+        {.drop = "image_encoder.layers.2.downsample.conv3.bn.bias", .expected = "downsample.conv3.bn.bias"},
+        {.flatten = "image_encoder.layers.2.blocks.0.attn.attention_biases",
+         .expected = "attention_biases is of another shape"},
+        {.drop = "image_encoder.layers.3.blocks.0.attn.attention_biases",
+         .expected = "layers.3.blocks.0.attn.attention_biases is missing"},
+        {.flatten = "image_encoder.layers.2.blocks.1.attn.attention_biases",
+         .expected = "layers.2.blocks.1.attn.attention_biases"},
+        {.drop = "image_encoder.layers.1.blocks.1.attn.qkv.bias", .expected = "blocks.1.attn.qkv.bias"},
+        {.negate = "image_encoder.layers.1.blocks.0.local_conv.bn.running_var",
+         .expected = "layers.1.blocks.0.local_conv.bn.running_var holds -"},
+        {.drop = "image_encoder.layers.3.blocks.0.mlp.fc1.weight", .expected = "mlp.fc1.weight"},
+        {.flatten = "image_encoder.layers.3.blocks.0.mlp.fc2.weight", .expected = "mlp.fc2.weight"},
+    };
+    refuse_changes("tiny_vit", changes, sizeof changes / sizeof *changes);
 }
 
 /* What the shapes tell may be left out of the metadata. */
@@ -567,11 +654,14 @@ int main(void)
     RUN(test_windows_with_padding);
     RUN(test_resampled_relative_positions);
     RUN(test_more_positions_than_a_block);
+    RUN(test_tiny_vit);
     RUN(test_thin_pictures);
     RUN(test_threads_do_not_change_bits);
+    RUN(test_tiny_vit_gives_the_same_bits);
     RUN(test_scratch_is_reusable);
     RUN(test_bad_prompts_are_refused);
     RUN(test_wrong_weights_are_refused);
+    RUN(test_wrong_tiny_vits_are_refused);
     RUN(test_sizes_from_shapes);
     RUN(test_real_prompt_encoder);
     return test_summary();

@@ -168,7 +168,7 @@ fi
 
 # the real table
 "$get" --list >out 2>err
-that "the six official names" [ "$(cut -d ' ' -f 1 out | tr '\n' ' ')" = "sam_vit_b sam_vit_l sam_vit_h dinov2_vits14 dinov2_vitb14 featup_dinov2 " ]
+that "the seven official names" [ "$(cut -d ' ' -f 1 out | tr '\n' ' ')" = "sam_vit_b sam_vit_l sam_vit_h mobile_sam dinov2_vits14 dinov2_vitb14 featup_dinov2 " ]
 that "with pins that convert.py reads too" python3 -B -c "
 import sys
 sys.path.insert(0, '$here/../tools')

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Times what people use today beside samlad: the same weights, the same picture, in turns.
 
-    python3 tools/bench_peers.py --segment-anything PATH --dinov2 PATH [--samlad ./samlad] [--quick] [--json]
+    python3 tools/bench_peers.py --segment-anything PATH --mobile-sam PATH --dinov2 PATH [--samlad ./samlad] [--quick] [--json]
 
 Works    sam_vit_b.encoder    Segment Anything's ViT-B image encoder at 1024 x 1024
          sam_vit_b.masks      its automatic masks without the encoder
+         mobile_sam.encoder   MobileSAM's image encoder, a TinyViT, at 1024 x 1024
          dinov2_s.518         DINOv2 ViT-S/14 at 518 x 518
 Peers    pytorch              the official code as it is
          pytorch, malloc      the same with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 8 GiB, so that
@@ -13,7 +14,8 @@ Peers    pytorch              the official code as it is
                               when Python can import onnxruntime, or Node.js has onnxruntime-node
                               (npm install onnxruntime-node --ignore-scripts; --onnxruntime-node its node_modules)
 
-PATHs are checkouts of facebookresearch/segment-anything and facebookresearch/dinov2. The weights are random, made
+PATHs are checkouts of facebookresearch/segment-anything, ChaoningZhang/MobileSAM (which wants the former too) and
+facebookresearch/dinov2. The weights are random, made
 here with the official classes and written to a temporary safetensors for samlad. Every peer runs in a process of
 its own, one after the other, --rounds times; medians are told, and peer/samlad: how many times faster samlad is.
 OMP_NUM_THREADS sets the threads of all of them.
@@ -39,7 +41,7 @@ from functools import partial
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "tests"))
 EIGHT_GIB = str(8 << 30)
-WORKS = ("sam_vit_b.encoder", "sam_vit_b.masks", "dinov2_s.518")
+WORKS = ("sam_vit_b.encoder", "sam_vit_b.masks", "mobile_sam.encoder", "dinov2_s.518")
 TOLERANCE = 1e-3  # of features of random networks 12 blocks deep
 POINTS_PER_SIDE, BATCHES = 8, 16  # 64 of 32 x 32 points
 STABILITY, BOX_NMS = 0.5, 1.0  # so that many of a random network's masks are left to compare
@@ -48,7 +50,9 @@ STABILITY, BOX_NMS = 0.5, 1.0  # so that many of a random network's masks are le
 # ---- the official models ---------------------------------------------------------------------------------
 
 def sam_metadata(work):
-    from make_golden_sam import describe
+    from make_golden_sam import describe, describe_mobile
+    if work == "mobile_sam.encoder":
+        return describe_mobile(1024, 320, 256, 16, 2, 2048, 8, 2, 3, 3, 256)
     dim, depth, heads, blocks = (768, 12, 12, "2,5,8,11") if work == "sam_vit_b.encoder" else (64, 1, 1, "")
     return describe(1024, 16, dim, depth, heads, 4.0, 14, blocks, 256, 16, 2, 2048, 8, 2, 3, 3, 256)
 
@@ -56,8 +60,9 @@ def sam_metadata(work):
 def sam_model(work):
     """Masks come from a model whose encoder costs next to nothing."""
     import torch
-    from make_golden_sam import build, randomise
-    model = build(sam_metadata(work))
+    from make_golden_sam import build, build_mobile, randomise
+    mobile = work == "mobile_sam.encoder"
+    model = build_mobile(os.environ["MOBILE_SAM"], sam_metadata(work)) if mobile else build(sam_metadata(work))
     randomise(model, 1)
     with torch.no_grad():
         for name, p in model.named_parameters():  # trained networks keep their activations' size
@@ -88,16 +93,18 @@ def save_weights(work, path):
         model, metadata = dinov2_model(), config("dinov2", 518, 14, 384, 12, 6)
     else:
         model, metadata = sam_model(work), sam_metadata(work)
-    tensors = {k: v.numpy().astype(np.float32) for k, v in model.state_dict().items()}
+    tensors = {k: v.numpy().astype(np.float32) for k, v in model.state_dict().items()
+               if not k.endswith("num_batches_tracked")}
     stdout, sys.stdout = sys.stdout, sys.stderr
     save(path, tensors, metadata)
     sys.stdout = stdout
 
 
 def load_weights(model, path):
-    from make_golden_sam import load
-    model.load_state_dict(load(path)[0])
-    return model.eval()
+    from golden_io import load_torch
+    missing, unexpected = model.load_state_dict(load_torch(path)[0], strict=False)
+    assert not unexpected and all(k.endswith("num_batches_tracked") for k in missing), (missing, unexpected)
+    return model.train().eval()  # a TinyViT gathers its attention biases on the way
 
 
 def picture(size):
@@ -289,11 +296,15 @@ def work_off(arguments):
         print(time.perf_counter() - start, flush=True)
 
 
+def worker_environment(arguments):
+    paths = (arguments.segment_anything, arguments.dinov2, os.environ.get("PYTHONPATH"))
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p), XFORMERS_DISABLED="1",
+                MOBILE_SAM=arguments.mobile_sam or "")
+
+
 class Worker:
     def __init__(self, arguments, peer, work, weights, folder):
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(
-            p for p in (arguments.segment_anything, arguments.dinov2, os.environ.get("PYTHONPATH")) if p))
-        environment["XFORMERS_DISABLED"] = "1"
+        environment = worker_environment(arguments)
         if peer == "pytorch, malloc":
             environment.update(MALLOC_MMAP_THRESHOLD_=EIGHT_GIB, MALLOC_TRIM_THRESHOLD_=EIGHT_GIB)
         self.out = os.path.join(folder, f"{work}.{peer.replace(', ', '_')}.out")
@@ -353,8 +364,8 @@ class Samlad:
 
 def feature_difference(samlad, out):
     import numpy as np
-    from make_golden_sam import load
-    ours = next(iter(load(samlad.dump)[0].values())).numpy().ravel()
+    from golden_io import load_torch
+    ours = next(iter(load_torch(samlad.dump)[0].values())).numpy().ravel()
     theirs = np.fromfile(out, np.float32)
     if ours.shape != theirs.shape:
         return float("inf")
@@ -396,8 +407,7 @@ def compare(arguments, work, folder, image):
     weights = os.path.join(folder, work + ".safetensors")
     subprocess.run([sys.executable, "-W", "ignore", os.path.abspath(__file__), "--worker", "weights", "--work", work,
                     "--weights", weights], check=True, stdout=sys.stderr,
-                   env=dict(os.environ, XFORMERS_DISABLED="1", PYTHONPATH=os.pathsep.join(
-                       p for p in (arguments.segment_anything, arguments.dinov2) if p)))
+                   env=worker_environment(arguments))
     peers = ["pytorch", "pytorch, malloc"]
     absent = []
     (peers if has_onnxruntime(arguments) else absent).append("onnxruntime")
@@ -449,6 +459,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samlad", default="./samlad", help="the command (default ./samlad)")
     parser.add_argument("--segment-anything", metavar="PATH", help="a checkout; without it, no SAM")
+    parser.add_argument("--mobile-sam", metavar="PATH", help="a checkout; without it, no MobileSAM")
     parser.add_argument("--dinov2", metavar="PATH", help="a checkout; without it, no DINOv2")
     parser.add_argument("--onnxruntime-node", metavar="PATH", help="the node_modules with onnxruntime-node")
     parser.add_argument("--only", action="append", choices=WORKS, help="this work (may be given several times)")
@@ -464,7 +475,7 @@ def main():
         return work_off(arguments)
     if not arguments.segment_anything and not arguments.dinov2:
         parser.error("--segment-anything or --dinov2 is needed")
-    for name in ("segment_anything", "dinov2"):
+    for name in ("segment_anything", "mobile_sam", "dinov2"):
         path = getattr(arguments, name)
         if path and not os.path.isdir(os.path.join(path, name)):
             parser.error(f"{path} is no checkout with a folder {name}")
@@ -477,7 +488,8 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory(prefix="samlad_peers.") as folder:
         for work in arguments.only or WORKS:
-            if not (arguments.dinov2 if work.startswith("dinov2") else arguments.segment_anything):
+            checkouts = [arguments.dinov2] if work.startswith("dinov2") else [arguments.segment_anything]
+            if not all(checkouts + [arguments.mobile_sam] * work.startswith("mobile_sam")):
                 continue
             image = os.path.join(folder, work + ".ppm")
             write_ppm(image, picture(518 if work.startswith("dinov2") else 1024))

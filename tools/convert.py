@@ -30,8 +30,8 @@ from checkpoint import ITEM_SIZE, Checkpoint, Inert, Refusal, Tensor, dicts_with
 
 DESCRIPTION = """\
 Convert an official PyTorch checkpoint (.pth, .pt, .ckpt, .safetensors) to a safetensors file that samlad
-opens. The model is recognised by its tensors: DINOv2, plain timm ViT, Segment Anything, FeatUp. Nothing in
-the checkpoint is executed, and neither torch nor numpy is needed.
+opens. The model is recognised by its tensors: DINOv2, plain timm ViT, Segment Anything, MobileSAM, FeatUp.
+Nothing in the checkpoint is executed, and neither torch nor numpy is needed.
 """
 EPILOG = """\
 examples:
@@ -74,11 +74,12 @@ OFFICIAL_FILES = official_files()
 
 class Model:
     """What a state dict turned out to be: `config` for __metadata__, `shapes` = {official name: shape} of all
-    that must be there, `optional` of what may be, `own` = how the names of the model's tensors begin."""
+    that must be there, `optional` of what may be, `own` = how the names of the model's tensors begin, `unused` = a
+    pattern of those that its forward pass does not ask for."""
 
     def __init__(self, summary, config, shapes, optional, own):
         self.summary, self.config, self.own = summary, config, own
-        self.shapes, self.optional = shapes, optional
+        self.shapes, self.optional, self.unused = shapes, optional, "$"
         self.notes = []
 
 
@@ -285,6 +286,63 @@ def sam_encoder(sd, shapes):
             "sam.out_chans": str(out_chans)}
 
 
+def tiny_vit(sd, shapes):
+    """The same of MobileSAM's image encoder: mobile_sam/modeling/tiny_vit_sam.py, build_sam_vit_t"""
+    e = "image_encoder."
+    stem = sd.shape(e + "patch_embed.seq.0.c.weight", 4)[0]
+    dims = [sd.shape(e + "patch_embed.seq.2.c.weight", 4)[0]]
+    dims += [sd.shape(e + "layers.%d.downsample.conv1.c.weight" % i, 4)[0] for i in range(3)]
+    if sd.count(e + "layers", "blocks.0.*") != 4:
+        sd.refuse("is %s of more than 4 stages" % sd.title)
+    # PatchMerging tells its stride by these widths, and only the last one must keep the grid.
+    if [dim in (320, 448, 576) for dim in dims] != [False, False, False, True]:
+        sd.refuse("is %s with stages of %s channels, expected 320, 448 or 576 in the last and only there"
+                  % (sd.title, ", ".join(map(str, dims))))
+
+    def conv_bn(name, n_out, n_in, kernel=1):
+        shapes[name + ".c.weight"] = (n_out, n_in, kernel, kernel)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[name + ".bn." + part] = (n_out,)
+
+    def bottleneck(name, n_in, hidden, n_out):
+        conv_bn(name + ".conv1", hidden, n_in)
+        conv_bn(name + ".conv2", hidden, 1, 3)
+        conv_bn(name + ".conv3", n_out, hidden)
+
+    conv_bn(e + "patch_embed.seq.0", stem, 3, 3)
+    conv_bn(e + "patch_embed.seq.2", dims[0], stem, 3)
+    depths = []
+    for stage, dim in enumerate(dims):
+        blocks = e + "layers.%d.blocks" % stage
+        depths.append(sd.count(blocks, "conv1.c.weight" if stage == 0 else "attn.qkv.weight"))
+        for block in ("%s.%d" % (blocks, i) for i in range(depths[-1])):
+            if stage == 0:
+                bottleneck(block, dim, sd.shape(block + ".conv1.c.weight", 4)[0], dim)
+                continue
+            n_heads, area = sd.shape(blocks + ".0.attn.attention_biases", 2)
+            if dim % n_heads or math.isqrt(area) ** 2 != area:
+                sd.refuse("is %s with %d heads for %d channels and %d biases a head, expected heads that divide the "
+                          "channels and the square of a window" % (sd.title, n_heads, dim, area))
+            hidden = sd.shape(block + ".mlp.fc1.weight", 2)[0]
+            shapes[block + ".attn.attention_biases"] = (n_heads, area)
+            add_norm(shapes, block + ".attn.norm", dim)
+            add_linear(shapes, block + ".attn.qkv", 3 * dim, dim)
+            add_linear(shapes, block + ".attn.proj", dim, dim)
+            conv_bn(block + ".local_conv", dim, 1, 3)
+            add_norm(shapes, block + ".mlp.norm", dim)
+            add_linear(shapes, block + ".mlp.fc1", hidden, dim)
+            add_linear(shapes, block + ".mlp.fc2", dim, hidden)
+        if stage < 3:
+            bottleneck(e + "layers.%d.downsample" % stage, dim, dims[stage + 1], dims[stage + 1])
+    out_chans = sd.shape(e + "neck.0.weight", 4)[0]
+    shapes[e + "neck.0.weight"] = (out_chans, dims[3], 1, 1)
+    add_norm(shapes, e + "neck.1", out_chans)
+    shapes[e + "neck.2.weight"] = (out_chans, out_chans, 3, 3)
+    add_norm(shapes, e + "neck.3", out_chans)
+    return dims, depths, {"sam.encoder": "tiny_vit", "sam.image_size": "1024", "sam.embed_dim": str(dims[3]),
+                          "sam.out_chans": str(out_chans)}
+
+
 def sam_prompt_encoder(sd, shapes, c):
     p = "prompt_encoder."
     inner = sd.shape(p + "mask_downscaling.3.weight", 4)[0]
@@ -347,23 +405,37 @@ def sam_decoder(sd, shapes, c):
             "sam.iou_head_depth": str(iou_depth), "sam.iou_head_hidden_dim": str(iou_hidden)}
 
 
-def recognise_sam(sd):
-    sd.title, shapes, config = "SAM", {}, {"samlad.model": "sam"}
-    config.update(sam_encoder(sd, shapes))
+def sam_rest(sd, shapes, config):
+    """What every SAM has behind its image encoder."""
     c = int(config["sam.out_chans"])
     config.update(sam_prompt_encoder(sd, shapes, c))
     config.update(sam_decoder(sd, shapes, c))
     config["sam.pixel_mean"], config["sam.pixel_std"] = "123.675,116.28,103.53", "58.395,57.12,57.375"
+    return config
+
+
+SAM_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+
+
+def recognise_sam(sd):
+    sd.title, shapes, config = "SAM", {}, {"samlad.model": "sam"}
+    config.update(sam_encoder(sd, shapes))
     summary = ("image_size", "patch_size", "embed_dim", "depth", "n_heads", "window_size",
                "global_attn_indexes")
     return Model("SAM: image %s, patch %s, dim %s, %s blocks of %s heads, windows of %s, global blocks %s"
                  % tuple(config["sam." + key] or "none" for key in summary),
-                 config, shapes, {}, ("image_encoder.", "prompt_encoder.", "mask_decoder."))
+                 sam_rest(sd, shapes, config), shapes, {}, SAM_PARTS)
 
 
-def refuse_mobile_sam(sd):
-    sd.refuse("is MobileSAM: its image encoder is a TinyViT, which is not supported yet; use an official SAM "
-              "(ViT-B, L, H)")
+def recognise_mobile_sam(sd):
+    sd.title, shapes, config = "MobileSAM", {}, {"samlad.model": "sam"}
+    dims, depths, encoder = tiny_vit(sd, shapes)
+    config.update(encoder)
+    model = Model("MobileSAM: image 1024, TinyViT of dims %s with %s blocks"
+                  % tuple("-".join(map(str, numbers)) for numbers in (dims, depths)),
+                  sam_rest(sd, shapes, config), shapes, {}, SAM_PARTS)
+    model.unused = r"image_encoder\.(norm_head|head)\.|.*\.bn\.num_batches_tracked$"
+    return model
 
 
 # -- FeatUp: featup/upsamplers.py, JBUStack
@@ -404,7 +476,7 @@ def recognise_featup(sd):
 FAMILIES = (
     ("featup", "up1.range_temp", recognise_featup, "upsampler."),
     ("sam", "image_encoder.patch_embed.proj.weight", recognise_sam, ""),
-    ("sam", "image_encoder.patch_embed.seq.0.c.weight", refuse_mobile_sam, ""),
+    ("sam", "image_encoder.patch_embed.seq.0.c.weight", recognise_mobile_sam, ""),
     ("vit", "patch_embed.proj.weight", recognise_vit, ""),
 )
 # Models whose names tell them apart, but which samlad does not have.
@@ -472,7 +544,7 @@ def recognise(checkpoint, wanted=None, n_heads=None):
                   % (checkpoint.size, total))
     dropped = sorted(name for name in sd.tensors if name not in kept)
     for name in dropped:
-        if name.startswith(model.own):
+        if name.startswith(model.own) and not re.match(model.unused, name):
             sd.refuse_tensor(name, "has no place in it: a variant that is not supported")
     if dropped:
         model.notes.append("left out as not the model's: " + ", ".join(map(shown, dropped[:6]))
@@ -492,7 +564,7 @@ def refuse_unknown(checkpoint):
             if any(part in name for name in tensors):
                 raise Refusal("%s: is %s" % (checkpoint.path, what))
     raise Refusal("%s: holds %d tensors (%s, ...), but no model that samlad knows: DINOv2, plain ViT, SAM, "
-                  "FeatUp's JBU stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
+                  "MobileSAM, FeatUp's JBU stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------

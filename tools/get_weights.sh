@@ -33,7 +33,7 @@ SAMLAD_MIRROR=PLACE takes the files, by their names, from a folder or an address
 place of the official ones. PYTHON names the python3.
 
 examples:
-  tools/get_weights.sh sam_vit_b dinov2_vits14 featup_dinov2
+  tools/get_weights.sh mobile_sam dinov2_vits14 featup_dinov2
   tools/get_weights.sh --dtype f16 sam_vit_h
   SAMLAD_MIRROR=/media/usb tools/get_weights.sh dinov2_vitb14
 END
