@@ -25,6 +25,7 @@
 #include "sam_model.h"
 
 #define MAX_DEPTH  16    /* blocks of a stage */
+#define MAX_HIDDEN 8192  /* channels of a bottleneck's middle, or of an MLP */
 #define STRIP_ROWS 8     /* of a bottleneck's output, so that its hidden channels stay in the cache */
 #define MLP_ROWS   1024  /* tokens at a time, likewise */
 #define BATCH_EPS  1e-5f /* BatchNorm2d's and LayerNorm's default */
@@ -133,6 +134,20 @@ static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, int taps_last, c
     return (Conv){weight, bias};
 }
 
+/* Rows of a weight that nothing else tells. */
+static int hidden_of(Reader *r, const char *layer_name)
+{
+    char name[128];
+    snprintf(name, sizeof name, "image_encoder.%s.weight", layer_name);
+    const int hidden = sam_dim_of(r->st, name, 0);
+    if (!r->failed && (hidden < 1 || hidden > MAX_HIDDEN)) {
+        r->failed = 1;
+        fail(r->err, "%s: tensor %s is %s, expected 1 to %d rows", st_path(r->st), name,
+             st_find(r->st, name) ? "of another shape" : "missing", MAX_HIDDEN);
+    }
+    return hidden;
+}
+
 static Linear pointwise(Reader *r, int n_out, int n_in, const char *name)
 {
     const Conv c = conv_bn(r, n_out, n_in, 1, 1, name);
@@ -177,7 +192,7 @@ static void read_qkv(Reader *r, Block *b, int dim, int n_heads, const char *name
 static void read_block(Reader *r, Block *b, const Stage *s, const char *name)
 {
     const int dim = s->dim, n_biases = s->window * s->window;
-    char part[96], first[128];
+    char part[96];
     snprintf(part, sizeof part, "%s.attn.norm", name);
     b->attn_norm = affine(r, dim, part);
     const float *biases = tensor(r, 2, (int64_t[]){s->n_heads, n_biases}, "%s.attn.attention_biases", name);
@@ -193,9 +208,8 @@ static void read_block(Reader *r, Block *b, const Stage *s, const char *name)
     b->local_conv = conv_bn(r, dim, 1, 3, 0, part);
     snprintf(part, sizeof part, "%s.mlp.norm", name);
     b->mlp_norm = affine(r, dim, part);
-    snprintf(first, sizeof first, "image_encoder.%s.mlp.fc1.weight", name);
-    const int hidden = sam_dim_of(r->st, first, 0);
     snprintf(part, sizeof part, "%s.mlp.fc1", name);
+    const int hidden = hidden_of(r, part);
     b->fc1 = layer(r, hidden, dim, part);
     snprintf(part, sizeof part, "%s.mlp.fc2", name);
     b->fc2 = layer(r, dim, hidden, part);
@@ -203,14 +217,14 @@ static void read_block(Reader *r, Block *b, const Stage *s, const char *name)
 
 static void read_weights(Reader *r, TinyVit *vit)
 {
-    char name[64], first[128];
+    char name[64], first[80];
     Stage *s = vit->stages;
     vit->stem1 = conv_bn(r, vit->stem_dim, 3, 3, 1, "patch_embed.seq.0");
     vit->stem2 = conv_bn(r, s->dim, vit->stem_dim, 3, 1, "patch_embed.seq.2");
     for (int i = 0; i < s->depth; i++) {
         snprintf(name, sizeof name, "layers.0.blocks.%d", i);
-        snprintf(first, sizeof first, "image_encoder.%s.conv1.c.weight", name);
-        vit->mbconv[i] = bottleneck(r, s->dim, sam_dim_of(r->st, first, 0), s->dim, 1, name);
+        snprintf(first, sizeof first, "%s.conv1.c", name);
+        vit->mbconv[i] = bottleneck(r, s->dim, hidden_of(r, first), s->dim, 1, name);
     }
     for (int stage = 0; stage < TINY_VIT_STAGES; stage++, s++) {
         for (int i = 0; stage > 0 && i < s->depth; i++) {
@@ -232,10 +246,10 @@ static int bad_shape(Safetensors *st, const char *name, const char *expected, Er
 }
 
 /* The first dimension of a tensor. 0 / -1 */
-static int read_dim(Safetensors *st, const char *name, int most, int *out, Error *err)
+static int read_dim(Safetensors *st, const char *name, int *out, Error *err)
 {
     *out = sam_dim_of(st, name, 0);
-    return *out >= 1 && *out <= most ? 0 : bad_shape(st, name, "1 to 4096 channels", err);
+    return *out >= 1 && *out <= 4096 ? 0 : bad_shape(st, name, "1 to 4096 channels", err);
 }
 
 /* Depth, heads and window of stage i. */
@@ -264,12 +278,12 @@ static int read_stage(Safetensors *st, Stage *s, int i, Error *err)
 static int read_sizes(TinyVit *vit, Safetensors *st, Error *err)
 {
     char name[96];
-    if (read_dim(st, "image_encoder.patch_embed.seq.0.c.weight", 4096, &vit->stem_dim, err) ||
-        read_dim(st, "image_encoder.patch_embed.seq.2.c.weight", 4096, &vit->stages[0].dim, err))
+    if (read_dim(st, "image_encoder.patch_embed.seq.0.c.weight", &vit->stem_dim, err) ||
+        read_dim(st, "image_encoder.patch_embed.seq.2.c.weight", &vit->stages[0].dim, err))
         return -1;
     for (int i = 1; i < TINY_VIT_STAGES; i++) {
         snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", i - 1);
-        if (read_dim(st, name, 4096, &vit->stages[i].dim, err))
+        if (read_dim(st, name, &vit->stages[i].dim, err))
             return -1;
     }
     for (int i = 0; i < TINY_VIT_STAGES; i++) {

@@ -401,6 +401,7 @@ static void test_bad_prompts_are_refused(void)
 /* What to change while a model is copied. */
 typedef struct Change {
     const char *drop, *flatten;        /* a tensor to leave out; one to give the shape [n] */
+    const char *empty;                 /* one that gets no rows */
     const char *negate;                /* one whose values, float16, get the other sign */
     const char *meta_key, *meta_value; /* a value to set; NULL: to leave out */
     const char *expected;              /* must stand in the sentence */
@@ -429,10 +430,14 @@ static int write_changed(const Safetensors *from, const Change *change, const ch
         if (change->drop && strcmp(change->drop, t->name) == 0)
             continue;
         const void *data = t->data;
+        int64_t shape[ST_MAX_DIMS];
+        memcpy(shape, t->shape, sizeof shape);
+        if (change->empty && strcmp(change->empty, t->name) == 0)
+            shape[0] = 0;
         if (change->negate && strcmp(change->negate, t->name) == 0)
             data = negated = negative_copy(t);
-        status = st_writer_add(w, t->name, t->dtype, flatten ? 1 : t->n_dims, flatten ? flat : t->shape, data,
-                               NULL);
+        status =
+            st_writer_add(w, t->name, t->dtype, flatten ? 1 : t->n_dims, flatten ? flat : shape, data, NULL);
     }
     for (size_t i = 0; status == 0 && i < st_meta_count(from); i++) {
         const char *key, *value;
@@ -533,6 +538,11 @@ static void test_wrong_tiny_vits_are_refused(void)
         {.drop = "image_encoder.layers.1.blocks.1.attn.qkv.bias", .expected = "blocks.1.attn.qkv.bias"},
         {.negate = "image_encoder.layers.1.blocks.0.local_conv.bn.running_var",
          .expected = "layers.1.blocks.0.local_conv.bn.running_var holds -"},
+        {.empty = "image_encoder.layers.0.blocks.1.conv1.c.weight",
+         .expected = "blocks.1.conv1.c.weight is of"},
+        {.empty = "image_encoder.layers.1.blocks.0.mlp.fc1.weight",
+         .expected = "mlp.fc1.weight is of another"},
+        {.empty = "image_encoder.patch_embed.seq.0.c.weight", .expected = "expected 1 to 4096 channels"},
         {.drop = "image_encoder.layers.3.blocks.0.mlp.fc1.weight", .expected = "mlp.fc1.weight"},
         {.flatten = "image_encoder.layers.3.blocks.0.mlp.fc2.weight", .expected = "mlp.fc2.weight"},
     };
