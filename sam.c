@@ -88,7 +88,6 @@ static int config_global_blocks(const Safetensors *st, SamConfig *c, Error *err)
 static int read_tiny_vit_config(const Safetensors *st, SamConfig *c, Error *err)
 {
     c->patch_size = TINY_VIT_PATCH;
-    c->n_heads = 1;
     if (config_int(st, "sam.image_size", 0, TINY_VIT_PATCH, 4096, &c->image_size, err) ||
         config_int(st, "sam.embed_dim", sam_dim_of(st, "image_encoder.neck.0.weight", 1), 1, 8192,
                    &c->embed_dim, err))

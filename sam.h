@@ -1,6 +1,5 @@
-/* sam.h - Segment Anything: image encoder, prompt encoder, mask decoder
- * (facebookresearch/segment-anything; ChaoningZhang/MobileSAM). Automatic mask generation is amg.h. Every size comes from the
- * weights file. */
+/* sam.h - Segment Anything: image encoder, prompt encoder, mask decoder (facebookresearch/segment-anything;
+ * ChaoningZhang/MobileSAM). Automatic mask generation is amg.h. Every size comes from the weights file. */
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
 
