@@ -1,5 +1,6 @@
 /* test_sam.c - SAM against the official classes (make_golden_sam.py), the fast decoder against the plain
  * one, threads, hostile weights, and the real prompt encoder. */
+#include "damage.h"
 #include "test.h"
 
 #include <unistd.h>
@@ -398,64 +399,8 @@ static void test_bad_prompts_are_refused(void)
 
 /* ---- hostile weights --------------------------------------------------------------------------*/
 
-/* What to change while a model is copied. */
-typedef struct Change {
-    const char *drop, *flatten;        /* a tensor to leave out; one to give the shape [n] */
-    const char *empty;                 /* one that gets no rows */
-    const char *negate;                /* one whose values, float16, get the other sign */
-    const char *meta_key, *meta_value; /* a value to set; NULL: to leave out */
-    const char *expected;              /* must stand in the sentence */
-} Change;
-
-static uint16_t *negative_copy(const StTensor *halves)
-{
-    uint16_t *copy = malloc(halves->n_bytes);
-    if (!copy)
-        abort();
-    memcpy(copy, halves->data, halves->n_bytes);
-    for (size_t i = 0; i < halves->n_elements; i++)
-        copy[i] ^= 0x8000;
-    return copy;
-}
-
-static int write_changed(const Safetensors *from, const Change *change, const char *path)
-{
-    StWriter *w = st_writer_new();
-    uint16_t *negated = NULL;
-    int status = w ? 0 : -1;
-    for (size_t i = 0; status == 0 && i < st_count(from); i++) {
-        const StTensor *t = st_at(from, i);
-        const int64_t flat[1] = {(int64_t)t->n_elements};
-        const int flatten = change->flatten && strcmp(change->flatten, t->name) == 0;
-        if (change->drop && strcmp(change->drop, t->name) == 0)
-            continue;
-        const void *data = t->data;
-        int64_t shape[ST_MAX_DIMS];
-        memcpy(shape, t->shape, sizeof shape);
-        if (change->empty && strcmp(change->empty, t->name) == 0)
-            shape[0] = 0;
-        if (change->negate && strcmp(change->negate, t->name) == 0)
-            data = negated = negative_copy(t);
-        status =
-            st_writer_add(w, t->name, t->dtype, flatten ? 1 : t->n_dims, flatten ? flat : shape, data, NULL);
-    }
-    for (size_t i = 0; status == 0 && i < st_meta_count(from); i++) {
-        const char *key, *value;
-        st_meta_at(from, i, &key, &value);
-        if (change->meta_key && strcmp(change->meta_key, key) == 0)
-            value = change->meta_value;
-        if (value)
-            status = st_writer_meta(w, key, value, NULL);
-    }
-    if (status == 0)
-        status = st_writer_save(w, path, NULL);
-    st_writer_free(w);
-    free(negated);
-    return status;
-}
-
 /* Every change of the model is refused with a sentence that names the file and what is expected. */
-static void refuse_changes(const char *model, const Change *changes, size_t n_changes)
+static void refuse_changes(const char *model, const Damage *changes, size_t n_changes)
 {
     char path[64];
     snprintf(path, sizeof path, GOLDEN "sam_%s_model.safetensors", model);
@@ -464,7 +409,7 @@ static void refuse_changes(const char *model, const Change *changes, size_t n_ch
     snprintf(path, sizeof path, "/tmp/test_sam.%d.safetensors", (int)getpid());
     for (size_t i = 0; i < n_changes; i++) {
         Error err = {""};
-        REQUIRE(write_changed(good, &changes[i], path) == 0);
+        REQUIRE(write_damaged(good, &changes[i], path) == 0);
         Safetensors *bad = st_open(path, &err);
         REQUIRE(bad);
         Sam *sam = sam_open(bad, &err);
@@ -481,70 +426,72 @@ static void refuse_changes(const char *model, const Change *changes, size_t n_ch
 
 static void test_wrong_weights_are_refused(void)
 {
-    static const Change changes[] = {
-        {.drop = "mask_decoder.output_hypernetworks_mlps.2.layers.1.bias",
+    static const Damage changes[] = {
+        {.without = "mask_decoder.output_hypernetworks_mlps.2.layers.1.bias",
          .expected = "hypernetworks_mlps.2.layers.1.bias"},
-        {.drop = "image_encoder.blocks.1.attn.rel_pos_w", .expected = "blocks.1.attn.rel_pos_w"},
-        {.drop = "prompt_encoder.no_mask_embed.weight", .expected = "no_mask_embed"},
-        {.flatten = "image_encoder.blocks.2.mlp.lin2.weight", .expected = "blocks.2.mlp.lin2.weight"},
-        {.flatten = "mask_decoder.output_upscaling.0.weight", .expected = "output_upscaling.0.weight"},
-        {.meta_key = "samlad.model", .meta_value = "vit", .expected = "samlad.model"},
-        {.meta_key = "samlad.model", .expected = "samlad.model"},
-        {.meta_key = "sam.window_size", .expected = "sam.window_size"},
-        {.meta_key = "sam.window_size", .meta_value = "100000", .expected = "sam.window_size"},
-        {.meta_key = "sam.image_size", .meta_value = "2147483647", .expected = "sam.image_size"},
-        {.meta_key = "sam.image_size", .meta_value = "57", .expected = "sam.image_size"},
-        {.meta_key = "sam.image_size", .meta_value = "1024", .expected = "pos_embed"},
-        {.meta_key = "sam.patch_size", .meta_value = "0", .expected = "sam.patch_size"},
-        {.meta_key = "sam.depth", .meta_value = "4", .expected = "blocks.3"},
-        {.meta_key = "sam.depth", .meta_value = "-1", .expected = "sam.depth"},
-        {.meta_key = "sam.n_heads", .meta_value = "5", .expected = "n_heads"},
-        {.meta_key = "sam.n_heads", .meta_value = "24", .expected = "rel_pos_h"},
-        {.meta_key = "sam.mlp_ratio", .meta_value = "nan", .expected = "sam.mlp_ratio"},
-        {.meta_key = "sam.global_attn_indexes", .meta_value = "1,3", .expected = "sam.global_attn_indexes"},
-        {.meta_key = "sam.global_attn_indexes", .meta_value = "x", .expected = "sam.global_attn_indexes"},
-        {.meta_key = "sam.depth", .meta_value = "2", .expected = "sam.depth"},
-        {.meta_key = "sam.decoder_depth", .meta_value = "1", .expected = "sam.decoder_depth"},
-        {.meta_key = "sam.iou_head_depth", .meta_value = "2", .expected = "sam.iou_head_depth"},
-        {.meta_key = "sam.decoder_heads", .meta_value = "3", .expected = "sam.decoder_heads"},
-        {.meta_key = "sam.num_multimask_outputs", .meta_value = "15", .expected = "mask_tokens"},
-        {.meta_key = "sam.pixel_std", .meta_value = "1,0,1", .expected = "sam.pixel_std"},
-        {.meta_key = "sam.pixel_mean", .meta_value = "1,2", .expected = "sam.pixel_mean"},
+        {.without = "image_encoder.blocks.1.attn.rel_pos_w", .expected = "blocks.1.attn.rel_pos_w"},
+        {.without = "prompt_encoder.no_mask_embed.weight", .expected = "no_mask_embed"},
+        {.flat = "image_encoder.blocks.2.mlp.lin2.weight", .expected = "blocks.2.mlp.lin2.weight"},
+        {.flat = "mask_decoder.output_upscaling.0.weight", .expected = "output_upscaling.0.weight"},
+        {.key = "samlad.model", .value = "vit", .expected = "samlad.model"},
+        {.key = "samlad.model", .expected = "samlad.model"},
+        {.key = "sam.window_size", .expected = "sam.window_size"},
+        {.key = "sam.window_size", .value = "100000", .expected = "sam.window_size"},
+        {.key = "sam.image_size", .value = "2147483647", .expected = "sam.image_size"},
+        {.key = "sam.image_size", .value = "57", .expected = "sam.image_size"},
+        {.key = "sam.image_size", .value = "1024", .expected = "pos_embed"},
+        {.key = "sam.patch_size", .value = "0", .expected = "sam.patch_size"},
+        {.key = "sam.depth", .value = "4", .expected = "blocks.3"},
+        {.key = "sam.depth", .value = "-1", .expected = "sam.depth"},
+        {.key = "sam.n_heads", .value = "5", .expected = "n_heads"},
+        {.key = "sam.n_heads", .value = "24", .expected = "rel_pos_h"},
+        {.key = "sam.mlp_ratio", .value = "nan", .expected = "sam.mlp_ratio"},
+        {.key = "sam.global_attn_indexes", .value = "1,3", .expected = "sam.global_attn_indexes"},
+        {.key = "sam.global_attn_indexes", .value = "x", .expected = "sam.global_attn_indexes"},
+        {.key = "sam.depth", .value = "2", .expected = "sam.depth"},
+        {.key = "sam.decoder_depth", .value = "1", .expected = "sam.decoder_depth"},
+        {.key = "sam.iou_head_depth", .value = "2", .expected = "sam.iou_head_depth"},
+        {.key = "sam.decoder_heads", .value = "3", .expected = "sam.decoder_heads"},
+        {.key = "sam.num_multimask_outputs", .value = "15", .expected = "mask_tokens"},
+        {.key = "sam.pixel_std", .value = "1,0,1", .expected = "sam.pixel_std"},
+        {.key = "sam.pixel_mean", .value = "1,2", .expected = "sam.pixel_mean"},
     };
     refuse_changes("window", changes, sizeof changes / sizeof *changes);
 }
 
 static void test_wrong_tiny_vits_are_refused(void)
 {
-    static const Change changes[] = {
-        {.meta_key = "sam.encoder", .meta_value = "swin", .expected = "sam.encoder is swin"},
-        {.meta_key = "sam.encoder", .expected = "sam.depth"},
-        {.meta_key = "sam.image_size", .expected = "sam.image_size"},
-        {.meta_key = "sam.image_size", .meta_value = "136", .expected = "multiple of TinyViT's 16"},
-        {.meta_key = "sam.image_size", .meta_value = "1000000000", .expected = "sam.image_size"},
-        {.meta_key = "sam.embed_dim", .meta_value = "24", .expected = "gives 16 channels, its neck takes 24"},
-        {.drop = "image_encoder.patch_embed.seq.0.c.weight", .expected = "seq.0.c.weight is missing"},
-        {.drop = "image_encoder.patch_embed.seq.2.bn.running_mean", .expected = "seq.2.bn.running_mean"},
-        {.flatten = "image_encoder.layers.0.blocks.1.conv2.c.weight", .expected = "blocks.1.conv2.c.weight"},
-        {.drop = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "stage 0 has 0 blocks"},
-        {.drop = "image_encoder.layers.1.downsample.conv1.c.weight", .expected = "layers.1.downsample.conv1"},
-        {.drop = "image_encoder.layers.2.downsample.conv3.bn.bias", .expected = "downsample.conv3.bn.bias"},
-        {.flatten = "image_encoder.layers.2.blocks.0.attn.attention_biases",
+    static const Damage changes[] = {
+        {.key = "sam.encoder", .value = "swin", .expected = "sam.encoder is swin"},
+        {.key = "sam.encoder", .expected = "sam.depth"},
+        {.key = "sam.image_size", .expected = "sam.image_size"},
+        {.key = "sam.image_size", .value = "136", .expected = "multiple of TinyViT's 16"},
+        {.key = "sam.image_size", .value = "1000000000", .expected = "sam.image_size"},
+        {.key = "sam.embed_dim", .value = "24", .expected = "gives 16 channels, its neck takes 24"},
+        {.without = "image_encoder.patch_embed.seq.0.c.weight", .expected = "seq.0.c.weight is missing"},
+        {.without = "image_encoder.patch_embed.seq.2.bn.running_mean", .expected = "seq.2.bn.running_mean"},
+        {.flat = "image_encoder.layers.0.blocks.1.conv2.c.weight", .expected = "blocks.1.conv2.c.weight"},
+        {.without = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "stage 0 has 0 blocks"},
+        {.without = "image_encoder.layers.1.downsample.conv1.c.weight",
+         .expected = "layers.1.downsample.conv1"},
+        {.without = "image_encoder.layers.2.downsample.conv3.bn.bias",
+         .expected = "downsample.conv3.bn.bias"},
+        {.flat = "image_encoder.layers.2.blocks.0.attn.attention_biases",
          .expected = "attention_biases is of another shape"},
-        {.drop = "image_encoder.layers.3.blocks.0.attn.attention_biases",
+        {.without = "image_encoder.layers.3.blocks.0.attn.attention_biases",
          .expected = "layers.3.blocks.0.attn.attention_biases is missing"},
-        {.flatten = "image_encoder.layers.2.blocks.1.attn.attention_biases",
+        {.flat = "image_encoder.layers.2.blocks.1.attn.attention_biases",
          .expected = "layers.2.blocks.1.attn.attention_biases"},
-        {.drop = "image_encoder.layers.1.blocks.1.attn.qkv.bias", .expected = "blocks.1.attn.qkv.bias"},
-        {.negate = "image_encoder.layers.1.blocks.0.local_conv.bn.running_var",
+        {.without = "image_encoder.layers.1.blocks.1.attn.qkv.bias", .expected = "blocks.1.attn.qkv.bias"},
+        {.negated = "image_encoder.layers.1.blocks.0.local_conv.bn.running_var",
          .expected = "layers.1.blocks.0.local_conv.bn.running_var holds -"},
         {.empty = "image_encoder.layers.0.blocks.1.conv1.c.weight",
          .expected = "blocks.1.conv1.c.weight is of"},
         {.empty = "image_encoder.layers.1.blocks.0.mlp.fc1.weight",
          .expected = "mlp.fc1.weight is of another"},
         {.empty = "image_encoder.patch_embed.seq.0.c.weight", .expected = "expected 1 to 4096 channels"},
-        {.drop = "image_encoder.layers.3.blocks.0.mlp.fc1.weight", .expected = "mlp.fc1.weight"},
-        {.flatten = "image_encoder.layers.3.blocks.0.mlp.fc2.weight", .expected = "mlp.fc2.weight"},
+        {.without = "image_encoder.layers.3.blocks.0.mlp.fc1.weight", .expected = "mlp.fc1.weight"},
+        {.flat = "image_encoder.layers.3.blocks.0.mlp.fc2.weight", .expected = "mlp.fc2.weight"},
     };
     refuse_changes("tiny_vit", changes, sizeof changes / sizeof *changes);
 }
@@ -574,7 +521,7 @@ static void test_sizes_from_shapes(void)
     snprintf(path, sizeof path, "/tmp/test_sam.%d.safetensors", (int)getpid());
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         Error err = {""};
-        REQUIRE(write_changed(full, &(Change){.meta_key = keys[i]}, path) == 0);
+        REQUIRE(write_damaged(full, &(Damage){.key = keys[i]}, path) == 0);
         Safetensors *st = st_open(path, &err);
         Sam *sam = st ? sam_open(st, &err) : NULL;
         CHECK_MSG(sam, "%s", err.message);

@@ -1,4 +1,5 @@
 /* test_vit.c - vit.c against the official DINOv2 and timm classes (make_golden_vit.py), and hostile files. */
+#include "damage.h"
 #include "test.h"
 
 #include "../io/safetensors.h"
@@ -271,53 +272,13 @@ static void test_threads_give_the_same_bits(void)
 
 #define BROKEN "test_vit_broken.tmp.safetensors"
 
-/* The DINOv2 golden model with one metadata value replaced, one tensor left out, cut by one row (its first
- * dimension halved), or one added; NULL: not so. */
-typedef struct Damage {
-    const char *key, *value; /* value NULL: leave the key out */
-    const char *without, *halved, *added;
-} Damage;
-
-static int write_damaged(const Damage *d)
-{
-    Error err = {""};
-    int status = 0;
-    static const float zeros[4096];
-    Safetensors *st = st_open(GOLDEN "vit_dinov2_model.safetensors", &err);
-    StWriter *w = st_writer_new();
-    if (!st || !w)
-        return -1;
-    for (size_t i = 0; i < st_count(st); i++) {
-        const StTensor *t = st_at(st, i);
-        int64_t shape[ST_MAX_DIMS];
-        memcpy(shape, t->shape, sizeof shape);
-        if (d->without && !strcmp(d->without, t->name))
-            continue;
-        if (d->halved && !strcmp(d->halved, t->name))
-            shape[0] /= 2;
-        status |= st_writer_add(w, t->name, t->dtype, t->n_dims, shape, t->data, &err);
-    }
-    if (d->added)
-        status |= st_writer_add(w, d->added, ST_F32, 1, (int64_t[]){24}, zeros, &err);
-    for (size_t i = 0; i < st_meta_count(st); i++) {
-        const char *key, *value;
-        st_meta_at(st, i, &key, &value);
-        if (d->key && !strcmp(d->key, key))
-            value = d->value;
-        if (value)
-            status |= st_writer_meta(w, key, value, &err);
-    }
-    status |= st_writer_save(w, BROKEN, &err);
-    st_writer_free(w);
-    st_close(st);
-    return status;
-}
-
 /* The damaged file is refused with a sentence that names the file and `word`. */
 static void refuse(Damage damage, const char *word)
 {
     Error err = {""};
-    REQUIRE(write_damaged(&damage) == 0);
+    Safetensors *good = st_open(GOLDEN "vit_dinov2_model.safetensors", &err);
+    REQUIRE(good && write_damaged(good, &damage, BROKEN) == 0);
+    st_close(good);
     Safetensors *st = st_open(BROKEN, &err);
     REQUIRE(st);
     Vit *vit = vit_open(st, &err);
