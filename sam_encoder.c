@@ -38,11 +38,6 @@ struct SamState {
     float *conv_scratch;
 };
 
-static size_t largest(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 static void vit_layout(SamState *s, const Sam *sam)
 {
     const SamConfig *c = &sam->config;

@@ -81,6 +81,10 @@ struct Sam {
 int sam_dim_of(const Safetensors *st, const char *name, int axis);
 /* How many tensors NAME0NAME, NAME1NAME, ... exist in an unbroken row; at most limit + 1. */
 int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
+static inline size_t largest(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input
  * (PositionEmbeddingRandom). */
 void sam_position(const Sam *sam, float *out, float x, float y);

@@ -134,17 +134,20 @@ static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, int taps_last, c
     return (Conv){weight, bias};
 }
 
+static int bad_shape(Safetensors *st, const char *name, const char *expected, Error *err)
+{
+    return fail(err, "%s: tensor %s is %s, expected %s", st_path(st), name,
+                st_find(st, name) ? "of another shape" : "missing", expected);
+}
+
 /* Rows of a weight that nothing else tells. */
 static int hidden_of(Reader *r, const char *layer_name)
 {
     char name[128];
     snprintf(name, sizeof name, "image_encoder.%s.weight", layer_name);
     const int hidden = sam_dim_of(r->st, name, 0);
-    if (!r->failed && (hidden < 1 || hidden > MAX_HIDDEN)) {
-        r->failed = 1;
-        fail(r->err, "%s: tensor %s is %s, expected 1 to %d rows", st_path(r->st), name,
-             st_find(r->st, name) ? "of another shape" : "missing", MAX_HIDDEN);
-    }
+    if (!r->failed && (hidden < 1 || hidden > MAX_HIDDEN))
+        r->failed = !!bad_shape(r->st, name, "1 to 8192 rows", r->err);
     return hidden;
 }
 
@@ -238,12 +241,6 @@ static void read_weights(Reader *r, TinyVit *vit)
 }
 
 /* ---- sizes --------------------------------------------------------------------------------------------*/
-
-static int bad_shape(Safetensors *st, const char *name, const char *expected, Error *err)
-{
-    return fail(err, "%s: tensor %s is %s, expected %s", st_path(st), name,
-                st_find(st, name) ? "of another shape" : "missing", expected);
-}
 
 /* The first dimension of a tensor. 0 / -1 */
 static int read_dim(Safetensors *st, const char *name, int *out, Error *err)
@@ -384,11 +381,6 @@ void tiny_vit_pack(TinyVit *vit, Arena *arena)
 }
 
 /* ---- activations --------------------------------------------------------------------------------------*/
-
-static size_t largest(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
 
 /* Floats that the hidden channels of a strip take, before and after conv2. */
 static void strip_room(size_t room[2], const Bottleneck *b, int size)

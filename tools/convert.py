@@ -240,6 +240,15 @@ def recognise_vit(sd):
 
 # -- SAM: segment_anything/build_sam.py and modeling/
 
+def sam_neck(shapes, dim, out_chans):
+    """What stands behind the blocks of either image encoder."""
+    neck = "image_encoder.neck."
+    shapes[neck + "0.weight"] = (out_chans, dim, 1, 1)
+    add_norm(shapes, neck + "1", out_chans)
+    shapes[neck + "2.weight"] = (out_chans, out_chans, 3, 3)
+    add_norm(shapes, neck + "3", out_chans)
+
+
 def sam_encoder(sd, shapes):
     """Adds the image encoder's shapes; returns its part of the configuration."""
     e = "image_encoder."
@@ -275,10 +284,7 @@ def sam_encoder(sd, shapes):
         add_norm(shapes, block + "norm2", dim)
         add_linear(shapes, block + "mlp.lin1", hidden, dim)
         add_linear(shapes, block + "mlp.lin2", dim, hidden)
-    shapes[e + "neck.0.weight"] = (out_chans, dim, 1, 1)
-    add_norm(shapes, e + "neck.1", out_chans)
-    shapes[e + "neck.2.weight"] = (out_chans, out_chans, 3, 3)
-    add_norm(shapes, e + "neck.3", out_chans)
+    sam_neck(shapes, dim, out_chans)
     return {"sam.image_size": str(grid * patch), "sam.patch_size": str(patch), "sam.embed_dim": str(dim),
             "sam.depth": str(depth), "sam.n_heads": str(dim // head_dim),
             "sam.mlp_ratio": ratio_text(dim, hidden),
@@ -335,10 +341,7 @@ def tiny_vit(sd, shapes):
         if stage < 3:
             bottleneck(e + "layers.%d.downsample" % stage, dim, dims[stage + 1], dims[stage + 1])
     out_chans = sd.shape(e + "neck.0.weight", 4)[0]
-    shapes[e + "neck.0.weight"] = (out_chans, dims[3], 1, 1)
-    add_norm(shapes, e + "neck.1", out_chans)
-    shapes[e + "neck.2.weight"] = (out_chans, out_chans, 3, 3)
-    add_norm(shapes, e + "neck.3", out_chans)
+    sam_neck(shapes, dims[3], out_chans)
     return dims, depths, {"sam.encoder": "tiny_vit", "sam.image_size": "1024", "sam.embed_dim": str(dims[3]),
                           "sam.out_chans": str(out_chans)}
 
