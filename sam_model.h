@@ -77,14 +77,16 @@ struct Sam {
     void *packed;                   /* the encoder blocks' weights in bf16, or NULL: float32 */
 };
 
-/* Size of dimension `axis` of a tensor, 0 when there is no such tensor or dimension. */
-int sam_dim_of(const Safetensors *st, const char *name, int axis);
-/* How many tensors NAME0NAME, NAME1NAME, ... exist in an unbroken row; at most limit + 1. */
-int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
+/* Of two sizes: scratch memory serves both image encoders' steps one after the other. */
 static inline size_t largest(size_t a, size_t b)
 {
     return a > b ? a : b;
 }
+
+/* Size of dimension `axis` of a tensor, 0 when there is no such tensor or dimension. */
+int sam_dim_of(const Safetensors *st, const char *name, int axis);
+/* How many tensors NAME0NAME, NAME1NAME, ... exist in an unbroken row; at most limit + 1. */
+int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input
  * (PositionEmbeddingRandom). */
 void sam_position(const Sam *sam, float *out, float x, float y);

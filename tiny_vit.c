@@ -25,6 +25,7 @@
 #include "sam_model.h"
 
 #define MAX_DEPTH  16    /* blocks of a stage */
+#define MAX_DIM    4096  /* channels of the stem or of a stage */
 #define MAX_HIDDEN 8192  /* channels of a bottleneck's middle, or of an MLP */
 #define STRIP_ROWS 8     /* of a bottleneck's output, so that its hidden channels stay in the cache */
 #define MLP_ROWS   1024  /* tokens at a time, likewise */
@@ -140,15 +141,26 @@ static int bad_shape(Safetensors *st, const char *name, const char *expected, Er
                 st_find(st, name) ? "of another shape" : "missing", expected);
 }
 
-/* Rows of a weight that nothing else tells. */
+/* The first dimension of a tensor, from 1 to `most`. 0 / -1 */
+static int read_dim(Safetensors *st, const char *name, int most, const char *unit, int *out, Error *err)
+{
+    *out = sam_dim_of(st, name, 0);
+    if (*out >= 1 && *out <= most)
+        return 0;
+    char expected[32];
+    snprintf(expected, sizeof expected, "1 to %d %s", most, unit);
+    return bad_shape(st, name, expected, err);
+}
+
+/* Rows of a weight that nothing else tells; 0 after a failure. */
 static int hidden_of(Reader *r, const char *layer_name)
 {
     char name[128];
+    int hidden = 0;
     snprintf(name, sizeof name, "image_encoder.%s.weight", layer_name);
-    const int hidden = sam_dim_of(r->st, name, 0);
-    if (!r->failed && (hidden < 1 || hidden > MAX_HIDDEN))
-        r->failed = !!bad_shape(r->st, name, "1 to 8192 rows", r->err);
-    return hidden;
+    if (!r->failed)
+        r->failed = !!read_dim(r->st, name, MAX_HIDDEN, "rows", &hidden, r->err);
+    return r->failed ? 0 : hidden;
 }
 
 static Linear pointwise(Reader *r, int n_out, int n_in, const char *name)
@@ -242,13 +254,6 @@ static void read_weights(Reader *r, TinyVit *vit)
 
 /* ---- sizes --------------------------------------------------------------------------------------------*/
 
-/* The first dimension of a tensor. 0 / -1 */
-static int read_dim(Safetensors *st, const char *name, int *out, Error *err)
-{
-    *out = sam_dim_of(st, name, 0);
-    return *out >= 1 && *out <= 4096 ? 0 : bad_shape(st, name, "1 to 4096 channels", err);
-}
-
 /* Depth, heads and window of stage i. */
 static int read_stage(Safetensors *st, Stage *s, int i, Error *err)
 {
@@ -275,12 +280,13 @@ static int read_stage(Safetensors *st, Stage *s, int i, Error *err)
 static int read_sizes(TinyVit *vit, Safetensors *st, Error *err)
 {
     char name[96];
-    if (read_dim(st, "image_encoder.patch_embed.seq.0.c.weight", &vit->stem_dim, err) ||
-        read_dim(st, "image_encoder.patch_embed.seq.2.c.weight", &vit->stages[0].dim, err))
+    if (read_dim(st, "image_encoder.patch_embed.seq.0.c.weight", MAX_DIM, "channels", &vit->stem_dim, err) ||
+        read_dim(st, "image_encoder.patch_embed.seq.2.c.weight", MAX_DIM, "channels", &vit->stages[0].dim,
+                 err))
         return -1;
     for (int i = 1; i < TINY_VIT_STAGES; i++) {
         snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", i - 1);
-        if (read_dim(st, name, &vit->stages[i].dim, err))
+        if (read_dim(st, name, MAX_DIM, "channels", &vit->stages[i].dim, err))
             return -1;
     }
     for (int i = 0; i < TINY_VIT_STAGES; i++) {
