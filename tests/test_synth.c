@@ -4,7 +4,6 @@
 #include "test.h"
 
 #include <stdint.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../eval/draw.h"
@@ -13,7 +12,7 @@
 #include "../io/image.h"
 #include "../io/json.h"
 
-static char work_dir[64]; /* a folder of our own below /tmp, removed at the end */
+static char work_dir[] = "/tmp/samlad-synth-XXXXXX"; /* a folder of our own below /tmp, removed at the end */
 
 static const char *work_path(char path[512], const char *name)
 {
@@ -706,8 +705,7 @@ static void test_digits_from_mnist(void)
 
 int main(void)
 {
-    snprintf(work_dir, sizeof work_dir, "/tmp/samlad-synth-%ld", (long)getpid());
-    if (mkdir(work_dir, 0700)) {
+    if (!mkdtemp(work_dir)) { /* a new name: a process number may come again after a run that was killed */
         perror(work_dir);
         return 1;
     }
