@@ -13,7 +13,7 @@
 #include "tensor.h"
 #include "test.h"
 
-static char folder[64]; /* of this process */
+static char folder[] = "/tmp/samlad_test_dataset.XXXXXX"; /* of this run */
 
 static const char *path_in(const char *name)
 {
@@ -380,10 +380,10 @@ static void test_remove_while_others_write(void)
 
 int main(void)
 {
-    Error err;
-    snprintf(folder, sizeof folder, "/tmp/samlad_test_dataset.%ld", (long)getpid());
-    if (dir_make(folder, &err))
+    if (!mkdtemp(folder)) {
+        perror(folder);
         return 1;
+    }
     RUN(test_probe_written);
     RUN(test_probe_odd);
     RUN(test_probe_turned);
