@@ -169,6 +169,8 @@ static int take_flag(Args *args, const char *name)
         return args->single = 1;
     if (strcmp(name, "merge") == 0)
         return args->merge = 1;
+    if (strcmp(name, "parts") == 0)
+        return args->parts = 1;
     if (strcmp(name, "no-pictures") == 0) {
         args->pictures = 0;
         return 1;
@@ -1010,7 +1012,7 @@ static const struct {
      "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor crop-own-points "
      "min-mask-region-area"},
     {"info", command_info, help_info, ""},
-    {"synth", command_synth, help_synth, "seed mnist defects"},
+    {"synth", command_synth, help_synth, "seed parts mnist defects"},
     {"eval", command_eval, help_eval,
      "bank out json max-bank dataset data category shard merge no-pictures backbone sam featup dcga *"},
     {"ablate", command_ablate, help_ablate,

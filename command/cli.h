@@ -20,7 +20,7 @@ typedef struct Args {
     const char *dataset, *data, *shard;
     int n_categories, n_settings;
     const char *categories[64], *settings[64];
-    int json, single, pictures, merge, max_bank;
+    int json, single, pictures, merge, parts, max_bank;
     uint64_t seed;
     int has_seed;
     int n_set;

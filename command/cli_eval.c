@@ -15,7 +15,7 @@
  * ============================================================================================== */
 
 static const char SYNTH_HELP[] =
-    "usage: samlad synth tray DIR [--seed N]\n"
+    "usage: samlad synth tray DIR [--seed N] [--parts]\n"
     "       samlad synth digits --mnist MNIST OUT [--seed N]\n"
     "       samlad synth loco --defects TABLES OUT [--seed N]\n"
     "\n"
@@ -23,7 +23,9 @@ static const char SYNTH_HELP[] =
     "\n"
     "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, "
     "wrong count)\n"
-    "          and structural ones (scratch, stain, dent, broken part), with ground truth\n"
+    "          and structural ones (scratch, stain, dent, broken part), with ground truth; --parts also "
+    "writes which\n"
+    "          pixel shows which part: parts/test/good/000.png (0 none, 1 the first part, ...) and so on\n"
     "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder "
     "of the four\n"
     "          idx files, plain or .gz\n"
@@ -37,10 +39,13 @@ int command_synth(Args *args)
     if (args->n_inputs != 2)
         return usage_error(args, "%s",
                            "samlad synth tray DIR, digits --mnist MNIST OUT, or loco --defects TABLES OUT");
-    int status;
-    if (strcmp(args->inputs[0], "tray") == 0) {
+    int status, tray = strcmp(args->inputs[0], "tray") == 0;
+    if (args->parts && !tray)
+        return usage_error(args, "%s", "--parts belongs to samlad synth tray");
+    if (tray) {
         SynthTrayOptions o = synth_tray_defaults();
         o.seed = args->has_seed ? args->seed : o.seed;
+        o.parts = args->parts;
         status = synth_tray(args->inputs[1], &o, &err);
     } else if (strcmp(args->inputs[0], "digits") == 0) {
         SynthDigitsOptions o = synth_digits_defaults();

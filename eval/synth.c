@@ -941,6 +941,14 @@ static int apply_defect(Arrangement *a, TrayDefect defect, int index, Rng *rng, 
 
 /* ---------------------------------------------------------------------------------- ground truth, files */
 
+static void mark_parts(const Arrangement *a, const Canvas *canvas, uint8_t *parts)
+{
+    long n = (long)canvas->width * canvas->height;
+    int first = part_id(a, 0);
+    for (long i = 0; i < n; i++)
+        parts[i] = canvas->ids[i] >= first ? (uint8_t)(canvas->ids[i] - first + 1) : 0;
+}
+
 static void mark_region(const Arrangement *a, const Region *region, Canvas *canvas, uint8_t *mask)
 {
     const Compartment *box = &a->p->compartments[a->parts[region->placed].compartment];
@@ -994,7 +1002,8 @@ int tray_image_new(TrayImage *image, const TrayProduct *p, TraySplit split, Tray
     size_t n = (size_t)p->options.width * (size_t)p->options.height;
     Arrangement *a = malloc(sizeof *a);
     image->rgb = malloc(3 * n);
-    if (!a || !image->rgb || canvas_init(&canvas, p->options.width, p->options.height)) {
+    image->parts = malloc(n);
+    if (!a || !image->rgb || !image->parts || canvas_init(&canvas, p->options.width, p->options.height)) {
         free(a);
         tray_image_free(image);
         return fail_memory(err, "a tray image", 3 * n);
@@ -1011,6 +1020,7 @@ int tray_image_new(TrayImage *image, const TrayProduct *p, TraySplit split, Tray
     }
     if (status == 0) {
         draw_arrangement(a, &canvas);
+        mark_parts(a, &canvas, image->parts);
         status = make_truths(image, a, &canvas, err);
         canvas_develop(&canvas, &a->camera, image->rgb);
     }
@@ -1024,6 +1034,7 @@ int tray_image_new(TrayImage *image, const TrayProduct *p, TraySplit split, Tray
 void tray_image_free(TrayImage *image)
 {
     free(image->rgb);
+    free(image->parts);
     for (int i = 0; i < TRAY_MAX_TRUTHS; i++)
         free(image->truth[i]);
     memset(image, 0, sizeof *image);
@@ -1050,7 +1061,7 @@ typedef struct TrayItem {
     int number; /* in the folder */
 } TrayItem;
 
-/* Draws and writes one image with its ground truths. */
+/* Draws and writes one image with its ground truths and, when asked for, the map of its parts. */
 static int write_tray_image(const SynthOutput *out, const TrayProduct *p, const TrayItem *item, Error *err)
 {
     TrayImage image;
@@ -1063,6 +1074,9 @@ static int write_tray_image(const SynthOutput *out, const TrayProduct *p, const 
     snprintf(path, sizeof path, "ground_truth/%s/%03d", item->folder, item->number);
     for (int t = 0; t < image.n_truths && !status; t++)
         status = synth_output_image(out, path, t, image.truth[t], w, h, 1, err);
+    snprintf(path, sizeof path, "parts/%s%s", item->split == TRAY_TEST_DEFECT ? "test/" : "", item->folder);
+    if (p->options.parts && !status)
+        status = synth_output_image(out, path, item->number, image.parts, w, h, 1, err);
     tray_image_free(&image);
     return status;
 }

@@ -5,6 +5,7 @@
  *     train/good/000.png ...  validation/good/...  test/good/...  test/KIND/000.png ...
  *     ground_truth/KIND/000/000.png ...   one 8-bit grey image a defect; its pixel value names the defect
  *     defects_config.json                 pixel value -> name, saturation threshold (the official keys)
+ *     parts/test/good/000.png ...         trays, when asked for: which pixel shows which part
  *
  * For the trays KIND is logical_anomalies or structural_anomalies, as in LOCO; for the digits it is missing,
  * disordered, flipped or zero (all logical). Same options, same bytes. */
@@ -23,6 +24,7 @@ typedef struct SynthTrayOptions {
     int n_train, n_validation, n_good; /* 40, 8, 20 normal images (n_good: in test) */
     int n_logical;                     /* 6 of each: missing, extra, wrong kind, swapped, wrong count */
     int n_structural;                  /* 6 of each: scratch, stain, dent, broken */
+    int parts; /* also write parts/test/good/000.png ...: TrayImage's parts of every image */
 } SynthTrayOptions;
 
 SynthTrayOptions synth_tray_defaults(void);
@@ -50,8 +52,9 @@ typedef enum TraySplit { TRAY_TRAIN, TRAY_VALIDATION, TRAY_TEST_GOOD, TRAY_TEST_
 enum { TRAY_MAX_TRUTHS = 2 };
 
 typedef struct TrayImage {
-    uint8_t *rgb;                    /* [height][width][3] */
-    int n_truths;                    /* ground truth images: 0 for a normal tray, else 1 or 2 */
+    uint8_t *rgb;   /* [height][width][3] */
+    uint8_t *parts; /* [height][width], 1 + the part's number (a part with its cap), else 0 */
+    int n_truths;   /* ground truth images: 0 for a normal tray, else 1 or 2 */
     uint8_t *truth[TRAY_MAX_TRUTHS]; /* [height][width], 0 or value[i] */
     int value[TRAY_MAX_TRUTHS];      /* the defect's pixel value */
 } TrayImage;

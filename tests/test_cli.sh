@@ -91,6 +91,7 @@ expect 2 "info of nothing" "$bin" info
 expect 2 "synth of nothing" "$bin" synth
 expect 2 "synth of what?" "$bin" synth cups out
 expect 2 "digits without MNIST" "$bin" synth digits out
+expect 2 "parts of digits" "$bin" synth digits --mnist . --parts out
 expect 2 "eval of nothing" "$bin" eval
 for o in --frobnicate --k=0 --k=-1 --k=5.5 --k=nan --k=x --k= --tau=0 --tau=1e99 --resize=stretch --alpha=high --layer=-1 --json=1 --bank=x --point=1,2 \
     --seed=1 -k -oo "--this-name-is-longer-than-any-buffer-that-one-would-expect-here-or-anywhere=1"; do

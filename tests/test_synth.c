@@ -465,6 +465,79 @@ static void test_many_products(void)
     }
 }
 
+/* How many parts the map shows; they are numbered from 1. */
+static int count_parts(const uint8_t *parts, size_t n)
+{
+    int seen[256] = {0}, count = 0;
+    for (size_t i = 0; i < n; i++)
+        seen[parts[i]] = 1;
+    for (int k = 1; k < 256; k++)
+        count += seen[k];
+    return count;
+}
+
+/* The map of parts: as many as the defect leaves; an extra part's ground truth is that part, and where one is
+ * missing none is marked. */
+static void test_parts(void)
+{
+    enum { SIZE = 128 };
+    Error err = {""};
+    SynthTrayOptions options = synth_tray_defaults();
+    options.width = options.height = SIZE;
+    for (uint64_t seed = 11; seed < 15; seed++) {
+        options.seed = seed;
+        TrayProduct *product = tray_product_new(&options, &err);
+        REQUIRE(product);
+        for (int d = TRAY_MISSING; d <= TRAY_EXTRA; d++) {
+            TrayImage with, without;
+            REQUIRE(tray_image_new(&with, product, TRAY_TEST_DEFECT, (TrayDefect)d, 0, 1, &err) == 0);
+            REQUIRE(tray_image_new(&without, product, TRAY_TEST_DEFECT, (TrayDefect)d, 0, 0, &err) == 0);
+            int n = count_parts(without.parts, SIZE * SIZE), changed = count_parts(with.parts, SIZE * SIZE);
+            CHECK_MSG(n >= 2 && changed == n + (d == TRAY_EXTRA ? 1 : -1), "seed %d defect %d: %d parts, %d",
+                      (int)seed, d, n, changed);
+            long marked = 0, off = 0, ids[256] = {0};
+            for (long i = 0; i < SIZE * SIZE; i++)
+                if (with.truth[0][i]) {
+                    marked++, ids[with.parts[i]]++;
+                    off += d == TRAY_MISSING ? with.parts[i] != 0 : with.parts[i] == 0;
+                }
+            int kinds = 0;
+            for (int k = 1; k < 256; k++)
+                kinds += ids[k] > 0;
+            CHECK(marked > 0 && off == 0 && kinds == (d == TRAY_EXTRA));
+            tray_image_free(&with);
+            tray_image_free(&without);
+        }
+        tray_product_free(product);
+    }
+}
+
+/* --parts adds a folder and changes nothing else. */
+static void test_parts_folder(void)
+{
+    char dir[512], plain[512], path[700], hex[65], plain_hex[65];
+    Error err = {""};
+    SynthTrayOptions options = tiny_tray(3);
+    REQUIRE(synth_tray(work_path(plain, "without-parts"), &options, &err) == 0);
+    options.parts = 1;
+    REQUIRE(synth_tray(work_path(dir, "with-parts"), &options, &err) == 0);
+    TrayProduct *product = tray_product_new(&options, &err);
+    REQUIRE(product);
+    TrayImage image;
+    REQUIRE(tray_image_new(&image, product, TRAY_TRAIN, TRAY_GOOD, 0, 0, &err) == 0);
+    snprintf(path, sizeof path, "%s/parts/train/good/000.png", dir);
+    Image read;
+    REQUIRE(image_read(&read, path, &err) == 0);
+    CHECK(read.channels == 1 && read.width == options.width && read.height == options.height);
+    CHECK(memcmp(read.samples, image.parts, (size_t)(options.width * options.height)) == 0);
+    image_free(&read);
+    tray_image_free(&image);
+    tray_product_free(product);
+    snprintf(path, sizeof path, "%s/parts", dir);
+    REQUIRE(dir_remove(path, &err) == 0);
+    CHECK(folder_hash(dir, 0, hex) == folder_hash(plain, 0, plain_hex) && strcmp(hex, plain_hex) == 0);
+}
+
 static void test_refusals(void)
 {
     char dir[512], path[600];
@@ -715,6 +788,8 @@ int main(void)
     RUN(test_tray_folder);
     RUN(test_truth_is_where_the_image_changed);
     RUN(test_many_products);
+    RUN(test_parts);
+    RUN(test_parts_folder);
     RUN(test_refusals);
     RUN(test_digits_say_what_they_are);
     RUN(test_digits_from_mnist);

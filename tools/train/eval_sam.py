@@ -7,7 +7,8 @@ Points: for every object larger than 1 % of the image, one random point of its v
 it, without the parts that are objects of their own. Masks are compared at the scene's resolution after SAM's own
 post-processing. Automatic masks: the official generator with the settings in the file's metadata on tray scenes; a part (with
 what is mounted on it) counts as found when a mask has IoU >= 0.75 with it. --samlad PROGRAM makes these masks with `samlad
-segment` (the same ones, sooner, so on more scenes). --tune instead searches those settings on other seeds.
+segment` (the same ones, sooner, so on more scenes). --products N (with --samlad): also of the parts of N products of `samlad synth tray`,
+which the demo draws and no training saw, five good images each. --tune instead searches those settings on other seeds.
 """
 import argparse
 import itertools
@@ -28,6 +29,7 @@ from scenes import TRAY, Scenes
 from train_sam import HELD_OUT, families
 
 POINT_SEEDS, TRAY_SEEDS, TUNE_SEEDS = HELD_OUT + 10_000_000, HELD_OUT + 20_000_000, HELD_OUT + 30_000_000
+PRODUCT_SEEDS, IMAGES_A_PRODUCT = 1001, 5  # of `samlad synth tray`
 
 
 def ious(masks, target):
@@ -108,20 +110,36 @@ def recall(found, areas):
     return out
 
 
-def measure_trays(generator, scenes, n_images, size, first=TRAY_SEEDS):
-    found, areas, counts, seconds = [], [], [], 0.0
+def held_out_trays(scenes, n_images, size):
     for i in range(n_images):
-        rgb, ids, _, objects = scenes.render(first + i, 0, 1.0, TRAY, size)
+        rgb, ids, _, objects = scenes.render(TRAY_SEEDS + i, 0, 1.0, TRAY, size)
+        yield rgb, tray_parts(ids, objects)
+
+
+def product_trays(program, n_products):
+    for seed in range(PRODUCT_SEEDS, PRODUCT_SEEDS + n_products):
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([program, "synth", "tray", f"{folder}/tray", "--seed", str(seed), "--parts"], check=True,
+                           stdout=subprocess.DEVNULL)
+            for i in range(IMAGES_A_PRODUCT):
+                rgb = np.array(Image.open(f"{folder}/tray/test/good/{i:03d}.png"))
+                ids = np.array(Image.open(f"{folder}/tray/parts/test/good/{i:03d}.png"))
+                yield rgb, [ids == k for k in np.unique(ids[ids > 0])]
+
+
+def measure_trays(generator, trays):
+    found, areas, counts, seconds = [], [], [], 0.0
+    for rgb, parts in trays:
         start = time.time()
         masks = [m["segmentation"] for m in generator.generate(rgb)]
         seconds += time.time() - start
         counts.append(len(masks))
-        stack = np.array(masks) if masks else np.zeros((0, size, size), bool)
-        for part in tray_parts(ids, objects):
+        stack = np.array(masks)
+        for part in parts:
             areas.append(part.mean())
-            found.append(len(stack) > 0 and ious(stack, part).max() >= 0.75)
-    return {"images": n_images, "size": size, **recall(found, areas), "masks_per_image": float(np.mean(counts)),
-            "seconds_per_image": seconds / n_images}
+            found.append(len(masks) > 0 and ious(stack, part).max() >= 0.75)
+    return {"images": len(counts), "size": rgb.shape[0], **recall(found, areas), "masks_per_image": float(np.mean(counts)),
+            "seconds_per_image": seconds / len(counts)}
 
 
 def tune(sam, scenes, n_images, size, points_per_side, crop_layers):
@@ -163,11 +181,14 @@ def main():
     parser.add_argument("--trays", type=int, default=30)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--samlad", metavar="PROGRAM", help="make the automatic masks with it instead of the official generator")
+    parser.add_argument("--products", type=int, default=0, metavar="N", help="with --samlad: also the trays of N products")
     parser.add_argument("--tune", action="store_true", help="search the automatic mask settings and stop")
     parser.add_argument("--points-per-side", type=int, help="instead of the file's")
     parser.add_argument("--crop-layers", type=int, default=0, help="layers of crops with --tune")
     parser.add_argument("--json", "-o", help="write the figures there (into what the file holds already)")
     args = parser.parse_args()
+    if args.products and not args.samlad:
+        parser.error("--products needs --samlad PROGRAM, which draws them")
     torch.set_num_threads(1)
     tensors, meta = safetensors_io.load(args.weights)
     sam = official_sam(args.segment_anything, config_from_metadata(meta), tensors)
@@ -180,12 +201,19 @@ def main():
         return
     settings = {k[4:]: float(v) if "thresh" in k or "offset" in k else int(v) for k, v in meta.items() if k.startswith("amg.")}
     settings["points_per_side"] = side
-    figures = {"points": measure_points(SamPredictor(sam), scenes, args.images, args.size)}
-    print(json.dumps(figures["points"], indent=1), flush=True)
+    figures = {}
+    if args.images:
+        figures["points"] = measure_points(SamPredictor(sam), scenes, args.images, args.size)
+        print(json.dumps(figures["points"], indent=1), flush=True)
     generator = SamladGenerator(args.samlad, args.weights, side) if args.samlad else SamAutomaticMaskGenerator(sam, **settings)
-    trays = {**measure_trays(generator, scenes, args.trays, args.size), "settings": settings}
-    print(json.dumps(trays, indent=1))
-    figures["trays_by_samlad" if args.samlad else "trays"] = trays
+    name = "trays_by_samlad" if args.samlad else "trays"
+    if args.trays:
+        figures[name] = {**measure_trays(generator, held_out_trays(scenes, args.trays, args.size)), "settings": settings}
+        print(json.dumps(figures[name], indent=1), flush=True)
+    if args.products:
+        figures["products_by_samlad"] = {"products": args.products, "seeds_from": PRODUCT_SEEDS,
+                                         **measure_trays(generator, product_trays(args.samlad, args.products)), "settings": settings}
+        print(json.dumps(figures["products_by_samlad"], indent=1))
     if args.json:
         try:
             with open(args.json) as file:
