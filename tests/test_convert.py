@@ -418,6 +418,11 @@ def test_views_are_made_contiguous(tmp):
     plain["norm.bias"] = T(values[4936:], (64,))
     for save in (save_zip, save_legacy):
         expect_equal(converted(save(tmp + "/" + save.__name__, model))[0], plain)
+    # torch's expand: nobody's business beside the model, and refused in it
+    repeated = T(None, (5000, 2), storage=big, strides=(1, 0))
+    expect_equal(converted(save_zip(tmp + "/beside.pth", {"state_dict": plain, "class_weight": repeated}))[0], plain)
+    model["norm.bias"] = T(None, (64,), storage=Bytes(numbers(1)), strides=(0,))
+    refused(save_zip(tmp + "/inside.pth", model), "norm.bias repeats the 1 elements")
 
 
 def test_parameters_wrappers_and_prefixes(tmp):
@@ -649,6 +654,18 @@ def memory_programs():
             "names of names": b"\x80\x02]cos\nsystem\n" + b")R2" * 60000 + b"0" * 60001 + b"."}
 
 
+def program_of_long_names(n_dicts):
+    """So many dicts of one tensor, whose long name ends as a model's would; name and tensor come from the memo."""
+    def text(s):
+        return b"X" + struct.pack("<I", len(s)) + s
+
+    tensor = (b"ctorch._utils\n_rebuild_tensor_v2\n((" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0")
+              + text(b"cpu") + b"K\1tQK\0K\1\x85K\1\x85\x89}tRq\1")
+    name = text(b"x" * 4000 + b".up1.range_temp") + b"q\2"
+    dicts = b"".join(text(b"%x" % i) + b"}h\2h\1s" for i in range(n_dicts))
+    return pickle_program(b"}(", text(b"a"), tensor, text(b"b"), name, dicts, b"u")
+
+
 def test_pickle_bombs_end_quickly(tmp):
     model = make(vit_shapes(depth=1, grid=2))
     nested = b")" + b"\x85" * 300000  # ((((...),),),)
@@ -682,6 +699,11 @@ def test_pickle_bombs_end_quickly(tmp):
         result = subprocess.run(["sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh", sys.executable, TOOL,
                                  tmp + "/memory.pth", "-o", tmp + "/x"], stderr=subprocess.PIPE)
         assert result.returncode == 1 and b"holds no dict of tensors" in result.stderr, (name, result.stderr)
+    long_names = program_of_long_names(380000)
+    save_zip(tmp + "/names.pth", model, spoil=lambda n, raw: long_names if n.endswith("pkl") else raw)
+    result = subprocess.run(["sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh", sys.executable, TOOL,
+                             tmp + "/names.pth", "-o", tmp + "/x"], stderr=subprocess.PIPE)
+    assert result.returncode == 1 and b"no model that samlad knows" in result.stderr, result.stderr
     twice = [["k", None]] * 700000
     refused(save_zip(tmp + "/list.pth", [Call(collections.OrderedDict, (twice,)) for _ in range(3)]),
             "longer")

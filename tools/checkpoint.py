@@ -85,12 +85,11 @@ class Tensor:
     n_elements = property(lambda self: math.prod(self.shape))
 
     def fits(self):
-        """Does every element lie in the storage? A view may also not be larger than what it views: torch can
-        write such a thing (expand), no model needs it, and it would let a small file ask for a full disk."""
+        """Does every element lie in the storage? (Several may be one element there: torch's expand.)"""
         if self.n_elements == 0:
             return True
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
-        return last < self.storage.n_elements and self.n_elements <= self.storage.n_elements
+        return last < self.storage.n_elements
 
     def is_contiguous(self):
         expected = 1
@@ -174,7 +173,7 @@ class PickleMachine:
                 elif name not in self.NOTHING:
                     act = getattr(self, "op_" + name.lower(), None)
                     if act is None:
-                        self.refuse("uses opcode %s, which torch.save does not write" % name)
+                        self.refuse("uses opcode %s, which torch.save does not write (in protocols 2 to 5)" % name)
                     act(argument)
         except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, RecursionError):
             if self.window.position >= self.window.end:

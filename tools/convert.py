@@ -52,6 +52,7 @@ weights/README.md lists the official files, their sizes and checksums.
 
 FLOAT_TYPES = ("F32", "F64", "F16", "BF16")
 MAX_BLOCKS = 512
+MAX_PREFIX = 512  # of names, and of the keys of the dicts around them
 
 
 def official_files():
@@ -140,7 +141,7 @@ def add_norm(shapes, name, n):
 # -- ViT: dinov2/models/vision_transformer.py and timm/models/vision_transformer.py, which share their names
 
 DINOV2_BLOCKS = {384: 12, 768: 12, 1024: 24, 1536: 40}
-TIMM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # where a head has not 64 channels
+TIMM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # where a head has not 64 channels; vit.c knows them too
 
 
 def vit_heads(sd, dim, is_dinov2):
@@ -495,22 +496,25 @@ STRANGERS = (
 def find_state_dict(checkpoint, wanted, n_heads):
     """(family, StateDict) of the model in the checkpoint. Of a teacher (or moving average) and its student
     the teacher is taken, as DINOv2 publishes it; otherwise the shortest prefix."""
-    found = []
+    best = None
     for path, tensors in dicts_with_tensors(checkpoint.root):
         for rank, (kind, anchor, _, _) in enumerate(FAMILIES):
             for name in tensors:
                 prefix = name[:-len(anchor)]
                 if not name.endswith(anchor) or (prefix and not prefix.endswith(".")):
                     continue
+                if len(prefix) > MAX_PREFIX or any(len(part) > MAX_PREFIX for part in path):
+                    continue  # nobody's name, and looking at 100,000 such would take minutes
                 if wanted not in (None,
                                   kind) or "image_encoder." in prefix:  # some SAM's, not a ViT of its own
                     continue
                 words = re.split("[^a-z]+", "/".join(path + (prefix,)).lower())
                 role = 0 if "teacher" in words or "ema" in words else 2 if "student" in words else 1
-                found.append((rank, role, len(prefix), len(found), path, prefix, tensors))
-    if not found:
+                if best is None or (rank, role, len(prefix)) < best[:3]:
+                    best = rank, role, len(prefix), path, prefix, tensors
+    if best is None:
         return None, None
-    rank, _, _, _, path, prefix, tensors = min(found, key=lambda entry: entry[:4])
+    rank, _, _, path, prefix, tensors = best
     below = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
     where = "/".join(map(shown, path + ((prefix + "*",) if prefix else ()))) or "the top level"
     return FAMILIES[rank], StateDict(checkpoint.path, where, unchunked(below), n_heads)
@@ -538,6 +542,9 @@ def recognise(checkpoint, wanted=None, n_heads=None):
         if tensor.shape != shape:
             found = shape_text(tensor.shape)
             sd.refuse_tensor(name, "has shape %s, expected %s" % (found, shape_text(shape)))
+        if tensor.n_elements > tensor.storage.n_elements:  # or a small file could ask for a full disk
+            sd.refuse_tensor(name, "repeats the %d elements of its storage (torch's expand), which no model needs"
+                             % tensor.storage.n_elements)
         if tensor.dtype not in FLOAT_TYPES:
             sd.refuse_tensor(name, "has dtype %s, expected a floating-point one" % tensor.dtype)
         checkpoint.range_of(name, tensor)
