@@ -99,8 +99,15 @@ static int block_exists(const Safetensors *st, int i)
     return st_find(st, name) != NULL;
 }
 
+/* The heads of a published model: 64 channels each, but for timm's and MAE's wide ViTs (tools/convert.py's
+ * TIMM_HEADS). */
+static int published_heads(int dim, int timm)
+{
+    return timm && (dim == 1152 || dim == 1280 || dim == 1408 || dim == 1664) ? 16 : dim / 64;
+}
+
 /* A published checkpoint without our metadata: what its shapes do not say is what the families have in
- * common (64 channels a head, LayerNorm eps 1e-6) and how each was trained and evaluated: timm's
+ * common (the heads' number by the width, LayerNorm eps 1e-6) and how each was trained and evaluated: timm's
  * augreg ViTs with mean = std = 0.5, DINOv2 with ImageNet's; DINOv2's hub files without registers with the
  * offset 0.1, those with registers with the plain antialiased size form (dinov2/hub/backbones.py). */
 static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
@@ -124,11 +131,11 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
                     "%s: dim %d is no multiple of 64, so the number of heads must be given in metadata "
                     "(convert the checkpoint with tools/convert.py)",
                     st_path(st), c->dim);
-    c->n_heads = c->dim / 64;
     while (c->depth <= MAX_DEPTH && block_exists(st, c->depth))
         c->depth++;
     c->layer_scale = st_find(st, "blocks.0.ls1.gamma") != NULL;
     c->timm = !c->layer_scale;
+    c->n_heads = published_heads(c->dim, c->timm);
     c->swiglu = st_find(st, "blocks.0.mlp.w12.weight") != NULL;
     const StTensor *ffn = st_find(st, c->swiglu ? "blocks.0.mlp.w12.weight" : "blocks.0.mlp.fc1.weight");
     if (ffn && ffn->n_dims == 2 && ffn->shape[0] <= 2 * MAX_HIDDEN)

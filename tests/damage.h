@@ -79,4 +79,56 @@ static inline int write_damaged(const Safetensors *from, const Damage *d, const 
     return status;
 }
 
+/* A copy with other widths: all zeros in float16, every dimension sizes[i][0] of a tensor whose name begins with
+ * `prefix` being sizes[i][1]. Of the metadata only what begins with `keep`, without the keys `drop`. 0 / -1 */
+typedef struct Resize {
+    const char *prefix;
+    int n_sizes, sizes[4][2];
+    const char *keep, *drop[2];
+} Resize;
+
+static inline void resize_shape(const Resize *r, const StTensor *t, int64_t shape[ST_MAX_DIMS], size_t *n)
+{
+    *n = 1;
+    for (int d = 0; d < t->n_dims; d++) {
+        shape[d] = t->shape[d];
+        for (int i = 0; i < r->n_sizes && strncmp(t->name, r->prefix, strlen(r->prefix)) == 0; i++)
+            if (t->shape[d] == r->sizes[i][0])
+                shape[d] = r->sizes[i][1];
+        *n *= (size_t)shape[d];
+    }
+}
+
+static inline int write_resized(const Safetensors *from, const Resize *r, const char *path)
+{
+    int64_t shape[ST_MAX_DIMS];
+    size_t n, most = 0;
+    for (size_t i = 0; i < st_count(from); i++) {
+        resize_shape(r, st_at(from, i), shape, &n);
+        most = n > most ? n : most;
+    }
+    uint16_t *zeros = calloc(most + 1, sizeof *zeros);
+    StWriter *w = st_writer_new();
+    int status = zeros && w ? 0 : -1;
+    for (size_t i = 0; status == 0 && i < st_count(from); i++) {
+        const StTensor *t = st_at(from, i);
+        resize_shape(r, t, shape, &n);
+        status = st_writer_add(w, t->name, ST_F16, t->n_dims, shape, zeros, NULL);
+    }
+    for (size_t i = 0; status == 0 && r->keep && i < st_meta_count(from); i++) {
+        const char *key, *value;
+        int kept = 1;
+        st_meta_at(from, i, &key, &value);
+        for (int k = 0; k < 2; k++)
+            kept &= !r->drop[k] || strcmp(r->drop[k], key) != 0;
+        if (kept && strncmp(key, r->keep, strlen(r->keep)) == 0)
+            status = st_writer_meta(w, key, value, NULL);
+    }
+    if (status == 0)
+        status = st_writer_save(w, path, NULL);
+    st_writer_free(w);
+    free(zeros);
+    return status;
+}
+
 #endif

@@ -146,6 +146,29 @@ static void test_dinov2_without_metadata(void)
     CHECK(c.image_size == 56 && c.layer_scale && !c.timm && fabsf(c.mean[0] - 0.485f) < 1e-6f);
 }
 
+/* timm's and MAE's ViT-Huge have 16 heads of 80 channels, others of that width heads of 64. */
+static void test_heads_of_wide_models(void)
+{
+    static const int dims[][2] = {{1280, 16}, {1024, 16}, {1152, 16}, {1216, 19}};
+    static const char path[] = "test_vit_wide.tmp.safetensors";
+    Error err = {""};
+    Safetensors *narrow = st_open(GOLDEN "vit_timm_model.safetensors", &err);
+    REQUIRE(narrow);
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
+        const int dim = dims[i][0];
+        const Resize wide = {.prefix = "", .n_sizes = 2, .sizes = {{24, dim}, {72, 3 * dim}}};
+        REQUIRE(write_resized(narrow, &wide, path) == 0);
+        Safetensors *st = st_open(path, &err);
+        Vit *vit = st ? vit_open(st, &err) : NULL;
+        CHECK_MSG(vit, "%s", err.message);
+        CHECK(!vit || vit_config(vit)->n_heads == dims[i][1]);
+        vit_close(vit);
+        st_close(st);
+        remove(path);
+    }
+    st_close(narrow);
+}
+
 static void test_timm(void)
 {
     VitConfig c = {0};
@@ -348,6 +371,7 @@ int main(void)
     RUN(test_dinov2_registers);
     RUN(test_dinov2_swiglu);
     RUN(test_dinov2_without_metadata);
+    RUN(test_heads_of_wide_models);
     RUN(test_timm);
     RUN(test_timm_without_class_position);
     RUN(test_real_vit_tiny);
