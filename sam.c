@@ -98,6 +98,13 @@ static int read_tiny_vit_config(const Safetensors *st, SamConfig *c, Error *err)
                       c->image_size, TINY_VIT_PATCH);
 }
 
+/* hidden / dim such that the official constructor's int(dim * ratio) is hidden again. */
+static double ratio_of(int hidden, int dim)
+{
+    const double ratio = (double)hidden / dim;
+    return (int)(dim * ratio) == hidden ? ratio : (hidden + 0.5) / dim;
+}
+
 static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
 {
     const char *encoder = st_meta(st, "sam.encoder");
@@ -119,7 +126,7 @@ static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
         config_int(st, "sam.window_size", 0, 0, 256, &c->window_size, err) ||
         config_global_blocks(st, c, err))
         return -1;
-    c->mlp_ratio = (double)sam_dim_of(st, "image_encoder.blocks.0.mlp.lin1.weight", 0) / c->embed_dim;
+    c->mlp_ratio = ratio_of(sam_dim_of(st, "image_encoder.blocks.0.mlp.lin1.weight", 0), c->embed_dim);
     if (st_meta(st, "sam.mlp_ratio") && st_meta_float(st, "sam.mlp_ratio", 1.0 / 64, 64, &c->mlp_ratio, err))
         return -1;
     if (c->image_size % c->patch_size != 0 || c->image_size / c->patch_size > 256)

@@ -536,6 +536,29 @@ static void test_sizes_from_shapes(void)
     st_close(full);
 }
 
+/* Widths whose ratio, taken times the dim again, falls short of them: 61 / 28 * 28 is 60.99. */
+static void test_ratio_that_rounds(void)
+{
+    static const char path[] = "test_sam_ratio.tmp.safetensors";
+    const Resize awkward = {.prefix = "image_encoder.",
+                            .n_sizes = 4,
+                            .sizes = {{20, 28}, {60, 84}, {10, 14}, {50, 61}},
+                            .keep = "sam",
+                            .drop = {"sam.embed_dim", "sam.mlp_ratio"}};
+    Error err = {""};
+    Safetensors *good = st_open(GOLDEN "sam_resampled_model.safetensors", &err);
+    REQUIRE(good);
+    REQUIRE(write_resized(good, &awkward, path) == 0);
+    Safetensors *st = st_open(path, &err);
+    Sam *sam = st ? sam_open(st, &err) : NULL;
+    CHECK_MSG(sam, "%s", err.message);
+    CHECK(!sam || (int)(sam_config(sam)->mlp_ratio * 28) == 61);
+    sam_close(sam);
+    st_close(st);
+    st_close(good);
+    remove(path);
+}
+
 /* ---- the real prompt encoder ------------------------------------------------------------------*/
 
 /* The n floats of a .npy file, or of a .npz file that holds one array uncompressed. Free *bytes. */
@@ -620,6 +643,7 @@ int main(void)
     RUN(test_wrong_weights_are_refused);
     RUN(test_wrong_tiny_vits_are_refused);
     RUN(test_sizes_from_shapes);
+    RUN(test_ratio_that_rounds);
     RUN(test_real_prompt_encoder);
     return test_summary();
 }
