@@ -878,8 +878,7 @@ static int write_records(AmgMasks *out, Candidates *all, Error *err)
                                (float)(c->crop.y1 - c->crop.y0)};
         memcpy(m->bbox, bbox, sizeof bbox);
         memcpy(m->crop_box, crop, sizeof crop);
-        m->point[0] = (float)c->point[0];
-        m->point[1] = (float)c->point[1];
+        memcpy(m->point, c->point, sizeof m->point);
     }
     return 0;
 }

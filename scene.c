@@ -341,7 +341,8 @@ int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Err
         iou[i] = masks->masks[i].predicted_iou;
         stability[i] = masks->masks[i].stability_score;
         memcpy(boxes + 4 * i, masks->masks[i].bbox, sizeof(float[4]));
-        memcpy(points + 2 * i, masks->masks[i].point, sizeof(float[2]));
+        points[2 * i] = (float)masks->masks[i].point[0];
+        points[2 * i + 1] = (float)masks->masks[i].point[1];
     }
     int64_t count = (int64_t)n;
     int status = st_writer_copy(dump, "sam.masks", ST_U8, 3, (int64_t[]){count, height, width}, all, err) ||

@@ -53,7 +53,7 @@ static int record(AmgMask *mask, const Sam *sam, const SamImage *image, const fl
         binary[p] = logits[p] > threshold;
     measure_mask(mask, logits, height, width, threshold, request->amg.stability_score_offset);
     if (request->n_points > 0)
-        memcpy(mask->point, request->points, sizeof mask->point);
+        mask->point[0] = request->points[0], mask->point[1] = request->points[1];
     else if (request->box)
         mask->point[0] = (request->box[0] + request->box[2]) / 2,
         mask->point[1] = (request->box[1] + request->box[3]) / 2;
@@ -182,7 +182,7 @@ static int write_json(const AmgMasks *masks, const char *path, Error *err)
         json_key(&w, "point_coords");
         json_open(&w, '[');
         json_open(&w, '[');
-        json_float(&w, m->point[0]), json_float(&w, m->point[1]);
+        json_number(&w, m->point[0]), json_number(&w, m->point[1]);
         json_close(&w, ']');
         json_close(&w, ']');
         json_key(&w, "stability_score"), json_float(&w, m->stability_score);

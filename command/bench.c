@@ -452,8 +452,9 @@ static int dump_masks(Work *work, Error *err)
         return -1;
     for (size_t i = 0; i < n; i++) {
         const AmgMask *m = &work->masks.masks[i];
-        const float row[9] = {m->bbox[0],       m->bbox[1],         m->bbox[2],  m->bbox[3], (float)m->area,
-                              m->predicted_iou, m->stability_score, m->point[0], m->point[1]};
+        const float row[9] = {m->bbox[0],         m->bbox[1],         m->bbox[2],
+                              m->bbox[3],         (float)m->area,     m->predicted_iou,
+                              m->stability_score, (float)m->point[0], (float)m->point[1]};
         memcpy(table + 9 * i, row, sizeof row);
     }
     return st_writer_copy(work->dump, "sam.records", ST_F32, 2, (int64_t[]){(int64_t)n, 9}, table, err);

@@ -191,7 +191,7 @@ static void check_record(const Golden *g, int i, const AmgMask *m)
                   g->name, i, k, m->bbox[k], g->bbox[4 * i + k]);
     }
     for (int k = 0; k < 2; k++)
-        CHECK(fabsf(m->point[k] - g->point[2 * i + k]) < 1e-3f);
+        CHECK(fabs(m->point[k] - (double)g->point[2 * i + k]) < 1e-3);
 }
 
 /* Which of the found masks, not used yet, comes from the same point as golden mask i and is most like
@@ -202,8 +202,8 @@ static int find_mask(const Golden *g, int i, const AmgMasks *found, const uint8_
     int best = -1;
     for (size_t k = 0; k < found->n; k++) {
         const AmgMask *m = &found->masks[k];
-        if (used[k] || fabsf(m->point[0] - g->point[2 * i]) > 1e-3f ||
-            fabsf(m->point[1] - g->point[2 * i + 1]) > 1e-3f ||
+        if (used[k] || fabs(m->point[0] - (double)g->point[2 * i]) > 1e-3 ||
+            fabs(m->point[1] - (double)g->point[2 * i + 1]) > 1e-3 ||
             memcmp(m->crop_box, g->crop_box + 4 * i, sizeof m->crop_box) != 0)
             continue;
         const int64_t different = rle_difference(&m->segmentation, &g->masks[i]);
@@ -346,7 +346,7 @@ static void test_no_mask_at_all(void)
  * crops that made masks? Along one axis. */
 static int is_own(const AmgMasks *all, const AmgMask *mask, int axis)
 {
-    const float at = mask->point[axis], length = mask->crop_box[2 + axis];
+    const float at = (float)mask->point[axis], length = mask->crop_box[2 + axis];
     const float distance = fabsf(at - mask->crop_box[axis] - length / 2);
     for (size_t i = 0; i < all->n; i++) {
         const float *box = all->masks[i].crop_box;
