@@ -92,14 +92,28 @@ static void host_name(char host[64])
         *c = *c == '/' ? '_' : *c;
 }
 
+/* A name that is too long with the ending is cut, and told from others cut alike by a checksum (FNV-1a) of the
+ * whole. */
 char *temporary_name(const char *path)
 {
-    char host[64];
+    enum { LONGEST = 255 }; /* of a file's name, as nearly everywhere */
+    char host[64], ending[128];
     host_name(host);
-    size_t size = strlen(path) + sizeof host + 32;
+    snprintf(ending, sizeof ending, ".tmp.%s.%ld", host, (long)getpid());
+    const char *slash = strrchr(path, '/');
+    size_t folder = slash ? (size_t)(slash + 1 - path) : 0, n = strlen(path + folder),
+           size = strlen(path) + 160;
     char *name = malloc(size);
-    if (name)
-        snprintf(name, size, "%s.tmp.%s.%ld", path, host, (long)getpid());
+    if (!name)
+        return NULL;
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++)
+        sum = (sum ^ (unsigned char)path[folder + i]) * 0x100000001b3u;
+    if (n + strlen(ending) <= LONGEST)
+        snprintf(name, size, "%s%s", path, ending);
+    else
+        snprintf(name, size, "%.*s~%016llx%s", (int)(folder + LONGEST - strlen(ending) - 17), path,
+                 (unsigned long long)sum, ending);
     return name;
 }
 

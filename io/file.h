@@ -29,8 +29,9 @@ void out_drop(OutFile *out);
 /* Can a file be written there? For asking before long work: nothing is left behind, an old file stays. */
 int out_try(const char *path, Error *err);
 
-/* The path with ".tmp.HOST.PID" after it: what this process may write without meeting another, on this
- * machine or on another that shares the folder. malloc'd; NULL: no memory. */
+/* The path with ".tmp.HOST.PID" after it (a name that grows too long by this is cut before it): what this
+ * process may write without meeting another, on this machine or on another that shares the folder. malloc'd;
+ * NULL: no memory. */
 char *temporary_name(const char *path);
 /* The same bytes in both? 1, 0, or -1. Block by block, as is the copy: they may be larger than memory. */
 int file_same(const char *a, const char *b, Error *err);
