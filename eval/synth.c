@@ -50,6 +50,9 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
     if (dir[n - 1] == '.' && (n == 1 || dir[n - 2] == '/' || dir[n - 2] == '.'))
         return fail(err, "%s: name the output folder itself, not '.' or '..'", dir);
     out->dir = dir;
+    if (n >= sizeof out->target)
+        return fail(err, "%.600s...: the path is too long", dir);
+    snprintf(out->target, sizeof out->target, "%.*s", (int)n, dir);
     if (stat(dir, &st) == 0) {
         if (!S_ISDIR(st.st_mode))
             return fail(err, "%s: exists and is not a folder", dir);
@@ -63,8 +66,10 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
         closedir(d);
         if (holds)
             return fail(err, "%s: the folder is not empty; name a new or an empty one", dir);
+        if (!realpath(dir, out->target)) /* a link stays, its folder is replaced */
+            return fail(err, "%s: cannot be found: %s", dir, strerror(errno));
     }
-    if (temporary_dir(out->tmp, dir, n, err))
+    if (temporary_dir(out->tmp, out->target, strlen(out->target), err))
         return -1;
     if (stat(out->tmp, &st) == 0)
         return fail(err, "%s: is in the way; remove it", out->tmp);
@@ -73,7 +78,7 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
 
 int synth_output_commit(SynthOutput *out, Error *err)
 {
-    if (rename(out->tmp, out->dir) == 0)
+    if (rename(out->tmp, out->target) == 0)
         return 0;
     int reason = errno;
     synth_output_drop(out);

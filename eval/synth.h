@@ -89,7 +89,8 @@ int synth_loco(const char *tables, const char *dir, uint64_t seed, Error *err);
 /* ---- the folder as a whole, shared by all three ---- */
 typedef struct SynthOutput {
     const char *dir;
-    char tmp[PATH_MAX]; /* everything is written here and renamed at the end */
+    char target[PATH_MAX]; /* the same, behind links */
+    char tmp[PATH_MAX];    /* everything is written here and renamed to it at the end */
 } SynthOutput;
 
 typedef struct SynthDefect {
