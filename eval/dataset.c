@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
 
 #include "../io/file.h"
 #include "../io/image.h"
+#include "truth.h"
 
 enum { PATH_SIZE = 4096 };
 
@@ -95,6 +95,18 @@ void problems_free(Problems *p)
     for (int i = 0; i < p->n && i < PROBLEMS_KEPT; i++)
         free(p->sentences[i]);
     *p = (Problems){0};
+}
+
+static void problems_move(Problems *to, Problems *from)
+{
+    for (int i = 0; i < from->n; i++, to->n++) {
+        char *sentence = i < PROBLEMS_KEPT ? from->sentences[i] : NULL;
+        if (to->n < PROBLEMS_KEPT)
+            to->sentences[to->n] = sentence;
+        else
+            free(sentence);
+    }
+    *from = (Problems){0};
 }
 
 /* A formatted path, malloc'd; NULL after a sentence. */
@@ -217,7 +229,7 @@ static void category_free(DatasetCategory *c)
             free(image->masks[m]);
         free(image->path), free(image->kind), free(image->stem), free(image->masks);
     }
-    free(c->dir), free(c->config), free(c->normal), free(c->images);
+    free(c->dir), free(c->config), free(c->normal), free(c->normal_sha256), free(c->images);
 }
 
 void dataset_free(Dataset *d)
@@ -232,14 +244,15 @@ void dataset_free(Dataset *d)
  * A category whose layout is told by its folders
  * ============================================================================================== */
 
+const char *const DATASET_NORMAL_PLACES[] = {"train/good", "train/normal", "normal", NULL};
+
 /* Where the normal images lie; NULL: this is no category. */
 static const char *bank_folder(const char *dir)
 {
-    static const char *const places[] = {"train/good", "train/normal", "normal"};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-        if (has_dir(dir, places[i]))
-            return places[i];
-    return NULL;
+    const char *const *place = DATASET_NORMAL_PLACES;
+    while (*place && !has_dir(dir, *place))
+        place++;
+    return *place;
 }
 
 /* ground_truth/KIND/STEM/ *.png (LOCO), STEM_mask.png (MVTec AD), or STEM.png (VisA, reorganised). */
@@ -560,30 +573,81 @@ int dataset_open(Dataset *d, const char *root, DatasetKind kind, const char *con
  * Checking
  * ============================================================================================== */
 
-static long long file_bytes(const char *path)
+/* The checksum of a file's bytes; "" when it cannot be read. */
+static void file_sha256(const char *path, char hex[65], Problems *problems)
 {
-    struct stat info;
-    return stat(path, &info) == 0 ? (long long)info.st_size : 0;
+    size_t n;
+    Error err;
+    uint8_t *bytes = file_read(path, (size_t)1 << 30, &n, &err);
+    hex[0] = '\0';
+    if (bytes)
+        sha256(bytes, n, hex);
+    else
+        problem(problems, "%s", err.message);
+    free(bytes);
 }
 
-static void check_image(DatasetImage *image, int masks_needed, Problems *problems)
+/* table: of defects, or NULL. */
+static void check_image(DatasetImage *image, const DefectTable *table, int masks_needed, Problems *problems)
 {
     Error err;
-    image->bytes = file_bytes(image->path);
     if (image_probe(image->path, &image->width, &image->height, &err)) {
         problem(problems, "%s", err.message);
         return;
     }
+    file_sha256(image->path, image->sha256, problems);
     if (!image->normal && masks_needed && image->n_masks == 0)
         problem(problems, "%s: there is no ground truth for this image", image->path);
     for (int m = 0; m < image->n_masks; m++) {
-        int width, height;
-        if (image_probe(image->masks[m], &width, &height, &err))
+        const char *const mask = image->masks[m];
+        Truth truth;
+        if (truth_read(&truth, image->width, image->height, &mask, 1, table, &err))
             problem(problems, "%s", err.message);
-        else if (width != image->width || height != image->height)
-            problem(problems, "%s: the ground truth is %dx%d, its image %dx%d", image->masks[m], width,
-                    height, image->width, image->height);
-        image->bytes += file_bytes(image->masks[m]);
+        else
+            truth_free(&truth);
+    }
+}
+
+static void check_normal(DatasetCategory *c, int index, Problems *problems)
+{
+    Error err;
+    int width, height;
+    if (image_probe(c->normal[index], &width, &height, &err))
+        problem(problems, "%s", err.message);
+    else
+        file_sha256(c->normal[index], c->normal_sha256[index], problems);
+}
+
+/* All files of a category, each by itself; what is wrong is told in the order of the list. */
+typedef struct Look {
+    DatasetCategory *c;
+    DefectTable *table;
+    int n_normal, masks_needed; /* n_normal: to be looked at */
+    int done, total;            /* of the data set */
+    DatasetProgress progress;
+    void *user;
+} Look;
+
+static void look_at_files(Look *look, Problems *problems)
+{
+    enum { BATCH = 64 };
+    DatasetCategory *c = look->c;
+    const int n = look->n_normal + c->n_images;
+    for (int first = 0; first < n; first += BATCH) {
+        Problems found[BATCH] = {{0}};
+        const int m = n - first < BATCH ? n - first : BATCH;
+#pragma omp parallel for schedule(dynamic, 1)
+        for (int i = 0; i < m; i++)
+            if (first + i < look->n_normal)
+                check_normal(c, first + i, &found[i]);
+            else
+                check_image(&c->images[first + i - look->n_normal], look->table, look->masks_needed,
+                            &found[i]);
+        for (int i = 0; i < m; i++)
+            problems_move(problems, &found[i]);
+        look->done += m;
+        if (look->progress)
+            look->progress(look->user, "looking", look->done, look->total);
     }
 }
 
@@ -616,33 +680,51 @@ static void check_names(const DatasetCategory *c, Problems *problems)
 static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *problems)
 {
     const char *const taken[] = {"all", "pixels", kind == DATASET_LOCO ? "mean" : NULL, NULL};
+    int n_kinds = 0;
     for (int i = 0; i < c->n_images; i++) {
         const DatasetImage *image = &c->images[i];
         if (i > 0 && strcmp(image->kind, c->images[i - 1].kind) == 0)
             continue;
+        if (++n_kinds == DATASET_MAX_KINDS + 1)
+            problem(problems, "%s: more than %d kinds of tests", c->dir, DATASET_MAX_KINDS);
         if (is_listed(taken, image->kind))
             problem(problems, "%.*s: give this folder another name: the figure auroc.%s is of something else",
                     (int)(strrchr(image->path, '/') - image->path), image->path, image->kind);
     }
 }
 
-static void check_category(const Dataset *d, DatasetCategory *c, int with_bank, Problems *problems)
+/* The category's files. */
+static void check_files(Look *look, Problems *problems)
+{
+    Error err;
+    DatasetCategory *c = look->c;
+    if (look->n_normal && !(c->normal_sha256 = calloc((size_t)look->n_normal, sizeof *c->normal_sha256))) {
+        problem(problems, "%s: not enough memory to check it", c->name);
+        return;
+    }
+    look->table = c->config ? calloc(1, sizeof *look->table) : NULL;
+    if (look->table && defect_table_read(look->table, c->config, &err)) {
+        problem(problems, "%s", err.message);
+        free(look->table);
+        look->table = NULL;
+    }
+    look_at_files(look, problems);
+    free(look->table);
+}
+
+static void check_category(const Dataset *d, Look *look, int with_bank, Problems *problems)
 {
     int published = KINDS[d->kind].categories != NULL, n_good = 0;
+    DatasetCategory *c = look->c;
     if (!c->dir) /* missing: said already */
         return;
     if (with_bank && c->n_normal == 0)
         problem(problems, "%s: there are no normal images for the bank (train/good or normal)", c->dir);
-    for (int i = 0; with_bank && i < c->n_normal; i++) {
-        Error err;
-        int width, height;
-        if (image_probe(c->normal[i], &width, &height, &err))
-            problem(problems, "%s", err.message);
-    }
-    for (int i = 0; i < c->n_images; i++) {
-        check_image(&c->images[i], published, problems);
+    look->n_normal = with_bank ? c->n_normal : 0;
+    look->masks_needed = published;
+    check_files(look, problems);
+    for (int i = 0; i < c->n_images; i++)
         n_good += c->images[i].normal;
-    }
     if (c->n_images == 0)
         problem(problems, "%s: there are no test images", c->dir);
     else if (published && n_good == 0)
@@ -656,8 +738,13 @@ static void check_category(const Dataset *d, DatasetCategory *c, int with_bank, 
     check_names(c, problems);
 }
 
-void dataset_check(Dataset *d, int with_bank, Problems *problems)
+void dataset_check(Dataset *d, int with_bank, DatasetProgress progress, void *user, Problems *problems)
 {
+    Look look = {.progress = progress, .user = user};
     for (int i = 0; i < d->n; i++)
-        check_category(d, &d->categories[i], with_bank, problems);
+        look.total += d->categories[i].n_images + (with_bank ? d->categories[i].n_normal : 0);
+    for (int i = 0; i < d->n; i++) {
+        look.c = &d->categories[i];
+        check_category(d, &look, with_bank, problems);
+    }
 }

@@ -31,8 +31,8 @@ typedef enum DatasetKind {
 typedef struct DatasetImage {
     char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending */
     int normal;               /* 1: nothing is wrong with it */
-    int width, height;        /* by the file's header; dataset_check fills them */
-    long long bytes;
+    int width, height;        /* by the file's header; this and the checksum are dataset_check's */
+    char sha256[65];          /* of the file's bytes */
     int n_masks;
     char **masks; /* [n_masks] where it is wrong; not 0: defect */
 } DatasetImage;
@@ -42,7 +42,8 @@ typedef struct DatasetCategory {
     char *dir, *config; /* config: defects_config.json, or NULL */
     int n_normal;       /* for the bank */
     char **normal;
-    int n_images; /* of the test: the good ones first, then kind by kind */
+    char (*normal_sha256)[65]; /* [n_normal], or NULL: dataset_check was not asked to look at them */
+    int n_images;              /* of the test: the good ones first, then kind by kind */
     DatasetImage *images;
 } DatasetCategory;
 
@@ -67,10 +68,16 @@ DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind 
  * problems; -1 only when nothing can be said of it at all. */
 int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const char *const *wanted,
                  int n_wanted, Problems *problems, Error *err);
-/* Look at every image's header and every mask's size. with_bank 0: the normal images are not needed. */
-void dataset_check(Dataset *dataset, int with_bank, Problems *problems);
+/* Look at every image's header and checksum, and read every mask: what is wrong shall be known before hours
+ * of work. with_bank 0: the normal images are not needed. */
+typedef void (*DatasetProgress)(void *user, const char *what, int done, int total); /* or NULL */
+void dataset_check(Dataset *dataset, int with_bank, DatasetProgress progress, void *user, Problems *problems);
+enum { DATASET_MAX_KINDS = 80 }; /* of tests in a category; more are a problem */
 void dataset_free(Dataset *dataset);
 void problems_free(Problems *problems);
+
+extern const char
+    *const DATASET_NORMAL_PLACES[]; /* where a category's normal images may lie; NULL at the end */
 
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);

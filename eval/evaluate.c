@@ -13,7 +13,7 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
     *result = (Evaluation){0};
     if (dataset_open(&result->dataset, data, r->kind, r->categories, r->n_categories, &result->problems, err))
         return -1;
-    dataset_check(&result->dataset, !r->plan.bank, &result->problems);
+    dataset_check(&result->dataset, !r->plan.bank, r->plan.progress, r->plan.user, &result->problems);
     if (result->problems.n)
         return fail(err, "%s: %d problem%s in this data set, nothing was begun", data, result->problems.n,
                     result->problems.n == 1 ? "" : "s");

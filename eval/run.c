@@ -196,18 +196,6 @@ static int facts_settle(const Facts *today, const char *path, Error *err)
     return status;
 }
 
-/* The checksum of a file's bytes. */
-static int file_sha256(const char *path, char hex[65], Error *err)
-{
-    size_t n;
-    uint8_t *bytes = file_read(path, (size_t)1 << 30, &n, err);
-    if (!bytes)
-        return -1;
-    sha256(bytes, n, hex);
-    free(bytes);
-    return 0;
-}
-
 static int bank_file_sha256(const char *path, char hex[65], Error *err)
 {
     Safetensors *st = st_open(path, err); /* mapped: a bank may be larger than memory */
@@ -274,21 +262,19 @@ static int count_normal(const DatasetCategory *c, const RunPlan *plan)
 /* Names and contents of the normal images. */
 static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
 {
-    for (int i = 0; i < n; i++) {
-        char sha[65];
-        if (file_sha256(c->normal[i], sha, err) || digest_line(d, base_name(c->normal[i]), sha, err))
+    for (int i = 0; i < n; i++)
+        if (digest_line(d, base_name(c->normal[i]), c->normal_sha256[i], err))
             return -1;
-    }
     return 0;
 }
 
-/* Kinds, names and sizes of the test images and their masks. */
+/* Kinds, names and contents of the test images. Not their masks: no record depends on them. */
 static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
 {
     for (int i = 0; i < c->n_images; i++) {
         const DatasetImage *image = &c->images[i];
         char detail[128];
-        snprintf(detail, sizeof detail, "%.40s %d %lld", image->kind, image->n_masks, image->bytes);
+        snprintf(detail, sizeof detail, "%.40s %s", image->kind, image->sha256);
         if (digest_line(d, base_name(image->path), detail, err))
             return -1;
     }
@@ -540,14 +526,14 @@ int write_pictures(const SamladResult *r, const uint8_t *rgb, const char *prefix
     if (!map)
         return fail_memory(err, "a map", n * sizeof *map);
     samlad_full_map(r, map);
-    int status = snprintf(path, sizeof path, "%s_overlay.png", prefix) < RUN_PATH
+    int status = snprintf(path, sizeof path, "%s_heat.png", prefix) < RUN_PATH - 16
                      ? 0
                      : fail(err, "%s: the path is too long", prefix);
     if (!status)
-        status = report_overlay(path, r, rgb, err);
-    snprintf(path, sizeof path, "%s_heat.png", prefix);
-    if (!status)
         status = report_heat(path, map, r->width, r->height, r->map_low, r->map_high, err);
+    snprintf(path, sizeof path, "%.*s_overlay.png", RUN_PATH - 32, prefix);
+    if (!status) /* last: where it is, both are */
+        status = report_overlay(path, r, rgb, err);
     free(map);
     return status;
 }
@@ -668,7 +654,18 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     return status;
 }
 
-/* The category's test images that are this shard's and have no record. */
+/* Is there a record of it, and pictures when they are wanted? */
+static int is_done(const Job *job, const DatasetImage *image, int *done)
+{
+    char record[RUN_PATH], picture[RUN_PATH];
+    if (run_path(record, job->plan->out, "records", job->category, image, ".json", job->err) ||
+        run_path(picture, job->plan->out, "pictures", job->category, image, "_overlay.png", job->err))
+        return -1;
+    *done = file_exists(record) && (!job->plan->pictures || file_exists(picture));
+    return 0;
+}
+
+/* The category's test images that are this shard's and not done. */
 static int list_left(const Job *job, int **left, int *n_left)
 {
     const DatasetCategory *c = job->category;
@@ -676,12 +673,12 @@ static int list_left(const Job *job, int **left, int *n_left)
     if (!(*left = calloc((size_t)c->n_images + 1, sizeof **left)))
         return fail_memory(job->err, "the list of images", (unsigned long long)c->n_images * sizeof **left);
     for (int i = 0; i < c->n_images; i++) {
-        char path[RUN_PATH];
+        int done;
         if (i % job->plan->n_shards != job->plan->shard)
             continue;
-        if (run_path(path, job->plan->out, "records", c, &c->images[i], ".json", job->err))
+        if (is_done(job, &c->images[i], &done))
             return -1;
-        if (!file_exists(path))
+        if (!done)
             (*left)[(*n_left)++] = i;
     }
     return 0;

@@ -163,7 +163,7 @@ static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCateg
         add_figure(f, m.pixels.auroc, 0, "auroc.pixels");
         add_figure(f, m.pixels.average_precision, 0, "ap.pixels");
         add_figure(f, m.pixels.best_f1, 0, "f1.pixels");
-        add_figure(f, m.pixels.best_f1_threshold, 0, "threshold.pixels");
+        add_figure(f, any ? m.pixels.best_f1_threshold : NAN, 0, "threshold.pixels");
     }
     if (!status && any)
         status = measure_spro(f, kind, c, scores, &m, err);
@@ -237,7 +237,7 @@ static void print_one(FILE *to, const CategoryFigures *c)
     for (int i = 0; i < c->n; i++) {
         const Figure *f = &c->figures[i];
         const char *what = strchr(f->name, '.') + 1;
-        if (!figure_is_shown(f))
+        if (!figure_is_shown(f) || isnan(f->value))
             continue;
         if (strncmp(f->name, "auroc.", 6) != 0)
             fprintf(to, "%s %2s %%%*s %.3f\n", f->name[2] == 's' ? "AU-sPRO up to" : "AU-PRO up to", what,

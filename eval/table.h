@@ -9,7 +9,7 @@
 #include "../io/json.h"
 #include "dataset.h"
 
-enum { FIGURES_MAX = 96 };
+enum { FIGURES_MAX = DATASET_MAX_KINDS + 16 }; /* one a kind, and those over all */
 
 typedef struct Figure {
     char name[96]; /* "auroc.logical_anomalies", "auroc.all", "auroc.pixels", ... */

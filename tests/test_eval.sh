@@ -221,12 +221,44 @@ cp a3.ppm other/carpet/train/good/0.ppm
 expect 1 "another normal image" "$bin" eval other --dataset folder -o out.ad $small
 says "the normal images (sha256)"
 cp ad/carpet/train/good/0.ppm other/carpet/train/good/0.ppm
+cp other/carpet/test/hole/001.ppm was.ppm
+tr 9 8 <was.ppm >other/carpet/test/hole/001.ppm
+if cmp -s was.ppm other/carpet/test/hole/001.ppm; then bad "the image is the same"; else ok; fi
+expect 1 "another test image of the same size" "$bin" eval other --dataset folder -o out.ad $small
+says "the test images (sha256)"
+cp was.ppm other/carpet/test/hole/001.ppm
 cp n3.ppm other/carpet/test/good/009.ppm
 expect 1 "one more test image" "$bin" eval other --dataset folder -o out.ad $small
 says "the test images (count) was 4 and is 5 now"
 expect 1 "merged with another data set" "$bin" eval --merge out.ad --data other
 says "are not those of this run"
 same before out.ad "refusals change nothing"
+
+# what is asked for later is made later; masks belong to the figures alone
+expect 0 "no pictures" "$bin" eval ad --dataset folder -o out.late $small
+gone out.late/pictures
+expect 0 "pictures after all" "$bin" eval ad --dataset folder -o out.late $small_run
+there out.late/pictures/bottle/test/good/000_heat.png out.late/pictures/carpet/test/hole/001_overlay.png
+rm other/carpet/test/good/009.ppm
+cp -r other masked
+printf 'P2 40 32 255' >masked/carpet/ground_truth/hole/001_mask.pgm
+expect 1 "a broken mask is told before the work" "$bin" eval masked --dataset folder -o out.masked $small
+says "1 problem\|carpet/ground_truth/hole/001_mask.pgm"
+gone out.masked
+expect 0 "a run" "$bin" eval other --dataset folder -o out.masked $small
+rm other/carpet/ground_truth/hole/001_mask.pgm
+expect 0 "the same with a mask less" "$bin" eval other --dataset folder -o out.masked $small
+says "0 of them done now"
+rm -r masked out.masked out.late
+expect 0 "no masks" "$bin" eval digits -o out.digits $small
+grep -q '"threshold.pixels":null' out.digits/results.json && ok || bad "a threshold of no pixels"
+mkdir -p many/train/good many/test/good
+cp n0.ppm many/train/good
+cp n1.ppm many/test/good
+for i in $(seq 81); do mkdir many/test/kind$i && cp a0.ppm many/test/kind$i; done
+expect 1 "81 kinds of tests" "$bin" eval many $small
+says "more than 80 kinds"
+rm -r many out.digits
 
 # ---- many processes -------------------------------------------------------------------------------------
 for i in 1 2 3; do expect 0 "shard $i" "$bin" eval ad --dataset folder -o shared --shard $i/3 $small; done
