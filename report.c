@@ -236,13 +236,24 @@ static void describe_missing(char *text, size_t size, const Samlad *s, const Sam
              r->n_references);
 }
 
+void report_plain(FILE *out, const char *text)
+{
+    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+        int second = c > (const unsigned char *)text && c[-1] == 0xc2 && *c >= 0x80 && *c < 0xa0;
+        int first = *c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0;
+        fprintf(out, *c < ' ' || *c == 0x7f || first || second ? "\\x%02x" : "%c", *c);
+    }
+}
+
 int report_text(FILE *out, const Samlad *s, const SamladResult *r)
 {
     char text[512];
     int n = 0;
     for (int i = 0; i < r->n_missing; i++, n++) {
         describe_missing(text, sizeof text, s, r, i);
-        fprintf(out, "  missing: %s\n", text);
+        fputs("  missing: ", out);
+        report_plain(out, text);
+        fputs("\n", out);
     }
     for (int i = 0; i < r->n_objects; i++)
         if (r->objects[i].verdict != VERDICT_NORMAL) {

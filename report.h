@@ -16,6 +16,9 @@ int report_overlay(const char *path, const SamladResult *result, const uint8_t *
 /* One object on the writer: score, rank, references by name, objects with matches and reasons, missing
  * objects. */
 void report_json(JsonWriter *w, const Samlad *s, const SamladResult *result, const char *image);
+/* Another's text for the terminal: what could steer it (control characters, also those of two UTF-8 bytes) as
+ * \xNN. */
+void report_plain(FILE *out, const char *text);
 /* The reasons in words, a line each ("missing: ..."), on out. Returns how many. */
 int report_text(FILE *out, const Samlad *s, const SamladResult *result);
 

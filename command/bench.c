@@ -14,7 +14,6 @@
  *   page faults   of one run after the warm-up: memory that is asked of the system again and again */
 #include "bench.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -968,8 +967,6 @@ int bench_command(int argc, char **argv)
     if (!status && dump)
         status = st_writer_save(dump, options.dump, &err);
     st_writer_free(dump);
-    if (!status && fflush(stdout))
-        status = fail(&err, "the output cannot be written: %s", strerror(errno));
     if (status)
         fprintf(stderr, "samlad: %s\n", err.message);
     return status ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -7,8 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cli.h"
 #include "bench.h"
+#include "cli.h"
+#include "inputs.h"
 #include "../eval/evaluate.h"
 #include "../io/file.h"
 #include "../io/image.h"
@@ -61,9 +62,10 @@ static int parse_floats(const char *text, float *values, int n)
 static int parse_point(Args *args, const char *text)
 {
     float v[3] = {0, 0, 1};
-    if (args->n_points == 256 ||
-        (parse_floats(text, v, 2) && (parse_floats(text, v, 3) || (v[2] != 0 && v[2] != 1))))
-        return -1;
+    if (parse_floats(text, v, 2) && (parse_floats(text, v, 3) || (v[2] != 0 && v[2] != 1)))
+        return usage_error(args, "--point '%s' is not X,Y or X,Y,LABEL with label 1 or 0", text);
+    if (args->n_points == MAX_POINTS)
+        return usage_error(args, "%s", "more than 256 points");
     args->points[args->n_points][0] = v[0];
     args->points[args->n_points][1] = v[1];
     args->labels[args->n_points++] = (int)v[2];
@@ -121,13 +123,16 @@ static int take_option(Args *args, const char *name, const char *value)
             return *value ? 0 : usage_error(args, "--%s is given an empty name", name);
         }
     if (strcmp(name, "featup") == 0) {
+        if (!*value)
+            return usage_error(args, "--%s is given an empty name", name);
         parse_featup(args, value);
     } else if (strcmp(name, "point") == 0) {
-        if (parse_point(args, value))
-            return usage_error(args, "--point '%s' is not X,Y or X,Y,LABEL with label 1 or 0", value);
+        return parse_point(args, value);
     } else if (strcmp(name, "box") == 0) {
         if (parse_floats(value, args->box, 4))
             return usage_error(args, "--box '%s' is not X0,Y0,X1,Y1", value);
+        if (args->box[0] >= args->box[2] || args->box[1] >= args->box[3])
+            return usage_error(args, "--box '%s': expected X0 < X1 and Y0 < Y1", value);
         args->has_box = 1;
     } else if (strcmp(name, "category") == 0) {
         if (args->n_categories == (int)(sizeof args->categories / sizeof *args->categories))
@@ -142,8 +147,8 @@ static int take_option(Args *args, const char *name, const char *value)
             return usage_error(args, "--seed '%s' is not a whole number", value);
         args->has_seed = 1;
     } else if (strcmp(name, "max-bank") == 0) {
-        if (parse_number(value, 1 << 24, &number))
-            return usage_error(args, "--max-bank '%s' is not a whole number", value);
+        if (parse_number(value, 1 << 24, &number) || number == 0)
+            return usage_error(args, "--max-bank '%s' is not a whole number above 0", value);
         args->max_bank = (int)number;
     } else if (option_find(name)) {
         Options scratch;
@@ -243,6 +248,21 @@ static int find_weights(char path[PATH_SIZE], const char *file)
     return snprintf(path, PATH_SIZE, "weights/%s", file) < PATH_SIZE && file_exists(path);
 }
 
+/* Say where they were looked for. */
+static int no_weights(const char *file, const char *option)
+{
+    const char *set = getenv("SAMLAD_WEIGHTS");
+    if (set && *set)
+        fprintf(stderr, "samlad: %s/%s is not there: SAMLAD_WEIGHTS names another folder, or give %s FILE\n",
+                set, file, option);
+    else
+        fprintf(stderr,
+                "samlad: weights/%s is not beside the program: give %s FILE, or set SAMLAD_WEIGHTS to the "
+                "folder\n",
+                file, option);
+    return EXIT_FAILURE;
+}
+
 /* Weights that were not named are the shipped ones; FeatUp's only when it ships. */
 static int default_weights(Args *args)
 {
@@ -255,11 +275,17 @@ static int default_weights(Args *args)
         w->featup = find_weights(args->featup, "featup_tiny.safetensors") ? args->featup : NULL;
     if (args->no_featup)
         w->featup = NULL;
-    if (w->vit)
-        return 0;
-    fprintf(stderr, "samlad: weights/vit_tiny.safetensors is not beside the program: give --backbone FILE, "
-                    "or set SAMLAD_WEIGHTS to the folder\n");
-    return EXIT_FAILURE;
+    return w->vit ? 0 : no_weights("vit_tiny.safetensors", "--backbone");
+}
+
+/* Stages of FeatUp that were asked for, without its weights. */
+static int has_idle_stages(const Args *args)
+{
+    int idle = 0;
+    for (int i = 0; i < args->n_set; i++)
+        if (strcmp(args->set[i]->name, "featup-stages") == 0)
+            idle = !args->weights.featup && strcmp(args->set_value[i], "0") != 0;
+    return idle;
 }
 
 /* Open the models and set the options given. NULL after a message. */
@@ -267,6 +293,11 @@ Samlad *open_samlad(Args *args, Error *err)
 {
     if (default_weights(args))
         return NULL;
+    if (has_idle_stages(args)) {
+        fprintf(stderr,
+                "samlad: stages of FeatUp are asked for, but no weights are there: give --featup FILE\n");
+        return NULL;
+    }
     Samlad *s = samlad_open(&args->weights, err);
     if (!s) {
         failed(err);
@@ -316,155 +347,6 @@ static void show_points(void *user, int done, int total)
 }
 
 /* ================================================================================================
- * Lists of images
- * ============================================================================================== */
-
-typedef struct ImageList {
-    char **paths, **names; /* names: below the folder that was given, for output files */
-    int n, capacity;
-} ImageList;
-
-static int list_add(ImageList *list, const char *path, const char *name, Error *err)
-{
-    if (list->n == list->capacity) {
-        int capacity = 2 * list->capacity + 16;
-        char **paths = realloc(list->paths, (size_t)capacity * sizeof *paths);
-        list->paths = paths ? paths : list->paths;
-        char **names = paths ? realloc(list->names, (size_t)capacity * sizeof *names) : NULL;
-        list->names = names ? names : list->names;
-        if (!names)
-            return fail_memory(err, "the list of images", (unsigned long long)capacity * 16);
-        list->capacity = capacity;
-    }
-    list->paths[list->n] = strdup(path);
-    list->names[list->n] = strdup(name);
-    if (!list->paths[list->n] || !list->names[list->n])
-        return fail_memory(err, "the list of images", strlen(path));
-    list->n++;
-    return 0;
-}
-
-static void list_free(ImageList *list)
-{
-    for (int i = 0; i < list->n; i++)
-        free(list->paths[i]), free(list->names[i]);
-    free(list->paths), free(list->names);
-}
-
-/* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
- * given. */
-static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
-{
-    if (depth > 32)
-        return fail(err, "%s: folders are nested too deep", dir);
-    for (int want_dirs = 0; want_dirs <= 1; want_dirs++) {
-        size_t n;
-        char **names = dir_list(dir, want_dirs, &n, err);
-        int status = names ? 0 : -1;
-        for (size_t i = 0; names && i < n && !status; i++) {
-            char path[PATH_SIZE], name[PATH_SIZE];
-            if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE ||
-                snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
-                status = fail(err, "%s: the path is too long", dir);
-            else if (want_dirs)
-                status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
-            else if (looks_like_image(names[i]))
-                status = list_add(list, path, name, err);
-        }
-        free(names);
-        if (status)
-            return status;
-    }
-    return 0;
-}
-
-static int list_inputs(ImageList *list, const Args *args, Error *err)
-{
-    for (int i = 0; i < args->n_inputs; i++) {
-        const char *path = args->inputs[i], *slash = strrchr(path, '/');
-        int before = list->n;
-        if (!dir_exists(path)) {
-            if (list_add(list, path, slash ? slash + 1 : path, err))
-                return -1;
-        } else if (list_folder(list, path, "", 0, err)) {
-            return -1;
-        } else if (list->n == before) {
-            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm)", path);
-        }
-    }
-    return 0;
-}
-
-/* The folder that the path names or will be in: its real path, without what is not there yet. malloc'd; NULL
- * after a sentence. */
-static char *real_folder(const char *path, Error *err)
-{
-    char above[PATH_SIZE];
-    if (snprintf(above, sizeof above, "%s", path) >= PATH_SIZE) {
-        fail(err, "%s: the path is too long", path);
-        return NULL;
-    }
-    while (!dir_exists(above)) {
-        char *slash = strrchr(above, '/');
-        if (!slash)
-            strcpy(above, ".");
-        else
-            slash[slash == above] = '\0'; /* the first slash is a folder itself */
-    }
-    char *real = realpath(above, NULL);
-    if (!real)
-        fail(err, "%s: cannot be found: %s", above, strerror(errno));
-    return real;
-}
-
-/* Is the folder `inner` the folder `outer`, or below it? Of real paths. */
-static int is_within(const char *inner, const char *outer)
-{
-    size_t n = strlen(outer);
-    return strncmp(inner, outer, n) == 0 && (inner[n] == '\0' || inner[n] == '/' || outer[n - 1] == '/');
-}
-
-/* Pictures among the given images would replace some of them (NAME.tiff), and be images themselves the next
- * time. A folder that is given is searched, a file's folder is not. */
-static int check_apart(const Args *args, Error *err)
-{
-    char *out = real_folder(args->out, err);
-    int status = out ? 0 : -1;
-    for (int i = 0; i < args->n_inputs && !status; i++) {
-        const char *input = args->inputs[i];
-        int is_dir = dir_exists(input);
-        char *folder = real_folder(input, err);
-        if (!folder)
-            status = -1;
-        else if (is_dir ? is_within(out, folder) : dir_exists(args->out) && strcmp(out, folder) == 0)
-            status =
-                fail(err, "%s: the results would lie among the images of %s: give a folder apart from them",
-                     args->out, input);
-        free(folder);
-    }
-    free(out);
-    return status;
-}
-
-/* The root of a data set: its test images, anomalies among them, would all count as normal. */
-static int refuse_data_sets(const ImageList *list, Error *err)
-{
-    static const char normal[] = "train/good/";
-    for (int i = 0; i < list->n; i++) {
-        const char *name = list->names[i], *at = strstr(name, normal);
-        if (!at || (at > name && at[-1] != '/'))
-            continue;
-        char tests[PATH_SIZE];
-        int root = (int)(strlen(list->paths[i]) - strlen(at));
-        snprintf(tests, sizeof tests, "%.*stest", root, list->paths[i]);
-        if (dir_exists(tests))
-            return fail(err, "%s: test images would be taken for normal ones: give %.*strain/good instead",
-                        tests, root, list->paths[i]);
-    }
-    return 0;
-}
-
-/* ================================================================================================
  * samlad bank
  * ============================================================================================== */
 
@@ -483,7 +365,10 @@ static const char BANK_HELP[] =
     "  --sam FILE            Segment Anything weights\n"
     "  --featup FILE|none|N  FeatUp weights; none: bilinear; a number: stages\n"
     "  --dcga FILE           learned graph weights (none by default)\n"
-    "  --from BANK           take the images from a bank and calibrate anew\n";
+    "  --from BANK           take images and settings from a bank and calibrate anew, with the method "
+    "options "
+    "that are\n"
+    "                        given\n";
 
 static void bank_help(void)
 {
@@ -525,11 +410,19 @@ static int command_bank(Args *args)
     if ((args->n_inputs == 0) == !args->from)
         return usage_error(args, "%s",
                            args->from ? "either --from or images, not both" : "no normal images are given");
+    for (int i = 0; args->from && i < args->n_set; i++)
+        if (args->set[i]->of_features)
+            return usage_error(args, "--%s needs the images again: leave out --from and name them",
+                               args->set[i]->name);
     /* all that can be wrong is said before the work, which may take hours */
-    if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err)) {
+    int repeats = 0;
+    if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err) ||
+        list_drop_repeats(&list, &repeats, &err)) {
         list_free(&list);
         return failed(&err);
     }
+    if (repeats)
+        printf("%d of the images are given more than once and count once\n", repeats);
     Samlad *s = open_samlad(args, &err);
     int status = !s ? EXIT_FAILURE : write_bank(args, &list, s, &err) ? failed(&err) : EXIT_SUCCESS;
     samlad_close(s);
@@ -550,7 +443,10 @@ static const char DETECT_HELP[] =
     "leave-one-out\n"
     "scores that are as high: small means unusual, near 1 means normal. The verdict is 'anomalous' above the "
     "bank's\n"
-    "threshold, a quantile of those scores (samlad bank --threshold-quantile).\n"
+    "threshold, a quantile of those scores (samlad bank --threshold-quantile). An image that cannot be read "
+    "is "
+    "told on\n"
+    "stderr, the others are judged, and the exit status is 1.\n"
     "\n"
     "  samlad detect --bank screws.bank new/ -o results\n"
     "  samlad detect --bank screws.bank photo.jpg --json | jq .score\n"
@@ -569,14 +465,8 @@ typedef struct Detect {
     Args *args;
     Samlad *s;
     OutFile *jsonl; /* results.jsonl, or NULL */
+    int n_failed;   /* images that could not be judged */
 } Detect;
-
-/* Length of a path without its ending. */
-static int stem_length(const char *path)
-{
-    const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
-    return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
-}
 
 /* OUT/NAME without its ending. */
 static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *name, Error *err)
@@ -600,11 +490,12 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     if (!status && d->args->json) {
         printf("%s\n", w.text);
     } else if (!status) {
-        printf("%9.4f  rank %.3f  %-9s  %s\n", (double)r->score, (double)r->rank,
+        printf("%9.4f  rank %.3f  %-9s  ", (double)r->score, (double)r->rank,
                r->anomalous < 0 ? "unknown"
                : r->anomalous   ? "anomalous"
-                                : "normal",
-               path);
+                                : "normal");
+        report_plain(stdout, path);
+        printf("\n");
         report_text(stdout, d->s, r);
     }
     if (!status && d->jsonl) {
@@ -620,7 +511,8 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
                          write_map(r, strcat(prefix, ".tiff"), err)
                      ? -1
                      : 0;
-    fflush(stdout);
+    if ((fflush(stdout) || ferror(stdout)) && !status)
+        status = fail(err, "the output cannot be written: %s", strerror(errno));
     return status;
 }
 
@@ -646,18 +538,20 @@ static void detect_file(Detected *one, Samlad *s, const char *path, const char *
     }
 }
 
-/* Tell of the images base .. base+n-1 in order; the first that failed ends it, and what follows it is
- * dropped. Frees them all. */
+/* Tell of the images base .. base+n-1 in order. One that could not be read is told on stderr, and the others
+ * go on; output that cannot be written ends it. Frees them all. */
 static int output_batch(Detect *d, Detected *batch, const ImageList *list, int base, int n,
                         Progress *progress, Error *err)
 {
     int status = 0;
     for (int i = 0; i < n; i++) {
         Detected *one = &batch[i];
-        if (!status)
-            status = one->status ? fail(err, "%s", one->err.message)
-                                 : output_one(d, &one->result, one->rgb, list->paths[base + i],
-                                              list->names[base + i], err);
+        if (!status && one->status) {
+            failed(&one->err);
+            d->n_failed++;
+        } else if (!status) {
+            status = output_one(d, &one->result, one->rgb, list->paths[base + i], list->names[base + i], err);
+        }
         if (!one->status)
             samlad_result_free(&one->result);
         free(one->rgb);
@@ -693,35 +587,6 @@ static int detect_images(Detect *d, const ImageList *list, Error *err)
     for (int i = 1; shares && i < n_shares; i++)
         samlad_close(shares[i]);
     free(shares), free(batch);
-    return status;
-}
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Two images whose pictures would have one name (good/000.png and bad/000.png given as files): refused before
- * any work. */
-static int check_outputs(const ImageList *list, const char *out, Error *err)
-{
-    char **stems = calloc((size_t)list->n + 1, sizeof *stems);
-    int status =
-        stems ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *stems);
-    for (int i = 0; i < list->n && !status; i++)
-        if (!(stems[i] = strndup(list->names[i], (size_t)stem_length(list->names[i]))))
-            status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
-    if (!status)
-        qsort(stems, (size_t)list->n, sizeof *stems, by_text);
-    for (int i = 1; i < list->n && !status; i++)
-        if (strcmp(stems[i - 1], stems[i]) == 0)
-            status = fail(err,
-                          "%s/%.300s_heat.png: two of the images would be written there: give them apart, or "
-                          "a folder above both",
-                          out, stems[i]);
-    for (int i = 0; stems && i < list->n; i++)
-        free(stems[i]);
-    free(stems);
     return status;
 }
 
@@ -773,9 +638,12 @@ static int command_detect(Args *args)
         list_free(&list);
         return EXIT_FAILURE;
     }
-    Detect d = {args, s, NULL};
+    Detect d = {args, s, NULL, 0};
     int status =
         samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
+    if (d.n_failed > 1)
+        fprintf(stderr, "samlad: %d of %d images could not be judged\n", d.n_failed, list.n);
+    status = d.n_failed ? EXIT_FAILURE : status;
     samlad_close(s);
     list_free(&list);
     return status;
@@ -813,6 +681,22 @@ static const char SEGMENT_HELP[] =
     "fewer\n"
     "                        points, sooner done\n";
 
+/* Prompts that lie in the picture, at least in part. */
+static int check_prompts(const Args *args, int height, int width, Error *err)
+{
+    for (int i = 0; i < args->n_points; i++) {
+        const float x = args->points[i][0], y = args->points[i][1];
+        if (x < 0 || y < 0 || x > (float)width || y > (float)height)
+            return fail(err, "%s: --point %g,%g lies outside the image of %dx%d pixels", args->inputs[0],
+                        (double)x, (double)y, width, height);
+    }
+    const float *b = args->box;
+    if (args->has_box && (b[2] <= 0 || b[3] <= 0 || b[0] >= (float)width || b[1] >= (float)height))
+        return fail(err, "%s: --box %g,%g,%g,%g lies outside the image of %dx%d pixels", args->inputs[0],
+                    (double)b[0], (double)b[1], (double)b[2], (double)b[3], width, height);
+    return 0;
+}
+
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
     char prefix[PATH_SIZE];
@@ -830,6 +714,8 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     StWriter *dump = args->dump ? st_writer_new() : NULL;
     int status = args->dump && !dump ? fail_memory(err, "the dump", sizeof(void *)) : 0;
     if (!status)
+        status = check_prompts(args, height, width, err);
+    if (!status)
         status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
     if (!status) {
         status = segment_write(&masks, args->out ? args->out : prefix, height, width, err);
@@ -844,16 +730,34 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     return status;
 }
 
+/* What is of no use with a prompt, or without one. */
+static int check_segment_options(const Args *args)
+{
+    static const char *const always[] = {"precision", "stability-score-offset"};
+    const int prompted = args->n_points > 0 || args->has_box;
+    if (args->single && !prompted)
+        return usage_error(args, "%s", "--single is for a --point or a --box");
+    for (int i = 0; prompted && i < args->n_set; i++) {
+        int used = 0;
+        for (size_t k = 0; k < sizeof always / sizeof *always; k++)
+            used |= strcmp(args->set[i]->name, always[k]) == 0;
+        if (!used)
+            return usage_error(args, "--%s is for automatic masks, not with --point or --box",
+                               args->set[i]->name);
+    }
+    return 0;
+}
+
 static int command_segment(Args *args)
 {
     Error err;
     Options o;
     if (args->n_inputs != 1)
         return usage_error(args, "%s", "one image, please");
+    if (check_segment_options(args))
+        return EXIT_USAGE;
     if (!args->weights.sam && !find_weights(args->sam, "sam_tiny.safetensors")) {
-        fprintf(stderr, "samlad: weights/sam_tiny.safetensors is not beside the program: give --sam FILE, or "
-                        "set SAMLAD_WEIGHTS\n");
-        return EXIT_FAILURE;
+        return no_weights("sam_tiny.safetensors", "--sam");
     }
     Safetensors *file = st_open(args->weights.sam ? args->weights.sam : args->sam, &err);
     Sam *sam = file ? sam_open(file, &err) : NULL;
@@ -883,24 +787,14 @@ static const char INFO_HELP[] =
     "\n"
     "Print what a weights file or a bank is: its configuration, its tensors, its checksum.\n";
 
-/* A file's own text for the terminal: what could steer it (control characters, also those of two UTF-8 bytes)
- * as \xNN. Names of tensors have none, see io/safetensors.c. */
-static void print_plain(const char *text)
-{
-    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
-        int second = c > (const unsigned char *)text && c[-1] == 0xc2 && *c < 0xa0;
-        int first = *c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0;
-        printf(*c < ' ' || *c == 0x7f || first || second ? "\\x%02x" : "%c", *c);
-    }
-}
-
 static void print_tensor(const StTensor *t)
 {
     char shape[128] = "scalar";
     int at = 0;
     for (int d = 0; d < t->n_dims && at < (int)sizeof shape - 24; d++)
         at += snprintf(shape + at, sizeof shape - (size_t)at, "[%lld]", (long long)t->shape[d]);
-    printf("  %-60s %-5s %s\n", t->name, st_dtype_name(t->dtype), shape);
+    printf("  %-60s %-5s %s\n", t->name, st_dtype_name(t->dtype),
+           shape); /* a name has no control characters */
 }
 
 static int info_one(const char *path, Error *err)
@@ -916,17 +810,18 @@ static int info_one(const char *path, Error *err)
         bytes += st_at(st, i)->n_bytes;
     }
     st_sha256(st, sha);
-    printf("%s: ", path);
-    print_plain(model ? model : kind ? kind : "no samlad metadata");
+    report_plain(stdout, path);
+    printf(": ");
+    report_plain(stdout, model ? model : kind ? kind : "no samlad metadata");
     printf("\n");
     printf("  sha256 %s\n  %zu tensors, %zu numbers, %zu bytes\n", sha, st_count(st), elements, bytes);
     for (size_t i = 0; i < st_meta_count(st); i++) {
         const char *key, *value;
         st_meta_at(st, i, &key, &value);
         printf("  ");
-        print_plain(key);
+        report_plain(stdout, key);
         printf(" = ");
-        print_plain(value);
+        report_plain(stdout, value);
         printf("\n");
     }
     printf("\n");
@@ -1027,42 +922,50 @@ static int wants_help(int argc, char **argv)
     return 0;
 }
 
+/* What was printed has arrived, or the status says that it has not. */
+static int finish(int status)
+{
+    if ((!fflush(stdout) && !ferror(stdout)) || status)
+        return status;
+    fprintf(stderr, "samlad: the output cannot be written: %s\n", strerror(errno));
+    return EXIT_FAILURE;
+}
+
+static int run_command(size_t command, int argc, char **argv)
+{
+    if (wants_help(argc, argv)) {
+        COMMANDS[command].help();
+        return EXIT_SUCCESS;
+    }
+    Args *args = calloc(1, sizeof *args);
+    if (!args)
+        return EXIT_FAILURE;
+    args->command = COMMANDS[command].name;
+    args->takes = COMMANDS[command].takes;
+    int status = parse(args, argc, argv);
+    if (!status)
+        status = COMMANDS[command].run(args);
+    free(args->inputs);
+    free(args);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
         strcmp(argv[1], "help") == 0) {
         fputs(HELP, argc < 2 ? stderr : stdout);
-        return argc < 2 ? EXIT_USAGE : EXIT_SUCCESS;
+        return finish(argc < 2 ? EXIT_USAGE : EXIT_SUCCESS);
     }
     if (strcmp(argv[1], "--version") == 0) {
         printf("samlad %s\n", SAMLAD_VERSION);
-        return EXIT_SUCCESS;
+        return finish(EXIT_SUCCESS);
     }
     if (strcmp(argv[1], "bench") == 0)
-        return bench_command(argc - 2, argv + 2);
-    for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++) {
-        if (strcmp(argv[1], COMMANDS[i].name) != 0)
-            continue;
-        if (wants_help(argc - 2, argv + 2)) {
-            COMMANDS[i].help();
-            return EXIT_SUCCESS;
-        }
-        Args *args = calloc(1, sizeof *args);
-        if (!args)
-            return EXIT_FAILURE;
-        args->command = argv[1];
-        args->takes = COMMANDS[i].takes;
-        int status = parse(args, argc - 2, argv + 2);
-        if (!status)
-            status = COMMANDS[i].run(args);
-        if ((fflush(stdout) || ferror(stdout)) && !status) {
-            fprintf(stderr, "samlad: the output cannot be written: %s\n", strerror(errno));
-            status = EXIT_FAILURE;
-        }
-        free(args->inputs);
-        free(args);
-        return status;
-    }
+        return finish(bench_command(argc - 2, argv + 2));
+    for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++)
+        if (strcmp(argv[1], COMMANDS[i].name) == 0)
+            return finish(run_command(i, argc - 2, argv + 2));
     fprintf(stderr, "samlad: there is no command '%s' (see samlad --help)\n", argv[1]);
     return EXIT_USAGE;
 }

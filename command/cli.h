@@ -1,5 +1,6 @@
 /* cli.h - what the chapters of the `samlad` command share: arguments, messages, models, progress. cli.c holds
- * them and the commands that look at images; cli_eval.c the commands that run experiments. */
+ * them and the commands that look at images; cli_eval.c the commands that run experiments; inputs.c lists of
+ * images. */
 #ifndef SAMLAD_CLI_H
 #define SAMLAD_CLI_H
 
@@ -8,7 +9,7 @@
 #include "../options.h"
 #include "../samlad.h"
 
-enum { PATH_SIZE = 4096, EXIT_USAGE = 2 };
+enum { PATH_SIZE = 4096, EXIT_USAGE = 2, MAX_POINTS = 256 };
 
 /* What all sub-commands may be given; each says which of them it takes. */
 typedef struct Args {
@@ -27,8 +28,8 @@ typedef struct Args {
     const OptionSpec *set[128]; /* method options in the order given */
     const char *set_value[128];
     int n_points, has_box;
-    float points[256][2], box[4];
-    int labels[256];
+    float points[MAX_POINTS][2], box[4];
+    int labels[MAX_POINTS];
     int n_inputs;
     const char **inputs;
 } Args;

@@ -33,16 +33,31 @@ static const char SYNTH_HELP[] =
     "values of\n"
     "          TABLES/CATEGORY/defects_config.json\n";
 
+/* Each option but --seed belongs to one of the data sets. */
+static int check_synth_options(const Args *args)
+{
+    const struct {
+        int given;
+        const char *set, *sentence;
+    } options[] = {{args->parts, "tray", "--parts belongs to samlad synth tray"},
+                   {args->mnist != NULL, "digits", "--mnist belongs to samlad synth digits"},
+                   {args->defects != NULL, "loco", "--defects belongs to samlad synth loco"}};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].given && strcmp(args->inputs[0], options[i].set) != 0)
+            return usage_error(args, "%s", options[i].sentence);
+    return 0;
+}
+
 int command_synth(Args *args)
 {
     Error err;
     if (args->n_inputs != 2)
         return usage_error(args, "%s",
                            "samlad synth tray DIR, digits --mnist MNIST OUT, or loco --defects TABLES OUT");
-    int status, tray = strcmp(args->inputs[0], "tray") == 0;
-    if (args->parts && !tray)
-        return usage_error(args, "%s", "--parts belongs to samlad synth tray");
-    if (tray) {
+    if (check_synth_options(args))
+        return EXIT_USAGE;
+    int status;
+    if (strcmp(args->inputs[0], "tray") == 0) {
         SynthTrayOptions o = synth_tray_defaults();
         o.seed = args->has_seed ? args->seed : o.seed;
         o.parts = args->parts;
@@ -160,6 +175,21 @@ static int parse_shard(const char *text, int *shard, int *n_shards)
     return 0;
 }
 
+/* What a merge would not look at: its settings are those of the runs. */
+static const char *not_for_merge(const Args *args)
+{
+    const SamladWeights *w = &args->weights;
+    return args->n_set > 0   ? args->set[0]->name
+           : args->bank      ? "bank"
+           : args->max_bank  ? "max-bank"
+           : args->shard     ? "shard"
+           : args->dataset   ? "dataset"
+           : !args->pictures ? "no-pictures"
+           : w->vit || w->sam || w->dcga || w->featup || args->no_featup
+               ? "backbone, --sam, --featup or --dcga"
+               : NULL;
+}
+
 static int merge_runs(Args *args, const EvaluateRequest *request)
 {
     Error err;
@@ -207,6 +237,11 @@ int command_eval(Args *args)
     EvaluateRequest request;
     if (!args->merge && args->n_inputs != 1)
         return usage_error(args, "%s", "one folder, please");
+    if (args->merge && not_for_merge(args))
+        return usage_error(args, "--%s is of no use with --merge: the settings are those of the runs",
+                           not_for_merge(args));
+    if (!args->merge && args->data)
+        return usage_error(args, "%s", "--data is for --merge: where the data set is now");
     int status = make_request(args, &request, &progress);
     if (status || args->merge)
         return status ? status : merge_runs(args, &request);

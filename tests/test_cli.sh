@@ -117,6 +117,24 @@ for o in out bank backbone sam; do
     says "empty name"
 done
 expect 2 "an empty -o" "$bin" bank x.ppm -o ""
+expect 2 "an empty --featup" "$bin" bank x.ppm -o x.bank --featup=
+# what would be of no use
+expect 2 "features of a bank's images" "$bin" bank --from a.bank -o x.bank --size 100
+says "needs the images again"
+expect 2 "one mask of all" "$bin" segment x.ppm --single
+expect 2 "a grid of points beside a point" "$bin" segment x.ppm --point 1,2 --points 3
+for o in --k=3 --bank=x --max-bank=2 --shard=1/2 --dataset=visa --no-pictures --sam=x --featup=none; do
+    expect 2 "merge with $o" "$bin" eval --merge x "$o"
+    says "with --merge"
+done
+expect 2 "where the data are now, without --merge" "$bin" eval x --data y
+expect 2 "a bank of no images" "$bin" eval x --max-bank 0
+expect 2 "MNIST for trays" "$bin" synth tray out --mnist x
+expect 2 "a box from right to left" "$bin" segment x.ppm --box 50,50,10,60
+points=$(seq -f "--point=%g,1" 257)
+expect 2 "257 points" "$bin" segment x.ppm $points
+says "more than 256"
+expect 1 "nowhere to print" sh -c "'$bin' --help >/dev/full"
 gone x.bank out_heat.png
 
 # ---- failures ------------------------------------------------------------------------------------------
@@ -159,6 +177,17 @@ for d in root/part root; do
     expect 1 "bank of a whole data set, $d" "$bin" bank $d -o x.bank $weights $masks
     says "root/part/test: test images would be taken for normal ones: give root/part/train/good instead"
 done
+mkdir -p own/normal own/scratched plain/normal plain/test/good
+cp good/0.ppm own/normal
+cp good/0.ppm plain/normal
+cp good/1.ppm own/scratched
+expect 1 "bank of normal images and the others beside them" "$bin" bank own -o x.bank $weights $masks
+says "own/scratched/1.ppm: test images would be taken for normal ones: give own/normal instead"
+expect 1 "bank of a folder with tests" "$bin" bank plain -o x.bank $weights $masks
+says "plain/test: test images would be taken for normal ones: give plain/normal instead"
+rm -r own plain
+expect 1 "stages without FeatUp" "$bin" bank good/0.ppm -o x.bank $weights $masks --featup 2
+says "give --featup FILE"
 expect 1 "layer that is not there" "$bin" bank good/0.ppm -o x.bank $weights $masks --layer 9
 expect 1 "info of nothing there" "$bin" info nowhere.safetensors
 expect 1 "info of a picture" "$bin" info good/0.ppm
@@ -174,6 +203,12 @@ rm -r root x.bank
 expect 0 bank "$bin" bank good -o n.bank $weights $masks --k 2
 says "4 normal images"
 there n.bank
+mkdir twice
+ln -s ../good/2.ppm twice/again.ppm
+expect 0 "images that are named twice" "$bin" bank good twice good/1.ppm -o t.bank $weights $masks --k 2
+says "2 of the images are given more than once"
+if cmp -s n.bank t.bank; then ok; else bad "the same image once more gave another bank"; fi
+rm -r twice t.bank
 expect 0 "info of a bank" "$bin" info n.bank
 says "option.k = 2"
 says "objects.first"
@@ -187,7 +222,13 @@ if [ -L linked.bank ] && cmp -s elsewhere/k3.bank k3.bank; then ok; else bad "th
 rm -r linked.bank elsewhere
 expect 0 "info of it" "$bin" info k3.bank
 says "option.k = 3"
-says "option.points = 3" # what concerns features stays
+says "option.points = 3" # what concerns features stays, and what else is not named
+says "option.channel-graph = softmax"
+expect 0 "recalibrate once more" "$bin" bank --from k3.bank -o k1.bank $weights --k 1
+expect 0 "info of that" "$bin" info k1.bank
+says "option.k = 1"
+says "option.channel-graph = softmax"
+rm k1.bank
 expect 0 "a bank in bf16" "$bin" bank good -o half.bank $weights $masks --k 2 --precision bf16
 expect 0 "info of a bank in bf16" "$bin" info half.bank
 says "option.precision = bf16"
@@ -258,7 +299,10 @@ OMP_NUM_THREADS=1 "$bin" detect --bank n.bank many -o many5 $weights >one.txt 2>
 OMP_NUM_THREADS=4 "$bin" detect --bank n.bank many -o many6 $weights >four.txt 2>four.err
 if [ -s one.txt ] && cmp -s one.txt four.txt && cmp -s one.err four.err && grep -q "4.ppm" four.err; then ok; else bad "4 images at once, one broken"; fi
 if diff -r many5 many6 >err; then ok; else bad "files beside a broken image"; fi
-gone many6/results.jsonl many6/5_heat.png
+there many6/results.jsonl many6/5_heat.png # one that is broken does not take the others' results along
+gone many6/4_heat.png
+n_good=$(($(ls many | wc -l) - 1))
+if [ "$(wc -l <many6/results.jsonl)" -eq $n_good ] && ! grep -q 4.ppm many6/results.jsonl; then ok; else bad "lines beside a broken image"; fi
 rm -r many many?
 expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
 expect 0 "info of a dump" "$bin" info d.safetensors
@@ -305,8 +349,13 @@ gone bad
 cp fake.png new/z.png
 expect 1 "a folder with a broken image" "$bin" detect --bank n.bank new -o bad $weights
 says "z.png"
-gone bad/results.jsonl bad/z_heat.png
-rm new/z.png
+there bad/results.jsonl
+gone bad/z_heat.png
+cp fake.png new/y.png
+"$bin" detect --bank n.bank new $weights >out 2>err
+if [ $? -eq 1 ] && [ "$(wc -l <err)" -eq 3 ]; then ok; else bad "two broken images"; fi
+says "2 of 4 images could not be judged"
+rm -r bad new/z.png new/y.png
 expect 1 "out is a file" "$bin" detect --bank n.bank new -o fake.png $weights
 # results among the images that are given: photos/0.tiff would be replaced, photos/0_heat.png judged next time
 mkdir photos photos/sub
@@ -345,6 +394,10 @@ there good/0_masks.png good/0_masks.json
 expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
 says "2 masks"
 there p_masks.png p_masks.json p.safetensors
+expect 1 "a point outside" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 57,2 -o outside
+says "outside the image of 56x48"
+expect 1 "a box outside" "$bin" segment good/1.ppm --sam "$sam" --box=-9,-9,0,20 -o outside
+gone outside_masks.png
 expect 0 "a point in bf16" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --precision bf16 -o h --dump h.safetensors
 if cmp -s p.safetensors h.safetensors; then bad "bf16 changes nothing"; else ok; fi
 expect 2 "another precision" "$bin" segment good/1.ppm --precision fp16

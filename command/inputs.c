@@ -1,0 +1,257 @@
+/* command/inputs.c - see inputs.h. */
+#include "inputs.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "../eval/dataset.h"
+#include "../io/file.h"
+
+/* ---- the list ----------------------------------------------------------------------------------*/
+
+static int list_add(ImageList *list, const char *path, const char *name, Error *err)
+{
+    if (list->n == list->capacity) {
+        int capacity = 2 * list->capacity + 16;
+        char **paths = realloc(list->paths, (size_t)capacity * sizeof *paths);
+        list->paths = paths ? paths : list->paths;
+        char **names = paths ? realloc(list->names, (size_t)capacity * sizeof *names) : NULL;
+        list->names = names ? names : list->names;
+        if (!names)
+            return fail_memory(err, "the list of images", (unsigned long long)capacity * 16);
+        list->capacity = capacity;
+    }
+    list->paths[list->n] = strdup(path);
+    list->names[list->n] = strdup(name);
+    if (!list->paths[list->n] || !list->names[list->n])
+        return fail_memory(err, "the list of images", strlen(path));
+    list->n++;
+    return 0;
+}
+
+void list_free(ImageList *list)
+{
+    for (int i = 0; i < list->n; i++)
+        free(list->paths[i]), free(list->names[i]);
+    free(list->paths), free(list->names);
+}
+
+/* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
+ * given. */
+static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
+{
+    if (depth > 32)
+        return fail(err, "%s: folders are nested too deep", dir);
+    for (int want_dirs = 0; want_dirs <= 1; want_dirs++) {
+        size_t n;
+        char **names = dir_list(dir, want_dirs, &n, err);
+        int status = names ? 0 : -1;
+        for (size_t i = 0; names && i < n && !status; i++) {
+            char path[PATH_SIZE], name[PATH_SIZE];
+            if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE ||
+                snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
+                status = fail(err, "%s: the path is too long", dir);
+            else if (want_dirs)
+                status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
+            else if (looks_like_image(names[i]))
+                status = list_add(list, path, name, err);
+        }
+        free(names);
+        if (status)
+            return status;
+    }
+    return 0;
+}
+
+int list_inputs(ImageList *list, const Args *args, Error *err)
+{
+    for (int i = 0; i < args->n_inputs; i++) {
+        const char *path = args->inputs[i], *slash = strrchr(path, '/');
+        int before = list->n;
+        if (!dir_exists(path)) {
+            if (list_add(list, path, slash ? slash + 1 : path, err))
+                return -1;
+        } else if (list_folder(list, path, "", 0, err)) {
+            return -1;
+        } else if (list->n == before) {
+            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm)", path);
+        }
+    }
+    return 0;
+}
+
+typedef struct FileId {
+    dev_t device;
+    ino_t file;
+    int index; /* in the list */
+} FileId;
+
+static int by_file(const void *a, const void *b)
+{
+    const FileId *x = a, *y = b;
+    return x->device != y->device ? (x->device > y->device) - (x->device < y->device)
+           : x->file != y->file   ? (x->file > y->file) - (x->file < y->file)
+                                  : x->index - y->index;
+}
+
+int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
+{
+    int n = 0, kept = 0;
+    FileId *ids = calloc((size_t)list->n + 1, sizeof *ids);
+    if (!ids)
+        return fail_memory(err, "the list of images", (unsigned long long)list->n * sizeof *ids);
+    for (int i = 0; i < list->n; i++) {
+        struct stat info;
+        if (stat(list->paths[i], &info) == 0) /* else it is told when it is read */
+            ids[n++] = (FileId){info.st_dev, info.st_ino, i};
+    }
+    qsort(ids, (size_t)n, sizeof *ids, by_file);
+    for (int i = n - 1; i > 0; i--)
+        if (ids[i].device == ids[i - 1].device && ids[i].file == ids[i - 1].file) {
+            free(list->paths[ids[i].index]), free(list->names[ids[i].index]);
+            list->paths[ids[i].index] = NULL;
+        }
+    for (int i = 0; i < list->n; i++)
+        if (list->paths[i]) {
+            list->paths[kept] = list->paths[i];
+            list->names[kept++] = list->names[i];
+        }
+    *n_dropped = list->n - kept;
+    list->n = kept;
+    free(ids);
+    return 0;
+}
+
+/* ---- what is refused ---------------------------------------------------------------------------*/
+
+/* The folder that the path names or will be in: its real path, without what is not there yet. malloc'd; NULL
+ * after a sentence. */
+static char *real_folder(const char *path, Error *err)
+{
+    char above[PATH_SIZE];
+    if (snprintf(above, sizeof above, "%s", path) >= PATH_SIZE) {
+        fail(err, "%s: the path is too long", path);
+        return NULL;
+    }
+    while (!dir_exists(above)) {
+        char *slash = strrchr(above, '/');
+        if (!slash)
+            strcpy(above, ".");
+        else
+            slash[slash == above] = '\0'; /* the first slash is a folder itself */
+    }
+    char *real = realpath(above, NULL);
+    if (!real)
+        fail(err, "%s: cannot be found: %s", above, strerror(errno));
+    return real;
+}
+
+/* Is the folder `inner` the folder `outer`, or below it? Of real paths. */
+static int is_within(const char *inner, const char *outer)
+{
+    size_t n = strlen(outer);
+    return strncmp(inner, outer, n) == 0 && (inner[n] == '\0' || inner[n] == '/' || outer[n - 1] == '/');
+}
+
+/* A folder that is given is searched, a file's folder is not. */
+int check_apart(const Args *args, Error *err)
+{
+    char *out = real_folder(args->out, err);
+    int status = out ? 0 : -1;
+    for (int i = 0; i < args->n_inputs && !status; i++) {
+        const char *input = args->inputs[i];
+        int is_dir = dir_exists(input);
+        char *folder = real_folder(input, err);
+        if (!folder)
+            status = -1;
+        else if (is_dir ? is_within(out, folder) : dir_exists(args->out) && strcmp(out, folder) == 0)
+            status =
+                fail(err, "%s: the results would lie among the images of %s: give a folder apart from them",
+                     args->out, input);
+        free(folder);
+    }
+    free(out);
+    return status;
+}
+
+/* The image lies in ROOT/PLACE/, below the folder that was given: how long its path is up to ROOT/; else -1. */
+static int root_length(const ImageList *list, int index, const char *place)
+{
+    const char *name = list->names[index];
+    for (const char *at = name; (at = strstr(at, place)) != NULL; at++)
+        if ((at == name || at[-1] == '/') && at[strlen(place)] == '/')
+            return (int)(strlen(list->paths[index]) - strlen(at));
+    return -1;
+}
+
+/* ROOT/normal may have its tests beside it: an image in another folder of that root, or NULL. */
+static const char *beside_normal(const ImageList *list, const char *root, int n)
+{
+    for (int i = 0; i < list->n; i++) {
+        const char *path = list->paths[i];
+        if (strncmp(path, root, (size_t)n) == 0 && strncmp(path + n, "normal/", 7) != 0 &&
+            strchr(path + n, '/'))
+            return path;
+    }
+    return NULL;
+}
+
+int refuse_data_sets(const ImageList *list, Error *err)
+{
+    const char *looked = ""; /* the root that was looked at last */
+    int n_looked = 0;
+    for (int i = 0; i < list->n; i++)
+        for (const char *const *place = DATASET_NORMAL_PLACES; *place; place++) {
+            char tests[PATH_SIZE];
+            const char *path = list->paths[i], *other = NULL;
+            int n = root_length(list, i, *place);
+            if (n < 0 || (n == n_looked && strncmp(path, looked, (size_t)n) == 0))
+                continue;
+            looked = path, n_looked = n;
+            if (snprintf(tests, sizeof tests, "%.*stest", n, path) < PATH_SIZE && dir_exists(tests))
+                other = tests;
+            else if (strcmp(*place, "normal") == 0)
+                other = beside_normal(list, path, n);
+            if (other)
+                return fail(err, "%.600s: test images would be taken for normal ones: give %.*s%s instead",
+                            other, n, path, *place);
+        }
+    return 0;
+}
+
+/* Length of a path without its ending. */
+int stem_length(const char *path)
+{
+    const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
+    return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+int check_outputs(const ImageList *list, const char *out, Error *err)
+{
+    char **stems = calloc((size_t)list->n + 1, sizeof *stems);
+    int status =
+        stems ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *stems);
+    for (int i = 0; i < list->n && !status; i++)
+        if (!(stems[i] = strndup(list->names[i], (size_t)stem_length(list->names[i]))))
+            status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
+    if (!status)
+        qsort(stems, (size_t)list->n, sizeof *stems, by_text);
+    for (int i = 1; i < list->n && !status; i++)
+        if (strcmp(stems[i - 1], stems[i]) == 0)
+            status = fail(err,
+                          "%s/%.300s_heat.png: two of the images would be written there: give them apart, or "
+                          "a folder above both",
+                          out, stems[i]);
+    for (int i = 0; stems && i < list->n; i++)
+        free(stems[i]);
+    free(stems);
+    return status;
+}

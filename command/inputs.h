@@ -1,0 +1,28 @@
+/* command/inputs.h - the images that a command is given: files, and folders to be searched. */
+#ifndef SAMLAD_COMMAND_INPUTS_H
+#define SAMLAD_COMMAND_INPUTS_H
+
+#include "cli.h"
+
+typedef struct ImageList {
+    char **paths, **names; /* names: below the folder that was given, for output files */
+    int n, capacity;
+} ImageList;
+
+/* The files, and all images in and below the folders, sorted. A folder without any is an error. */
+int list_inputs(ImageList *list, const Args *args, Error *err);
+void list_free(ImageList *list);
+/* Take out what is there already: the same file once more, under whatever name. *n_dropped: how many. */
+int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
+
+/* Refuse the root of a data set as normal images: its test images, anomalies among them, would all count. */
+int refuse_data_sets(const ImageList *list, Error *err);
+/* Refuse an output folder among the images: pictures would replace some of them, and be images next time. */
+int check_apart(const Args *args, Error *err);
+/* Refuse two images whose pictures would have one name (good/000.png and bad/000.png given as files). */
+int check_outputs(const ImageList *list, const char *out, Error *err);
+
+/* Length of a path without its ending. */
+int stem_length(const char *path);
+
+#endif
