@@ -1,6 +1,7 @@
 /* bank.c - building, saving, mapping and searching the template bank. See bank.h. */
 #include "bank.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -287,6 +288,21 @@ static void sink(int *found, int at, int n, const float *scores)
     }
 }
 
+int bank_same_image(const Bank *b, int i, int j)
+{
+    const size_t C = (size_t)b->channels, one = bank_cells(b) * C;
+    return i == j ||
+           (memcmp(b->mean_patch + (size_t)i * C, b->mean_patch + (size_t)j * C, C * sizeof(float)) == 0 &&
+            memcmp(b->features + (size_t)i * one, b->features + (size_t)j * one, one * sizeof *b->features) ==
+                0);
+}
+
+/* May the image be a reference when `exclude` is left out? Not a copy of it either. */
+static int may_be_found(const Bank *bank, int image, int exclude)
+{
+    return exclude < 0 || !bank_same_image(bank, image, exclude);
+}
+
 int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
                   int k, int exclude, int *found, Error *err)
 {
@@ -296,12 +312,12 @@ int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float
     score_images(scores, bank, by, mean, cls, features);
     int n = 0, image = 0;
     for (; image < bank->n_images && n < k; image++)
-        if (image != exclude)
+        if (may_be_found(bank, image, exclude))
             found[n++] = image;
     for (int at = n / 2 - 1; at >= 0; at--)
         sink(found, at, n, scores);
     for (; n > 0 && image < bank->n_images; image++)
-        if (image != exclude && nearer(scores, image, found[0])) {
+        if (nearer(scores, image, found[0]) && may_be_found(bank, image, exclude)) {
             found[0] = image;
             sink(found, 0, n, scores);
         }
@@ -521,10 +537,21 @@ static int load_images(Bank *b, Error *err)
 static int check_positive(const Safetensors *st, const char *name, const float *values, size_t n, Error *err)
 {
     for (size_t i = 0; i < n; i++)
-        if (!(values[i] > 0))
-            return fail(err, "%s: tensor %s holds %g at %zu, expected more than 0", st_path(st), name,
+        if (!(values[i] >= FLT_MIN) || isinf(values[i]))
+            return fail(err, "%s: tensor %s holds %g at %zu, expected a number above 0", st_path(st), name,
                         (double)values[i], i);
     return 0;
+}
+
+/* What z is made of: see AmmScale. */
+static int check_scale(const Safetensors *st, const char *name, const AmmScale *scale, Error *err)
+{
+    return scale->delta >= 0 && scale->q95 >= scale->median
+               ? 0
+               : fail(err,
+                      "%s: metadata calibration.%s: median %g, q95 %g, delta %g: expected q95 >= median, "
+                      "delta >= 0",
+                      st_path(st), name, (double)scale->median, (double)scale->q95, (double)scale->delta);
 }
 
 static int load_calibration(Bank *b, Error *err)
@@ -565,7 +592,8 @@ static int load_calibration(Bank *b, Error *err)
         return fail_memory(err, "the leave-one-out scores", (unsigned long long)L * sizeof(float));
     if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) ||
         check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
-        check_positive(st, "objects.scale", b->scale, (size_t)O, err))
+        check_positive(st, "objects.scale", b->scale, (size_t)O, err) ||
+        check_scale(st, "structural", &b->structural, err) || check_scale(st, "logical", &b->logical, err))
         return -1;
     b->n_loo = (int)L;
     bank_thresholds(b);

@@ -89,7 +89,9 @@ size_t bank_cells(const Bank *bank);
 void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
 void bank_weights(const Bank *bank, int image, float *weights);   /* [n][h*w] in 0..1 */
 
-/* The k nearest images: best first, ties by index; `exclude` (or -1) is left out; returns how many (k larger
+/* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
+int bank_same_image(const Bank *bank, int i, int j);
+/* The k nearest images: best first, ties by index; `exclude` (or -1) and its copies are left out; returns how many (k larger
  * than the bank: all). mean [C] and cls [D] are unit vectors, features [h*w][C]; found [k]. */
 int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
                   int k, int exclude, int *found, Error *err);

@@ -185,11 +185,8 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
     size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, one = n_cells * C;
     const Objects *o = &scene->objects;
     float *scale = aligned_array(C + n_cells, sizeof(float));
-    const size_t room = bank->options.amm.claims ? (size_t)o->n * n_cells : 0;
-    float *claimed = aligned_array(room + 1, sizeof(float));
     AmmReference *references = aligned_array((size_t)c->k + 1, sizeof *references);
-    int status =
-        scale && references && claimed ? 0 : fail_memory(err, "the structural map", (C + n_cells + room) * 4);
+    int status = scale && references ? 0 : fail_memory(err, "the structural map", (C + n_cells) * 4);
     if (!status) {
         for (size_t i = 0; i < C; i++)
             scale[i] = 1 / bank->channel_std[i];
@@ -211,7 +208,7 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
                           .weights = o->weights,
                           .centroids = o->centroids,
                           .areas = o->areas,
-                          .claimed = room ? claimed : NULL,
+                          .claimed = c->claimed,
                           .scale = scale};
         status = amm_structural(c->structural, &query, references, c->k, &bank->options.amm, err);
         if (!status && !raw)
@@ -219,7 +216,7 @@ static int measure_structural(Comparison *c, const Bank *bank, const Scene *scen
         if (!status)
             c->structural_score = amm_score(c->structural, (int)n_cells, bank->options.amm.score, scale + C);
     }
-    free(scale), free(claimed), free(references);
+    free(scale), free(references);
     return status;
 }
 
@@ -254,19 +251,21 @@ static void fuse(Comparison *c, const Bank *bank)
 
 static int comparison_new(Comparison *c, const Bank *bank, int n_objects, Error *err)
 {
-    size_t n_cells = bank_cells(bank),
+    size_t n_cells = bank_cells(bank), room = bank->options.amm.claims ? (size_t)n_objects * n_cells : 0,
            k = (size_t)(bank->options.k < bank->n_images ? bank->options.k : bank->n_images);
     *c = (Comparison){.references = aligned_array(k + 1, sizeof(int)),
                       .matchings = calloc(k + 1, sizeof(Matching)),
                       .structural = aligned_array(n_cells, sizeof(float)),
                       .logical = aligned_array(n_cells, sizeof(float)),
                       .map = aligned_array(n_cells, sizeof(float)),
+                      .claimed = room ? aligned_array(room, sizeof(float)) : NULL,
                       .unmatched = aligned_array((size_t)n_objects + 1, sizeof(float)),
                       .counted = aligned_array((size_t)n_objects + 1, sizeof(float))};
-    if (c->references && c->matchings && c->structural && c->logical && c->map && c->unmatched && c->counted)
+    if (c->references && c->matchings && c->structural && c->logical && c->map && (c->claimed || !room) &&
+        c->unmatched && c->counted)
         return 0;
     comparison_free(c);
-    return fail_memory(err, "a comparison", n_cells * 12);
+    return fail_memory(err, "a comparison", (room + n_cells * 3) * 4);
 }
 
 static int dump_comparison(StWriter *dump, const Comparison *c, const Scene *scene, Error *err)
@@ -340,7 +339,7 @@ void comparison_free(Comparison *c)
     for (int r = 0; r < c->k && c->matchings; r++)
         matching_free(&c->matchings[r]);
     free(c->references), free(c->matchings), free(c->structural), free(c->logical), free(c->map),
-        free(c->unmatched), free(c->counted);
+        free(c->claimed), free(c->unmatched), free(c->counted);
     *c = (Comparison){0};
 }
 
@@ -375,12 +374,19 @@ int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
     return status;
 }
 
+/* Are there two images that are not copies of each other? */
+static int varies(const Bank *b)
+{
+    int i = 1;
+    while (i < b->n_images && bank_same_image(b, 0, i))
+        i++;
+    return i < b->n_images;
+}
+
 static int calibrate_memory(Bank *b, Error *err)
 {
     size_t N = (size_t)b->n_images, O = (size_t)b->first[N], C = (size_t)b->channels;
-    b->n_loo = b->n_images < 2                       ? 0
-               : b->n_images < b->options.loo_images ? b->n_images
-                                                     : b->options.loo_images;
+    b->n_loo = !varies(b) ? 0 : b->n_images < b->options.loo_images ? b->n_images : b->options.loo_images;
     size_t L = (size_t)b->n_loo + 1;
     b->descriptors = b->owned_descriptors = aligned_array(O * C + 1, sizeof(float));
     b->channel_std = aligned_array(C, sizeof(float));
@@ -588,6 +594,10 @@ static int fill_scales(Bank *b, Error *err)
     return 0;
 }
 
+/* Object scales make a normal image's structural score about 1; where nothing varies at all it is 0, and a
+ * unit of its median would be none [ours]. */
+static const float LEAST_UNIT = 1e-3f;
+
 /* Fused scores need both spreads first. */
 static int spread_scores(Bank *b, Error *err)
 {
@@ -597,10 +607,10 @@ static int spread_scores(Bank *b, Error *err)
         return fail_memory(err, "the leave-one-out scores", (unsigned long long)n * 4);
     memcpy(sorted, b->loo_structural, (size_t)n * sizeof *sorted);
     b->structural = amm_scale(sorted, n, 0);
-    b->structural.delta = (float)b->options.delta_structural * fabsf(b->structural.median);
+    b->structural.delta = fmaxf(LEAST_UNIT, (float)b->options.delta_structural * fabsf(b->structural.median));
     memcpy(sorted, b->loo_logical, (size_t)n * sizeof *sorted);
     b->logical = amm_scale(sorted, n, (float)b->options.delta_logical);
-    if (n == 0) /* one normal image: no spread is known, scores stay as they are */
+    if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay as they are */
         b->structural = b->logical = (AmmScale){0, 1, 0};
     for (int i = 0; i < n; i++) {
         float a = amm_z(&b->structural, b->loo_structural[i]), l = amm_z(&b->logical, b->loo_logical[i]);

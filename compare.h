@@ -12,14 +12,15 @@ typedef struct Comparison {
     float *structural;   /* [h*w] A before z, blurred; divided by object scale unless raw was asked for */
     float *logical;      /* [h*w] L before z */
     float *map;          /* [h*w] fused z */
+    float *claimed;      /* [n_q][h*w] the objects' weights after claims (align.h), or NULL: none are made */
     float *unmatched;    /* [n_q] mean of U over the references */
     float *counted;      /* [n_q] the same of U counted together with that of objects alike (omm_count) */
     float structural_score, logical_score; /* A, L */
     float structural_z, logical_z, score;  /* fused */
 } Comparison;
 
-/* The scene's objects get their descriptors. `exclude`: a bank image that may not be its own reference, or
- * -1. raw: stop after the structural map, before it is divided by the objects' scales (calibration's first
+/* The scene's objects get their descriptors. `exclude`: a bank image that may not be its own reference, nor
+ * its copies, or -1. raw: stop after the structural map, before it is divided by the objects' scales (calibration's first
  * pass). */
 int compare_scene(Comparison *out, const Bank *bank, Scene *scene, int exclude, int raw, StWriter *dump,
                   Error *err);

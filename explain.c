@@ -52,13 +52,17 @@ static void pixel_boxes(SamladResult *r, const Objects *o)
     }
 }
 
-/* Largest structural z on the object's cells and where it stands. */
+/* Largest structural z on the object's cells and where it stands. An object too thin to hold half of a cell has
+ * the cells that it touches. */
 static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights,
                         int height, int width)
 {
     int n_cells = (int)bank_cells(bank), at = -1;
     for (int p = 0; p < n_cells; p++)
         if (weights[p] >= 0.5f && (at < 0 || c->structural[p] > c->structural[at]))
+            at = p;
+    for (int p = 0, thin = at < 0; thin && p < n_cells; p++)
+        if (weights[p] > 0 && (at < 0 || c->structural[p] > c->structural[at]))
             at = p;
     object->damage = at < 0 ? 0 : amm_z(&bank->structural, c->structural[at]);
     object->damage_at[0] =
@@ -132,7 +136,8 @@ int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, cons
         object->background = o->has_background && i == o->n - 1;
         object->area = o->areas[i];
         memcpy(object->centroid, o->centroids + 2 * i, sizeof object->centroid);
-        object->unmatched = c->unmatched[i];
+        object->unmatched =
+            fminf(1, c->unmatched[i]); /* Sinkhorn normalises columns last: rows only nearly */
         object->counted = c->counted[i];
         object->alike = count_alike(bank, &side, i);
         object->matches = matches;
@@ -145,7 +150,8 @@ int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, cons
                                   m->scores[(size_t)i * (size_t)m->n_r + (size_t)j]};
         }
         matches += object->n_matches;
-        find_damage(object, bank, c, o->weights + (size_t)i * bank_cells(bank), r->height, r->width);
+        find_damage(object, bank, c, (c->claimed ? c->claimed : o->weights) + (size_t)i * bank_cells(bank),
+                    r->height, r->width);
         /* damage is a z only where other normal images have told the spread (a bank of one has none) */
         const int damaged = bank->options.only != ONLY_LOGICAL && bank->n_loo > 0 &&
                             object->damage > bank->options.flag_damage;
@@ -223,7 +229,7 @@ static void list_missing_of(MissingList *list, const Bank *bank, const Compariso
                                          .object = j,
                                          .unmatched = v,
                                          .alike = count_alike(bank, &side, j),
-                                         .evidence = v / (float)c->k,
+                                         .evidence = v, /* a sum; list_missing divides it */
                                          .support = 1};
             join_missing(list, bank, c, k, &found);
         }
@@ -247,8 +253,10 @@ static int list_missing(MissingList *list, const Bank *bank, const Comparison *c
     free(roles);
     int kept = 0;
     for (int i = 0; i < list->n; i++)
-        if (2 * list->items[i].support >= c->k)
-            list->items[kept++] = list->items[i];
+        if (2 * list->items[i].support >= c->k) {
+            list->items[kept] = list->items[i];
+            list->items[kept++].evidence /= (float)c->k;
+        }
     list->n = kept;
     return 0;
 }

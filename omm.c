@@ -118,7 +118,7 @@ float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
     float u = options->alpha_unmatched;
     if (u <= 0 || n < 1 || m < 1)
         return alpha;
-    return alpha - options->tau * (logf((float)(n < m ? n : m)) - logf(u * u / (1 - u)));
+    return alpha - options->tau * (logf((float)(n < m ? n : m)) - (2 * logf(u) - log1pf(-u)));
 }
 
 int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha,

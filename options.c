@@ -81,6 +81,7 @@ const OptionSpec option_table[] = {
 };
 /* clang-format on */
 const int option_count = (int)(sizeof option_table / sizeof *option_table);
+_Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS, "callers keep so many");
 
 void options_default(Options *o)
 {

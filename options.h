@@ -59,6 +59,7 @@ typedef struct OptionSpec {
     const char *help;
 } OptionSpec;
 
+enum { MAX_OPTIONS = 128 };
 extern const OptionSpec option_table[];
 extern const int option_count;
 

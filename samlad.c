@@ -22,7 +22,8 @@ struct Samlad {
     WeightsId vit, sam, featup, dcga;
     Bank bank;
     int has_bank;
-    int shared; /* 1: the bank belongs to another handle */
+    int shared;                         /* 1: the bank belongs to another handle */
+    unsigned char was_set[MAX_OPTIONS]; /* by samlad_set */
 };
 
 /* ================================================================================================
@@ -116,6 +117,7 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
         return fail(err, "there is no option %s", name);
     if (option_set(&s->asked, spec, value, name, err) || complete(s, err))
         return -1;
+    s->was_set[spec - option_table] = 1;
     return models_precision(&s->models, &s->options, err);
 }
 
@@ -170,6 +172,16 @@ static int add_batch(BankBuilder *builder, Normal *batch, const char *const *pat
         scene_free(scene);
     }
     return status;
+}
+
+/* A share sees its owner's bank, which is not its own to replace. */
+static int begin_bank(Samlad *s, Error *err)
+{
+    if (s->shared)
+        return fail(err, "a shared handle has its owner's bank: build or load banks there");
+    bank_free(&s->bank);
+    s->has_bank = 0;
+    return 0;
 }
 
 /* Analyse all images, as many at once as pay. */
@@ -242,9 +254,9 @@ static void scene_maker(const Samlad *s, char hex[65])
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err)
 {
+    if (begin_bank(s, err))
+        return -1;
     BankBuilder *builder = bank_builder_new(err);
-    bank_free(&s->bank);
-    s->has_bank = 0;
     int status = builder ? 0 : -1;
     char maker[65];
     scene_maker(s, maker);
@@ -264,9 +276,9 @@ int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *co
 int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user,
                       Error *err)
 {
+    if (begin_bank(s, err))
+        return -1;
     BankBuilder *builder = bank_builder_new(err);
-    bank_free(&s->bank);
-    s->has_bank = 0;
     int status = builder ? add_images(s, builder, paths, n, progress, user, err) : -1;
     if (status) {
         bank_builder_free(builder);
@@ -298,9 +310,7 @@ static int same_weights(const char *path, const char *role, const WeightsId *ban
 /* Load and check everything that concerns features. */
 static int load_bank(Samlad *s, const char *path, Error *err)
 {
-    bank_free(&s->bank);
-    s->has_bank = 0;
-    if (bank_load(&s->bank, path, err))
+    if (begin_bank(s, err) || bank_load(&s->bank, path, err))
         return -1;
     if (same_weights(path, "backbone", &s->bank.vit, &s->vit, err) ||
         same_weights(path, "featup", &s->bank.featup, &s->featup, err) ||
@@ -333,9 +343,9 @@ int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress
 {
     if (load_bank(s, path, err))
         return -1;
-    for (int i = 0; i < option_count; i++) { /* what concerns features stays the bank's */
+    for (int i = 0; i < option_count; i++) { /* all else stays the bank's */
         char value[64];
-        if (!option_table[i].of_features)
+        if (!option_table[i].of_features && s->was_set[i])
             continue;
         option_text(&s->bank.options, &option_table[i], value, sizeof value);
         if (option_set(&s->asked, &option_table[i], value, path, err))
@@ -424,7 +434,9 @@ static int detect_in(SamladResult *result, const Samlad *s, Scene *scene, StWrit
     Comparison c;
     if (compare_scene(&c, &s->bank, scene, -1, 0, dump, err))
         return -1;
-    int status = make_result(result, &s->bank, &c, scene, err);
+    int status = isfinite(c.score)
+                     ? make_result(result, &s->bank, &c, scene, err)
+                     : fail(err, "the score is no finite number: the bank's calibration is damaged");
     comparison_free(&c);
     return status;
 }

@@ -34,7 +34,8 @@ Samlad *samlad_open(const SamladWeights *weights, Error *err);
 void samlad_close(Samlad *s);
 
 /* Several images at once: another handle on the same models and bank for another thread. `s` must outlive it,
- * and its options and bank must not change meanwhile. Close it with samlad_close. */
+ * and its options and bank must not change meanwhile; a share can get no bank of its own. Close it with
+ * samlad_close. */
 Samlad *samlad_share(const Samlad *s, Error *err);
 /* How many images at once pay: the number of threads for small models, 1 where each handle's activations
  * would take much memory (then the threads work inside one image). The results are the same bits either way.
@@ -54,8 +55,8 @@ int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress
 int samlad_bank_save(const Samlad *s, const char *path, Error *err);
 /* Takes the settings from the bank; refuses one that was made with other weights than the opened ones. */
 int samlad_bank_load(Samlad *s, const char *path, Error *err);
-/* Take the images of another bank and calibrate them anew with the options that are set now (those that do
- * not concern features). */
+/* Take the images and settings of another bank and calibrate them anew with the options that samlad_set has
+ * set (those that do not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
 /* The same bank from scenes that samlad_scene_save kept with these weights and settings; names [n] of the
  * images. */

@@ -39,14 +39,15 @@ static int picture_new(Picture *p, int i)
 }
 
 /* The first n images as a bank, calibrated. 0 when all went well. */
-static int build(Bank *bank, int n, const Options *options)
+/* The bank of the golden's first n images, each `times` times. */
+static int build_repeated(Bank *bank, int n, int times, const Options *options)
 {
     Error err = {""};
     BankBuilder *b = bank_builder_new(&err);
     int status = b ? 0 : -1;
-    for (int i = 0; i < n && !status; i++) {
+    for (int i = 0; i < n * times && !status; i++) {
         Picture p;
-        status = picture_new(&p, i) || bank_builder_add(b, &p.entry, &err);
+        status = picture_new(&p, i % n) || bank_builder_add(b, &p.entry, &err);
         objects_free(&p.o);
     }
     if (!status)
@@ -61,6 +62,11 @@ static int build(Bank *bank, int n, const Options *options)
     }
     CHECK_MSG(!status, "%s", err.message);
     return status;
+}
+
+static int build(Bank *bank, int n, const Options *options)
+{
+    return build_repeated(bank, n, 1, options);
 }
 
 /* The golden's last image as a scene; unit vectors as scene_analyse makes them. */
@@ -666,6 +672,37 @@ static void test_not_finite(void)
     bank_free(&bank);
 }
 
+/* A normal image that is there twice is not its own reference when it is left out: it would be found perfect,
+ * and every other image strange. */
+static void test_copies(void)
+{
+    Options options = defaults();
+    options.k = 6;
+    Bank once, twice, copies;
+    Error err = {""};
+    int found[14];
+    REQUIRE(golden_open("method_bank"));
+    if (build_repeated(&once, 7, 1, &options) || build_repeated(&twice, 7, 2, &options) ||
+        build_repeated(&copies, 1, 4, &options))
+        return;
+    CHECK(bank_same_image(&twice, 3, 10) && !bank_same_image(&twice, 3, 4));
+    const size_t C = (size_t)twice.channels;
+    CHECK(bank_retrieve(&twice, RETRIEVAL_MEAN, twice.mean_patch + 3 * C, NULL, NULL, 14, 10, found, &err) ==
+          12);
+    for (int i = 0; i < 12; i++)
+        CHECK(found[i] != 3 && found[i] != 10);
+    CHECK(once.n_loo == 7 && twice.n_loo == 14);
+    for (int i = 0; i < 7; i++) {
+        CHECK(twice.loo_structural[i] == twice.loo_structural[i + 7]);
+        CHECK_MSG(twice.loo_structural[i] > 0.4f * once.loo_structural[i] &&
+                      twice.loo_structural[i] < 2.5f * once.loo_structural[i],
+                  "image %d: %g alone, %g with copies", i, (double)once.loo_structural[i],
+                  (double)twice.loo_structural[i]);
+    }
+    CHECK(copies.n_loo == 0 && isnan(copies.threshold)); /* as of one image */
+    bank_free(&once), bank_free(&twice), bank_free(&copies);
+}
+
 /* ---- retrieval
  * ---------------------------------------------------------------------------------------------*/
 
@@ -715,7 +752,15 @@ static void test_retrieval_is_a_sort(void)
     int found[N];
     Ranked ranked[N];
     Error err = {""};
-    Bank bank = {.n_images = N, .channels = 2, .mean_patch = means[0]};
+    uint16_t features[N][2];
+    Bank bank = {.n_images = N,
+                 .grid_h = 1,
+                 .grid_w = 1,
+                 .channels = 2,
+                 .mean_patch = means[0],
+                 .features = features[0]};
+    for (int i = 0; i < N; i++) /* no two are one image */
+        features[i][0] = features[i][1] = (uint16_t)i;
     for (int exclude = -1; exclude < 20; exclude += 10)
         for (int k = 0; k <= N + 1; k++) {
             int n = 0;
@@ -1042,6 +1087,7 @@ int main(void)
     RUN(test_unusual);
     RUN(test_builder_refuses);
     RUN(test_not_finite);
+    RUN(test_copies);
     RUN(test_retrieval);
     RUN(test_retrieval_is_a_sort);
     RUN(test_hostile);
