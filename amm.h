@@ -35,12 +35,12 @@ typedef struct AmmReference {
 
 typedef struct AmmQuery {
     int n, grid_h, grid_w, channels;
-    const float *features; /* [grid_h*grid_w][channels] */
-    const float *weights;  /* [n][grid_h*grid_w] */
-    const float *centroids, *areas;
+    const float *features;          /* [grid_h*grid_w][channels] */
+    const float *weights;           /* [n][grid_h*grid_w] */
+    const float *centroids, *areas; /* [n][2], [n] */
     const float *scale; /* [channels] all features are multiplied by it: 1 / the bank's standard deviation */
-    float *claimed; /* [n][grid_h*grid_w] room for the weights after claims (align.h), which amm_structural
-                     * fills and both maps then use instead; NULL: none are made */
+    float *claimed; /* [n][grid_h*grid_w] room for the weights after claims (align.h): amm_structural fills
+                     * it, and it and amm_normalise then use it in place of `weights`; NULL: none are made */
 } AmmQuery;
 
 /* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), blurred; w_i the claimed weights where claims are made, M_i the
@@ -60,13 +60,14 @@ float amm_object_quantile(const float *map, const float *weights, int n_cells, f
  * (channels rounded up to whole vectors; what lies beyond the channels is 0). Laid out twice (tensor.h). */
 typedef struct AmmWork {
     size_t stride;
-    float *rows;            /* [k + 1][stride] */
-    float *gram;            /* products of the rows */
+    float *rows;            /* [k + 1, to whole groups (amm.c)][stride]; the surplus rows are 0 */
+    float *gram;            /* [rows²] products of the rows, row j <= i only */
     float *y;               /* [k] */
     double *system;         /* [k][k] */
     double *solved, *least; /* [k], [k] */
 } AmmWork;
 
+/* Lay it out for at most k samples. */
 void amm_work(AmmWork *work, Arena *arena, int k, int channels);
 /* Mahalanobis distance of d = row m - mean(rows 0 .. m-1) under Sigma = XᵀX/(m-1) + eps·I, X the centred
  * samples, by the low-rank identity: sqrt(M²). The rows are overwritten by their centred selves. */

@@ -65,6 +65,7 @@ void bank_builder_free(BankBuilder *b)
     free(b);
 }
 
+/* The first image sets the shape. */
 static int same_shape(BankBuilder *b, const BankEntry *e, Error *err)
 {
     if (b->n_images == 0) {
@@ -645,7 +646,7 @@ static int load_settings(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
     options_default(&b->options);
-    /* A bank that does not say was made before there were any. */
+    /* A bank without these two settings is older than they are: it was calibrated with both off. */
     b->options.amm.claims = b->options.omm.count = 0;
     for (size_t i = 0; i < st_meta_count(st); i++) {
         const char *key, *value;

@@ -3,9 +3,10 @@
  *   masks [n][H][W] --smaller keeps the pixel--> labels [H][W] --area average--> weights [n][h·w]
  *   a_i = Σ w_i f / Σ w_i            pooled   [n][C]
  *   x_i = (a_i - μ)/σ                μ, σ over the bank's objects
- *   x_i <- channel graph             nodes = channels, adjacency from the bank or from the object itself
- *   h_i <- object graph              nodes = the image's objects
- *   h_i = x_i / ‖x_i‖                descriptors [n][C] */
+ *   h_i = channel graph of x_i       nodes = channels, adjacency from the bank or from the object itself
+ *   h_i <- GATv2 over the objects    only with learned weights
+ *   h_i <- h_i / ‖h_i‖               descriptors [n][C]
+ *   h_i <- object graph, unit again  nodes = the image's objects; only without learned weights */
 #include "dcga.h"
 
 #include <math.h>

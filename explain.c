@@ -121,7 +121,7 @@ int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, cons
 {
     SamladMatch *matches = aligned_array((size_t)o->n * (size_t)c->k + 1, sizeof *matches);
     Role *roles = aligned_array((size_t)o->n + 1, sizeof *roles);
-    r->memory = matches; /* samlad_result_free knows */
+    r->matches = matches; /* freed by samlad_result_free */
     r->objects = calloc((size_t)o->n + 1, sizeof *r->objects);
     if (!matches || !r->objects || !roles) {
         free(roles);

@@ -33,10 +33,10 @@
 #include <string.h>
 
 enum { RADIUS = 3, SIDE = 2 * RADIUS + 1, TAPS = SIDE * SIDE };
-enum { PADDED_SIDE = 8 };             /* SIDE rounded up for the vector unit; what is beyond SIDE is zero */
-enum { FIXUP_IN = TAPS + 3 };         /* kernel and guidance */
-enum { MAX_KEY_DIM = 128 };           /* 32 in every published stack */
-enum { TILE = 32, TILE2 = 2 * TILE }; /* columns, small and enlarged, that are worked on at a time */
+enum { PADDED_SIDE = 8 };     /* SIDE rounded up for the vector unit; what is beyond SIDE is zero */
+enum { FIXUP_IN = TAPS + 3 }; /* kernel and guidance */
+enum { MAX_KEY_DIM = 128 };   /* 32 in every published stack */
+enum { COLUMNS = 32, COLUMNS2 = 2 * COLUMNS }; /* columns, small and enlarged, that are worked on at a time */
 
 typedef struct Stage {
     int key_dim;
@@ -276,9 +276,9 @@ static void make_key_row(const Job *job, int y)
     const int w2 = 2 * job->w, dim = s->key_dim;
     const size_t stride = key_row_floats(job);
     float *row = job->keys + (size_t)y * (size_t)dim * stride;
-    float hidden[TILE2 * MAX_KEY_DIM], keys[TILE2 * MAX_KEY_DIM];
-    for (int x0 = 0; x0 < w2; x0 += TILE2) {
-        const int n = w2 - x0 < TILE2 ? w2 - x0 : TILE2;
+    float hidden[COLUMNS2 * MAX_KEY_DIM], keys[COLUMNS2 * MAX_KEY_DIM];
+    for (int x0 = 0; x0 < w2; x0 += COLUMNS2) {
+        const int n = w2 - x0 < COLUMNS2 ? w2 - x0 : COLUMNS2;
         const float *guidance = job->guidance + ((size_t)y * (size_t)w2 + (size_t)x0) * 3;
         linear(hidden, guidance, s->range0_weight, s->range0_bias, n, dim, 3);
         gelu(hidden, (size_t)n * (size_t)dim);
@@ -297,13 +297,13 @@ static void make_key_row(const Job *job, int y)
 }
 
 /* similarity[dx][i] = <key(y+dy, x0+i+dx), key(y, x0+i)> for the 7 dx and a tile of pixels */
-static void similarity_row(float similarity[SIDE][TILE2], const Job *job, int y, int dy, int x0, int n)
+static void similarity_row(float similarity[SIDE][COLUMNS2], const Job *job, int y, int dy, int x0, int n)
 {
     const int dim = job->stage->key_dim;
     const size_t stride = key_row_floats(job);
     const float *centre = job->keys + (size_t)y * (size_t)dim * stride + (size_t)(x0 + RADIUS);
     const float *other = job->keys + (size_t)reflect(y + dy, 2 * job->h) * (size_t)dim * stride + (size_t)x0;
-    memset(similarity, 0, sizeof(float) * SIDE * TILE2);
+    memset(similarity, 0, sizeof(float) * SIDE * COLUMNS2);
     for (int k = 0; k < dim; k++, centre += stride, other += stride)
         for (int dx = 0; dx < SIDE; dx++)
             for (int i = 0; i < n; i++)
@@ -315,7 +315,7 @@ static void make_kernels(float *kernels, const Job *job, int y, int x0, int n)
 {
     const Stage *s = job->stage;
     const float *guidance = job->guidance + ((size_t)y * 2 * (size_t)job->w + (size_t)x0) * 3;
-    float similarity[SIDE][TILE2], input[TILE2 * FIXUP_IN], hidden[TILE2 * TAPS];
+    float similarity[SIDE][COLUMNS2], input[COLUMNS2 * FIXUP_IN], hidden[COLUMNS2 * TAPS];
 
     for (int dy = 0; dy < SIDE; dy++) {
         similarity_row(similarity, job, y, dy - RADIUS, x0, n);
@@ -443,10 +443,10 @@ static void adaptive_conv(const Job *job, const Folded *folded, int m, int n)
 /* Enlarged rows 2m and 2m+1, a tile of columns at a time, so that the kernels stay in the nearest cache. */
 static void upsample_row_pair(const Job *job, int m)
 {
-    Folded folded[TILE];
-    float kernels[TILE2 * TAPS];
-    for (int n0 = 0; n0 < job->w; n0 += TILE) {
-        const int n_tile = job->w - n0 < TILE ? job->w - n0 : TILE;
+    Folded folded[COLUMNS];
+    float kernels[COLUMNS2 * TAPS];
+    for (int n0 = 0; n0 < job->w; n0 += COLUMNS) {
+        const int n_tile = job->w - n0 < COLUMNS ? job->w - n0 : COLUMNS;
         for (int row = 0; row < 2; row++) {
             make_kernels(kernels, job, 2 * m + row, 2 * n0, 2 * n_tile);
             for (int i = 0; i < 2 * n_tile; i++)

@@ -20,7 +20,7 @@ int featup_stages(const Featup *featup);
 /* Upsample features [h][w][c] by 2^stages -> out [h*2^stages][w*2^stages][c], guided by guidance [3][gh][gw]
  * (the ViT's normalised input pixels, any size). The final fixup x + 0.1*conv1x1(x) comes when stages == 4
  * and the file has one for c channels (METHOD.md 3). featup NULL: bilinear to that size. stages 0: a copy.
- * 0 / -1 (memory, more stages than the stack has). */
+ * 0 / -1 (memory, more stages than the stack has, a side or channels outside 1 to 65,536). */
 int featup_upsample(const Featup *featup, float *out, const float *features, int h, int w, int c,
                     const float *guidance, int gh, int gw, int stages, Error *err);
 

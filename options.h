@@ -1,4 +1,4 @@
-/* options.h - every constant of METHOD.md as an option: one table serves the command line, --help, and the
+/* options.h - the constants of the method as options: one table serves the command line, --help, and the
  * settings that a bank records. */
 #ifndef SAMLAD_OPTIONS_H
 #define SAMLAD_OPTIONS_H

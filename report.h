@@ -2,6 +2,8 @@
 #ifndef SAMLAD_REPORT_H
 #define SAMLAD_REPORT_H
 
+#include <stdio.h>
+
 #include "io/json.h"
 #include "samlad.h"
 

@@ -11,6 +11,8 @@
 
 #define SAM_MAX_DEPTH 64 /* blocks of the image encoder */
 
+enum { SAM_MAX_MASK_TOKENS = 16 }; /* num_multimask_outputs + 1 */
+
 typedef struct SamConfig {
     /* The image encoder; depth 0: a TinyViT (MobileSAM), of which only the first three say something. */
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
@@ -25,6 +27,7 @@ typedef struct SamConfig {
 } SamConfig;
 
 typedef struct Sam Sam;
+/* NULL on failure. The Safetensors stays the caller's and must outlive the model. */
 Sam *sam_open(Safetensors *weights, Error *err);
 void sam_close(Sam *sam);
 /* The precision of the image encoder's products, float32 at first. bf16 keeps a rounded copy of its blocks'
@@ -50,8 +53,8 @@ typedef struct SamImage {
     float *pixels; /* [3][image_size][image_size] network input, kept when asked for, else NULL */
 } SamImage;
 
-/* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and
- * encode. */
+/* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and encode.
+ * 0 / -1; *out is to be freed with sam_image_free. Tapped: "sam.pixels" and what the encoder's file names. */
 int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w,
                int keep_pixels, TensorTap tap, void *tap_user, Error *err);
 void sam_image_free(SamImage *image);
@@ -73,7 +76,7 @@ int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, i
 int sam_decode_plain(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask,
                      float *low_res, float *iou, TensorTap tap, void *tap_user, Error *err);
 /* Low-res logits -> logits at the original size [original_h][original_w] (bilinear to image_size, crop,
- * bilinear). */
+ * bilinear). 0 / -1. */
 int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err);
 
 /* ---- many prompts on one image ----------------------------------------------------------------
@@ -85,6 +88,7 @@ int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res,
 typedef struct SamDecoder SamDecoder;
 typedef struct SamScratch SamScratch;
 
+/* sam and image must outlive it. NULL: no memory. */
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_decoder_free(SamDecoder *decoder);
 /* For prompts of at most max_points points (and a box), without a mask, max_prompts at a time (taken as 1 to

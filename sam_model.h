@@ -7,8 +7,7 @@
 #include "tiny_vit.h"
 
 #define SAM_MAX_DECODER_DEPTH 16
-#define SAM_MAX_MASK_TOKENS   16 /* num_multimask_outputs + 1 */
-#define SAM_MAX_MLP           8  /* layers of the IoU head */
+#define SAM_MAX_MLP           8 /* layers of the IoU head */
 
 #define SAM_NORM_2D_EPS 1e-6f /* LayerNorm2d, and LayerNorm in the image encoder */
 #define SAM_NORM_EPS    1e-5f /* LayerNorm in the two-way transformer (PyTorch's default) */
@@ -77,7 +76,7 @@ struct Sam {
     void *packed;                   /* the encoder blocks' weights in bf16, or NULL: float32 */
 };
 
-/* Of two sizes: scratch memory serves both image encoders' steps one after the other. */
+/* Of two sizes: scratch memory that serves steps one after the other. */
 static inline size_t largest(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -85,7 +84,7 @@ static inline size_t largest(size_t a, size_t b)
 
 /* Size of dimension `axis` of a tensor, 0 when there is no such tensor or dimension. */
 int sam_dim_of(const Safetensors *st, const char *name, int axis);
-/* How many tensors NAME0NAME, NAME1NAME, ... exist in an unbroken row; at most limit + 1. */
+/* How many tensors BEFORE0AFTER, BEFORE1AFTER, ... exist in an unbroken row; at most limit + 1. */
 int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
 /* out[channels] = positional encoding of the point (x, y), both in [0,1] over the padded input
  * (PositionEmbeddingRandom). */

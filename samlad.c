@@ -104,7 +104,7 @@ Samlad *samlad_share(const Samlad *s, Error *err)
 
 int samlad_images_at_once(const Samlad *s)
 {
-    const size_t budget = (size_t)512 << 20;
+    const size_t budget = (size_t)512 << 20; /* what all handles' activations together may take */
     size_t one = models_image_bytes(&s->models, &s->options);
     int threads = tensor_max_threads();
     return (size_t)threads <= budget / one ? threads : 1;
@@ -514,7 +514,7 @@ void samlad_describe(const Samlad *s, SamladEach each, void *user)
 void samlad_result_free(SamladResult *r)
 {
     free(r->map), free(r->structural_map), free(r->logical_map), free(r->references), free(r->objects),
-        free(r->missing), free(r->labels), free(r->memory);
+        free(r->missing), free(r->labels), free(r->matches);
     *r = (SamladResult){0};
 }
 

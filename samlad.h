@@ -15,7 +15,6 @@
 #define SAMLAD_H
 
 #include <stdint.h>
-#include <stdio.h>
 
 #include "error.h"
 
@@ -64,7 +63,7 @@ int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *co
                             SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);
 /* Scores above it are called anomalous: the option threshold-quantile of the leave-one-out scores; NAN: one
- * normal image has none. */
+ * normal image, or copies of one, have none. */
 float samlad_bank_threshold(const Samlad *s);
 const char *samlad_bank_name(const Samlad *s, int image);
 
@@ -119,9 +118,10 @@ typedef struct SamladResult {
     float structural, logical; /* A and L */
     float structural_z, logical_z;
     float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value */
-    float threshold; /* the bank's own: a quantile of its leave-one-out scores; NAN: one image has none */
-    int anomalous;   /* score > threshold: 1 or 0; -1 when there is no threshold */
-    float *map;      /* [grid_h][grid_w] fused z */
+    float
+        threshold; /* the bank's own: a quantile of its leave-one-out scores; NAN: one image has none, nor have its copies */
+    int anomalous;                       /* score > threshold: 1 or 0; -1 when there is no threshold */
+    float *map;                          /* [grid_h][grid_w] fused z */
     float *structural_map, *logical_map; /* [grid_h][grid_w] A and L before z */
     int n_references;
     int *references; /* bank indices, nearest first */
@@ -131,7 +131,7 @@ typedef struct SamladResult {
     SamladMissing *missing;
     int32_t *labels;         /* [height][width] object of each pixel, or -1 */
     float map_low, map_high; /* a scale for pictures: z of a typical and of a clearly anomalous place */
-    void *memory;            /* what the pointers above live in */
+    SamladMatch *matches;    /* of all objects, which point into it */
 } SamladResult;
 
 /* rgb uint8 [height][width][3]. dump: file for every intermediate tensor (METHOD.md 11), or NULL. */

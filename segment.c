@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "io/image.h"
 #include "io/json.h"
@@ -68,10 +67,10 @@ static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const 
            low = 16 * (size_t)image->grid * (size_t)image->grid;
     int n = request->single ? 1 : sam_config(sam)->n_multimask, status = 0;
     float *low_res = aligned_array((size_t)n * low, sizeof(float)),
-          *logits = aligned_array(pixels, sizeof(float)), iou[16] = {0};
+          *logits = aligned_array(pixels, sizeof(float)), iou[SAM_MAX_MASK_TOKENS] = {0};
     uint8_t *binary = aligned_array(pixels, 1);
     out->masks = calloc((size_t)n, sizeof *out->masks);
-    if (!low_res || !logits || !binary || !out->masks || n > 16)
+    if (!low_res || !logits || !binary || !out->masks)
         status = fail_memory(err, "the masks", pixels * 5);
     SamPrompt prompt = {request->n_points, request->points, request->labels, request->box, NULL};
     if (!status)

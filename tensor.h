@@ -1,9 +1,10 @@
-/* tensor.h - the hand-written routines under the networks. Speed lives here and only here.
+/* tensor.h - the hand-written routines under the networks. Speed lives here and in kernels/; three sums with a
+ * shape of their own use kernels/simd.h where they stand: featup.c, amm.c, align.c.
  *
  * Everything is row-major float32 on plain pointers; images and feature maps are channel-last,
  * [h][w][c]; weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]).
  * None of these functions can fail, unless its comment says so: they allocate nothing, their scratch is
- * on the stack or given by the caller. OpenMP divides *outputs* among threads and never a sum, so that the
+ * given by the caller or on the stack (up to 620 KB of a thread's, with AVX-512). OpenMP divides *outputs* among threads and never a sum, so that the
  * bits of a result do not depend on the number of threads. Called inside a parallel region they run on one thread.
  * Pointers may not overlap unless a comment says so. */
 #ifndef SAMLAD_TENSOR_H
@@ -112,7 +113,7 @@ void l2_normalise(float *x, int rows, int dim, float eps); /* x[r] /= max(‖x[r
 /* A convolution whose stride is its kernel is a Linear on patches: pixels [3][h][w] -> patches
  * [h/patch * w/patch][3][patch][patch], in the weight's order; patch divides h and w. */
 void gather_patches(float *patches, const float *pixels, int h, int w, int patch);
-/* y[oh][ow][c_out], oh = (h+2·pad-kernel)/stride+1; x[h][w][c_in]; w [c_out][c_in][kernel][kernel]
+/* y[oh][ow][c_out], oh = (h+2·pad-kernel)/stride+1; x[h][w][c_in]; weight [c_out][c_in][kernel][kernel]
  * (official layout); zero padding; bias or NULL. scratch: conv2d_scratch(...) floats. */
 size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad);
 void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
@@ -147,7 +148,7 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
 void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch);
 
 /* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes
- * (horizontal first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory). */
+ * (horizontal first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory, or a side below 1). */
 typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);
@@ -155,8 +156,8 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
 /* ---- threads -----------------------------------------------------------------------------------*/
 int tensor_max_threads(void); /* 1 without OpenMP */
 int tensor_team_size(void);   /* of a parallel region begun here: inside of another one 1 */
-/* Multiply-adds that never leave the registers, `rounds` of a few on every thread: the speed that nothing
- * here can pass. Returns how many GFLOP that was; its caller holds the watch. */
+/* `rounds` × a dozen vector multiply-adds on every thread, all in registers: an upper limit for every routine
+ * here. Returns the work in 10^9 floating-point operations; the caller takes the time. */
 double fma_burst(int rounds);
 
 #endif

@@ -207,7 +207,7 @@ typedef struct Loader {
     Safetensors *st;
     Error *err;
     int failed;
-    const char *taken[MAX_DEPTH * 14 + 16];
+    const char *taken[MAX_DEPTH * 14 + 16]; /* 14 a block at most, and fewer than 16 around the blocks */
     size_t n_taken;
 } Loader;
 

@@ -17,8 +17,6 @@
 
 #include "amx.h"
 
-typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES)));
-
 static int pairs_of(int k)
 {
     return (k + 1) / 2;
@@ -72,7 +70,7 @@ INLINE BitsVec round_pairs(Vec first, Vec second)
 
 /* A bf16 is a float32 whose lower half is zero, so that both terms of a pair are one operation away. The
  * order of the two sums is that of the AMD processors which have the instruction; Intel's description has
- * them the other way round, and both take subnormal numbers for zero. Hence "within rounding". */
+ * them the other way round, and both take subnormal numbers for zero. Hence "within rounding" in bf16.h. */
 INLINE Vec dot_pairs_portable(BitsVec a, BitsVec b, Vec sum)
 {
     sum = fmadd((Vec)(a & 0xffff0000), (Vec)(b & 0xffff0000), sum);
@@ -258,7 +256,8 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 /* ---- the blocked matrix product ----------------------------------------------------------------*/
 
 /* An output tile: its rows of a, rounded, stay in the second cache, and so do its sums. The matrix unit is so
- * fast that reading and rounding a counts: once for more columns. */
+ * fast that rounding a's rows takes a noticeable share: its tiles are wider, so that each row is rounded less
+ * often. */
 #define MC     378 /* whole register tiles */
 #define NC     512
 #define AMX_MC 96

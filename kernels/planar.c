@@ -1,4 +1,5 @@
-/* planar.c - see planar.h. Vectors and their functions come from simd.h, the tile's size from tile.h. */
+/* planar.c - see planar.h. Vectors and their functions come from simd.h, TILE from planar.h, the register
+ * tile's rows MR from tile.h. */
 #include "planar.h"
 
 #include <math.h>

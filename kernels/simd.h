@@ -1,7 +1,7 @@
 /* simd.h - a vector of floats as wide as the machine's registers, and the few things done with it.
  *
  * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b and
- * a > b work lane by lane. Only the fused multiply-add needs a name of its own, `fmadd`. Included by the
+ * a > b work lane by lane. Four things need intrinsics: fmadd, vec_max, load_half, load_fours. Included by the
  * files that hold kernels: tensor.c and those beside this one, and where a sum over many channels has a shape
  * of its own (featup.c, amm.c, align.c). */
 #ifndef SAMLAD_SIMD_H
@@ -27,6 +27,7 @@
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES))); /* what is shifted: signed lanes must not */
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of LANES 16-bit numbers */
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef int32_t IntVec4 __attribute__((vector_size(16)));
@@ -58,9 +59,9 @@ INLINE Vec load_half(const uint16_t *p)
 #else
     HalfVec half;
     memcpy(&half, p, sizeof half);
-    IntVec bits = __builtin_convertvector(half, IntVec), magnitude = (bits & 0x7fff) << 13;
+    IntVec bits = __builtin_convertvector(half, IntVec), magnitude = (bits & 0x7fff) << 13; /* < 2^28 */
     Vec value = (Vec)magnitude * 0x1p112f;
-    return (Vec)((IntVec)value | (bits & 0x8000) << 16);
+    return (Vec)((BitsVec)value | ((BitsVec)bits & 0x8000) << 16);
 #endif
 }
 
@@ -95,8 +96,7 @@ INLINE Vec splat(float x)
     return x - (Vec){0};
 }
 
-/* a·b + c with one rounding where the machine can: the only thing here that vector types cannot say
- * (ISO C forbids the compiler to contract a*b + c by itself). */
+/* a·b + c with one rounding where the machine can, which vector types cannot say (ISO C forbids the compiler to contract a*b + c by itself). */
 INLINE Vec fmadd(Vec a, Vec b, Vec c)
 {
 #if defined(__AVX512F__)
@@ -257,7 +257,7 @@ INLINE Vec vec_exp(Vec x)
     p = fmadd(p, r, splat(0.5f));
     p = fmadd(p, r, splat(1.0f));
     p = fmadd(p, r, splat(1.0f));
-    IntVec power = ((IntVec)t - (IntVec)magic + 127) << 23; /* the bits of 2^n */
+    BitsVec power = ((BitsVec)t - (BitsVec)magic + 127) << 23; /* the bits of 2^n */
     return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
 }
 
@@ -276,7 +276,7 @@ INLINE Vec vec_exp2(Vec x)
     p = fmadd(p, f, splat(2.402264625e-01f));
     p = fmadd(p, f, splat(6.931471825e-01f));
     p = fmadd(p, f, splat(1.0f));
-    return (Vec)((IntVec)p + ((IntVec)t << 23));
+    return (Vec)((BitsVec)p + ((BitsVec)t << 23));
 }
 
 /* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum

@@ -244,7 +244,7 @@ static int explain(Judged *j)
 
 static void judged_free(Judged *j)
 {
-    free(j->result.memory), free(j->result.objects);
+    free(j->result.matches), free(j->result.objects);
     comparison_free(&j->c);
     scene_free(&j->scene);
     bank_free(&j->bank);
