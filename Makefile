@@ -5,7 +5,9 @@
 #   make demo       the main job on synthetic trays with the weights that ship (SEED=1)
 #   make weights    the official weights (WEIGHTS="sam_vit_b dinov2_vits14": only these)
 #   make asan       the tests under the address and undefined-behaviour sanitizers
-#   make install    PREFIX=/usr/local: command, library, headers, man page
+#   make install    PREFIX=/usr/local: command, library, headers, man page, weights (with the same options as make);
+#                   make uninstall takes them away
+#   make clean      what make made
 #   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too
 # Compiles on every core unless told otherwise (-j1).
 
@@ -19,6 +21,7 @@ endif
 ifeq ($(origin CC),default)
 CC       = gcc
 endif
+OBJCOPY ?= $(shell $(CC) -print-prog-name=objcopy)
 OPENMP  ?= 1
 ARCH    ?= -march=native
 PREFIX  ?= /usr/local
@@ -38,11 +41,11 @@ else
 ALL    += -Wno-unknown-pragmas
 endif
 
-# The command stands apart, so that tests and users link the rest as libsamlad.a.
+# The command stands apart. It and the tests see all names of the rest (all.a), users those of samlad.h.
 CLI     = $(wildcard command/*.c)
 SRC     = $(wildcard *.c) $(wildcard kernels/*.c) $(wildcard io/*.c) $(wildcard eval/*.c)
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
-LIB     = $(BUILD)/libsamlad.a
+LIB     = $(BUILD)/all.a
 TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 
 .PHONY: all lib test demo weights asan clean install uninstall FORCE
@@ -64,8 +67,15 @@ $(LIB): $(OBJ)
 	rm -f $@
 	$(AR) rcs $@ $(OBJ)
 
-libsamlad.a: $(LIB)
-	cp $(LIB) $@
+# One object that shows samlad.h's names alone: a program may have an add() or a dot() of its own.
+$(BUILD)/libsamlad.a: $(OBJ)
+	$(CC) -r -nostdlib $(OBJ) -o $(BUILD)/whole.o
+	$(OBJCOPY) --wildcard --keep-global-symbol='samlad_*' $(BUILD)/whole.o
+	rm -f $@
+	$(AR) rcs $@ $(BUILD)/whole.o
+
+libsamlad.a: $(BUILD)/libsamlad.a
+	cp $< $@
 
 samlad: $(BUILD)/samlad
 	cp $< $@
@@ -77,7 +87,7 @@ $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
 
-test: $(TESTS) $(BUILD)/samlad
+test: $(TESTS) $(BUILD)/samlad $(BUILD)/libsamlad.a
 	@sh tests/run.sh $(BUILD)
 
 demo: samlad
@@ -102,6 +112,7 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan samlad libsamlad.a $(DEMO_OUT)
+	rm -rf $(BUILD) $(BUILD)-asan samlad libsamlad.a
+	@sh tests/demo.sh --clean $(DEMO_OUT)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -24,6 +24,8 @@
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
+
+#include "fail.h"
 #endif
 
 #define POINTS_PER_BATCH 64    /* between two calls of the progress function */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "align.h"
+#include "fail.h"
 #include "kernels/simd.h"
 
 /* Solve A·x = b for symmetric positive definite A [m][m], of which the upper triangle is given, by Cholesky

@@ -1,5 +1,5 @@
-/* error.c - see error.h. */
-#include "error.h"
+/* error.c - see fail.h and error.h. */
+#include "fail.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -25,6 +25,7 @@
  * Threads divide the rows of the output. Rows share nothing and no sum is divided, so the bits do not depend on
  * the number of threads. */
 #include "featup.h"
+#include "fail.h"
 #include "kernels/simd.h"
 
 #include <math.h>

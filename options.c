@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "fail.h"
 #include "io/number.h"
 
 #define AT(field) offsetof(Options, field)

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "sam_positions.h"
+#include "fail.h"
 #include "kernels/planar.h"
 
 struct SamDecoder {

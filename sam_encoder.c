@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fail.h"
+
 #include "sam_model.h"
 
 /* The MLP takes this many tokens at a time, so that its hidden layer needs little memory. */

@@ -42,6 +42,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fail.h"
 #include "kernels/planar.h"
 
 #define MAX_LEVELS 4   /* layers of the transformer that this way is written for; SAM has 2 */

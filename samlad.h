@@ -10,13 +10,19 @@
  *     samlad_result_free(&result);
  *     samlad_close(s);
  *
- * Functions return 0, or -1 with one sentence in err. A Samlad is one thread's; two threads open two. */
+ * Functions return 0, or -1 (a pointer: NULL) with one sentence in err. A Samlad belongs to one thread; another
+ * thread takes samlad_share's. Banks are built from files (PNG, JPEG, PNM), detection takes pixels that the
+ * program has. cc program.c -lsamlad -lm -fopenmp (without -fopenmp if the library was made with OPENMP=0). */
 #ifndef SAMLAD_H
 #define SAMLAD_H
 
 #include <stdint.h>
 
 #include "error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 #define SAMLAD_VERSION "0.1.0"
 
@@ -142,5 +148,9 @@ int samlad_detect_scene(Samlad *s, const char *scene, SamladResult *result, Erro
 void samlad_result_free(SamladResult *result);
 /* The fused map at the image's size, bilinear: map [height][width]. */
 void samlad_full_map(const SamladResult *result, float *map);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

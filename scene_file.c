@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "bank.h"
+#include "fail.h"
 #include "scene.h"
 #include "tensor.h"
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "fail.h"
 #include "io/image.h"
 #include "io/json.h"
 #include "scene.h"

@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fail.h"
 #include "sam_model.h"
 
 #define MAX_DEPTH  16    /* blocks of a stage */

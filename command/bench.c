@@ -24,6 +24,7 @@
 #include "../amg.h"
 #include "../amm.h"
 #include "../bank.h"
+#include "../fail.h"
 #include "../kernels/bf16.h"
 #include "bench_model.h"
 #include "cli.h"

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "../io/json.h"
 
 enum { MAX_TENSORS = 1024 };

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "../fail.h"
 #include "cli.h"
 #include "inputs.h"
 #include "../eval/evaluate.h"

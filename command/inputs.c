@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "../eval/dataset.h"
+#include "../fail.h"
 #include "../io/file.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/

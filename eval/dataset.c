@@ -8,6 +8,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "../fail.h"
 #include "../io/file.h"
 #include "../io/image.h"
 #include "truth.h"

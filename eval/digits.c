@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "../io/file.h"
+#include "../fail.h"
 #include "../tensor.h"
 #include "draw.h"
 #include "synth.h"

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "../io/file.h"
 
 /* The data set, listed and checked; all that is wrong with it is in result->problems. */

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../fail.h"
 #include "../io/file.h"
 
 const double spro_limits[SPRO_LIMITS] = {0.01, 0.05, 0.1, 0.3, 1};

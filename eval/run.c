@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../fail.h"
 #include "../io/file.h"
 #include "../io/image.h"
 #include "../io/json.h"

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "../fail.h"
 #include "../io/file.h"
 #include "../io/image.h"
 #include "../io/json.h"

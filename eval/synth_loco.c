@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../io/file.h"
+#include "../fail.h"
 #include "synth.h"
 #include "truth.h"
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "../io/image.h"
 #include "../tensor.h"
 #include "metrics.h"

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "../io/image.h"
 #include "../io/json.h"
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "bytes.h"
 
 enum { PREFIX = 6, IFD_ENTRY = 12, TAG_ORIENTATION = 274, TYPE_SHORT = 3 };

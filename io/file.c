@@ -16,6 +16,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../fail.h"
+
 /* ---- reading ---------------------------------------------------------------------------------------*/
 
 /* Read until the end, growing by doubling: pipes and /proc files have no size to ask for. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "file.h"
 
 #define IMAGE_MAX_FILE ((size_t)1 << 30) /* bytes */

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
+
 #define MAX_CODE_LENGTH 15
 #define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code */
 #define N_DISTANCES     30

@@ -14,6 +14,7 @@
  * converted to RGB. In the end the picture is turned as its Exif segment says, as every viewer shows it and as
  * OpenCV reads it (exif.h). */
 #include "exif.h"
+#include "../fail.h"
 #include "image.h"
 
 #include <stdlib.h>

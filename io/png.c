@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "bytes.h"
 #include "exif.h"
 #include "file.h"

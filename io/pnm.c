@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "file.h"
 
 typedef struct PnmReader {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "bytes.h"
+#include "../fail.h"
 #include "exif.h"
 #include "image.h"
 

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
+
 /* The pixel before (0, x) in the order of the runs; before the first stands a zero: counts begin with zeros.
  */
 static int above_top(const uint8_t *mask, int height, int width, int x)

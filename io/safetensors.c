@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../fail.h"
 #include "file.h"
 #include "json.h"
 #include "number.h"

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../fail.h"
 #include "bytes.h"
 #include "file.h"
 #include "safetensors.h" /* f16_to_f32 */

@@ -1,10 +1,20 @@
 #!/bin/sh
 # make demo: synthesise trays, build the bank, detect every test image, print the figures, leave the pictures.
 # Usage: sh tests/demo.sh SAMLAD [SEED [OUT]]     (make demo SEED=7 DEMO_OUT=/tmp/demo)
+#        sh tests/demo.sh --clean [OUT]           what make clean does with OUT
+# OUT is begun anew when an earlier demo made it; what else lies there is nobody's to remove.
 set -e
 samlad=$1 seed=${2:-1} out=${3:-demo-out}
-rm -rf "$out"
+[ "$1" != --clean ] || out=${2:-demo-out}
+if [ -e "$out/.samlad-demo" ] || [ ! -e "$out" ]; then
+    rm -rf "$out"
+elif [ "$1" != --clean ] && [ -n "$(ls -A "$out")" ]; then
+    echo "demo.sh: $out: holds what no demo made; name another folder with DEMO_OUT, or remove it" >&2
+    exit 1
+fi
+[ "$1" != --clean ] || exit 0
 mkdir -p "$out"
+: > "$out/.samlad-demo"
 echo "1. trays (seed $seed): 40 normal images to learn from, 74 to judge"
 "$samlad" synth tray "$out/tray" --seed "$seed"
 echo "2. what is normal: one bank of them"

@@ -93,30 +93,25 @@ that "its sum is printed" says "$sha"
 that "f16 is smaller" [ "$(wc -c <got/whole.safetensors)" -lt $((size * 6 / 10)) ]
 rm -rf got
 
-# broken off: kept and gone on with
+# from a folder: always anew
 mkdir cut
 head -c 7000 mirror/whole.pth >cut/whole.pth
 SAMLAD_MIRROR=$dir/cut
 run 1 "a truncated file" whole
-that "it says how much is there" says "7000 of $size bytes"
-that "the beginning is kept, and no more" only "whole.pth.part "
+that "it says how much is there, and where" says "7000 of $size bytes in $dir/cut: it is cut short there"
+that "nothing is kept" only ""
 SAMLAD_MIRROR=$dir/mirror
-run 0 "the rest" whole
-that "it is whole" only "whole.safetensors "
-rm -rf got
-mkdir got
+mkdir -p got
 head -c 7000 /dev/zero >got/whole.pth.part
-run 1 "gone on with the beginning of something else" whole
-that "is noticed" says "its sha256 is"
-that "and removed" only ""
-run 0 "so that the next try begins anew" whole
+run 0 "the whole, beside the beginning of something else" whole
+that "it is whole" only "whole.safetensors "
 rm -rf got
 head -c 7000 mirror/unpinned.pth >cut/unpinned.pth
 SAMLAD_MIRROR=$dir/cut
 run 1 "truncated, without a pin: the converter notices" unpinned
-that "the beginning is kept" only "unpinned.pth.part "
+that "nothing of it is kept" only ""
 SAMLAD_MIRROR=$dir/mirror
-run 0 "the rest of it" unpinned
+run 0 "the whole of it" unpinned
 rm -rf got
 
 run 1 "wrong sha256" wrong_sha
@@ -155,6 +150,20 @@ if command -v curl >/dev/null; then
     SAMLAD_MIRROR=file://$dir/mirror/
     run 0 "file://: the rest" whole
     that "it is whole" only "whole.safetensors "
+    rm -rf got
+    mkdir got
+    head -c 7000 /dev/zero >got/whole.pth.part
+    run 1 "gone on with the beginning of something else" whole
+    that "is noticed" says "its sha256 is"
+    that "and removed" only ""
+    run 0 "so that the next try begins anew" whole
+    rm -rf got
+    SAMLAD_MIRROR=file://$dir/cut
+    run 1 "file://: truncated, without a pin: the converter notices" unpinned
+    that "the beginning is kept" only "unpinned.pth.part "
+    SAMLAD_MIRROR=file://$dir/mirror/
+    run 0 "file://: the rest of it" unpinned
+    rm -rf got
     SAMLAD_MIRROR=file://$dir/nowhere
     run 1 "file://: no such folder" unpinned
     rm -rf got

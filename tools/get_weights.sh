@@ -25,7 +25,8 @@ Download official weights, check them, convert them to DIR/NAME.safetensors. Wit
       --table FILE    pins from another file (default: weights/README.md)
   -h, --help          this text
 
-A download that breaks off goes on where it stood when the same command is given again. A file of wrong size or checksum
+A download that breaks off goes on where it stood when the same command is given again (a copy from a folder
+begins anew). A file of wrong size or checksum
 is refused and removed. Where there is no pin, the file's size and sha256 are printed and it is said that they are not
 verified. What is there already (DIR/NAME.safetensors) is left alone.
 
@@ -88,11 +89,15 @@ digest() {
 check() {
     found=$(bytes_of "$1")
     if [ "$2" != - ] && [ "$found" -lt "$2" ]; then
+        if from_folder; then
+            complain "$file: has $found of $2 bytes in $SAMLAD_MIRROR: it is cut short there"
+            return 1
+        fi
         complain "$file: $found of $2 bytes are there; the same command goes on from there"
         return 3
     fi
     if [ "$2" != - ] && [ "$found" -gt "$2" ]; then
-        complain "$file: has $found bytes, the official file $2; removed"
+        complain "$file: has $found bytes, the official file $2; $gone"
         return 1
     fi
     sha=$(digest 256 "$1")
@@ -101,7 +106,7 @@ check() {
         return 4
     fi
     if [ "$3" != - ] && [ "$sha" != "$3" ]; then
-        complain "$file: its sha256 is $sha, the official file's $3; removed"
+        complain "$file: its sha256 is $sha, the official file's $3; $gone"
         return 1
     fi
     if [ "$4" != - ]; then
@@ -109,7 +114,7 @@ check() {
         case $md5 in
         "$4"*) ;;
         *)
-            complain "$file: its md5 is $md5, the official file's begins with $4; removed"
+            complain "$file: its md5 is $md5, the official file's begins with $4; $gone"
             return 1
             ;;
         esac
@@ -145,24 +150,28 @@ fetch() {
     fi
 }
 
-# copy FROM PART: the same from a folder
+# copy FROM PART: from a folder, always anew: to go on would gain nothing, and PART may be of another file
 copy() {
     if [ ! -f "$1" ]; then
         complain "$1: there is no such file"
         return 1
     fi
-    begun=$(bytes_of "$2")
-    tail -c "+$((begun + 1))" "$1" >>"$2"
+    cp "$1" "$2"
 }
+
+# Is SAMLAD_MIRROR a folder?
+from_folder() { case ${SAMLAD_MIRROR:-://} in *://*) return 1 ;; esac; }
+# The place that a file of this address is taken from.
+place_of() { if [ -n "${SAMLAD_MIRROR:-}" ]; then echo "${SAMLAD_MIRROR%/}/${1##*/}"; else echo "$1"; fi; }
 
 # download ADDRESS PART SIZE
 download() {
+    if from_folder; then
+        copy "$(place_of "$1")" "$2"
+        return
+    fi
     [ "$3" != - ] && [ "$(bytes_of "$2")" -ge "$3" ] && return 0
-    case ${SAMLAD_MIRROR:-} in
-    '') fetch "$1" "$2" ;;
-    *://*) fetch "${SAMLAD_MIRROR%/}/${1##*/}" "$2" ;;
-    *) copy "${SAMLAD_MIRROR%/}/${1##*/}" "$2" ;;
-    esac
+    fetch "$(place_of "$1")" "$2"
 }
 
 # settle FILE SIZE SHA256 MD5PREFIX: 0 when it is the one; what is not goes, what is short becomes the beginning of the
@@ -182,6 +191,8 @@ get() {
     file=${2##*/}
     checkpoint=$dir/$file
     part=$checkpoint.part
+    gone="it was removed"
+    ! from_folder || gone="the copy was removed"
     if [ -f "$dir/$1.safetensors" ]; then
         say "$1: $dir/$1.safetensors is there already"
         return 0
@@ -189,10 +200,10 @@ get() {
     if [ -f "$checkpoint" ]; then
         settle "$checkpoint" "$3" "$4" "$5" || return 1
     else
-        say "$1: ${SAMLAD_MIRROR:+from $SAMLAD_MIRROR: }$2"
+        say "$1: $(place_of "$2")"
         if ! download "$2" "$part" "$3"; then
             [ -s "$part" ] || rm -f "$part"
-            complain "$file: the download failed; what has come is kept, the same command goes on with it"
+            from_folder || complain "$file: the download failed; the same command goes on with what has come"
             return 1
         fi
         settle "$part" "$3" "$4" "$5" || return 1
@@ -204,7 +215,8 @@ get() {
         return 1
     fi
     if ! "$python" "$here/convert.py" "$checkpoint" -o "$dir/$1.safetensors" ${dtype:+--dtype "$dtype"}; then
-        [ "$4" != - ] || mv "$checkpoint" "$part" # unpinned and unreadable: perhaps it is not whole
+        # unpinned and unreadable: perhaps it is not whole
+        if [ "$4" = - ] && from_folder; then rm -f "$checkpoint"; elif [ "$4" = - ]; then mv "$checkpoint" "$part"; fi
         return 1
     fi
     [ $keep = 1 ] || rm -f "$checkpoint"

@@ -1,0 +1,100 @@
+#!/bin/sh
+# test_library.sh - libsamlad.a from outside: a C program with names of its own that the library uses inside, and a C++ one.
+# Compiled as the library was (BUILD/flags); runs on the weights that ship.
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+build=$(cd "$(dirname "${SAMLAD_BIN:-$here/build/samlad}")" && pwd)
+dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_library.XXXXXX") || exit 1
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' INT TERM
+cd "$here" || exit 1
+passed=0 failed=0 skipped=0
+ok() { passed=$((passed + 1)); }
+bad() {
+    failed=$((failed + 1))
+    echo "  FAILED: $1"
+    sed 's/^/    /' "$dir/err"
+}
+
+cat >"$dir/program.c" <<'END'
+#include <stdio.h>
+#include "samlad.h"
+
+/* ours, not the library's */
+int add(int a, int b) { return a + b; }
+float dot(float a) { return a; }
+void fail(const char *why) { printf("%s\n", why); }
+int segment = 3;
+
+int main(int n, char **names)
+{
+    static unsigned char rgb[3 * 64 * 48];
+    Error err;
+    static SamladWeights weights;
+    SamladResult result;
+    weights.vit = names[1];
+    Samlad *s = samlad_open(&weights, &err);
+    const char *paths[2];
+    paths[0] = names[2], paths[1] = names[3];
+    if (!s || samlad_set(s, "no-objects", "1", &err) || samlad_set(s, "size", "64", &err) ||
+        samlad_bank_build(s, paths, n - 2, NULL, NULL, &err)) {
+        fail(err.message);
+        return 1;
+    }
+    for (int i = 0; i < 3 * 64 * 48; i++)
+        rgb[i] = (unsigned char)(i % 64 * 3);
+    if (samlad_detect(s, rgb, 48, 64, &result, NULL, &err)) {
+        fail(err.message);
+        return 1;
+    }
+    Samlad *shared = samlad_share(s, &err);
+    if (!shared || samlad_bank_build(shared, paths, 1, NULL, NULL, &err) == 0)
+        return 2; /* a share must not replace its owner's bank */
+    printf("%s\n", err.message);
+    samlad_close(shared);
+    printf("%d images, %.4f\n", samlad_bank_size(s), (double)result.score);
+    samlad_result_free(&result);
+    samlad_close(s);
+    return add(1, 1) == 2 && dot(1) > 0 && segment == 3 ? 0 : 1;
+}
+END
+for i in 0 1; do
+    awk -v s=$i 'BEGIN { print "P3 64 48 255"; for (i = 0; i < 64 * 48; i++) print (i * 5 + s * 9) % 250, i % 200, s * 50 }' >"$dir/$i.ppm"
+done
+
+# try LANGUAGE COMPILER...: build and run
+try() {
+    language=$1
+    shift
+    if "$@" "$dir/program.$language" "$build/libsamlad.a" -lm -o "$dir/program" 2>"$dir/err"; then ok; else
+        bad "a $language program does not link"
+        return
+    fi
+    if "$dir/program" weights/vit_tiny.safetensors "$dir/0.ppm" "$dir/1.ppm" >"$dir/out" 2>"$dir/err" &&
+        grep -q "^2 images" "$dir/out" && grep -q "shared handle" "$dir/out"; then ok; else
+        cat "$dir/out" >>"$dir/err"
+        bad "a $language program does not run"
+    fi
+}
+
+flags=$(cat "$build/flags")
+# shellcheck disable=SC2086 # words
+try c $flags
+cp "$dir/program.c" "$dir/program.cc"
+if command -v g++ >/dev/null 2>&1 && [ "${flags%% *}" = gcc ]; then
+    # shellcheck disable=SC2046,SC2086
+    try cc $(printf '%s' "$flags" | sed 's/^gcc/g++/; s/-std=c11/-std=c++11/')
+else
+    echo "  skipped: no g++ for C++"
+    skipped=$((skipped + 1))
+fi
+# only samlad.h's names are to be seen
+: >"$dir/err"
+if command -v nm >/dev/null 2>&1; then
+    nm -g --defined-only "$build/libsamlad.a" | awk 'NF == 3 && $3 !~ /^samlad_/ && $3 !~ /^(__|_ZN)/ { print $3 }' >"$dir/err"
+    if [ ! -s "$dir/err" ]; then ok; else bad "names that a program may have itself"; fi
+else
+    skipped=$((skipped + 1))
+fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
