@@ -210,6 +210,17 @@ void option_text(const Options *o, const OptionSpec *spec, char *text, size_t si
         number_write(text, size, 17, *(const double *)at);
 }
 
+void option_brief(const Options *o, const OptionSpec *spec, char *text, size_t size)
+{
+    const void *at = (const char *)o + spec->offset;
+    if (spec->kind == OPTION_FLOAT)
+        snprintf(text, size, "%g", (double)*(const float *)at);
+    else if (spec->kind == OPTION_DOUBLE && !isnan(*(const double *)at))
+        snprintf(text, size, "%g", *(const double *)at);
+    else
+        option_text(o, spec, text, size);
+}
+
 void options_help(FILE *out, const Options *o, int of_features)
 {
     for (int i = 0; i < option_count; i++) {
@@ -217,12 +228,7 @@ void options_help(FILE *out, const Options *o, int of_features)
         char value[64], head[64];
         if (spec->of_features != of_features)
             continue;
-        if (spec->kind == OPTION_FLOAT)
-            snprintf(value, sizeof value, "%g", (double)*(const float *)((const char *)o + spec->offset));
-        else if (spec->kind == OPTION_DOUBLE && !isnan(*(const double *)((const char *)o + spec->offset)))
-            snprintf(value, sizeof value, "%g", *(const double *)((const char *)o + spec->offset));
-        else
-            option_text(o, spec, value, sizeof value);
+        option_brief(o, spec, value, sizeof value);
         snprintf(head, sizeof head, "--%s %s", spec->name, spec->kind == OPTION_CHOICE ? spec->choices : "N");
         fprintf(out, "  %-36s %s [%s]\n", head, spec->help, value);
     }

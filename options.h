@@ -70,6 +70,8 @@ const OptionSpec *option_find(const char *name);
 int option_set(Options *options, const OptionSpec *spec, const char *value, const char *where, Error *err);
 /* The value as text that option_set reads back exactly. */
 void option_text(const Options *options, const OptionSpec *spec, char *text, size_t size);
+/* The same for people: 0.7, not 0.699999988. */
+void option_brief(const Options *options, const OptionSpec *spec, char *text, size_t size);
 /* The options' part of --help; with their values in `options` as defaults. */
 void options_help(FILE *out, const Options *options, int of_features);
 

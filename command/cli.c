@@ -371,12 +371,25 @@ static const char BANK_HELP[] =
     "that are\n"
     "                        given\n";
 
+/* Defaults as they are with the SAM weights that ship, where these are to be found. */
+static void shipped_defaults(Options *o, AmgUse use)
+{
+    char path[PATH_SIZE];
+    options_default(o);
+    Safetensors *file = find_weights(path, "sam_tiny.safetensors") ? st_open(path, NULL) : NULL;
+    if (file && amg_recommended(&o->amg, use, file, NULL))
+        options_default(o);
+    st_close(file);
+}
+
 static void bank_help(void)
 {
     Options o;
-    options_default(&o);
+    shipped_defaults(&o, AMG_FOR_OBJECTS);
     fputs(BANK_HELP, stdout);
-    printf("\nFeatures and objects (0 and SAM's values: what the weights recommend for objects):\n");
+    printf("\nFeatures and objects (defaults with the SAM weights that ship; others may recommend their own, "
+           "samlad "
+           "info BANK\nshows what was used):\n");
     options_help(stdout, &o, 1);
     printf("\nMethod (can be changed with --from):\n");
     options_help(stdout, &o, 0);
@@ -395,7 +408,8 @@ static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
     double start = clock_seconds();
     if (bank_make(args, list, s, err) || samlad_bank_save(s, args->out, err))
         return -1;
-    printf("%s: %d normal images, %.1f s\n", args->out, samlad_bank_size(s), clock_seconds() - start);
+    const int n = samlad_bank_size(s);
+    printf("%s: %d normal image%s, %.1f s\n", args->out, n, n == 1 ? "" : "s", clock_seconds() - start);
     if (!isnan(samlad_bank_threshold(s)))
         printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
                (double)samlad_bank_threshold(s));
@@ -723,7 +737,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
         if (!status && dump)
             status = st_writer_save(dump, args->dump, err);
         if (!status)
-            printf("%s: %zu masks\n", path, masks.n);
+            printf("%s: %zu mask%s\n", path, masks.n, masks.n == 1 ? "" : "s");
         amg_masks_free(&masks);
     }
     st_writer_free(dump);
@@ -872,12 +886,14 @@ static const char HELP[] =
     "  detect    bank + images -> scores, maps, reasons\n"
     "  segment   Segment Anything on one image\n"
     "  info      what is in a weights file or a bank\n"
-    "  synth     write a data set: trays, or DigitAnatomy from MNIST\n"
+    "  synth     write a data set: trays, DigitAnatomy from MNIST, or LOCO's five categories, drawn\n"
     "  eval      run a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
     "  ablate    the same under many settings of the method\n"
     "  bench     how fast each stage is on this machine\n"
     "\n"
-    "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads.\n";
+    "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads, SAMLAD_WEIGHTS the folder of the "
+    "weights "
+    "that ship.\n";
 
 static void help_detect(void)
 {
@@ -885,7 +901,17 @@ static void help_detect(void)
 }
 static void help_segment(void)
 {
+    Options o;
+    shipped_defaults(&o, AMG_FOR_MASKS);
     fputs(SEGMENT_HELP, stdout);
+    printf("\nAutomatic masks with the weights that ship (others may recommend their own):\n");
+    for (int i = 0; i < option_count; i++) {
+        char value[64];
+        if (strncmp(option_table[i].help, "SAM:", 4) != 0)
+            continue;
+        option_brief(&o, &option_table[i], value, sizeof value);
+        printf("  --%s %s\n", option_table[i].name, value);
+    }
 }
 static void help_info(void)
 {
@@ -932,9 +958,9 @@ static int finish(int status)
     return EXIT_FAILURE;
 }
 
-static int run_command(size_t command, int argc, char **argv)
+static int run_command(size_t command, int want_help, int argc, char **argv)
 {
-    if (wants_help(argc, argv)) {
+    if (want_help || wants_help(argc, argv)) {
         COMMANDS[command].help();
         return EXIT_SUCCESS;
     }
@@ -954,7 +980,7 @@ static int run_command(size_t command, int argc, char **argv)
 int main(int argc, char **argv)
 {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0) {
+        (strcmp(argv[1], "help") == 0 && argc == 2)) {
         fputs(HELP, argc < 2 ? stderr : stdout);
         return finish(argc < 2 ? EXIT_USAGE : EXIT_SUCCESS);
     }
@@ -962,11 +988,13 @@ int main(int argc, char **argv)
         printf("samlad %s\n", SAMLAD_VERSION);
         return finish(EXIT_SUCCESS);
     }
-    if (strcmp(argv[1], "bench") == 0)
-        return finish(bench_command(argc - 2, argv + 2));
+    const int want_help = strcmp(argv[1], "help") == 0; /* samlad help COMMAND */
+    const char *name = argv[1 + want_help];
+    if (strcmp(name, "bench") == 0)
+        return finish(bench_command(want_help ? 1 : argc - 2, want_help ? (char *[]){"--help"} : argv + 2));
     for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++)
-        if (strcmp(argv[1], COMMANDS[i].name) == 0)
-            return finish(run_command(i, argc - 2, argv + 2));
-    fprintf(stderr, "samlad: there is no command '%s' (see samlad --help)\n", argv[1]);
+        if (strcmp(name, COMMANDS[i].name) == 0)
+            return finish(run_command(i, want_help, argc - 2, argv + 2));
+    fprintf(stderr, "samlad: there is no command '%s' (see samlad --help)\n", name);
     return EXIT_USAGE;
 }

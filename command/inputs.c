@@ -40,6 +40,18 @@ void list_free(ImageList *list)
     free(list->paths), free(list->names);
 }
 
+/* NAME_masks.png beside NAME_masks.json is what `samlad segment` made of an image here, not an image of its own. */
+static int is_segmented(const char *path)
+{
+    static const char ending[] = "_masks.png";
+    const size_t n = strlen(path), n_ending = sizeof ending - 1;
+    char json[PATH_SIZE + 8];
+    if (n < n_ending || strcmp(path + n - n_ending, ending) != 0)
+        return 0;
+    snprintf(json, sizeof json, "%.*s.json", (int)(n - 4), path);
+    return file_exists(json);
+}
+
 /* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
  * given. */
 static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
@@ -52,12 +64,13 @@ static int list_folder(ImageList *list, const char *dir, const char *below, int 
         int status = names ? 0 : -1;
         for (size_t i = 0; names && i < n && !status; i++) {
             char path[PATH_SIZE], name[PATH_SIZE];
-            if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE ||
+            if (snprintf(path, sizeof path, dir[strlen(dir) - 1] == '/' ? "%s%s" : "%s/%s", dir, names[i]) >=
+                    PATH_SIZE ||
                 snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
                 status = fail(err, "%s: the path is too long", dir);
             else if (want_dirs)
                 status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
-            else if (looks_like_image(names[i]))
+            else if (looks_like_image(names[i]) && !is_segmented(path))
                 status = list_add(list, path, name, err);
         }
         free(names);

@@ -9,7 +9,8 @@ typedef struct ImageList {
     int n, capacity;
 } ImageList;
 
-/* The files, and all images in and below the folders, sorted. A folder without any is an error. */
+/* The files, and all images in and below the folders, sorted, but for the pictures that `samlad segment` put
+ * there. A folder without any is an error. */
 int list_inputs(ImageList *list, const Args *args, Error *err);
 void list_free(ImageList *list);
 /* Take out what is there already: the same file once more, under whatever name. *n_dropped: how many. */

@@ -75,6 +75,11 @@ for c in "" bank detect segment info synth eval ablate; do
     expect 0 "$c -h" "$bin" $c -h
 done
 expect 0 help "$bin" help
+for c in bank segment bench; do
+    expect 0 "help $c" "$bin" help $c
+    says "^usage: samlad $c\|^samlad $c"
+done
+expect 2 "help of nothing" "$bin" help cups
 expect 0 version "$bin" --version
 says '^samlad [0-9]'
 expect 2 "unknown command" "$bin" frobnicate
@@ -394,6 +399,15 @@ there good/0_masks.png good/0_masks.json
 expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
 says "2 masks"
 there p_masks.png p_masks.json p.safetensors
+mkdir segmented # what segment puts beside an image is no image of the folder's
+cp good/0.ppm segmented
+expect 0 "beside the image" "$bin" segment segmented/0.ppm --sam "$sam" --point 14,12
+there segmented/0_masks.png segmented/0_masks.json
+expect 0 "a bank of that folder" "$bin" bank segmented/ -o segmented.bank $weights $masks
+says "1 normal image,"
+expect 0 "a result of it" "$bin" detect --bank segmented.bank segmented/ $weights
+says " segmented/0.ppm$"
+rm -r segmented segmented.bank
 expect 1 "a point outside" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 57,2 -o outside
 says "outside the image of 56x48"
 expect 1 "a box outside" "$bin" segment good/1.ppm --sam "$sam" --box=-9,-9,0,20 -o outside
@@ -402,7 +416,7 @@ expect 0 "a point in bf16" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 
 if cmp -s p.safetensors h.safetensors; then bad "bf16 changes nothing"; else ok; fi
 expect 2 "another precision" "$bin" segment good/1.ppm --precision fp16
 expect 0 "a box, one mask" "$bin" segment good/1.ppm --sam "$sam" --box 8,6,20,18 --single -o b
-says "1 masks"
+says "1 mask$"
 if command -v python3 >/dev/null 2>&1; then
     python3 - good/0_masks.json p_masks.json b_masks.json >err 2>&1 <<'PYTHON' && ok || bad "masks' JSON"
 import json, sys
