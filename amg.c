@@ -24,9 +24,9 @@
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
 
 #include "fail.h"
-#endif
 
 #define POINTS_PER_BATCH 64    /* between two calls of the progress function */
 #define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */
