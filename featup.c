@@ -537,10 +537,8 @@ int featup_upsample(const Featup *featup, float *out, const float *features, int
     Scratch s;
     Arena arena = {0};
     lay_out(&s, &arena, (size_t)last_h, (size_t)last_w, (size_t)c, (size_t)key_dim, stages, with_fixup);
-    void *memory = aligned_array(arena.used, 1);
-    if (!memory)
-        return fail_memory(err, "FeatUp's activations", arena.used);
-    arena = (Arena){.base = memory, .size = arena.used};
+    if (arena_allocate(&arena))
+        return fail_memory(err, "FeatUp's activations", arena.size);
     lay_out(&s, &arena, (size_t)last_h, (size_t)last_w, (size_t)c, (size_t)key_dim, stages, with_fixup);
 
     const float *source = features;
@@ -563,6 +561,6 @@ int featup_upsample(const Featup *featup, float *out, const float *features, int
     }
     if (with_fixup)
         final_fixup(featup, out, 2 * last_h, 2 * last_w, c, s.row);
-    free(memory);
+    free(arena.base);
     return 0;
 }

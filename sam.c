@@ -508,10 +508,9 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
     sam->packed = NULL;
     if (precision == PRECISION_FP32)
         return 0;
-    sam->packed = aligned_array(arena.used, 1);
-    if (!sam->packed)
-        return fail_memory(err, "SAM's weights in bf16", arena.used);
-    arena = (Arena){sam->packed, arena.used, 0};
+    if (arena_allocate(&arena))
+        return fail_memory(err, "SAM's weights in bf16", arena.size);
+    sam->packed = arena.base;
     pack_blocks(sam, &arena);
     return 0;
 }
@@ -721,10 +720,8 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
     r->factor = sam->config.image_size % r->low_size ? 0 : sam->config.image_size / r->low_size;
     r->one_resize = image->original_w == image->input_w && image->original_h == image->input_h;
     rows_layout(r, image->input_h);
-    const size_t n_bytes = r->arena.used;
-    r->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
-    if (!r->arena.base) {
-        fail_memory(err, "mask rows", n_bytes);
+    if (arena_allocate(&r->arena)) {
+        fail_memory(err, "mask rows", r->arena.size);
         free(r);
         return NULL;
     }

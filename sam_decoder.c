@@ -155,11 +155,11 @@ static void layout_plain(SamScratch *s, const Sam *sam)
     s->mask2 = arena_floats(a, n * (size_t)m);
     size_t scratch = conv2d_scratch(4 * grid, 4 * grid, 1, m / 4, 2, 2, 0);
     size_t scratch2 = conv2d_scratch(2 * grid, 2 * grid, m / 4, m, 2, 2, 0);
-    s->mask_scratch = arena_floats(a, scratch > scratch2 ? scratch : scratch2);
+    s->mask_scratch = arena_floats(a, largest(scratch, scratch2));
     s->up2 = arena_floats(a, 2 * n_dim);
     size_t up1 = conv_transpose2d_scratch(grid, grid, dim / 4, 2);
     size_t up2 = conv_transpose2d_scratch(2 * grid, 2 * grid, dim / 8, 2);
-    s->up_scratch = arena_floats(a, up1 > up2 ? up1 : up2);
+    s->up_scratch = arena_floats(a, largest(up1, up2));
 }
 
 static void layout(SamScratch *s, const Sam *sam)
@@ -185,10 +185,8 @@ static SamScratch *scratch_new(const Sam *sam, int max_points, int max_prompts, 
     while (s->max_prompts > 1 && s->max_prompts * s->max_tokens > FEW_ROWS)
         s->max_prompts--;
     layout(s, sam);
-    const size_t n_bytes = s->arena.used;
-    s->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
-    if (!s->arena.base) {
-        fail_memory(err, "SAM's decoder", n_bytes);
+    if (arena_allocate(&s->arena)) {
+        fail_memory(err, "SAM's decoder", s->arena.size);
         free(s);
         return NULL;
     }

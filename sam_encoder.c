@@ -89,10 +89,8 @@ SamState *sam_state_new(const Sam *sam, Error *err)
         return NULL;
     }
     state_layout(s, sam);
-    const size_t n_bytes = s->arena.used;
-    s->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
-    if (!s->arena.base) {
-        fail_memory(err, "SAM's encoder", n_bytes);
+    if (arena_allocate(&s->arena)) {
+        fail_memory(err, "SAM's encoder", s->arena.size);
         free(s);
         return NULL;
     }

@@ -219,10 +219,8 @@ SamPlanes *sam_planes_new(const Sam *sam, const float *source, Error *err)
         p->sam = sam;
         p->n_tiles = tiles_of(sam);
         layout_planes(p);
-        const size_t n_bytes = p->arena.used;
-        p->arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
     }
-    if (!p || !work || !p->arena.base) {
+    if (!p || !work || arena_allocate(&p->arena)) {
         fail_memory(err, "an image's planes", (3 * n_padded + n_weight) * sizeof *work);
         sam_planes_free(p);
         free(work);

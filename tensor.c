@@ -12,6 +12,7 @@
 #include "tensor.h"
 #include "kernels/tile.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,9 +25,17 @@
 
 /* ---- memory and threads ------------------------------------------------------------------------*/
 
+int arena_allocate(Arena *arena)
+{
+    const size_t n_bytes = arena->used;
+    *arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
+    return arena->base ? 0 : -1;
+}
+
 void *arena_take(Arena *arena, size_t n_bytes)
 {
     size_t size = (n_bytes + 63) & ~(size_t)63;
+    assert(!arena->base || size <= arena->size - arena->used);
     char *taken = arena->base ? arena->base + arena->used : NULL;
     arena->used += size;
     return taken;

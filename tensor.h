@@ -15,14 +15,18 @@
 
 /* ---- memory ------------------------------------------------------------------------------------
  * A State struct is laid out twice by the same function: once on an arena without memory, which only
- * counts, once on the real one. So there is one malloc a model, and its size is known before. */
+ * counts, and, after arena_allocate, once on the real one. So there is one malloc a model, and its size is known
+ * before. */
 typedef struct Arena {
     char *base;  /* NULL: only count */
     size_t size; /* bytes at base */
     size_t used; /* bytes taken so far */
 } Arena;
 
-/* n bytes aligned to 64, or NULL while counting. Never runs over: the second pass takes the same. */
+/* The memory that was counted; free(arena->base) frees it. 0 / -1: no memory (size says how much was asked). */
+int arena_allocate(Arena *arena);
+/* n bytes aligned to 64, or NULL while counting. To take more than was counted is a mistake of the program (an
+ * assertion). */
 void *arena_take(Arena *arena, size_t n_bytes);
 float *arena_floats(Arena *arena, size_t n_floats);
 /* malloc, aligned to 64 bytes, of count*size with an overflow check; NULL on failure. free() frees it. */

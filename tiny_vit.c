@@ -315,12 +315,11 @@ TinyVit *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
     else
         r.failed = 1;
     if (!r.failed) {
-        vit->derived = aligned_array(r.arena.used, 1);
-        r.arena = (Arena){(char *)vit->derived, r.arena.used, 0};
-        if (vit->derived)
-            read_weights(&r, vit);
-        else
+        if (arena_allocate(&r.arena))
             r.failed = fail_memory(err, "TinyViT's weights", r.arena.size);
+        else
+            read_weights(&r, vit);
+        vit->derived = (void *)r.arena.base;
     }
     if (r.failed) {
         tiny_vit_close(vit);

@@ -348,10 +348,9 @@ int vit_set_precision(Vit *vit, Precision precision, Error *err)
     vit->packed = NULL;
     if (precision == PRECISION_FP32)
         return 0;
-    vit->packed = aligned_array(arena.used, 1);
-    if (!vit->packed)
-        return fail_memory(err, "the ViT's weights in bf16", arena.used);
-    arena = (Arena){vit->packed, arena.used, 0};
+    if (arena_allocate(&arena))
+        return fail_memory(err, "the ViT's weights in bf16", arena.size);
+    vit->packed = arena.base;
     pack_blocks(vit, &arena);
     return 0;
 }
@@ -405,12 +404,11 @@ VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err)
     VitState layout = {0};
     Arena arena = {0};
     lay_out(&layout, &arena, &vit->config, (size_t)grid_h * (size_t)grid_w);
-    VitState *state = aligned_array(arena.used, 1);
-    if (!state) {
-        fail_memory(err, "the ViT's activations", arena.used);
+    if (arena_allocate(&arena)) {
+        fail_memory(err, "the ViT's activations", arena.size);
         return NULL;
     }
-    arena = (Arena){.base = (char *)state, .size = arena.used};
+    VitState *state = (void *)arena.base; /* the first that it takes */
     lay_out(&layout, &arena, &vit->config, (size_t)grid_h * (size_t)grid_w);
     *state = layout;
     return state;
