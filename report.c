@@ -271,15 +271,6 @@ static void key_float(JsonWriter *w, const char *key, float value)
     json_float(w, value);
 }
 
-static void key_floats(JsonWriter *w, const char *key, const float *values, int n)
-{
-    json_key(w, key);
-    json_open(w, '[');
-    for (int i = 0; i < n; i++)
-        json_float(w, values[i]);
-    json_close(w, ']');
-}
-
 static void json_object(JsonWriter *w, const SamladResult *r, int i)
 {
     const SamladObject *o = &r->objects[i];
@@ -288,9 +279,9 @@ static void json_object(JsonWriter *w, const SamladResult *r, int i)
     json_key(w, "id"), json_int(w, i);
     json_key(w, "verdict"), json_string(w, verdict_name(o->verdict));
     json_key(w, "background"), json_bool(w, o->background);
-    key_floats(w, "bbox", o->box, 4);
+    json_floats(w, "bbox", o->box, 4);
     key_float(w, "area", o->area);
-    key_floats(w, "centroid", o->centroid, 2);
+    json_floats(w, "centroid", o->centroid, 2);
     key_float(w, "unmatched", o->unmatched);
     json_key(w, "alike"), json_int(w, o->alike);
     key_float(w, "counted", o->counted);
@@ -350,7 +341,7 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const ch
         json_open(w, '{');
         json_key(w, "reference"), json_int(w, m->reference);
         json_key(w, "object"), json_int(w, m->object);
-        key_floats(w, "bbox", m->box, 4);
+        json_floats(w, "bbox", m->box, 4);
         key_float(w, "unmatched", m->unmatched);
         json_key(w, "alike"), json_int(w, m->alike);
         key_float(w, "evidence", m->evidence);

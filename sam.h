@@ -7,7 +7,6 @@
 #include "error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
-#include "vit.h" /* TensorTap */
 
 #define SAM_MAX_DEPTH 64 /* blocks of the image encoder */
 

@@ -157,15 +157,6 @@ static int write_png(const AmgMasks *masks, const char *path, int height, int wi
     return status;
 }
 
-static void json_floats(JsonWriter *w, const char *key, const float *values, int n)
-{
-    json_key(w, key);
-    json_open(w, '[');
-    for (int i = 0; i < n; i++)
-        json_float(w, values[i]);
-    json_close(w, ']');
-}
-
 static int write_json(const AmgMasks *masks, const char *path, Error *err)
 {
     JsonWriter w;

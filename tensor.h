@@ -157,6 +157,11 @@ typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);
 
+/* ---- what is between ---------------------------------------------------------------------------*/
+
+/* Receives a network's intermediate tensors, for parity tests and --dump. NULL: off. */
+typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
+
 /* ---- threads -----------------------------------------------------------------------------------*/
 int tensor_max_threads(void); /* 1 without OpenMP */
 int tensor_team_size(void);   /* of a parallel region begun here: inside of another one 1 */

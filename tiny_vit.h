@@ -7,7 +7,6 @@
 #include "io/safetensors.h"
 #include "kernels/bf16.h"
 #include "tensor.h"
-#include "vit.h" /* TensorTap */
 
 #define TINY_VIT_STAGES 4
 #define TINY_VIT_PATCH  16 /* pixels a side of a place of the output */

@@ -42,9 +42,6 @@ VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err);
 void vit_state_free(VitState *state);
 size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w); /* of a state for that size */
 
-/* Receives intermediate tensors, for parity tests and --dump. NULL: off. */
-typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
-
 /* pixels [3][h][w] normalised; h and w multiples of patch_size, at most the state's size.
  * layer: 1..depth (after that block; depth = last), the features go through `norm` (the model's final norm
  * when layer == depth, LayerNorm without affine otherwise, METHOD.md 1).

@@ -16,6 +16,7 @@
 #include "../io/image.h"
 #include "../report.h"
 #include "../segment.h"
+#include "../vit.h"
 
 /* ================================================================================================
  * Arguments

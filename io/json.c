@@ -574,6 +574,15 @@ void json_float(JsonWriter *w, float value)
     put(w, text, strlen(text));
 }
 
+void json_floats(JsonWriter *w, const char *key, const float *values, int n)
+{
+    json_key(w, key);
+    json_open(w, '[');
+    for (int i = 0; i < n; i++)
+        json_float(w, values[i]);
+    json_close(w, ']');
+}
+
 void json_int(JsonWriter *w, long long value)
 {
     char text[24];

@@ -42,6 +42,7 @@ void json_key(JsonWriter *w, const char *key);
 void json_string(JsonWriter *w, const char *value); /* invalid UTF-8 bytes become U+FFFD */
 void json_number(JsonWriter *w, double value);      /* shortest that reads back; NaN and inf -> null */
 void json_float(JsonWriter *w, float value);        /* shortest that reads back as float */
+void json_floats(JsonWriter *w, const char *key, const float *values, int n); /* KEY: [n] */
 void json_int(JsonWriter *w, long long value);
 void json_bool(JsonWriter *w, int value);
 void json_null(JsonWriter *w);
