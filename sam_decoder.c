@@ -321,13 +321,6 @@ static void attend_plain(const Sam *sam, const SamAttention *a, int groups, floa
     affine(out, heads, &a->out, groups * n_q, dim, inner);
 }
 
-/* x[n] *= factor */
-static void scale(float *x, float factor, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        x[i] *= factor;
-}
-
 /* branch [P·T][C] = attention of the first n tokens of each prompt (queries + point_embedding) to the image.
  * The other tokens' rows mean nothing then, and nothing reads them. */
 static void tokens_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a, int n)

@@ -82,6 +82,13 @@ static inline size_t largest(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+/* x[n] *= factor */
+static inline void scale(float *x, float factor, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] *= factor;
+}
+
 /* Size of dimension `axis` of a tensor, 0 when there is no such tensor or dimension. */
 int sam_dim_of(const Safetensors *st, const char *name, int axis);
 /* How many tensors BEFORE0AFTER, BEFORE1AFTER, ... exist in an unbroken row; at most limit + 1. */

@@ -6,8 +6,8 @@
  * 16 dimensions. The official code multiplies all positions of every prompt with a dozen matrices. But all
  * that a prompt ever does to a position's vector x is
  *
- *     y = x + Cᵀ·a + b          the image attends to the tokens: a are the position's own softmaxed
- *                               scores, C = W_o·v of each token and head, the same everywhere
+ *     y = x + Dᵀ·a + b          the image attends to the tokens: a are the position's own softmaxed
+ *                               scores, D = W_o·v of each token and head, the same everywhere
  *     x' = γ∘(y - mean y)·s + β  LayerNorm: s is one number a position
  *
  * Both are linear but for a and s. So after l layers, with P = "subtract the mean" and u the image's vector,
@@ -16,18 +16,18 @@
  *                                 B [rank][C]                      of the prompt alone: no position in it
  *                                 z [rank], reach = s_0·s_1···     few numbers a position and prompt
  *
- * where a layer turns z into [s·z, s·a, 1] and B into [γ∘P·B, γ∘P·C, β]. (The T scores of a head sum to one:
- * the last token's is 1 - the others, so that a and C have H·(T-1) rows, of differences to the last token,
+ * where a layer turns z into [s·z, s·a, 1] and B into [γ∘P·B, γ∘P·D, β]. (The T scores of a head sum to one:
+ * the last token's is 1 - the others, so that a and D have H·(T-1) rows, of differences to the last token,
  * and b its share.) rank = 1 + l·(H·(T-1) + 1), 50 after the first layer. Whatever matrix W comes next, W·u_l
  * is a *plane*, computed once an image, and W·Bᵀ is small. A score q·W_k·x costs 16 + 50 multiplications
  * where it cost its part of a product with all of x, x is never written down, and a prompt is left with 5
  * times less arithmetic.
  *
- * LayerNorm needs ‖P·y‖². With E = P·[B; C] (b in the row that z multiplies with 1) and ζ = [z; a]:
+ * LayerNorm needs ‖P·y‖². With E = P·[B; D] (b in the row that z multiplies with 1) and ζ = [z; a]:
  *
  *     ‖P·y‖² = reach²·‖P·u‖² + 2·reach·ζ·(E·P·u) + ζᵀ·(E·Eᵀ)·ζ
  *
- * The first is a plane of one row. E's rows of layer m <= l are C_m, sent through the norms since; C_m·t =
+ * The first is a plane of one row. E's rows of layer m <= l are D_m, sent through the norms since; D_m·t =
  * v·(W_oᵀ·t) head by head, so the planes W_oᵀ·t_m are stored, t_l = P·u_l, t_{m-1} = P·(γ_{m-1}∘t_m).
  *
  * Softmax runs over the positions when tokens attend to the image, so that keys' biases drop out and the
@@ -353,12 +353,6 @@ static void score_tile(SamTrail *s, int tile, const float *x, int n, const float
 
 /* ---- tokens attend to the image ---------------------------------------------------------------*/
 
-static void scale_row(float *x, float factor, int n)
-{
-    for (int i = 0; i < n; i++)
-        x[i] *= factor;
-}
-
 /* Add the tile's weighted values and z to what has been pooled; s->scores are its weights. */
 static void pool_tile(SamTrail *s, int n, const float *values, int tile)
 {
@@ -367,8 +361,8 @@ static void pool_tile(SamTrail *s, int n, const float *values, int tile)
     const float *reach = s->reach + tile * TILE;
     for (int i = 0; i < s->n_heads * n; i++) {
         if (s->factor[i] != 1) {
-            scale_row(s->pooled_values + (size_t)i * padded, s->factor[i], padded);
-            scale_row(s->pooled_z + (size_t)i * z_padded, s->factor[i], z_padded);
+            scale(s->pooled_values + (size_t)i * padded, s->factor[i], (size_t)padded);
+            scale(s->pooled_z + (size_t)i * z_padded, s->factor[i], (size_t)z_padded);
         }
         for (int j = 0; j < TILE; j++)
             s->weighted[i * TILE + j] = s->scores[i * TILE + j] * reach[j];
@@ -442,7 +436,7 @@ static void take_values(SamTrail *s, const float *v)
             out[t * inner + i] = v[t * inner + i] - (t < s->n_tokens - 1 ? last[i] : 0);
 }
 
-/* E into s->centred, E·Eᵀ into s->gram: B, with what every position gets in its last row, then C = W_o·v. */
+/* E into s->centred, E·Eᵀ into s->gram: B, with what every position gets in its last row, then D = W_o·v. */
 static void make_gram(SamTrail *s, const SamAttention *a)
 {
     const int dim = s->sam->config.out_chans, inner = a->inner_dim, rows = s->rank + s->n_free;

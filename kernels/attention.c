@@ -355,7 +355,7 @@ static void group_values(Task *task, const Head *head, const KeyTile *t, float *
     }
 }
 
-static void scale_row(float *row, int n, float factor)
+static void scale_row(float *row, float factor, int n)
 {
     for (int d = 0; d < n; d++)
         row[d] *= factor;
@@ -370,7 +370,7 @@ static void group_of_queries(Task *task, const Head *head, const KeyTile *t, con
     group_powers(task, t, query, rows, factor);
     for (int i = 0; i < rows && !first_tile; i++)
         if (factor[i] != 1)
-            scale_row(out + i * head->out_ld, head->head_dim, factor[i]);
+            scale_row(out + i * head->out_ld, factor[i], head->head_dim);
     group_values(task, head, t, out, rows, first_tile);
 }
 
@@ -428,7 +428,7 @@ static void attend(const Head *head, const Rectangle *r)
         for (int x = 0; x < r->w; x++) {
             float *out = head->out + (r->y + y) * head->out_row_ld + (r->x + x) * head->out_ld;
             if (started)
-                scale_row(out, head->head_dim, 1 / sum_lanes(load(task.sum[y * r->w + x])));
+                scale_row(out, 1 / sum_lanes(load(task.sum[y * r->w + x])), head->head_dim);
             else
                 memset(out, 0, (size_t)head->head_dim * sizeof *out);
         }
