@@ -8,7 +8,8 @@
 #   make install    PREFIX=/usr/local: command, library, headers, man page, weights (with the same options as make);
 #                   make uninstall takes them away
 #   make clean      what make made
-#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too
+#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too (OBJCOPY= when it is not beside
+#                   the compiler)
 # Compiles on every core unless told otherwise (-j1).
 
 # A -j of the command line wins over this one; a make that another make starts shares its jobs. Several goals
@@ -22,6 +23,8 @@ ifeq ($(origin CC),default)
 CC       = gcc
 endif
 OBJCOPY ?= $(shell $(CC) -print-prog-name=objcopy)
+# With -flto in CFLAGS, gcc makes machine code of whole.o when told so; other compilers do not know the option.
+NOLTO    = $(shell $(CC) -flinker-output=nolto-rel -E -x c /dev/null >/dev/null 2>&1 && echo -flinker-output=nolto-rel)
 OPENMP  ?= 1
 ARCH    ?= -march=native
 PREFIX  ?= /usr/local
@@ -69,7 +72,7 @@ $(LIB): $(OBJ)
 
 # One object that shows samlad.h's names alone: a program may have an add() or a dot() of its own.
 $(BUILD)/libsamlad.a: $(OBJ)
-	$(CC) -r -nostdlib $(OBJ) -o $(BUILD)/whole.o
+	$(CC) $(CFLAGS) $(ARCH) $(NOLTO) -r -nostdlib $(OBJ) -o $(BUILD)/whole.o
 	$(OBJCOPY) --wildcard --keep-global-symbol='samlad_*' $(BUILD)/whole.o
 	rm -f $@
 	$(AR) rcs $@ $(BUILD)/whole.o

@@ -81,12 +81,16 @@ flags=$(cat "$build/flags")
 # shellcheck disable=SC2086 # words
 try c $flags
 cp "$dir/program.c" "$dir/program.cc"
-if command -v g++ >/dev/null 2>&1 && [ "${flags%% *}" = gcc ]; then
-    # shellcheck disable=SC2046,SC2086
-    try cc $(printf '%s' "$flags" | sed 's/^gcc/g++/; s/-std=c11/-std=c++11/')
-else
-    echo "  skipped: no g++ for C++"
+case ${flags%% *} in gcc) cxx=g++ ;; clang) cxx=clang++ ;; *) cxx= ;; esac
+if [ -z "$cxx" ]; then
+    echo "  skipped: C++, for the compiler is neither gcc nor clang"
     skipped=$((skipped + 1))
+elif ! echo '#include <cstdio>' | $cxx -E -x c++ - >/dev/null 2>&1; then
+    echo "  skipped: C++, for $cxx is not installed"
+    skipped=$((skipped + 1))
+else
+    # shellcheck disable=SC2046,SC2086
+    try cc $(printf '%s' "$flags" | sed "s/^${flags%% *}/$cxx/; s/-std=c11/-std=c++11/")
 fi
 # only samlad.h's names are to be seen
 : >"$dir/err"
@@ -94,6 +98,7 @@ if command -v nm >/dev/null 2>&1; then
     nm -g --defined-only "$build/libsamlad.a" | awk 'NF == 3 && $3 !~ /^samlad_/ && $3 !~ /^(__|_ZN)/ { print $3 }' >"$dir/err"
     if [ ! -s "$dir/err" ]; then ok; else bad "names that a program may have itself"; fi
 else
+    echo "  skipped: the library's names are not looked at without nm"
     skipped=$((skipped + 1))
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
