@@ -8,9 +8,9 @@ samlad=$1 seed=${2:-1} out=${3:-demo-out}
 [ "$1" != --clean ] || out=${2:-demo-out}
 if [ -e "$out/.samlad-demo" ] || [ ! -e "$out" ]; then
     rm -rf "$out"
-elif [ "$1" != --clean ] && [ -n "$(ls -A "$out")" ]; then
-    echo "demo.sh: $out: holds what no demo made; name another folder with DEMO_OUT, or remove it" >&2
-    exit 1
+elif [ -n "$(ls -A "$out")" ]; then
+    echo "demo.sh: $out: has no mark of a demo (.samlad-demo) and stays as it is; name another folder with DEMO_OUT, or remove it" >&2
+    [ "$1" = --clean ] || exit 1
 fi
 [ "$1" != --clean ] || exit 0
 mkdir -p "$out"

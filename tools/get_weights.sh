@@ -88,8 +88,10 @@ digest() {
 # check FILE SIZE SHA256 MD5PREFIX: 0 it is the one (or nothing is pinned: said), 1 it is not, 3 it is too short
 check() {
     found=$(bytes_of "$1")
+    gone="it was removed"
+    [ $copied = 0 ] || gone="the copy was removed"
     if [ "$2" != - ] && [ "$found" -lt "$2" ]; then
-        if from_folder; then
+        if [ $copied = 1 ]; then
             complain "$file: has $found of $2 bytes in $SAMLAD_MIRROR: it is cut short there"
             return 1
         fi
@@ -156,7 +158,7 @@ copy() {
         complain "$1: there is no such file"
         return 1
     fi
-    cp "$1" "$2"
+    cp "$1" "$2" && copied=1
 }
 
 # Is SAMLAD_MIRROR a folder?
@@ -191,8 +193,7 @@ get() {
     file=${2##*/}
     checkpoint=$dir/$file
     part=$checkpoint.part
-    gone="it was removed"
-    ! from_folder || gone="the copy was removed"
+    copied=0
     if [ -f "$dir/$1.safetensors" ]; then
         say "$1: $dir/$1.safetensors is there already"
         return 0
@@ -216,7 +217,7 @@ get() {
     fi
     if ! "$python" "$here/convert.py" "$checkpoint" -o "$dir/$1.safetensors" ${dtype:+--dtype "$dtype"}; then
         # unpinned and unreadable: perhaps it is not whole
-        if [ "$4" = - ] && from_folder; then rm -f "$checkpoint"; elif [ "$4" = - ]; then mv "$checkpoint" "$part"; fi
+        if [ "$4" = - ] && [ $copied = 1 ]; then rm -f "$checkpoint"; elif [ "$4" = - ]; then mv "$checkpoint" "$part"; fi
         return 1
     fi
     [ $keep = 1 ] || rm -f "$checkpoint"
