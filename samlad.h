@@ -10,9 +10,10 @@
  *     samlad_result_free(&result);
  *     samlad_close(s);
  *
- * Functions return 0, or -1 (a pointer: NULL) with one sentence in err. A Samlad belongs to one thread; another
- * thread takes samlad_share's. Banks are built from files (PNG, JPEG, PNM), detection takes pixels that the
- * program has. cc program.c -lsamlad -lm -fopenmp (without -fopenmp if the library was made with OPENMP=0). */
+ * Functions return 0, or -1 (a pointer: NULL) with one sentence in err. A Samlad belongs to one thread;
+ * another thread takes samlad_share's. Banks are built from files (PNG, JPEG, PNM), detection takes pixels
+ * that the program has. cc program.c -lsamlad -lm -fopenmp (without -fopenmp if the library was made with
+ * OPENMP=0). */
 #ifndef SAMLAD_H
 #define SAMLAD_H
 
@@ -24,7 +25,7 @@
 extern "C" {
 #endif
 
-#define SAMLAD_VERSION "0.1.0"
+#define SAMLAD_VERSION "0.2.0"
 
 typedef struct Samlad Samlad;
 
@@ -124,10 +125,9 @@ typedef struct SamladResult {
     float structural, logical; /* A and L */
     float structural_z, logical_z;
     float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value */
-    float
-        threshold; /* the bank's own: a quantile of its leave-one-out scores; NAN: one image has none, nor have its copies */
-    int anomalous;                       /* score > threshold: 1 or 0; -1 when there is no threshold */
-    float *map;                          /* [grid_h][grid_w] fused z */
+    float threshold; /* quantile of the bank's leave-one-out scores; NAN: one image, or copies of one */
+    int anomalous;   /* score > threshold: 1 or 0; -1 when there is no threshold */
+    float *map;      /* [grid_h][grid_w] fused z */
     float *structural_map, *logical_map; /* [grid_h][grid_w] A and L before z */
     int n_references;
     int *references; /* bank indices, nearest first */

@@ -308,6 +308,7 @@ int command_ablate(Args *args)
     if (status)
         return status;
     request.plan.pictures = 0;
+    request.plan.with_masks = 1;
     AblationTable *table = calloc(1, sizeof *table);
     Samlad *s = table ? open_samlad(args, &err) : NULL;
     if (!s) {

@@ -40,18 +40,6 @@ void list_free(ImageList *list)
     free(list->paths), free(list->names);
 }
 
-/* NAME_masks.png beside NAME_masks.json is what `samlad segment` made of an image here, not an image of its own. */
-static int is_segmented(const char *path)
-{
-    static const char ending[] = "_masks.png";
-    const size_t n = strlen(path), n_ending = sizeof ending - 1;
-    char json[PATH_SIZE + 8];
-    if (n < n_ending || strcmp(path + n - n_ending, ending) != 0)
-        return 0;
-    snprintf(json, sizeof json, "%.*s.json", (int)(n - 4), path);
-    return file_exists(json);
-}
-
 /* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
  * given. */
 static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
@@ -191,7 +179,8 @@ int check_apart(const Args *args, Error *err)
     return status;
 }
 
-/* The image lies in ROOT/PLACE/, below the folder that was given: how long its path is up to ROOT/; else -1. */
+/* The image lies in ROOT/PLACE/, below the folder that was given: how long its path is up to ROOT/; else
+ * -1. */
 static int root_length(const ImageList *list, int index, const char *place)
 {
     const char *name = list->names[index];
@@ -213,26 +202,34 @@ static const char *beside_normal(const ImageList *list, const char *root, int n)
     return NULL;
 }
 
-int refuse_data_sets(const ImageList *list, Error *err)
+/* Of one place; a root is looked at once, for its images stand together in the list. */
+static int refuse_data_set(const ImageList *list, const char *place, Error *err)
 {
     const char *looked = ""; /* the root that was looked at last */
     int n_looked = 0;
-    for (int i = 0; i < list->n; i++)
-        for (const char *const *place = DATASET_NORMAL_PLACES; *place; place++) {
-            char tests[PATH_SIZE];
-            const char *path = list->paths[i], *other = NULL;
-            int n = root_length(list, i, *place);
-            if (n < 0 || (n == n_looked && strncmp(path, looked, (size_t)n) == 0))
-                continue;
-            looked = path, n_looked = n;
-            if (snprintf(tests, sizeof tests, "%.*stest", n, path) < PATH_SIZE && dir_exists(tests))
-                other = tests;
-            else if (strcmp(*place, "normal") == 0)
-                other = beside_normal(list, path, n);
-            if (other)
-                return fail(err, "%.600s: test images would be taken for normal ones: give %.*s%s instead",
-                            other, n, path, *place);
-        }
+    for (int i = 0; i < list->n; i++) {
+        char tests[PATH_SIZE];
+        const char *path = list->paths[i], *other = NULL;
+        int n = root_length(list, i, place);
+        if (n < 0 || (n == n_looked && strncmp(path, looked, (size_t)n) == 0))
+            continue;
+        looked = path, n_looked = n;
+        if (snprintf(tests, sizeof tests, "%.*stest", n, path) < PATH_SIZE && dir_exists(tests))
+            other = tests;
+        else if (strcmp(place, "normal") == 0)
+            other = beside_normal(list, path, n);
+        if (other)
+            return fail(err, "%.600s: test images would be taken for normal ones: give %.*s%s instead", other,
+                        n, path, place);
+    }
+    return 0;
+}
+
+int refuse_data_sets(const ImageList *list, Error *err)
+{
+    for (const char *const *place = DATASET_NORMAL_PLACES; *place; place++)
+        if (refuse_data_set(list, *place, err))
+            return -1;
     return 0;
 }
 

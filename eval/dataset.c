@@ -65,6 +65,16 @@ int looks_like_image(const char *name)
     return 0;
 }
 
+int is_segmented(const char *path)
+{
+    static const char ending[] = "_masks.png";
+    const size_t n = strlen(path), n_ending = sizeof ending - 1;
+    char json[PATH_SIZE];
+    if (n < n_ending || strcmp(path + n - n_ending, ending) != 0)
+        return 0;
+    return snprintf(json, sizeof json, "%.*s.json", (int)(n - 4), path) < PATH_SIZE && file_exists(json);
+}
+
 static int is_listed(const char *const *list, const char *name)
 {
     for (; list && *list; list++)
@@ -147,9 +157,12 @@ static char **list_images(const char *dir, size_t *n, Error *err)
 {
     char **names = dir_list(dir, 0, n, err);
     size_t kept = 0;
-    for (size_t i = 0; names && i < *n; i++)
-        if (looks_like_image(names[i]))
+    for (size_t i = 0; names && i < *n; i++) {
+        char path[PATH_SIZE];
+        if (looks_like_image(names[i]) &&
+            (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE || !is_segmented(path)))
             names[kept++] = names[i];
+    }
     if (names)
         *n = kept;
     return names;
@@ -588,6 +601,15 @@ static void file_sha256(const char *path, char hex[65], Problems *problems)
     free(bytes);
 }
 
+/* The mask's checksum goes to the sum of all the image's. */
+static void add_mask_sha256(char sum[65], const char *mask, Problems *problems)
+{
+    char both[130];
+    file_sha256(mask, both, problems);
+    strcat(both, sum);
+    sha256(both, strlen(both), sum);
+}
+
 /* table: of defects, or NULL. */
 static void check_image(DatasetImage *image, const DefectTable *table, int masks_needed, Problems *problems)
 {
@@ -605,17 +627,17 @@ static void check_image(DatasetImage *image, const DefectTable *table, int masks
         if (truth_read(&truth, image->width, image->height, &mask, 1, table, &err))
             problem(problems, "%s", err.message);
         else
-            truth_free(&truth);
+            add_mask_sha256(image->masks_sha256, mask, problems), truth_free(&truth);
     }
 }
 
-static void check_normal(DatasetCategory *c, int index, Problems *problems)
+static void check_normal(DatasetCategory *c, int index, int with_contents, Problems *problems)
 {
     Error err;
     int width, height;
     if (image_probe(c->normal[index], &width, &height, &err))
         problem(problems, "%s", err.message);
-    else
+    else if (with_contents)
         file_sha256(c->normal[index], c->normal_sha256[index], problems);
 }
 
@@ -623,8 +645,8 @@ static void check_normal(DatasetCategory *c, int index, Problems *problems)
 typedef struct Look {
     DatasetCategory *c;
     DefectTable *table;
-    int n_normal, masks_needed; /* n_normal: to be looked at */
-    int done, total;            /* of the data set */
+    int n_normal, n_contents, masks_needed; /* normal images to be looked at, and to get checksums */
+    int done, total;                        /* of the data set */
     DatasetProgress progress;
     void *user;
 } Look;
@@ -640,7 +662,7 @@ static void look_at_files(Look *look, Problems *problems)
 #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < m; i++)
             if (first + i < look->n_normal)
-                check_normal(c, first + i, &found[i]);
+                check_normal(c, first + i, first + i < look->n_contents, &found[i]);
             else
                 check_image(&c->images[first + i - look->n_normal], look->table, look->masks_needed,
                             &found[i]);
@@ -739,9 +761,10 @@ static void check_category(const Dataset *d, Look *look, int with_bank, Problems
     check_names(c, problems);
 }
 
-void dataset_check(Dataset *d, int with_bank, DatasetProgress progress, void *user, Problems *problems)
+void dataset_check(Dataset *d, int with_bank, int n_contents, DatasetProgress progress, void *user,
+                   Problems *problems)
 {
-    Look look = {.progress = progress, .user = user};
+    Look look = {.n_contents = n_contents, .progress = progress, .user = user};
     for (int i = 0; i < d->n; i++)
         look.total += d->categories[i].n_images + (with_bank ? d->categories[i].n_normal : 0);
     for (int i = 0; i < d->n; i++) {

@@ -34,7 +34,8 @@ typedef struct DatasetImage {
     int width, height;        /* by the file's header; this and the checksum are dataset_check's */
     char sha256[65];          /* of the file's bytes */
     int n_masks;
-    char **masks; /* [n_masks] where it is wrong; not 0: defect */
+    char **masks;          /* [n_masks] where it is wrong; not 0: defect */
+    char masks_sha256[65]; /* of their files' checksums */
 } DatasetImage;
 
 typedef struct DatasetCategory {
@@ -42,7 +43,7 @@ typedef struct DatasetCategory {
     char *dir, *config; /* config: defects_config.json, or NULL */
     int n_normal;       /* for the bank */
     char **normal;
-    char (*normal_sha256)[65]; /* [n_normal], or NULL: dataset_check was not asked to look at them */
+    char (*normal_sha256)[65]; /* [n_normal]; "" where dataset_check was not asked for it */
     int n_images;              /* of the test: the good ones first, then kind by kind */
     DatasetImage *images;
 } DatasetCategory;
@@ -68,10 +69,12 @@ DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind 
  * problems; -1 only when nothing can be said of it at all. */
 int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const char *const *wanted,
                  int n_wanted, Problems *problems, Error *err);
-/* Look at every image's header and checksum, and read every mask: what is wrong shall be known before hours
- * of work. with_bank 0: the normal images are not needed. */
+/* Look at every image's header and every test image's checksum, and read every mask: what is wrong shall be
+ * known before hours of work. with_bank 0: the normal images are not needed; else the first n_contents of a
+ * category get their checksum too. */
 typedef void (*DatasetProgress)(void *user, const char *what, int done, int total); /* or NULL */
-void dataset_check(Dataset *dataset, int with_bank, DatasetProgress progress, void *user, Problems *problems);
+void dataset_check(Dataset *dataset, int with_bank, int n_contents, DatasetProgress progress, void *user,
+                   Problems *problems);
 enum { DATASET_MAX_KINDS = 80 }; /* of tests in a category; more are a problem */
 void dataset_free(Dataset *dataset);
 void problems_free(Problems *problems);
@@ -81,5 +84,8 @@ extern const char
 
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);
+/* Is NAME_masks.png beside NAME_masks.json what `samlad segment` made of an image, not an image of its
+ * own? */
+int is_segmented(const char *path);
 
 #endif

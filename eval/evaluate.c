@@ -2,6 +2,7 @@
 #include "evaluate.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +15,9 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
     *result = (Evaluation){0};
     if (dataset_open(&result->dataset, data, r->kind, r->categories, r->n_categories, &result->problems, err))
         return -1;
-    dataset_check(&result->dataset, !r->plan.bank, r->plan.progress, r->plan.user, &result->problems);
+    const int n_contents = r->plan.max_bank > 0 ? r->plan.max_bank : INT_MAX;
+    dataset_check(&result->dataset, !r->plan.bank && !r->merging, n_contents, r->plan.progress, r->plan.user,
+                  &result->problems);
     if (result->problems.n)
         return fail(err, "%s: %d problem%s in this data set, nothing was begun", data, result->problems.n,
                     result->problems.n == 1 ? "" : "s");
@@ -84,7 +87,7 @@ static int keep_stems(char **names, size_t n, const char *ending)
 /* The kind and place of the data set, and which categories were run, as the run's folder says. */
 static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char ***names, Error *err)
 {
-    char path[RUN_PATH];
+    char path[RUN_PATH], version[32];
     Facts facts;
     if (snprintf(path, sizeof path, "%s/run.json", out) >= RUN_PATH || facts_read(&facts, path, err))
         return -1;
@@ -93,10 +96,15 @@ static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char
     r->kind = kind ? dataset_kind_find(kind) : DATASET_KINDS;
     if (bank && strlen(bank) == 64) /* a checksum: the bank was given, normal images are not needed */
         r->plan.bank = out;
+    const char *by = facts_get(&facts, "samlad");
+    snprintf(version, sizeof version, "%s", by ? by : "of no version");
     snprintf(data, RUN_PATH, "%s", r->data ? r->data : where ? where : "");
     facts_free(&facts);
     if (r->kind == DATASET_KINDS)
         return fail(err, "%s: dataset is not one that is known", path);
+    if (strcmp(version, SAMLAD_VERSION) != 0)
+        return fail(err, "%s: the run was made by samlad %s, this is %s, which tells images apart otherwise",
+                    path, version, SAMLAD_VERSION);
     if (!dir_exists(data))
         return fail(err, "%s: the data set of this run is not there: say with --data where it is", data);
     if (r->n_categories)
@@ -113,6 +121,7 @@ int evaluate_merge(const char *const *folders, int n, const char *out, const Eva
                    Evaluation *result, Error *err)
 {
     EvaluateRequest r = *request;
+    r.merging = 1;
     char data[RUN_PATH], **names = NULL;
     *result = (Evaluation){0};
     int status = run_merge(out, folders, n, err) || recall(out, &r, data, &names, err) ||

@@ -19,6 +19,7 @@ typedef struct EvaluateRequest {
     DatasetKind kind;
     const char *const *categories; /* [n_categories] the wanted ones; 0: all */
     int n_categories;
+    int merging;  /* 1: what is there is measured, no image is looked at for a bank */
     RunPlan plan; /* out NULL: a temporary folder, removed at the end */
 } EvaluateRequest;
 

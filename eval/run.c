@@ -164,6 +164,8 @@ static const char *words_of(const char *key, char text[96])
         snprintf(text, 96, "the weights of --%.*s (sha256)", (int)strcspn(key + 8, "."), key + 8);
     else if (strncmp(key, "normal.", 7) == 0)
         snprintf(text, 96, "the normal images (%.60s)", key + 7);
+    else if (strncmp(key, "masks.", 6) == 0)
+        snprintf(text, 96, "the masks (%.60s)", key + 6);
     else if (strncmp(key, "test.", 5) == 0)
         snprintf(text, 96, "the test images (%.60s)", key + 5);
     else if (strcmp(key, "samlad") == 0)
@@ -282,6 +284,14 @@ static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
     return 0;
 }
 
+static int digest_masks(Digest *d, const DatasetCategory *c, Error *err)
+{
+    for (int i = 0; i < c->n_images; i++)
+        if (digest_line(d, c->images[i].stem, c->images[i].masks_sha256, err))
+            return -1;
+    return 0;
+}
+
 static int add_digest(Facts *facts, const char *key, Digest *d, int status)
 {
     char sha[65];
@@ -296,7 +306,7 @@ static int add_digest(Facts *facts, const char *key, Digest *d, int status)
 static int settle_category(const Samlad *s, const DatasetCategory *c, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
-    Digest normal = {0}, tests = {0};
+    Digest normal = {0}, tests = {0}, masks = {0};
     char path[RUN_PATH];
     int n = plan->bank ? 0 : count_normal(c, plan);
     facts_add_int(&facts, "normal.count", plan->bank ? samlad_bank_size(s) : n);
@@ -304,6 +314,8 @@ static int settle_category(const Samlad *s, const DatasetCategory *c, const RunP
     facts_add_int(&facts, "test.count", c->n_images);
     if (!status)
         status = add_digest(&facts, "test.sha256", &tests, digest_tests(&tests, c, err));
+    if (!status && plan->with_masks)
+        status = add_digest(&facts, "masks.sha256", &masks, digest_masks(&masks, c, err));
     if (!status)
         status = join3(path, plan->out, "categories", c->name, ".json", err) || make_parent(path, err) ||
                          facts_settle(&facts, path, err)

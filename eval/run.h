@@ -29,6 +29,7 @@ typedef struct RunPlan {
     const char *scenes;  /* keep all analysed images in this folder and take them from there, or NULL */
     int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all */
     int max_bank;        /* at most so many normal images; 0: all */
+    int with_masks;      /* 1: the masks are facts too: figures are kept, and cannot be measured again */
     int pictures;        /* 1: heat maps and overlays */
     SamladProgress progress;
     void *user;

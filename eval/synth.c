@@ -69,6 +69,8 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
             return fail(err, "%s: the folder is not empty; name a new or an empty one", dir);
         if (!realpath(dir, out->target)) /* a link stays, its folder is replaced */
             return fail(err, "%s: cannot be found: %s", dir, strerror(errno));
+    } else if (lstat(out->target, &st) == 0) {
+        return fail(err, "%s: is a link that leads nowhere", dir);
     }
     if (temporary_dir(out->tmp, out->target, strlen(out->target), err))
         return -1;

@@ -230,6 +230,14 @@ cp was.ppm other/carpet/test/hole/001.ppm
 cp n3.ppm other/carpet/test/good/009.ppm
 expect 1 "one more test image" "$bin" eval other --dataset folder -o out.ad $small
 says "the test images (count) was 4 and is 5 now"
+sed 's/"samlad":"[^"]*"/"samlad":"0.1.0"/' before/run.json >older.json
+cp -r before older
+mv older.json older/run.json
+expect 1 "a run of an older program" "$bin" eval ad --dataset folder -o older $small
+says "samlad's version was 0.1.0"
+expect 1 "and its tables" "$bin" eval --merge older
+says "was made by samlad 0.1.0"
+rm -r older
 expect 1 "merged with another data set" "$bin" eval --merge out.ad --data other
 says "are not those of this run"
 same before out.ad "refusals change nothing"
@@ -250,6 +258,14 @@ rm other/carpet/ground_truth/hole/001_mask.pgm
 expect 0 "the same with a mask less" "$bin" eval other --dataset folder -o out.masked $small
 says "0 of them done now"
 rm -r masked out.masked out.late
+cp -r ad seen # pictures that segment put there are no images
+for i in train/good/0 test/good/000; do
+    cp mask.pgm seen/bottle/${i}_masks.png
+    echo '[]' >seen/bottle/${i}_masks.json
+done
+expect 0 "beside segment's pictures" "$bin" eval seen --dataset folder --category bottle $small
+says "bank of 4 images .* 4 test images"
+rm -r seen
 expect 0 "no masks" "$bin" eval digits -o out.digits $small
 grep -q '"threshold.pixels":null' out.digits/results.json && ok || bad "a threshold of no pixels"
 mkdir -p many/train/good many/test/good
@@ -369,6 +385,12 @@ says "^k=1 "
 says "^default "
 there ablation/ablation.md ablation/ablation.json ablation/ablation.csv ablation/settings/k=1/results.csv
 gone ablation/scenes ablation/settings/default/anomaly_maps
+cp -r loco loco2 # figures that ablate keeps are of these masks
+expect 0 "ablate again" "$bin" ablate loco2 -o ablation2 --category pushpins --setting= $small_run
+awk 'BEGIN { print "P2 40 32 255"; for (i = 0; i < 40 * 32; i++) print (i > 500 ? 255 : 0) }' >loco2/pushpins/ground_truth/logical_anomalies/000/000.pgm
+expect 1 "with another mask" "$bin" ablate loco2 -o ablation2 --category pushpins --setting= --setting k=1 $small_run
+says "the masks (sha256)"
+rm -r loco2 ablation2
 expect 0 "the default row is eval's" "$bin" eval loco -o plain --category pushpins --category screw_bag $small
 same plain/records ablation/settings/default/records "the default row"
 cmp -s plain/results.csv ablation/settings/default/results.csv && ok || bad "the default row's figures"

@@ -551,6 +551,14 @@ static void test_refusals(void)
     CHECK(file_exists(path));
     CHECK(synth_tray(path, &options, &err) == -1 && strstr(err.message, "not a folder"));
     CHECK(synth_tray("", &options, &err) == -1);
+    char target[512], lost[512];
+    REQUIRE(dir_make(work_path(target, "target"), &err) == 0);
+    work_path(lost, "lost"), snprintf(path, sizeof path, "%s/link", work_dir);
+    REQUIRE(symlink("nowhere", lost) == 0 && symlink(target, path) == 0);
+    CHECK(synth_tray(lost, &options, &err) == -1 && strstr(err.message, "leads nowhere"));
+    CHECK_MSG(synth_tray(path, &options, &err) == 0, "%s", err.message); /* into the folder behind it */
+    snprintf(path, sizeof path, "%s/defects_config.json", target);
+    CHECK(file_exists(path));
     CHECK(synth_tray(".", &options, &err) == -1);
 
     char dir2[512];
