@@ -367,9 +367,8 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
         uint8_t *mask = worker->mask + ((size_t)(g->crop.y0 + y) * g->w + g->crop.x0);
         int from, to, n_high = 0, n_low = 0, n = 0;
         const float *logits = sam_rows_next(worker->rows, &from, &to);
-        const int first = from,
-                  end = to; /* copies: from and to, whose addresses were taken, might lie in mask[], and
-                                          the loop would not be vectors */
+        /* copies: from and to, whose addresses were taken, might lie in mask[]: no vectors then */
+        const int first = from, end = to;
         memset(mask, 0, (size_t)crop_w);
         for (int x = first; x < end; x++) {
             mask[x] = logits[x] > middle;

@@ -37,7 +37,8 @@ enum {
 typedef enum AmgUse { AMG_FOR_MASKS, AMG_FOR_OBJECTS } AmgUse;
 
 /* Official defaults, then what the weights' metadata recommends (the shipped tiny SAM has some): amg.* for
- * any use, for the method's objects then objects.* of the same names [ours]; of crop_overlap_ratio none does. */
+ * any use, for the method's objects then objects.* of the same names [ours]; of crop_overlap_ratio none
+ * does. */
 void amg_defaults(AmgOptions *options);
 int amg_recommended(AmgOptions *options, AmgUse use, const Safetensors *weights, Error *err);
 
@@ -58,8 +59,8 @@ typedef struct AmgMasks {
 
 typedef void (*AmgProgress)(void *user, int done, int total);
 
-/* All masks of rgb uint8 [h][w][3]. *out is to be freed with amg_masks_free. progress (or NULL) counts points.
- * 0 / -1. */
+/* All masks of rgb uint8 [h][w][3]. *out is to be freed with amg_masks_free. progress (or NULL) counts
+ * points. 0 / -1. */
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
                  const uint8_t *rgb, int h, int w, AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);

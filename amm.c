@@ -225,9 +225,9 @@ static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, i
     return amm_mahalanobis(work, m, job->options->epsilon);
 }
 
-/* The map is made in squares of at most SQUARE x SQUARE cells, row by row: two rows of the square in each of
- * several references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a cache, and
- * the next row of cells finds one of them there. */
+/* The map is made in squares of at most SQUARE x SQUARE cells, row by row: two rows of the square in each
+ * of several references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a
+ * cache, and the next row of cells finds one of them there. */
 enum { SQUARE = 32, LEAST_SQUARE = 8 };
 
 static int squares(int cells, int side)

@@ -91,8 +91,9 @@ void bank_weights(const Bank *bank, int image, float *weights);   /* [n][h*w] in
 
 /* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
 int bank_same_image(const Bank *bank, int i, int j);
-/* The k nearest images: best first, ties by index; `exclude` (or -1) and its copies are left out; returns how many (k larger
- * than the bank: all), -1: no memory. mean [C] and cls [D] are unit vectors, features [h*w][C]; found [k]. */
+/* The k nearest images: best first, ties by index; `exclude` (or -1) and its copies are left out; returns
+ * how many (k larger than the bank: all), -1: no memory. mean [C] and cls [D] are unit vectors, features
+ * [h*w][C]; found [k]. */
 int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
                   int k, int exclude, int *found, Error *err);
 

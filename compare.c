@@ -91,11 +91,11 @@ static int pool_moved(float *pooled, float *moved, const Bank *bank, const float
     return total > 0;
 }
 
-/* Objects of one image whose U is above `verify_above`: look at the same place in the other image, and up to
- * `verify_shift` cells around it, for parts never lie exactly alike. When what lies there, pooled under the
- * same mask, is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the
- * product, and U becomes 0. The match itself is not made up. unmatched [n], descriptors [n][C], weights [n][h*w] of this image; other
- * [h*w][C] features of the other one. */
+/* Objects of one image whose U is above `verify_above`: look at the same place in the other image, and up
+ * to `verify_shift` cells around it, for parts never lie exactly alike. When what lies there, pooled under
+ * the same mask, is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the
+ * product, and U becomes 0. The match itself is not made up. unmatched [n], descriptors [n][C], weights
+ * [n][h*w] of this image; other [h*w][C] features of the other one. */
 static int verify(const Bank *bank, float *unmatched, const float *descriptors, const float *weights, int n,
                   const float *other, Error *err)
 {

@@ -19,9 +19,9 @@ typedef struct Comparison {
     float structural_z, logical_z, score;  /* fused */
 } Comparison;
 
-/* The scene's objects get their descriptors. `exclude`: a bank image that may not be its own reference, nor
- * its copies, or -1. raw: stop after the structural map, before it is divided by the objects' scales (calibration's first
- * pass). */
+/* The scene's objects get their descriptors. `exclude`: a bank image that may not be its own reference,
+ * nor its copies, or -1. raw: stop after the structural map, before it is divided by the objects' scales
+ * (calibration's first pass). */
 int compare_scene(Comparison *out, const Bank *bank, Scene *scene, int exclude, int raw, StWriter *dump,
                   Error *err);
 void comparison_free(Comparison *comparison);

@@ -53,8 +53,8 @@ static void pixel_boxes(SamladResult *r, const Objects *o)
     }
 }
 
-/* Largest structural z on the object's cells and where it stands. An object too thin to hold half of a cell has
- * the cells that it touches. */
+/* Largest structural z on the object's cells and where it stands. An object too thin to hold half of a
+ * cell has the cells that it touches. */
 static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights,
                         int height, int width)
 {

@@ -1,9 +1,10 @@
 /* explain.h - from a comparison to reasons: which objects are extra or damaged, and what is missing [ours].
  *
- * A reason must be clear in itself (U or V above flag-unmatched, z above flag-damage), and what is extra or
- * missing also clearer than what the bank's normal images show of each other: Bank.flag_extra and Bank.flag_missing are a quantile of their
- * own leave-one-out evidence, so that noise of the segmentation that is usual for this product is not
- * reported. Of objects alike that are one too many, or one too few, together, one stands for all. */
+ * A reason must be clear in itself (U or V above flag-unmatched, z above flag-damage), and what is extra
+ * or missing also clearer than what the bank's normal images show of each other: Bank.flag_extra and
+ * Bank.flag_missing are a quantile of their own leave-one-out evidence, so that noise of the segmentation
+ * that is usual for this product is not reported. Of objects alike that are one too many, or one too few,
+ * together, one stands for all. */
 #ifndef SAMLAD_EXPLAIN_H
 #define SAMLAD_EXPLAIN_H
 

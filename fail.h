@@ -1,5 +1,5 @@
-/* fail.h - how a function that fails says so. Apart from error.h, which programs that use samlad.h see: these names
- * are the library's own. */
+/* fail.h - how a function that fails says so. Apart from error.h, which programs that use samlad.h see:
+ * these names are the library's own. */
 #ifndef SAMLAD_FAIL_H
 #define SAMLAD_FAIL_H
 

@@ -22,8 +22,8 @@
  * (2m,2n) (2m,2n+1) (2m+1,2n) (2m+1,2n+1) read the same 49 small pixels, so that each value that is
  * loaded serves four sums. Mirroring and clamping at the borders go into mix_y and mix_x.
  *
- * Threads divide the rows of the output. Rows share nothing and no sum is divided, so the bits do not depend on
- * the number of threads. */
+ * Threads divide the rows of the output. Rows share nothing and no sum is divided, so the bits do not
+ * depend on the number of threads. */
 #include "featup.h"
 #include "fail.h"
 #include "kernels/simd.h"

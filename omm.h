@@ -65,10 +65,11 @@ int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float a
 /* When there is one too many of a kind, each of its kind may be the one: U is spread over them all, and none
  * looks unmatched. So it is counted together [ours; METHOD.md lists counting among its ideas]:
  *     counted_i = max(U_i, min(sum of U_j over all j like i, surplus of area))
- * (the surplus only where the other image has any of the kind) is about 1 for one too many, 2 for two. The surplus is what all like i cover more than their kind in the
- * other image (objects like i, or matched with one of those like i), in areas of one of these: a part whose
- * mask fell apart is more objects, but not more of it. Fills counted_q and, the same way from V, counted_r of
- * a matching of q and r that is verified; without the option `count` they are U and V. */
+ * (the surplus only where the other image has any of the kind) is about 1 for one too many, 2 for two. The
+ * surplus is what all like i cover more than their kind in the other image (objects like i, or matched
+ * with one of those like i), in areas of one of these: a part whose mask fell apart is more objects, but
+ * not more of it. Fills counted_q and, the same way from V, counted_r of a matching of q and r that is
+ * verified; without the option `count` they are U and V. */
 int omm_count(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha,
               const OmmOptions *options, Error *err);
 void matching_free(Matching *matching);

@@ -33,8 +33,8 @@ void sam_close(Sam *sam);
  * weights. Not while another thread runs the model. 0 / -1 (no memory; then it is float32). */
 int sam_set_precision(Sam *sam, Precision precision, Error *err);
 const SamConfig *sam_config(const Sam *sam);
-/* Of the image encoder's forward pass, in products and attention; tokens of the padding of windows are counted
- * as keys only. */
+/* Of the image encoder's forward pass, in products and attention; tokens of the padding of windows are
+ * counted as keys only. */
 double sam_encoder_multiply_adds(const Sam *sam);
 
 /* Encoder activations; one allocation, for one thread of work. */

@@ -10,10 +10,11 @@
  * point.
  *
  * An image has thousands of positions and a prompt has a handful of tokens, so all the time goes into
- * products that touch every position. sam_decode_plain takes them in the official order. So do prompts with a
- * mask, whose image no other prompt shares, and prompts of very many tokens. For all others the image's side is sam_positions.c: the same function with the products taken in another order.
- * The tokens' side is here, and the same for both. Its matrices are read once for a few prompts that go
- * through it together: 28 rows instead of 7 for each of their 14 MB, which no cache near a core holds. */
+ * products that touch every position. sam_decode_plain takes them in the official order. So do prompts
+ * with a mask, whose image no other prompt shares, and prompts of very many tokens. For all others the
+ * image's side is sam_positions.c: the same function with the products taken in another order. The tokens'
+ * side is here, and the same for both. Its matrices are read once for a few prompts that go through it
+ * together: 28 rows instead of 7 for each of their 14 MB, which no cache near a core holds. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

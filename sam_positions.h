@@ -38,8 +38,8 @@ typedef struct SamTrail {
     int max_tokens;
 } SamTrail;
 
-/* May prompts of so many tokens go this way? It is written for decoders of few layers, and pays only while heads
- * times tokens are few. Automatic masks of the published models fit: 2 layers, 8·7. */
+/* May prompts of so many tokens go this way? It is written for decoders of few layers, and pays only while
+ * heads times tokens are few. Automatic masks of the published models fit: 2 layers, 8·7. */
 int sam_trail_fits(const Sam *sam, int n_tokens);
 void sam_trail_layout(SamTrail *trail, const Sam *sam, int max_tokens, Arena *arena);
 /* A new prompt of n_tokens <= max_tokens tokens. */

@@ -1,12 +1,12 @@
-/* tensor.h - the hand-written routines under the networks. Speed lives here and in kernels/; three sums with a
- * shape of their own use kernels/simd.h where they stand: featup.c, amm.c, align.c.
+/* tensor.h - the hand-written routines under the networks. Speed lives here and in kernels/; three sums with
+ * a shape of their own use kernels/simd.h where they stand: featup.c, amm.c, align.c.
  *
- * Everything is row-major float32 on plain pointers; images and feature maps are channel-last,
- * [h][w][c]; weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]).
- * None of these functions can fail, unless its comment says so: they allocate nothing, their scratch is
- * given by the caller or on the stack (up to 620 KB of a thread's, with AVX-512). OpenMP divides *outputs* among threads and never a sum, so that the
- * bits of a result do not depend on the number of threads. Called inside a parallel region they run on one thread.
- * Pointers may not overlap unless a comment says so. */
+ * Everything is row-major float32 on plain pointers; images and feature maps are channel-last, [h][w][c];
+ * weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]). None of these
+ * functions can fail, unless its comment says so: they allocate nothing, their scratch is given by the
+ * caller or on the stack (up to 620 KB of a thread's, with AVX-512). OpenMP divides *outputs* among
+ * threads and never a sum, so that the bits of a result do not depend on the number of threads. Called
+ * inside a parallel region they run on one thread. Pointers may not overlap unless a comment says so. */
 #ifndef SAMLAD_TENSOR_H
 #define SAMLAD_TENSOR_H
 
@@ -14,8 +14,8 @@
 #include <stdint.h>
 
 /* ---- memory ------------------------------------------------------------------------------------
- * A State struct is laid out twice by the same function: once on an arena without memory, which only
- * counts, and, after arena_allocate, once on the real one. So there is one malloc a model, and its size is known
+ * A State struct is laid out twice by the same function: once on an arena without memory, which only counts,
+ * and, after arena_allocate, once on the real one. So there is one malloc a model, and its size is known
  * before. */
 typedef struct Arena {
     char *base;  /* NULL: only count */
@@ -23,10 +23,11 @@ typedef struct Arena {
     size_t used; /* bytes taken so far */
 } Arena;
 
-/* The memory that was counted; free(arena->base) frees it. 0 / -1: no memory (size says how much was asked). */
+/* The memory that was counted; free(arena->base) frees it. 0 / -1: no memory (size says how much was
+ * asked). */
 int arena_allocate(Arena *arena);
-/* n bytes aligned to 64, or NULL while counting. To take more than was counted is a mistake of the program (an
- * assertion). */
+/* n bytes aligned to 64, or NULL while counting. To take more than was counted is a mistake of the program
+ * (an assertion). */
 void *arena_take(Arena *arena, size_t n_bytes);
 float *arena_floats(Arena *arena, size_t n_floats);
 /* malloc, aligned to 64 bytes, of count*size with an overflow check; NULL on failure. free() frees it. */
@@ -151,8 +152,8 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
  * y == x allowed. scratch: h·w·channels floats. */
 void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch);
 
-/* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes
- * (horizontal first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory, or a side below 1). */
+/* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes (horizontal
+ * first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory, or a side below 1). */
 typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);

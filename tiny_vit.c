@@ -184,7 +184,8 @@ static Bottleneck bottleneck(Reader *r, int n_in, int hidden, int n_out, int str
 }
 
 /* The official qkv stands as [head][q, k, v][head_dim]; ours as [q, k, v][head][head_dim], which is what
- * window_attention takes. A padding token is zero before its norm, so that its qkv is that of the norm's β. */
+ * window_attention takes. A padding token is zero before its norm, so that its qkv is that of the norm's
+ * β. */
 static void read_qkv(Reader *r, Block *b, int dim, int n_heads, const char *name)
 {
     const Linear official = layer(r, 3 * dim, dim, name);

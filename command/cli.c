@@ -367,10 +367,7 @@ static const char BANK_HELP[] =
     "  --sam FILE            Segment Anything weights\n"
     "  --featup FILE|none|N  FeatUp weights; none: bilinear; a number: stages\n"
     "  --dcga FILE           learned graph weights (none by default)\n"
-    "  --from BANK           take images and settings from a bank and calibrate anew, with the method "
-    "options "
-    "that are\n"
-    "                        given\n";
+    "  --from BANK           take a bank's images and settings, and calibrate anew with the options given\n";
 
 /* Defaults as they are with the SAM weights that ship, where these are to be found. */
 static void shipped_defaults(Options *o, AmgUse use)
@@ -438,7 +435,7 @@ static int command_bank(Args *args)
         return failed(&err);
     }
     if (repeats)
-        printf("%d of the images are given more than once and count once\n", repeats);
+        printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
     Samlad *s = open_samlad(args, &err);
     int status = !s ? EXIT_FAILURE : write_bank(args, &list, s, &err) ? failed(&err) : EXIT_SUCCESS;
     samlad_close(s);
@@ -459,10 +456,8 @@ static const char DETECT_HELP[] =
     "leave-one-out\n"
     "scores that are as high: small means unusual, near 1 means normal. The verdict is 'anomalous' above the "
     "bank's\n"
-    "threshold, a quantile of those scores (samlad bank --threshold-quantile). An image that cannot be read "
-    "is "
-    "told on\n"
-    "stderr, the others are judged, and the exit status is 1.\n"
+    "threshold, a quantile of those scores (samlad bank --threshold-quantile).\n"
+    "An image that cannot be read is told on stderr, the others are judged, and the status is 1.\n"
     "\n"
     "  samlad detect --bank screws.bank new/ -o results\n"
     "  samlad detect --bank screws.bank photo.jpg --json | jq .score\n"

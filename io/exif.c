@@ -1,9 +1,9 @@
 /* io/exif.c - the orientation of a photo. See exif.h.
  *
- * JPEG's segment is "Exif\0\0" and a TIFF file, PNG's chunk the TIFF file alone: byte order, 42, the place of the first directory; there the
- * number of entries, each 12 bytes: tag, type, count, value. tiff.c refuses a damaged directory; here damage
- * only means that nothing is said, and what stands before it counts: what a camera wrote beside the picture
- * is no reason to refuse the picture. */
+ * JPEG's segment is "Exif\0\0" and a TIFF file, PNG's chunk the TIFF file alone: byte order, 42, the place
+ * of the first directory; there the number of entries, each 12 bytes: tag, type, count, value. tiff.c
+ * refuses a damaged directory; here damage only means that nothing is said, and what stands before it
+ * counts: what a camera wrote beside the picture is no reason to refuse the picture. */
 #include "exif.h"
 
 #include <stdlib.h>

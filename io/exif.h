@@ -18,8 +18,8 @@ int exif_of_segment(const uint8_t *p, size_t n);
 int exif_of_chunk(const uint8_t *p, size_t n);
 /* Do width and height change places? */
 int exif_swaps(int orientation);
-/* Turn the image, and its indices, as the orientation (0: not at all) says, as PIL's ImageOps.exif_transpose does. -1: no
- * memory, the image as it was. */
+/* Turn the image, and its indices, as the orientation (0: not at all) says, as PIL's
+ * ImageOps.exif_transpose does. -1: no memory, the image as it was. */
 int exif_turn(Image *image, int orientation, const char *name, Error *err);
 
 #endif

@@ -94,8 +94,8 @@ static void host_name(char host[64])
         *c = *c == '/' ? '_' : *c;
 }
 
-/* A name that is too long with the ending is cut, and told from others cut alike by a checksum (FNV-1a) of the
- * whole. */
+/* A name that is too long with the ending is cut, and told from others cut alike by a checksum (FNV-1a) of
+ * the whole. */
 char *temporary_name(const char *path)
 {
     enum { LONGEST = 255 }; /* of a file's name, as nearly everywhere */

@@ -9,10 +9,10 @@
  * truncated files are refused. One thing differs: progressive files that lack scans are shown as they are,
  * without libjpeg's smoothing between blocks.
  *
- * Three steps: the markers and scans fill arrays of quantised coefficients [blocks_h][blocks_w][64] for each
- * component; dequantisation and inverse DCT make planes of samples; row by row these are upsampled and
- * converted to RGB. In the end the picture is turned as its Exif segment says, as every viewer shows it and as
- * OpenCV reads it (exif.h). */
+ * Three steps: the markers and scans fill arrays of quantised coefficients [blocks_h][blocks_w][64] for
+ * each component; dequantisation and inverse DCT make planes of samples; row by row these are upsampled
+ * and converted to RGB. In the end the picture is turned as its Exif segment says, as every viewer shows
+ * it and as OpenCV reads it (exif.h). */
 #include "exif.h"
 #include "../fail.h"
 #include "image.h"

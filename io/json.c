@@ -237,7 +237,8 @@ static size_t count_digits(const Parser *p, size_t at)
     return n;
 }
 
-/* The grammar by hand (strtod would take "0x10", "+1", "inf"), the value by number_read, which rounds correctly.
+/* The grammar by hand (strtod would take "0x10", "+1", "inf"), the value by number_read, which rounds
+ * correctly.
  */
 static int parse_number(Parser *p, Json *value)
 {

@@ -1,5 +1,5 @@
-/* attention.c - softmax(q·kᵀ)·v, over all tokens or inside windows, with SAM's relative positions or TinyViT's
- * biases by distance. Stands beside tensor.c and shares its register tile.
+/* attention.c - softmax(q·kᵀ)·v, over all tokens or inside windows, with SAM's relative positions or
+ * TinyViT's biases by distance. Stands beside tensor.c and shares its register tile.
  *
  * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles
  * of at most KEYS with the streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass):

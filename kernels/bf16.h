@@ -3,9 +3,10 @@
  * AMX's products of matrices. What `--precision bf16` switches on.
  *
  * A bf16 is the upper half of a float32: same exponent, 8 bits of mantissa. The inputs of a product are
- * rounded to it (weights once, activations on the way in); sums, biases, softmax and everything between the
- * products stay float32. Where the instruction is missing a portable twin takes its place, which rounds its
- * inputs alike; sums agree within rounding, for processors differ in the order of a pair's two products. As in tensor.h: no function here allocates or can fail, and results are the same bits for any
+ * rounded to it (weights once, activations on the way in); sums, biases, softmax and everything between
+ * the products stay float32. Where the instruction is missing a portable twin takes its place, which
+ * rounds its inputs alike; sums agree within rounding, for processors differ in the order of a pair's two
+ * products. As in tensor.h: no function here allocates or can fail, and results are the same bits for any
  * number of threads. */
 #ifndef SAMLAD_BF16_H
 #define SAMLAD_BF16_H

@@ -1,9 +1,9 @@
 /* simd.h - a vector of floats as wide as the machine's registers, and the few things done with it.
  *
- * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b and
- * a > b work lane by lane. Four things need intrinsics: fmadd, vec_max, load_half, load_fours. Included by the
- * files that hold kernels: tensor.c and those beside this one, and where a sum over many channels has a shape
- * of its own (featup.c, amm.c, align.c). */
+ * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b, and
+ * a > b work lane by lane. Four things need intrinsics: fmadd, vec_max, load_half, load_fours. Included by
+ * the files that hold kernels: tensor.c and those beside this one, and where a sum over many channels has
+ * a shape of its own (featup.c, amm.c, align.c). */
 #ifndef SAMLAD_SIMD_H
 #define SAMLAD_SIMD_H
 
@@ -96,7 +96,8 @@ INLINE Vec splat(float x)
     return x - (Vec){0};
 }
 
-/* a·b + c with one rounding where the machine can, which vector types cannot say (ISO C forbids the compiler to contract a*b + c by itself). */
+/* a·b + c with one rounding where the machine can, which vector types cannot say (ISO C forbids the
+ * compiler to contract a*b + c by itself). */
 INLINE Vec fmadd(Vec a, Vec b, Vec c)
 {
 #if defined(__AVX512F__)

@@ -79,8 +79,9 @@ static inline int write_damaged(const Safetensors *from, const Damage *d, const 
     return status;
 }
 
-/* A copy with other widths: all zeros in float16, every dimension sizes[i][0] of a tensor whose name begins with
- * `prefix` being sizes[i][1]. Of the metadata only what begins with `keep`, without the keys `drop`. 0 / -1 */
+/* A copy with other widths: all zeros in float16, every dimension sizes[i][0] of a tensor whose name
+ * begins with `prefix` being sizes[i][1]. Of the metadata only what begins with `keep`, without the keys
+ * `drop`. 0 / -1 */
 typedef struct Resize {
     const char *prefix;
     int n_sizes, sizes[4][2];

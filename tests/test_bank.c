@@ -38,8 +38,7 @@ static int picture_new(Picture *p, int i)
     return 0;
 }
 
-/* The first n images as a bank, calibrated. 0 when all went well. */
-/* The bank of the golden's first n images, each `times` times. */
+/* The golden's first n images, each `times` times, as a bank, calibrated. 0 when all went well. */
 static int build_repeated(Bank *bank, int n, int times, const Options *options)
 {
     Error err = {""};
@@ -277,8 +276,8 @@ static void test_count(void)
     }
 }
 
-/* Iterations that cannot be (the option's least is 1) leave U without bound: naming what is too many must come
- * to an end with all of them named. */
+/* Iterations that cannot be (the option's least is 1) leave U without bound: naming what is too many must
+ * come to an end with all of them named. */
 static void test_count_without_bound(void)
 {
     Options o = defaults();
@@ -460,8 +459,8 @@ static void test_thresholds(void)
 /* ---- unusual banks
  * -----------------------------------------------------------------------------------------*/
 
-/* One normal image: no leave-one-out, scores stay as they are, and nothing is called damaged: no spread is known
- * that it could lie beyond. */
+/* One normal image: no leave-one-out, scores stay as they are, and nothing is called damaged: no spread is
+ * known that it could lie beyond. */
 static void test_one_image(void)
 {
     static float flat[MOST];

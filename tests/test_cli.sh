@@ -211,7 +211,7 @@ there n.bank
 mkdir twice
 ln -s ../good/2.ppm twice/again.ppm
 expect 0 "images that are named twice" "$bin" bank good twice good/1.ppm -o t.bank $weights $masks --k 2
-says "2 of the images are given more than once"
+says "2 images given more than once"
 if cmp -s n.bank t.bank; then ok; else bad "the same image once more gave another bank"; fi
 rm -r twice t.bank
 expect 0 "info of a bank" "$bin" info n.bank
