@@ -616,9 +616,9 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     d->jsonl = &jsonl;
     int status = detect_images(d, list, err);
     d->jsonl = NULL;
-    if (!status)
+    if (!status && d->n_failed < list->n)
         return out_commit(&jsonl, err);
-    out_drop(&jsonl);
+    out_drop(&jsonl); /* nothing to say, or not said */
     return status;
 }
 

@@ -360,6 +360,8 @@ cp fake.png new/y.png
 "$bin" detect --bank n.bank new $weights >out 2>err
 if [ $? -eq 1 ] && [ "$(wc -l <err)" -eq 3 ]; then ok; else bad "two broken images"; fi
 says "2 of 4 images could not be judged"
+expect 1 "nothing but a broken image" "$bin" detect --bank n.bank new/z.png -o none $weights
+gone none/results.jsonl
 rm -r bad new/z.png new/y.png
 expect 1 "out is a file" "$bin" detect --bank n.bank new -o fake.png $weights
 # results among the images that are given: photos/0.tiff would be replaced, photos/0_heat.png judged next time
