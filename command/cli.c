@@ -385,9 +385,9 @@ static void bank_help(void)
     Options o;
     shipped_defaults(&o, AMG_FOR_OBJECTS);
     fputs(BANK_HELP, stdout);
-    printf("\nFeatures and objects (defaults with the SAM weights that ship; others may recommend their own, "
-           "samlad "
-           "info BANK\nshows what was used):\n");
+    printf(
+        "\nFeatures and objects (defaults with the SAM weights that ship; others may recommend their own,\n"
+        "samlad info BANK shows what was used):\n");
     options_help(stdout, &o, 1);
     printf("\nMethod (can be changed with --from):\n");
     options_help(stdout, &o, 0);
@@ -804,8 +804,8 @@ static void print_tensor(const StTensor *t)
     int at = 0;
     for (int d = 0; d < t->n_dims && at < (int)sizeof shape - 24; d++)
         at += snprintf(shape + at, sizeof shape - (size_t)at, "[%lld]", (long long)t->shape[d]);
-    printf("  %-60s %-5s %s\n", t->name, st_dtype_name(t->dtype),
-           shape); /* a name has no control characters */
+    /* a tensor's name has no control characters: st_open refuses it */
+    printf("  %-60s %-5s %s\n", t->name, st_dtype_name(t->dtype), shape);
 }
 
 static int info_one(const char *path, Error *err)
@@ -887,9 +887,8 @@ static const char HELP[] =
     "  ablate    the same under many settings of the method\n"
     "  bench     how fast each stage is on this machine\n"
     "\n"
-    "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads, SAMLAD_WEIGHTS the folder of the "
-    "weights "
-    "that ship.\n";
+    "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads, SAMLAD_WEIGHTS names the folder of\n"
+    "the weights that ship.\n";
 
 static void help_detect(void)
 {
