@@ -37,6 +37,22 @@ static inline uint16_t *negative_copy(const StTensor *halves)
     return copy;
 }
 
+/* All of the metadata, `key` with this value (NULL: without it), and without `other`. 0 / -1 */
+static inline int copy_metadata(StWriter *w, const Safetensors *from, const char *key, const char *value,
+                                const char *other)
+{
+    int status = 0;
+    for (size_t i = 0; status == 0 && i < st_meta_count(from); i++) {
+        const char *name, *text;
+        st_meta_at(from, i, &name, &text);
+        if (key && strcmp(key, name) == 0)
+            text = value;
+        if (text && (!other || strcmp(other, name) != 0))
+            status = st_writer_meta(w, name, text, NULL);
+    }
+    return status;
+}
+
 /* 0 / -1 */
 static inline int write_damaged(const Safetensors *from, const Damage *d, const char *path)
 {
@@ -64,14 +80,8 @@ static inline int write_damaged(const Safetensors *from, const Damage *d, const 
     }
     if (status == 0 && d->added)
         status = st_writer_add(w, d->added, ST_F32, 1, (int64_t[]){24}, zeros, NULL);
-    for (size_t i = 0; status == 0 && i < st_meta_count(from); i++) {
-        const char *key, *value;
-        st_meta_at(from, i, &key, &value);
-        if (d->key && strcmp(d->key, key) == 0)
-            value = d->value;
-        if (value)
-            status = st_writer_meta(w, key, value, NULL);
-    }
+    if (status == 0)
+        status = copy_metadata(w, from, d->key, d->value, NULL);
     if (status == 0)
         status = st_writer_save(w, path, NULL);
     st_writer_free(w);
@@ -80,12 +90,12 @@ static inline int write_damaged(const Safetensors *from, const Damage *d, const 
 }
 
 /* A copy with other widths: all zeros in float16, every dimension sizes[i][0] of a tensor whose name
- * begins with `prefix` being sizes[i][1]. Of the metadata only what begins with `keep`, without the keys
- * `drop`. 0 / -1 */
+ * begins with `prefix` being sizes[i][1]. metadata: with that, but for the keys `drop`. 0 / -1 */
 typedef struct Resize {
     const char *prefix;
     int n_sizes, sizes[4][2];
-    const char *keep, *drop[2];
+    int metadata;
+    const char *drop[2];
 } Resize;
 
 static inline void resize_shape(const Resize *r, const StTensor *t, int64_t shape[ST_MAX_DIMS], size_t *n)
@@ -116,15 +126,8 @@ static inline int write_resized(const Safetensors *from, const Resize *r, const 
         resize_shape(r, t, shape, &n);
         status = st_writer_add(w, t->name, ST_F16, t->n_dims, shape, zeros, NULL);
     }
-    for (size_t i = 0; status == 0 && r->keep && i < st_meta_count(from); i++) {
-        const char *key, *value;
-        int kept = 1;
-        st_meta_at(from, i, &key, &value);
-        for (int k = 0; k < 2; k++)
-            kept &= !r->drop[k] || strcmp(r->drop[k], key) != 0;
-        if (kept && strncmp(key, r->keep, strlen(r->keep)) == 0)
-            status = st_writer_meta(w, key, value, NULL);
-    }
+    if (status == 0 && r->metadata)
+        status = copy_metadata(w, from, r->drop[0], NULL, r->drop[1]);
     if (status == 0)
         status = st_writer_save(w, path, NULL);
     st_writer_free(w);

@@ -4,27 +4,16 @@
 #
 #   0 success, 1 a failure with exactly one line "samlad: ...", 2 wrong usage with one such line
 
-here=$(cd "$(dirname "$0")" && pwd)
+. "$(dirname "$0")/shell.sh"
 bin=${SAMLAD_BIN:-$here/../build/samlad}
 case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
 vit=$here/golden/vit_timm_model.safetensors
 other_vit=$here/golden/vit_registers_model.safetensors
 sam=$here/golden/sam_resampled_model.safetensors
-dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_cli.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM
 cd "$dir" || exit 1
-passed=0 failed=0 skipped=0
 # random weights: every mask that they find is as good as another
 masks="--points 3 --pred-iou-thresh -10 --stability-score-thresh 0 --min-area 0.01"
 weights="--backbone $vit --sam $sam --featup none"
-
-ok() { passed=$((passed + 1)); }
-bad() {
-    failed=$((failed + 1))
-    echo "  FAILED: $1"
-    [ ! -s err ] || sed 's/^/    stderr: /' err
-}
 
 # expect STATUS NAME COMMAND...: the status, and on stderr nothing (0) or one line that begins with "samlad: " (1, 2)
 expect() {
@@ -48,9 +37,6 @@ expect() {
 
 # says PATTERN: the last command's stderr or stdout has it
 says() { if grep -q -- "$1" err out; then ok; else bad "'$1' is not said"; fi; }
-there() { for f; do if [ -s "$f" ]; then ok; else bad "$f is not there"; fi; done; }
-# gone PATH...: none of them exists
-gone() { for f; do if [ -e "$f" ]; then bad "$f was left behind"; else ok; fi; done; }
 no_leftovers() { if [ -z "$(find . -name '*.tmp*')" ]; then ok; else bad "left behind: $(find . -name '*.tmp*')"; fi; }
 
 # picture WIDTH HEIGHT SHIFT: a plain PPM, two bright boxes on a gradient
@@ -475,5 +461,4 @@ expect 2 "bench without a value" "$bin" bench --runs
 expect 1 "bench of a missing file" "$bin" bench --only dinov2 --backbone nowhere.safetensors
 no_leftovers
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+summary

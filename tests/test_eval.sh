@@ -2,24 +2,14 @@
 # test_eval.sh - samlad eval from outside: data sets in every layout, what is wrong with them, runs that are killed, shared
 # between processes, continued with other settings. Tiny images and small random weights (as test_cli.sh).
 
-here=$(cd "$(dirname "$0")" && pwd)
+. "$(dirname "$0")/shell.sh"
 bin=${SAMLAD_BIN:-$here/../build/samlad}
 case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
-dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_eval.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM
 cd "$dir" || exit 1
-passed=0 failed=0 skipped=0
 weights="--backbone $here/golden/vit_timm_model.safetensors --sam $here/golden/sam_resampled_model.safetensors --featup none"
 small_run="$weights --no-objects 1 --size 32"
 small="$small_run --no-pictures"
 
-ok() { passed=$((passed + 1)); }
-bad() {
-    failed=$((failed + 1))
-    echo "  FAILED: $1"
-    [ ! -s err ] || head -n 3 err | sed 's/^/    stderr: /'
-}
 # expect STATUS NAME COMMAND...
 expect() {
     want=$1 name=$2
@@ -37,8 +27,6 @@ expect() {
     fi
 }
 says() { if grep -q -- "$1" err out; then ok; else bad "'$1' is not said"; fi; }
-there() { for f; do if [ -s "$f" ]; then ok; else bad "$f is not there"; fi; done; }
-gone() { for f; do if [ -e "$f" ]; then bad "$f was left behind"; else ok; fi; done; }
 # same A B: the folders hold the same bytes, but for the time it took
 same() {
     if diff -r -x timings.jsonl "$1" "$2" >difference 2>&1; then ok; else
@@ -421,5 +409,4 @@ mkdir -p ablated/categories
 expect 0 "ablate after $kills kills" "$bin" ablate loco -o ablated --category pushpins --category screw_bag $tiny $small_run
 if diff -r -x timings.jsonl ablation ablated >difference 2>&1; then ok; else bad "killed ablation: $(head -n 3 difference)"; fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+summary

@@ -2,19 +2,9 @@
 # test_library.sh - libsamlad.a from outside: a C program with names of its own that the library uses inside, and a C++ one.
 # Compiled as the library was (BUILD/flags); runs on the weights that ship.
 
-here=$(cd "$(dirname "$0")/.." && pwd)
-build=$(cd "$(dirname "${SAMLAD_BIN:-$here/build/samlad}")" && pwd)
-dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_library.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM
-cd "$here" || exit 1
-passed=0 failed=0 skipped=0
-ok() { passed=$((passed + 1)); }
-bad() {
-    failed=$((failed + 1))
-    echo "  FAILED: $1"
-    sed 's/^/    /' "$dir/err"
-}
+. "$(dirname "$0")/shell.sh"
+build=$(cd "$(dirname "${SAMLAD_BIN:-$here/../build/samlad}")" && pwd)
+cd "$here/.." || exit 1
 
 cat >"$dir/program.c" <<'END'
 #include <stdio.h>
@@ -101,5 +91,4 @@ else
     echo "  skipped: the library's names are not looked at without nm"
     skipped=$((skipped + 1))
 fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+summary

@@ -543,7 +543,7 @@ static void test_ratio_that_rounds(void)
     const Resize awkward = {.prefix = "image_encoder.",
                             .n_sizes = 4,
                             .sizes = {{20, 28}, {60, 84}, {10, 14}, {50, 61}},
-                            .keep = "sam",
+                            .metadata = 1,
                             .drop = {"sam.embed_dim", "sam.mlp_ratio"}};
     Error err = {""};
     Safetensors *good = st_open(GOLDEN "sam_resampled_model.safetensors", &err);

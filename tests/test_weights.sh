@@ -1,20 +1,9 @@
 #!/bin/sh
 # test_weights.sh - tools/get_weights.sh on a small mirror with pins of its own: what is fetched, resumed, refused, left.
 # Needs python3 for the conversion; the file:// cases need curl.
-here=$(cd "$(dirname "$0")" && pwd)
+. "$(dirname "$0")/shell.sh"
 get=$here/../tools/get_weights.sh
-dir=$(mktemp -d "${TMPDIR:-/tmp}/samlad_weights.XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM
 cd "$dir" || exit 1
-passed=0 failed=0 skipped=0
-
-ok() { passed=$((passed + 1)); }
-bad() {
-    failed=$((failed + 1))
-    echo "  FAILED: $1"
-    sed 's/^/    /' out err
-}
 
 # run STATUS NAME ARGUMENTS...: the script on the small table, its output in out and err
 run() {
@@ -185,5 +174,4 @@ import convert
 assert convert.OFFICIAL_FILES['sam_vit_b_01ec64.pth'] == (375042383, 'ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912')
 assert len(convert.OFFICIAL_FILES) == 6 and convert.OFFICIAL_FILES['mobile_sam.pt'][0] == 40728226"
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+summary
