@@ -610,8 +610,9 @@ static void add_mask_sha256(char sum[65], const char *mask, Problems *problems)
     sha256(both, strlen(both), sum);
 }
 
-/* table: of defects, or NULL. */
-static void check_image(DatasetImage *image, const DefectTable *table, int masks_needed, Problems *problems)
+/* table: of defects, or NULL; masks_needed: a defect without one is a problem. */
+static void check_image(DatasetImage *image, const DefectTable *table, int masks_needed, int with_masks,
+                        Problems *problems)
 {
     Error err;
     if (image_probe(image->path, &image->width, &image->height, &err)) {
@@ -627,7 +628,9 @@ static void check_image(DatasetImage *image, const DefectTable *table, int masks
         if (truth_read(&truth, image->width, image->height, &mask, 1, table, &err))
             problem(problems, "%s", err.message);
         else
-            add_mask_sha256(image->masks_sha256, mask, problems), truth_free(&truth);
+            truth_free(&truth);
+        if (with_masks)
+            add_mask_sha256(image->masks_sha256, mask, problems);
     }
 }
 
@@ -641,36 +644,43 @@ static void check_normal(DatasetCategory *c, int index, int with_contents, Probl
         file_sha256(c->normal[index], c->normal_sha256[index], problems);
 }
 
-/* All files of a category, each by itself; what is wrong is told in the order of the list. */
-typedef struct Look {
+/* A category on its way through the checks. */
+typedef struct Check {
+    const DatasetLook *look;
     DatasetCategory *c;
     DefectTable *table;
-    int n_normal, n_contents, masks_needed; /* normal images to be looked at, and to get checksums */
-    int done, total;                        /* of the data set */
-    DatasetProgress progress;
-    void *user;
-} Look;
+    int masks_needed;
+    int done, total; /* files of the data set */
+} Check;
 
-static void look_at_files(Look *look, Problems *problems)
+/* How many normal images are looked at. */
+static int n_normal_of(const DatasetLook *look, const DatasetCategory *c)
+{
+    return look->with_bank ? c->n_normal : 0;
+}
+
+/* All files of a category, each by itself; what is wrong is told in the order of the list. */
+static void check_each(Check *check, Problems *problems)
 {
     enum { BATCH = 64 };
-    DatasetCategory *c = look->c;
-    const int n = look->n_normal + c->n_images;
+    DatasetCategory *c = check->c;
+    const DatasetLook *look = check->look;
+    const int n_normal = n_normal_of(look, c), n = n_normal + c->n_images;
     for (int first = 0; first < n; first += BATCH) {
         Problems found[BATCH] = {{0}};
         const int m = n - first < BATCH ? n - first : BATCH;
 #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < m; i++)
-            if (first + i < look->n_normal)
+            if (first + i < n_normal)
                 check_normal(c, first + i, first + i < look->n_contents, &found[i]);
             else
-                check_image(&c->images[first + i - look->n_normal], look->table, look->masks_needed,
-                            &found[i]);
+                check_image(&c->images[first + i - n_normal], check->table, check->masks_needed,
+                            look->with_masks, &found[i]);
         for (int i = 0; i < m; i++)
             problems_move(problems, &found[i]);
-        look->done += m;
+        check->done += m;
         if (look->progress)
-            look->progress(look->user, "looking", look->done, look->total);
+            look->progress(look->user, "looking", check->done, check->total);
     }
 }
 
@@ -716,36 +726,37 @@ static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *pr
     }
 }
 
-/* The category's files. */
-static void check_files(Look *look, Problems *problems)
+/* The category's files, masks by its table of defects when it has one. */
+static void check_files(Check *check, Problems *problems)
 {
     Error err;
-    DatasetCategory *c = look->c;
-    if (look->n_normal && !(c->normal_sha256 = calloc((size_t)look->n_normal, sizeof *c->normal_sha256))) {
+    DatasetCategory *c = check->c;
+    const int n_normal = n_normal_of(check->look, c);
+    c->normal_sha256 = n_normal ? calloc((size_t)n_normal, sizeof *c->normal_sha256) : NULL;
+    check->table = c->config ? calloc(1, sizeof *check->table) : NULL;
+    if ((n_normal && !c->normal_sha256) || (c->config && !check->table)) {
         problem(problems, "%s: not enough memory to check it", c->name);
-        return;
+    } else {
+        if (c->config && defect_table_read(check->table, c->config, &err)) {
+            problem(problems, "%s", err.message);
+            free(check->table);
+            check->table = NULL;
+        }
+        check_each(check, problems);
     }
-    look->table = c->config ? calloc(1, sizeof *look->table) : NULL;
-    if (look->table && defect_table_read(look->table, c->config, &err)) {
-        problem(problems, "%s", err.message);
-        free(look->table);
-        look->table = NULL;
-    }
-    look_at_files(look, problems);
-    free(look->table);
+    free(check->table);
 }
 
-static void check_category(const Dataset *d, Look *look, int with_bank, Problems *problems)
+static void check_category(const Dataset *d, Check *check, Problems *problems)
 {
     int published = KINDS[d->kind].categories != NULL, n_good = 0;
-    DatasetCategory *c = look->c;
+    DatasetCategory *c = check->c;
     if (!c->dir) /* missing: said already */
         return;
-    if (with_bank && c->n_normal == 0)
+    if (check->look->with_bank && c->n_normal == 0)
         problem(problems, "%s: there are no normal images for the bank (train/good or normal)", c->dir);
-    look->n_normal = with_bank ? c->n_normal : 0;
-    look->masks_needed = published;
-    check_files(look, problems);
+    check->masks_needed = published;
+    check_files(check, problems);
     for (int i = 0; i < c->n_images; i++)
         n_good += c->images[i].normal;
     if (c->n_images == 0)
@@ -761,14 +772,13 @@ static void check_category(const Dataset *d, Look *look, int with_bank, Problems
     check_names(c, problems);
 }
 
-void dataset_check(Dataset *d, int with_bank, int n_contents, DatasetProgress progress, void *user,
-                   Problems *problems)
+void dataset_check(Dataset *d, const DatasetLook *look, Problems *problems)
 {
-    Look look = {.n_contents = n_contents, .progress = progress, .user = user};
+    Check check = {.look = look};
     for (int i = 0; i < d->n; i++)
-        look.total += d->categories[i].n_images + (with_bank ? d->categories[i].n_normal : 0);
+        check.total += d->categories[i].n_images + n_normal_of(look, &d->categories[i]);
     for (int i = 0; i < d->n; i++) {
-        look.c = &d->categories[i];
-        check_category(d, &look, with_bank, problems);
+        check.c = &d->categories[i];
+        check_category(d, &check, problems);
     }
 }

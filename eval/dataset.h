@@ -35,7 +35,7 @@ typedef struct DatasetImage {
     char sha256[65];          /* of the file's bytes */
     int n_masks;
     char **masks;          /* [n_masks] where it is wrong; not 0: defect */
-    char masks_sha256[65]; /* of their files' checksums */
+    char masks_sha256[65]; /* of their files' checksums; "" where dataset_check was not asked for it */
 } DatasetImage;
 
 typedef struct DatasetCategory {
@@ -69,18 +69,23 @@ DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind 
  * problems; -1 only when nothing can be said of it at all. */
 int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const char *const *wanted,
                  int n_wanted, Problems *problems, Error *err);
-/* Look at every image's header and every test image's checksum, and read every mask: what is wrong shall be
- * known before hours of work. with_bank 0: the normal images are not needed; else the first n_contents of a
- * category get their checksum too. */
-typedef void (*DatasetProgress)(void *user, const char *what, int done, int total); /* or NULL */
-void dataset_check(Dataset *dataset, int with_bank, int n_contents, DatasetProgress progress, void *user,
-                   Problems *problems);
+/* What dataset_check shall look at beside the test images. */
+typedef struct DatasetLook {
+    int with_bank;  /* 1: at the normal images' headers, too */
+    int n_contents; /* and at the contents of the first so many of a category, for their checksums */
+    int with_masks; /* 1: at the masks' checksums */
+    void (*progress)(void *user, const char *what, int done, int total); /* or NULL */
+    void *user;
+} DatasetLook;
+/* Look at every test image's header and checksum, and read every mask: what is wrong shall be known before
+ * hours of work. */
+void dataset_check(Dataset *dataset, const DatasetLook *look, Problems *problems);
 enum { DATASET_MAX_KINDS = 80 }; /* of tests in a category; more are a problem */
 void dataset_free(Dataset *dataset);
 void problems_free(Problems *problems);
 
-extern const char
-    *const DATASET_NORMAL_PLACES[]; /* where a category's normal images may lie; NULL at the end */
+/* Where a category's normal images may lie; NULL at the end. */
+extern const char *const DATASET_NORMAL_PLACES[];
 
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);

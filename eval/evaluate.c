@@ -15,9 +15,12 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
     *result = (Evaluation){0};
     if (dataset_open(&result->dataset, data, r->kind, r->categories, r->n_categories, &result->problems, err))
         return -1;
-    const int n_contents = r->plan.max_bank > 0 ? r->plan.max_bank : INT_MAX;
-    dataset_check(&result->dataset, !r->plan.bank && !r->merging, n_contents, r->plan.progress, r->plan.user,
-                  &result->problems);
+    const DatasetLook look = {.with_bank = !r->plan.bank && !r->merging,
+                              .n_contents = r->plan.max_bank > 0 ? r->plan.max_bank : INT_MAX,
+                              .with_masks = r->plan.with_masks,
+                              .progress = r->plan.progress,
+                              .user = r->plan.user};
+    dataset_check(&result->dataset, &look, &result->problems);
     if (result->problems.n)
         return fail(err, "%s: %d problem%s in this data set, nothing was begun", data, result->problems.n,
                     result->problems.n == 1 ? "" : "s");
