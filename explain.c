@@ -2,6 +2,7 @@
  * explain.h. */
 #include "explain.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,18 +54,24 @@ static void pixel_boxes(SamladResult *r, const Objects *o)
     }
 }
 
+/* Where the map is largest among the cells of at least this weight; -1: there is none. */
+static int worst_cell(const float *map, const float *weights, int n_cells, float least)
+{
+    int at = -1;
+    for (int p = 0; p < n_cells; p++)
+        if (weights[p] >= least && (at < 0 || map[p] > map[at]))
+            at = p;
+    return at;
+}
+
 /* Largest structural z on the object's cells and where it stands. An object too thin to hold half of a
  * cell has the cells that it touches. */
 static void find_damage(SamladObject *object, const Bank *bank, const Comparison *c, const float *weights,
                         int height, int width)
 {
-    int n_cells = (int)bank_cells(bank), at = -1;
-    for (int p = 0; p < n_cells; p++)
-        if (weights[p] >= 0.5f && (at < 0 || c->structural[p] > c->structural[at]))
-            at = p;
-    for (int p = 0, thin = at < 0; thin && p < n_cells; p++)
-        if (weights[p] > 0 && (at < 0 || c->structural[p] > c->structural[at]))
-            at = p;
+    int n_cells = (int)bank_cells(bank), at = worst_cell(c->structural, weights, n_cells, 0.5f);
+    if (at < 0)
+        at = worst_cell(c->structural, weights, n_cells, FLT_TRUE_MIN);
     object->damage = at < 0 ? 0 : amm_z(&bank->structural, c->structural[at]);
     object->damage_at[0] =
         at < 0 ? 0 : ((float)(at % bank->grid_w) + 0.5f) * (float)width / (float)bank->grid_w;
@@ -137,8 +144,7 @@ int explain_objects(SamladResult *r, const Bank *bank, const Comparison *c, cons
         object->background = o->has_background && i == o->n - 1;
         object->area = o->areas[i];
         memcpy(object->centroid, o->centroids + 2 * i, sizeof object->centroid);
-        object->unmatched =
-            fminf(1, c->unmatched[i]); /* Sinkhorn normalises columns last: rows only nearly */
+        object->unmatched = fminf(1, c->unmatched[i]); /* above 1 a little: rows are not normalised last */
         object->counted = c->counted[i];
         object->alike = count_alike(bank, &side, i);
         object->matches = matches;

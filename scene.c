@@ -83,9 +83,8 @@ int models_complete(const Models *m, Options *o, Error *err)
 {
     const VitConfig *vit = vit_config(m->vit);
     if (o->size == 0) {
-        o->size = vit->image_size == 518
-                      ? 448
-                      : vit->image_size; /* DINOv2 was trained at 518: 448, 32 patches of 14 [ours] */
+        /* DINOv2 was trained at 518: 448, 32 patches of 14 [ours] */
+        o->size = vit->image_size == 518 ? 448 : vit->image_size;
         if (st_meta(m->vit_file, "method.size") &&
             st_meta_int(m->vit_file, "method.size", 1, 4096, &o->size, err))
             return -1;

@@ -4,8 +4,8 @@
  *
  * Speed comes from three habits, each written down once:
  *   - the compiler's vector types (`Vec` of simd.h, as wide as the machine's registers), so that one source
- * serves AVX-512, AVX2, NEON and SSE. Few things need a name of their own, above all `fmadd`, the fused
- * multiply-add;
+ *     serves AVX-512, AVX2, NEON and SSE. Few things need a name of their own, above all `fmadd`, the fused
+ *     multiply-add;
  *   - the blocked matrix product of Goto and van de Geijn ("Anatomy of High-Performance Matrix
  *     Multiplication", 2008): a tile of c stays in registers while slices of a and b pass through the
  *     caches. linear(), matmul() and attention() are all built on the one `register_tile`;

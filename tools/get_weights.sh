@@ -25,9 +25,8 @@ Download official weights, check them, convert them to DIR/NAME.safetensors. Wit
       --table FILE    pins from another file (default: weights/README.md)
   -h, --help          this text
 
-A download that breaks off goes on where it stood when the same command is given again (a copy from a folder
-begins anew). A file of wrong size or checksum
-is refused and removed. Where there is no pin, the file's size and sha256 are printed and it is said that they are not
+A download that breaks off goes on where it stood when the same command is given again (a copy from a folder begins anew).
+A file of wrong size or checksum is refused and removed. Where there is no pin, the file's size and sha256 are printed and it is said that they are not
 verified. What is there already (DIR/NAME.safetensors) is left alone.
 
 SAMLAD_MIRROR=PLACE takes the files, by their names, from a folder or an address (file:// or another that curl knows) in
