@@ -13,7 +13,8 @@ typedef struct ImageList {
  * there. A folder without any is an error. */
 int list_inputs(ImageList *list, const Args *args, Error *err);
 void list_free(ImageList *list);
-/* Take out what is there already: the same file once more, under whatever name. *n_dropped: how many. */
+/* Take out what is there already: the same file once more, under whatever name. *n_dropped: how many.
+ * 0 / -1 (memory). */
 int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
 
 /* Refuse the root of a data set as normal images: its test images, anomalies among them, would all count. */
