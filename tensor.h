@@ -4,7 +4,7 @@
  * Everything is row-major float32 on plain pointers; images and feature maps are channel-last, [h][w][c];
  * weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]). None of these
  * functions can fail, unless its comment says so: they allocate nothing, their scratch is given by the
- * caller or on the stack (up to 620 KB of a thread's, with AVX-512). OpenMP divides *outputs* among
+ * caller or on the stack (up to 900 KB of a thread's, with AVX-512). OpenMP divides *outputs* among
  * threads and never a sum, so that the bits of a result do not depend on the number of threads. Called
  * inside a parallel region they run on one thread. Pointers may not overlap unless a comment says so. */
 #ifndef SAMLAD_TENSOR_H

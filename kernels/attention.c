@@ -23,11 +23,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES        672             /* of a task, for which the keys are packed once */
-#define KEYS           256             /* columns of a tile of logits */
-#define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
-#define DIMS           96              /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS     (QUERIES * 128) /* biases of a task's queries */
+#define QUERIES        672            /* of a task, for which the keys are packed once */
+#define KEYS           512            /* columns of a tile of logits */
+#define STRIDE         (KEYS + LANES) /* between rows of logits: also room for a whole vector at the end */
+#define DIMS           96             /* of a head at a time; a multiple of every NR */
+#define REL_FLOATS     (QUERIES * 144) /* biases of a task's queries: of SAM's global attention 64 + 64 + LANES */
 #define AHEAD          24              /* tokens; see Ahead */
 #define TASKS_A_THREAD 4               /* at least, where there are enough queries */
 #define LOG2_E         1.44269504088896340736f
@@ -77,7 +77,7 @@ typedef struct Task {
     float sum[QUERIES][LANES] __attribute__((aligned(64))); /* lane by lane until the end */
     float max[QUERIES];
     float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the columns at hand */
-    int rel_h, rel_w;      /* their widths, whole vectors */
+    int rel_h, rel_w;      /* their widths, see row_floats */
     Rectangle queries;
 } Task;
 
@@ -203,6 +203,18 @@ static ptrdiff_t head_biases(const RelativePosition *rel)
     return (ptrdiff_t)rel->grid_h * bias_stride(rel->grid_w);
 }
 
+/* How many biases a query has by the keys' rows, and by as many columns as a tile of keys has: whole vectors,
+ * of the columns the first once more behind the last, see rel_columns. */
+static int row_floats(int grid_h)
+{
+    return round_up(grid_h, LANES);
+}
+
+static int column_floats(int cols)
+{
+    return round_up(cols, LANES) + LANES;
+}
+
 /* The biases by the keys' rows, once a task. */
 static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 {
@@ -214,35 +226,32 @@ static void rel_rows(Task *task, const Head *head, const Rectangle *r)
                     head->head_dim);
 }
 
-/* The biases by the keys' columns kw .. kw + cols; what fills the last vector becomes -inf. */
+/* The biases by the keys' columns kw .. kw + cols. What fills the last vector becomes -inf; behind it the
+ * first vector stands once more, for a sliver of keys may reach over the end of a row into the next. */
 static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw, int cols)
 {
     const RelativePosition *rel = head->rel;
-    const int stride = rel_stride(rel->grid_w), width = task->rel_h + task->rel_w;
+    const int stride = rel_stride(rel->grid_w), width = task->rel_h + task->rel_w,
+              padded = round_up(cols, LANES);
     float *out = task->rel + task->rel_h;
     for (int x = 0; x < r->w; x++)
         rel_product(task, out + x * width, r->w * width, at(&head->q, r->y, r->x + x), head->q.row_ld, r->h,
-                    rel->rel_w + (ptrdiff_t)(r->x + x) * head->head_dim * stride + kw, stride,
-                    round_up(cols, LANES), head->head_dim);
-    for (int i = 0; i < r->h * r->w; i++)
-        for (int c = cols; c < round_up(cols, LANES); c++)
-            out[i * width + c] = -INFINITY;
+                    rel->rel_w + (ptrdiff_t)(r->x + x) * head->head_dim * stride + kw, stride, padded,
+                    head->head_dim);
+    for (int i = 0; i < r->h * r->w; i++, out += width) {
+        for (int c = cols; c < padded; c++)
+            out[c] = -INFINITY;
+        store(out + padded, load(out));
+    }
 }
 
 /* ---- one tile of keys, one group of queries -----------------------------------------------------------*/
 
-/* logits[rows][columns] = what q·k is added to. */
-static void start_logits(Task *task, const KeyTile *t, int query, int rows)
+/* What the relative position adds to the logits of `query` and each row of the tile's keys. */
+static const float *row_biases(const Task *task, const Head *head, const KeyTile *t, int query)
 {
-    const int width = task->rel_h + task->rel_w;
-    for (int i = 0; i < rows; i++) {
-        const float *by_row = task->rel + (query + i) * width + t->kh,
-                    *by_column = task->rel + (query + i) * width + task->rel_h;
-        float *to = task->logits + i * STRIDE;
-        for (int r = 0; r < t->rows; r++)
-            for (int c = 0; c < t->padded; c += LANES, to += LANES)
-                store(to, load(by_column + c) + by_row[r]);
-    }
+    static const float none[KEYS / LANES];
+    return head->rel && !head->bias ? task->rel + query * (task->rel_h + task->rel_w) + t->kh : none;
 }
 
 /* The same from biases by distance: of a row of keys they stand side by side. */
@@ -263,14 +272,13 @@ static void start_distances(Task *task, const Head *head, const KeyTile *t, int 
     }
 }
 
+/* logits[rows][columns] = q·k and the biases, all but those by the keys' rows. */
 static void group_logits(Task *task, const Head *head, const KeyTile *t, const float *q, int query, int rows)
 {
-    const int columns = t->rows * t->padded;
-    Start none = {NULL, 0};
+    const int columns = t->rows * t->padded, width = task->rel_h + task->rel_w;
+    const float *by_column = task->rel + query * width + task->rel_h;
     if (head->bias)
         start_distances(task, head, t, query, rows);
-    else if (head->rel)
-        start_logits(task, t, query, rows);
     for (int d = 0; d < head->head_dim; d += DIMS) {
         int dims = min_int(head->head_dim - d, DIMS);
         if (head->head_dim > DIMS)
@@ -279,8 +287,10 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
         for (int j = 0; j < columns; j += NR) {
             float *c = task->logits + j;
             Start start = {c, STRIDE};
-            tile(rows, columns - j > LANES ? 2 : 1, c, STRIDE, head->rel || d ? start : none, task->panel,
-                 task->keys + j * dims, NR, dims);
+            if (d == 0 && !head->bias)
+                start = width ? (Start){by_column + j % t->padded, width} : (Start){NULL, 0};
+            tile(rows, columns - j > LANES ? 2 : 1, c, STRIDE, start, task->panel, task->keys + j * dims, NR,
+                 dims);
         }
     }
     if (!head->rel)
@@ -291,21 +301,21 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
 
 /* The running maxima of a group of queries. factor[i]: what was summed up for query i must be scaled by it (1
  * when its maximum stays; at the first tile there is nothing to scale). */
-static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
+static void group_maxima(Task *task, const Head *head, const KeyTile *t, int query, int rows, float *factor)
 {
     float grown[MR + LANES] = {0};
-    const int columns = t->rows * t->padded;
     for (int i = 0; i < rows; i++) {
-        const float *row = task->logits + i * STRIDE;
-        Vec most0 = splat(task->max[query + i]), most1 = most0;
-        int j = 0;
-        for (; j + NR <= columns; j += NR) {
-            most0 = vec_max(load(row + j), most0);
-            most1 = vec_max(load(row + j + LANES), most1);
+        const float *row = task->logits + i * STRIDE, *by_row = row_biases(task, head, t, query + i);
+        Vec most = splat(task->max[query + i]);
+        for (int r = 0; r < t->rows; r++, row += t->padded) {
+            Vec most0 = load(row), most1 = load(row + t->padded - LANES);
+            for (int c = LANES; c + NR <= t->padded; c += NR) {
+                most0 = vec_max(load(row + c), most0);
+                most1 = vec_max(load(row + c + LANES), most1);
+            }
+            most = vec_max(vec_max(most0, most1) + by_row[r], most);
         }
-        if (j < columns)
-            most0 = vec_max(load(row + j), most0);
-        const float max = max_lanes(vec_max(most0, most1));
+        const float max = max_lanes(most);
         grown[i] = task->max[query + i] - max;
         task->max[query + i] = max;
     }
@@ -314,18 +324,21 @@ static void group_maxima(Task *task, const KeyTile *t, int query, int rows, floa
 }
 
 /* Logits become powers of two relative to the maximum, without padding. */
-static void group_powers(Task *task, const KeyTile *t, int query, int rows, const float *factor)
+static void group_powers(Task *task, const Head *head, const KeyTile *t, int query, int rows,
+                         const float *factor)
 {
     for (int i = 0; i < rows; i++) {
-        float *row = task->logits + i * STRIDE;
-        const Vec max = splat(task->max[query + i]);
+        const float *logits = task->logits + i * STRIDE, *by_row = row_biases(task, head, t, query + i);
+        float *powers = task->logits + i * STRIDE;
         Vec sum = load(task->sum[query + i]) * factor[i];
-        for (int r = 0; r < t->rows; r++)
+        for (int r = 0; r < t->rows; r++, logits += t->padded, powers += t->cols) {
+            const Vec max = splat(task->max[query + i] - by_row[r]);
             for (int c = 0; c < t->padded; c += LANES) {
-                Vec power = vec_exp2(load(row + r * t->padded + c) - max);
-                store(row + r * t->cols + c, power);
+                Vec power = vec_exp2(load(logits + c) - max);
+                store(powers + c, power);
                 sum += power;
             }
+        }
         store(task->sum[query + i], sum);
     }
 }
@@ -366,8 +379,8 @@ static void group_of_queries(Task *task, const Head *head, const KeyTile *t, con
 {
     float factor[MR + LANES];
     group_logits(task, head, t, q, query, rows);
-    group_maxima(task, t, query, rows, factor);
-    group_powers(task, t, query, rows, factor);
+    group_maxima(task, head, t, query, rows, factor);
+    group_powers(task, head, t, query, rows, factor);
     for (int i = 0; i < rows && !first_tile; i++)
         if (factor[i] != 1)
             scale_row(out + i * head->out_ld, factor[i], head->head_dim);
@@ -410,8 +423,8 @@ static void attend(const Head *head, const Rectangle *r)
     task.queries = *r;
     for (int i = 0; i < n; i++)
         task.max[i] = -INFINITY;
-    task.rel_h = decomposed ? round_up(head->rel->grid_h, LANES) : 0;
-    task.rel_w = decomposed ? round_up(strip, LANES) : 0;
+    task.rel_h = decomposed ? row_floats(head->rel->grid_h) : 0;
+    task.rel_w = decomposed ? column_floats(strip) : 0;
     if (decomposed)
         rel_rows(&task, head, r);
     int started = 0;
@@ -443,8 +456,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     int most = (int)(((ptrdiff_t)query_h * query_w + parts_wanted - 1) / parts_wanted);
     most = min_int(QUERIES, most > MR ? most : MR);
     if (rel)
-        most = min_int(
-            most, REL_FLOATS / (round_up(rel->grid_h, LANES) + round_up(strip_of_keys(rel->grid_w), LANES)));
+        most =
+            min_int(most, REL_FLOATS / (row_floats(rel->grid_h) + column_floats(strip_of_keys(rel->grid_w))));
     int w = query_w, h = 1;
     if (query_w > most) {
         int parts = (query_w + most - 1) / most;

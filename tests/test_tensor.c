@@ -160,12 +160,13 @@ static void attention_equals_the_plain_one(void)
         check_attention(grid_h * grid_w, grid_h * grid_w, random_int(1, 3), random_int(1, 40), grid_h, grid_w,
                         t % 2, t % 3 == 0 ? 20 : 1);
     }
-    check_attention(300, 520, 1, 64, 0, 0, 0, 5);
+    check_attention(300, 1030, 1, 64, 0, 0, 0, 5);
     check_attention(5, 9, 2, 300, 0, 0, 0, 1); /* a head longer than a block */
     for (int biased = 0; biased < 2; biased++) {
-        check_attention(290, 290, 1, 8, 1, 290, biased, 1); /* rows of the grid longer than a strip */
-        check_attention(262, 262, 1, 8, 2, 131, biased, 1);
-        check_attention(290, 290, 2, 8, 290, 1, biased, 1);
+        check_attention(570, 570, 1, 8, 1, 570, biased, 1); /* rows of the grid longer than a strip */
+        check_attention(526, 526, 1, 8, 2, 263, biased, 1);
+        check_attention(570, 570, 2, 8, 570, 1, biased, 1);
+        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased, 1); /* rows that end within a sliver of keys */
     }
     check_attention(7, 1, 2, 16, 0, 0, 0, 1);
     check_attention(3, 0, 2, 16, 0, 0, 0, 1); /* no keys: zeros */
