@@ -22,9 +22,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "fail.h"
 
@@ -461,15 +458,6 @@ static void work_off_points(const Generator *g, Worker *worker, const double *po
 
 /* ---- one crop ---------------------------------------------------------------------------------*/
 
-static int worker_number(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
 /* np.linspace(1/2n, 1 - 1/2n, n)[i] */
 static double grid_coordinate(int i, int n)
 {
@@ -508,7 +496,7 @@ static int work_off_batch(Generator *g, Candidates *list, const double *points, 
     memset(g->batch, 0, (size_t)n * n_masks * sizeof *g->batch);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(g->n_workers)
     for (int i = 0; i < n; i += together) {
-        Worker *worker = &g->workers[worker_number()];
+        Worker *worker = &g->workers[tensor_thread()];
         if (!worker->failed)
             work_off_points(g, worker, points + 2 * i, n - i < together ? n - i : together,
                             g->batch + (size_t)i * n_masks);

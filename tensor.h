@@ -166,6 +166,7 @@ typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_
 /* ---- threads -----------------------------------------------------------------------------------*/
 int tensor_max_threads(void); /* 1 without OpenMP */
 int tensor_team_size(void);   /* of a parallel region begun here: inside of another one 1 */
+int tensor_thread(void);      /* which of its team this one is, from 0 */
 /* `rounds` × a dozen vector multiply-adds on every thread, all in registers: an upper limit for every routine
  * here. Returns the work in 10^9 floating-point operations; the caller takes the time. */
 double fma_burst(int rounds);

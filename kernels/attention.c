@@ -469,13 +469,21 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
-/* Task `number` of all heads', given the first head: its tasks of `size`, down × across, then the next
- * head's. */
-static void numbered_task(Head head, Rectangle size, int down, int across, int number)
+/* All heads: the first, and in how many tasks of which size each is divided. */
+typedef struct Heads {
+    Head first;
+    Rectangle size;
+    int down, across;
+} Heads;
+
+static void numbered_task(const void *job, int number)
 {
-    const int number_of_head = number / (down * across);
+    const Heads *all = job;
+    const Rectangle size = all->size;
+    const int number_of_head = number / (all->down * all->across);
+    const int y = number / all->across % all->down * size.h, x = number % all->across * size.w;
+    Head head = all->first;
     const ptrdiff_t h = (ptrdiff_t)number_of_head * head.head_dim;
-    const int y = number / across % down * size.h, x = number % across * size.w;
     head.q.first += h;
     head.k.first += h;
     head.v.first += h;
@@ -497,47 +505,56 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
     const int tasks = threads > 1 ? TASKS_A_THREAD * threads : 1;
     const Rectangle size = task_size(query_h, query_w, rel, (tasks + n_heads - 1) / n_heads);
     const int down = (query_h + size.h - 1) / size.h, across = (query_w + size.w - 1) / size.w;
-    const Head first = {.q = {q, (ptrdiff_t)query_w * ldq, ldq, query_h, query_w, NULL},
-                        .k = {k, (ptrdiff_t)key_w * ldk, ldk, key_h, key_w, NULL},
-                        .v = {v, (ptrdiff_t)key_w * ldv, ldv, key_h, key_w, NULL},
-                        .out = out,
-                        .out_row_ld = (ptrdiff_t)query_w * ldo,
-                        .out_ld = ldo,
-                        .key_h = key_h,
-                        .key_w = key_w,
-                        .head_dim = head_dim,
-                        .scale = scale,
-                        .rel = rel,
-                        .bias = rel ? rel->bias : NULL};
-    if (threads == 1) {
-        for (int i = 0; i < n_heads * down * across; i++)
-            numbered_task(first, size, down, across, i);
-        return;
-    }
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < n_heads * down * across; i++)
-        numbered_task(first, size, down, across, i);
+    const Heads all = {.first = {.q = {q, (ptrdiff_t)query_w * ldq, ldq, query_h, query_w, NULL},
+                                 .k = {k, (ptrdiff_t)key_w * ldk, ldk, key_h, key_w, NULL},
+                                 .v = {v, (ptrdiff_t)key_w * ldv, ldv, key_h, key_w, NULL},
+                                 .out = out,
+                                 .out_row_ld = (ptrdiff_t)query_w * ldo,
+                                 .out_ld = ldo,
+                                 .key_h = key_h,
+                                 .key_w = key_w,
+                                 .head_dim = head_dim,
+                                 .scale = scale,
+                                 .rel = rel,
+                                 .bias = rel ? rel->bias : NULL},
+                       .size = size,
+                       .down = down,
+                       .across = across};
+    run_tasks(n_heads * down * across, threads, numbered_task, &all);
 }
 
-/* The window whose corner is (y0, x0). Queries beyond the edge of the grid are not asked for; keys and values
- * there are pad's. */
-static void attend_window(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int y0,
-                          int x0, int h, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+/* Attention inside windows, see window_attention. */
+typedef struct Windows {
+    float *out;
+    const float *qkv, *pad;
+    int grid_h, grid_w, across; /* windows side by side */
+    int n_heads, head_dim;
+    float scale;
+    const RelativePosition *rel;
+} Windows;
+
+/* One head of one window. Queries beyond the edge of the grid are not asked for; keys and values there are
+ * pad's. */
+static void head_of_window(const void *job, int number)
 {
-    const ptrdiff_t dim = (ptrdiff_t)n_heads * head_dim, ld = 3 * dim;
-    const int real_h = min_int(rel->grid_h, grid_h - y0), real_w = min_int(rel->grid_w, grid_w - x0);
-    const float *corner = qkv + ((ptrdiff_t)y0 * grid_w + x0) * ld + h * head_dim,
-                *pad_h = pad + h * head_dim;
-    Head head = {.q = {corner, grid_w * ld, ld, real_h, real_w, NULL},
-                 .k = {corner + dim, grid_w * ld, ld, real_h, real_w, pad_h + dim},
-                 .v = {corner + 2 * dim, grid_w * ld, ld, real_h, real_w, pad_h + 2 * dim},
-                 .out = out + ((ptrdiff_t)y0 * grid_w + x0) * dim + h * head_dim,
-                 .out_row_ld = grid_w * dim,
+    const Windows *w = job;
+    const RelativePosition *rel = w->rel;
+    const int h = number % w->n_heads, window = number / w->n_heads;
+    const int y0 = window / w->across * rel->grid_h, x0 = window % w->across * rel->grid_w;
+    const int real_h = min_int(rel->grid_h, w->grid_h - y0), real_w = min_int(rel->grid_w, w->grid_w - x0);
+    const ptrdiff_t dim = (ptrdiff_t)w->n_heads * w->head_dim, ld = 3 * dim, row_ld = w->grid_w * ld;
+    const ptrdiff_t corner = (ptrdiff_t)y0 * w->grid_w + x0, first = (ptrdiff_t)h * w->head_dim;
+    const float *q = w->qkv + corner * ld + first, *pad = w->pad + first;
+    Head head = {.q = {q, row_ld, ld, real_h, real_w, NULL},
+                 .k = {q + dim, row_ld, ld, real_h, real_w, pad + dim},
+                 .v = {q + 2 * dim, row_ld, ld, real_h, real_w, pad + 2 * dim},
+                 .out = w->out + corner * dim + first,
+                 .out_row_ld = w->grid_w * dim,
                  .out_ld = dim,
                  .key_h = rel->grid_h,
                  .key_w = rel->grid_w,
-                 .head_dim = head_dim,
-                 .scale = scale,
+                 .head_dim = w->head_dim,
+                 .scale = w->scale,
                  .rel = rel,
                  .bias = rel->bias ? rel->bias + h * head_biases(rel) : NULL};
     const Rectangle size = task_size(real_h, real_w, rel, 1);
@@ -553,12 +570,8 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
 {
     const int down = (grid_h + rel->grid_h - 1) / rel->grid_h,
               across = (grid_w + rel->grid_w - 1) / rel->grid_w;
-#pragma omp parallel for collapse(3) schedule(dynamic)
-    for (int wy = 0; wy < down; wy++)
-        for (int wx = 0; wx < across; wx++)
-            for (int h = 0; h < n_heads; h++)
-                attend_window(out, qkv, pad, grid_h, grid_w, wy * rel->grid_h, wx * rel->grid_w, h, n_heads,
-                              head_dim, scale, rel);
+    const Windows all = {out, qkv, pad, grid_h, grid_w, across, n_heads, head_dim, scale, rel};
+    run_tasks(down * across * n_heads, tensor_team_size(), head_of_window, &all);
 }
 
 size_t relative_position_floats(int size, int head_dim)

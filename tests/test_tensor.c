@@ -59,6 +59,7 @@ static void products_equal_the_plain_ones(void)
     check_product(193, 520, 257, 1, 0); /* more than one tile of each kind */
     check_product(400, 33, 513, 0, 1);
     check_product(2, 1030, 600, 3, 1);
+    check_product(1033, 790, 300, 0, 0); /* enough rows that each thread has some of its own */
     check_product(30, 40, 0, 1, 1);
 }
 
@@ -467,8 +468,8 @@ static void arena_counts_what_it_gives(void)
 /* ---- threads -----------------------------------------------------------------------------------*/
 
 typedef struct Results {
-    float *data[12];
-    size_t n[12];
+    float *data[16];
+    size_t n[16];
     int count;
 } Results;
 
@@ -490,6 +491,9 @@ static void run_all(Results *r)
     attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, NULL);
     RelativePosition rel = {x, x + 20000, 20, 20, NULL};
     attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, &rel);
+    linear(result(r, 1100 * 40), x, w, b, 1100, 40, 117); /* rows for each thread */
+    const RelativePosition window = {x, x + 20000, 7, 6, NULL};
+    window_attention(result(r, 20 * 19 * 96), w, b, 20, 19, 2, 48, 0.2f, &window);
     layer_norm(result(r, M * K), x, b, b, M, K, 1e-6f);
     float *y = result(r, M * K);
     memcpy(y, x, M * K * sizeof *x);
