@@ -17,7 +17,7 @@
 #include "sam_model.h"
 
 /* The MLP takes this many tokens at a time, so that its hidden layer needs little memory. */
-#define MLP_ROWS 2048
+#define MLP_ROWS 4096
 
 struct SamState {
     Arena arena;

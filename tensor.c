@@ -158,12 +158,13 @@ double fma_burst(int rounds)
  * cache. The register tile's 2·MR sums, two vectors of b and one broadcast element of a fit the register
  * file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #define MC       2048
-#define KC       192
 #define OWN_ROWS 512 /* see rows_of_tiles */
 #if LANES >= 16
-#define NC 768 /* 590 KB of b: machines with such vectors have a second cache of 1 MB and more */
+#define NC 768 /* 786 KB of b: machines with such vectors have a second cache of 1 MB and more */
+#define KC 256
 #else
 #define NC 384 /* 295 KB. Both are multiples of every NR */
+#define KC 192
 #endif
 
 typedef struct Operand {
