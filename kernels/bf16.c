@@ -400,28 +400,45 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, c
     amx_end(&amx);
 }
 
+/* The whole product: equal tiles, the last ones smaller. */
+typedef struct Product {
+    float *y;
+    const float *x, *bias;
+    const uint32_t *packed;
+    int m, n, k, with_gelu;
+    int tile_m, tile_n, across; /* tiles: their size, how many stand side by side */
+} Product;
+
+static void numbered_tile(const void *job, int t)
+{
+    const Product *p = job;
+    const ptrdiff_t i = (ptrdiff_t)(t / p->across) * p->tile_m, j = (ptrdiff_t)(t % p->across) * p->tile_n;
+    if (i >= p->m || j >= p->n)
+        return;
+    product_tile(p->y + i * p->n + j, p->n, (Start){p->bias ? p->bias + j : NULL, 0}, p->x + i * p->k,
+                 p->packed + j * stored_pairs(p->k), min_int(p->m - (int)i, p->tile_m),
+                 min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
+}
+
 static void product(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k,
                     int with_gelu)
 {
     if (m <= 0 || n <= 0)
         return;
-    const int amx = amx_usable(), group = group_rows(amx);
-    const int most_m = amx ? AMX_MC : MC, most_n = amx ? AMX_NC : NC;
-    int m_tiles = (m + most_m - 1) / most_m, n_tiles = (n + most_n - 1) / most_n;
-    int tile_m = round_up((m + m_tiles - 1) / m_tiles, group);
-    int tile_n = round_up((n + n_tiles - 1) / n_tiles, NR);
-    int parallel = (double)m * n * (k + 1) > PARALLEL_PRODUCT;
-    (void)parallel; /* without OpenMP */
-#pragma omp parallel for collapse(2) schedule(dynamic) if (parallel)
-    for (int ti = 0; ti < m_tiles; ti++)
-        for (int tj = 0; tj < n_tiles; tj++) {
-            ptrdiff_t i = (ptrdiff_t)ti * tile_m, j = (ptrdiff_t)tj * tile_n;
-            if (i >= m || j >= n)
-                continue;
-            product_tile(y + i * n + j, n, (Start){bias ? bias + j : NULL, 0}, x + i * k,
-                         packed + j * stored_pairs(k), min_int(m - (int)i, tile_m),
-                         min_int(n - (int)j, tile_n), k, with_gelu);
-        }
+    const int amx = amx_usable(), most_m = amx ? AMX_MC : MC, most_n = amx ? AMX_NC : NC;
+    const int down = (m + most_m - 1) / most_m, across = (n + most_n - 1) / most_n;
+    const Product p = {.y = y,
+                       .x = x,
+                       .bias = bias,
+                       .packed = packed,
+                       .m = m,
+                       .n = n,
+                       .k = k,
+                       .with_gelu = with_gelu,
+                       .tile_m = round_up((m + down - 1) / down, group_rows(amx)),
+                       .tile_n = round_up((n + across - 1) / across, NR),
+                       .across = across};
+    run_tasks(down * across, threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT), numbered_tile, &p);
 }
 
 void bf16_linear(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k)
@@ -481,6 +498,7 @@ typedef struct Attention {
     Grid queries, keys;            /* all of them; 1 × n without relative positions */
     Grid query_window, key_window; /* those of a problem, padding included */
     int across, n_problems;        /* windows side by side; windows × heads */
+    int query_blocks, block;       /* of a problem, and how many queries each has */
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel; /* or NULL */
@@ -750,31 +768,48 @@ static void attention_task(const Attention *a, int problem, int first_query, int
     }
 }
 
-static void attend(const Attention *a)
+/* The tasks of an attention by their numbers, those of a problem one after the other. */
+
+static int key_tiles(const Attention *a)
 {
-    const int group = group_rows(amx_usable()), most = QUERIES / group * group;
-    const int n_q = area(a->query_window), n_k = area(a->key_window), blocks = (n_q + most - 1) / most;
-    const int lines = a->rel ? a->query_window.h + a->query_window.w : 0;
-    if (blocks <= 0)
+    return (area(a->key_window) + KEYS - 1) / KEYS;
+}
+
+static int rel_lines(const Attention *a)
+{
+    return a->rel ? a->query_window.h + a->query_window.w : 0;
+}
+
+static void numbered_keys(const void *job, int t)
+{
+    const Attention *a = job;
+    pack_keys(a, t / key_tiles(a), t % key_tiles(a) * KEYS);
+}
+
+static void numbered_line(const void *job, int t)
+{
+    const Attention *a = job;
+    rel_line(a, t / rel_lines(a), t % rel_lines(a));
+}
+
+static void numbered_queries(const void *job, int t)
+{
+    const Attention *a = job;
+    attention_task(a, t / a->query_blocks, t % a->query_blocks * a->block, a->block);
+}
+
+static void attend(Attention *a)
+{
+    const int group = group_rows(amx_usable()), most = QUERIES / group * group, n_q = area(a->query_window);
+    const double work = (double)n_q * area(a->key_window) * a->head_dim * a->n_problems;
+    const int threads = threads_for(work, PARALLEL_PRODUCT);
+    a->query_blocks = (n_q + most - 1) / most;
+    if (a->query_blocks <= 0)
         return;
-    const int per_block = min_int(round_up((n_q + blocks - 1) / blocks, group), most);
-    const int parallel = (double)n_q * n_k * a->head_dim * a->n_problems > PARALLEL_PRODUCT;
-    (void)parallel;
-#pragma omp parallel if (parallel)
-    {
-#pragma omp for collapse(2) schedule(dynamic) nowait
-        for (int problem = 0; problem < a->n_problems; problem++)
-            for (int first = 0; first < n_k; first += KEYS)
-                pack_keys(a, problem, first);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int problem = 0; problem < a->n_problems; problem++)
-            for (int line = 0; line < lines; line++)
-                rel_line(a, problem, line);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int problem = 0; problem < a->n_problems; problem++)
-            for (int first = 0; first < n_q; first += per_block)
-                attention_task(a, problem, first, per_block);
-    }
+    a->block = min_int(round_up((n_q + a->query_blocks - 1) / a->query_blocks, group), most);
+    run_tasks(a->n_problems * key_tiles(a), threads, numbered_keys, a);
+    run_tasks(a->n_problems * rel_lines(a), threads, numbered_line, a);
+    run_tasks(a->n_problems * a->query_blocks, threads, numbered_queries, a);
 }
 
 static void set_attention(Attention *a, int n_q, int n_k, int rel_h, int rel_w)
