@@ -258,8 +258,8 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 /* An output tile: its rows of a, rounded, stay in the second cache, and so do its sums. The matrix unit is so
  * fast that rounding a's rows takes a noticeable share: its tiles are wider, so that each row is rounded less
  * often. */
-#define MC     378 /* whole register tiles */
-#define NC     512
+#define MC     168 /* whole register tiles */
+#define NC     768
 #define AMX_MC 96
 #define AMX_NC 1536
 _Static_assert(MC % MR == 0 && NC % NR == 0 && AMX_MC % AMX_ROWS == 0 && AMX_NC % NR == 0 && AMX_MC <= MC,
