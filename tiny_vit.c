@@ -28,8 +28,8 @@
 #define MAX_DEPTH  16    /* blocks of a stage */
 #define MAX_DIM    4096  /* channels of the stem or of a stage */
 #define MAX_HIDDEN 8192  /* channels of a bottleneck's middle, or of an MLP */
-#define STRIP_ROWS 8     /* of a bottleneck's output, so that its hidden channels stay in the cache */
-#define MLP_ROWS   1024  /* tokens at a time, likewise */
+#define STRIP_ROWS 16    /* of a bottleneck's output, so that its hidden channels stay in the cache */
+#define MLP_ROWS   2048  /* tokens at a time, likewise */
 #define BATCH_EPS  1e-5f /* BatchNorm2d's and LayerNorm's default */
 #define NORM_EPS   1e-5f
 
