@@ -102,21 +102,21 @@ static int take_number(int *next)
 }
 
 /* The tasks are cut into as many stretches as there are threads. A thread works off its own, so that what it
- * reads is what it wrote in the layer before, and then helps with the others'. Threads side by side would call
- * for each other's lines of the cache, for a processor reads ahead into what another is writing: where cores
- * have no cache in common, as in AMD's larger machines, that costs a tenth of a product's speed and a quarter of
- * MobileSAM's. */
+ * reads is what it wrote in the layer before, and then helps with the others'. Threads side by side would
+ * call for each other's lines of the cache, for a processor reads ahead into what another is writing: where
+ * cores have no cache in common, as in AMD's larger machines, that costs a tenth of a product's speed and a
+ * quarter of MobileSAM's. */
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), const void *job)
 {
     enum { MOST_STRETCHES = 256 };
     int next[MOST_STRETCHES] = {0};
-    const int stretches = min_int(threads, MOST_STRETCHES);
+    const int stretches = min_int(min_int(threads, n), MOST_STRETCHES);
     if (stretches <= 1) {
         for (int i = 0; i < n; i++)
             task(job, i);
         return;
     }
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) /* all of them: a smaller team would end the other threads */
     for (int k = 0, own = tensor_thread(); k < stretches; k++) {
         const int s = (own + k) % stretches;
         const int first = (int)((int64_t)n * s / stretches), end = (int)((int64_t)n * (s + 1) / stretches);
@@ -292,9 +292,9 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, p
     }
 }
 
-/* Into how many rows of tiles the output is divided. Best every thread has rows of its own, see run_tasks, unless
- * that leaves so few rows that packing b for each would cost more; then as many tiles as give every thread
- * equally much. */
+/* Into how many rows of tiles the output is divided. Best every thread has rows of its own, see run_tasks,
+ * unless that leaves so few rows that packing b for each would cost more; then there are as many tiles as
+ * give every thread equally much. */
 static int rows_of_tiles(int m, int n_tiles, int threads)
 {
     int m_tiles = (m + MC - 1) / MC;

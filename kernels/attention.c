@@ -23,11 +23,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES        672            /* of a task, for which the keys are packed once */
-#define KEYS           512            /* columns of a tile of logits */
-#define STRIDE         (KEYS + LANES) /* between rows of logits: also room for a whole vector at the end */
-#define DIMS           96             /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS     (QUERIES * 144) /* biases of a task's queries: of SAM's global attention 64 + 64 + LANES */
+#define QUERIES        672             /* of a task, for which the keys are packed once */
+#define KEYS           512             /* columns of a tile of logits */
+#define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
+#define DIMS           96              /* of a head at a time; a multiple of every NR */
+#define REL_FLOATS     (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
 #define AHEAD          24              /* tokens; see Ahead */
 #define TASKS_A_THREAD 4               /* at least, where there are enough queries */
 #define LOG2_E         1.44269504088896340736f
@@ -231,8 +231,8 @@ static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw, int cols)
 {
     const RelativePosition *rel = head->rel;
-    const int stride = rel_stride(rel->grid_w), width = task->rel_h + task->rel_w,
-              padded = round_up(cols, LANES);
+    const int stride = rel_stride(rel->grid_w), width = task->rel_h + task->rel_w;
+    const int padded = round_up(cols, LANES);
     float *out = task->rel + task->rel_h;
     for (int x = 0; x < r->w; x++)
         rel_product(task, out + x * width, r->w * width, at(&head->q, r->y, r->x + x), head->q.row_ld, r->h,
@@ -254,7 +254,7 @@ static const float *row_biases(const Task *task, const Head *head, const KeyTile
     return head->rel && !head->bias ? task->rel + query * (task->rel_h + task->rel_w) + t->kh : none;
 }
 
-/* The same from biases by distance: of a row of keys they stand side by side. */
+/* logits[rows][columns] = the biases by distance: those of a row of keys stand side by side. */
 static void start_distances(Task *task, const Head *head, const KeyTile *t, int query, int rows)
 {
     const Rectangle *r = &task->queries;
@@ -469,7 +469,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
-/* All heads: the first, and in how many tasks of which size each is divided. */
+/* All heads: the first, and into how many tasks of which size each is divided: down × across, one head's after
+ * the other's. */
 typedef struct Heads {
     Head first;
     Rectangle size;
