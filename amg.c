@@ -25,7 +25,7 @@
 
 #include "fail.h"
 
-#define POINTS_PER_BATCH 64    /* between two calls of the progress function */
+#define POINTS_PER_BATCH 256   /* whose survivors wait to be brought into order */
 #define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */
 
 /* ---- options ----------------------------------------------------------------------------------*/
@@ -488,8 +488,27 @@ static int crop_points(const AmgOptions *o, const Crop *crop, double *points)
     return n;
 }
 
+typedef struct Progress {
+    AmgProgress call; /* or NULL */
+    void *user;
+    int done, told, total; /* points */
+} Progress;
+
+/* Every thread counts, the caller's tells what is new. */
+static void count_points(Progress *progress, int n)
+{
+    int done;
+#pragma omp atomic capture
+    done = progress->done += n;
+    if (!progress->call || tensor_thread() != 0 || done == progress->told)
+        return;
+    progress->told = done;
+    progress->call(progress->user, done, progress->total);
+}
+
 /* n points [n][2] of the crop, in parallel; survivors go to the list in the order of the points. */
-static int work_off_batch(Generator *g, Candidates *list, const double *points, int n, Error *err)
+static int work_off_batch(Generator *g, Candidates *list, const double *points, int n, Progress *progress,
+                          Error *err)
 {
     const int n_masks = sam_config(g->sam)->n_multimask,
               together = sam_scratch_prompts(g->workers[0].scratch);
@@ -497,9 +516,11 @@ static int work_off_batch(Generator *g, Candidates *list, const double *points, 
 #pragma omp parallel for schedule(dynamic, 1) num_threads(g->n_workers)
     for (int i = 0; i < n; i += together) {
         Worker *worker = &g->workers[tensor_thread()];
+        const int count = n - i < together ? n - i : together;
         if (!worker->failed)
-            work_off_points(g, worker, points + 2 * i, n - i < together ? n - i : together,
-                            g->batch + (size_t)i * n_masks);
+            work_off_points(g, worker, points + 2 * i, count, g->batch + (size_t)i * n_masks);
+        if (!worker->failed)
+            count_points(progress, count);
     }
     int status = 0;
     for (int i = 0; i < g->n_workers && status == 0; i++)
@@ -554,12 +575,6 @@ static void leave_crop(Generator *g)
     g->decoder = NULL;
 }
 
-typedef struct Progress {
-    AmgProgress call; /* or NULL */
-    void *user;
-    int done, total; /* points */
-} Progress;
-
 /* All points of g->crop; the survivors of its NMS are appended to `all`. */
 static int process_crop(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
@@ -572,10 +587,9 @@ static int process_crop(Generator *g, SamState *state, Candidates *all, Progress
     int status = enter_crop(g, &image, err);
     for (int first = 0; first < n_points && status == 0; first += POINTS_PER_BATCH) {
         const int n = n_points - first < POINTS_PER_BATCH ? n_points - first : POINTS_PER_BATCH;
-        status = work_off_batch(g, &list, g->points + 2 * first, n, err);
-        progress->done += n;
-        if (status == 0 && progress->call)
-            progress->call(progress->user, progress->done, progress->total);
+        status = work_off_batch(g, &list, g->points + 2 * first, n, progress, err);
+        if (status == 0)
+            count_points(progress, 0); /* another thread may have counted the last */
     }
     leave_crop(g);
     sam_image_free(&image);

@@ -60,7 +60,7 @@ typedef struct AmgMasks {
 typedef void (*AmgProgress)(void *user, int done, int total);
 
 /* All masks of rgb uint8 [h][w][3]. *out is to be freed with amg_masks_free. progress (or NULL) counts
- * points. 0 / -1. */
+ * points; the caller's thread calls it, each time with more of them. 0 / -1. */
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
                  const uint8_t *rgb, int h, int w, AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);
