@@ -148,7 +148,7 @@ double fma_burst(int rounds)
 
 /* ---- the blocked matrix product ----------------------------------------------------------------
  * c[m][n] = a[m][k] · B, B being b[k][n] or, transposed, b[n][k]. Loops from the outside in:
- *   output tiles of at most MC × NC              one thread each; kept balanced, see `product`
+ *   output tiles of at most MC × NC              one thread each, in rows of its own: see rows_of_tiles
  *   blocks of KC terms of the sum                b's KC × NC block is packed on the stack (second cache)
  *   groups of MR rows                            a's MR × KC panel is copied to the stack (first cache)
  *   slivers of NR columns                        the register tile
