@@ -254,21 +254,6 @@ static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *pane
     }
 }
 
-INLINE void map(float *x, size_t n, Vec (*f)(Vec))
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        store(x + i, f(load(x + i)));
-    if (i < n)
-        store_part(x + i, f(load_part(x + i, n - i)), n - i);
-}
-
-static void gelu_rows(float *c, ptrdiff_t ldc, int rows, int n)
-{
-    for (int i = 0; i < rows; i++)
-        map(c + i * ldc, n, vec_gelu);
-}
-
 /* One output tile, all blocks of the sum one after the other. (k = 0 still writes its start.) */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b,
                          int m, int n, int k, int with_gelu)

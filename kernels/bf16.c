@@ -364,17 +364,6 @@ static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const 
     }
 }
 
-static void gelu_rows(float *c, ptrdiff_t ldc, int m, int cols)
-{
-    for (int i = 0; i < m; i++, c += ldc) {
-        int j = 0;
-        for (; j + LANES <= cols; j += LANES)
-            store(c + j, vec_gelu(load(c + j)));
-        if (j < cols)
-            store_part(c + j, vec_gelu(load_part(c + j, (size_t)(cols - j))), (size_t)(cols - j));
-    }
-}
-
 /* One output tile (m <= MC): all blocks of the sum, one after the other. The rows of a are rounded anew for
  * every tile beside it: that costs one instruction for 2·LANES terms, against NC products with each. packed:
  * from the tile's first column on. */

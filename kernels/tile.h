@@ -1,5 +1,5 @@
-/* tile.h - the register tile that products and attention share. Private to tensor.c and to
- * the kernels beside it. */
+/* tile.h - what products and attention share: the register tile, tasks for threads, functions of rows.
+ * Private to tensor.c and to the kernels beside it. */
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 
@@ -112,5 +112,22 @@ INLINE void tile_of(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, co
 }
 #undef TILE_CASE
 /* clang-format on */
+
+/* x[n] = f(x), where it stands. */
+INLINE void map(float *x, size_t n, Vec (*f)(Vec))
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store(x + i, f(load(x + i)));
+    if (i < n)
+        store_part(x + i, f(load_part(x + i, n - i)), n - i);
+}
+
+/* Rows of a product that are still in the cache. */
+static inline void gelu_rows(float *c, ptrdiff_t ldc, int rows, int n)
+{
+    for (int i = 0; i < rows; i++)
+        map(c + i * ldc, (size_t)n, vec_gelu);
+}
 
 #endif
