@@ -77,7 +77,7 @@ typedef struct Task {
     float sum[QUERIES][LANES] __attribute__((aligned(64))); /* lane by lane until the end */
     float max[QUERIES];
     float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the columns at hand */
-    int rel_h, rel_w;      /* their widths, see row_floats */
+    int rel_h, rel_w;      /* their widths, see row_floats; 0 without */
     Rectangle queries;
 } Task;
 
@@ -248,10 +248,10 @@ static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw
 /* ---- one tile of keys, one group of queries -----------------------------------------------------------*/
 
 /* What the relative position adds to the logits of `query` and each row of the tile's keys. */
-static const float *row_biases(const Task *task, const Head *head, const KeyTile *t, int query)
+static const float *row_biases(const Task *task, const KeyTile *t, int query)
 {
     static const float none[KEYS / LANES];
-    return head->rel && !head->bias ? task->rel + query * (task->rel_h + task->rel_w) + t->kh : none;
+    return task->rel_h ? task->rel + query * (task->rel_h + task->rel_w) + t->kh : none;
 }
 
 /* logits[rows][columns] = the biases by distance: those of a row of keys stand side by side. */
@@ -301,11 +301,11 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
 
 /* The running maxima of a group of queries. factor[i]: what was summed up for query i must be scaled by it (1
  * when its maximum stays; at the first tile there is nothing to scale). */
-static void group_maxima(Task *task, const Head *head, const KeyTile *t, int query, int rows, float *factor)
+static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
 {
     float grown[MR + LANES] = {0};
     for (int i = 0; i < rows; i++) {
-        const float *row = task->logits + i * STRIDE, *by_row = row_biases(task, head, t, query + i);
+        const float *row = task->logits + i * STRIDE, *by_row = row_biases(task, t, query + i);
         Vec most = splat(task->max[query + i]);
         for (int r = 0; r < t->rows; r++, row += t->padded) {
             Vec most0 = load(row), most1 = load(row + t->padded - LANES);
@@ -324,11 +324,10 @@ static void group_maxima(Task *task, const Head *head, const KeyTile *t, int que
 }
 
 /* Logits become powers of two relative to the maximum, without padding. */
-static void group_powers(Task *task, const Head *head, const KeyTile *t, int query, int rows,
-                         const float *factor)
+static void group_powers(Task *task, const KeyTile *t, int query, int rows, const float *factor)
 {
     for (int i = 0; i < rows; i++) {
-        const float *logits = task->logits + i * STRIDE, *by_row = row_biases(task, head, t, query + i);
+        const float *logits = task->logits + i * STRIDE, *by_row = row_biases(task, t, query + i);
         float *powers = task->logits + i * STRIDE;
         Vec sum = load(task->sum[query + i]) * factor[i];
         for (int r = 0; r < t->rows; r++, logits += t->padded, powers += t->cols) {
@@ -379,8 +378,8 @@ static void group_of_queries(Task *task, const Head *head, const KeyTile *t, con
 {
     float factor[MR + LANES];
     group_logits(task, head, t, q, query, rows);
-    group_maxima(task, head, t, query, rows, factor);
-    group_powers(task, head, t, query, rows, factor);
+    group_maxima(task, t, query, rows, factor);
+    group_powers(task, t, query, rows, factor);
     for (int i = 0; i < rows && !first_tile; i++)
         if (factor[i] != 1)
             scale_row(out + i * head->out_ld, factor[i], head->head_dim);
