@@ -310,14 +310,14 @@ static int first_row(const Product *p, int y)
 static void numbered_tile(const void *job, int t)
 {
     const Product *p = job;
-    const int y = t / p->across, rows = first_row(p, y + 1) - first_row(p, y);
+    const int y = t / p->across;
     const ptrdiff_t i = first_row(p, y), j = (ptrdiff_t)(t % p->across) * p->tile_n;
-    if (rows == 0 || j >= p->n)
+    if (j >= p->n)
         return;
     Start s = {p->start.data ? p->start.data + i * p->start.ld + j : NULL, p->start.ld};
     Operand bj = {p->b.data + (p->b.transposed ? j * p->b.ld : j), p->b.ld, p->b.transposed};
-    product_tile(p->c + i * p->ldc + j, p->ldc, s, p->a + i * p->lda, p->lda, bj, rows,
-                 min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
+    product_tile(p->c + i * p->ldc + j, p->ldc, s, p->a + i * p->lda, p->lda, bj,
+                 first_row(p, y + 1) - (int)i, min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
 }
 
 /* With few rows a tile is one sliver, so that what is packed is still in the first cache when it is used. */
