@@ -16,7 +16,8 @@
 
 #include "sam_model.h"
 
-/* The MLP takes this many tokens at a time, so that its hidden layer needs little memory. */
+/* The MLP takes this many tokens at a time, all of the official grid, so that the hidden layer of a larger
+ * one needs little memory. */
 #define MLP_ROWS 4096
 
 struct SamState {
@@ -29,7 +30,7 @@ struct SamState {
     float *qkv;           /* [n][3·dim] */
     float *heads;         /* [n][dim] attention's output before proj */
     float *branch;        /* [n][dim] what a block's branch adds */
-    float *hidden;        /* [MLP_ROWS][hidden] */
+    float *hidden;        /* [n or MLP_ROWS][hidden] */
     float *rel_resampled; /* [2·size-1][head_dim] */
     float *rel_h, *rel_w; /* of the block at hand, see RelativePosition */
     void *scratch;        /* bf16 attention's; in float32 never touched, so that it takes no memory */
@@ -53,7 +54,7 @@ static void vit_layout(SamState *s, const Sam *sam)
     s->qkv = arena_floats(a, n * 3 * dim);
     s->heads = arena_floats(a, n * dim);
     s->branch = arena_floats(a, n * dim);
-    s->hidden = arena_floats(a, MLP_ROWS * (size_t)sam->hidden);
+    s->hidden = arena_floats(a, (n < MLP_ROWS ? n : MLP_ROWS) * (size_t)sam->hidden);
     s->rel_resampled = arena_floats(a, (2 * side - 1) * head_dim);
     s->rel_h = arena_floats(a, relative_position_floats((int)side, (int)head_dim));
     s->rel_w = arena_floats(a, relative_position_floats((int)side, (int)head_dim));

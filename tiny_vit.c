@@ -404,13 +404,13 @@ void tiny_vit_layout(TinyVitState *state, const TinyVit *vit, Arena *arena)
     size_t map = 0, tokens = 0, hidden = 0, strip[2] = {0, 0};
     for (int i = 0; i < TINY_VIT_STAGES; i++) {
         const Stage *s = &vit->stages[i];
-        const size_t floats = (size_t)s->size * (size_t)s->size * (size_t)s->dim;
+        const size_t n = (size_t)s->size * (size_t)s->size, floats = n * (size_t)s->dim;
         map = largest(map, floats);
         for (int k = 0; i == 0 && k < s->depth; k++)
             strip_room(strip, &vit->mbconv[k], s->size);
         for (int k = 0; i > 0 && k < s->depth; k++) {
             tokens = largest(tokens, floats);
-            hidden = largest(hidden, (size_t)s->blocks[k].fc1.n_out);
+            hidden = largest(hidden, (n < MLP_ROWS ? n : MLP_ROWS) * (size_t)s->blocks[k].fc1.n_out);
         }
         if (i + 1 < TINY_VIT_STAGES)
             strip_room(strip, &s->merging, s->size);
@@ -432,7 +432,7 @@ void tiny_vit_layout(TinyVitState *state, const TinyVit *vit, Arena *arena)
     state->heads = arena_floats(arena, tokens);
     state->branch = arena_floats(arena, tokens);
     state->qkv = arena_floats(arena, 3 * tokens);
-    state->hidden = arena_floats(arena, MLP_ROWS * hidden);
+    state->hidden = arena_floats(arena, hidden);
     arena->used = largest(arena->used, end);
 }
 
