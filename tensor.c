@@ -9,13 +9,16 @@
  *   - the blocked matrix product of Goto and van de Geijn ("Anatomy of High-Performance Matrix
  *     Multiplication", 2008): a tile of c stays in registers while slices of a and b pass through the
  *     caches. linear(), matmul() and attention() are all built on the one `register_tile`;
- *   - threads take whole tiles of the output. No sum is ever divided among threads, and the order of the
- *     terms in a sum depends on the shape alone, so results are the same bits for any number of threads. */
+ *   - threads take tiles of the output, and who has none left takes half of another's. No sum is worked on by
+ *     two threads at once, and the order of its terms depends on the shape alone, so results are the same
+ *     bits for any number of threads. */
 #include "tensor.h"
 #include "kernels/tile.h"
 
 #include <assert.h>
 #include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef __linux__
@@ -93,6 +96,8 @@ int tensor_thread(void)
 #endif
 }
 
+enum { MOST_STRETCHES = 256 };
+
 static int take_number(int *next)
 {
     int number;
@@ -106,9 +111,9 @@ static int take_number(int *next)
  * call for each other's lines of the cache, for a processor reads ahead into what another is writing: where
  * cores have no cache in common, as in AMD's larger machines, that costs a tenth of a product's speed and a
  * quarter of MobileSAM's. */
-void run_tasks(int n, int threads, void (*task)(const void *job, int i), const void *job)
+void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
+               const void *job)
 {
-    enum { MOST_STRETCHES = 256 };
     int next[MOST_STRETCHES] = {0};
     const int stretches = min_int(min_int(threads, n), MOST_STRETCHES);
     if (stretches <= 1) {
@@ -117,11 +122,16 @@ void run_tasks(int n, int threads, void (*task)(const void *job, int i), const v
         return;
     }
 #pragma omp parallel num_threads(threads) /* all of them: a smaller team would end the other threads */
-    for (int k = 0, own = tensor_thread(); k < stretches; k++) {
-        const int s = (own + k) % stretches;
-        const int first = (int)((int64_t)n * s / stretches), end = (int)((int64_t)n * (s + 1) / stretches);
-        for (int i; (i = first + take_number(&next[s])) < end;)
-            task(job, i);
+    {
+        for (int k = 0, own = tensor_thread(); k < stretches; k++) {
+            const int s = (own + k) % stretches;
+            const int first = (int)((int64_t)n * s / stretches);
+            const int end = (int)((int64_t)n * (s + 1) / stretches);
+            for (int i; (i = first + take_number(&next[s])) < end;)
+                task(job, i);
+        }
+        if (idle)
+            idle(job);
     }
 }
 
@@ -254,26 +264,127 @@ static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *pane
     }
 }
 
-/* One output tile, all blocks of the sum one after the other. (k = 0 still writes its start.) */
-static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b,
-                         int m, int n, int k, int with_gelu)
+/* Rows and columns of the output that a thread works on; the sums lack the terms from `done` on. */
+typedef struct Tile {
+    int row, rows, col, cols, done;
+} Tile;
+
+/* Threads are seldom equally fast: a core has neighbours, or is one of the small ones of its processor. So a
+ * thread that finds no tile left waits until another gives it a part of its own, with as much work as what
+ * that one keeps. Where all are equally fast nobody waits, and this costs nothing. */
+typedef struct Handover {
+    atomic_flag locked;    /* of what follows, while it is changed together */
+    atomic_int waiting;    /* threads for which there is nothing in `rests` */
+    atomic_int unfinished; /* tiles, those handed over included */
+    atomic_int n_rests;
+    Tile rests[MOST_STRETCHES];
+} Handover;
+
+/* Of a few instructions. (OpenMP's critical sections have names that a program would see.) */
+static void lock(Handover *h)
+{
+    while (atomic_flag_test_and_set_explicit(&h->locked, memory_order_acquire))
+        sched_yield();
+}
+
+static void unlock(Handover *h)
+{
+    atomic_flag_clear_explicit(&h->locked, memory_order_release);
+}
+
+#define LEAST_HANDED (8 * MR) /* rows, for which packing b once more is worth it */
+
+/* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
+typedef struct Product {
+    float *c;
+    const float *a;
+    Operand b;
+    Start start;
+    ptrdiff_t ldc, lda;
+    int m, n, k, with_gelu;
+    int down, across, tile_n; /* tiles: how many below each other and side by side, their columns */
+    int step;                 /* terms in a block, fewer in the last */
+    Handover *handover;       /* NULL for one thread */
+} Product;
+
+/* Gives the last rows of a tile to a thread that waits; rows from i on have yet to get their current block of
+ * terms. Both then have equally much to do: (rows - keep)·blocks = keep·blocks - i. */
+static void hand_over(const Product *p, Tile *t, int i)
+{
+    Handover *h = p->handover;
+    const int blocks = p->k > t->done ? (p->k - t->done + p->step - 1) / p->step : 1;
+    const int half = (int)(((int64_t)t->rows * blocks + i) / (2 * blocks));
+    const int keep = round_up(half > i ? half : i + 1, MR);
+    if (t->rows - keep < LEAST_HANDED)
+        return;
+    lock(h);
+    if (h->waiting > 0 && h->n_rests < MOST_STRETCHES) {
+        h->rests[h->n_rests++] = (Tile){t->row + keep, t->rows - keep, t->col, t->cols, t->done};
+        h->waiting--;
+        h->unfinished++;
+        t->rows = keep;
+    }
+    unlock(h);
+}
+
+/* The tile's next block of terms. It may lose its last rows meanwhile. (k = 0 still writes its start.) */
+static void product_block(const Product *p, Tile *t)
 {
     float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
-    int blocks = (k + KC - 1) / KC, step = blocks ? round_up((k + blocks - 1) / blocks, 16) : 1;
-    for (int p = 0; p == 0 || p < k; p += step) {
-        int kc = min_int(k - p, step);
-        pack_block(block, (Operand){b.data + (b.transposed ? p : p * b.ld), b.ld, b.transposed}, n, kc);
-        for (ptrdiff_t i = 0; i < m; i += MR) {
-            int rows = min_int(m - (int)i, MR);
-            const float *group = a + i * lda + p;
-            for (int r = 0; r < rows && kc > 0; r++)
-                memcpy(panel + r * KC, group + r * lda, kc * sizeof *a);
-            Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
-            product_rows(c + i * ldc, ldc, s, panel, block, rows, n, kc, group + MR * lda, lda);
-            if (with_gelu && p + step >= k)
-                gelu_rows(c + i * ldc, ldc, rows, n);
+    const int kc = min_int(p->k - t->done, p->step), is_last = t->done + p->step >= p->k;
+    const Operand b = p->b;
+    const ptrdiff_t b_row = b.transposed ? t->col : t->done, b_col = b.transposed ? t->done : t->col;
+    const Start start = t->done ? (Start){p->c, p->ldc} : p->start;
+    pack_block(block, (Operand){b.data + b_row * b.ld + b_col, b.ld, b.transposed}, t->cols, kc);
+    for (int i = 0; i < t->rows; i += MR) {
+        if (p->handover && atomic_load_explicit(&p->handover->waiting, memory_order_relaxed) > 0)
+            hand_over(p, t, i);
+        const int rows = min_int(t->rows - i, MR);
+        const ptrdiff_t row = t->row + i;
+        const float *group = p->a + row * p->lda + t->done;
+        for (int r = 0; r < rows && kc > 0; r++)
+            memcpy(panel + r * KC, group + r * p->lda, (size_t)kc * sizeof *group);
+        float *c = p->c + row * p->ldc + t->col;
+        Start s = {start.data ? start.data + row * start.ld + t->col : NULL, start.ld};
+        product_rows(c, p->ldc, s, panel, block, rows, t->cols, kc, group + MR * p->lda, p->lda);
+        if (p->with_gelu && is_last)
+            gelu_rows(c, p->ldc, rows, t->cols);
+    }
+    t->done += p->step;
+}
+
+static void product_tile(const Product *p, Tile t)
+{
+    do
+        product_block(p, &t);
+    while (t.done < p->k);
+    if (p->handover)
+        p->handover->unfinished--;
+}
+
+static int take_rest(Handover *h, Tile *rest)
+{
+    lock(h);
+    const int taken = h->n_rests > 0;
+    if (taken)
+        *rest = h->rests[--h->n_rests];
+    unlock(h);
+    return taken;
+}
+
+/* What a thread does when no tile is left. */
+static void help(const void *job)
+{
+    const Product *p = job;
+    Tile rest;
+    p->handover->waiting++;
+    while (p->handover->unfinished > 0) {
+        if (p->handover->n_rests > 0 && take_rest(p->handover, &rest)) {
+            product_tile(p, rest);
+            p->handover->waiting++;
+        } else {
+            sched_yield(); /* where there are more threads than cores, the others need this one's */
         }
-        start = (Start){c, ldc};
     }
 }
 
@@ -290,34 +401,17 @@ static int rows_of_tiles(int m, int n_tiles, int threads)
     return m_tiles;
 }
 
-/* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
-typedef struct Product {
-    float *c;
-    const float *a;
-    Operand b;
-    Start start;
-    ptrdiff_t ldc, lda;
-    int m, n, k, with_gelu;
-    int down, across, tile_n; /* tiles: how many below each other and side by side, their columns */
-} Product;
-
 /* Where row `y` of tiles begins: rows of tiles have equally many groups of MR rows, or one more. */
 static int first_row(const Product *p, int y)
 {
     return min_int((int)((ptrdiff_t)((p->m + MR - 1) / MR) * y / p->down) * MR, p->m);
 }
 
-static void numbered_tile(const void *job, int t)
+static void numbered_tile(const void *job, int i)
 {
     const Product *p = job;
-    const int y = t / p->across;
-    const ptrdiff_t i = first_row(p, y), j = (ptrdiff_t)(t % p->across) * p->tile_n;
-    if (j >= p->n)
-        return;
-    Start s = {p->start.data ? p->start.data + i * p->start.ld + j : NULL, p->start.ld};
-    Operand bj = {p->b.data + (p->b.transposed ? j * p->b.ld : j), p->b.ld, p->b.transposed};
-    product_tile(p->c + i * p->ldc + j, p->ldc, s, p->a + i * p->lda, p->lda, bj,
-                 first_row(p, y + 1) - (int)i, min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
+    const int y = i / p->across, row = first_row(p, y), col = i % p->across * p->tile_n;
+    product_tile(p, (Tile){row, first_row(p, y + 1) - row, col, min_int(p->n - col, p->tile_n), 0});
 }
 
 /* With few rows a tile is one sliver, so that what is packed is still in the first cache when it is used. */
@@ -329,20 +423,27 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     const int threads = threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT);
     const int most_n = m <= 2 * MR ? NR : NC, across = (n + most_n - 1) / most_n;
     const int down = rows_of_tiles(m, across, threads), n_tiles = down * across;
-    const Product p = {c,
-                       a,
-                       b,
-                       start,
-                       ldc,
-                       lda,
-                       m,
-                       n,
-                       k,
-                       with_gelu,
+    const int blocks = (k + KC - 1) / KC;
+    Handover handover; /* only what counts is set: a product may be a prompt's few rows */
+    handover.unfinished = n_tiles;
+    handover.waiting = handover.n_rests = 0;
+    unlock(&handover);
+    const Product p = {.c = c,
+                       .ldc = ldc,
+                       .start = start,
+                       .a = a,
+                       .lda = lda,
+                       .b = b,
+                       .m = m,
+                       .n = n,
+                       .k = k,
+                       .with_gelu = with_gelu,
                        .down = down,
                        .across = across,
-                       .tile_n = round_up((n + across - 1) / across, NR)};
-    run_tasks(n_tiles, threads, numbered_tile, &p);
+                       .tile_n = round_up((n + across - 1) / across, NR),
+                       .step = blocks ? round_up((k + blocks - 1) / blocks, 16) : 1,
+                       .handover = threads > 1 ? &handover : NULL};
+    run_tasks(n_tiles, threads, numbered_tile, threads > 1 ? help : NULL, &p);
 }
 
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)

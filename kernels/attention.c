@@ -520,7 +520,7 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                        .size = size,
                        .down = down,
                        .across = across};
-    run_tasks(n_heads * down * across, threads, numbered_task, &all);
+    run_tasks(n_heads * down * across, threads, numbered_task, NULL, &all);
 }
 
 /* Attention inside windows, see window_attention. */
@@ -571,7 +571,7 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
     const int down = (grid_h + rel->grid_h - 1) / rel->grid_h,
               across = (grid_w + rel->grid_w - 1) / rel->grid_w;
     const Windows all = {out, qkv, pad, grid_h, grid_w, across, n_heads, head_dim, scale, rel};
-    run_tasks(down * across * n_heads, tensor_team_size(), head_of_window, &all);
+    run_tasks(down * across * n_heads, tensor_team_size(), head_of_window, NULL, &all);
 }
 
 size_t relative_position_floats(int size, int head_dim)

@@ -427,7 +427,7 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
                        .tile_m = round_up((m + down - 1) / down, group_rows(amx)),
                        .tile_n = round_up((n + across - 1) / across, NR),
                        .across = across};
-    run_tasks(down * across, threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT), numbered_tile, &p);
+    run_tasks(down * across, threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT), numbered_tile, NULL, &p);
 }
 
 void bf16_linear(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k)
@@ -796,9 +796,9 @@ static void attend(Attention *a)
     if (a->query_blocks <= 0)
         return;
     a->block = min_int(round_up((n_q + a->query_blocks - 1) / a->query_blocks, group), most);
-    run_tasks(a->n_problems * key_tiles(a), threads, numbered_keys, a);
-    run_tasks(a->n_problems * rel_lines(a), threads, numbered_line, a);
-    run_tasks(a->n_problems * a->query_blocks, threads, numbered_queries, a);
+    run_tasks(a->n_problems * key_tiles(a), threads, numbered_keys, NULL, a);
+    run_tasks(a->n_problems * rel_lines(a), threads, numbered_line, NULL, a);
+    run_tasks(a->n_problems * a->query_blocks, threads, numbered_queries, NULL, a);
 }
 
 static void set_attention(Attention *a, int n_q, int n_k, int rel_h, int rel_w)

@@ -31,8 +31,10 @@ static inline int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-/* task(job, i) for all i < n, by as many threads as threads_for has said; in tensor.c. */
-void run_tasks(int n, int threads, void (*task)(const void *job, int i), const void *job);
+/* task(job, i) for all i < n, by as many threads as threads_for has said, each of which calls idle(job), where
+ * it isn't NULL, when all tasks are taken; in tensor.c. */
+void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
+               const void *job);
 
 /* Calls row[n] into the cache. (A prefetch of an address that does not exist does nothing.) */
 INLINE void prefetch_row(const float *row, int n)

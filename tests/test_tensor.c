@@ -7,6 +7,7 @@
 #include "numbers.h"
 #include "test.h"
 
+#include <sched.h>
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -167,7 +168,8 @@ static void attention_equals_the_plain_one(void)
         check_attention(570, 570, 1, 8, 1, 570, biased, 1); /* rows of the grid longer than a strip */
         check_attention(526, 526, 1, 8, 2, 263, biased, 1);
         check_attention(570, 570, 2, 8, 570, 1, biased, 1);
-        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased, 1); /* rows that end within a sliver of keys */
+        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased,
+                        1); /* rows that end within a sliver of keys */
     }
     check_attention(7, 1, 2, 16, 0, 0, 0, 1);
     check_attention(3, 0, 2, 16, 0, 0, 0, 1); /* no keys: zeros */
@@ -542,6 +544,60 @@ static void bits_do_not_depend_on_threads(void)
     set_threads(before);
 }
 
+#if defined(_OPENMP) && defined(__linux__)
+/* The first thread alone on a core and the others together on another, as far as there are two. */
+static void crowd_threads(int n, const cpu_set_t *allowed)
+{
+    int cores[2] = {-1, -1};
+    for (int cpu = CPU_SETSIZE - 1; cpu >= 0; cpu--)
+        if (CPU_ISSET(cpu, allowed))
+            cores[1] = cores[0] < 0 ? cpu : cores[0], cores[0] = cpu;
+#pragma omp parallel num_threads(n)
+    {
+        cpu_set_t own;
+        CPU_ZERO(&own);
+        CPU_SET(cores[omp_get_thread_num() != 0], &own);
+        sched_setaffinity(0, sizeof own, &own);
+    }
+}
+
+static void free_threads(int n, const cpu_set_t *allowed)
+{
+#pragma omp parallel num_threads(n)
+    sched_setaffinity(0, sizeof *allowed, allowed);
+}
+
+/* A thread that is three times as fast as the others takes over parts of their tiles. */
+static void uneven_threads_compute_the_same_bits(void)
+{
+    enum { THREADS = 4, M = 2000, N = 130, K = 600 };
+    const int before = tensor_max_threads();
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed))
+        return;
+    float *x = random_array(M * K), *w = random_array(N * K), *bias = random_array(N);
+    float *one = random_array(M * N), *many = random_array(M * N);
+    set_threads(1);
+    linear_gelu(one, x, w, bias, M, N, K);
+    set_threads(THREADS);
+    crowd_threads(THREADS, &allowed);
+    for (int run = 0; run < 3; run++) {
+        memset(many, 0, M * N * sizeof *many);
+        linear_gelu(many, x, w, bias, M, N, K);
+        CHECK_MSG(memcmp(one, many, M * N * sizeof *one) == 0, "run %d gives other bits", run);
+    }
+    matmul(one, N, x, K, w, N, M, N, K, 1);
+    set_threads(1);
+    matmul(many, N, x, K, w, N, M, N, K, 1);
+    CHECK(memcmp(one, many, M * N * sizeof *one) == 0);
+    free_threads(THREADS, &allowed);
+    set_threads(before);
+    free(x), free(w), free(bias), free(one), free(many);
+}
+#else
+static void uneven_threads_compute_the_same_bits(void) {}
+#endif
+
 /* ---- goldens -----------------------------------------------------------------------------------*/
 
 static Safetensors *open_golden(const char *file)
@@ -874,6 +930,7 @@ int main(void)
     RUN(layer_norm_survives_a_large_mean);
     RUN(arena_counts_what_it_gives);
     RUN(bits_do_not_depend_on_threads);
+    RUN(uneven_threads_compute_the_same_bits);
     RUN(interpolation_equals_torch);
     RUN(resize_equals_pil);
     RUN(halves_are_widened_exactly);
