@@ -165,8 +165,8 @@ double fma_burst(int rounds)
  * The copies make every access of the register tile unit-stride, whatever the matrices' row distances. Of b,
  * usually the weights, each element is packed once for MC rows; of a, each is copied once for NC columns; c
  * is read and written once for KC terms. While one group of rows is worked off, the next is called into the
- * cache. The register tile's 2·MR sums, two vectors of b and one broadcast element of a fit the register
- * file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
+ * cache, a few lines at a time: see register_tile. The register tile's 2·MR sums, two vectors of b and one
+ * broadcast element of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #define MC       2048
 #define OWN_ROWS 512 /* see rows_of_tiles */
 #if LANES >= 16
@@ -184,18 +184,18 @@ typedef struct Operand {
 } Operand;
 
 static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
-                     int k)
+                     int k, Ahead *ahead)
 {
-    tile_of(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k);
+    tile_of(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k, ahead);
 }
 
 /* A tile whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
 static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const float *a,
-                      const float *b, int k)
+                      const float *b, int k, Ahead *ahead)
 {
     float full[MR * NR];
     Start zero = {NULL, 0};
-    any_tile(rows, cols > LANES ? 2 : 1, full, NR, zero, a, b, k);
+    any_tile(rows, cols > LANES ? 2 : 1, full, NR, zero, a, b, k, ahead);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++)
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
@@ -251,16 +251,15 @@ static void pack_block(float *block, Operand b, int n, int k)
 static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *panel, const float *block,
                          int rows, int n, int k, const float *next, ptrdiff_t lda)
 {
-    int slivers = (n + NR - 1) / NR, prefetched = 0;
+    const int slivers = (n + NR - 1) / NR, lines = MR * ((k + 15) / 16), calls = slivers * ((rows + 1) / 2);
+    Ahead ahead = {next, lda, MR, k, 0, (lines + calls - 1) / calls};
     for (int j = 0; j < n; j += NR) {
-        int cols = min_int(n - j, NR), until = MR * (j / NR + 1) / slivers; /* a share of MR rows each time */
-        for (; prefetched < until; prefetched++)
-            prefetch_row((const float *)((uintptr_t)next + prefetched * lda * sizeof *next), k);
+        const int cols = min_int(n - j, NR);
         Start s = {start.data ? start.data + j : NULL, start.ld};
         if (cols == NR)
-            any_tile(rows, 2, c + j, ldc, s, panel, block + j * k, k);
+            any_tile(rows, 2, c + j, ldc, s, panel, block + j * k, k, &ahead);
         else
-            edge_tile(rows, cols, c + j, ldc, s, panel, block + j * k, k);
+            edge_tile(rows, cols, c + j, ldc, s, panel, block + j * k, k, &ahead);
     }
 }
 

@@ -28,7 +28,7 @@
 #define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
 #define DIMS           96              /* of a head at a time; a multiple of every NR */
 #define REL_FLOATS     (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
-#define AHEAD          24              /* tokens; see Ahead */
+#define AHEAD          24              /* tokens; see NextKeys */
 #define TASKS_A_THREAD 4               /* at least, where there are enough queries */
 #define LOG2_E         1.44269504088896340736f
 
@@ -84,20 +84,20 @@ typedef struct Task {
 static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
                  ptrdiff_t ldb, int k)
 {
-    tile_of(rows, vecs, c, ldc, start, a, STRIDE, b, ldb, k);
+    tile_of(rows, vecs, c, ldc, start, a, STRIDE, b, ldb, k, NULL);
 }
 
 /* ---- packing ------------------------------------------------------------------------------------------*/
 
 /* A place in a tile of keys that runs before the packing: the vectors of neighbouring tokens are far apart,
  * and each is called into the cache AHEAD tokens before, more than the LANES that are packed at once. */
-typedef struct Ahead {
+typedef struct NextKeys {
     const Grid *grid;
     const KeyTile *tile;
     int r, c;
-} Ahead;
+} NextKeys;
 
-static void call_next(Ahead *ahead, int d0, int dims)
+static void call_next(NextKeys *ahead, int d0, int dims)
 {
     const KeyTile *t = ahead->tile;
     if (ahead->r >= t->rows)
@@ -107,9 +107,9 @@ static void call_next(Ahead *ahead, int d0, int dims)
         ahead->c = 0, ahead->r++;
 }
 
-static Ahead call_first(const Grid *grid, const KeyTile *t, int d0, int dims)
+static NextKeys call_first(const Grid *grid, const KeyTile *t, int d0, int dims)
 {
-    Ahead ahead = {grid, t, 0, 0};
+    NextKeys ahead = {grid, t, 0, 0};
     for (int i = 0; i < AHEAD; i++)
         call_next(&ahead, d0, dims);
     return ahead;
@@ -119,7 +119,7 @@ static Ahead call_first(const Grid *grid, const KeyTile *t, int d0, int dims)
 static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     static const float nothing[DIMS];
-    Ahead ahead = call_first(&head->k, t, d0, dims);
+    NextKeys ahead = call_first(&head->k, t, d0, dims);
     for (int r = 0, j = 0; r < t->rows; r++)
         for (int c = 0; c < t->padded; c += LANES, j += LANES) {
             const float *key[LANES];
@@ -135,7 +135,7 @@ static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, in
 static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int n = t->rows * t->cols;
-    Ahead ahead = call_first(&head->v, t, d0, dims);
+    NextKeys ahead = call_first(&head->v, t, d0, dims);
     for (int r = 0, p = 0; r < t->rows; r++)
         for (int c = 0; c < t->cols; c++, p++) {
             const float *value = at(&head->v, t->kh + r, t->kw + c) + d0;

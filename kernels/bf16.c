@@ -587,7 +587,7 @@ static void rel_product(float *out, ptrdiff_t ldo, const float *q, ptrdiff_t ldq
     for (int i = 0; i < rows; i += MR)
         for (int j = 0; j < width; j += NR)
             tile_of(min_int(rows - i, MR), width - j > LANES ? 2 : 1, out + i * ldo + j, ldo, none,
-                    q + i * ldq, ldq, table + j, table_ld, head_dim);
+                    q + i * ldq, ldq, table + j, table_ld, head_dim, NULL);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < width; j += LANES)
             store(out + i * ldo + j, load(out + i * ldo + j) * LOG2_E);

@@ -49,21 +49,44 @@ typedef struct Start {
     ptrdiff_t ld;
 } Start;
 
+/* What will be needed next and is called into the cache meanwhile: the first k floats of each of `rows` rows,
+ * so many lines at a call. */
+typedef struct Ahead {
+    const float *row;
+    ptrdiff_t ld;
+    int rows, k, done, lines;
+} Ahead;
+
+INLINE void call_ahead(Ahead *ahead)
+{
+    for (int i = 0; i < ahead->lines && ahead->rows > 0; i++) {
+        __builtin_prefetch((const void *)((uintptr_t)ahead->row + ahead->done * sizeof *ahead->row));
+        ahead->done += 16;
+        if (ahead->done >= ahead->k) {
+            ahead->done = 0;
+            ahead->rows--;
+            ahead->row = (const float *)((uintptr_t)ahead->row + ahead->ld * sizeof *ahead->row);
+        }
+    }
+}
+
 /* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
- * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
+ * `vecs` are constants where this is inlined, so that `sum` lives in registers. `ahead` may be NULL. */
 INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
-                          ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k)
+                          ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Ahead *ahead)
 {
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
-    /* c's old values are needed when the sums are done. They are called into the cache two rows at a time,
-     * between the terms: all at once they would take every slot that the processor has for misses of its
-     * first cache, and b would wait behind them. */
+    /* c's old values are needed when the sums are done, and what is `ahead` after that. They are called into
+     * the cache a few lines at a time, between the terms: all at once they would take every slot that the
+     * processor has for misses of its first cache, and b would wait behind them. */
     for (int called = 0, p = 0; called < rows; called += 2) {
         for (int i = called; i < called + 2 && i < rows; i++) {
             __builtin_prefetch(c + i * ldc);
             __builtin_prefetch(c + i * ldc + LANES);
         }
+        if (ahead)
+            call_ahead(ahead);
         int until = called + 2 < rows ? k / rows * (called + 2) : k;
         for (; p < until; p++) {
             Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
@@ -95,15 +118,15 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
 
 /* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
 /* clang-format off */
-#define TILE_CASE(n)                                                   \
-    case n:                                                            \
-        if (vecs > 1)                                                  \
-            register_tile(n, 2, c, ldc, start, a, lda, b, ldb, k);     \
-        else                                                           \
-            register_tile(n, 1, c, ldc, start, a, lda, b, ldb, k);     \
+#define TILE_CASE(n)                                                          \
+    case n:                                                                   \
+        if (vecs > 1)                                                         \
+            register_tile(n, 2, c, ldc, start, a, lda, b, ldb, k, ahead);     \
+        else                                                                  \
+            register_tile(n, 1, c, ldc, start, a, lda, b, ldb, k, ahead);     \
         break;
 INLINE void tile_of(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
-                    const float *b, ptrdiff_t ldb, int k)
+                    const float *b, ptrdiff_t ldb, int k, Ahead *ahead)
 {
     switch (rows) {
         TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
