@@ -459,6 +459,10 @@ void linear_layer_gelu(float *y, const float *x, const Linear *l, int m)
 
 void linear_pack(Linear *l, Arena *arena)
 {
+    if (l->n_in < BF16_LEAST_TERMS) {
+        l->packed = NULL;
+        return;
+    }
     uint32_t *packed = arena_take(arena, bf16_packed_size(l->n_out, l->n_in) * sizeof *packed);
     if (packed)
         bf16_pack(packed, l->weight, l->n_out, l->n_in);
@@ -858,7 +862,7 @@ void attention_any(float *out, int ldo, const float *q, int ldq, const float *k,
                    int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
                    const RelativePosition *rel, void *scratch)
 {
-    if (scratch)
+    if (scratch && head_dim >= BF16_LEAST_TERMS)
         bf16_attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel, scratch);
     else
         attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel);
@@ -867,7 +871,7 @@ void attention_any(float *out, int ldo, const float *q, int ldq, const float *k,
 void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
                           int head_dim, float scale, const RelativePosition *rel, void *scratch)
 {
-    if (scratch)
+    if (scratch && head_dim >= BF16_LEAST_TERMS)
         bf16_window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel, scratch);
     else
         window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel);

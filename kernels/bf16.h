@@ -15,6 +15,10 @@
 
 typedef enum Precision { PRECISION_FP32, PRECISION_BF16 } Precision;
 
+/* Layers and heads whose sums have fewer terms stay in float32: the sum is filled up to so many (a step of the
+ * matrix unit), which takes back what bf16 gains, and in short sums rounding errors do not average out. */
+enum { BF16_LEAST_TERMS = 32 };
+
 /* ---- linear layers -----------------------------------------------------------------------------*/
 
 /* The weights [n_out][n_in] of a Linear, rounded and in the order in which the product reads them. */
@@ -36,7 +40,8 @@ typedef struct Linear {
 /* y[m][n_out] = x[m][n_in] · weightᵀ + bias */
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
 void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m); /* the gelu of it */
-/* Take room for the packed weight from the arena, and fill it when there is memory behind it. */
+/* Take room for the packed weight from the arena, and fill it when there is memory behind it; a layer with
+ * fewer than BF16_LEAST_TERMS inputs stays in float32. */
 void linear_pack(Linear *layer, Arena *arena);
 
 /* ---- attention ---------------------------------------------------------------------------------*/
@@ -53,7 +58,7 @@ void bf16_attention(float *out, int ldo, const float *q, int ldq, const float *k
 void bf16_window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w,
                            int n_heads, int head_dim, float scale, const RelativePosition *rel,
                            void *scratch);
-/* The same, or, without scratch (NULL), those in float32. */
+/* The same, or, without scratch (NULL) or for heads below BF16_LEAST_TERMS, those in float32. */
 void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
                    int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
                    const RelativePosition *rel, void *scratch);
