@@ -18,7 +18,8 @@ PATHs are checkouts of facebookresearch/segment-anything, ChaoningZhang/MobileSA
 facebookresearch/dinov2. The weights are random, made
 here with the official classes and written to a temporary safetensors for samlad. Every peer runs in a process of
 its own, one after the other, --rounds times; medians are told, and peer/samlad: how many times faster samlad is.
-OMP_NUM_THREADS sets the threads of all of them.
+OMP_NUM_THREADS sets the threads of all of them. Where PyTorch's OpenBLAS is too old to know the processor,
+OPENBLAS_CORETYPE names one that it knows; this program says so.
 
 The masks' peers work off one batch of 64 points, samlad all 1,024; the batch counts 16-fold. ONNX Runtime only
 decodes them: what the official generator does after that, in Python, is not counted. The threshold of the
@@ -29,6 +30,7 @@ Runtime's by the predicted IoUs).
 Exits with 1 when they disagree. Needs torch, torchvision and numpy.
 """
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -277,6 +279,20 @@ def predictor_points(predictor, points):
     return coordinates[:, None, :], torch.ones(len(points), 1, dtype=torch.int)
 
 
+def warn_of_old_blas():
+    """An OpenBLAS that is older than the processor takes it for a Prescott, whose kernels need three times as long."""
+    with open("/proc/self/maps") as maps, open("/proc/cpuinfo") as cpu:
+        libraries = {line.split()[-1] for line in maps if "libopenblas" in line}
+        flags = cpu.read().split()
+    for library in libraries:
+        core_name = ctypes.CDLL(library).openblas_get_corename
+        core_name.restype = ctypes.c_char_p
+        if core_name() == b"Prescott" and "avx2" in flags:
+            print("bench_peers: OpenBLAS doesn't know this processor and computes as for a Prescott; set "
+                  "OPENBLAS_CORETYPE=" + ("Cooperlake" if "avx512_bf16" in flags else
+                                          "SkylakeX" if "avx512f" in flags else "Haswell"), file=sys.stderr)
+
+
 def work_off(arguments):
     """The worker: says "ready", answers each line with the seconds of one run, keeps the last result in --out."""
     if arguments.worker == "onnxruntime" and arguments.onnxruntime_node:
@@ -289,6 +305,8 @@ def work_off(arguments):
         run, keep = torch_encoder(arguments.work, arguments.weights)
     result = run()  # warm up
     keep(result, arguments.out)
+    if arguments.worker == "pytorch" and sys.platform == "linux":
+        warn_of_old_blas()
     print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
