@@ -70,6 +70,7 @@ static void amx_rows(Amx *amx, int rows)
                                 16};
     for (int i = 0; i < 8; i++)
         tiles.row_bytes[i] = 64, tiles.rows[i] = of_tile[i];
+    __asm__ volatile("" ::"m"(tiles)); /* gcc's _tile_loadconfig says that it reads eight bytes of them */
     _tile_loadconfig(&tiles);
     amx->rows = rows;
 }
