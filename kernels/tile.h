@@ -70,6 +70,47 @@ INLINE void call_ahead(Ahead *ahead)
     }
 }
 
+/* The same address, but the compiler does not know that it is. */
+#if LANES == 16
+#define RENAMED(p) __asm__("" : "+r"(p))
+#else
+#define RENAMED(p) (void)(p)
+#endif
+
+/* A term of the register tile's sums: a's column, whose elements lie lda apart, times b's row. */
+INLINE void add_term(int rows, int vecs, Vec sum[MR][2], const float *a, const float *again, ptrdiff_t lda,
+                     const float *b)
+{
+    const Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        const Vec ai = splat(a[i * lda]);
+        sum[i][0] = fmadd(ai, b0, sum[i][0]);
+        if (vecs > 1)
+            sum[i][1] = fmadd(i < rows / 2 ? ai : splat(again[i * lda]), b1, sum[i][1]);
+    }
+}
+
+/* sum[rows][vecs·LANES] += a·b for a [rows][k] and b [k][vecs·LANES]; see register_tile.
+ *
+ * While another thread runs on the same core, a processor has half of its instructions for each: three in a
+ * cycle, say, and a cycle's two multiply-adds, their operand and a part of the loop are 3.4. AVX-512 can take
+ * the operand from memory within the multiply-add; then both of a row's do so, which is one instruction less
+ * and one load more. In half of the rows, neither is more than such a processor has: 2.75 instructions with
+ * two terms a round. `again` is for compilers that would see that both operands are the same and load one. */
+INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdiff_t lda, const float *b,
+                      ptrdiff_t ldb, int k)
+{
+    const float *again = a;
+    RENAMED(again);
+    for (int p = 0; p + 2 <= k; p += 2, a += 2, again += 2, b += 2 * ldb) {
+        add_term(rows, vecs, sum, a, again, lda, b);
+        add_term(rows, vecs, sum, a + 1, again + 1, lda, b + ldb);
+    }
+    if (k % 2)
+        add_term(rows, vecs, sum, a, again, lda, b);
+}
+
 /* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
  * `vecs` are constants where this is inlined, so that `sum` lives in registers. `ahead` may be NULL. */
 INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
@@ -80,25 +121,16 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
     /* c's old values are needed when the sums are done, and what is `ahead` after that. They are called into
      * the cache a few lines at a time, between the terms: all at once they would take every slot that the
      * processor has for misses of its first cache, and b would wait behind them. */
-    for (int called = 0, p = 0; called < rows; called += 2) {
+    for (int called = 0, done = 0; called < rows; called += 2) {
         for (int i = called; i < called + 2 && i < rows; i++) {
             __builtin_prefetch(c + i * ldc);
             __builtin_prefetch(c + i * ldc + LANES);
         }
         if (ahead)
             call_ahead(ahead);
-        int until = called + 2 < rows ? k / rows * (called + 2) : k;
-        for (; p < until; p++) {
-            Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
-            b += ldb;
-            UNROLL for (int i = 0; i < rows; i++)
-            {
-                Vec ai = splat(a[i * lda + p]);
-                sum[i][0] = fmadd(ai, b0, sum[i][0]);
-                if (vecs > 1)
-                    sum[i][1] = fmadd(ai, b1, sum[i][1]);
-            }
-        }
+        const int until = called + 2 < rows ? k / rows * (called + 2) : k;
+        add_terms(rows, vecs, sum, a + done, lda, b + done * ldb, ldb, until - done);
+        done = until;
     }
     if (start.data) {
         UNROLL for (int i = 0; i < rows; i++)
