@@ -1,9 +1,9 @@
 /* simd.h - a vector of floats as wide as the machine's registers, and the few things done with it.
  *
  * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b, and
- * a > b work lane by lane. Four things need intrinsics: fmadd, vec_max, load_half, load_fours. Included by
- * the files that hold kernels: tensor.c and those beside this one, and where a sum over many channels has
- * a shape of its own (featup.c, amm.c, align.c). */
+ * a > b work lane by lane. Five things need intrinsics: fmadd, vec_max, vec_exp2, load_half, load_fours.
+ * Included by the files that hold kernels: tensor.c and those beside this one, and where a sum over many
+ * channels has a shape of its own (featup.c, amm.c, align.c). */
 #ifndef SAMLAD_SIMD_H
 #define SAMLAD_SIMD_H
 
@@ -262,13 +262,26 @@ INLINE Vec vec_exp(Vec x)
     return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
 }
 
-/* 2^x for x <= 0, what a softmax needs, within 2 ulp: x = n + f with |f| <= 1/2, 2^f by the polynomial of
- * degree 6 with the least maximum relative error (2e-9), n added to its exponent. Below -126 it stays 2^-126,
- * which is nothing beside the largest term of a softmax, 1. */
+/* 2^x for x <= 0, what a softmax needs, within 2 ulp: x = n + f for an integer n, 2^f by the polynomial of
+ * degree 6 with the least maximum relative error (2e-9). Below -126 it stays 2^-126, which is nothing beside
+ * the largest term of a softmax, 1, while subnormal numbers would be slow. AVX-512 has instructions for x less
+ * its floor, so that 0 <= f < 1, and for p·2^n, which finds n itself; elsewhere n is the nearest integer, |f|
+ * <= 1/2, and is added to the exponent. */
 INLINE Vec vec_exp2(Vec x)
 {
-    const Vec magic = splat(12582912.0f);
     x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one */
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    Vec f = (Vec)_mm512_reduce_ps((__m512)x, 1); /* 1: its floor is taken off */
+    Vec p = splat(2.170225551e-04f);
+    p = fmadd(p, f, splat(1.243968790e-03f));
+    p = fmadd(p, f, splat(9.678840977e-03f));
+    p = fmadd(p, f, splat(5.548334200e-02f));
+    p = fmadd(p, f, splat(2.402298363e-01f));
+    p = fmadd(p, f, splat(6.931469838e-01f));
+    p = fmadd(p, f, splat(1.0f));
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    const Vec magic = splat(12582912.0f); /* as in vec_exp */
     Vec t = x + magic, f = x - (t - magic);
     Vec p = splat(1.534581097e-04f);
     p = fmadd(p, f, splat(1.339993090e-03f));
@@ -278,6 +291,7 @@ INLINE Vec vec_exp2(Vec x)
     p = fmadd(p, f, splat(6.931471825e-01f));
     p = fmadd(p, f, splat(1.0f));
     return (Vec)((BitsVec)p + ((BitsVec)t << 23));
+#endif
 }
 
 /* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum

@@ -7,6 +7,7 @@
 #include "numbers.h"
 #include "test.h"
 
+#include <float.h>
 #include <sched.h>
 #include <time.h>
 #ifdef _OPENMP
@@ -343,6 +344,30 @@ static void exponential_is_exact(void)
     CHECK(x[0] >= 0 && x[0] < 1e-37 && x[1] < 1e-37);
     CHECK(fabs(x[2] / (1 / (1 + exp(20.0))) - 1) < 4e-7);
     CHECK(x[3] == 0.5f && x[4] == 1 && x[5] == 1 && isnan(x[6]) && x[7] < 1e-37 && x[8] == 1);
+}
+
+/* All the way to 2^-126, below which it stays; in units of the last place. */
+static void powers_of_two_are_exact(void)
+{
+    double worst = 0;
+    const uint32_t first = 0x80000000, last = 0xc2fc0000; /* -0 and -126; 4,099 apart all digits vary */
+    for (uint32_t bits = first; bits <= last; bits += 4099) {
+        float x, power;
+        int exponent;
+        memcpy(&x, &bits, sizeof x);
+        store_part(&power, vec_exp2(splat(x)), 1);
+        double truth = exp2((double)x);
+        frexp(truth, &exponent);
+        worst = fmax(worst, fabs(power - truth) / ldexp(1, exponent - FLT_MANT_DIG));
+    }
+    CHECK_MSG(worst < 2, "2^x is off by %g units of its last place", worst);
+    const float ends[] = {0, -0.0f, -126, -127, -1e30f, -INFINITY, NAN};
+    float powers[7];
+    for (int i = 0; i < 7; i++)
+        store_part(powers + i, vec_exp2(splat(ends[i])), 1);
+    CHECK(powers[0] == 1 && powers[1] == 1 && isnan(powers[6]));
+    for (int i = 2; i < 6; i++)
+        CHECK_MSG(powers[i] == 0x1p-126f, "2^%g becomes %g", ends[i], powers[i]);
 }
 
 /* Each element-wise routine at every length around the vectors' sizes, writing nothing beyond. */
@@ -927,6 +952,7 @@ int main(void)
     RUN(fused_routines_equal_their_parts);
     RUN(gelu_is_exact);
     RUN(exponential_is_exact);
+    RUN(powers_of_two_are_exact);
     RUN(elements_at_every_length);
     RUN(rows_at_every_length);
     RUN(layer_norm_survives_a_large_mean);
