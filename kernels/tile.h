@@ -32,7 +32,8 @@ static inline int min_int(int a, int b)
 }
 
 /* task(job, i) for all i < n, by as many threads as threads_for has said, each of which calls idle(job), where
- * it isn't NULL, when all tasks are taken; in tensor.c. */
+ * it isn't NULL, when all tasks are taken. A single task, or a single thread, needs no team and no idle. In
+ * tensor.c. */
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
                const void *job);
 
