@@ -504,7 +504,7 @@ static int calibrate_alpha(Bank *b, Error *err)
 typedef struct Loop {
     Bank *bank;
     const int *index; /* the images to do, or NULL: all */
-    int n, raw, done;
+    int n, raw, done, told;
     int status;
     Error *err;
     CalibrateProgress progress;
@@ -555,24 +555,43 @@ static int leave_one_out(Loop *loop, int at, Error *err)
     return status;
 }
 
-/* The images are independent of each other: threads take one at a time, each writes only its own places. */
+/* The first failure of all threads' is the one that is told. */
+static void take_failure(Loop *loop, const Error *err)
+{
+    int before;
+#pragma omp atomic capture
+    {
+        before = loop->status;
+        loop->status = -1;
+    }
+    if (before == 0)
+        fail(loop->err, "%s", err->message);
+}
+
+static void tell(Loop *loop, int done)
+{
+    if (loop->progress && done != loop->told)
+        loop->progress(loop->user, loop->done_before + done, loop->total);
+    loop->told = done;
+}
+
+/* The images are independent of each other: threads take one at a time, each writes only its own places.
+ * Every thread counts, the caller's tells what is new: progress is the program's, and what it locks may be
+ * locked around us. */
 static int run_loop(Loop *loop)
 {
 #pragma omp parallel for schedule(dynamic, 1)
     for (int at = 0; at < loop->n; at++) {
         Error err;
-        int status = leave_one_out(loop, at, &err);
-#pragma omp critical
-        {
-            if (status && !loop->status) {
-                loop->status = -1;
-                fail(loop->err, "%s", err.message);
-            }
-            loop->done++;
-            if (loop->progress)
-                loop->progress(loop->user, loop->done_before + loop->done, loop->total);
-        }
+        int done;
+        if (leave_one_out(loop, at, &err))
+            take_failure(loop, &err);
+#pragma omp atomic capture
+        done = ++loop->done;
+        if (tensor_thread() == 0)
+            tell(loop, done);
     }
+    tell(loop, loop->done);
     return loop->status;
 }
 

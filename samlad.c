@@ -111,14 +111,23 @@ int samlad_images_at_once(const Samlad *s)
     return (size_t)threads <= budget / one ? threads : 1;
 }
 
+static void drop_bank(Samlad *s)
+{
+    bank_free(&s->bank);
+    s->has_bank = 0;
+}
+
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
 {
     const OptionSpec *spec = option_find(name);
     if (!spec)
         return fail(err, "there is no option %s", name);
+    if (s->shared)
+        return fail(err, "option %s: a shared handle has its owner's options: set them there", name);
     if (option_set(&s->asked, spec, value, name, err) || complete(s, err))
         return -1;
     s->was_set[spec - option_table] = 1;
+    drop_bank(s); /* its images were analysed, and its scores calibrated, with other options */
     return models_precision(&s->models, &s->options, err);
 }
 
@@ -180,8 +189,7 @@ static int begin_bank(Samlad *s, Error *err)
 {
     if (s->shared)
         return fail(err, "a shared handle has its owner's bank: build or load banks there");
-    bank_free(&s->bank);
-    s->has_bank = 0;
+    drop_bank(s);
     return 0;
 }
 
@@ -336,6 +344,7 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err)
         return -1;
     }
     s->options = s->asked = s->bank.options;
+    memset(s->was_set, 0, sizeof s->was_set); /* nothing that was asked for is left */
     s->has_bank = 1;
     return 0;
 }

@@ -48,11 +48,12 @@ Samlad *samlad_share(const Samlad *s, Error *err);
  */
 int samlad_images_at_once(const Samlad *s);
 
-/* Options by name and text, as on the command line ("k", "5"); before a bank is built. */
+/* Options by name and text, as on the command line ("k", "5"), for the next bank that is built or calibrated
+ * anew; one that is loaded brings its own, and these are forgotten. A handle that has a bank loses it, for
+ * it was made with other options. -1 for a share, which has its owner's. */
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 
-/* Called as images are finished, done of total; done may grow by several at once. While calibrating it is
- * called from worker threads, by one at a time. */
+/* Called by the calling thread as images are finished, done of total; done may grow by several at once. */
 typedef void (*SamladProgress)(void *user, const char *what, int done, int total);
 
 /* ---- the bank ------------------------------------------------------------------------------------*/
@@ -65,7 +66,7 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err);
  * set (those that do not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
 /* The same bank from scenes that samlad_scene_save kept with these weights and settings; names [n] of the
- * images. */
+ * images, of which a bank keeps what stands behind the last slash. */
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);

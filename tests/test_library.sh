@@ -8,6 +8,7 @@ cd "$here/.." || exit 1
 
 cat >"$dir/program.c" <<'END'
 #include <stdio.h>
+#include <string.h>
 #include "samlad.h"
 
 /* ours, not the library's */
@@ -16,18 +17,42 @@ float dot(float a) { return a; }
 void fail(const char *why) { printf("%s\n", why); }
 int segment = 3;
 
+/* what a careful program does in a function that threads call */
+static void progress(void *user, const char *what, int done, int total)
+{
+#ifdef _OPENMP
+#pragma omp critical
+#endif
+    if (what && done > *(int *)user && done <= total)
+        *(int *)user = done;
+}
+
+static char k[8];
+static void hear(void *user, const char *key, const char *value)
+{
+    (void)user;
+    if (strcmp(key, "option.k") == 0)
+        snprintf(k, sizeof k, "%s", value);
+}
+static const char *k_of(const Samlad *s)
+{
+    samlad_describe(s, hear, NULL);
+    return k;
+}
+
 int main(int n, char **names)
 {
     static unsigned char rgb[3 * 64 * 48];
     Error err;
     static SamladWeights weights;
+    int told = 0;
     SamladResult result;
     weights.vit = names[1];
     Samlad *s = samlad_open(&weights, &err);
     const char *paths[2];
     paths[0] = names[2], paths[1] = names[3];
-    if (!s || samlad_set(s, "no-objects", "1", &err) || samlad_set(s, "size", "64", &err) ||
-        samlad_bank_build(s, paths, n - 2, NULL, NULL, &err)) {
+    if (n != 5 || !s || samlad_set(s, "no-objects", "1", &err) || samlad_set(s, "size", "64", &err) ||
+        samlad_bank_build(s, paths, 2, NULL, NULL, &err)) {
         fail(err.message);
         return 1;
     }
@@ -41,9 +66,19 @@ int main(int n, char **names)
     if (!shared || samlad_bank_build(shared, paths, 1, NULL, NULL, &err) == 0)
         return 2; /* a share must not replace its owner's bank */
     printf("%s\n", err.message);
+    if (samlad_set(shared, "precision", "bf16", &err) == 0)
+        return 3; /* nor its options */
+    printf("%s\n", err.message);
     samlad_close(shared);
     printf("%d images, %.4f\n", samlad_bank_size(s), (double)result.score);
     samlad_result_free(&result);
+    if (samlad_bank_save(s, names[4], &err) || samlad_set(s, "k", "2", &err) ||
+        samlad_detect(s, rgb, 48, 64, &result, NULL, &err) == 0)
+        return 4; /* the bank was made with another k, so it is gone */
+    printf("%s\n", err.message);
+    if (samlad_bank_load(s, names[4], &err) || samlad_bank_recalibrate(s, names[4], progress, &told, &err))
+        return 5;
+    printf("k %s after %d of 4\n", k_of(s), told);
     samlad_close(s);
     return add(1, 1) == 2 && dot(1) > 0 && segment == 3 ? 0 : 1;
 }
@@ -60,8 +95,9 @@ try() {
         bad "a $language program does not link"
         return
     fi
-    if "$dir/program" weights/vit_tiny.safetensors "$dir/0.ppm" "$dir/1.ppm" >"$dir/out" 2>"$dir/err" &&
-        grep -q "^2 images" "$dir/out" && grep -q "shared handle" "$dir/out"; then ok; else
+    if timeout 60 "$dir/program" weights/vit_tiny.safetensors "$dir/0.ppm" "$dir/1.ppm" "$dir/two.bank" >"$dir/out" 2>"$dir/err" &&
+        grep -q "^2 images" "$dir/out" && [ "$(grep -c "shared handle" "$dir/out")" = 2 ] &&
+        grep -q "^no bank" "$dir/out" && grep -q "^k 40 after 4 of 4" "$dir/out"; then ok; else
         cat "$dir/out" >>"$dir/err"
         bad "a $language program does not run"
     fi
