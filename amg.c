@@ -429,6 +429,8 @@ static void work_off_point(const Generator *g, Worker *worker, int prompt, const
     if (n_tokens == 0)
         return;
     sam_decode_masks(g->decoder, worker->scratch, prompt, worker->tokens, n_tokens, worker->low_res);
+    worker->failed = sam_check_finite(g->sam, "array of mask logits", worker->low_res,
+                                      n_low * (size_t)n_tokens, &worker->error) != 0;
     for (int i = 0; i < n_tokens && !worker->failed; i++) {
         Candidate *c = &out[worker->tokens[i] - 1];
         c->iou = iou[worker->tokens[i]];
@@ -452,8 +454,11 @@ static void work_off_points(const Generator *g, Worker *worker, const double *po
         prompts[i] = (SamPrompt){.n_points = 1, .points = xy[i], .labels = &foreground};
     }
     sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou);
+    const int n_masks = sam_config(g->sam)->n_multimask;
+    worker->failed = sam_check_finite(g->sam, "IoU prediction", worker->iou,
+                                      (size_t)n * (size_t)(n_masks + 1), &worker->error) != 0;
     for (int i = 0; i < n && !worker->failed; i++)
-        work_off_point(g, worker, i, points + 2 * i, out + (size_t)i * sam_config(g->sam)->n_multimask);
+        work_off_point(g, worker, i, points + 2 * i, out + (size_t)i * n_masks);
 }
 
 /* ---- one crop ---------------------------------------------------------------------------------*/

@@ -450,19 +450,6 @@ int bank_save(const Bank *bank, const char *path, Error *err)
     return status;
 }
 
-/* Without branches inside, so that it runs as fast as memory is read. */
-static int all_finite(const void *floats, size_t n)
-{
-    const char *from = floats;
-    uint32_t bad = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + 4 * i, 4);
-        bad |= (bits & 0x7f800000) == 0x7f800000;
-    }
-    return !bad;
-}
-
 /* The tensor's data when dtype and shape are as expected (-1: any, up to 2^31-1) and its floats are numbers.
  * NULL on failure. */
 static const void *expect(const Safetensors *st, const char *name, StDtype dtype, int n_dims,

@@ -50,14 +50,11 @@ static int references_load(References *r, const Bank *bank, const int *index, in
 /* r->features [h*w][C] = those of the bank's image, widened; -1 when one of them is not a finite number. */
 static int reference_features(const References *r, const Bank *bank, int image, Error *err)
 {
-    const size_t one = bank_cells(bank) * (size_t)bank->channels;
-    int finite = 1;
     bank_features(bank, image, r->features);
-    for (size_t p = 0; p < one; p++)
-        finite &= isfinite(r->features[p]) != 0;
-    return finite ? 0
-                  : fail(err, "the bank's image %d (%s) has features that are not finite numbers", image,
-                         bank->names[image]);
+    return all_finite(r->features, bank_cells(bank) * (size_t)bank->channels)
+               ? 0
+               : fail(err, "the bank's image %d (%s) has features that are not finite numbers", image,
+                      bank->names[image]);
 }
 
 /* ================================================================================================

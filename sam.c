@@ -460,6 +460,7 @@ Sam *sam_open(Safetensors *weights, Error *err)
         sam_close(sam);
         return NULL;
     }
+    sam->file = weights;
     sam->grid = sam->config.image_size / sam->config.patch_size;
     sam->n_positions = sam->grid * sam->grid;
     sam->hidden = (int)(sam->config.embed_dim * sam->config.mlp_ratio);
@@ -518,6 +519,14 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
 const SamConfig *sam_config(const Sam *sam)
 {
     return &sam->config;
+}
+
+int sam_check_finite(const Sam *sam, const char *what, const float *values, size_t n, Error *err)
+{
+    return all_finite(values, n)
+               ? 0
+               : fail(err, "%s: these weights give an %s with values that are not finite numbers",
+                      st_path(sam->file), what);
 }
 
 double sam_encoder_multiply_adds(const Sam *sam)
@@ -601,7 +610,8 @@ int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rg
     }
     if (keep_pixels)
         memcpy(out->pixels, pixels, n_pixels * sizeof(float));
-    if (sam_encode_pixels(sam, state, out->embedding, pixels, tap, tap_user, err)) {
+    if (sam_encode_pixels(sam, state, out->embedding, pixels, tap, tap_user, err) ||
+        sam_check_finite(sam, "embedding", out->embedding, n_embedding, err)) {
         sam_image_free(out);
         return -1;
     }

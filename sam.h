@@ -33,6 +33,9 @@ void sam_close(Sam *sam);
  * weights. Not while another thread runs the model. 0 / -1 (no memory; then it is float32). */
 int sam_set_precision(Sam *sam, Precision precision, Error *err);
 const SamConfig *sam_config(const Sam *sam);
+/* 0 when all n values that the model computed are finite numbers, else -1 and a sentence with the file of its
+ * weights: damaged ones give others. what: "embedding". */
+int sam_check_finite(const Sam *sam, const char *what, const float *values, size_t n, Error *err);
 /* Of the image encoder's forward pass, in products and attention; tokens of the padding of windows are
  * counted as keys only. */
 double sam_encoder_multiply_adds(const Sam *sam);
@@ -53,7 +56,7 @@ typedef struct SamImage {
 } SamImage;
 
 /* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and encode.
- * 0 / -1; *out is to be freed with sam_image_free. Tapped: "sam.pixels" and what the encoder's file names. */
+ * 0 / -1 (no memory, or an embedding that is not finite); *out is to be freed with sam_image_free. Tapped: "sam.pixels" and what the encoder's file names. */
 int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w,
                int keep_pixels, TensorTap tap, void *tap_user, Error *err);
 void sam_image_free(SamImage *image);

@@ -39,6 +39,7 @@ typedef struct SamTwoWayLayer {
 } SamTwoWayLayer;
 
 struct Sam {
+    const Safetensors *file; /* for messages */
     SamConfig config;
     int grid, n_positions; /* image_size / patch_size, and its square */
     int hidden;            /* of the encoder's MLP */

@@ -320,6 +320,10 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
         status = vit_preprocess(vit, pixels, s.in_h, s.in_w, rgb, scene->height, scene->width, err);
     if (!status)
         status = run_features(scene, m, o, &s, pixels, patches, dump, err);
+    if (!status && !all_finite(scene->features, (size_t)s.grid_h * (size_t)s.grid_w * C))
+        status =
+            fail(err, "%s%s%s: these weights give features that are not finite numbers", st_path(m->vit_file),
+                 sharpens(m, o) ? " with " : "", sharpens(m, o) ? st_path(m->featup_file) : "");
     free(pixels), free(patches);
     return status;
 }
@@ -464,6 +468,8 @@ int scene_analyse(Scene *scene, Models *models, const Options *options, const ui
                   int width, StWriter *dump, Error *err)
 {
     *scene = (Scene){.height = height, .width = width};
+    if (height < 1 || width < 1)
+        return fail(err, "a picture of %d x %d pixels has nothing to look at", width, height);
     if (compute_features(scene, models, options, rgb, dump, err) ||
         compute_objects(scene, models, options, rgb, dump, err) ||
         (dump && dump_objects(dump, &scene->objects, err))) {

@@ -58,6 +58,10 @@ static void *take(const Safetensors *file, const char *name, StDtype dtype, int 
         fail(err, "%s: tensor %s is missing or not of a scene's type and shape", st_path(file), name);
         return NULL;
     }
+    if (dtype == ST_F32 && !all_finite(t->data, t->n_elements)) {
+        fail(err, "%s: tensor %s holds a value that is not a finite number", st_path(file), name);
+        return NULL;
+    }
     void *copy = aligned_array(t->n_bytes + 1, 1);
     if (!copy)
         fail_memory(err, "a scene", t->n_bytes);
@@ -114,6 +118,17 @@ static int take_labels(Scene *s, const Safetensors *file, Error *err)
     return status;
 }
 
+/* What a bank keeps in a byte. */
+static int check_weights(const Objects *o, const char *path, Error *err)
+{
+    const size_t n = (size_t)o->n * (size_t)o->grid_h * (size_t)o->grid_w;
+    for (size_t i = 0; i < n; i++)
+        if (!(o->weights[i] >= 0 && o->weights[i] <= 1))
+            return fail(err, "%s: tensor objects.weights holds %g at %zu, expected 0 to 1", path,
+                        (double)o->weights[i], i);
+    return 0;
+}
+
 int scene_load(Scene *s, const char *made_by, const char *path, Error *err)
 {
     *s = (Scene){0};
@@ -123,14 +138,14 @@ int scene_load(Scene *s, const char *made_by, const char *path, Error *err)
     Objects *o = &s->objects;
     int status = take_sizes(s, file, made_by, err);
     int64_t h = s->grid_h, w = s->grid_w, C = s->channels, D = s->cls_dim, n = o->n;
-    if (!status &&
-        (!(s->features = take(file, "features", ST_F32, 3, (int64_t[]){h, w, C}, err)) ||
-         !(s->mean_patch = take(file, "mean_patch", ST_F32, 1, &C, err)) ||
-         !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) ||
-         !(o->weights = take(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
-         !(o->pooled = take(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
-         !(o->centroids = take(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
-         !(o->areas = take(file, "objects.areas", ST_F32, 1, &n, err)) || take_labels(s, file, err)))
+    if (!status && (!(s->features = take(file, "features", ST_F32, 3, (int64_t[]){h, w, C}, err)) ||
+                    !(s->mean_patch = take(file, "mean_patch", ST_F32, 1, &C, err)) ||
+                    !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) ||
+                    !(o->weights = take(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
+                    !(o->pooled = take(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
+                    !(o->centroids = take(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
+                    !(o->areas = take(file, "objects.areas", ST_F32, 1, &n, err)) ||
+                    take_labels(s, file, err) || check_weights(o, path, err)))
         status = -1;
     if (!status) {
         o->descriptors = aligned_array((size_t)(n * C) + 1, sizeof(float));

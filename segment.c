@@ -75,7 +75,9 @@ static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const 
         status = fail_memory(err, "the masks", pixels * 5);
     SamPrompt prompt = {request->n_points, request->points, request->labels, request->box, NULL};
     if (!status)
-        status = sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, NULL, err);
+        status = sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, NULL, err) ||
+                 sam_check_finite(sam, "IoU prediction", iou, (size_t)n, err) ||
+                 sam_check_finite(sam, "array of mask logits", low_res, (size_t)n * low, err);
     for (int i = 0; i < n && !status; i++) {
         out->masks[i].predicted_iou = iou[i];
         status = record(&out->masks[i], sam, image, low_res + (size_t)i * low, logits, binary, request, err);

@@ -160,6 +160,9 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
 
 /* ---- what is between ---------------------------------------------------------------------------*/
 
+/* Is each of n float32, at any address, a finite number? */
+int all_finite(const void *floats, size_t n);
+
 /* Receives a network's intermediate tensors, for parity tests and --dump. NULL: off. */
 typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
 

@@ -507,6 +507,49 @@ static void test_options_are_checked(void)
     model_close(&model);
 }
 
+/* A weight that is not a number anywhere on the way to a mask ends in a sentence, not in no masks. */
+static void test_damaged_weights(void)
+{
+    static const struct {
+        const char *tensor, *expected;
+    } damages[] = {{"image_encoder.neck.0.weight", "embedding"},
+                   {"mask_decoder.transformer.layers.0.norm1.weight", "IoU prediction"},
+                   {"mask_decoder.iou_prediction_head.layers.2.bias", "IoU prediction"},
+                   {"mask_decoder.output_hypernetworks_mlps.1.layers.2.bias", "mask logits"}};
+    Model model;
+    AmgOptions o;
+    Error err = {""};
+    size_t n;
+    REQUIRE(model_open(&model));
+    amg_defaults(&o);
+    o.points_per_side = 2, o.pred_iou_thresh = -10, o.stability_score_thresh = 0;
+    uint8_t *bytes = file_read(GOLDEN "amg_model.safetensors", 1 << 28, &n, &err);
+    REQUIRE(bytes != NULL);
+    for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
+        const uint16_t nan = 0x7e00; /* its tensors are float16 */
+        uint16_t whole;
+        AmgMasks masks;
+        Safetensors *file = st_open_memory("damaged", bytes, n, &err);
+        const StTensor *tensor = file ? st_find(file, damages[i].tensor) : NULL;
+        REQUIRE(tensor && tensor->dtype == ST_F16);
+        uint8_t *at = bytes + ((const uint8_t *)tensor->data - bytes);
+        memcpy(&whole, at, sizeof whole);
+        memcpy(at, &nan, sizeof nan);
+        Sam *sam = sam_open(file, &err);
+        SamState *state = sam ? sam_state_new(sam, &err) : NULL;
+        REQUIRE(state != NULL);
+        CHECK(amg_generate(sam, state, &masks, &o, model.rgb, model.h, model.w, NULL, NULL, &err) == -1);
+        CHECK_MSG(strstr(err.message, damages[i].expected) && strstr(err.message, "damaged"),
+                  "expected a word on %s, got: %s", damages[i].expected, err.message);
+        memcpy(at, &whole, sizeof whole);
+        sam_state_free(state);
+        sam_close(sam);
+        st_close(file);
+    }
+    free(bytes);
+    model_close(&model);
+}
+
 /* Pictures with fewer pixels than crops: those beyond the picture are left out, and all is well. */
 static void test_small_pictures(void)
 {
@@ -688,6 +731,7 @@ int main(void)
     RUN(test_threads_do_not_change_bits);
     RUN(test_recommendations);
     RUN(test_options_are_checked);
+    RUN(test_damaged_weights);
     RUN(test_small_pictures);
     RUN(test_small_regions_against_flood_fill);
     RUN(test_photo);

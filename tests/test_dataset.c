@@ -260,6 +260,21 @@ static void test_scene_file(void)
     CHECK(!scene_save(&s, "these weights", path_in("s.scene"), &err));
     CHECK(scene_load(&back, "these weights", path_in("s.scene"), &err) == -1 && strstr(err.message, "label"));
     s.labels[4] = 0;
+    struct {
+        float *at, value;
+        const char *expected;
+    } odd[] = {{s.features + 3, NAN, "tensor features"},
+               {s.objects.centroids, INFINITY, "tensor objects.centroids"},
+               {s.objects.weights + 5, 1.5f, "tensor objects.weights holds 1.5 at 5"},
+               {s.objects.weights, -0.1f, "tensor objects.weights holds -0.1 at 0"}};
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+        const float whole = *odd[i].at;
+        *odd[i].at = odd[i].value;
+        CHECK(!scene_save(&s, "these weights", path_in("s.scene"), &err));
+        CHECK(scene_load(&back, "these weights", path_in("s.scene"), &err) == -1);
+        CHECK_MSG(strstr(err.message, odd[i].expected), "%s", err.message);
+        *odd[i].at = whole;
+    }
     size_t n;
     CHECK(!scene_save(&s, "these weights", path_in("s.scene"), &err));
     uint8_t *bytes = file_read(path_in("s.scene"), 1 << 20, &n, &err);
