@@ -106,12 +106,14 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/samlad/weights
 	install -m 755 samlad $(DESTDIR)$(PREFIX)/bin/samlad
 	install -m 644 libsamlad.a $(DESTDIR)$(PREFIX)/lib/libsamlad.a
-	install -m 644 samlad.h error.h $(DESTDIR)$(PREFIX)/include/
+	@# one header: an error.h in /usr/local/include would hide the C library's
+	sed -e '/^#include "error.h"/r error.h' -e '/^#include "error.h"/d' samlad.h >$(DESTDIR)$(PREFIX)/include/samlad.h
+	chmod 644 $(DESTDIR)$(PREFIX)/include/samlad.h
 	install -m 644 samlad.1 $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
 	install -m 644 weights/*.safetensors $(DESTDIR)$(PREFIX)/share/samlad/weights/
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/samlad $(DESTDIR)$(PREFIX)/lib/libsamlad.a $(DESTDIR)$(PREFIX)/include/samlad.h $(DESTDIR)$(PREFIX)/include/error.h $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
+	rm -f $(DESTDIR)$(PREFIX)/bin/samlad $(DESTDIR)$(PREFIX)/lib/libsamlad.a $(DESTDIR)$(PREFIX)/include/samlad.h $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:

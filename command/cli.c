@@ -2,6 +2,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -434,6 +435,7 @@ static int command_bank(Args *args)
         list_free(&list);
         return failed(&err);
     }
+    tell_left_out(stdout, &list);
     if (repeats)
         printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
     Samlad *s = open_samlad(args, &err);
@@ -477,7 +479,26 @@ typedef struct Detect {
     Samlad *s;
     OutFile *jsonl; /* results.jsonl, or NULL */
     int n_failed;   /* images that could not be judged */
+    int n_told;     /* lines in results.jsonl */
 } Detect;
+
+/* Ctrl-C and the like end the work behind the images at hand, so that what is done is kept; once more, and it
+ * ends at once. */
+static volatile sig_atomic_t stopped_by;
+
+static void stop(int signal_number)
+{
+    stopped_by = signal_number;
+    signal(signal_number, SIG_DFL);
+}
+
+static void stop_gently(void)
+{
+    signal(SIGINT, stop);
+    signal(SIGTERM, stop);
+    signal(SIGHUP, stop);
+    signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of writing */
+}
 
 /* OUT/NAME without its ending. */
 static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *name, Error *err)
@@ -514,6 +535,7 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
         out_put(d->jsonl, "\n", 1);
         if (d->jsonl->failed) /* not only at the end of a long list */
             status = fail(err, "%s: cannot write: %s", d->jsonl->path, strerror(d->jsonl->failed));
+        d->n_told += !status;
     }
     json_end(&w);
     char prefix[PATH_SIZE];
@@ -594,6 +616,8 @@ static int detect_images(Detect *d, const ImageList *list, Error *err)
         for (int i = 0; i < m; i++)
             detect_file(&batch[i], shares[i], list->paths[base + i], d->args->dump);
         status = output_batch(d, batch, list, base, m, &progress, err);
+        if (stopped_by && !status && base + m < list->n)
+            status = fail(err, "stopped at image %d of %d", base + m + 1, list->n);
     }
     for (int i = 1; shares && i < n_shares; i++)
         samlad_close(shares[i]);
@@ -607,18 +631,27 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     OutFile jsonl;
     if (!d->args->out)
         return detect_images(d, list, err);
-    if (dir_make(d->args->out, err))
+    if (dir_make(d->args->out, err) || dir_sweep(d->args->out, err))
         return -1;
     if (snprintf(path, sizeof path, "%s/results.jsonl", d->args->out) >= PATH_SIZE)
         return fail(err, "%s: the path is too long", d->args->out);
     if (out_open(&jsonl, path, err))
         return -1;
     d->jsonl = &jsonl;
+    stop_gently();
     int status = detect_images(d, list, err);
     d->jsonl = NULL;
-    if (!status && d->n_failed < list->n)
+    if (d->n_told == 0) {
+        out_drop(&jsonl); /* nothing to say */
+        return status;
+    }
+    if (!status)
         return out_commit(&jsonl, err);
-    out_drop(&jsonl); /* nothing to say, or not said */
+    if (!jsonl.failed && out_commit(&jsonl, NULL) == 0)
+        fprintf(stderr, "samlad: %s has the %d image%s before this:\n", path, d->n_told,
+                d->n_told == 1 ? "" : "s");
+    else if (jsonl.failed)
+        out_drop(&jsonl);
     return status;
 }
 
@@ -640,6 +673,7 @@ static int command_detect(Args *args)
         list_free(&list);
         return failed(&err);
     }
+    tell_left_out(stderr, &list);
     if (args->dump && list.n != 1) {
         list_free(&list);
         return usage_error(args, "%s", "--dump takes one image");
@@ -649,7 +683,7 @@ static int command_detect(Args *args)
         list_free(&list);
         return EXIT_FAILURE;
     }
-    Detect d = {args, s, NULL, 0};
+    Detect d = {args, s, NULL, 0, 0};
     int status =
         samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
     if (d.n_failed > 1)
@@ -657,6 +691,8 @@ static int command_detect(Args *args)
     status = d.n_failed ? EXIT_FAILURE : status;
     samlad_close(s);
     list_free(&list);
+    if (stopped_by && status)
+        raise(stopped_by); /* so that who waits for us learns of it */
     return status;
 }
 

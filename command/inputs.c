@@ -5,11 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #include "../eval/dataset.h"
 #include "../fail.h"
 #include "../io/file.h"
+#include "../report.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/
 
@@ -40,6 +42,29 @@ void list_free(ImageList *list)
     free(list->paths), free(list->names);
 }
 
+/* Pictures that others can read. */
+static int is_other_picture(const char *name)
+{
+    static const char *const endings[] = {".bmp", ".dng", ".gif",  ".heic", ".heif", ".avif", ".jp2",
+                                          ".j2k", ".jxl", ".tga",  ".tif",  ".tiff", ".webp", ".exr",
+                                          ".hdr", ".pfm", ".jfif", ".svg",  ".ras",  ".pcx"};
+    const char *dot = strrchr(name, '.');
+    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
+        if (strcasecmp(dot, endings[i]) == 0)
+            return 1;
+    return 0;
+}
+
+/* A map of `samlad detect`: NAME.tiff beside NAME_heat.png. */
+static int is_map(const char *dir, const char *name)
+{
+    char heat[PATH_SIZE];
+    const char *dot = strrchr(name, '.');
+    return dot && strcmp(dot, ".tiff") == 0 &&
+           snprintf(heat, sizeof heat, "%s/%.*s_heat.png", dir, (int)(dot - name), name) < PATH_SIZE &&
+           file_exists(heat);
+}
+
 /* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
  * given. */
 static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
@@ -60,6 +85,8 @@ static int list_folder(ImageList *list, const char *dir, const char *below, int 
                 status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
             else if (looks_like_image(names[i]) && !is_segmented(path))
                 status = list_add(list, path, name, err);
+            else if (is_other_picture(names[i]) && !is_map(dir, names[i]) && list->n_other++ == 0)
+                snprintf(list->other, sizeof list->other, "%s", names[i]);
         }
         free(names);
         if (status)
@@ -83,6 +110,16 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
         }
     }
     return 0;
+}
+
+void tell_left_out(FILE *out, const ImageList *list)
+{
+    if (list->n_other == 0)
+        return;
+    fprintf(out, "%d file%s left out, for only PNG, JPEG and PNM are read: ", list->n_other,
+            list->n_other == 1 ? " is" : "s are");
+    report_plain(out, list->other);
+    fprintf(out, "%s\n", list->n_other == 1 ? "" : " and others");
 }
 
 typedef struct FileId {
@@ -227,6 +264,13 @@ static int refuse_data_set(const ImageList *list, const char *place, Error *err)
 
 int refuse_data_sets(const ImageList *list, Error *err)
 {
+    for (int i = 0; i < list->n; i++) { /* VisA as it comes: CATEGORY/Data/Images/{Normal,Anomaly} */
+        const int n = root_length(list, i, "Images/Anomaly");
+        if (n >= 0)
+            return fail(err,
+                        "%.600s: anomalous images would be taken for normal ones: give %.*sImages/Normal",
+                        list->paths[i], n > 600 ? 600 : n, list->paths[i]);
+    }
     for (const char *const *place = DATASET_NORMAL_PLACES; *place; place++)
         if (refuse_data_set(list, *place, err))
             return -1;

@@ -7,11 +7,15 @@
 typedef struct ImageList {
     char **paths, **names; /* names: below the folder that was given, for output files */
     int n, capacity;
+    int n_other; /* files in the folders of formats that we cannot read, and the name of one */
+    char other[64];
 } ImageList;
 
 /* The files, and all images in and below the folders, sorted, but for the pictures that `samlad segment` put
  * there. A folder without any is an error. */
 int list_inputs(ImageList *list, const Args *args, Error *err);
+/* Say when pictures of other formats lie in the folders: nobody should think that they count. */
+void tell_left_out(FILE *out, const ImageList *list);
 void list_free(ImageList *list);
 /* Take out what is there already: the same file once more, under whatever name. *n_dropped: how many.
  * 0 / -1 (memory). */

@@ -474,8 +474,9 @@ int dir_make(const char *path, Error *err)
             continue;
         char kept = p[1];
         p[1] = 0;
-        if (mkdir(partial, 0777) != 0 && !dir_exists(partial)) /* another process may have been first: fine */
-            status = fail(err, "%s: cannot make the folder: %s", partial, strerror(errno));
+        int why = mkdir(partial, 0777) != 0 ? errno : 0;
+        if (why && !dir_exists(partial)) /* another process may have been first: fine */
+            status = fail(err, "%s: cannot make the folder: %s", partial, strerror(why));
         p[1] = kept;
     }
     free(partial);

@@ -10,35 +10,45 @@ enum {
     LONGEST = 400
 }; /* characters of a number that are looked at; the shortest text of any double has 25 */
 
-static char locale_point(void)
+/* One character, or one of several bytes (Pashto's momayyez). */
+static const char *locale_point(void)
 {
     const struct lconv *conventions = localeconv();
-    return conventions && conventions->decimal_point[0] ? conventions->decimal_point[0] : '.';
+    return conventions && conventions->decimal_point[0] ? conventions->decimal_point : ".";
 }
 
 double number_read(const char *text, char **end)
 {
-    const char point = locale_point();
-    if (point == '.')
+    const char *point = locale_point();
+    if (strcmp(point, ".") == 0)
         return strtod(text, end);
-    /* A copy that strtod understands: the same length, so that the end is at the same place. What the locale
-     * calls a point is none here. */
-    char copy[LONGEST + 1], *stop;
-    snprintf(copy, sizeof copy, "%s", text);
-    copy[strcspn(copy, (char[]){point, 0})] = 0;
-    char *dot = strchr(copy, '.');
-    if (dot)
-        *dot = point;
-    double value = strtod(copy, &stop);
-    if (end)
-        *end = (char *)text + (stop - copy);
+    /* A copy that strtod understands, with the locale's point for ours. What the locale calls a point is none
+     * here. */
+    char ours[LONGEST + 1], copy[LONGEST + 17], *stop;
+    const size_t n = strnlen(text, LONGEST);
+    memcpy(ours, text, n);
+    ours[n] = 0;
+    char *theirs = strstr(ours, point);
+    if (theirs)
+        *theirs = 0;
+    const char *dot = strchr(ours, '.');
+    snprintf(copy, sizeof copy, "%.*s%.16s%s", dot ? (int)(dot - ours) : (int)strlen(ours), ours,
+             dot ? point : "", dot ? dot + 1 : "");
+    const double value = strtod(copy, &stop);
+    if (end) {
+        const size_t used = (size_t)(stop - copy), more = strlen(point) - 1;
+        *end = (char *)text + (dot && used > (size_t)(dot - ours) ? used - more : used);
+    }
     return value;
 }
 
 void number_write(char *text, size_t size, int digits, double value)
 {
+    const char *point = locale_point();
     snprintf(text, size, "%.*g", digits, value);
-    char *point = strchr(text, locale_point());
-    if (point)
-        *point = '.';
+    char *at = strstr(text, point);
+    if (at) {
+        *at = '.';
+        memmove(at + 1, at + strlen(point), strlen(at + strlen(point)) + 1);
+    }
 }

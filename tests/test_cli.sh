@@ -295,6 +295,36 @@ gone many6/4_heat.png
 n_good=$(($(ls many | wc -l) - 1))
 if [ "$(wc -l <many6/results.jsonl)" -eq $n_good ] && ! grep -q 4.ppm many6/results.jsonl; then ok; else bad "lines beside a broken image"; fi
 rm -r many many?
+# stopped in the middle: what is judged is kept, in whole lines, and nothing under a temporary name
+mkdir many
+for i in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do cp new/a.ppm many/$i.ppm; done
+"$bin" detect --bank n.bank many -o many1 $weights >lines 2>err &
+process=$!
+while kill -0 $process 2>/dev/null && [ ! -s lines ]; do sleep 0.01; done
+kill -TERM $process 2>/dev/null
+wait $process
+status=$?
+n_lines=$(wc -l <many1/results.jsonl)
+if { [ $status -eq 143 ] && [ "$n_lines" -gt 0 ] && [ "$n_lines" -lt 20 ] && grep -q "stopped at image" err; } ||
+    { [ $status -eq 0 ] && [ "$n_lines" -eq 20 ]; }; then ok; else bad "stopped: status $status, $n_lines lines"; fi
+"$bin" detect --bank n.bank many -o many2 $weights 2>err | head -1 >lines
+n_lines=$(wc -l <many2/results.jsonl)
+if [ "$n_lines" -gt 0 ] && [ "$(grep -c '}$' many2/results.jsonl)" -eq "$n_lines" ]; then ok; else bad "a reader that goes away: $n_lines lines"; fi
+if ls many1 many2 | grep -q tmp; then bad "temporary files of a run that was stopped"; else ok; fi
+rm -r many many?
+# what cannot be read is told, what would be taken for normal refused
+mkdir -p mixed visa/c/Data/Images/Normal visa/c/Data/Images/Anomaly
+cp good/0.ppm mixed && cp good/0.ppm visa/c/Data/Images/Normal && cp good/1.ppm visa/c/Data/Images/Anomaly
+: >mixed/a.bmp
+: >mixed/b.TIF
+: >mixed/notes.txt
+expect 0 "a folder with other formats" "$bin" bank mixed -o x.bank $weights --no-objects 1
+says "^2 files are left out.*a.bmp and others"
+expect 1 "VisA's folder as normal images" "$bin" bank visa -o y.bank $weights
+says "give visa/c/Data/Images/Normal"
+gone y.bank
+expect 0 "and its normal images" "$bin" bank visa/c/Data/Images/Normal -o x.bank $weights --no-objects 1
+rm -r x.bank mixed visa
 expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
 expect 0 "info of a dump" "$bin" info d.safetensors
 for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embedding sam.masks sam.iou_predictions sam.stability_scores sam.boxes sam.points \
@@ -364,6 +394,7 @@ expect 1 "results below the folder that is given" "$bin" detect --bank n.bank . 
 gone below photos/new photos/0_heat.png
 [ "$(cat photos/0.tiff)" = precious ] && ok || bad "photos/0.tiff was replaced"
 expect 0 "results in a folder below the image's" "$bin" detect --bank n.bank photos/0.ppm -o photos/sub $weights
+rm photos/0.tiff
 expect 0 "results beside the folder" "$bin" detect --bank n.bank photos -o photos2 $weights
 expect 0 "no pictures, no harm" "$bin" detect --bank n.bank photos/0.ppm -o photos --no-pictures $weights
 there photos/sub/0.tiff photos2/0.tiff photos/results.jsonl

@@ -405,22 +405,17 @@ static void test_save(void)
     CHECK(!json_read(TMP, &err) && strstr(err.message, TMP));
 }
 
-/* A program whose locale has a decimal comma writes and reads the same files. */
-static void test_decimal_comma(void)
+/* Numbers in files do not change with the locale at hand. */
+static void check_numbers(void)
 {
-    static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8",
-                                        "nl_NL.UTF-8"};
-    const char *found = NULL;
     char text[64], *end;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++)
-        found = setlocale(LC_NUMERIC, names[i]);
-    if (!found)
-        SKIP("no locale with a decimal comma is installed (localedef -i de_DE -f UTF-8 de_DE.UTF-8 makes "
-             "one)");
     CHECK(strtod("0.75", NULL) == 0); /* so it is one */
     CHECK(number_read("0.75rest", &end) == 0.75 && strcmp(end, "rest") == 0);
     CHECK(number_read("-1.5e3,7", &end) == -1500 && strcmp(end, ",7") == 0);
-    CHECK(number_read("0,75", &end) == 0 && strcmp(end, ",75") == 0);
+    snprintf(text, sizeof text, "0%s75", localeconv()->decimal_point);
+    CHECK(number_read(text, &end) == 0 && end == text + 1);
+    CHECK(number_read("-.5e-1.5", &end) == -0.05 && strcmp(end, ".5") == 0);
+    CHECK(number_read("17 and 2.5", &end) == 17 && strcmp(end, " and 2.5") == 0);
     CHECK(number_read("x", &end) == 0 && strcmp(end, "x") == 0);
     number_write(text, sizeof text, 17, 0.1);
     CHECK_MSG(strcmp(text, "0.10000000000000001") == 0, "0.1 is written as %s", text);
@@ -431,8 +426,9 @@ static void test_decimal_comma(void)
     o.omm.tau = 0.0123456789f, o.amg.crop_overlap_ratio = 1 / 3.0;
     for (int i = 0; i < option_count; i++) {
         option_text(&o, &option_table[i], text, sizeof text);
-        CHECK_MSG(!strchr(text, ',') && !option_set(&again, &option_table[i], text, "file", &err), "%s",
-                  err.message);
+        CHECK_MSG(!strstr(text, localeconv()->decimal_point) &&
+                      !option_set(&again, &option_table[i], text, "file", &err),
+                  "%s", err.message);
     }
     CHECK(again.omm.tau == o.omm.tau && again.amg.crop_overlap_ratio == o.amg.crop_overlap_ratio);
 
@@ -443,6 +439,37 @@ static void test_decimal_comma(void)
     CHECK(strcmp(w.text, "0.5") == 0 && half && half->number == 0.5);
     json_free(half);
     json_end(&w);
+}
+
+/* The first of the names that is installed; setlocale has made it the current one. */
+static int have_locale(const char *const *names)
+{
+    while (*names && !setlocale(LC_NUMERIC, *names))
+        names++;
+    return *names != NULL;
+}
+
+/* A program whose locale has a decimal comma writes and reads the same files. */
+static void test_decimal_comma(void)
+{
+    if (!have_locale((const char *const[]){"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8",
+                                           "nl_NL.UTF-8", NULL}))
+        SKIP("no locale with a decimal comma is installed (localedef -i de_DE -f UTF-8 de_DE.UTF-8 makes "
+             "one)");
+    check_numbers();
+    setlocale(LC_NUMERIC, "C");
+}
+
+/* The same with a point of two bytes. */
+static void test_decimal_momayyez(void)
+{
+    if (!have_locale((const char *const[]){"ps_AF.UTF-8", "ps_AF.utf8", "fa_IR.UTF-8", "fa_IR.utf8", NULL}) ||
+        strlen(localeconv()->decimal_point) < 2) {
+        setlocale(LC_NUMERIC, "C");
+        SKIP("no locale with a decimal point of several bytes is installed (localedef -i ps_AF -f UTF-8 "
+             "ps_AF.UTF-8 makes one)");
+    }
+    check_numbers();
     setlocale(LC_NUMERIC, "C");
 }
 
@@ -463,5 +490,6 @@ int main(void)
     RUN(test_folder_in_part);
     RUN(test_save);
     RUN(test_decimal_comma);
+    RUN(test_decimal_momayyez);
     return test_summary();
 }
