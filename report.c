@@ -10,6 +10,53 @@
 #include "tensor.h"
 
 /* ================================================================================================
+ * An anomalous image in which nothing is clear enough to be named
+ * ============================================================================================== */
+
+/* Where it is suspected most. */
+typedef struct Doubt {
+    int logical;    /* 1: something missing or too many, 0: damage */
+    float x, y;     /* in pixels */
+    float evidence; /* logical: the part that finds no counterpart; else z */
+} Doubt;
+
+/* 1 when the image is anomalous and has no other reason, else 0. */
+static int find_doubt(Doubt *doubt, const SamladResult *r)
+{
+    const size_t n_cells = (size_t)r->grid_w * (size_t)r->grid_h;
+    if (r->anomalous != 1 || r->n_missing > 0)
+        return 0;
+    for (int i = 0; i < r->n_objects; i++)
+        if (r->objects[i].verdict != VERDICT_NORMAL)
+            return 0;
+    doubt->logical = r->logical_z > r->structural_z;
+    const float *map = doubt->logical ? r->logical_map : r->structural_map;
+    size_t most = 0;
+    for (size_t p = 1; p < n_cells; p++)
+        most = map[p] > map[most] ? p : most;
+    doubt->x = ((float)(most % (size_t)r->grid_w) + 0.5f) * (float)r->width / (float)r->grid_w;
+    doubt->y = ((float)(most / (size_t)r->grid_w) + 0.5f) * (float)r->height / (float)r->grid_h;
+    doubt->evidence = doubt->logical ? map[most] : r->structural_z;
+    return 1;
+}
+
+static void describe_doubt(char *text, size_t size, const Doubt *doubt)
+{
+    if (doubt->logical)
+        snprintf(
+            text, size,
+            "what is missing or too many is suspected most around (%.0f, %.0f), not clearly enough to be "
+            "named (unmatched %.2f)",
+            (double)doubt->x, (double)doubt->y, (double)doubt->evidence);
+    else
+        snprintf(
+            text, size,
+            "the image differs most from normal ones around (%.0f, %.0f), not enough to be called damaged "
+            "(z %.1f)",
+            (double)doubt->x, (double)doubt->y, (double)doubt->evidence);
+}
+
+/* ================================================================================================
  * Pictures
  * ============================================================================================== */
 
@@ -18,7 +65,7 @@ typedef struct Color {
 } Color;
 
 static const Color GREEN = {60, 200, 90}, RED = {235, 50, 50}, ORANGE = {255, 150, 20}, BLUE = {70, 140, 255},
-                   BLACK = {0, 0, 0};
+                   WHITE = {255, 255, 255}, BLACK = {0, 0, 0};
 
 /* Black, purple, red, orange, yellow, white: brightness rises all the way, so that it also reads in grey. */
 static Color heat_color(float t)
@@ -46,9 +93,17 @@ int report_heat(const char *path, const float *map, int width, int height, float
     return status;
 }
 
+typedef struct Box {
+    int x0, y0, x1, y1;
+} Box;
+
+/* What is drawn grows with the picture, so that a photo that is shrunk to a screen still shows it: `unit` is
+ * 1 up to 1,024 pixels, then a 512th of the longer side. */
 typedef struct Canvas {
-    int width, height;
+    int width, height, unit;
     Color *pixels;
+    Box *taken; /* rings, then plates of letters: no other plate shall cover them */
+    int n_taken;
 } Canvas;
 
 static void put(Canvas *c, int x, int y, Color color)
@@ -69,54 +124,101 @@ static const struct {
     char letter;
     uint8_t rows[7];
 } FONT[] = {
-    {'A', {14, 17, 17, 31, 17, 17, 17}}, {'D', {30, 17, 17, 17, 17, 17, 30}},
-    {'E', {31, 16, 16, 30, 16, 16, 31}}, {'G', {14, 17, 16, 23, 17, 17, 15}},
-    {'I', {14, 4, 4, 4, 4, 4, 14}},      {'M', {17, 27, 21, 21, 17, 17, 17}},
-    {'N', {17, 25, 21, 19, 17, 17, 17}}, {'R', {30, 17, 17, 30, 20, 18, 17}},
+    {'A', {14, 17, 17, 31, 17, 17, 17}}, {'B', {30, 17, 17, 30, 17, 17, 30}},
+    {'D', {30, 17, 17, 17, 17, 17, 30}}, {'E', {31, 16, 16, 30, 16, 16, 31}},
+    {'G', {14, 17, 16, 23, 17, 17, 15}}, {'I', {14, 4, 4, 4, 4, 4, 14}},
+    {'M', {17, 27, 21, 21, 17, 17, 17}}, {'N', {17, 25, 21, 19, 17, 17, 17}},
+    {'O', {14, 17, 17, 17, 17, 17, 14}}, {'R', {30, 17, 17, 30, 20, 18, 17}},
     {'S', {15, 16, 16, 14, 1, 1, 30}},   {'T', {31, 4, 4, 4, 4, 4, 4}},
-    {'X', {17, 17, 10, 4, 10, 17, 17}},
+    {'U', {17, 17, 17, 17, 17, 17, 14}}, {'X', {17, 17, 10, 4, 10, 17, 17}},
 };
 
 static void write_letter(Canvas *c, int x, int y, char letter, Color color)
 {
+    const int dot = 2 * c->unit;
     for (size_t i = 0; i < sizeof FONT / sizeof *FONT; i++)
         for (int row = 0; FONT[i].letter == letter && row < 7; row++)
             for (int column = 0; column < 5; column++)
                 if (FONT[i].rows[row] >> (4 - column) & 1)
-                    fill(c, x + 2 * column, y + 2 * row, x + 2 * column + 2, y + 2 * row + 2, color);
+                    fill(c, x + dot * column, y + dot * row, x + dot * (column + 1), y + dot * (row + 1),
+                         color);
 }
 
-/* Letters of 10x14 pixels on a plate of their colour, kept inside the picture. */
+static int is_taken(const Canvas *c, Box b)
+{
+    for (int i = 0; i < c->n_taken; i++) {
+        const Box *t = &c->taken[i];
+        if (b.x0 < t->x1 && t->x0 < b.x1 && b.y0 < t->y1 && t->y0 < b.y1)
+            return 1;
+    }
+    return 0;
+}
+
+static int kept_inside(int x, int size, int most)
+{
+    x = x + size > most ? most - size : x;
+    return x < 0 ? 0 : x;
+}
+
+/* The free place nearest to (x, y) for a plate, found by steps of half a plate; (x, y) where all are taken. */
+static Box free_place(const Canvas *c, int x, int y, int width, int height)
+{
+    enum { STEPS = 8 };
+    Box best = {0};
+    long nearest = -1;
+    for (int j = -STEPS; j <= STEPS; j++)
+        for (int i = -STEPS; i <= STEPS; i++) {
+            const int at_x = kept_inside(x + i * width / 2, width, c->width),
+                      at_y = kept_inside(y + j * height / 2, height, c->height);
+            const Box b = {at_x, at_y, at_x + width, at_y + height};
+            const long dx = at_x - x, dy = at_y - y, far = dx * dx + dy * dy;
+            if ((nearest < 0 || far < nearest) && !is_taken(c, b))
+                best = b, nearest = far;
+        }
+    x = kept_inside(x, width, c->width), y = kept_inside(y, height, c->height);
+    return nearest < 0 ? (Box){x, y, x + width, y + height} : best;
+}
+
+/* Letters of 10x14 units on a plate of their colour, inside the picture, beside what is there already. */
 static void write_text(Canvas *c, int x, int y, const char *text, Color plate)
 {
-    int width = (int)strlen(text) * 12 + 4, height = 18;
-    x = x + width > c->width ? c->width - width : x;
-    y = y + height > c->height ? c->height - height : y;
-    x = x < 0 ? 0 : x;
-    y = y < 0 ? 0 : y;
-    fill(c, x, y, x + width, y + height, plate);
+    const int u = c->unit;
+    const Box b = free_place(c, x, y, ((int)strlen(text) * 12 + 4) * u, 18 * u);
+    c->taken[c->n_taken++] = b;
+    fill(c, b.x0, b.y0, b.x1, b.y1, plate);
     for (int i = 0; text[i]; i++)
-        write_letter(c, x + 3 + 12 * i, y + 2, text[i], BLACK);
+        write_letter(c, b.x0 + (3 + 12 * i) * u, b.y0 + 2 * u, text[i], BLACK);
 }
 
 static void dashed_box(Canvas *c, int x0, int y0, int x1, int y1, Color color)
 {
+    const int dash = 6 * c->unit, thick = 2 * c->unit;
     for (int x = x0; x < x1; x++)
-        if ((x - x0) / 6 % 2 == 0)
-            fill(c, x, y0, x + 1, y0 + 2, color), fill(c, x, y1 - 2, x + 1, y1, color);
+        if ((x - x0) / dash % 2 == 0)
+            fill(c, x, y0, x + 1, y0 + thick, color), fill(c, x, y1 - thick, x + 1, y1, color);
     for (int y = y0; y < y1; y++)
-        if ((y - y0) / 6 % 2 == 0)
-            fill(c, x0, y, x0 + 2, y + 1, color), fill(c, x1 - 2, y, x1, y + 1, color);
+        if ((y - y0) / dash % 2 == 0)
+            fill(c, x0, y, x0 + thick, y + 1, color), fill(c, x1 - thick, y, x1, y + 1, color);
 }
 
-static void ring(Canvas *c, int x, int y, int radius, Color color)
+#define RING 14 /* its radius in units */
+
+static Box ring_box(const Canvas *c, int x, int y)
 {
-    for (int dy = -radius - 1; dy <= radius + 1; dy++)
-        for (int dx = -radius - 1; dx <= radius + 1; dx++) {
-            double d = sqrt((double)dx * dx + (double)dy * dy) - radius;
+    const int reach = (RING + 1) * c->unit;
+    return (Box){x - reach, y - reach, x + reach + 1, y + reach + 1};
+}
+
+static void ring(Canvas *c, int x, int y, Color color)
+{
+    const Box b = ring_box(c, x, y);
+    for (int at_y = b.y0; at_y < b.y1; at_y++)
+        for (int at_x = b.x0; at_x < b.x1; at_x++) {
+            const double d = hypot(at_x - x, at_y - y) / c->unit - RING;
             if (d > -1.5 && d < 1)
-                put(c, x + dx, y + dy, color);
+                put(c, at_x, at_y, color);
         }
+    c->taken[c->n_taken++] = b;
 }
 
 static Color verdict_color(SamladVerdict verdict)
@@ -124,48 +226,84 @@ static Color verdict_color(SamladVerdict verdict)
     return verdict == VERDICT_EXTRA ? RED : verdict == VERDICT_DAMAGED ? ORANGE : GREEN;
 }
 
-/* A pixel of the enlarged picture belongs to an outline when the label within `reach` pixels differs from its
- * own. */
-static void outline(Canvas *c, const SamladResult *r, int scale)
+/* From the pixel at an object's edge inwards, a row or column of its outline. */
+static void outline_inwards(Canvas *c, const SamladResult *r, int scale, int x, int y, int dx, int dy)
 {
-    for (int y = 0; y < c->height; y++)
-        for (int x = 0; x < c->width; x++) {
-            int label = r->labels[(size_t)(y / scale) * (size_t)r->width + (size_t)(x / scale)];
-            if (label < 0 || label >= r->n_objects)
-                continue;
-            int reach = r->objects[label].verdict == VERDICT_NORMAL ? 1 : 3, edge = 0;
-            for (int d = -reach; d <= reach && !edge; d++) {
-                int nx = x + d < 0 ? 0 : x + d >= c->width ? c->width - 1 : x + d;
-                int ny = y + d < 0 ? 0 : y + d >= c->height ? c->height - 1 : y + d;
-                edge = r->labels[(size_t)(y / scale) * (size_t)r->width + (size_t)(nx / scale)] != label ||
-                       r->labels[(size_t)(ny / scale) * (size_t)r->width + (size_t)(x / scale)] != label;
-            }
-            if (edge)
-                put(c, x, y, verdict_color(r->objects[label].verdict));
-        }
+    const int label = r->labels[(size_t)(y / scale) * (size_t)r->width + (size_t)(x / scale)];
+    if (label < 0 || label >= r->n_objects)
+        return;
+    const SamladVerdict verdict = r->objects[label].verdict;
+    const int reach = (verdict == VERDICT_NORMAL ? 1 : 3) * c->unit;
+    for (int i = 0; i < reach && x >= 0 && y >= 0 && x < c->width && y < c->height; i++, x += dx, y += dy) {
+        if (r->labels[(size_t)(y / scale) * (size_t)r->width + (size_t)(x / scale)] != label)
+            return;
+        put(c, x, y, verdict_color(verdict));
+    }
 }
 
-static void annotate(Canvas *c, const SamladResult *r, int scale)
+/* Where two neighbours of the enlarged picture have different labels, both get an outline inwards. */
+static void outline(Canvas *c, const SamladResult *r, int scale)
 {
-    float s = (float)scale;
+    for (int y = 0; y < c->height; y++) {
+        const int32_t *row = r->labels + (size_t)(y / scale) * (size_t)r->width;
+        const int32_t *below =
+            y + 1 < c->height ? r->labels + (size_t)((y + 1) / scale) * (size_t)r->width : row;
+        for (int x = 0; x < c->width; x++) {
+            const int32_t label = row[x / scale], right = row[(x + 1 < c->width ? x + 1 : x) / scale];
+            if (label != right) {
+                outline_inwards(c, r, scale, x, y, -1, 0);
+                outline_inwards(c, r, scale, x + 1, y, 1, 0);
+            }
+            if (label != below[x / scale]) {
+                outline_inwards(c, r, scale, x, y, 0, -1);
+                outline_inwards(c, r, scale, x, y + 1, 0, 1);
+            }
+        }
+    }
+}
+
+/* One scratch may damage a part, its compartment and the background: a place within a ring gets no other. */
+static void ring_once(Canvas *c, int x, int y, Color color)
+{
+    for (int i = 0; i < c->n_taken; i++) {
+        const Box *b = &c->taken[i];
+        if (hypot((b->x0 + b->x1 - 1) / 2 - x, (b->y0 + b->y1 - 1) / 2 - y) < RING * c->unit)
+            return;
+    }
+    ring(c, x, y, color);
+}
+
+/* Boxes and rings first, so that no letters cover them. Only rings are taken so far. */
+static void mark(Canvas *c, const SamladResult *r, float s)
+{
     for (int i = 0; i < r->n_missing; i++) {
         const float *b = r->missing[i].box;
-        int x0 = (int)(b[0] * s), y0 = (int)(b[1] * s), x1 = (int)((b[0] + b[2]) * s),
-            y1 = (int)((b[1] + b[3]) * s);
-        dashed_box(c, x0, y0, x1, y1, BLUE);
-        write_text(c, x0, y0 - 18, "MISSING", BLUE);
+        dashed_box(c, (int)(b[0] * s), (int)(b[1] * s), (int)((b[0] + b[2]) * s), (int)((b[1] + b[3]) * s),
+                   BLUE);
     }
-    for (int i = 0; i < r->n_objects; i++) {
-        const SamladObject *o = &r->objects[i];
-        if (o->verdict == VERDICT_NORMAL)
-            continue;
-        if (o->verdict == VERDICT_DAMAGED) {
-            int x = (int)(o->damage_at[0] * s), y = (int)(o->damage_at[1] * s);
-            ring(c, x, y, 14, ORANGE);
-            write_text(c, x - 40, y + 18, "DAMAGED", ORANGE);
-        } else {
-            write_text(c, (int)(o->box[0] * s), (int)(o->box[1] * s) - 18, "EXTRA", RED);
-        }
+    for (int i = 0; i < r->n_objects; i++)
+        if (r->objects[i].verdict == VERDICT_DAMAGED)
+            ring_once(c, (int)(r->objects[i].damage_at[0] * s), (int)(r->objects[i].damage_at[1] * s),
+                      ORANGE);
+}
+
+static void annotate(Canvas *c, const SamladResult *r, float s)
+{
+    const int u = c->unit;
+    Doubt doubt;
+    mark(c, r, s);
+    for (int i = 0, n_rings = c->n_taken; i < n_rings; i++)
+        write_text(c, c->taken[i].x0 - 26 * u, c->taken[i].y1 + 3 * u, "DAMAGED", ORANGE);
+    for (int i = 0; i < r->n_missing; i++)
+        write_text(c, (int)(r->missing[i].box[0] * s), (int)(r->missing[i].box[1] * s) - 18 * u, "MISSING",
+                   BLUE);
+    for (int i = 0; i < r->n_objects; i++)
+        if (r->objects[i].verdict == VERDICT_EXTRA)
+            write_text(c, (int)(r->objects[i].box[0] * s), (int)(r->objects[i].box[1] * s) - 18 * u, "EXTRA",
+                       RED);
+    if (find_doubt(&doubt, r)) {
+        ring(c, (int)(doubt.x * s), (int)(doubt.y * s), WHITE);
+        write_text(c, (int)(doubt.x * s) - 32 * u, (int)(doubt.y * s) + 18 * u, "DOUBT", WHITE);
     }
 }
 
@@ -173,20 +311,26 @@ int report_overlay(const char *path, const SamladResult *r, const uint8_t *rgb, 
 {
     int longer = r->width > r->height ? r->width : r->height,
         scale = longer < 512 ? (511 + longer) / longer : 1;
-    Canvas c = {
-        r->width * scale, r->height * scale,
-        aligned_array((size_t)r->width * (size_t)scale * (size_t)r->height * (size_t)scale, sizeof(Color))};
-    if (!c.pixels)
+    const size_t most_taken = 2 * (size_t)r->n_objects + (size_t)r->n_missing + 2;
+    Canvas c = {.width = r->width * scale,
+                .height = r->height * scale,
+                .unit = longer * scale > 1024 ? longer * scale / 512 : 1,
+                .pixels = aligned_array((size_t)r->width * (size_t)scale * (size_t)r->height * (size_t)scale,
+                                        sizeof(Color)),
+                .taken = aligned_array(most_taken, sizeof(Box))};
+    if (!c.pixels || !c.taken) {
+        free(c.pixels), free(c.taken);
         return fail_memory(err, "an overlay", (unsigned long long)c.width * (unsigned long long)c.height * 3);
+    }
     for (int y = 0; y < c.height; y++)
         for (int x = 0; x < c.width; x++) {
             const uint8_t *from = rgb + 3 * ((size_t)(y / scale) * (size_t)r->width + (size_t)(x / scale));
             put(&c, x, y, (Color){from[0], from[1], from[2]});
         }
     outline(&c, r, scale);
-    annotate(&c, r, scale);
+    annotate(&c, r, (float)scale);
     int status = png_write(path, c.pixels, c.width, c.height, 3, 8, err);
-    free(c.pixels);
+    free(c.pixels), free(c.taken);
     return status;
 }
 
@@ -262,6 +406,12 @@ int report_text(FILE *out, const Samlad *s, const SamladResult *r)
             fprintf(out, "  %s: %s\n", verdict_name(r->objects[i].verdict), text);
             n++;
         }
+    Doubt doubt;
+    if (find_doubt(&doubt, r)) {
+        describe_doubt(text, sizeof text, &doubt);
+        fprintf(out, "  doubtful: %s\n", text);
+        n++;
+    }
     return n;
 }
 
@@ -301,6 +451,24 @@ static void json_object(JsonWriter *w, const SamladResult *r, int i)
         describe_object(text, sizeof text, r, i);
         json_key(w, "reason"), json_string(w, text);
     }
+    json_close(w, '}');
+}
+
+static void json_doubt(JsonWriter *w, const SamladResult *r)
+{
+    Doubt doubt;
+    char text[512];
+    json_key(w, "doubt");
+    if (!find_doubt(&doubt, r)) {
+        json_null(w);
+        return;
+    }
+    describe_doubt(text, sizeof text, &doubt);
+    json_open(w, '{');
+    json_key(w, "kind"), json_string(w, doubt.logical ? "logical" : "structural");
+    json_floats(w, "at", (float[]){doubt.x, doubt.y}, 2);
+    key_float(w, doubt.logical ? "unmatched" : "z", doubt.evidence);
+    json_key(w, "reason"), json_string(w, text);
     json_close(w, '}');
 }
 
@@ -350,5 +518,6 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const ch
         json_close(w, '}');
     }
     json_close(w, ']');
+    json_doubt(w, r);
     json_close(w, '}');
 }

@@ -11,8 +11,9 @@
 int report_heat(const char *path, const float *map, int width, int height, float low, float high, Error *err);
 
 /* The image with every object outlined: green normal, red extra, orange damaged (a ring where), blue dashed
- * missing, named in letters. Images below 512 pixels are enlarged by a whole factor, so that the letters can
- * be read. */
+ * missing, named in letters; where nothing is named in an anomalous image, a white ring where it is suspected
+ * most. Images below 512 pixels are enlarged by a whole factor, and above 1,024 lines and letters grow with
+ * them, so that all can be read on a screen. */
 int report_overlay(const char *path, const SamladResult *result, const uint8_t *rgb, Error *err);
 
 /* One object on the writer: score, rank, references by name, objects with matches and reasons, missing

@@ -263,6 +263,7 @@ assert [l["image"] for l in lines] == ["new/a.ppm", "new/below/b.ppm"], lines
 for l in lines:
     assert l["width"] == 56 and l["height"] == 48 and len(l["references"]) == 2
     assert math.isfinite(l["score"]) and 0 < l["rank"] <= 1 and l["objects"]
+    assert l["doubt"] is None or (l["anomalous"] and l["doubt"]["kind"] in ("logical", "structural") and len(l["doubt"]["at"]) == 2)
     for o in l["objects"]:
         x, y, w, h = o["bbox"]
         assert 0 <= x and x + w <= 56 and 0 <= y and y + h <= 48 and o["verdict"] in ("normal", "extra", "damaged")
@@ -302,7 +303,7 @@ for i in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do cp new/
 process=$!
 while kill -0 $process 2>/dev/null && [ ! -s lines ]; do sleep 0.01; done
 kill -TERM $process 2>/dev/null
-wait $process
+{ wait $process; } 2>/dev/null
 status=$?
 n_lines=$(wc -l <many1/results.jsonl)
 if { [ $status -eq 143 ] && [ "$n_lines" -gt 0 ] && [ "$n_lines" -lt 20 ] && grep -q "stopped at image" err; } ||
