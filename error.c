@@ -3,15 +3,24 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 int fail(Error *err, const char *format, ...)
 {
     if (!err)
         return -1;
+    enum { LONGEST = 4096 + ERROR_SIZE, HEAD = ERROR_SIZE / 2 - 4 };
+    char whole[LONGEST];
     va_list args;
     va_start(args, format);
-    vsnprintf(err->message, sizeof err->message, format, args);
+    vsnprintf(whole, sizeof whole, format, args);
     va_end(args);
+    /* The path comes first and the reason last: of what does not fit, the middle is left out. */
+    const size_t n = strlen(whole), tail = ERROR_SIZE - 1 - HEAD - 3;
+    if (n < ERROR_SIZE)
+        memcpy(err->message, whole, n + 1);
+    else
+        snprintf(err->message, ERROR_SIZE, "%.*s...%s", (int)HEAD, whole, whole + n - tail);
     return -1;
 }
 

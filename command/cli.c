@@ -2,7 +2,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 #include "../fail.h"
 #include "cli.h"
 #include "inputs.h"
+#include "process.h"
 #include "../eval/evaluate.h"
 #include "../io/file.h"
 #include "../io/image.h"
@@ -23,18 +23,23 @@
  * Arguments
  * ============================================================================================== */
 
-int usage_error(const Args *args, const char *format, const char *what)
-{
-    fprintf(stderr, "samlad: ");
-    fprintf(stderr, format, what);
-    fprintf(stderr, " (see samlad %s --help)\n", args->command);
-    return EXIT_USAGE;
-}
-
+/* Names of files and words of the user's are in it, which must not steer the terminal. */
 int failed(const Error *err)
 {
-    fprintf(stderr, "samlad: %s\n", err->message);
+    fputs("samlad: ", stderr);
+    report_plain(stderr, err->message);
+    fputs("\n", stderr);
     return EXIT_FAILURE;
+}
+
+int usage_error(const Args *args, const char *format, const char *what)
+{
+    Error err;
+    char sentence[sizeof err.message];
+    snprintf(sentence, sizeof sentence, format, what);
+    fail(&err, "%s (see samlad %s --help)", sentence, args->command);
+    failed(&err);
+    return EXIT_USAGE;
 }
 
 /* Is `name` among the words of the list? */
@@ -140,6 +145,8 @@ static int take_option(Args *args, const char *name, const char *value)
     } else if (strcmp(name, "category") == 0) {
         if (args->n_categories == (int)(sizeof args->categories / sizeof *args->categories))
             return usage_error(args, "%s", "more than 64 categories");
+        if (!*value || strchr(value, '/') || strcmp(value, ".") == 0 || strcmp(value, "..") == 0)
+            return usage_error(args, "--category '%s' is not the name of a folder in the data set", value);
         args->categories[args->n_categories++] = value;
     } else if (strcmp(name, "setting") == 0) {
         if (args->n_settings == (int)(sizeof args->settings / sizeof *args->settings))
@@ -254,16 +261,15 @@ static int find_weights(char path[PATH_SIZE], const char *file)
 /* Say where they were looked for. */
 static int no_weights(const char *file, const char *option)
 {
+    Error err;
     const char *set = getenv("SAMLAD_WEIGHTS");
     if (set && *set)
-        fprintf(stderr, "samlad: %s/%s is not there: SAMLAD_WEIGHTS names another folder, or give %s FILE\n",
-                set, file, option);
+        fail(&err, "%s/%s is not there: SAMLAD_WEIGHTS names another folder, or give %s FILE", set, file,
+             option);
     else
-        fprintf(stderr,
-                "samlad: weights/%s is not beside the program: give %s FILE, or set SAMLAD_WEIGHTS to the "
-                "folder\n",
-                file, option);
-    return EXIT_FAILURE;
+        fail(&err, "weights/%s is not beside the program: give %s FILE, or set SAMLAD_WEIGHTS to the folder",
+             file, option);
+    return failed(&err);
 }
 
 /* Weights that were not named are the shipped ones; FeatUp's only when it ships. */
@@ -431,7 +437,8 @@ static int command_bank(Args *args)
     /* all that can be wrong is said before the work, which may take hours */
     int repeats = 0;
     if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err) ||
-        list_drop_repeats(&list, &repeats, &err)) {
+        list_drop_repeats(&list, &repeats, &err) || check_spared(args->out, args, &list, &err) ||
+        check_replaceable(args->out, &err)) {
         list_free(&list);
         return failed(&err);
     }
@@ -482,24 +489,6 @@ typedef struct Detect {
     int n_failed;   /* images that could not be judged */
     int n_told;     /* lines in results.jsonl */
 } Detect;
-
-/* Ctrl-C and the like end the work behind the images at hand, so that what is done is kept; once more, and it
- * ends at once. */
-static volatile sig_atomic_t stopped_by;
-
-static void stop(int signal_number)
-{
-    stopped_by = signal_number;
-    signal(signal_number, SIG_DFL);
-}
-
-static void stop_gently(void)
-{
-    signal(SIGINT, stop);
-    signal(SIGTERM, stop);
-    signal(SIGHUP, stop);
-    signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of writing */
-}
 
 /* OUT/NAME without its ending. */
 static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *name, Error *err)
@@ -617,7 +606,7 @@ static int detect_images(Detect *d, const ImageList *list, Error *err)
         for (int i = 0; i < m; i++)
             detect_file(&batch[i], shares[i], list->paths[base + i], d->args->dump);
         status = output_batch(d, batch, list, base, m, &progress, err);
-        if (stopped_by && !status && base + m < list->n)
+        if (process_stopped() && !status && base + m < list->n)
             status = fail(err, "stopped at image %d of %d", base + m + 1, list->n);
     }
     for (int i = 1; shares && i < n_shares; i++)
@@ -639,7 +628,7 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     if (out_open(&jsonl, path, err))
         return -1;
     d->jsonl = &jsonl;
-    stop_gently();
+    process_stop_gently();
     int status = detect_images(d, list, err);
     d->jsonl = NULL;
     if (d->n_told == 0) {
@@ -648,11 +637,13 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     }
     if (!status)
         return out_commit(&jsonl, err);
-    if (!jsonl.failed && out_commit(&jsonl, NULL) == 0)
-        fprintf(stderr, "samlad: %s has the %d image%s before this:\n", path, d->n_told,
-                d->n_told == 1 ? "" : "s");
-    else if (jsonl.failed)
+    Error kept;
+    if (jsonl.failed)
         out_drop(&jsonl);
+    else if (out_commit(&jsonl, NULL) == 0) {
+        fail(&kept, "%s has the %d image%s before this:", path, d->n_told, d->n_told == 1 ? "" : "s");
+        failed(&kept);
+    }
     return status;
 }
 
@@ -670,7 +661,8 @@ static int command_detect(Args *args)
             "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)",
             args->set[0]->name);
     if (list_inputs(&list, args, &err) ||
-        (args->out && args->pictures && (check_apart(args, &err) || check_outputs(&list, args->out, &err)))) {
+        (args->out && args->pictures && (check_apart(args, &err) || check_outputs(&list, args->out, &err))) ||
+        (args->dump && (check_spared(args->dump, args, &list, &err) || out_try(args->dump, &err)))) {
         list_free(&list);
         return failed(&err);
     }
@@ -692,8 +684,8 @@ static int command_detect(Args *args)
     status = d.n_failed ? EXIT_FAILURE : status;
     samlad_close(s);
     list_free(&list);
-    if (stopped_by && status)
-        raise(stopped_by); /* so that who waits for us learns of it */
+    if (process_stopped() && status)
+        process_end_stopped();
     return status;
 }
 
@@ -745,12 +737,30 @@ static int check_prompts(const Args *args, int height, int width, Error *err)
     return 0;
 }
 
+/* All that is to be written can be, and is none of what is read: said before the work. */
+static int check_segment_outputs(const Args *args, const char *prefix, Error *err)
+{
+    static const char *const endings[] = {"_masks.json", "_masks.png"};
+    char path[PATH_SIZE];
+    for (int i = 0; i < 2; i++) {
+        if (snprintf(path, sizeof path, "%s%s", prefix, endings[i]) >= PATH_SIZE)
+            return fail(err, "%s: the path is too long", prefix);
+        if (check_spared(path, args, NULL, err) || out_try(path, err))
+            return -1;
+    }
+    return args->dump && (check_spared(args->dump, args, NULL, err) || out_try(args->dump, err)) ? -1 : 0;
+}
+
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
     char prefix[PATH_SIZE];
     const char *path = args->inputs[0];
     snprintf(prefix, sizeof prefix, "%.*s", stem_length(path), path);
     int width, height;
+    if (args->out)
+        snprintf(prefix, sizeof prefix, "%.*s", PATH_SIZE - 16, args->out);
+    if (check_segment_outputs(args, prefix, err))
+        return -1;
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
     if (!rgb)
         return -1;
@@ -766,7 +776,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     if (!status)
         status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
     if (!status) {
-        status = segment_write(&masks, args->out ? args->out : prefix, height, width, err);
+        status = segment_write(&masks, prefix, height, width, err);
         if (!status && dump)
             status = st_writer_save(dump, args->dump, err);
         if (!status)
@@ -1011,6 +1021,7 @@ static int run_command(size_t command, int want_help, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    process_begin();
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
         (strcmp(argv[1], "help") == 0 && argc == 2)) {
         fputs(HELP, argc < 2 ? stderr : stdout);
@@ -1027,6 +1038,8 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++)
         if (strcmp(name, COMMANDS[i].name) == 0)
             return finish(run_command(i, want_help, argc - 2, argv + 2));
-    fprintf(stderr, "samlad: there is no command '%s' (see samlad --help)\n", name);
+    Error err;
+    fail(&err, "there is no command '%s' (see samlad --help)", name);
+    failed(&err);
     return EXIT_USAGE;
 }

@@ -8,6 +8,7 @@
 #include "../eval/ablate.h"
 #include "../eval/evaluate.h"
 #include "../eval/synth.h"
+#include "../fail.h"
 #include "../io/json.h"
 
 /* ================================================================================================
@@ -153,12 +154,18 @@ static void print_evaluation(const Args *args, const Evaluation *e)
                e->times.n_images);
 }
 
+static void say_problem(const char *sentence)
+{
+    Error err;
+    fail(&err, "%s", sentence);
+    failed(&err);
+}
+
 /* All that is wrong with the data set, a line each, then how many there were; the only one stands alone. */
 static int failed_evaluation(const Evaluation *e, const Error *err)
 {
     for (int i = 0; i < e->problems.n && i < PROBLEMS_KEPT; i++)
-        fprintf(stderr, "samlad: %s\n",
-                e->problems.sentences[i] ? e->problems.sentences[i] : "not enough memory");
+        say_problem(e->problems.sentences[i] ? e->problems.sentences[i] : "not enough memory");
     return e->problems.n == 1 ? EXIT_FAILURE : failed(err);
 }
 

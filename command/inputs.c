@@ -11,6 +11,7 @@
 #include "../eval/dataset.h"
 #include "../fail.h"
 #include "../io/file.h"
+#include "../io/safetensors.h"
 #include "../report.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/
@@ -176,6 +177,10 @@ static char *real_folder(const char *path, Error *err)
         return NULL;
     }
     while (!dir_exists(above)) {
+        if (strcmp(above, ".") == 0) { /* it cannot be searched, or is gone */
+            fail(err, "%s: the current folder cannot be read", path);
+            return NULL;
+        }
         char *slash = strrchr(above, '/');
         if (!slash)
             strcpy(above, ".");
@@ -214,6 +219,40 @@ int check_apart(const Args *args, Error *err)
     }
     free(out);
     return status;
+}
+
+static int is_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return a && b && stat(a, &x) == 0 && stat(b, &y) == 0 && S_ISREG(x.st_mode) && x.st_dev == y.st_dev &&
+           x.st_ino == y.st_ino;
+}
+
+int check_spared(const char *out, const Args *args, const ImageList *list, Error *err)
+{
+    const SamladWeights *w = &args->weights;
+    const char *const others[] = {args->bank, w->vit, w->sam, w->featup, w->dcga};
+    const char *lost = NULL;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        lost = is_same_file(out, others[i]) ? others[i] : lost;
+    for (int i = 0; list && i < list->n; i++)
+        lost = is_same_file(out, list->paths[i]) ? list->paths[i] : lost;
+    for (int i = 0; i < args->n_inputs; i++)
+        lost = is_same_file(out, args->inputs[i]) ? args->inputs[i] : lost;
+    return lost ? fail(err, "%.300s: %.300s is read and would be written over: give another name", out, lost)
+                : 0;
+}
+
+int check_replaceable(const char *out, Error *err)
+{
+    struct stat info;
+    if (stat(out, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size == 0)
+        return 0;
+    Safetensors *file = st_open(out, NULL);
+    st_close(file);
+    return file
+               ? 0
+               : fail(err, "%s: is there already and is no bank: remove it first, or give another name", out);
 }
 
 /* The image lies in ROOT/PLACE/, below the folder that was given: how long its path is up to ROOT/; else

@@ -25,6 +25,10 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
 int refuse_data_sets(const ImageList *list, Error *err);
 /* Refuse an output folder among the images: pictures would replace some of them, and be images next time. */
 int check_apart(const Args *args, Error *err);
+/* Refuse an output that is one of the images, the bank or the weights: it would be lost. list: or NULL. */
+int check_spared(const char *out, const Args *args, const ImageList *list, Error *err);
+/* Refuse to write a bank over a file that is neither a bank nor weights: `bank -o *.png` names an image. */
+int check_replaceable(const char *out, Error *err);
 /* Refuse two images whose pictures would have one name (good/000.png and bad/000.png given as files). */
 int check_outputs(const ImageList *list, const char *out, Error *err);
 

@@ -350,7 +350,7 @@ static int list_category(DatasetCategory *c, const char *dir, Error *err)
  * VisA as it is published: split_csv/1cls.csv says object,split,label,image,mask
  * ============================================================================================== */
 
-/* Cut the line at commas; returns how many fields there were. */
+/* Cut the line at commas; returns how many fields there were, 6 for more. */
 static int split_fields(char *line, char *fields[5])
 {
     int n = 0;
@@ -360,6 +360,8 @@ static int split_fields(char *line, char *fields[5])
         at = strchr(at, ',');
         if (at)
             *at++ = '\0';
+        if (at && n == 4)
+            return 6;
     }
     return n;
 }
@@ -372,12 +374,23 @@ static DatasetCategory *find_category(const Dataset *d, const char *name)
     return NULL;
 }
 
+/* Is the field one of the two words? *first: whether it is the first. */
+static int is_word(const char *field, const char *one, const char *other, int *first)
+{
+    *first = strcmp(field, one) == 0;
+    return *first || strcmp(field, other) == 0;
+}
+
 /* One line: a path that leaves the folder is refused. */
 static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int line, Error *err)
 {
-    int good = n >= 4 && strcmp(fields[2], "normal") == 0, test = n >= 4 && strcmp(fields[1], "test") == 0;
-    if (n < 4 || !*fields[3] || strstr(fields[3], "..") || (n == 5 && strstr(fields[4], "..")))
+    int good, test;
+    if (n < 4 || n > 5 || !*fields[3] || strstr(fields[3], "..") || (n == 5 && strstr(fields[4], "..")))
         return fail(err, "%s: line %d is not object,split,label,image,mask", csv, line);
+    if (!is_word(fields[1], "test", "train", &test))
+        return fail(err, "%s: line %d: split '%.40s', expected train or test", csv, line, fields[1]);
+    if (!is_word(fields[2], "normal", "anomaly", &good))
+        return fail(err, "%s: line %d: label '%.40s', expected normal or anomaly", csv, line, fields[2]);
     DatasetCategory *c = find_category(d, fields[0]);
     if (!c) /* not among the wanted */
         return 0;
@@ -397,12 +410,18 @@ static int by_kind(const void *a, const void *b)
     return x->normal != y->normal ? y->normal - x->normal : strcmp(x->path, y->path);
 }
 
+#define VISA_COLUMNS "object,split,label,image,mask"
+
 static int list_visa(Dataset *d, Error *err)
 {
     size_t n;
     char *csv = path_of(err, "%s/split_csv/1cls.csv", d->root);
     char *text = csv ? (char *)file_read(csv, (size_t)1 << 28, &n, err) : NULL;
     int status = text ? 0 : -1, number = 1;
+    if (text && strlen(text) != n)
+        status = fail(err, "%s: a NUL character at %zu: not a table of text", csv, strlen(text));
+    if (!status && strncmp(text, VISA_COLUMNS, strlen(VISA_COLUMNS)) != 0)
+        status = fail(err, "%s: the first line is not " VISA_COLUMNS, csv);
     for (char *line = text; line && *line && !status; number++) {
         char *next = strchr(line, '\n'), *fields[5];
         if (next)

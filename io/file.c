@@ -452,7 +452,7 @@ int file_copy(const char *from, const char *to, Error *err)
 int file_exists(const char *path)
 {
     struct stat info;
-    return stat(path, &info) == 0 && !S_ISDIR(info.st_mode);
+    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
 }
 
 int dir_exists(const char *path)

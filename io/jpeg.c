@@ -21,7 +21,8 @@
 #include <string.h>
 
 #define MAX_COMPONENTS 4
-#define MAX_SCANS      200 /* real files have about 10; each scan may cost a pass over all blocks */
+#define MAX_SCANS      200       /* real files have about 10 */
+#define MAX_VISITS     (1 << 27) /* of blocks by all scans, some 15 s; 10 scans of 200 Mpixels are 50 million */
 #define FAST_BITS      9
 
 typedef struct HuffmanTable {
@@ -52,6 +53,7 @@ typedef struct Jpeg {
     const char *name;
     Error *err;
     int width, height, progressive, n_components, max_h, max_v, mcus_w, mcus_h, n_scans;
+    int64_t n_visits;    /* of blocks, by all scans so far */
     int saw_jfif, adobe; /* adobe: -1 or the transform of its marker */
     int orientation;     /* of the first Exif segment, 0: none */
     int restart_interval;
@@ -404,6 +406,9 @@ static int decode_scan(Jpeg *j)
 {
     BlockDecoder decoder = choose_decoder(j);
     int n_mcus = j->n_scan == 1 ? j->scan[0]->blocks_w * j->scan[0]->blocks_h : j->mcus_w * j->mcus_h;
+    j->n_visits += (int64_t)n_mcus * j->n_scan;
+    if (j->n_visits > MAX_VISITS)
+        return fail(j->err, "%s: JPEG with too many scans (%d) for its size", j->name, j->n_scans);
     int until_restart = j->restart_interval, restart = 0, starved = 0;
     reset_decoder(j);
     for (int i = 0; i < n_mcus; i++) {

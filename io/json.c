@@ -16,8 +16,9 @@
 #include "number.h"
 
 #define JSON_MAX_DEPTH  64
-#define JSON_MAX_FILE   ((size_t)1 << 30)
-#define JSON_MAX_NUMBER 400 /* characters; the shortest text of any double needs 25 */
+#define JSON_MAX_FILE   ((size_t)1 << 26)
+#define JSON_MAX_VALUES ((size_t)1 << 23) /* a header of 100 MB may hold so many, in 400 MB of memory */
+#define JSON_MAX_NUMBER 400               /* characters; the shortest text of any double needs 25 */
 
 typedef struct Chunk Chunk;
 struct Chunk {
@@ -38,7 +39,7 @@ typedef struct Parser {
     size_t at, length;
     int depth;
     Document *doc;
-    size_t strings_used;
+    size_t strings_used, n_values;
     Json *stack; /* values of open containers */
     size_t stack_used, stack_capacity;
     Error *err;
@@ -92,6 +93,8 @@ static Json *take_nodes(Parser *p, size_t n)
 
 static int push_value(Parser *p, const Json *value)
 {
+    if (++p->n_values > JSON_MAX_VALUES)
+        return syntax(p, p->at, "more than 8,388,608 values");
     if (p->stack_used == p->stack_capacity) {
         size_t capacity = p->stack_capacity ? 2 * p->stack_capacity : 64;
         Json *grown = realloc(p->stack, capacity * sizeof *grown);

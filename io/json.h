@@ -23,7 +23,7 @@ struct Json {
 
 /* Parse text[length]; `name` is for messages. The tree and its strings live until json_free. */
 const Json *json_parse(const char *text, size_t length, const char *name, Error *err);
-const Json *json_read(const char *path, Error *err); /* whole file, at most 1 GiB */
+const Json *json_read(const char *path, Error *err); /* whole file, at most 64 MiB */
 void json_free(const Json *root);
 const Json *json_get(const Json *object, const char *key); /* NULL when absent or not an object */
 

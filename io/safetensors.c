@@ -264,7 +264,7 @@ static int read_tensors(Safetensors *st, const uint8_t *data, size_t data_size, 
 
 static int map_file(Safetensors *st, Error *err)
 {
-    int fd = open(st->path, O_RDONLY | O_CLOEXEC);
+    int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
     if (fd < 0)
         return fail(err, "%s: cannot open: %s", st->path, strerror(errno));
     struct stat info;

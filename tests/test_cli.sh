@@ -326,6 +326,47 @@ says "give visa/c/Data/Images/Normal"
 gone y.bank
 expect 0 "and its normal images" "$bin" bank visa/c/Data/Images/Normal -o x.bank $weights --no-objects 1
 rm -r x.bank mixed visa
+# what is read is never written over
+cp good/0.ppm kept.ppm
+expect 1 "a bank over one of its images" "$bin" bank kept.ppm good -o kept.ppm $weights
+says "kept.ppm is read and would be written over"
+expect 1 "a bank over a picture" "$bin" bank good -o kept.ppm $weights
+says "kept.ppm: is there already and is no bank"
+expect 1 "a dump over the image" "$bin" detect --bank n.bank kept.ppm --dump kept.ppm $weights
+cp n.bank kept.bank
+expect 1 "a dump over the bank" "$bin" detect --bank kept.bank kept.ppm --dump ./kept.bank $weights
+cp good/0.ppm kept_masks.png
+expect 1 "masks over the image" "$bin" segment kept_masks.png --sam "$sam" -o kept
+expect 1 "masks into a folder that is not there" "$bin" segment kept.ppm --sam "$sam" -o kept2 --dump nowhere/x
+gone kept_masks.json kept2_masks.json kept2_masks.png
+if cmp -s good/0.ppm kept.ppm && cmp -s n.bank kept.bank && cmp -s good/0.ppm kept_masks.png; then ok; else bad "an input was written over"; fi
+rm kept.ppm kept.bank kept_masks.png
+# closed streams: no file gets their place
+"$bin" detect --bank n.bank new -o closed $weights >&- 2>err
+if [ $? -eq 1 ] && grep -q "cannot be written" err; then ok; else bad "standard output is closed"; fi
+"$bin" detect --bank n.bank new fake.png -o closed $weights >out 2>&-
+if [ $? -eq 1 ] && [ "$(grep -vc '^{.*}$' closed/results.jsonl)" -eq 0 ]; then ok; else bad "standard error is closed"; fi
+rm -r closed
+# a pipe is no weights file, and nobody waits for its other end
+mkfifo pipe
+expect 1 "a pipe as a bank" timeout 20 "$bin" detect --bank pipe new $weights
+says "not a regular file"
+expect 1 "a pipe as weights" timeout 20 "$bin" info pipe
+rm pipe
+# a sentence stays a line, whatever the names in it, and its end is never lost
+odd=$(printf 'bad\nfile\033[31m.png')
+echo junk >"$odd"
+expect 1 "a name with control characters" "$bin" bank "$odd" -o x.bank $weights
+says 'bad\\x0afile\\x1b\[31m.png'
+if LC_ALL=C grep -q '[[:cntrl:]]' err || [ "$(wc -l <err)" -ne 1 ]; then bad "control characters in a sentence"; else ok; fi
+rm "$odd"
+long=$(printf 'd%.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20)
+long=$long$long$long$long$long$long$long$long$long$long
+mkdir -p "$long/$long/$long/$long/$long" && cp fake.png "$long/$long/$long/$long/$long/end.png"
+expect 1 "a long path" "$bin" bank "$long/$long/$long/$long/$long/end.png" -o x.bank $weights
+says '^samlad: ddd.*\.\.\.ddd.*/end.png: .'
+rm -r "$long"
+expect 2 "a category outside of the data set" "$bin" eval . -o x --category ../y $weights
 expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
 expect 0 "info of a dump" "$bin" info d.safetensors
 for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embedding sam.masks sam.iou_predictions sam.stability_scores sam.boxes sam.points \

@@ -148,6 +148,19 @@ expect 1 "no folder" "$bin" eval nowhere $small
 printf 'object,split,label,image,mask\ncandle,test,normal,../../n0.ppm,\n' >csv/split_csv/1cls.csv
 expect 1 "a path that leaves the folder" "$bin" eval csv --category candle $small
 says "line 2"
+head=object,split,label,image,mask
+row=candle/Data/Images/Normal/0.ppm
+visa_table() { # WHAT SAYS TEXT: a table that is not VisA's
+    printf "$3" >csv/split_csv/1cls.csv
+    expect 1 "VisA's table: $1" "$bin" eval csv --category candle $small
+    says "$2"
+}
+visa_table "a split of another name" "line 3: split 'valid'" "$head\ncandle,train,normal,$row,\ncandle,valid,normal,$row,\n"
+visa_table "a label of another name" "line 2: label 'Normal'" "$head\ncandle,test,Normal,$row,\n"
+visa_table "no head" "the first line is not $head" "candle,train,normal,$row,\n"
+visa_table "columns in another order" "the first line is not $head" "split,object,label,image,mask\ncandle,train,normal,$row,\n"
+visa_table "too many columns" "line 2" "$head\ncandle,train,normal,$row,,,\n"
+visa_table "a NUL" "NUL" "$head\ncandle,train,normal,$row,\\000\n"
 for kind in all pixels mean; do
     category taken/$kind/pushpins logical_anomalies $kind
     masks taken/$kind/pushpins logical_anomalies dir
