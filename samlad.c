@@ -165,8 +165,37 @@ static void analyse_file(Normal *normal, Samlad *s, const char *path)
     free(rgb);
 }
 
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* What tells n paths apart in a bank, as pointers into them: the last parts, or, where two of these are
+ * equal, all behind the folders that they share. malloc'd; NULL: no memory. */
+static const char **tell_apart(const char *const *paths, int n, Error *err)
+{
+    const char **names = calloc((size_t)n + 1, sizeof(*names));
+    if (!names) {
+        fail_memory(err, "the images' names", (unsigned long long)n * sizeof *names);
+        return NULL;
+    }
+    int repeated = 0;
+    size_t shared = n > 0 ? (size_t)(base_name(paths[0]) - paths[0]) : 0;
+    for (int i = 0; i < n; i++)
+        names[i] = base_name(paths[i]);
+    qsort(names, (size_t)n, sizeof *names, by_text);
+    for (int i = 1; i < n; i++) {
+        repeated |= strcmp(names[i - 1], names[i]) == 0;
+        while (shared > 0 && (strncmp(paths[i], paths[0], shared) != 0 || paths[0][shared - 1] != '/'))
+            shared--;
+    }
+    for (int i = 0; i < n; i++)
+        names[i] = repeated ? paths[i] + shared : base_name(paths[i]);
+    return names;
+}
+
 /* Take a batch's images over in order; the first that failed ends it. Frees the scenes. */
-static int add_batch(BankBuilder *builder, Normal *batch, const char *const *paths, int n, Error *err)
+static int add_batch(BankBuilder *builder, Normal *batch, const char *const *names, int n, Error *err)
 {
     int status = 0;
     for (int i = 0; i < n; i++) {
@@ -175,9 +204,8 @@ static int add_batch(BankBuilder *builder, Normal *batch, const char *const *pat
             status = status ? status : fail(err, "%s", batch[i].err.message);
             continue;
         }
-        BankEntry entry = {base_name(paths[i]), scene->grid_h,  scene->grid_w,
-                           scene->channels,     scene->cls_dim, scene->features,
-                           scene->mean_patch,   scene->cls,     &scene->objects};
+        BankEntry entry = {names[i],        scene->grid_h,     scene->grid_w, scene->channels, scene->cls_dim,
+                           scene->features, scene->mean_patch, scene->cls,    &scene->objects};
         status = status ? status : bank_builder_add(builder, &entry, err);
         scene_free(scene);
     }
@@ -200,7 +228,10 @@ static int add_images(Samlad *s, BankBuilder *builder, const char *const *paths,
     int at_once = samlad_images_at_once(s), status = 0, n_shares = 0;
     Samlad **shares = calloc((size_t)at_once, sizeof(*shares));
     Normal *batch = calloc((size_t)at_once, sizeof *batch);
-    if (!shares || !batch)
+    const char **names = tell_apart(paths, n, err);
+    if (!names)
+        status = -1;
+    else if (!shares || !batch)
         status = fail_memory(err, "a batch of images", (unsigned long long)at_once * sizeof *batch);
     for (; n_shares < at_once && !status; n_shares++)
         if (!(shares[n_shares] = samlad_share(s, err)))
@@ -210,13 +241,13 @@ static int add_images(Samlad *s, BankBuilder *builder, const char *const *paths,
 #pragma omp parallel for schedule(static, 1) if (m > 1)
         for (int i = 0; i < m; i++)
             analyse_file(&batch[i], shares[i], paths[base + i]);
-        status = add_batch(builder, batch, paths + base, m, err);
+        status = add_batch(builder, batch, names + base, m, err);
         if (!status && progress)
             progress(user, "normal images", base + m, n);
     }
     for (int i = 0; shares && i < n_shares; i++)
         samlad_close(shares[i]);
-    free(shares), free(batch);
+    free(shares), free(batch), free(names);
     return status;
 }
 
@@ -266,15 +297,17 @@ int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *co
     if (begin_bank(s, err))
         return -1;
     BankBuilder *builder = bank_builder_new(err);
-    int status = builder ? 0 : -1;
+    const char **apart = tell_apart(names, n, err);
+    int status = builder && apart ? 0 : -1;
     char maker[65];
     scene_maker(s, maker);
     for (int i = 0; i < n && !status; i++) {
         Normal normal = {.status = 0};
         status = scene_load(&normal.scene, maker, scenes[i], err);
         if (!status)
-            status = add_batch(builder, &normal, names + i, 1, err);
+            status = add_batch(builder, &normal, apart + i, 1, err);
     }
+    free(apart);
     if (status) {
         bank_builder_free(builder);
         return -1;

@@ -57,6 +57,8 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 typedef void (*SamladProgress)(void *user, const char *what, int done, int total);
 
 /* ---- the bank ------------------------------------------------------------------------------------*/
+/* The images are called by the last parts of their paths, or, where two of these are equal, by all that stands
+ * behind the folders that they share. */
 int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user,
                       Error *err);
 int samlad_bank_save(const Samlad *s, const char *path, Error *err);
@@ -66,7 +68,7 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err);
  * set (those that do not concern features). */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
 /* The same bank from scenes that samlad_scene_save kept with these weights and settings; names [n] of the
- * images, of which a bank keeps what stands behind the last slash. */
+ * images, as samlad_bank_build has paths. */
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s);

@@ -490,10 +490,10 @@ typedef struct Detect {
     int n_told;     /* lines in results.jsonl */
 } Detect;
 
-/* OUT/NAME without its ending. */
-static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *name, Error *err)
+/* OUT/NAME, without its ending unless names need it. */
+static int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err)
 {
-    if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, stem_length(name), name) >= PATH_SIZE - 32)
+    if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, output_length(list, i), list->names[i]) >= PATH_SIZE - 32)
         return fail(err, "%s: the path is too long", out);
     char *last = strrchr(prefix, '/');
     *last = '\0';
@@ -502,9 +502,10 @@ static int output_prefix(char prefix[PATH_SIZE], const char *out, const char *na
     return status;
 }
 
-static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const char *path,
-                      const char *name, Error *err)
+static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const ImageList *list, int index,
+                      Error *err)
 {
+    const char *path = list->paths[index];
     JsonWriter w;
     json_begin(&w);
     report_json(&w, d->s, r, path);
@@ -530,8 +531,8 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     json_end(&w);
     char prefix[PATH_SIZE];
     if (!status && d->args->out && d->args->pictures)
-        status = output_prefix(prefix, d->args->out, name, err) || write_pictures(r, rgb, prefix, err) ||
-                         write_map(r, strcat(prefix, ".tiff"), err)
+        status = output_prefix(prefix, d->args->out, list, index, err) ||
+                         write_pictures(r, rgb, prefix, err) || write_map(r, strcat(prefix, ".tiff"), err)
                      ? -1
                      : 0;
     if ((fflush(stdout) || ferror(stdout)) && !status)
@@ -573,7 +574,7 @@ static int output_batch(Detect *d, Detected *batch, const ImageList *list, int b
             failed(&one->err);
             d->n_failed++;
         } else if (!status) {
-            status = output_one(d, &one->result, one->rgb, list->paths[base + i], list->names[base + i], err);
+            status = output_one(d, &one->result, one->rgb, list, base + i, err);
         }
         if (!one->status)
             samlad_result_free(&one->result);
@@ -851,8 +852,24 @@ static void print_tensor(const StTensor *t)
     int at = 0;
     for (int d = 0; d < t->n_dims && at < (int)sizeof shape - 24; d++)
         at += snprintf(shape + at, sizeof shape - (size_t)at, "[%lld]", (long long)t->shape[d]);
-    /* a tensor's name has no control characters: st_open refuses it */
-    printf("  %-60s %-5s %s\n", t->name, st_dtype_name(t->dtype), shape);
+    printf("  ");
+    report_plain(stdout, t->name);
+    printf("%*s %-5s %s\n", (int)(strlen(t->name) < 60 ? 60 - strlen(t->name) : 0), "",
+           st_dtype_name(t->dtype), shape);
+}
+
+/* A setting of the method as --help shows it: the file has all digits that it takes to read it back. */
+static void print_value(const char *key, const char *value)
+{
+    Options o;
+    char brief[64];
+    const OptionSpec *spec = strncmp(key, "option.", 7) == 0 ? option_find(key + 7) : NULL;
+    options_default(&o);
+    if (spec && option_set(&o, spec, value, key, NULL) == 0) {
+        option_brief(&o, spec, brief, sizeof brief);
+        value = brief;
+    }
+    report_plain(stdout, value);
 }
 
 static int info_one(const char *path, Error *err)
@@ -879,7 +896,7 @@ static int info_one(const char *path, Error *err)
         printf("  ");
         report_plain(stdout, key);
         printf(" = ");
-        report_plain(stdout, value);
+        print_value(key, value);
         printf("\n");
     }
     printf("\n");

@@ -10,6 +10,7 @@
 #include "../eval/synth.h"
 #include "../fail.h"
 #include "../io/json.h"
+#include "../report.h"
 
 /* ================================================================================================
  * samlad synth, samlad eval
@@ -132,6 +133,26 @@ static void print_json(const Evaluation *e)
     json_end(&w);
 }
 
+/* What figures are missing, or of fewer images than one would think. */
+static void print_gaps(const DatasetCategory *c)
+{
+    int n_good = 0, n_masked = 0;
+    for (int i = 0; i < c->n_images; i++) {
+        n_good += c->images[i].normal;
+        n_masked += !c->images[i].normal && c->images[i].n_masks > 0;
+    }
+    const int n_anomalous = c->n_images - n_good;
+    if (n_good == 0) {
+        report_plain(stdout, c->name);
+        printf(": no good test images, so nothing to compare the anomalous ones with\n");
+    }
+    if (n_masked > 0 && n_masked < n_anomalous) {
+        report_plain(stdout, c->name);
+        printf(": %d of %d anomalous images have no ground truth and are not in the pixels' figures\n",
+               n_anomalous - n_masked, n_anomalous);
+    }
+}
+
 static void print_evaluation(const Args *args, const Evaluation *e)
 {
     CategoryFigures all;
@@ -145,6 +166,8 @@ static void print_evaluation(const Args *args, const Evaluation *e)
         return;
     }
     table_print(stdout, e->categories, &e->dataset);
+    for (int i = 0; i < e->dataset.n; i++)
+        print_gaps(&e->dataset.categories[i]);
     table_mean(&all, e->categories, e->dataset.n);
     if (e->times.n_images == all.n_images)
         printf("bank of %d images in %.1f s, %d test images, %.3f s/image\n", all.n_bank, e->times.bank,

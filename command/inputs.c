@@ -328,24 +328,48 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-int check_outputs(const ImageList *list, const char *out, Error *err)
+int output_length(const ImageList *list, int i)
 {
-    char **stems = calloc((size_t)list->n + 1, sizeof *stems);
+    return list->whole_names ? (int)strlen(list->names[i]) : stem_length(list->names[i]);
+}
+
+/* The first of two equal names of outputs, malloc'd, or NULL: there are none. -1: no memory. */
+static int find_twins(char **twin, const ImageList *list, Error *err)
+{
+    char **names = calloc((size_t)list->n + 1, sizeof *names);
     int status =
-        stems ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *stems);
+        names ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *names);
+    *twin = NULL;
     for (int i = 0; i < list->n && !status; i++)
-        if (!(stems[i] = strndup(list->names[i], (size_t)stem_length(list->names[i]))))
+        if (!(names[i] = strndup(list->names[i], (size_t)output_length(list, i))))
             status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
     if (!status)
-        qsort(stems, (size_t)list->n, sizeof *stems, by_text);
-    for (int i = 1; i < list->n && !status; i++)
-        if (strcmp(stems[i - 1], stems[i]) == 0)
-            status = fail(err,
-                          "%s/%.300s_heat.png: two of the images would be written there: give them apart, or "
-                          "a folder above both",
-                          out, stems[i]);
-    for (int i = 0; stems && i < list->n; i++)
-        free(stems[i]);
-    free(stems);
+        qsort(names, (size_t)list->n, sizeof *names, by_text);
+    for (int i = 1; i < list->n && !status && !*twin; i++)
+        if (strcmp(names[i - 1], names[i]) == 0) {
+            *twin = names[i];
+            names[i] = NULL;
+        }
+    for (int i = 0; names && i < list->n; i++)
+        free(names[i]);
+    free(names);
+    return status;
+}
+
+int check_outputs(ImageList *list, const char *out, Error *err)
+{
+    char *twin;
+    int status = find_twins(&twin, list, err);
+    if (!status && twin) {
+        free(twin);
+        list->whole_names = 1;
+        status = find_twins(&twin, list, err);
+    }
+    if (!status && twin)
+        status = fail(err,
+                      "%s/%.300s_heat.png: two of the images would be written there: give them apart, or a "
+                      "folder above both",
+                      out, twin);
+    free(twin);
     return status;
 }

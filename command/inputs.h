@@ -7,7 +7,8 @@
 typedef struct ImageList {
     char **paths, **names; /* names: below the folder that was given, for output files */
     int n, capacity;
-    int n_other; /* files in the folders of formats that we cannot read, and the name of one */
+    int whole_names; /* 1: outputs are called a.jpg_heat.png, for a.png is there too */
+    int n_other;     /* files in the folders of formats that we cannot read, and the name of one */
     char other[64];
 } ImageList;
 
@@ -29,8 +30,11 @@ int check_apart(const Args *args, Error *err);
 int check_spared(const char *out, const Args *args, const ImageList *list, Error *err);
 /* Refuse to write a bank over a file that is neither a bank nor weights: `bank -o *.png` names an image. */
 int check_replaceable(const char *out, Error *err);
-/* Refuse two images whose pictures would have one name (good/000.png and bad/000.png given as files). */
-int check_outputs(const ImageList *list, const char *out, Error *err);
+/* Find names for the images' pictures: without endings, or with them where a.jpg and a.png are there. Two
+ * images that would have one name even so (good/000.png and bad/000.png given as files) are refused. */
+int check_outputs(ImageList *list, const char *out, Error *err);
+/* How much of the image's name its pictures take. */
+int output_length(const ImageList *list, int i);
 
 /* Length of a path without its ending. */
 int stem_length(const char *path);

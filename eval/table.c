@@ -9,6 +9,7 @@
 
 #include "../fail.h"
 #include "../io/image.h"
+#include "../report.h"
 #include "../tensor.h"
 #include "metrics.h"
 #include "run.h"
@@ -191,10 +192,12 @@ static int measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCat
                    0, "auroc.mean");
     if (rank_metrics(scores, n_good, scores + n_good, n - n_good, &m, err))
         return -1;
+    if (n_good == 0) /* whatever the scores, all that is found is anomalous */
+        m.average_precision = m.best_f1 = m.best_f1_threshold = NAN;
     add_figure(f, m.auroc, (int)(n - n_good), "auroc.all");
-    add_figure(f, m.average_precision, 0, "ap.all");
-    add_figure(f, m.best_f1, 0, "f1.all");
-    add_figure(f, m.best_f1_threshold, 0, "threshold.all");
+    add_figure(f, m.average_precision, (int)(n - n_good), "ap.all");
+    add_figure(f, m.best_f1, (int)(n - n_good), "f1.all");
+    add_figure(f, m.best_f1_threshold, (int)(n - n_good), "threshold.all");
     return 0;
 }
 
@@ -233,6 +236,13 @@ int figure_is_shown(const Figure *f)
            strcmp(f->name, "aupro.30") == 0;
 }
 
+/* A folder's name, of at least 24 characters. */
+static void print_name(FILE *to, const char *name)
+{
+    report_plain(to, name);
+    fprintf(to, "%*s", (int)(strlen(name) < 24 ? 24 - strlen(name) : 0), "");
+}
+
 static void print_one(FILE *to, const CategoryFigures *c)
 {
     for (int i = 0; i < c->n; i++) {
@@ -244,16 +254,17 @@ static void print_one(FILE *to, const CategoryFigures *c)
             fprintf(to, "%s %2s %%%*s %.3f\n", f->name[2] == 's' ? "AU-sPRO up to" : "AU-PRO up to", what,
                     f->name[2] == 's' ? 12 : 13, "", f->value);
         else if (f->n && strcmp(what, "all") != 0)
-            fprintf(to, "%-24s AUROC %.3f  (%d against %d good)\n", what, f->value, f->n, c->n_good);
+            print_name(to, what),
+                fprintf(to, " AUROC %.3f  (%d against %d good)\n", f->value, f->n, c->n_good);
         else
-            fprintf(to, "%-24s AUROC %.3f\n", what, f->value);
+            print_name(to, what), fprintf(to, " AUROC %.3f\n", f->value);
     }
 }
 
 /* Columns of the tables over several categories: what all of them have. */
 static void print_row(FILE *to, const CategoryFigures *c, const CategoryFigures *mean)
 {
-    fprintf(to, "%-24s", c->name);
+    print_name(to, c->name);
     for (int i = 0; i < mean->n; i++)
         if (figure_is_shown(&mean->figures[i]))
             fprintf(to, "  %*.3f", (int)strlen(mean->figures[i].name), figure_of(c, mean->figures[i].name));
@@ -362,10 +373,12 @@ static void csv_category(OutFile *out, const CategoryFigures *c)
         put_text(out, ",");
         put_csv(out, c->figures[i].name);
         put_text(out, ",");
-        if (isnan(c->figures[i].value))
-            put_text(out, ",%d\n", c->figures[i].n);
-        else
-            put_text(out, "%.9g,%d\n", c->figures[i].value, c->figures[i].n);
+        if (!isnan(c->figures[i].value))
+            put_text(out, "%.9g", c->figures[i].value);
+        put_text(out, ",");
+        if (c->figures[i].n)
+            put_text(out, "%d", c->figures[i].n);
+        put_text(out, "\n");
     }
 }
 
@@ -462,7 +475,8 @@ static int write_markdown(const char *path, const CategoryFigures *categories, c
         markdown_row(&out, &categories[i], mean);
     if (d->n > 1)
         markdown_row(&out, mean, mean);
-    paper_table(&out, mean, d);
+    if (d->kind != DATASET_FOLDER)
+        paper_table(&out, mean, d);
     return out_commit(&out, err);
 }
 

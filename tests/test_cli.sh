@@ -326,6 +326,19 @@ says "give visa/c/Data/Images/Normal"
 gone y.bank
 expect 0 "and its normal images" "$bin" bank visa/c/Data/Images/Normal -o x.bank $weights --no-objects 1
 rm -r x.bank mixed visa
+# names: two images whose names differ in the ending alone, two folders with the same names
+mkdir twins twins/a twins/b
+cp new/a.ppm twins/a/0.ppm && cp new/a.ppm twins/a/0.pnm && cp good/1.ppm twins/a/1.ppm
+cp good/0.ppm twins/b/0.ppm
+expect 0 "two endings of a name" "$bin" detect --bank n.bank twins/a -o twins.out $weights
+there twins.out/0.ppm_heat.png twins.out/0.pnm_overlay.png twins.out/0.pnm.tiff twins.out/1.ppm_heat.png
+expect 0 "a bank of two folders" "$bin" bank twins/a twins/b -o x.bank $weights --no-objects 1
+expect 0 "its images" "$bin" info x.bank
+says "image.[0-9] = a/0.ppm"
+says "image.[0-9] = b/0.ppm"
+says "image.[0-9] = a/1.ppm"
+says "option.crop-overlap-ratio = 0.341333$"
+rm -r twins twins.out x.bank
 # what is read is never written over
 cp good/0.ppm kept.ppm
 expect 1 "a bank over one of its images" "$bin" bank kept.ppm good -o kept.ppm $weights
