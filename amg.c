@@ -329,7 +329,8 @@ typedef struct Worker {
     float *low_res; /* [n_multimask][4g][4g] */
     float *iou;     /* [prompts together][n_multimask + 1] */
     int *tokens;    /* [n_multimask] the masks that are worth upscaling */
-    uint8_t *mask;  /* [h][w] of the picture; zero outside the current crop */
+    uint8_t *mask;  /* [h][w] of the picture; zero between two masks */
+    int box[4];     /* of the mask, x0 y0 x1 y1 in the picture, the last included; x1 < x0: no pixel */
     Error error;
     int failed;
 } Worker;
@@ -356,22 +357,33 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
     const float high = (float)((double)middle + g->options->stability_score_offset);
     const float low = (float)((double)middle - g->options->stability_score_offset);
     const int crop_w = g->crop.x1 - g->crop.x0, crop_h = g->crop.y1 - g->crop.y0;
+    const float limits[3] = {fminf(low, high), middle, fmaxf(low, high)}; /* an offset may be negative */
+    const int for_low = low <= high ? 1 : 3, for_high = 4 - for_low;
     int64_t above_high = 0, above_low = 0;
     int x0 = crop_w, x1 = -1, y0 = crop_h, y1 = -1;
-    const float lowest = low < middle ? low : middle;
-    sam_rows_begin(worker->rows, low_res, lowest);
+    sam_rows_begin(worker->rows, low_res, limits, 3);
     for (int y = 0; y < crop_h; y++) {
         uint8_t *mask = worker->mask + ((size_t)(g->crop.y0 + y) * g->w + g->crop.x0);
-        int from, to, n_high = 0, n_low = 0, n = 0;
-        const float *logits = sam_rows_next(worker->rows, &from, &to);
-        /* copies: from and to, whose addresses were taken, might lie in mask[]: no vectors then */
-        const int first = from, end = to;
-        memset(mask, 0, (size_t)crop_w);
-        for (int x = first; x < end; x++) {
-            mask[x] = logits[x] > middle;
-            n += logits[x] > middle;
-            n_high += logits[x] > high;
-            n_low += logits[x] > low;
+        int n_runs, n_high = 0, n_low = 0, n = 0;
+        const SamRun *runs;
+        const float *logits = sam_rows_next(worker->rows, &runs, &n_runs);
+        for (int i = 0; i < n_runs; i++) {
+            const SamRun run = runs[i];
+            if (run.above != SAM_BETWEEN) {
+                const int length = run.end - run.first;
+                if (run.above >= 2)
+                    memset(mask + run.first, 1, (size_t)length);
+                n += run.above >= 2 ? length : 0;
+                n_high += run.above >= for_high ? length : 0;
+                n_low += run.above >= for_low ? length : 0;
+                continue;
+            }
+            for (int x = run.first; x < run.end; x++) {
+                mask[x] = logits[x] > middle;
+                n += logits[x] > middle;
+                n_high += logits[x] > high;
+                n_low += logits[x] > low;
+            }
         }
         above_high += n_high;
         above_low += n_low;
@@ -379,7 +391,7 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
             continue;
         y0 = y < y0 ? y : y0;
         y1 = y;
-        int left = 0, right = crop_w - 1;
+        int left = runs[0].first, right = runs[n_runs - 1].end - 1; /* beyond, the mask is 0 */
         while (left < x0 && !mask[left])
             left++;
         while (right > x1 && !mask[right])
@@ -393,6 +405,15 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
     c->box[1] = empty ? 0 : (float)y0;
     c->box[2] = empty ? 0 : (float)x1;
     c->box[3] = empty ? 0 : (float)y1;
+    worker->box[0] = g->crop.x0 + x0, worker->box[2] = g->crop.x0 + x1;
+    worker->box[1] = g->crop.y0 + y0, worker->box[3] = g->crop.y0 + y1;
+}
+
+static void clear_mask(const Generator *g, Worker *worker)
+{
+    const int *b = worker->box;
+    for (int y = b[1]; y <= b[3]; y++)
+        memset(worker->mask + (size_t)y * g->w + b[0], 0, (size_t)(b[2] - b[0] + 1));
 }
 
 /* Stability and crop-edge filters; what passes gets its run lengths. The box moves into the picture's
@@ -400,17 +421,17 @@ static void threshold_mask(const Generator *g, Worker *worker, const float *low_
 static int judge_mask(const Generator *g, Worker *worker, const float *low_res, Candidate *c)
 {
     const double threshold = g->options->stability_score_thresh;
+    int status = 0;
     threshold_mask(g, worker, low_res, c);
-    if (threshold > 0 && !(c->stability >= (float)threshold))
-        return 0;
     for (int i = 0; i < 4; i++)
         c->box[i] += (float)(i % 2 == 0 ? g->crop.x0 : g->crop.y0);
-    if (near_crop_edge(c->box, &g->crop, g->h, g->w))
-        return 0;
-    if (rle_encode(&c->rle, worker->mask, g->h, g->w, &worker->error))
-        return -1;
-    c->used = 1;
-    return 0;
+    if ((!(threshold > 0) || c->stability >= (float)threshold) &&
+        !near_crop_edge(c->box, &g->crop, g->h, g->w)) {
+        status = rle_encode_box(&c->rle, worker->mask, g->h, g->w, worker->box, &worker->error);
+        c->used = status == 0;
+    }
+    clear_mask(g, worker);
+    return status;
 }
 
 /* Masks of one of the prompts that have just been decoded; `out` [n_multimask] gets what survives. */
@@ -562,7 +583,6 @@ static int enter_crop(Generator *g, const SamImage *image, Error *err)
     if (!g->decoder)
         return -1;
     for (int i = 0; i < g->n_workers; i++) {
-        memset(g->workers[i].mask, 0, (size_t)g->h * g->w);
         g->workers[i].rows = sam_rows_new(g->sam, image, err);
         if (!g->workers[i].rows)
             return -1;
@@ -819,7 +839,7 @@ static int worker_init(Worker *worker, const Generator *g, Error *err)
     worker->low_res = aligned_array(n_masks * side * side, sizeof(float));
     worker->iou = malloc(SAM_TOGETHER * (n_masks + 1) * sizeof(float));
     worker->tokens = malloc(n_masks * sizeof(int));
-    worker->mask = malloc((size_t)g->h * g->w);
+    worker->mask = calloc((size_t)g->h, (size_t)g->w);
     if (!worker->low_res || !worker->iou || !worker->tokens || !worker->mask)
         return fail_memory(err, "mask generation",
                            (unsigned long long)g->h * g->w + n_masks * side * side * sizeof(float));
@@ -831,7 +851,7 @@ static int generator_init(Generator *g, Error *err)
     const size_t n_slots = (size_t)POINTS_PER_BATCH * (size_t)sam_config(g->sam)->n_multimask;
     const size_t n_points = (size_t)g->options->points_per_side * (size_t)g->options->points_per_side;
     const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * (size_t)g->h * g->w : 0;
-    int n_threads = tensor_max_threads();
+    int n_threads = tensor_team_size(); /* not more, where each image has a thread */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
     g->workers = calloc((size_t)g->n_workers, sizeof *g->workers);
     g->batch = calloc(n_slots, sizeof *g->batch);

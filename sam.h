@@ -115,11 +115,17 @@ void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt
 typedef struct SamRows SamRows;
 SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err);
 void sam_rows_free(SamRows *rows);
-/* low_res must stay until the last row. Where no logit reaches limit nothing is worked out: most of most
- * masks of automatic generation is far from their objects. -INFINITY: everything is. */
-void sam_rows_begin(SamRows *rows, const float *low_res, float limit);
-/* original_h times, from the top: logits of columns *first to *end - 1, at their places in [original_w]. All
- * others are below the limit; *first == *end: the whole row is. */
-const float *sam_rows_next(SamRows *rows, int *first, int *end);
+/* Pixels first to end - 1 of a row, which all lie above so many of the limits and below the others;
+ * SAM_BETWEEN: they were worked out, for it could not be told otherwise. */
+enum { SAM_BETWEEN = -1, SAM_MAX_LIMITS = 4 };
+typedef struct SamRun {
+    int first, end, above;
+} SamRun;
+/* low_res must stay until the last row. limits [n], from the lowest, at most SAM_MAX_LIMITS: on which side of
+ * them a pixel lies is all that is asked, so that most need not be worked out. None: all are. */
+void sam_rows_begin(SamRows *rows, const float *low_res, const float *limits, int n);
+/* original_h times, from the top: the row's runs from the left; a pixel in none lies below all limits. Returns
+ * the logits of the SAM_BETWEEN ones, at their places in [original_w]. */
+const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs);
 
 #endif

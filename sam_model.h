@@ -1,4 +1,4 @@
-/* sam_model.h - what sam.c, sam_encoder.c and sam_decoder.c share: the weights of one model, by their
+/* sam_model.h - what the files sam*.c share: the weights of one model, by their
  * official names. Private: users include sam.h. */
 #ifndef SAMLAD_SAM_MODEL_H
 #define SAMLAD_SAM_MODEL_H

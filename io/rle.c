@@ -18,29 +18,46 @@ static int above_top(const uint8_t *mask, int height, int width, int x)
     return x > 0 && mask[(size_t)(height - 1) * (size_t)width + (size_t)x - 1] != 0;
 }
 
-/* How many runs begin in each column. */
-static void count_starts(uint32_t *n_starts, const uint8_t *mask, int height, int width)
+/* Where runs can begin: the box, one row below it, and at the top one column right of it. */
+typedef struct Region {
+    int x0, x1, top_x1, y0, y1; /* the ends excluded */
+} Region;
+
+static Region region_of(const int box[4], int height, int width)
 {
-    for (int x = 0; x < width; x++)
+    if (box[2] < box[0] || box[3] < box[1])
+        return (Region){0};
+    return (Region){.x0 = box[0],
+                    .x1 = box[2] + 1,
+                    .top_x1 = box[2] + 2 < width ? box[2] + 2 : width,
+                    .y0 = box[1] > 0 ? box[1] : 1,
+                    .y1 = box[3] + 2 < height ? box[3] + 2 : height};
+}
+
+/* How many runs begin in each column. */
+static void count_starts(uint32_t *n_starts, const uint8_t *mask, int height, int width, const Region *r)
+{
+    for (int x = r->x0; x < r->top_x1; x++)
         n_starts[x] = above_top(mask, height, width, x) != (mask[x] != 0);
-    for (int y = 1; y < height; y++) {
+    for (int y = r->y0; y < r->y1; y++) {
         const uint8_t *row = mask + (size_t)y * (size_t)width, *above = row - width;
-        for (int x = 0; x < width; x++)
+        for (int x = r->x0; x < r->x1; x++)
             n_starts[x] += (above[x] != 0) != (row[x] != 0);
     }
 }
 
 /* next[x]: where column x's next start goes. Most pixels equal the one above: eight are passed over at once.
  */
-static void list_starts(uint32_t *starts, uint32_t *next, const uint8_t *mask, int height, int width)
+static void list_starts(uint32_t *starts, uint32_t *next, const uint8_t *mask, int height, int width,
+                        const Region *r)
 {
-    for (int x = 0; x < width; x++)
+    for (int x = r->x0; x < r->top_x1; x++)
         if (above_top(mask, height, width, x) != (mask[x] != 0))
             starts[next[x]++] = (uint32_t)x * (uint32_t)height;
-    for (int y = 1; y < height; y++) {
+    for (int y = r->y0; y < r->y1; y++) {
         const uint8_t *row = mask + (size_t)y * (size_t)width, *above = row - width;
-        for (int x = 0; x < width; x++) {
-            if (width - x >= 8 && memcmp(row + x, above + x, 8) == 0)
+        for (int x = r->x0; x < r->x1; x++) {
+            if (r->x1 - x >= 8 && memcmp(row + x, above + x, 8) == 0)
                 x += 7;
             else if ((above[x] != 0) != (row[x] != 0))
                 starts[next[x]++] = (uint32_t)x * (uint32_t)height + (uint32_t)y;
@@ -50,13 +67,19 @@ static void list_starts(uint32_t *starts, uint32_t *next, const uint8_t *mask, i
 
 int rle_encode(Rle *rle, const uint8_t *mask, int height, int width, Error *err)
 {
+    return rle_encode_box(rle, mask, height, width, (int[4]){0, 0, width - 1, height - 1}, err);
+}
+
+int rle_encode_box(Rle *rle, const uint8_t *mask, int height, int width, const int box[4], Error *err)
+{
     memset(rle, 0, sizeof *rle);
     if (height < 1 || width < 1 || (int64_t)height * width > UINT32_MAX)
         return fail(err, "run-length encoding: bad mask size %d x %d", width, height);
+    const Region region = region_of(box, height, width);
     uint32_t *next = calloc((size_t)width, sizeof *next);
     if (!next)
         return fail_memory(err, "run-length encoding", (size_t)width * sizeof *next);
-    count_starts(next, mask, height, width);
+    count_starts(next, mask, height, width, &region);
     uint32_t n_starts = 0;
     for (int x = 0; x < width; x++) {
         uint32_t n = next[x];
@@ -69,7 +92,7 @@ int rle_encode(Rle *rle, const uint8_t *mask, int height, int width, Error *err)
         free(next);
         return fail_memory(err, "run-length encoding", rle->n_counts * sizeof *rle->counts);
     }
-    list_starts(rle->counts, next, mask, height, width);
+    list_starts(rle->counts, next, mask, height, width, &region);
     free(next);
     rle->counts[n_starts] = (uint32_t)((int64_t)height * width);
     for (size_t i = n_starts; i > 0; i--) /* from starts to lengths */

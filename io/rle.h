@@ -17,6 +17,9 @@ typedef struct Rle {
 
 int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not */, int height, int width,
                Error *err);
+/* The same for a mask that is 0 outside of the box x0 y0 x1 y1, the last included, which is all that is looked
+ * at. x1 < x0: it is 0 everywhere. */
+int rle_encode_box(Rle *rle, const uint8_t *mask, int height, int width, const int box[4], Error *err);
 void rle_decode(uint8_t *mask /* [height][width] 0/1 */, const Rle *rle);
 int64_t rle_area(const Rle *rle);
 void rle_free(Rle *rle);

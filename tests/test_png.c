@@ -452,7 +452,12 @@ static void test_rle(void)
         uint32_t rarity = 1 + next_random(&state) % 40;
         for (int i = 0; i < height * width; i++) {
             uint32_t r = next_random(&state);
-            mask[i] = (uint8_t)(trial == 0 ? 0 : trial == 1 ? 1 : r % rarity == 0 ? 1 + r % 255 : 0);
+            const int inside =
+                trial % 3 || (i % width > width / 4 && i % width < width / 2 && i / width > height / 3);
+            mask[i] = (uint8_t)(trial == 0                  ? 0
+                                : trial == 1                ? 1
+                                : inside && r % rarity == 0 ? 1 + r % 255
+                                                            : 0);
             area += mask[i] != 0;
         }
         Rle rle;
@@ -467,6 +472,17 @@ static void test_rle(void)
         for (int i = 0; i < height * width; i++)
             differences += back[i] != (mask[i] != 0);
         CHECK(differences == 0);
+        rle_free(&rle);
+        int box[4] = {width, height, -1, -1}; /* and from its box alone */
+        for (int i = 0; i < height * width; i++) {
+            const int x = i % width, y = i / width;
+            if (!mask[i])
+                continue;
+            box[0] = x < box[0] ? x : box[0], box[1] = y < box[1] ? y : box[1];
+            box[2] = x > box[2] ? x : box[2], box[3] = y > box[3] ? y : box[3];
+        }
+        REQUIRE(rle_encode_box(&rle, mask, height, width, box, &err) == 0);
+        CHECK(rle.n_counts == n && memcmp(rle.counts, counts, n * sizeof *counts) == 0);
         rle_free(&rle);
     }
 }

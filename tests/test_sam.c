@@ -115,13 +115,24 @@ static void check_left_out(const Case *c, const SamImage *image, const float *lo
     SamRows *rows = sam_rows_new(c->sam, image, NULL);
     REQUIRE(rows);
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        int left_out = 0, wrong = 0, first, end;
-        sam_rows_begin(rows, low, limits[i]);
+        const float both[] = {limits[i], limits[i] + 0.1f};
+        int left_out = 0, wrong = 0, n_runs;
+        sam_rows_begin(rows, low, both, i == 0 ? 0 : 2);
         for (int y = 0; y < h; y++) {
-            const float *expected = logits + (size_t)y * w, *row = sam_rows_next(rows, &first, &end);
-            for (int x = 0; x < w; x++)
-                wrong += x < first || x >= end ? !(expected[x] < limits[i]) : row[x] != expected[x];
-            left_out += w - (end - first);
+            const SamRun *runs;
+            const float *expected = logits + (size_t)y * w, *row = sam_rows_next(rows, &runs, &n_runs);
+            int x = 0;
+            for (int k = 0; k <= n_runs; k++) { /* what is below, then a run */
+                const int first = k < n_runs ? runs[k].first : w;
+                wrong += x > first;
+                left_out += first - x;
+                for (; x < first; x++)
+                    wrong += !(expected[x] < limits[i]);
+                for (; k < n_runs && x < runs[k].end; x++)
+                    wrong += runs[k].above == SAM_BETWEEN ? row[x] != expected[x]
+                             : runs[k].above == 1         ? !(expected[x] > both[0] && expected[x] < both[1])
+                                                          : !(expected[x] > both[1]);
+            }
         }
         CHECK_MSG(wrong == 0, "%s: limit %g: %d logits are wrong", c->key, (double)limits[i], wrong);
         CHECK(i > 0 || left_out == 0);
@@ -142,17 +153,53 @@ static void check_blob(const Case *c, const SamImage *image)
     check_left_out(c, image, low, logits);
     SamRows *rows = sam_rows_new(c->sam, image, NULL);
     REQUIRE(rows);
-    int looked_at = 0, first, end;
-    sam_rows_begin(rows, low, -1);
+    int looked_at = 0, n_runs;
+    const SamRun *runs;
+    sam_rows_begin(rows, low, (float[]){-1, 1}, 2);
     for (int y = 0; y < h; y++) {
-        sam_rows_next(rows, &first, &end);
-        looked_at += end - first;
+        sam_rows_next(rows, &runs, &n_runs);
+        for (int k = 0; k < n_runs; k++)
+            looked_at += runs[k].end - runs[k].first;
     }
     CHECK_MSG(looked_at > 0 && looked_at < h * w / 2, "%s: %d of %d pixels looked at", c->key, looked_at,
               h * w);
     sam_rows_free(rows);
     free(low);
     free(logits);
+}
+
+/* A picture that is much larger than the low-res logits: only a seam along the mask's edge is worked out. */
+static void check_seam(const Case *c, const SamImage *image)
+{
+    SamImage large = *image;
+    large.original_h = image->original_h * 1500 / (image->original_h + image->original_w);
+    large.original_w = image->original_w * 1500 / (image->original_h + image->original_w);
+    const int side = 4 * image->grid, h = large.original_h, w = large.original_w;
+    float *low = malloc((size_t)side * side * sizeof *low), *logits = malloc((size_t)h * w * sizeof *logits);
+    REQUIRE(low && logits);
+    for (int i = 0; i < side * side; i++) { /* slopes, steps, and a few odd logits */
+        const float x = (float)(i % side) / (float)side, y = (float)(i / side) / (float)side;
+        low[i] = i % 97 == 0 ? 0 : (x - 0.2f) * (0.6f - y) * 40 - 0.3f;
+    }
+    REQUIRE(sam_postprocess(c->sam, &large, low, logits, NULL) == 0);
+    check_left_out(c, &large, low, logits);
+    SamRows *rows = sam_rows_new(c->sam, &large, NULL);
+    REQUIRE(rows);
+    int64_t worked_out = 0, known = 0;
+    sam_rows_begin(rows, low, (float[]){-0.5f, 0.5f}, 2);
+    for (int y = 0; y < h; y++) {
+        const SamRun *runs;
+        int n_runs;
+        sam_rows_next(rows, &runs, &n_runs);
+        for (int k = 0; k < n_runs; k++)
+            *(runs[k].above == SAM_BETWEEN ? &worked_out : &known) += runs[k].end - runs[k].first;
+    }
+    if (w >= 16 * side) /* else columns are too narrow for runs of 64 pixels to leave much out */
+        CHECK_MSG(known > 0 && worked_out < (int64_t)h * w * 3 / 4,
+                  "%s: %lld of %d pixels worked out, %lld known", c->key, (long long)worked_out, h * w,
+                  (long long)known);
+    sam_rows_free(rows);
+    free(low), free(logits);
 }
 
 static void check_prompt(Case *c, const SamImage *image, int multimask)
@@ -199,6 +246,7 @@ static void check_picture(Case *c, int picture)
             check_prompt(c, &image, prompts[i].multimask);
     }
     check_blob(c, &image);
+    check_seam(c, &image);
     sam_image_free(&image);
 }
 
