@@ -427,7 +427,7 @@ static int channel_spread(Bank *b, Error *err)
     return 0;
 }
 
-static int describe_bank(Bank *b, Error *err)
+static int describe_bank(Bank *b, const Safetensors *weights, Error *err)
 {
     int status = 0;
     for (int i = 0; i < b->n_images && !status; i++) {
@@ -440,6 +440,9 @@ static int describe_bank(Bank *b, Error *err)
                                o->weights, o->n, o->grid_h, o->grid_w, 1, err);
         scene_free(&scene);
     }
+    if (!status && !all_finite(b->owned_descriptors, (size_t)b->first[b->n_images] * (size_t)b->channels))
+        status = fail(err, "%s gives descriptors that are not finite numbers",
+                      weights ? st_path(weights) : "the channel graph with these settings");
     return status;
 }
 
@@ -644,7 +647,7 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
     if (calibrate_memory(b, err) || channel_spread(b, err) ||
         dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images,
                  err) ||
-        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, err) ||
+        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, dcga_weights, err) ||
         calibrate_alpha(b, err))
         return -1;
     for (int i = 0; i < b->first[b->n_images]; i++)

@@ -519,7 +519,7 @@ int featup_upsample(const Featup *featup, float *out, const float *features, int
                     const float *guidance, int gh, int gw, int stages, Error *err)
 {
     if (stages < 0 || stages > FEATUP_MAX_STAGES || (featup && stages > featup->n_stages))
-        return fail(err, "%d FeatUp stages are asked for, expected 0 to %d", stages,
+        return fail(err, "option featup-stages: %d are asked for, these weights have %d", stages,
                     featup ? featup->n_stages : FEATUP_MAX_STAGES);
     if (h < 1 || w < 1 || c < 1 || h > 1 << 16 || w > 1 << 16 || c > 1 << 16)
         return fail(err, "features of %d x %d x %d cannot be upsampled, expected 1 to 65536 each", h, w, c);

@@ -254,7 +254,8 @@ __attribute__((format(printf, 6, 7))) static SamAffine load_conv(Loader *l, int 
     return conv;
 }
 
-/* A relative position table [any odd length][head_dim]; get_rel_pos resamples it when the length differs. */
+/* A relative position table [1 to 8191][head_dim]; get_rel_pos resamples it when the length is not the one
+ * that is needed. */
 static const float *load_rel_pos(Loader *l, int *length, int head_dim, int block, char axis)
 {
     char name[80];

@@ -35,6 +35,16 @@ static int open_featup(Models *m, const char *path, Error *err)
     return m->featup ? 0 : -1;
 }
 
+/* Looked at already here, for it is needed only when all images are analysed. */
+static int open_dcga(Models *m, const char *path, Error *err)
+{
+    Dcga looked = {.channels = vit_config(m->vit)->dim};
+    if (!path)
+        return 0;
+    m->dcga_file = st_open(path, err);
+    return m->dcga_file ? dcga_learned(&looked, m->dcga_file, err) : -1;
+}
+
 int models_open(Models *m, const char *vit, const char *sam, const char *featup, const char *dcga, Error *err)
 {
     *m = (Models){0};
@@ -45,8 +55,8 @@ int models_open(Models *m, const char *vit, const char *sam, const char *featup,
         status = open_sam(m, sam, err);
     if (!status)
         status = open_featup(m, featup, err);
-    if (!status && dcga && !(m->dcga_file = st_open(dcga, err)))
-        status = -1;
+    if (!status)
+        status = open_dcga(m, dcga, err);
     if (status)
         models_close(m);
     return status;

@@ -34,8 +34,8 @@ int models_open(Models *models, const char *vit, const char *sam, const char *fe
                 Error *err);
 /* The same networks with activations of their own, for another thread. `models` must outlive it. */
 int models_share(Models *copy, const Models *models, Error *err);
-/* Bytes that one more share costs while it works on an image: the networks' activations and the enlarged
- * features. */
+/* Bytes that one more share costs while it works on an image, beside what grows with the picture (its pixels,
+ * labels and masks): the networks' activations and the enlarged features. */
 size_t models_image_bytes(const Models *models, const Options *options);
 void models_close(Models *models);
 /* What SAM's weights recommend for objects, into options that are still at their defaults. */

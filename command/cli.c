@@ -418,6 +418,8 @@ static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
     if (!isnan(samlad_bank_threshold(s)))
         printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
                (double)samlad_bank_threshold(s));
+    else
+        printf("one image, or copies of one: no verdicts, only the order of the scores will say something\n");
     return 0;
 }
 
@@ -752,6 +754,14 @@ static int check_segment_outputs(const Args *args, const char *prefix, Error *er
     return args->dump && (check_spared(args->dump, args, NULL, err) || out_try(args->dump, err)) ? -1 : 0;
 }
 
+static void print_masks(const char *path, const char *prefix, size_t n)
+{
+    report_plain(stdout, path);
+    printf(": %zu mask%s in ", n, n == 1 ? "" : "s");
+    report_plain(stdout, prefix);
+    printf("_masks.png and .json\n");
+}
+
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
     char prefix[PATH_SIZE];
@@ -781,7 +791,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
         if (!status && dump)
             status = st_writer_save(dump, args->dump, err);
         if (!status)
-            printf("%s: %zu mask%s\n", path, masks.n, masks.n == 1 ? "" : "s");
+            print_masks(path, prefix, masks.n);
         amg_masks_free(&masks);
     }
     st_writer_free(dump);

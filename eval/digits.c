@@ -84,16 +84,16 @@ static uint8_t *idx_read(const char *dir, const char *name, uint32_t magic, size
 }
 
 /* Sorts the images by their labels. */
-static int index_labels(Mnist *m, const uint8_t *labels, const char *name, Error *err)
+static int index_labels(Mnist *m, const uint8_t *labels, const char *dir, const char *name, Error *err)
 {
     for (size_t i = 0; i < m->n; i++) {
         if (labels[i] > 9)
-            return fail(err, "%s: label %u of image %zu is not a digit", name, labels[i], i);
+            return fail(err, "%s/%s: label %u of image %zu is not a digit", dir, name, labels[i], i);
         m->count[labels[i]]++;
     }
     for (int d = 0; d < 10; d++) {
         if (m->count[d] == 0)
-            return fail(err, "%s: there is no image of the digit %d", name, d);
+            return fail(err, "%s/%s: there is no image of the digit %d", dir, name, d);
         m->index[d] = malloc(m->count[d] * sizeof *m->index[d]);
         if (!m->index[d])
             return fail_memory(err, "MNIST's labels", m->count[d] * sizeof *m->index[d]);
@@ -119,7 +119,7 @@ static int mnist_read(Mnist *m, const char *dir, const char *prefix, Error *err)
     if (labels && n_labels != m->n)
         status = fail(err, "%s/%s: %zu labels for %zu images", dir, names, n_labels, m->n);
     if (status == 0)
-        status = index_labels(m, labels + 8, names, err);
+        status = index_labels(m, labels + 8, dir, names, err);
     free(labels);
     if (status)
         mnist_free(m);

@@ -679,9 +679,6 @@ int st_writer_copy(StWriter *w, const char *name, StDtype dtype, int n_dims, con
 
 int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err)
 {
-    for (size_t i = 0; i < w->n_meta; i++)
-        if (strcmp(w->meta[2 * i], key) == 0)
-            return fail(err, "__metadata__: key %s was given twice", key);
     if (w->n_meta == w->meta_capacity) {
         size_t capacity = 2 * w->meta_capacity + 16;
         char **grown = realloc(w->meta, 2 * capacity * sizeof *grown);
@@ -712,24 +709,38 @@ static int compare_entries(const void *a, const void *b)
     return x->order < y->order ? -1 : x->order > y->order;
 }
 
-static int compare_entry_names(const void *a, const void *b)
+static int compare_texts(const void *a, const void *b)
 {
-    return strcmp((*(const StEntry *const *)a)->name, (*(const StEntry *const *)b)->name);
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+/* Sorts n names; returns one that is there twice, or NULL. */
+static const char *find_twice(const char **names, size_t n)
+{
+    qsort(names, n, sizeof *names, compare_texts);
+    for (size_t i = 1; i < n; i++)
+        if (strcmp(names[i - 1], names[i]) == 0)
+            return names[i];
+    return NULL;
+}
+
+/* At the end, all at once: a bank has a key an image. */
 static int check_names(const StWriter *w, const char *path, Error *err)
 {
-    const StEntry **sorted = malloc((w->n_entries + 1) * sizeof *sorted);
-    if (!sorted)
-        return fail_memory(err, path, w->n_entries * sizeof *sorted);
-    for (size_t i = 0; i < w->n_entries; i++)
-        sorted[i] = &w->entries[i];
-    qsort(sorted, w->n_entries, sizeof *sorted, compare_entry_names);
+    const size_t n = w->n_entries > w->n_meta ? w->n_entries : w->n_meta;
+    const char *twice, **names = malloc((n + 1) * sizeof *names);
+    if (!names)
+        return fail_memory(err, path, n * sizeof *names);
     int status = 0;
-    for (size_t i = 1; i < w->n_entries && !status; i++)
-        if (strcmp(sorted[i - 1]->name, sorted[i]->name) == 0)
-            status = fail(err, "%s: tensor %s was given twice", path, sorted[i]->name);
-    free(sorted);
+    for (size_t i = 0; i < w->n_entries; i++)
+        names[i] = w->entries[i].name;
+    if ((twice = find_twice(names, w->n_entries)))
+        status = fail(err, "%s: tensor %s was given twice", path, twice);
+    for (size_t i = 0; i < w->n_meta; i++)
+        names[i] = w->meta[2 * i];
+    if (!status && (twice = find_twice(names, w->n_meta)))
+        status = fail(err, "%s: __metadata__: key %s was given twice", path, twice);
+    free(names);
     return status;
 }
 

@@ -86,7 +86,8 @@ int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, cons
 int st_writer_copy(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
                    const void *data, Error *err);
 int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err);
-int st_writer_save(StWriter *w, const char *path, Error *err); /* wide dtypes first, so all aligned */
+/* Wide dtypes first, so that all are aligned. -1 also for a name or key that was given twice. */
+int st_writer_save(StWriter *w, const char *path, Error *err);
 void st_writer_free(StWriter *w);
 
 size_t st_dtype_size(StDtype dtype);

@@ -96,8 +96,8 @@ INLINE Vec splat(float x)
     return x - (Vec){0};
 }
 
-/* a·b + c with one rounding where the machine can, which vector types cannot say (ISO C forbids the
- * compiler to contract a*b + c by itself). */
+/* a·b + c with one rounding where the machine can, which vector types cannot say: gcc does not contract a*b + c
+ * by itself with -std=c11, clang does. */
 INLINE Vec fmadd(Vec a, Vec b, Vec c)
 {
 #if defined(__AVX512F__)

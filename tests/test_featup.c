@@ -212,7 +212,7 @@ static void test_arguments_are_checked(void)
     REQUIRE(featup);
     CHECK(featup_stages(featup) == 2);
     CHECK(featup_upsample(featup, x, x, 1, 1, 1, x, 1, 1, 3, &err) == -1 &&
-          strstr(err.message, "3 FeatUp stages"));
+          strstr(err.message, "featup-stages: 3 are asked for"));
     CHECK(featup_upsample(featup, x, x, 1, 1, 1, x, 1, 1, -1, &err) == -1);
     CHECK(featup_upsample(featup, x, x, 0, 1, 1, x, 1, 1, 1, &err) == -1 && strstr(err.message, "0 x 1"));
     featup_close(featup);
