@@ -468,8 +468,7 @@ static void work_off_points(const Generator *g, Worker *worker, const double *po
 {
     static const int foreground = 1;
     SamPrompt prompts[SAM_TOGETHER];
-    float xy[SAM_TOGETHER]
-            [2]; /* the official code keeps doubles until it encodes them: 6e-8 of a coordinate */
+    float xy[SAM_TOGETHER][2]; /* the official code has doubles until it encodes them: 6e-8 of a side */
     for (int i = 0; i < n; i++) {
         xy[i][0] = (float)points[2 * i];
         xy[i][1] = (float)points[2 * i + 1];

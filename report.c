@@ -29,7 +29,9 @@ static int find_doubt(Doubt *doubt, const SamladResult *r)
     for (int i = 0; i < r->n_objects; i++)
         if (r->objects[i].verdict != VERDICT_NORMAL)
             return 0;
-    doubt->logical = r->logical_z > r->structural_z;
+    /* with --only the score is one of the two */
+    doubt->logical =
+        r->score != r->structural_z && (r->score == r->logical_z || r->logical_z > r->structural_z);
     const float *map = doubt->logical ? r->logical_map : r->structural_map;
     size_t most = 0;
     for (size_t p = 1; p < n_cells; p++)

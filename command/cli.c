@@ -624,8 +624,9 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     OutFile jsonl;
     if (!d->args->out)
         return detect_images(d, list, err);
-    if (dir_make(d->args->out, err) || dir_sweep(d->args->out, err))
+    if (dir_make(d->args->out, err))
         return -1;
+    dir_sweep_flat(d->args->out);
     if (snprintf(path, sizeof path, "%s/results.jsonl", d->args->out) >= PATH_SIZE)
         return fail(err, "%s: the path is too long", d->args->out);
     if (out_open(&jsonl, path, err))

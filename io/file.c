@@ -164,6 +164,20 @@ int dir_sweep(const char *path, Error *err)
                : fail(err, "%s: cannot look through the folder: %s", path, strerror(errno));
 }
 
+void dir_sweep_flat(const char *path)
+{
+    size_t n;
+    char **names = dir_list(path, 0, &n, NULL);
+    for (size_t i = 0; names && i < n; i++) {
+        const size_t size = strlen(path) + strlen(names[i]) + 2;
+        char *file = is_stale(names[i]) ? malloc(size) : NULL;
+        if (file && snprintf(file, size, "%s/%s", path, names[i]) > 0)
+            unlink(file); /* another process may have been first */
+        free(file);
+    }
+    free(names);
+}
+
 /* A folder that another process filled again after it was emptied stays, with what was put there. */
 static int remove_one(const char *path, const struct stat *info, int type, struct FTW *at)
 {

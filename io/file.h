@@ -43,6 +43,7 @@ int file_sync(const char *path, Error *err);
 int file_publish(const char *from, const char *to, Error *err);
 /* Remove files in and below the folder that killed processes of this machine left under temporary names. */
 int dir_sweep(const char *path, Error *err);
+void dir_sweep_flat(const char *path); /* in the folder alone, where it can be read */
 /* Remove the folder and all that is in it; none is fine. What other processes put there meanwhile stays, and
  * the folder with it: they remove it when they are through. */
 int dir_remove(const char *path, Error *err);

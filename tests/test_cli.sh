@@ -299,6 +299,8 @@ rm -r many many?
 # stopped in the middle: what is judged is kept, in whole lines, and nothing under a temporary name
 mkdir many
 for i in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do cp new/a.ppm many/$i.ppm; done
+mkdir many1
+: >"many1/results.jsonl.tmp.$(uname -n).4194304" # of a process that was killed: there is none of this number
 "$bin" detect --bank n.bank many -o many1 $weights >lines 2>err &
 process=$!
 while kill -0 $process 2>/dev/null && [ ! -s lines ]; do sleep 0.01; done
