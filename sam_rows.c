@@ -206,7 +206,8 @@ void sam_rows_begin(SamRows *rows, const float *low_res, const float *limits, in
     Span hull = {rows->low_size, 0};
     rows->low_res = low_res;
     rows->n_limits = n;
-    memcpy(rows->limits, limits, (size_t)n * sizeof *limits);
+    for (int i = 0; i < n; i++)
+        rows->limits[i] = limits[i];
     rows->next = 0;
     rows->runs_of[0] = rows->runs_of[1] = -1;
     for (int i = 0; i < 2; i++)

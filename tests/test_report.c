@@ -12,7 +12,7 @@
 
 #define SIDE           600 /* is not enlarged, and drawn with a unit of 1 */
 #define PLATE(letters) ((12 * (letters) + 4) * 18)
-#define TMP            "build/test_report.png"
+#define TMP            "test_report.tmp.png"
 
 static const uint8_t GREY = 128;
 
