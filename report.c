@@ -392,26 +392,28 @@ void report_plain(FILE *out, const char *text)
     }
 }
 
+#define INDENT "           " /* below the rank, for scores take nine characters */
+
 int report_text(FILE *out, const Samlad *s, const SamladResult *r)
 {
     char text[512];
     int n = 0;
     for (int i = 0; i < r->n_missing; i++, n++) {
         describe_missing(text, sizeof text, s, r, i);
-        fputs("  missing: ", out);
+        fputs(INDENT "missing: ", out);
         report_plain(out, text);
         fputs("\n", out);
     }
     for (int i = 0; i < r->n_objects; i++)
         if (r->objects[i].verdict != VERDICT_NORMAL) {
             describe_object(text, sizeof text, r, i);
-            fprintf(out, "  %s: %s\n", verdict_name(r->objects[i].verdict), text);
+            fprintf(out, INDENT "%s: %s\n", verdict_name(r->objects[i].verdict), text);
             n++;
         }
     Doubt doubt;
     if (find_doubt(&doubt, r)) {
         describe_doubt(text, sizeof text, &doubt);
-        fprintf(out, "  doubtful: %s\n", text);
+        fprintf(out, INDENT "doubtful: %s\n", text);
         n++;
     }
     return n;
