@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "fail.h"
 #include "io/image.h"
@@ -134,12 +135,14 @@ static int larger_mask(const void *a, const void *b)
     return x->area != y->area ? (x->area < y->area ? 1 : -1) : (x > y) - (x < y);
 }
 
-static int write_png(const AmgMasks *masks, const char *path, int height, int width, Error *err)
+/* labels [height][width]: 0 nothing, 1 + i mask i, the smaller upon the larger. */
+static int paint_masks(int32_t *labels, const AmgMasks *masks, int height, int width, Error *err)
 {
-    size_t pixels = (size_t)height * (size_t)width;
-    uint8_t palette[256][3] = {{0}}, *indices = calloc(pixels, 1), *mask = aligned_array(pixels, 1);
+    const size_t pixels = (size_t)height * (size_t)width;
+    uint8_t *mask = aligned_array(pixels, 1);
     const AmgMask **order = aligned_array(masks->n + 1, sizeof(*order));
-    int status = indices && mask && order ? 0 : fail_memory(err, "the masks' picture", pixels * 2);
+    int status = mask && order ? 0 : fail_memory(err, "the masks' picture", pixels);
+    memset(labels, 0, pixels * sizeof *labels);
     for (size_t i = 0; i < masks->n && !status; i++)
         order[i] = &masks->masks[i];
     if (!status && masks->n)
@@ -148,14 +151,116 @@ static int write_png(const AmgMasks *masks, const char *path, int height, int wi
         rle_decode(mask, &order[i]->segmentation);
         for (size_t p = 0; p < pixels; p++)
             if (mask[p])
-                indices[p] = (uint8_t)(1 + (order[i] - masks->masks) %
-                                               255); /* the JSON's order; colours recur after 255 */
+                labels[p] = (int32_t)(1 + (order[i] - masks->masks));
     }
+    free(mask), free(order);
+    return status;
+}
+
+/* Colours recur after 255 masks. */
+static int color_of(int32_t label)
+{
+    return label > 0 ? 1 + (label - 1) % 255 : 0;
+}
+
+static int write_png(const int32_t *labels, const char *path, int height, int width, Error *err)
+{
+    const size_t pixels = (size_t)height * (size_t)width;
+    uint8_t palette[256][3] = {{0}}, *indices = aligned_array(pixels, 1);
+    if (!indices)
+        return fail_memory(err, "the masks' picture", pixels);
+    for (size_t p = 0; p < pixels; p++)
+        indices[p] = (uint8_t)color_of(labels[p]);
     for (int i = 1; i < 256; i++)
         palette_color(palette[i], i);
+    const int status = png_write_indexed(path, indices, width, height, &palette[0][0], 256, NULL, err);
+    free(indices);
+    return status;
+}
+
+/* ---- to look at -------------------------------------------------------------------------------*/
+
+enum { WIDEST = 4096 }; /* pixels of an overlay */
+
+/* A picture of one panel or of several side by side, each the photo, of which every step-th pixel is taken. */
+typedef struct Overlay {
+    uint8_t *rgb; /* [h][panels·w][3] */
+    int w, h, panels, step;
+} Overlay;
+
+static void put_pixel(Overlay *o, int panel, int x, int y, const uint8_t color[3])
+{
+    if (x >= 0 && y >= 0 && x < o->w && y < o->h)
+        memcpy(o->rgb + 3 * ((size_t)y * (size_t)o->w * (size_t)o->panels + (size_t)(panel * o->w + x)),
+               color, 3);
+}
+
+/* The photo, darker where no mask lies, else tinted; white where two labels meet. */
+static void draw_panel(Overlay *o, int panel, const int32_t *labels, const uint8_t *rgb, int width)
+{
+    static const uint8_t white[3] = {255, 255, 255};
+    for (int y = 0; y < o->h; y++)
+        for (int x = 0; x < o->w; x++) {
+            const size_t at = (size_t)(y * o->step) * (size_t)width + (size_t)(x * o->step);
+            const int32_t right = x + 1 < o->w ? labels[at + (size_t)o->step] : labels[at],
+                          below = y + 1 < o->h ? labels[at + (size_t)o->step * (size_t)width] : labels[at];
+            uint8_t color[3] = {0};
+            if (labels[at] > 0)
+                palette_color(color, color_of(labels[at]));
+            for (int c = 0; c < 3; c++)
+                color[c] = (uint8_t)((rgb[3 * at + (size_t)c] + color[c]) / 2);
+            put_pixel(o, panel, x, y, labels[at] != right || labels[at] != below ? white : color);
+        }
+}
+
+/* Points that should lie inside are green, others red, and the box yellow. */
+static void draw_prompt(Overlay *o, int panel, const SegmentRequest *request)
+{
+    static const uint8_t green[3] = {60, 220, 90}, red[3] = {235, 50, 50}, yellow[3] = {255, 220, 40},
+                         black[3] = {0, 0, 0};
+    const int longer = o->w > o->h ? o->w : o->h, radius = 3 + longer / 150, thick = 1 + longer / 500;
+    const float s = 1 / (float)o->step, *b = request->box;
+    for (int i = 0; i < request->n_points; i++) {
+        const int cx = (int)(request->points[2 * i] * s), cy = (int)(request->points[2 * i + 1] * s);
+        for (int y = -radius - 1; y <= radius + 1; y++)
+            for (int x = -radius - 1; x <= radius + 1; x++)
+                if (hypot(x, y) < radius + 1)
+                    put_pixel(o, panel, cx + x, cy + y,
+                              hypot(x, y) >= radius - 1 ? black
+                              : request->labels[i]      ? green
+                                                        : red);
+    }
+    for (int t = 0; b && t < thick; t++) {
+        for (int x = (int)fmaxf(b[0] * s, 0); x < o->w && (float)x <= b[2] * s; x++)
+            put_pixel(o, panel, x, (int)(b[1] * s) + t, yellow),
+                put_pixel(o, panel, x, (int)(b[3] * s) - t, yellow);
+        for (int y = (int)fmaxf(b[1] * s, 0); y < o->h && (float)y <= b[3] * s; y++)
+            put_pixel(o, panel, (int)(b[0] * s) + t, y, yellow),
+                put_pixel(o, panel, (int)(b[2] * s) - t, y, yellow);
+    }
+}
+
+/* A prompt's candidates overlap, so each has a panel of its own. labels: of all masks, then scratch. */
+static int write_overlay(int32_t *labels, const AmgMasks *masks, const SegmentRequest *request,
+                         const uint8_t *rgb, const char *path, int height, int width, Error *err)
+{
+    const int prompted = request->n_points > 0 || request->box,
+              panels = prompted && masks->n ? (int)masks->n : 1;
+    const int step = (int)(((int64_t)panels * width + WIDEST - 1) / WIDEST);
+    Overlay o = {
+        .w = (width + step - 1) / step, .h = (height + step - 1) / step, .panels = panels, .step = step};
+    o.rgb = aligned_array((size_t)o.w * (size_t)o.h * (size_t)panels, 3);
+    int status = o.rgb ? 0 : fail_memory(err, "the masks' overlay", (size_t)o.w * (size_t)o.h * 3);
+    for (int i = 0; i < panels && !status; i++) {
+        const AmgMasks one = {.masks = masks->masks + i, .n = 1};
+        if (panels > 1)
+            status = paint_masks(labels, &one, height, width, err);
+        if (!status)
+            draw_panel(&o, i, labels, rgb, width), draw_prompt(&o, i, request);
+    }
     if (!status)
-        status = png_write_indexed(path, indices, width, height, &palette[0][0], 256, NULL, err);
-    free(indices), free(mask), free(order);
+        status = png_write(path, o.rgb, o.w * panels, o.h, 3, 8, err);
+    free(o.rgb);
     return status;
 }
 
@@ -188,13 +293,21 @@ static int write_json(const AmgMasks *masks, const char *path, Error *err)
     return status;
 }
 
-int segment_write(const AmgMasks *masks, const char *prefix, int height, int width, Error *err)
+int segment_write(const AmgMasks *masks, const SegmentRequest *request, const uint8_t *rgb,
+                  const char *prefix, int height, int width, Error *err)
 {
-    char path[4096];
-    if (snprintf(path, sizeof path, "%s_masks.json", prefix) >= (int)sizeof path)
+    char json[4096], png[4096], overlay[4096];
+    const size_t pixels = (size_t)height * (size_t)width;
+    if (snprintf(overlay, sizeof overlay, "%s_masks_overlay.png", prefix) >= (int)sizeof overlay ||
+        snprintf(json, sizeof json, "%s_masks.json", prefix) < 0 ||
+        snprintf(png, sizeof png, "%s_masks.png", prefix) < 0)
         return fail(err, "%s: the path is too long", prefix);
-    if (write_json(masks, path, err))
-        return -1;
-    snprintf(path, sizeof path, "%s_masks.png", prefix);
-    return write_png(masks, path, height, width, err);
+    int32_t *labels = aligned_array(pixels, sizeof *labels);
+    if (!labels)
+        return fail_memory(err, "the masks' picture", pixels * sizeof *labels);
+    int status = write_json(masks, json, err) || paint_masks(labels, masks, height, width, err) ||
+                 write_png(labels, png, height, width, err) ||
+                 write_overlay(labels, masks, request, rgb, overlay, height, width, err);
+    free(labels);
+    return status ? -1 : 0;
 }

@@ -18,8 +18,11 @@ typedef struct SegmentRequest {
 int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb,
             int height, int width, AmgProgress progress, void *user, StWriter *dump, Error *err);
 
-/* PREFIX_masks.png (indexed: 0 = nothing, then masks from the largest, so that small ones lie on top) and
- * PREFIX_masks.json (the official generator's fields, uncompressed COCO RLE). */
-int segment_write(const AmgMasks *masks, const char *prefix, int height, int width, Error *err);
+/* PREFIX_masks.png (indexed: 0 = nothing, else 1 + the mask's place in the JSON, from 256 on beginning anew;
+ * small masks lie upon large ones), PREFIX_masks.json (the official generator's fields, uncompressed COCO RLE)
+ * and PREFIX_masks_overlay.png to look at: the masks on the picture, or a prompt's candidates side by side,
+ * best first, with the prompt; at most 4,096 pixels wide. */
+int segment_write(const AmgMasks *masks, const SegmentRequest *request, const uint8_t *rgb,
+                  const char *prefix, int height, int width, Error *err);
 
 #endif

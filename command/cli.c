@@ -700,9 +700,10 @@ static int command_detect(Args *args)
 static const char SEGMENT_HELP[] =
     "usage: samlad segment IMAGE [-o PREFIX] [--point X,Y[,LABEL]]... [--box X0,Y0,X1,Y1] [--single]\n"
     "\n"
-    "Segment Anything on one image. Without a prompt: automatic masks. Writes PREFIX_masks.png (indexed) "
-    "and\n"
-    "PREFIX_masks.json (the official generator's fields; masks as uncompressed COCO run lengths).\n"
+    "Segment Anything on one image. Without a prompt: automatic masks. Writes PREFIX_masks_overlay.png to\n"
+    "look at (a prompt's candidates side by side, best first), PREFIX_masks.png (indexed, in the JSON's "
+    "order)\n"
+    "and PREFIX_masks.json (the official generator's fields; masks as uncompressed COCO run lengths).\n"
     "\n"
     "  samlad segment photo.jpg                          every object\n"
     "  samlad segment photo.jpg --point 520,310          three candidates for what is there, best first\n"
@@ -744,9 +745,9 @@ static int check_prompts(const Args *args, int height, int width, Error *err)
 /* All that is to be written can be, and is none of what is read: said before the work. */
 static int check_segment_outputs(const Args *args, const char *prefix, Error *err)
 {
-    static const char *const endings[] = {"_masks.json", "_masks.png"};
+    static const char *const endings[] = {"_masks.json", "_masks.png", "_masks_overlay.png"};
     char path[PATH_SIZE];
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         if (snprintf(path, sizeof path, "%s%s", prefix, endings[i]) >= PATH_SIZE)
             return fail(err, "%s: the path is too long", prefix);
         if (check_spared(path, args, NULL, err) || out_try(path, err))
@@ -760,7 +761,7 @@ static void print_masks(const char *path, const char *prefix, size_t n)
     report_plain(stdout, path);
     printf(": %zu mask%s in ", n, n == 1 ? "" : "s");
     report_plain(stdout, prefix);
-    printf("_masks.png and .json\n");
+    printf("_masks.png, _masks.json, _masks_overlay.png\n");
 }
 
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
@@ -770,7 +771,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     snprintf(prefix, sizeof prefix, "%.*s", stem_length(path), path);
     int width, height;
     if (args->out)
-        snprintf(prefix, sizeof prefix, "%.*s", PATH_SIZE - 16, args->out);
+        snprintf(prefix, sizeof prefix, "%.*s", PATH_SIZE - 32, args->out);
     if (check_segment_outputs(args, prefix, err))
         return -1;
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
@@ -788,7 +789,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     if (!status)
         status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
     if (!status) {
-        status = segment_write(&masks, prefix, height, width, err);
+        status = segment_write(&masks, &request, rgb, prefix, height, width, err);
         if (!status && dump)
             status = st_writer_save(dump, args->dump, err);
         if (!status)

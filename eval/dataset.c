@@ -67,12 +67,17 @@ int looks_like_image(const char *name)
 
 int is_segmented(const char *path)
 {
-    static const char ending[] = "_masks.png";
-    const size_t n = strlen(path), n_ending = sizeof ending - 1;
+    static const char *const endings[] = {"_masks.png", "_masks_overlay.png"};
+    const size_t n = strlen(path);
     char json[PATH_SIZE];
-    if (n < n_ending || strcmp(path + n - n_ending, ending) != 0)
-        return 0;
-    return snprintf(json, sizeof json, "%.*s.json", (int)(n - 4), path) < PATH_SIZE && file_exists(json);
+    for (int i = 0; i < 2; i++) {
+        const size_t n_ending = strlen(endings[i]);
+        if (n >= n_ending && strcmp(path + n - n_ending, endings[i]) == 0 &&
+            snprintf(json, sizeof json, "%.*s_masks.json", (int)(n - n_ending), path) < PATH_SIZE &&
+            file_exists(json))
+            return 1;
+    }
+    return 0;
 }
 
 static int is_listed(const char *const *list, const char *name)

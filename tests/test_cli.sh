@@ -471,10 +471,10 @@ no_leftovers
 
 # ---- segment -------------------------------------------------------------------------------------------
 expect 0 "automatic masks" "$bin" segment good/0.ppm --sam "$sam" --points 3 --pred-iou-thresh -10 --stability-score-thresh 0
-there good/0_masks.png good/0_masks.json
+there good/0_masks.png good/0_masks.json good/0_masks_overlay.png
 expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
 says "2 masks"
-there p_masks.png p_masks.json p.safetensors
+there p_masks.png p_masks.json p_masks_overlay.png p.safetensors
 mkdir segmented # what segment puts beside an image is no image of the folder's
 cp good/0.ppm segmented
 expect 0 "beside the image" "$bin" segment segmented/0.ppm --sam "$sam" --point 14,12
@@ -492,7 +492,7 @@ expect 0 "a point in bf16" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 
 if cmp -s p.safetensors h.safetensors; then bad "bf16 changes nothing"; else ok; fi
 expect 2 "another precision" "$bin" segment good/1.ppm --precision fp16
 expect 0 "a box, one mask" "$bin" segment good/1.ppm --sam "$sam" --box 8,6,20,18 --single -o b
-says ": 1 mask in .*_masks.png and .json$"
+says ": 1 mask in .*_masks.png, _masks.json, _masks_overlay.png$"
 if command -v python3 >/dev/null 2>&1; then
     python3 - good/0_masks.json p_masks.json b_masks.json >err 2>&1 <<'PYTHON' && ok || bad "masks' JSON"
 import json, sys
