@@ -5,6 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Not the first byte of a character in UTF-8. */
+static int within_character(char c)
+{
+    return ((unsigned char)c & 0xc0) == 0x80;
+}
+
 int fail(Error *err, const char *format, ...)
 {
     if (!err)
@@ -16,11 +22,17 @@ int fail(Error *err, const char *format, ...)
     vsnprintf(whole, sizeof whole, format, args);
     va_end(args);
     /* The path comes first and the reason last: of what does not fit, the middle is left out. */
-    const size_t n = strlen(whole), tail = ERROR_SIZE - 1 - HEAD - 3;
-    if (n < ERROR_SIZE)
+    const size_t n = strlen(whole);
+    if (n < ERROR_SIZE) {
         memcpy(err->message, whole, n + 1);
-    else
-        snprintf(err->message, ERROR_SIZE, "%.*s...%s", (int)HEAD, whole, whole + n - tail);
+        return -1;
+    }
+    size_t head = HEAD, tail = n - (ERROR_SIZE - 1 - HEAD - 3);
+    while (head > 0 && within_character(whole[head]))
+        head--;
+    while (within_character(whole[tail]))
+        tail++;
+    snprintf(err->message, ERROR_SIZE, "%.*s...%s", (int)head, whole, whole + tail);
     return -1;
 }
 

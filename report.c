@@ -162,7 +162,7 @@ static int kept_inside(int x, int size, int most)
     return x < 0 ? 0 : x;
 }
 
-/* The free place nearest to (x, y) for a plate, found by steps of half a plate; (x, y) where all are taken. */
+/* The free place nearest to (x, y) for a plate, by steps of half a plate; (x, y) where all are taken. */
 static Box free_place(const Canvas *c, int x, int y, int width, int height)
 {
     enum { STEPS = 8 };
@@ -207,16 +207,16 @@ static void dashed_box(Canvas *c, int x0, int y0, int x1, int y1, Color color)
 
 static Box ring_box(const Canvas *c, int x, int y)
 {
-    const int reach = (RING + 1) * c->unit;
+    const int reach = (RING + 2) * c->unit;
     return (Box){x - reach, y - reach, x + reach + 1, y + reach + 1};
 }
 
-static void ring(Canvas *c, int x, int y, Color color)
+static void ring(Canvas *c, int x, int y, int radius, Color color)
 {
     const Box b = ring_box(c, x, y);
     for (int at_y = b.y0; at_y < b.y1; at_y++)
         for (int at_x = b.x0; at_x < b.x1; at_x++) {
-            const double d = hypot(at_x - x, at_y - y) / c->unit - RING;
+            const double d = hypot(at_x - x, at_y - y) / c->unit - radius;
             if (d > -1.5 && d < 1)
                 put(c, at_x, at_y, color);
         }
@@ -272,7 +272,7 @@ static void ring_once(Canvas *c, int x, int y, Color color)
         if (hypot((b->x0 + b->x1 - 1) / 2 - x, (b->y0 + b->y1 - 1) / 2 - y) < RING * c->unit)
             return;
     }
-    ring(c, x, y, color);
+    ring(c, x, y, RING, color);
 }
 
 /* Boxes and rings first, so that no letters cover them. Only rings are taken so far. */
@@ -304,7 +304,8 @@ static void annotate(Canvas *c, const SamladResult *r, float s)
             write_text(c, (int)(r->objects[i].box[0] * s), (int)(r->objects[i].box[1] * s) - 18 * u, "EXTRA",
                        RED);
     if (find_doubt(&doubt, r)) {
-        ring(c, (int)(doubt.x * s), (int)(doubt.y * s), WHITE);
+        ring(c, (int)(doubt.x * s), (int)(doubt.y * s), RING + 1, BLACK); /* seen on white, too */
+        ring(c, (int)(doubt.x * s), (int)(doubt.y * s), RING, WHITE);
         write_text(c, (int)(doubt.x * s) - 32 * u, (int)(doubt.y * s) + 18 * u, "DOUBT", WHITE);
     }
 }
@@ -313,7 +314,7 @@ int report_overlay(const char *path, const SamladResult *r, const uint8_t *rgb, 
 {
     int longer = r->width > r->height ? r->width : r->height,
         scale = longer < 512 ? (511 + longer) / longer : 1;
-    const size_t most_taken = 2 * (size_t)r->n_objects + (size_t)r->n_missing + 2;
+    const size_t most_taken = 2 * (size_t)r->n_objects + (size_t)r->n_missing + 3;
     Canvas c = {.width = r->width * scale,
                 .height = r->height * scale,
                 .unit = longer * scale > 1024 ? longer * scale / 512 : 1,

@@ -56,7 +56,8 @@ typedef struct SamImage {
 } SamImage;
 
 /* Preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros) and encode.
- * 0 / -1 (no memory, or an embedding that is not finite); *out is to be freed with sam_image_free. Tapped: "sam.pixels" and what the encoder's file names. */
+ * 0 / -1 (no memory, or an embedding that is not finite); *out is to be freed with sam_image_free. Tapped:
+ * "sam.pixels" and what the encoder's file names. */
 int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w,
                int keep_pixels, TensorTap tap, void *tap_user, Error *err);
 void sam_image_free(SamImage *image);
@@ -124,8 +125,8 @@ typedef struct SamRun {
 /* low_res must stay until the last row. limits [n], from the lowest, at most SAM_MAX_LIMITS: on which side of
  * them a pixel lies is all that is asked, so that most need not be worked out. None: all are. */
 void sam_rows_begin(SamRows *rows, const float *low_res, const float *limits, int n);
-/* original_h times, from the top: the row's runs from the left; a pixel in none lies below all limits. Returns
- * the logits of the SAM_BETWEEN ones, at their places in [original_w]. */
+/* original_h times, from the top: the row's runs from the left; a pixel in none lies below all limits.
+ * Returns the logits of the SAM_BETWEEN ones, at their places in [original_w]. */
 const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs);
 
 #endif

@@ -1,7 +1,7 @@
 /* sam_rows.c - from SAM's low-res mask logits to the picture (segment_anything: Sam.postprocess_masks).
  *
- * postprocess_masks resizes twice, bilinearly: [4g][4g] -> [S][S], crop to [input_h][input_w], -> [h][w]. Here
- * the rows of the result are made one after another and nothing of full size is kept: rows come in order, so
+ * postprocess_masks resizes twice, bilinearly: [4g][4g] -> [S][S], crop to [input_h][input_w], -> [h][w].
+ * Here the rows of the result are made one after another and nothing of full size is kept: rows come in order, so
  * of each stage only the two rows between which the current one lies are held. Each number is computed as
  * PyTorch computes it: first between columns, then between rows, in float32.
  *

@@ -182,7 +182,7 @@ static int write_png(const int32_t *labels, const char *path, int height, int wi
 
 enum { WIDEST = 4096 }; /* pixels of an overlay */
 
-/* A picture of one panel or of several side by side, each the photo, of which every step-th pixel is taken. */
+/* One panel or several side by side, each the photo, of which every step-th pixel is taken. */
 typedef struct Overlay {
     uint8_t *rgb; /* [h][panels·w][3] */
     int w, h, panels, step;

@@ -23,22 +23,36 @@
  * Arguments
  * ============================================================================================== */
 
-/* Names of files and words of the user's are in it, which must not steer the terminal. */
+/* One line in one piece, for other processes may write to the same place. Names of files and words of the
+ * user's are in it, which must not steer the terminal. */
+static void complain(const char *sentence, const char *hint)
+{
+    char *line = NULL;
+    size_t n;
+    FILE *memory = open_memstream(&line, &n);
+    if (memory) {
+        fputs("samlad: ", memory);
+        report_plain(memory, sentence);
+        fprintf(memory, "%s\n", hint);
+        fclose(memory);
+    }
+    fputs(line ? line : "samlad: out of memory for a sentence\n", stderr);
+    free(line);
+}
+
 int failed(const Error *err)
 {
-    fputs("samlad: ", stderr);
-    report_plain(stderr, err->message);
-    fputs("\n", stderr);
+    complain(err->message, "");
     return EXIT_FAILURE;
 }
 
 int usage_error(const Args *args, const char *format, const char *what)
 {
     Error err;
-    char sentence[sizeof err.message];
-    snprintf(sentence, sizeof sentence, format, what);
-    fail(&err, "%s (see samlad %s --help)", sentence, args->command);
-    failed(&err);
+    char hint[64];
+    fail(&err, format, what);
+    snprintf(hint, sizeof hint, " (see samlad %s --help)", args->command);
+    complain(err.message, hint);
     return EXIT_USAGE;
 }
 
@@ -490,6 +504,7 @@ typedef struct Detect {
     OutFile *jsonl; /* results.jsonl, or NULL */
     int n_failed;   /* images that could not be judged */
     int n_told;     /* lines in results.jsonl */
+    int stopped;    /* before all images were judged */
 } Detect;
 
 /* OUT/NAME, without its ending unless names need it. */
@@ -609,7 +624,8 @@ static int detect_images(Detect *d, const ImageList *list, Error *err)
         for (int i = 0; i < m; i++)
             detect_file(&batch[i], shares[i], list->paths[base + i], d->args->dump);
         status = output_batch(d, batch, list, base, m, &progress, err);
-        if (process_stopped() && !status && base + m < list->n)
+        d->stopped = process_stopped() && !status && base + m < list->n;
+        if (d->stopped)
             status = fail(err, "stopped at image %d of %d", base + m + 1, list->n);
     }
     for (int i = 1; shares && i < n_shares; i++)
@@ -645,7 +661,7 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     if (jsonl.failed)
         out_drop(&jsonl);
     else if (out_commit(&jsonl, NULL) == 0) {
-        fail(&kept, "%s has the %d image%s before this:", path, d->n_told, d->n_told == 1 ? "" : "s");
+        fail(&kept, "%s has %d line%s", path, d->n_told, d->n_told == 1 ? "" : "s");
         failed(&kept);
     }
     return status;
@@ -680,7 +696,7 @@ static int command_detect(Args *args)
         list_free(&list);
         return EXIT_FAILURE;
     }
-    Detect d = {args, s, NULL, 0, 0};
+    Detect d = {.args = args, .s = s};
     int status =
         samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
     if (d.n_failed > 1)
@@ -688,7 +704,7 @@ static int command_detect(Args *args)
     status = d.n_failed ? EXIT_FAILURE : status;
     samlad_close(s);
     list_free(&list);
-    if (process_stopped() && status)
+    if (d.stopped)
         process_end_stopped();
     return status;
 }

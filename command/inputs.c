@@ -221,6 +221,7 @@ int check_apart(const Args *args, Error *err)
     return status;
 }
 
+/* By whatever name; that another hard link of it could be written to is not seen. */
 static int is_same_file(const char *a, const char *b)
 {
     struct stat x, y;

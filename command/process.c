@@ -33,11 +33,19 @@ static void stop(int signal_number)
     signal(signal_number, SIG_DFL);
 }
 
+/* What is to be ignored stays so: nohup ignores SIGHUP, a shell SIGINT for what it runs in the background. */
+static void stop_on(int signal_number)
+{
+    struct sigaction before;
+    if (sigaction(signal_number, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        signal(signal_number, stop);
+}
+
 void process_stop_gently(void)
 {
-    signal(SIGINT, stop);
-    signal(SIGTERM, stop);
-    signal(SIGHUP, stop);
+    stop_on(SIGINT);
+    stop_on(SIGTERM);
+    stop_on(SIGHUP);
     signal(SIGPIPE, SIG_IGN);
 }
 

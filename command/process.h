@@ -9,7 +9,8 @@
 void process_begin(void);
 
 /* From now on Ctrl-C and the like, and a reader that goes away, do not end the process at once, so that what
- * is done can be kept: the signal's number is in process_stopped(), a second signal ends it. */
+ * is done can be kept: the signal's number is in process_stopped(), a second signal ends it. Signals that are
+ * ignored already, as below nohup, stay so. */
 void process_stop_gently(void);
 int process_stopped(void); /* 0: by nothing */
 /* End as the signal would have done, so that who waits for us learns of it. */

@@ -22,7 +22,7 @@
 
 #define MAX_COMPONENTS 4
 #define MAX_SCANS      200       /* real files have about 10 */
-#define MAX_VISITS     (1 << 27) /* of blocks by all scans, some 15 s; 10 scans of 200 Mpixels are 50 million */
+#define MAX_VISITS     (1 << 28) /* of blocks, half a minute; 10 scans of 200 Mpixels: 60 million */
 #define FAST_BITS      9
 
 typedef struct HuffmanTable {
@@ -406,8 +406,11 @@ static int decode_scan(Jpeg *j)
 {
     BlockDecoder decoder = choose_decoder(j);
     int n_mcus = j->n_scan == 1 ? j->scan[0]->blocks_w * j->scan[0]->blocks_h : j->mcus_w * j->mcus_h;
-    j->n_visits += (int64_t)n_mcus * j->n_scan;
-    if (j->n_visits > MAX_VISITS)
+    int blocks = 0; /* of an MCU */
+    for (int i = 0; i < j->n_scan; i++)
+        blocks += j->n_scan == 1 ? 1 : j->scan[i]->h * j->scan[i]->v;
+    j->n_visits += (int64_t)n_mcus * blocks;
+    if (j->n_scans > j->n_components && j->n_visits > MAX_VISITS)
         return fail(j->err, "%s: JPEG with too many scans (%d) for its size", j->name, j->n_scans);
     int until_restart = j->restart_interval, restart = 0, starved = 0;
     reset_decoder(j);

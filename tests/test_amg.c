@@ -550,6 +550,106 @@ static void test_damaged_weights(void)
     model_close(&model);
 }
 
+/* The mask among all that has these runs, or NULL. */
+static const AmgMask *mask_of_runs(const AmgMasks *masks, const Rle *rle)
+{
+    for (size_t i = 0; i < masks->n; i++) {
+        const Rle *other = &masks->masks[i].segmentation;
+        if (other->n_counts == rle->n_counts &&
+            memcmp(other->counts, rle->counts, rle->n_counts * sizeof *rle->counts) == 0)
+            return &masks->masks[i];
+    }
+    return NULL;
+}
+
+/* The mask of these full-size logits, by threshold and count, is among them with its box and stability. */
+static void check_mask(const AmgMasks *masks, const float *logits, int h, int w, float iou, uint8_t *binary)
+{
+    int64_t area = 0, high = 0, low = 0;
+    int x0 = w, x1 = -1, y0 = h, y1 = -1;
+    Rle rle;
+    for (int i = 0; i < h * w; i++) {
+        binary[i] = logits[i] > 0;
+        area += logits[i] > 0, high += logits[i] > 1, low += logits[i] > -1;
+        if (!binary[i])
+            continue;
+        x0 = i % w < x0 ? i % w : x0, x1 = i % w > x1 ? i % w : x1;
+        y0 = i / w < y0 ? i / w : y0, y1 = i / w > y1 ? i / w : y1;
+    }
+    REQUIRE(rle_encode(&rle, binary, h, w, NULL) == 0);
+    const AmgMask *mask = mask_of_runs(masks, &rle);
+    rle_free(&rle);
+    CHECK_MSG(mask || area == 0, "a mask of %lld pixels is not there", (long long)area);
+    if (!mask || area == 0)
+        return;
+    CHECK(mask->area == area && mask->stability_score == (float)high / (float)low &&
+          mask->predicted_iou == iou);
+    CHECK(mask->bbox[0] == (float)x0 && mask->bbox[1] == (float)y0 && mask->bbox[2] == (float)(x1 - x0) &&
+          mask->bbox[3] == (float)(y1 - y0));
+}
+
+/* How many pixels of the mask lie in runs that need not be worked out. */
+static int64_t count_known(SamRows *rows, const float *low_res, int h)
+{
+    int64_t known = 0;
+    sam_rows_begin(rows, low_res, (float[]){-1, 0, 1}, 3);
+    for (int y = 0; y < h; y++) {
+        const SamRun *runs;
+        int n;
+        sam_rows_next(rows, &runs, &n);
+        for (int i = 0; i < n; i++)
+            known += runs[i].above != SAM_BETWEEN ? runs[i].end - runs[i].first : 0;
+    }
+    return known;
+}
+
+/* A picture so large that masks are worked out along their edges only: the same as from all logits. */
+static void test_large_picture(void)
+{
+    enum { W = 900, H = 610, SIDE = 3 };
+    Model model;
+    AmgOptions o;
+    AmgMasks masks;
+    SamImage image;
+    Error err = {""};
+    REQUIRE(model_open(&model));
+    const int n_masks = sam_config(model.sam)->n_multimask;
+    const size_t n_low = 16 *
+                         (size_t)(sam_config(model.sam)->image_size / sam_config(model.sam)->patch_size) *
+                         (size_t)(sam_config(model.sam)->image_size / sam_config(model.sam)->patch_size);
+    uint8_t *rgb = malloc(3 * W * H), *binary = malloc(W * H);
+    float *low_res = malloc((size_t)n_masks * n_low * sizeof *low_res),
+          *logits = malloc(W * H * sizeof *logits);
+    REQUIRE(rgb && binary && low_res && logits);
+    for (int i = 0; i < W * H; i++)
+        memcpy(rgb + 3 * i, model.rgb + 3 * (i / W * model.h / H * model.w + i % W * model.w / W), 3);
+    amg_defaults(&o);
+    o.points_per_side = SIDE, o.pred_iou_thresh = -10, o.stability_score_thresh = 0, o.box_nms_thresh = 1;
+    o.stability_score_offset = 1;
+    REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, rgb, H, W, NULL, NULL, &err));
+    REQUIRE(!sam_encode(model.sam, model.state, &image, rgb, H, W, 0, NULL, NULL, &err));
+    SamRows *rows = sam_rows_new(model.sam, &image, &err);
+    REQUIRE(rows);
+    int64_t known = 0;
+    for (int i = 0; i < SIDE * SIDE; i++) {
+        const float point[2] = {(float)(W * (i % SIDE + 0.5) / SIDE), (float)(H * (i / SIDE + 0.5) / SIDE)};
+        const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
+        float iou[8];
+        REQUIRE(!sam_decode(model.sam, &image, &prompt, 1, low_res, iou, NULL, NULL, &err));
+        for (int k = 0; k < n_masks; k++) {
+            REQUIRE(!sam_postprocess(model.sam, &image, low_res + (size_t)k * n_low, logits, &err));
+            check_mask(&masks, logits, H, W, iou[k], binary);
+            known += count_known(rows, low_res + (size_t)k * n_low, H);
+        }
+    }
+    CHECK_MSG(known > (int64_t)W * H, "%lld pixels known", (long long)known);
+    sam_rows_free(rows);
+    sam_image_free(&image);
+    amg_masks_free(&masks);
+    free(rgb), free(binary), free(low_res), free(logits);
+    model_close(&model);
+}
+
 /* Pictures with fewer pixels than crops: those beyond the picture are left out, and all is well. */
 static void test_small_pictures(void)
 {
@@ -732,6 +832,7 @@ int main(void)
     RUN(test_recommendations);
     RUN(test_options_are_checked);
     RUN(test_damaged_weights);
+    RUN(test_large_picture);
     RUN(test_small_pictures);
     RUN(test_small_regions_against_flood_fill);
     RUN(test_photo);

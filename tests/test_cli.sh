@@ -310,6 +310,16 @@ status=$?
 n_lines=$(wc -l <many1/results.jsonl)
 if { [ $status -eq 143 ] && [ "$n_lines" -gt 0 ] && [ "$n_lines" -lt 20 ] && grep -q "stopped at image" err; } ||
     { [ $status -eq 0 ] && [ "$n_lines" -eq 20 ]; }; then ok; else bad "stopped: status $status, $n_lines lines"; fi
+rm lines
+(
+    trap '' HUP # as nohup does
+    exec "$bin" detect --bank n.bank many -o many3 $weights >lines 2>err
+) &
+process=$!
+while kill -0 $process 2>/dev/null && [ ! -s lines ]; do sleep 0.01; done
+kill -HUP $process 2>/dev/null
+{ wait $process; } 2>/dev/null
+if [ $? -eq 0 ] && [ "$(wc -l <many3/results.jsonl)" -eq 20 ]; then ok; else bad "SIGHUP below nohup ends it"; fi
 "$bin" detect --bank n.bank many -o many2 $weights 2>err | head -1 >lines
 n_lines=$(wc -l <many2/results.jsonl)
 if [ "$n_lines" -gt 0 ] && [ "$(grep -c '}$' many2/results.jsonl)" -eq "$n_lines" ]; then ok; else bad "a reader that goes away: $n_lines lines"; fi
