@@ -230,13 +230,16 @@ static void draw_prompt(Overlay *o, int panel, const SegmentRequest *request)
                               : request->labels[i]      ? green
                                                         : red);
     }
-    for (int t = 0; b && t < thick; t++) {
-        for (int x = (int)fmaxf(b[0] * s, 0); x < o->w && (float)x <= b[2] * s; x++)
-            put_pixel(o, panel, x, (int)(b[1] * s) + t, yellow),
-                put_pixel(o, panel, x, (int)(b[3] * s) - t, yellow);
-        for (int y = (int)fmaxf(b[1] * s, 0); y < o->h && (float)y <= b[3] * s; y++)
-            put_pixel(o, panel, (int)(b[0] * s) + t, y, yellow),
-                put_pixel(o, panel, (int)(b[2] * s) - t, y, yellow);
+    if (!b)
+        return;
+    /* the box may reach far beyond the picture */
+    const int x0 = (int)fmaxf(b[0] * s, -1), x1 = (int)fminf(b[2] * s, (float)o->w);
+    const int y0 = (int)fmaxf(b[1] * s, -1), y1 = (int)fminf(b[3] * s, (float)o->h);
+    for (int t = 0; t < thick; t++) {
+        for (int x = x0; x <= x1; x++)
+            put_pixel(o, panel, x, y0 + t, yellow), put_pixel(o, panel, x, y1 - t, yellow);
+        for (int y = y0; y <= y1; y++)
+            put_pixel(o, panel, x0 + t, y, yellow), put_pixel(o, panel, x1 - t, y, yellow);
     }
 }
 

@@ -503,6 +503,8 @@ if cmp -s p.safetensors h.safetensors; then bad "bf16 changes nothing"; else ok;
 expect 2 "another precision" "$bin" segment good/1.ppm --precision fp16
 expect 0 "a box, one mask" "$bin" segment good/1.ppm --sam "$sam" --box 8,6,20,18 --single -o b
 says ": 1 mask in .*_masks.png, _masks.json, _masks_overlay.png$"
+expect 0 "a box far beyond the picture" "$bin" segment good/0.ppm --sam "$sam" --box -1e30,3,1e30,3e38 -o far
+there far_masks_overlay.png
 if command -v python3 >/dev/null 2>&1; then
     python3 - good/0_masks.json p_masks.json b_masks.json >err 2>&1 <<'PYTHON' && ok || bad "masks' JSON"
 import json, sys
