@@ -165,11 +165,6 @@ static void analyse_file(Normal *normal, Samlad *s, const char *path)
     free(rgb);
 }
 
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
 /* What tells n paths apart in a bank, as pointers into them: the last parts, or, where two of these are
  * equal, all behind the folders that they share. malloc'd; NULL: no memory. */
 static const char **tell_apart(const char *const *paths, int n, Error *err)
@@ -183,7 +178,7 @@ static const char **tell_apart(const char *const *paths, int n, Error *err)
     size_t shared = n > 0 ? (size_t)(base_name(paths[0]) - paths[0]) : 0;
     for (int i = 0; i < n; i++)
         names[i] = base_name(paths[i]);
-    qsort(names, (size_t)n, sizeof *names, by_text);
+    qsort(names, (size_t)n, sizeof *names, compare_names);
     for (int i = 1; i < n; i++) {
         repeated |= strcmp(names[i - 1], names[i]) == 0;
         while (shared > 0 && (strncmp(paths[i], paths[0], shared) != 0 || paths[0][shared - 1] != '/'))

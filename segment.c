@@ -163,16 +163,23 @@ static int color_of(int32_t label)
     return label > 0 ? 1 + (label - 1) % 255 : 0;
 }
 
+/* [256][3]: black, then colours. */
+static void fill_palette(uint8_t palette[256][3])
+{
+    memset(palette[0], 0, 3);
+    for (int i = 1; i < 256; i++)
+        palette_color(palette[i], i);
+}
+
 static int write_png(const int32_t *labels, const char *path, int height, int width, Error *err)
 {
     const size_t pixels = (size_t)height * (size_t)width;
-    uint8_t palette[256][3] = {{0}}, *indices = aligned_array(pixels, 1);
+    uint8_t palette[256][3], *indices = aligned_array(pixels, 1);
     if (!indices)
         return fail_memory(err, "the masks' picture", pixels);
     for (size_t p = 0; p < pixels; p++)
         indices[p] = (uint8_t)color_of(labels[p]);
-    for (int i = 1; i < 256; i++)
-        palette_color(palette[i], i);
+    fill_palette(palette);
     const int status = png_write_indexed(path, indices, width, height, &palette[0][0], 256, NULL, err);
     free(indices);
     return status;
@@ -186,6 +193,7 @@ enum { WIDEST = 4096 }; /* pixels of an overlay */
 typedef struct Overlay {
     uint8_t *rgb; /* [h][panels·w][3] */
     int w, h, panels, step;
+    uint8_t palette[256][3];
 } Overlay;
 
 static void put_pixel(Overlay *o, int panel, int x, int y, const uint8_t color[3])
@@ -204,11 +212,10 @@ static void draw_panel(Overlay *o, int panel, const int32_t *labels, const uint8
             const size_t at = (size_t)(y * o->step) * (size_t)width + (size_t)(x * o->step);
             const int32_t right = x + 1 < o->w ? labels[at + (size_t)o->step] : labels[at],
                           below = y + 1 < o->h ? labels[at + (size_t)o->step * (size_t)width] : labels[at];
-            uint8_t color[3] = {0};
-            if (labels[at] > 0)
-                palette_color(color, color_of(labels[at]));
+            const uint8_t *tint = o->palette[color_of(labels[at])];
+            uint8_t color[3];
             for (int c = 0; c < 3; c++)
-                color[c] = (uint8_t)((rgb[3 * at + (size_t)c] + color[c]) / 2);
+                color[c] = (uint8_t)((rgb[3 * at + (size_t)c] + tint[c]) / 2);
             put_pixel(o, panel, x, y, labels[at] != right || labels[at] != below ? white : color);
         }
 }
@@ -252,6 +259,7 @@ static int write_overlay(int32_t *labels, const AmgMasks *masks, const SegmentRe
     const int step = (int)(((int64_t)panels * width + WIDEST - 1) / WIDEST);
     Overlay o = {
         .w = (width + step - 1) / step, .h = (height + step - 1) / step, .panels = panels, .step = step};
+    fill_palette(o.palette);
     o.rgb = aligned_array((size_t)o.w * (size_t)o.h * (size_t)panels, 3);
     int status = o.rgb ? 0 : fail_memory(err, "the masks' overlay", (size_t)o.w * (size_t)o.h * 3);
     for (int i = 0; i < panels && !status; i++) {

@@ -790,10 +790,8 @@ static void print_help(void)
 
 static int usage(const char *format, const char *what)
 {
-    fprintf(stderr, "samlad: ");
-    fprintf(stderr, format, what);
-    fprintf(stderr, " (see samlad bench --help)\n");
-    return EXIT_USAGE;
+    static const Args bench = {.command = "bench"};
+    return usage_error(&bench, format, what);
 }
 
 static int begins_with(const char *name, const char *beginning)
@@ -968,7 +966,5 @@ int bench_command(int argc, char **argv)
     if (!status && dump)
         status = st_writer_save(dump, options.dump, &err);
     st_writer_free(dump);
-    if (status)
-        fprintf(stderr, "samlad: %s\n", err.message);
-    return status ? EXIT_FAILURE : EXIT_SUCCESS;
+    return status ? failed(&err) : EXIT_SUCCESS;
 }

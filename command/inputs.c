@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 
 #include "../eval/dataset.h"
@@ -48,12 +47,8 @@ static int is_other_picture(const char *name)
 {
     static const char *const endings[] = {".bmp", ".dng", ".gif",  ".heic", ".heif", ".avif", ".jp2",
                                           ".j2k", ".jxl", ".tga",  ".tif",  ".tiff", ".webp", ".exr",
-                                          ".hdr", ".pfm", ".jfif", ".svg",  ".ras",  ".pcx"};
-    const char *dot = strrchr(name, '.');
-    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
-        if (strcasecmp(dot, endings[i]) == 0)
-            return 1;
-    return 0;
+                                          ".hdr", ".pfm", ".jfif", ".svg",  ".ras",  ".pcx",  NULL};
+    return has_ending(name, endings);
 }
 
 /* A map of `samlad detect`: NAME.tiff beside NAME_heat.png. */
@@ -324,11 +319,6 @@ int stem_length(const char *path)
     return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
 }
 
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
 int output_length(const ImageList *list, int i)
 {
     return list->whole_names ? (int)strlen(list->names[i]) : stem_length(list->names[i]);
@@ -345,7 +335,7 @@ static int find_twins(char **twin, const ImageList *list, Error *err)
         if (!(names[i] = strndup(list->names[i], (size_t)output_length(list, i))))
             status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
     if (!status)
-        qsort(names, (size_t)list->n, sizeof *names, by_text);
+        qsort(names, (size_t)list->n, sizeof *names, compare_names);
     for (int i = 1; i < list->n && !status && !*twin; i++)
         if (strcmp(names[i - 1], names[i]) == 0) {
             *twin = names[i];

@@ -55,14 +55,18 @@ DatasetKind dataset_kind_find(const char *name)
  * Small helpers
  * ============================================================================================== */
 
+int has_ending(const char *name, const char *const *endings)
+{
+    const char *dot = strrchr(name, '.');
+    while (dot && *endings && strcasecmp(dot, *endings) != 0)
+        endings++;
+    return dot && *endings;
+}
+
 int looks_like_image(const char *name)
 {
-    static const char *const endings[] = {".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm"};
-    const char *dot = strrchr(name, '.');
-    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
-        if (strcasecmp(dot, endings[i]) == 0)
-            return 1;
-    return 0;
+    return has_ending(name,
+                      (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm", NULL});
 }
 
 int is_segmented(const char *path)

@@ -87,10 +87,12 @@ void problems_free(Problems *problems);
 /* Where a category's normal images may lie; NULL at the end. */
 extern const char *const DATASET_NORMAL_PLACES[];
 
+/* Does the name end in one of these (".png", any case; NULL at the end)? */
+int has_ending(const char *name, const char *const *endings);
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);
-/* Is NAME_masks.png beside NAME_masks.json what `samlad segment` made of an image, not an image of its
- * own? */
+/* Is NAME_masks.png or NAME_masks_overlay.png beside NAME_masks.json what `samlad segment` made of an image,
+ * not an image of its own? */
 int is_segmented(const char *path);
 
 #endif

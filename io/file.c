@@ -497,7 +497,7 @@ int dir_make(const char *path, Error *err)
     return status;
 }
 
-static int compare_names(const void *a, const void *b)
+int compare_names(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }

@@ -55,6 +55,8 @@ int dir_prune(const char *path, const char *ending, Error *err);
 int file_exists(const char *path);
 int dir_exists(const char *path);
 int dir_make(const char *path, Error *err); /* with parents; existing is fine */
+/* For qsort of char *: by bytes. */
+int compare_names(const void *a, const void *b);
 /* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes, without those
  * that begin with '.' and links that lead nowhere. Returns a malloc'd array whose strings are in the same
  * block (free(names) frees all), or NULL, also where only a part of the folder could be read. */

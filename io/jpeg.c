@@ -402,14 +402,12 @@ static int take_restart(Jpeg *j, int due)
     }
 }
 
-static int decode_scan(Jpeg *j)
+/* n_blocks: of an MCU. */
+static int decode_scan(Jpeg *j, int n_blocks)
 {
     BlockDecoder decoder = choose_decoder(j);
     int n_mcus = j->n_scan == 1 ? j->scan[0]->blocks_w * j->scan[0]->blocks_h : j->mcus_w * j->mcus_h;
-    int blocks = 0; /* of an MCU */
-    for (int i = 0; i < j->n_scan; i++)
-        blocks += j->n_scan == 1 ? 1 : j->scan[i]->h * j->scan[i]->v;
-    j->n_visits += (int64_t)n_mcus * blocks;
+    j->n_visits += (int64_t)n_mcus * n_blocks;
     if (j->n_scans > j->n_components && j->n_visits > MAX_VISITS)
         return fail(j->err, "%s: JPEG with too many scans (%d) for its size", j->name, j->n_scans);
     int until_restart = j->restart_interval, restart = 0, starved = 0;
@@ -599,7 +597,7 @@ static int read_scan(Jpeg *j, const uint8_t *p, size_t n)
     }
     if (j->n_scan > 1 && n_blocks > 10)
         return bad(j, "an MCU of more than ten blocks");
-    return decode_scan(j);
+    return decode_scan(j, j->n_scan == 1 ? 1 : n_blocks);
 }
 
 static int refuse_frame(Jpeg *j, int marker)

@@ -709,15 +709,10 @@ static int compare_entries(const void *a, const void *b)
     return x->order < y->order ? -1 : x->order > y->order;
 }
 
-static int compare_texts(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
 /* Sorts n names; returns one that is there twice, or NULL. */
 static const char *find_twice(const char **names, size_t n)
 {
-    qsort(names, n, sizeof *names, compare_texts);
+    qsort(names, n, sizeof *names, compare_names);
     for (size_t i = 1; i < n; i++)
         if (strcmp(names[i - 1], names[i]) == 0)
             return names[i];
