@@ -46,7 +46,8 @@ endif
 
 # The command stands apart. It and the tests see all names of the rest (all.a), users those of samlad.h.
 CLI     = $(wildcard command/*.c)
-SRC     = $(wildcard *.c) $(wildcard kernels/*.c) $(wildcard io/*.c) $(wildcard eval/*.c)
+ROOMS   = io fast load encoders bank library report eval
+SRC     = $(wildcard *.c) $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
 TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -107,7 +108,7 @@ install: all
 	install -m 755 samlad $(DESTDIR)$(PREFIX)/bin/samlad
 	install -m 644 libsamlad.a $(DESTDIR)$(PREFIX)/lib/libsamlad.a
 	@# one header: an error.h in /usr/local/include would hide the C library's
-	sed -e '/^#include "error.h"/r error.h' -e '/^#include "error.h"/d' samlad.h >$(DESTDIR)$(PREFIX)/include/samlad.h
+	sed -e '/^#include "io.error.h"/r io/error.h' -e '/^#include "io.error.h"/d' samlad.h >$(DESTDIR)$(PREFIX)/include/samlad.h
 	chmod 644 $(DESTDIR)$(PREFIX)/include/samlad.h
 	install -m 644 samlad.1 $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
 	install -m 644 weights/*.safetensors $(DESTDIR)$(PREFIX)/share/samlad/weights/

@@ -17,7 +17,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/simd.h"
+#include "fast/simd.h"
 
 /* Distance of two cells' features, b's in float16, in units of the channels' spread. */
 static float distance(const float *a, const uint16_t *b, const float *scale, int channels)

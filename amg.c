@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 
 #define POINTS_PER_BATCH 256   /* whose survivors wait to be brought into order */
 #define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */

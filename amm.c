@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "align.h"
-#include "fail.h"
-#include "kernels/simd.h"
+#include "io/fail.h"
+#include "fast/simd.h"
 
 /* Solve A·x = b for symmetric positive definite A [m][m], of which the upper triangle is given, by Cholesky
  * (A = Uᵀ·U), in place; b becomes x. A pivot of which float32's rounding of A leaves nothing (centred samples

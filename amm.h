@@ -4,7 +4,7 @@
 #ifndef SAMLAD_AMM_H
 #define SAMLAD_AMM_H
 
-#include "error.h"
+#include "io/error.h"
 #include "tensor.h"
 
 typedef enum AmmScore { SCORE_MAX, SCORE_TOP1 } AmmScore;

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "tensor.h"
 
 /* What a comparison holds of its references while it runs. Their features, by far the most, stay in the bank;

@@ -2,8 +2,8 @@
 #ifndef SAMLAD_COMPARE_H
 #define SAMLAD_COMPARE_H
 
-#include "bank.h"
-#include "scene.h"
+#include "bank/bank.h"
+#include "bank/scene.h"
 
 typedef struct Comparison {
     int k;               /* references, nearest first */

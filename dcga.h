@@ -6,7 +6,7 @@
 #ifndef SAMLAD_DCGA_H
 #define SAMLAD_DCGA_H
 
-#include "error.h"
+#include "io/error.h"
 #include "io/rle.h"
 #include "io/safetensors.h"
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "tensor.h"
 
 /* Box of the cells that weigh at least half of the heaviest, in pixels. */

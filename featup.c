@@ -25,8 +25,8 @@
  * Threads divide the rows of the output. Rows share nothing and no sum is divided, so the bits do not
  * depend on the number of threads. */
 #include "featup.h"
-#include "fail.h"
-#include "kernels/simd.h"
+#include "io/fail.h"
+#include "fast/simd.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
 #ifndef SAMLAD_FEATUP_H
 #define SAMLAD_FEATUP_H
 
-#include "error.h"
+#include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
 

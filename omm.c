@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "tensor.h"
 
 static float distance_cost(const float *a, const float *b, float position_weight)

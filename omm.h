@@ -4,7 +4,7 @@
 #ifndef SAMLAD_OMM_H
 #define SAMLAD_OMM_H
 
-#include "error.h"
+#include "io/error.h"
 
 typedef struct OmmOptions {
     float position_weight; /* w_p: 0.7 [ours]; 0: appearance alone */

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "sam_model.h"
 
 /* ---- configuration ----------------------------------------------------------------------------*/

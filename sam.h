@@ -3,8 +3,8 @@
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
 
-#include "kernels/bf16.h"
-#include "error.h"
+#include "fast/bf16.h"
+#include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
 

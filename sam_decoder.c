@@ -19,9 +19,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sam_positions.h"
-#include "fail.h"
-#include "kernels/planar.h"
+#include "fast/sam_positions.h"
+#include "io/fail.h"
+#include "fast/planar.h"
 
 struct SamDecoder {
     const Sam *sam;

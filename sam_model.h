@@ -4,7 +4,7 @@
 #define SAMLAD_SAM_MODEL_H
 
 #include "sam.h"
-#include "tiny_vit.h"
+#include "encoders/tiny_vit.h"
 
 #define SAM_MAX_DECODER_DEPTH 16
 #define SAM_MAX_MLP           8 /* layers of the IoU head */

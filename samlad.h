@@ -19,7 +19,7 @@
 
 #include <stdint.h>
 
-#include "error.h"
+#include "io/error.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,6 +1,6 @@
 /* tensor.c - matrix products and the small routines of a transformer. See tensor.h for the contracts;
- * attention stands in kernels/attention.c, resampling (interpolation, blur, PIL's resize) in
- * kernels/resample.c.
+ * attention stands in fast/attention.c, resampling (interpolation, blur, PIL's resize) in
+ * fast/resample.c.
  *
  * Speed comes from three habits, each written down once:
  *   - the compiler's vector types (`Vec` of simd.h, as wide as the machine's registers), so that one source
@@ -13,7 +13,7 @@
  *     two threads at once, and the order of its terms depends on the shape alone, so results are the same
  *     bits for any number of threads. */
 #include "tensor.h"
-#include "kernels/tile.h"
+#include "fast/tile.h"
 
 #include <assert.h>
 #include <math.h>

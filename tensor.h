@@ -1,5 +1,5 @@
-/* tensor.h - the hand-written routines under the networks. Speed lives here and in kernels/; three sums with
- * a shape of their own use kernels/simd.h where they stand: featup.c, amm.c, align.c.
+/* tensor.h - the hand-written routines under the networks. Speed lives here and in fast/; three sums with
+ * a shape of their own use fast/simd.h where they stand: featup.c, amm.c, align.c.
  *
  * Everything is row-major float32 on plain pointers; images and feature maps are channel-last, [h][w][c];
  * weights keep PyTorch's layout (Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]). None of these

@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 
 /* Limits on what a file may claim, far above every published model (DINOv2 g: dim 1536, depth 40). */
 enum { MAX_PATCH_SIZE = 64, MAX_DIM = 8192, MAX_DEPTH = 256, MAX_HIDDEN = 65536, MAX_REGISTERS = 256 };

@@ -4,8 +4,8 @@
 #ifndef SAMLAD_VIT_H
 #define SAMLAD_VIT_H
 
-#include "kernels/bf16.h"
-#include "error.h"
+#include "fast/bf16.h"
+#include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
 

@@ -12,7 +12,7 @@
  *                 samlad needs fewer, so it may pass the limit
  *   peak          most memory resident while the stage ran, its random weights included
  *   page faults   of one run after the warm-up: memory that is asked of the system again and again */
-#include "bench.h"
+#include "command/bench.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -21,20 +21,20 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "../amg.h"
-#include "../amm.h"
-#include "../bank.h"
-#include "../fail.h"
-#include "../kernels/bf16.h"
-#include "bench_model.h"
-#include "cli.h"
-#include "../eval/run.h"
-#include "../featup.h"
-#include "../io/image.h"
-#include "../io/json.h"
-#include "../sam.h"
-#include "../tensor.h"
-#include "../vit.h"
+#include "amg.h"
+#include "amm.h"
+#include "bank/bank.h"
+#include "io/fail.h"
+#include "fast/bf16.h"
+#include "command/bench_model.h"
+#include "command/cli.h"
+#include "eval/run.h"
+#include "featup.h"
+#include "io/image.h"
+#include "io/json.h"
+#include "sam.h"
+#include "tensor.h"
+#include "vit.h"
 
 enum { MAX_ONLY = 32, MAX_RUNS = 100 };
 

@@ -4,7 +4,7 @@
  * deviation 1/sqrt(inputs), so that activations keep their size from layer to layer, as they do in trained
  * networks; gains of norms are about 1. Then the header (JSON) and the numbers are laid out as in a file, and
  * st_open_memory checks them as it would check a file. */
-#include "bench_model.h"
+#include "command/bench_model.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "../io/json.h"
+#include "io/fail.h"
+#include "io/json.h"
 
 enum { MAX_TENSORS = 1024 };
 

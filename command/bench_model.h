@@ -3,7 +3,7 @@
 #ifndef SAMLAD_BENCH_MODEL_H
 #define SAMLAD_BENCH_MODEL_H
 
-#include "../io/safetensors.h"
+#include "io/safetensors.h"
 
 /* The sizes that make a model cheap or dear; the rest is as published. */
 typedef struct SamSizes {

@@ -7,17 +7,17 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "bench.h"
-#include "../fail.h"
-#include "cli.h"
-#include "inputs.h"
-#include "process.h"
-#include "../eval/evaluate.h"
-#include "../io/file.h"
-#include "../io/image.h"
-#include "../report.h"
-#include "../segment.h"
-#include "../vit.h"
+#include "command/bench.h"
+#include "io/fail.h"
+#include "command/cli.h"
+#include "command/inputs.h"
+#include "command/process.h"
+#include "eval/evaluate.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "report/report.h"
+#include "report/segment.h"
+#include "vit.h"
 
 /* ================================================================================================
  * Arguments

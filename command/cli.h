@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-#include "../options.h"
-#include "../samlad.h"
+#include "bank/options.h"
+#include "samlad.h"
 
 enum { PATH_SIZE = 4096, EXIT_USAGE = 2, MAX_POINTS = 256 };
 

@@ -4,13 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
-#include "../eval/ablate.h"
-#include "../eval/evaluate.h"
-#include "../eval/synth.h"
-#include "../fail.h"
-#include "../io/json.h"
-#include "../report.h"
+#include "command/cli.h"
+#include "eval/ablate.h"
+#include "eval/evaluate.h"
+#include "eval/synth.h"
+#include "io/fail.h"
+#include "io/json.h"
+#include "report/report.h"
 
 /* ================================================================================================
  * samlad synth, samlad eval

@@ -1,5 +1,5 @@
 /* command/inputs.c - see inputs.h. */
-#include "inputs.h"
+#include "command/inputs.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -7,11 +7,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "../eval/dataset.h"
-#include "../fail.h"
-#include "../io/file.h"
-#include "../io/safetensors.h"
-#include "../report.h"
+#include "eval/dataset.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/safetensors.h"
+#include "report/report.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/
 

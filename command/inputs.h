@@ -2,7 +2,7 @@
 #ifndef SAMLAD_COMMAND_INPUTS_H
 #define SAMLAD_COMMAND_INPUTS_H
 
-#include "cli.h"
+#include "command/cli.h"
 
 typedef struct ImageList {
     char **paths, **names; /* names: below the folder that was given, for output files */

@@ -1,5 +1,5 @@
 /* command/process.c - see process.h. */
-#include "process.h"
+#include "command/process.h"
 
 #include <fcntl.h>
 #include <signal.h>

@@ -1,15 +1,15 @@
 /* eval/ablate.c - see ablate.h. */
-#include "ablate.h"
+#include "eval/ablate.h"
 
 #include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "../io/file.h"
-#include "../io/json.h"
-#include "../options.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "bank/options.h"
 
 /* ================================================================================================
  * Settings

@@ -11,7 +11,7 @@
 #ifndef SAMLAD_EVAL_ABLATE_H
 #define SAMLAD_EVAL_ABLATE_H
 
-#include "evaluate.h"
+#include "eval/evaluate.h"
 
 /* A setting: changes of options, "k=3" or "k=3 align=pixel"; "" is the default. */
 typedef struct Ablation {

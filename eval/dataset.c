@@ -1,5 +1,5 @@
 /* eval/dataset.c - finding, listing and checking data sets. See dataset.h. */
-#include "dataset.h"
+#include "eval/dataset.h"
 
 #include <limits.h>
 #include <stdarg.h>
@@ -8,10 +8,10 @@
 #include <string.h>
 #include <strings.h>
 
-#include "../fail.h"
-#include "../io/file.h"
-#include "../io/image.h"
-#include "truth.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "eval/truth.h"
 
 enum { PATH_SIZE = 4096 };
 

@@ -16,7 +16,7 @@
 #ifndef SAMLAD_EVAL_DATASET_H
 #define SAMLAD_EVAL_DATASET_H
 
-#include "../error.h"
+#include "io/error.h"
 
 typedef enum DatasetKind {
     DATASET_AUTO,

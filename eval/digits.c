@@ -9,11 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../io/file.h"
-#include "../fail.h"
-#include "../tensor.h"
-#include "draw.h"
-#include "synth.h"
+#include "io/file.h"
+#include "io/fail.h"
+#include "tensor.h"
+#include "eval/draw.h"
+#include "eval/synth.h"
 
 enum { DIGIT = 28, CELL = 32, GRID = 3, SHEET = GRID * CELL };
 

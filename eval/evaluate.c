@@ -1,13 +1,13 @@
 /* eval/evaluate.c - see evaluate.h. */
-#include "evaluate.h"
+#include "eval/evaluate.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "../io/file.h"
+#include "io/fail.h"
+#include "io/file.h"
 
 /* The data set, listed and checked; all that is wrong with it is in result->problems. */
 int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)

@@ -2,10 +2,10 @@
 #ifndef SAMLAD_EVAL_EVALUATE_H
 #define SAMLAD_EVAL_EVALUATE_H
 
-#include "../samlad.h"
-#include "dataset.h"
-#include "run.h"
-#include "table.h"
+#include "samlad.h"
+#include "eval/dataset.h"
+#include "eval/run.h"
+#include "eval/table.h"
 
 typedef struct Evaluation {
     Dataset dataset;

@@ -3,7 +3,7 @@
  * Every number here comes from one walk down the scores, from the highest to the lowest, that stops once at
  * every distinct score: whatever has this score is called anomalous from here on. For images the walk is over
  * a sorted array; for pixels, which are too many for memory, over the merge of sorted files. */
-#include "metrics.h"
+#include "eval/metrics.h"
 
 #include <errno.h>
 #include <math.h>
@@ -12,8 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../fail.h"
-#include "../io/file.h"
+#include "io/fail.h"
+#include "io/file.h"
 
 const double spro_limits[SPRO_LIMITS] = {0.01, 0.05, 0.1, 0.3, 1};
 

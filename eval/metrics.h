@@ -20,8 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../error.h"
-#include "truth.h"
+#include "io/error.h"
+#include "eval/truth.h"
 
 /* ---- scores of two classes -------------------------------------------------------------------------*/
 

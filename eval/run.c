@@ -1,6 +1,6 @@
 /* eval/run.c - see run.h. */
-#include "run.h"
-#include "evaluate.h"
+#include "eval/run.h"
+#include "eval/evaluate.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,13 +10,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../fail.h"
-#include "../io/file.h"
-#include "../io/image.h"
-#include "../io/json.h"
-#include "../io/safetensors.h"
-#include "../report.h"
-#include "../tensor.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "report/report.h"
+#include "tensor.h"
 
 double clock_seconds(void)
 {

@@ -18,8 +18,8 @@
 
 #include <stdio.h>
 
-#include "../samlad.h"
-#include "dataset.h"
+#include "samlad.h"
+#include "eval/dataset.h"
 
 enum { RUN_PATH = 4096 };
 

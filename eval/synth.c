@@ -4,7 +4,7 @@
  *
  * Random numbers: one draw a statement, so that the order, and with it every byte, is the same with any
  * compiler. */
-#include "synth.h"
+#include "eval/synth.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -15,11 +15,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "../fail.h"
-#include "../io/file.h"
-#include "../io/image.h"
-#include "../io/json.h"
-#include "draw.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "io/json.h"
+#include "eval/draw.h"
 
 /* ------------------------------------------------------------------------------- the folder as a whole */
 

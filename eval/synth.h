@@ -15,7 +15,7 @@
 #include <limits.h>
 #include <stdint.h>
 
-#include "../error.h"
+#include "io/error.h"
 
 /* ---- trays ---- */
 typedef struct SynthTrayOptions {

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../io/file.h"
-#include "../fail.h"
-#include "synth.h"
-#include "truth.h"
+#include "io/file.h"
+#include "io/fail.h"
+#include "eval/synth.h"
+#include "eval/truth.h"
 
 enum { SIDE = 128, N_TRAIN = 10, N_VALIDATION = 2, N_GOOD = 6, N_EACH = 1 };
 

@@ -1,18 +1,18 @@
 /* eval/table.c - see table.h. The definitions of the figures are metrics.h's; what they are taken over is
  * here. */
-#include "table.h"
+#include "eval/table.h"
 
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "../io/image.h"
-#include "../report.h"
-#include "../tensor.h"
-#include "metrics.h"
-#include "run.h"
+#include "io/fail.h"
+#include "io/image.h"
+#include "report/report.h"
+#include "tensor.h"
+#include "eval/metrics.h"
+#include "eval/run.h"
 
 /* ================================================================================================
  * Figures

@@ -5,9 +5,9 @@
 
 #include <stdio.h>
 
-#include "../io/file.h"
-#include "../io/json.h"
-#include "dataset.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "eval/dataset.h"
 
 enum { FIGURES_MAX = DATASET_MAX_KINDS + 16 }; /* one a kind, and those over all */
 

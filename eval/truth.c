@@ -1,16 +1,16 @@
 /* eval/truth.c - ground truth as regions. See truth.h; the definitions are those of MVTec's evaluation
  * scripts for MVTec AD (Bergmann et al. 2021, components) and MVTec LOCO AD (Bergmann et al. 2022,
  * saturation). */
-#include "truth.h"
+#include "eval/truth.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "../io/image.h"
-#include "../io/json.h"
+#include "io/fail.h"
+#include "io/image.h"
+#include "io/json.h"
 
 /* ================================================================================================
  * The table of defects

@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../error.h"
+#include "io/error.h"
 
 /* defects_config.json of one category: an array of
  *   {"defect_name": .., "pixel_value": 1..255, "saturation_threshold": .., "relative_saturation": true|false}

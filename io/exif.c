@@ -4,13 +4,13 @@
  * of the first directory; there the number of entries, each 12 bytes: tag, type, count, value. tiff.c
  * refuses a damaged directory; here damage only means that nothing is said, and what stands before it
  * counts: what a camera wrote beside the picture is no reason to refuse the picture. */
-#include "exif.h"
+#include "io/exif.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "bytes.h"
+#include "io/fail.h"
+#include "io/bytes.h"
 
 enum { PREFIX = 6, IFD_ENTRY = 12, TAG_ORIENTATION = 274, TYPE_SHORT = 3 };
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "image.h"
+#include "io/image.h"
 
 /* Exif data are no longer than this in a JPEG file; of a PNG file's, no more is looked at. */
 #define EXIF_MAX ((size_t)1 << 16)

@@ -2,7 +2,7 @@
  *
  * A file is written under a temporary name and renamed when it is complete, so that a reader never meets half
  * of one and a failed run leaves the old file as it was. */
-#include "file.h"
+#include "io/file.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../fail.h"
+#include "io/fail.h"
 
 /* ---- reading ---------------------------------------------------------------------------------------*/
 

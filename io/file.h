@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../error.h"
+#include "io/error.h"
 
 /* The whole file, malloc'd, with a NUL after it (not counted in *n). max_bytes bounds it. */
 uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);

@@ -1,12 +1,12 @@
 /* io/image.c - which decoder reads a file (its first bytes say, never its name), and conversion to 8-bit RGB.
  */
-#include "image.h"
+#include "io/image.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "file.h"
+#include "io/fail.h"
+#include "io/file.h"
 
 #define IMAGE_MAX_FILE ((size_t)1 << 30) /* bytes */
 

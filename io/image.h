@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../error.h"
+#include "io/error.h"
 
 /* No image above this many pixels is read (a decompression bomb is refused before memory is asked for). */
 #define IMAGE_MAX_PIXELS ((int64_t)1 << 28)

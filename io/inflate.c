@@ -6,12 +6,12 @@
  * each block: symbols 0..255 are literals, 256 ends the block, 257..285 begin a match's length; a second code
  * gives the distance. Bits are packed from the lowest upward; the bits of a prefix code come highest first.
  */
-#include "file.h"
+#include "io/file.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
+#include "io/fail.h"
 
 #define MAX_CODE_LENGTH 15
 #define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code */

@@ -13,9 +13,9 @@
  * each component; dequantisation and inverse DCT make planes of samples; row by row these are upsampled
  * and converted to RGB. In the end the picture is turned as its Exif segment says, as every viewer shows
  * it and as OpenCV reads it (exif.h). */
-#include "exif.h"
-#include "../fail.h"
-#include "image.h"
+#include "io/exif.h"
+#include "io/fail.h"
+#include "io/image.h"
 
 #include <stdlib.h>
 #include <string.h>

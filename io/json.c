@@ -3,7 +3,7 @@
  * Memory of the reader: one buffer for all strings (never longer than the text: each string loses two quotes
  * and gains one NUL), a stack of the values whose container is still open, and chunks that hold the children
  * of closed containers side by side. So a hostile text costs at most a constant times its own length. */
-#include "json.h"
+#include "io/json.h"
 
 #include <math.h>
 #include <stdint.h>
@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "file.h"
-#include "number.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/number.h"
 
 #define JSON_MAX_DEPTH  64
 #define JSON_MAX_FILE   ((size_t)1 << 26)

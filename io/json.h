@@ -7,7 +7,7 @@
 
 #include <stddef.h>
 
-#include "../error.h"
+#include "io/error.h"
 
 typedef enum JsonType { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
 

@@ -1,5 +1,5 @@
 /* io/number.c - see number.h. */
-#include "number.h"
+#include "io/number.h"
 
 #include <locale.h>
 #include <stdio.h>

@@ -5,15 +5,15 @@
  * palette, tRNS what is transparent, eXIf which way up it is (exif.h), the IDATs together are one zlib
  * stream: the rows, each with a filter byte ahead. A filter predicts each byte from its left, upper and
  * upper-left neighbours (a whole pixel away) and leaves the difference. */
-#include "image.h"
+#include "io/image.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "bytes.h"
-#include "exif.h"
-#include "file.h"
+#include "io/fail.h"
+#include "io/bytes.h"
+#include "io/exif.h"
+#include "io/file.h"
 
 static const uint8_t SIGNATURE[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
 

@@ -2,14 +2,14 @@
  *
  * Samples are scaled to the full range of 8 bits (maxval up to 255) or 16 (above), rounded, as PIL does; a
  * sample above maxval is refused. Of a file with several images the first is read. */
-#include "image.h"
+#include "io/image.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "file.h"
+#include "io/fail.h"
+#include "io/file.h"
 
 typedef struct PnmReader {
     const uint8_t *bytes;

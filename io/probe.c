@@ -6,10 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "bytes.h"
-#include "../fail.h"
-#include "exif.h"
-#include "image.h"
+#include "io/bytes.h"
+#include "io/fail.h"
+#include "io/exif.h"
+#include "io/image.h"
 
 enum { HEAD = 26 };
 

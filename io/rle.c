@@ -4,12 +4,12 @@
  * by row: pixel (y, x) begins a new run when it differs from (y-1, x), or for y = 0 from the bottom of column
  * x-1. One pass counts these places in each column, a second writes each to its column's part of the list,
  * which so comes out in order. */
-#include "rle.h"
+#include "io/rle.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
+#include "io/fail.h"
 
 /* The pixel before (0, x) in the order of the runs; before the first stands a zero: counts begin with zeros.
  */

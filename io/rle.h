@@ -6,8 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../error.h"
-#include "json.h"
+#include "io/error.h"
+#include "io/json.h"
 
 typedef struct Rle {
     int height, width;

@@ -1,7 +1,7 @@
 /* io/safetensors.c - see safetensors.h. The checks follow the official Rust implementation
  * (huggingface/safetensors, `validate`): sorted by offset the tensors must tile the data exactly, each with
  * as many bytes as its shape and dtype say. */
-#include "safetensors.h"
+#include "io/safetensors.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,10 +14,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../fail.h"
-#include "file.h"
-#include "json.h"
-#include "number.h"
+#include "io/fail.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "io/number.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors data are little-endian and are used in place: this machine needs a byte-swapping reader"

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../error.h"
+#include "io/error.h"
 
 #define ST_MAX_DIMS 8
 

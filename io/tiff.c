@@ -4,15 +4,15 @@
  * and the values or the offset where they are. The pixels lie in strips (so many rows each) or tiles, each
  * compressed by itself; a predictor may have replaced samples by differences to their left neighbours. Of a
  * file with several images the first is read. */
-#include "image.h"
+#include "io/image.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../fail.h"
-#include "bytes.h"
-#include "file.h"
-#include "safetensors.h" /* f16_to_f32 */
+#include "io/fail.h"
+#include "io/bytes.h"
+#include "io/file.h"
+#include "io/safetensors.h" /* f16_to_f32 */
 
 #define TIFF_MAX_FILE ((size_t)1 << 31)
 #define TIFF_MAX_RATIO                                                                                       \

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../io/safetensors.h"
+#include "io/safetensors.h"
 
 /* Names of tensors; NULL: not so. */
 typedef struct Damage {

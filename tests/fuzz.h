@@ -1,7 +1,7 @@
 /* fuzz.h - what the fuzz_*.c targets share. Each is one function for libFuzzer:
  *
  *     clang -g -O1 -std=c11 -D_GNU_SOURCE -I. -fsanitize=fuzzer,address,undefined \
- *         tests/fuzz_png.c io/[a-z]*.c error.c -lm -o fuzz_png
+ *         tests/fuzz_png.c io/[a-z]*.c -lm -o fuzz_png
  *
  * test_fuzz.c runs them all over mutated files in every `make test`. */
 #ifndef SAMLAD_FUZZ_H

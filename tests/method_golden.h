@@ -6,7 +6,7 @@
 
 #include <stdarg.h>
 
-#include "../io/safetensors.h"
+#include "io/safetensors.h"
 #include "test.h"
 
 static Safetensors *golden;

@@ -3,9 +3,9 @@
 #include "numbers.h"
 #include "test.h"
 
-#include "../amg.h"
-#include "../io/file.h"
-#include "../io/image.h"
+#include "amg.h"
+#include "io/file.h"
+#include "io/image.h"
 
 #include <unistd.h>
 

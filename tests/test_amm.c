@@ -1,5 +1,5 @@
 /* test_amm.c - distances, maps, quantiles against make_golden_method.py. */
-#include "../amm.h"
+#include "amm.h"
 
 #include "method_golden.h"
 

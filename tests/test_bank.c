@@ -5,9 +5,9 @@
 #endif
 #include <unistd.h>
 
-#include "../compare.h"
-#include "../explain.h"
-#include "../tensor.h"
+#include "compare.h"
+#include "explain.h"
+#include "tensor.h"
 #include "method_golden.h"
 
 /* ---- banks from the golden's images

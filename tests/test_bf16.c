@@ -1,10 +1,10 @@
 /* test_bf16.c - bf16.c: the instructions against their portable twins, the products and the attention against
  * plain ones in double on the same rounded numbers, and the networks in bf16 against themselves in float32.
  */
-#include "../kernels/bf16.h"
-#include "../eval/synth.h"
-#include "../sam.h"
-#include "../vit.h"
+#include "fast/bf16.h"
+#include "eval/synth.h"
+#include "sam.h"
+#include "vit.h"
 #include "numbers.h"
 #include "test.h"
 

@@ -9,7 +9,7 @@
 #include "io/file.h"
 #include "io/image.h"
 #include "io/safetensors.h"
-#include "scene.h"
+#include "bank/scene.h"
 #include "tensor.h"
 #include "test.h"
 

@@ -1,8 +1,8 @@
 /* test_dcga.c - masks to objects to descriptors, against make_golden_method.py and against what must hold for
  * any input. */
-#include "../dcga.h"
+#include "dcga.h"
 
-#include "../tensor.h"
+#include "tensor.h"
 #include "method_golden.h"
 
 static const ObjectsOptions OBJECTS = {.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};

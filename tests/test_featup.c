@@ -2,8 +2,8 @@
 #include "damage.h"
 #include "test.h"
 
-#include "../featup.h"
-#include "../io/safetensors.h"
+#include "featup.h"
+#include "io/safetensors.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -9,7 +9,7 @@
 #include "io/file.h"
 #include "io/json.h"
 #include "io/number.h"
-#include "options.h"
+#include "bank/options.h"
 
 #define TMP "test_json.tmp"
 

@@ -1,6 +1,6 @@
 /* test_metrics.c - areas under ROC curves, of images and of pixels, against the count of all pairs
  * (make_golden_method.py). */
-#include "../eval/metrics.h"
+#include "eval/metrics.h"
 
 #include "method_golden.h"
 

@@ -6,9 +6,9 @@
  * lets tifffile, PIL and the scripts read them */
 #include <unistd.h>
 
-#include "../eval/metrics.h"
-#include "../io/file.h"
-#include "../io/image.h"
+#include "eval/metrics.h"
+#include "io/file.h"
+#include "io/image.h"
 #include "method_golden.h"
 
 #define TMP "test_mvtec.tmp"

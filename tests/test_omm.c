@@ -1,5 +1,5 @@
 /* test_omm.c - scores, Sinkhorn, matches against SuperGlue's formula in float64 (make_golden_method.py). */
-#include "../omm.h"
+#include "omm.h"
 
 #include "method_golden.h"
 

@@ -1,6 +1,6 @@
 /* test_pixels.c - the streaming localization metrics against a plain reckoning of their definitions: every
  * distinct score a threshold, every number counted anew. (test_mvtec.c compares with MVTec's own scripts.) */
-#include "../eval/metrics.h"
+#include "eval/metrics.h"
 
 #include "test.h"
 

@@ -1,6 +1,6 @@
 /* test_planar.c - the routines of planar.c against loops in double precision and against tensor.c's. */
-#include "../kernels/planar.h"
-#include "../tensor.h"
+#include "fast/planar.h"
+#include "tensor.h"
 #include "numbers.h"
 #include "test.h"
 

@@ -7,7 +7,7 @@
 
 #include "io/image.h"
 #include "io/json.h"
-#include "report.h"
+#include "report/report.h"
 #include "test.h"
 
 #define SIDE           600 /* is not enlarged, and drawn with a unit of 1 */

@@ -5,9 +5,9 @@
 
 #include <unistd.h>
 
-#include "../io/file.h"
-#include "../sam.h"
-#include "../sam_model.h"
+#include "io/file.h"
+#include "sam.h"
+#include "sam_model.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -6,11 +6,11 @@
 #include <stdint.h>
 #include <unistd.h>
 
-#include "../eval/draw.h"
-#include "../eval/synth.h"
-#include "../io/file.h"
-#include "../io/image.h"
-#include "../io/json.h"
+#include "eval/draw.h"
+#include "eval/synth.h"
+#include "io/file.h"
+#include "io/image.h"
+#include "io/json.h"
 
 static char work_dir[] = "/tmp/samlad-synth-XXXXXX"; /* a folder of our own below /tmp, removed at the end */
 

@@ -1,9 +1,9 @@
 /* test_tensor.c - the routines of tensor.c and resample.c against their plain versions, against libm in
  * double, and against goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With
  * SAMLAD_BENCH=1 it also prints speeds. */
-#include "../tensor.h"
-#include "../io/safetensors.h"
-#include "../kernels/simd.h"
+#include "tensor.h"
+#include "io/safetensors.h"
+#include "fast/simd.h"
 #include "numbers.h"
 #include "test.h"
 

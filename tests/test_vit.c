@@ -2,8 +2,8 @@
 #include "damage.h"
 #include "test.h"
 
-#include "../io/safetensors.h"
-#include "../vit.h"
+#include "io/safetensors.h"
+#include "vit.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -5,7 +5,7 @@
  * gaussian_filter, and Pillow's libImaging/Resample.c. Coordinates are half-pixel: output i looks at
  * (i + 1/2)·scale - 1/2. What is float in torch is float here, in the same order, since the goldens
  * are compared to the last digits; what is double in Pillow is double here. */
-#include "tile.h"
+#include "fast/tile.h"
 
 #include <math.h>
 #include <stdlib.h>

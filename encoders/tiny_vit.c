@@ -14,7 +14,7 @@
  * Every convolution has a batch norm behind it. Its statistics are constants by now, so that both are one
  * affine map; they are folded into one convolution when the model is opened. Everything is channel-last, and
  * a pointwise convolution is a Linear. */
-#include "tiny_vit.h"
+#include "encoders/tiny_vit.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "sam_model.h"
 
 #define MAX_DEPTH  16    /* blocks of a stage */

@@ -3,8 +3,8 @@
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 
-#include "../tensor.h"
-#include "simd.h"
+#include "tensor.h"
+#include "fast/simd.h"
 
 /* The register tile is MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element
  * of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */

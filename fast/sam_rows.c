@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "sam_model.h"
 
 #define LEAST_WIDTH 8  /* pixels of the picture to a low-res column, for which runs pay */

@@ -1,11 +1,11 @@
 /* report.c - heat maps, overlays, sentences and JSON from a result. See report.h. */
-#include "report.h"
+#include "report/report.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "io/image.h"
 #include "tensor.h"
 

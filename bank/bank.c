@@ -1,12 +1,12 @@
 /* bank.c - building, saving, mapping and searching the template bank. See bank.h. */
-#include "bank.h"
+#include "bank/bank.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "io/number.h"
 #include "tensor.h"
 

@@ -3,13 +3,13 @@
  *   rgb [H][W][3] -> pixels [3][S_h][S_w] -> ViT -> patches [h'][w'][C]
  *                 -> FeatUp -> [h'·8][w'·8][C] -> mean -> [h][w][C]
  *   rgb           -> SAM's automatic masks [n][H][W] -> objects on the grid [n][h][w] */
-#include "scene.h"
+#include "bank/scene.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "tensor.h"
 
 /* ================================================================================================

@@ -11,7 +11,7 @@
 
 #include "compare.h"
 #include "explain.h"
-#include "fail.h"
+#include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
 #include "tensor.h"

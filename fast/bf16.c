@@ -11,11 +11,11 @@
  * pairs, the low half being the even term; an odd k ends with a pair whose upper half is zero.
  *
  * Processors with a matrix unit (amx.h) do a whole block of 32 rows with it, from the same operands. */
-#include "bf16.h"
+#include "fast/bf16.h"
 
 #include <math.h>
 
-#include "amx.h"
+#include "fast/amx.h"
 
 static int pairs_of(int k)
 {

@@ -1,5 +1,5 @@
-/* error.c - see fail.h and error.h. */
-#include "fail.h"
+/* fail.c - see fail.h and error.h. */
+#include "io/fail.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -5,7 +5,7 @@
 #include "amg.h"
 #include "dcga.h"
 #include "featup.h"
-#include "options.h"
+#include "bank/options.h"
 #include "vit.h"
 
 /* The frozen networks. sam and featup may be absent. */

@@ -19,7 +19,7 @@
 
 #include <stdatomic.h>
 
-#include "tile.h"
+#include "fast/tile.h"
 
 enum { AMX_ROWS = 32, AMX_STEP = 16 };
 

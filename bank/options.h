@@ -8,7 +8,7 @@
 #include "amg.h"
 #include "amm.h"
 #include "dcga.h"
-#include "error.h"
+#include "io/error.h"
 #include "omm.h"
 
 typedef enum Resize { RESIZE_SQUASH, RESIZE_FIT } Resize;

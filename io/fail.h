@@ -3,7 +3,7 @@
 #ifndef SAMLAD_FAIL_H
 #define SAMLAD_FAIL_H
 
-#include "error.h"
+#include "io/error.h"
 
 /* Write the sentence into err (NULL is allowed: the caller does not care) and return -1, so that
  * `return fail(err, "%s: not a PNG file", path);` is the whole of an error path. */

@@ -1,12 +1,12 @@
 /* options.c - the table of every constant of METHOD.md. See options.h. */
-#include "options.h"
+#include "bank/options.h"
 
 #include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "io/number.h"
 
 #define AT(field) offsetof(Options, field)

@@ -36,14 +36,14 @@
  * logits.
  *
  * Positions go through in tiles of TILE, as lanes (planar.h); those beyond the last are zero and unused. */
-#include "sam_positions.h"
+#include "fast/sam_positions.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
-#include "kernels/planar.h"
+#include "io/fail.h"
+#include "fast/planar.h"
 
 #define MAX_LEVELS 4   /* layers of the transformer that this way is written for; SAM has 2 */
 #define MAX_FOLDED 512 /* H·T; beyond, the rank is no longer small */

@@ -1,15 +1,15 @@
 /* segment.c - see segment.h. */
-#include "segment.h"
+#include "report/segment.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "fail.h"
+#include "io/fail.h"
 #include "io/image.h"
 #include "io/json.h"
-#include "scene.h"
+#include "bank/scene.h"
 #include "tensor.h"
 
 /* Box (XYWH) and stability of a mask from its logits, as the official generator has them (its thresholds are

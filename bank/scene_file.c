@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bank.h"
-#include "fail.h"
-#include "scene.h"
+#include "bank/bank.h"
+#include "io/fail.h"
+#include "bank/scene.h"
 #include "tensor.h"
 
 int scene_save(const Scene *s, const char *made_by, const char *path, Error *err)

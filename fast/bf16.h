@@ -11,7 +11,7 @@
 #ifndef SAMLAD_BF16_H
 #define SAMLAD_BF16_H
 
-#include "../tensor.h"
+#include "tensor.h"
 
 typedef enum Precision { PRECISION_FP32, PRECISION_BF16 } Precision;
 

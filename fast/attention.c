@@ -16,8 +16,8 @@
  * a row of queries, so that the rows of q and out are always equally far apart, in windows too. In the tile
  * of logits each grid row of keys begins at a whole vector; what pads it is -inf. The exponentials are then
  * stored without the padding, each row over the end of the one before. */
-#include "../tensor.h"
-#include "tile.h"
+#include "tensor.h"
+#include "fast/tile.h"
 
 #include <math.h>
 #include <stdlib.h>

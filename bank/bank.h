@@ -16,7 +16,7 @@
 #define SAMLAD_BANK_H
 
 #include "dcga.h"
-#include "options.h"
+#include "bank/options.h"
 
 /* Neither a bank's image nor a file may have more objects: the scores of two such images, and their
  * assignment, take 400 MB each. */

@@ -3,9 +3,9 @@
 #ifndef SAMLAD_TINY_VIT_H
 #define SAMLAD_TINY_VIT_H
 
-#include "error.h"
+#include "io/error.h"
 #include "io/safetensors.h"
-#include "kernels/bf16.h"
+#include "fast/bf16.h"
 #include "tensor.h"
 
 #define TINY_VIT_STAGES 4

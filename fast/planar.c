@@ -1,12 +1,12 @@
 /* planar.c - see planar.h. Vectors and their functions come from simd.h, TILE from planar.h, the register
  * tile's rows MR from tile.h. */
-#include "planar.h"
+#include "fast/planar.h"
 
 #include <math.h>
 
-#include "simd.h"
-#include "../tensor.h"
-#include "tile.h"
+#include "fast/simd.h"
+#include "tensor.h"
+#include "fast/tile.h"
 
 /* ---- products ---------------------------------------------------------------------------------*/
 
