@@ -42,7 +42,7 @@ static void *buffer_grow(Buffer *b, size_t n_bytes)
 
 struct BankBuilder {
     int n_images, n_objects, grid_h, grid_w, channels, cls_dim;
-    Buffer names, features, mean_patch, cls, first, weights, pooled, centroids, areas;
+    Buffer names, features, mean_patch, cls, first, coverage, pooled, centroids, areas;
 };
 
 BankBuilder *bank_builder_new(Error *err)
@@ -59,27 +59,28 @@ void bank_builder_free(BankBuilder *b)
         return;
     for (size_t at = 0; at + sizeof(char *) <= b->names.used; at += sizeof(char *))
         free(*(char **)(void *)(b->names.bytes + at));
-    Buffer *all[] = {&b->names,   &b->features, &b->mean_patch, &b->cls,  &b->first,
-                     &b->weights, &b->pooled,   &b->centroids,  &b->areas};
+    Buffer *all[] = {&b->names,    &b->features, &b->mean_patch, &b->cls,  &b->first,
+                     &b->coverage, &b->pooled,   &b->centroids,  &b->areas};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]->bytes);
     free(b);
 }
 
 /* The first image sets the shape. */
-static int same_shape(BankBuilder *b, const BankEntry *e, Error *err)
+static int same_shape(BankBuilder *b, const char *name, const Scene *scene, Error *err)
 {
+    const Objects *o = &scene->objects;
     if (b->n_images == 0) {
-        b->grid_h = e->grid_h, b->grid_w = e->grid_w, b->channels = e->channels, b->cls_dim = e->cls_dim;
+        b->grid_h = o->grid_h, b->grid_w = o->grid_w, b->channels = o->channels, b->cls_dim = scene->cls_dim;
         return 0;
     }
-    if (b->grid_h == e->grid_h && b->grid_w == e->grid_w && b->channels == e->channels &&
-        b->cls_dim == e->cls_dim)
+    if (b->grid_h == o->grid_h && b->grid_w == o->grid_w && b->channels == o->channels &&
+        b->cls_dim == scene->cls_dim)
         return 0;
     return fail(err,
                 "%s: its feature map is %dx%d, the bank's are %dx%d: images of one bank need one aspect (or "
                 "--resize squash)",
-                e->name, e->grid_w, e->grid_h, b->grid_w, b->grid_h);
+                name, o->grid_w, o->grid_h, b->grid_w, b->grid_h);
 }
 
 static int append(Buffer *b, const void *bytes, size_t n)
@@ -107,29 +108,29 @@ static uint16_t to_f16(float f)
     return f32_to_f16(fminf(fmaxf(f, -65504), 65504));
 }
 
-int bank_builder_add(BankBuilder *b, const BankEntry *e, Error *err)
+int bank_builder_add(BankBuilder *b, const char *image, const Scene *scene, Error *err)
 {
-    if (same_shape(b, e, err))
+    const Objects *o = &scene->objects;
+    if (same_shape(b, image, scene, err))
         return -1;
-    if (e->objects->n > BANK_MAX_OBJECTS || b->n_objects > BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
+    if (o->n > BANK_MAX_OBJECTS || b->n_objects > BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
         return fail(err,
                     "%s: %d objects after %d of other images: a bank holds at most %d an image and %d in all",
-                    e->name, e->objects->n, b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
-    size_t n_cells = (size_t)e->grid_h * (size_t)e->grid_w, C = (size_t)e->channels,
-           n = (size_t)e->objects->n;
-    const Objects *o = e->objects;
-    char *name = strdup(e->name);
+                    image, o->n, b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
+    size_t n_cells = (size_t)o->grid_h * (size_t)o->grid_w, C = (size_t)o->channels, n = (size_t)o->n;
+    char *name = strdup(image);
     uint16_t *features = buffer_grow(&b->features, n_cells * C * sizeof *features);
-    uint8_t *weights = buffer_grow(&b->weights, n * n_cells);
-    if (!name || !features || !weights || append(&b->names, &name, sizeof name)) {
+    uint8_t *coverage = buffer_grow(&b->coverage, n * n_cells);
+    if (!name || !features || !coverage || append(&b->names, &name, sizeof name)) {
         free(name);
         return fail_memory(err, "the bank's images", b->features.used);
     }
     for (size_t i = 0; i < n_cells * C; i++)
-        features[i] = to_f16(e->features[i]);
+        features[i] = to_f16(scene->features[i]);
     for (size_t i = 0; i < n * n_cells; i++)
-        weights[i] = (uint8_t)lrintf(o->weights[i] * 255);
-    if (append_unit(&b->mean_patch, e->mean_patch, e->channels) || append_unit(&b->cls, e->cls, e->cls_dim) ||
+        coverage[i] = (uint8_t)lrintf(o->coverage[i] * 255);
+    if (append_unit(&b->mean_patch, scene->mean_patch, o->channels) ||
+        append_unit(&b->cls, scene->cls, scene->cls_dim) ||
         append(&b->first, &b->n_objects, sizeof b->n_objects) ||
         append(&b->pooled, o->pooled, n * C * sizeof(float)) ||
         append(&b->centroids, o->centroids, n * 2 * sizeof(float)) ||
@@ -165,7 +166,7 @@ int bank_builder_finish(BankBuilder *b, Bank *bank, Error *err)
     bank->mean_patch = take(bank, &b->mean_patch);
     bank->cls = take(bank, &b->cls);
     bank->first = take(bank, &b->first);
-    bank->weights = take(bank, &b->weights);
+    bank->coverage = take(bank, &b->coverage);
     bank->pooled = take(bank, &b->pooled);
     bank->centroids = take(bank, &b->centroids);
     bank->areas = take(bank, &b->areas);
@@ -178,11 +179,11 @@ int bank_builder_finish(BankBuilder *b, Bank *bank, Error *err)
 void bank_uncalibrate(Bank *bank)
 {
     dcga_free(&bank->dcga);
-    free(bank->owned_descriptors), free(bank->channel_std), free(bank->scale), free(bank->loo_index);
+    free(bank->owned_descriptors), free(bank->channel_std), free(bank->units), free(bank->loo_index);
     free(bank->loo_structural), free(bank->loo_logical), free(bank->loo_score), free(bank->loo_sorted);
     free(bank->loo_extra), free(bank->loo_missing);
     bank->loo_extra = bank->loo_missing = NULL;
-    bank->descriptors = bank->owned_descriptors = bank->channel_std = bank->scale = NULL;
+    bank->descriptors = bank->owned_descriptors = bank->channel_std = bank->units = NULL;
     bank->loo_structural = bank->loo_logical = bank->loo_score = bank->loo_sorted = NULL;
     bank->loo_index = NULL;
     bank->n_loo = 0;
@@ -206,16 +207,28 @@ void bank_free(Bank *bank)
  * Looking
  * ============================================================================================== */
 
-int bank_objects(const Bank *bank, int image)
+int bank_object_count(const Bank *bank, int image)
 {
     return bank->first[image + 1] - bank->first[image];
 }
 
-OmmSide bank_side(const Bank *bank, int image)
+Objects bank_objects(const Bank *bank, int image, float *coverage)
 {
-    const size_t first = (size_t)bank->first[image];
-    return (OmmSide){bank_objects(bank, image), bank->descriptors + first * (size_t)bank->channels,
-                     bank->centroids + 2 * first, bank->areas + first};
+    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, first = (size_t)bank->first[image];
+    Objects o = {.n = bank_object_count(bank, image),
+                 .grid_h = bank->grid_h,
+                 .grid_w = bank->grid_w,
+                 .channels = bank->channels,
+                 .features16 = bank->features + (size_t)image * n_cells * C,
+                 .coverage = coverage,
+                 .pooled = bank->pooled + first * C,
+                 .centroids = bank->centroids + 2 * first,
+                 .areas = bank->areas + first,
+                 .descriptors = bank->descriptors ? bank->descriptors + first * C : NULL,
+                 .units = bank->units ? bank->units + first : NULL};
+    for (size_t i = 0; coverage && i < (size_t)o.n * n_cells; i++)
+        coverage[i] = (float)bank->coverage[first * n_cells + i] * (1.0f / 255);
+    return o;
 }
 
 size_t bank_cells(const Bank *bank)
@@ -229,31 +242,6 @@ void bank_features(const Bank *bank, int image, float *features)
     f16_to_f32_row(features, bank->features + (size_t)image * n, n);
 }
 
-void bank_weights(const Bank *bank, int image, float *weights)
-{
-    size_t n_cells = bank_cells(bank);
-    const uint8_t *from = bank->weights + (size_t)bank->first[image] * n_cells;
-    for (size_t i = 0; i < (size_t)bank_objects(bank, image) * n_cells; i++)
-        weights[i] = (float)from[i] * (1.0f / 255);
-}
-
-static float minus_l2(const Bank *bank, int image, const float *features)
-{
-    enum { BLOCK = 512 };
-    const size_t n = bank_cells(bank) * (size_t)bank->channels;
-    const uint16_t *from = bank->features + (size_t)image * n;
-    float difference[BLOCK];
-    double sum = 0;
-    for (size_t at = 0; at < n; at += BLOCK) {
-        const size_t count = n - at < BLOCK ? n - at : BLOCK;
-        f16_to_f32_row(difference, from + at, count);
-        for (size_t i = 0; i < count; i++)
-            difference[i] -= features[at + i];
-        sum += dot(difference, difference, (int)count);
-    }
-    return (float)-sum;
-}
-
 /* scores [n_images], larger is nearer, a query that is not a number is infinitely far. Of the file only what
  * `by` compares is read: 1.5 KB an image, or, for L2, all features. */
 static void score_images(float *scores, const Bank *bank, Retrieval by, const float *mean, const float *cls,
@@ -261,11 +249,13 @@ static void score_images(float *scores, const Bank *bank, Retrieval by, const fl
 {
 #pragma omp parallel for if (by == RETRIEVAL_L2)
     for (int i = 0; i < bank->n_images; i++) {
-        float score = by == RETRIEVAL_MEAN
-                          ? dot(mean, bank->mean_patch + (size_t)i * (size_t)bank->channels, bank->channels)
-                      : by == RETRIEVAL_CLS
-                          ? dot(cls, bank->cls + (size_t)i * (size_t)bank->cls_dim, bank->cls_dim)
-                          : minus_l2(bank, i, features);
+        const size_t at = (size_t)i, n = bank_cells(bank) * (size_t)bank->channels;
+        float score =
+            by == RETRIEVAL_MEAN
+                ? retrieval_cosine(mean, bank->mean_patch + at * (size_t)bank->channels, bank->channels)
+            : by == RETRIEVAL_CLS
+                ? retrieval_cosine(cls, bank->cls + at * (size_t)bank->cls_dim, bank->cls_dim)
+                : retrieval_l2(features, bank->features + at * n, n);
         scores[i] = isnan(score) ? -INFINITY : score;
     }
 }
@@ -332,12 +322,51 @@ int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float
     return n;
 }
 
+/* ================================================================================================
+ * Calibration
+ * ============================================================================================== */
+
+/* Are there two images that are not copies of each other? */
+static int varies(const Bank *b)
+{
+    int i = 1;
+    while (i < b->n_images && bank_same_image(b, 0, i))
+        i++;
+    return i < b->n_images;
+}
+
+int bank_begin_calibration(Bank *b, Error *err)
+{
+    bank_uncalibrate(b);
+    size_t N = (size_t)b->n_images, O = (size_t)b->first[N], C = (size_t)b->channels;
+    b->n_loo = !varies(b) ? 0 : b->n_images < b->options.loo_images ? b->n_images : b->options.loo_images;
+    size_t L = (size_t)b->n_loo + 1;
+    b->descriptors = b->owned_descriptors = aligned_array(O * C + 1, sizeof(float));
+    b->channel_std = aligned_array(C, sizeof(float));
+    b->units = aligned_array(O + 1, sizeof(float));
+    b->loo_index = aligned_array(L, sizeof(int));
+    b->loo_structural = aligned_array(L, sizeof(float));
+    b->loo_logical = aligned_array(L, sizeof(float));
+    b->loo_score = aligned_array(L, sizeof(float));
+    b->loo_sorted = aligned_array(L, sizeof(float));
+    b->loo_extra = aligned_array(L, sizeof(float));
+    b->loo_missing = aligned_array(L, sizeof(float));
+    if (!b->descriptors || !b->channel_std || !b->units || !b->loo_index || !b->loo_structural ||
+        !b->loo_logical || !b->loo_score || !b->loo_sorted || !b->loo_extra || !b->loo_missing)
+        return fail_memory(err, "the bank's calibration", O * C * 4);
+    for (size_t i = 0; i < O; i++)
+        b->units[i] = 1;
+    for (int i = 0; i < b->n_loo; i++)
+        b->loo_index[i] = (int)((int64_t)i * b->n_images / b->n_loo);
+    return 0;
+}
+
 /* The quantile of n unsorted values; sorted [n] is left in order. */
 static float quantile_of(float *sorted, const float *values, int n, double q)
 {
     memcpy(sorted, values, (size_t)n * sizeof *sorted);
     qsort(sorted, (size_t)n, sizeof *sorted, compare_floats);
-    return quantile_sorted(sorted, n, q);
+    return quantile_sorted(sorted, (size_t)n, q);
 }
 
 void bank_thresholds(Bank *b)
@@ -419,11 +448,11 @@ int bank_save(const Bank *bank, const char *path, Error *err)
         {"mean_patch", ST_F32, 2, {N, C}, bank->mean_patch},
         {"cls", ST_F32, 2, {N, bank->cls_dim}, bank->cls},
         {"objects.first", ST_I32, 1, {N + 1}, bank->first},
-        {"objects.weights", ST_U8, 3, {O, h, w}, bank->weights},
+        {"objects.weights", ST_U8, 3, {O, h, w}, bank->coverage},
         {"objects.pooled", ST_F32, 2, {O, C}, bank->pooled},
         {"objects.centroids", ST_F32, 2, {O, 2}, bank->centroids},
         {"objects.areas", ST_F32, 1, {O}, bank->areas},
-        {"objects.scale", ST_F32, 1, {O}, bank->scale},
+        {"objects.scale", ST_F32, 1, {O}, bank->units},
         {"dcga.mean", ST_F32, 1, {C}, bank->dcga.mean},
         {"dcga.std", ST_F32, 1, {C}, bank->dcga.std},
         {"dcga.filter", ST_F32, 2, {C, C}, bank->dcga.filter},
@@ -515,8 +544,8 @@ static int load_images(Bank *b, Error *err)
             return fail(err, "%s: objects.first does not rise from 0 by 0 to %d at image %lld", st_path(st),
                         BANK_MAX_OBJECTS, (long long)i);
     int64_t O = b->first[N];
-    b->weights = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err);
-    b->pooled = b->weights ? expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err) : NULL;
+    b->coverage = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err);
+    b->pooled = b->coverage ? expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err) : NULL;
     b->centroids = b->pooled ? expect(st, "objects.centroids", ST_F32, 2, (int64_t[]){O, 2}, err) : NULL;
     b->areas = b->centroids ? expect(st, "objects.areas", ST_F32, 1, (int64_t[]){O}, err) : NULL;
     return b->areas ? 0 : -1;
@@ -532,15 +561,15 @@ static int check_positive(const Safetensors *st, const char *name, const float *
     return 0;
 }
 
-/* What z is made of: see AmmScale. */
-static int check_scale(const Safetensors *st, const char *name, const AmmScale *scale, Error *err)
+/* What z is made of: see Spread. */
+static int check_spread(const Safetensors *st, const char *name, const Spread *spread, Error *err)
 {
-    return scale->delta >= 0 && scale->q95 >= scale->median
+    return spread->delta >= 0 && spread->q95 >= spread->median
                ? 0
                : fail(err,
                       "%s: metadata calibration.%s: median %g, q95 %g, delta %g: expected q95 >= median, "
                       "delta >= 0",
-                      st_path(st), name, (double)scale->median, (double)scale->q95, (double)scale->delta);
+                      st_path(st), name, (double)spread->median, (double)spread->q95, (double)spread->delta);
 }
 
 static int load_calibration(Bank *b, Error *err)
@@ -556,8 +585,8 @@ static int load_calibration(Bank *b, Error *err)
         if (st_meta_float(st, keys[i], -1e30, 1e30, &v[i], err))
             return -1;
     b->alpha = (float)v[0];
-    b->structural = (AmmScale){(float)v[1], (float)v[2], (float)v[3]};
-    b->logical = (AmmScale){(float)v[4], (float)v[5], (float)v[6]};
+    b->structural = (Spread){(float)v[1], (float)v[2], (float)v[3]};
+    b->logical = (Spread){(float)v[4], (float)v[5], (float)v[6]};
     b->dcga.options = b->options.dcga;
     b->dcga.channels = b->channels;
     const StTensor *loo = st_find(st, "loo.index");
@@ -568,7 +597,7 @@ static int load_calibration(Bank *b, Error *err)
          !(b->dcga.filter = copy_of(st, "dcga.filter", ST_F32, 2, (int64_t[]){C, C}, err))) ||
         !(b->descriptors = expect(st, "dcga.descriptors", ST_F32, 2, (int64_t[]){O, C}, err)) ||
         !(b->channel_std = copy_of(st, "channel_std", ST_F32, 1, &C, err)) ||
-        !(b->scale = copy_of(st, "objects.scale", ST_F32, 1, &O, err)) ||
+        !(b->units = copy_of(st, "objects.scale", ST_F32, 1, &O, err)) ||
         !(b->loo_index = copy_of(st, "loo.index", ST_I32, 1, &L, err)) ||
         !(b->loo_structural = copy_of(st, "loo.structural", ST_F32, 1, &L, err)) ||
         !(b->loo_logical = copy_of(st, "loo.logical", ST_F32, 1, &L, err)) ||
@@ -581,8 +610,8 @@ static int load_calibration(Bank *b, Error *err)
         return fail_memory(err, "the leave-one-out scores", (unsigned long long)L * sizeof(float));
     if (check_positive(st, "dcga.std", b->dcga.std, (size_t)C, err) ||
         check_positive(st, "channel_std", b->channel_std, (size_t)C, err) ||
-        check_positive(st, "objects.scale", b->scale, (size_t)O, err) ||
-        check_scale(st, "structural", &b->structural, err) || check_scale(st, "logical", &b->logical, err))
+        check_positive(st, "objects.scale", b->units, (size_t)O, err) ||
+        check_spread(st, "structural", &b->structural, err) || check_spread(st, "logical", &b->logical, err))
         return -1;
     b->n_loo = (int)L;
     bank_thresholds(b);

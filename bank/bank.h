@@ -15,8 +15,9 @@
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
-#include "dcga.h"
 #include "bank/options.h"
+#include "bank/scene.h"
+#include "dcga.h"
 
 /* Neither a bank's image nor a file may have more objects: the scores of two such images, and their
  * assignment, take 400 MB each. */
@@ -35,22 +36,22 @@ typedef struct Bank {
     char **names;             /* [n_images] */
     const uint16_t *features; /* [N][h*w][C] float16 */
     const float *mean_patch, *cls;
-    const int *first;       /* [N+1] */
-    const uint8_t *weights; /* [O][h*w] */
+    const int *first;        /* [N+1] */
+    const uint8_t *coverage; /* [O][h*w] in 255ths of a cell */
     const float *pooled, *centroids, *areas;
-    /* calibration (calibrate in compare.c fills it) */
+    /* calibration (calibrate in samlad.c fills it) */
     Dcga dcga;
     const float *descriptors; /* [O][C] */
     float *owned_descriptors; /* the same, or NULL: they are in the file */
     float *channel_std;       /* [C] over all cells of all images */
-    float *scale;             /* [O] */
+    float *units;             /* [O] of the objects' structural maps */
     float alpha;
-    AmmScale structural, logical;
+    Spread structural, logical;
     int n_loo;
     int *loo_index;                                  /* [n_loo] */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
     float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks */
-    float *loo_extra, *loo_missing;                  /* [n_loo] evidence (explain.h) */
+    float *loo_extra, *loo_missing;                  /* [n_loo] evidence (verdict.h) */
     float flag_extra, flag_missing; /* their quantile: what normal images show is no reason */
     float threshold;                /* quantile of the scores; NAN: one image has none */
     Safetensors *file;              /* when loaded: the first block and descriptors point into it */
@@ -58,19 +59,11 @@ typedef struct Bank {
     int n_owned;
 } Bank;
 
-/* What is kept of one image. */
-typedef struct BankEntry {
-    const char *name;
-    int grid_h, grid_w, channels, cls_dim;
-    const float *features;         /* [h*w][C] */
-    const float *mean_patch, *cls; /* any length: normalised here */
-    const Objects *objects;
-} BankEntry;
-
-/* Building: entries one by one, in order; growth is amortised. */
+/* Building: images one by one, in order; growth is amortised. The scene's mean_patch and cls may be of any length:
+ * they are normalised here. */
 typedef struct BankBuilder BankBuilder;
 BankBuilder *bank_builder_new(Error *err);
-int bank_builder_add(BankBuilder *builder, const BankEntry *entry, Error *err);
+int bank_builder_add(BankBuilder *builder, const char *name, const Scene *scene, Error *err);
 /* The arrays become the bank's; the builder is freed whatever happens. At least one image. */
 int bank_builder_finish(BankBuilder *builder, Bank *bank, Error *err);
 void bank_builder_free(BankBuilder *builder);
@@ -79,15 +72,19 @@ int bank_save(const Bank *bank, const char *path, Error *err);
 int bank_load(Bank *bank, const char *path, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
+/* Room for calibration: units of 1, the images that are left out in turn (loo_index), nothing else filled. What an
+ * earlier one made goes. */
+int bank_begin_calibration(Bank *bank, Error *err);
 /* Drop what calibration made, keep the images. */
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);
 
-int bank_objects(const Bank *bank, int image);  /* how many */
-OmmSide bank_side(const Bank *bank, int image); /* they, as one side of a matching */
+int bank_object_count(const Bank *bank, int image);
+/* The image's objects as a view of the bank, with features16 and no features. coverage [n][h*w] is room for theirs as
+ * float32, or NULL: the view has none. */
+Objects bank_objects(const Bank *bank, int image, float *coverage);
 size_t bank_cells(const Bank *bank);
 void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
-void bank_weights(const Bank *bank, int image, float *weights);   /* [n][h*w] in 0..1 */
 
 /* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
 int bank_same_image(const Bank *bank, int i, int j);

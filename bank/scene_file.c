@@ -17,7 +17,7 @@ int scene_save(const Scene *s, const char *made_by, const char *path, Error *err
 {
     const Objects *o = &s->objects;
     size_t n_pixels = (size_t)s->height * (size_t)s->width;
-    int64_t h = s->grid_h, w = s->grid_w, C = s->channels, n = o->n;
+    int64_t h = o->grid_h, w = o->grid_w, C = o->channels, n = o->n;
     if (o->n > BANK_MAX_OBJECTS)
         return fail(err, "%s: %d objects, at most %d are kept", path, o->n, BANK_MAX_OBJECTS);
     int16_t *labels = aligned_array(n_pixels, sizeof *labels);
@@ -35,7 +35,7 @@ int scene_save(const Scene *s, const char *made_by, const char *path, Error *err
         st_writer_add(writer, "features", ST_F32, 3, (int64_t[]){h, w, C}, s->features, err) ||
         st_writer_add(writer, "mean_patch", ST_F32, 1, &C, s->mean_patch, err) ||
         st_writer_add(writer, "cls", ST_F32, 1, (int64_t[]){s->cls_dim}, s->cls, err) ||
-        st_writer_add(writer, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, o->weights, err) ||
+        st_writer_add(writer, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, o->coverage, err) ||
         st_writer_add(writer, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, o->pooled, err) ||
         st_writer_add(writer, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, o->centroids, err) ||
         st_writer_add(writer, "objects.areas", ST_F32, 1, &n, o->areas, err) ||
@@ -46,12 +46,12 @@ int scene_save(const Scene *s, const char *made_by, const char *path, Error *err
     return status ? -1 : 0;
 }
 
-/* A copy of the tensor's n_bytes, or NULL after a sentence. */
-static void *take(const Safetensors *file, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
-                  Error *err)
+/* The tensor's data in the file, or NULL after a sentence. */
+static const void *expect(const Safetensors *file, const char *name, StDtype dtype, int n_dims,
+                          const int64_t *shape, Error *err)
 {
     const StTensor *t = st_find(file, name);
-    int ok = t && t->dtype == dtype && t->n_dims == n_dims;
+    int ok = t && t->dtype == dtype && t->n_dims == n_dims && (uintptr_t)t->data % st_dtype_size(dtype) == 0;
     for (int d = 0; ok && d < n_dims; d++)
         ok = t->shape[d] == shape[d];
     if (!ok) {
@@ -62,11 +62,22 @@ static void *take(const Safetensors *file, const char *name, StDtype dtype, int 
         fail(err, "%s: tensor %s holds a value that is not a finite number", st_path(file), name);
         return NULL;
     }
-    void *copy = aligned_array(t->n_bytes + 1, 1);
+    return t->data;
+}
+
+/* A copy of it. */
+static void *take(const Safetensors *file, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
+                  Error *err)
+{
+    const void *data = expect(file, name, dtype, n_dims, shape, err);
+    if (!data)
+        return NULL;
+    const size_t n_bytes = st_find(file, name)->n_bytes;
+    void *copy = aligned_array(n_bytes + 1, 1);
     if (!copy)
-        fail_memory(err, "a scene", t->n_bytes);
+        fail_memory(err, "a scene", n_bytes);
     else
-        memcpy(copy, t->data, t->n_bytes);
+        memcpy(copy, data, n_bytes);
     return copy;
 }
 
@@ -89,16 +100,15 @@ static int take_sizes(Scene *s, const Safetensors *file, const char *made_by, Er
         areas->shape[0] > BANK_MAX_OBJECTS)
         return fail(err, "%s: a grid of %lldx%lld with %lld channels is not a scene's", st_path(file),
                     (long long)f[1], (long long)f[0], (long long)f[2]);
-    s->grid_h = (int)f[0], s->grid_w = (int)f[1], s->channels = (int)f[2];
     s->height = (int)l[0], s->width = (int)l[1], s->cls_dim = (int)cls->shape[0];
     int background;
     if (st_meta_int(file, "background", 0, 1, &background, err))
         return -1;
     s->objects = (Objects){.n = (int)areas->shape[0],
                            .has_background = background,
-                           .grid_h = s->grid_h,
-                           .grid_w = s->grid_w,
-                           .channels = s->channels};
+                           .grid_h = (int)f[0],
+                           .grid_w = (int)f[1],
+                           .channels = (int)f[2]};
     return background > s->objects.n ? fail(err, "%s: a background but no object", st_path(file)) : 0;
 }
 
@@ -119,14 +129,29 @@ static int take_labels(Scene *s, const Safetensors *file, Error *err)
 }
 
 /* What a bank keeps in a byte. */
-static int check_weights(const Objects *o, const char *path, Error *err)
+static int check_coverage(const Objects *o, const char *path, Error *err)
 {
     const size_t n = (size_t)o->n * (size_t)o->grid_h * (size_t)o->grid_w;
     for (size_t i = 0; i < n; i++)
-        if (!(o->weights[i] >= 0 && o->weights[i] <= 1))
+        if (!(o->coverage[i] >= 0 && o->coverage[i] <= 1))
             return fail(err, "%s: tensor objects.weights holds %g at %zu, expected 0 to 1", path,
-                        (double)o->weights[i], i);
+                        (double)o->coverage[i], i);
     return 0;
+}
+
+/* The objects in the file, which is then only copied. */
+static int take_objects(Scene *s, const Safetensors *file, Error *err)
+{
+    Objects view = s->objects;
+    int64_t h = view.grid_h, w = view.grid_w, C = view.channels, n = view.n;
+    view.features = s->features;
+    if (!(view.coverage = expect(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
+        !(view.pooled = expect(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
+        !(view.centroids = expect(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
+        !(view.areas = expect(file, "objects.areas", ST_F32, 1, &n, err)) ||
+        check_coverage(&view, st_path(file), err))
+        return -1;
+    return objects_copy(&s->objects, &view, err);
 }
 
 int scene_load(Scene *s, const char *made_by, const char *path, Error *err)
@@ -135,24 +160,14 @@ int scene_load(Scene *s, const char *made_by, const char *path, Error *err)
     Safetensors *file = st_open(path, err);
     if (!file)
         return -1;
-    Objects *o = &s->objects;
+    const Objects *o = &s->objects;
     int status = take_sizes(s, file, made_by, err);
-    int64_t h = s->grid_h, w = s->grid_w, C = s->channels, D = s->cls_dim, n = o->n;
+    int64_t h = o->grid_h, w = o->grid_w, C = o->channels, D = s->cls_dim;
     if (!status && (!(s->features = take(file, "features", ST_F32, 3, (int64_t[]){h, w, C}, err)) ||
                     !(s->mean_patch = take(file, "mean_patch", ST_F32, 1, &C, err)) ||
-                    !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) ||
-                    !(o->weights = take(file, "objects.weights", ST_F32, 3, (int64_t[]){n, h, w}, err)) ||
-                    !(o->pooled = take(file, "objects.pooled", ST_F32, 2, (int64_t[]){n, C}, err)) ||
-                    !(o->centroids = take(file, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, err)) ||
-                    !(o->areas = take(file, "objects.areas", ST_F32, 1, &n, err)) ||
-                    take_labels(s, file, err) || check_weights(o, path, err)))
+                    !(s->cls = take(file, "cls", ST_F32, 1, &D, err)) || take_objects(s, file, err) ||
+                    take_labels(s, file, err)))
         status = -1;
-    if (!status) {
-        o->descriptors = aligned_array((size_t)(n * C) + 1, sizeof(float));
-        status = o->descriptors ? 0 : fail_memory(err, "a scene", (unsigned long long)(n * C * 4));
-    }
-    if (!status)
-        memset(o->descriptors, 0, (size_t)(n * C) * sizeof(float));
     st_close(file);
     if (status)
         scene_free(s);

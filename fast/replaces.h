@@ -10,6 +10,12 @@
 #define SAMLAD_REPLACES_H
 
 #ifdef COMPILES_tensor
+/* fast/amm_gram.c */
+#define sample_half   plain_sample_half
+#define distance_half plain_distance_half
+#define centre_rows   plain_centre_rows
+#define gram_rows     plain_gram_rows
+#define residual_rows plain_residual_rows
 #endif
 
 #ifdef COMPILES_featup
@@ -19,6 +25,7 @@
 #endif
 
 #ifdef COMPILES_amm
+#define amm_structural plain_amm_structural /* fast/amm_gram.c: in squares, on all threads */
 #endif
 
 #endif

@@ -1,19 +1,19 @@
-/* samlad.c - the library's face: models, bank, detection, reasons. See samlad.h.
+/* library.c - the library's face: models, bank, detection, reasons. See samlad.h.
  *
  * The algorithm in reading order: scene.c (features and objects of an image), bank.c (the normal images),
- * dcga.c (descriptors), omm.c (matches), amm.c (maps and scores), compare.c, which calls them in the paper's
- * order, and explain.c, which says why. */
+ * dcga.c (descriptors), omm.c (matches), amm.c (maps and scores), verdict.c (what they mean), and samlad.c, which
+ * calls them in the paper's order. */
 #include "samlad.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "compare.h"
-#include "explain.h"
+#include "algorithm.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
+#include "library/result.h"
 #include "tensor.h"
 
 struct Samlad {
@@ -199,9 +199,7 @@ static int add_batch(BankBuilder *builder, Normal *batch, const char *const *nam
             status = status ? status : fail(err, "%s", batch[i].err.message);
             continue;
         }
-        BankEntry entry = {names[i],        scene->grid_h,     scene->grid_w, scene->channels, scene->cls_dim,
-                           scene->features, scene->mean_patch, scene->cls,    &scene->objects};
-        status = status ? status : bank_builder_add(builder, &entry, err);
+        status = status ? status : bank_builder_add(builder, names[i], scene, err);
         scene_free(scene);
     }
     return status;
@@ -413,69 +411,43 @@ const char *samlad_bank_name(const Samlad *s, int image)
  * Detection
  * ============================================================================================== */
 
-static float rank_of(const Bank *bank, float score)
+static int dump_detection(StWriter *dump, const Detection *d, Error *err)
 {
-    int higher = 0;
-    for (int i = 0; i < bank->n_loo; i++)
-        higher += bank->loo_sorted[i] >= score;
-    return (float)(1 + higher) / (float)(1 + bank->n_loo);
-}
-
-/* Six spreads are clearly anomalous. A bank of one image knows no spread: its maps are shown up to their
- * largest value. */
-static float map_high(const Bank *bank, const float *map)
-{
-    if (bank->n_loo > 0)
-        return 6;
-    float largest = 0;
-    for (size_t p = 0; p < bank_cells(bank); p++)
-        largest = map[p] > largest ? map[p] : largest;
-    return largest > 0 ? largest : 1;
-}
-
-/* Move what the result keeps out of the comparison and the scene. */
-static int make_result(SamladResult *r, const Bank *bank, Comparison *c, Scene *scene, Error *err)
-{
-    *r = (SamladResult){.width = scene->width,
-                        .height = scene->height,
-                        .grid_w = bank->grid_w,
-                        .grid_h = bank->grid_h,
-                        .score = c->score,
-                        .structural = c->structural_score,
-                        .logical = c->logical_score,
-                        .structural_z = c->structural_z,
-                        .logical_z = c->logical_z,
-                        .rank = rank_of(bank, c->score),
-                        .threshold = bank->threshold,
-                        .anomalous = isnan(bank->threshold) ? -1 : c->score > bank->threshold,
-                        .n_references = c->k,
-                        .map_low = 0,
-                        .map_high = map_high(bank, c->map)};
-    r->map = c->map, r->structural_map = c->structural, r->logical_map = c->logical,
-    r->references = c->references, r->labels = scene->labels;
+    const Objects *o = &d->comparison.query;
+    int64_t k = d->k;
     int status =
-        explain_objects(r, bank, c, &scene->objects, err) || explain_missing(r, bank, c, err) ? -1 : 0;
-    c->map = c->structural = c->logical = NULL; /* the result's now */
-    scene->labels = NULL;
-    for (int k = 0; k < c->k; k++)
-        matching_free(&c->matchings[k]);
-    c->references = NULL;
-    c->k = 0;
-    if (status)
-        samlad_result_free(r);
-    return status;
+        dump_floats(dump, "dcga.descriptors", 2, (int64_t[]){o->n, o->channels}, o->descriptors, err) ||
+        st_writer_copy(dump, "references", ST_I32, 1, &k, d->references, err);
+    for (int r = 0; r < d->k && !status; r++) {
+        const Matching *m = &d->comparison.matchings[r];
+        char name[48];
+        snprintf(name, sizeof name, "omm.scores.%d", r);
+        status = dump_floats(dump, name, 2, (int64_t[]){m->n_q, m->n_r}, m->scores, err);
+        snprintf(name, sizeof name, "omm.assignment.%d", r);
+        status =
+            status || dump_floats(dump, name, 2, (int64_t[]){m->n_q + 1, m->n_r + 1}, m->assignment, err);
+    }
+    int64_t grid[2] = {o->grid_h, o->grid_w}, three = 3;
+    float scores[3] = {d->structural_score, d->logical_score, d->score};
+    status = status || dump_floats(dump, "amm.structural", 2, grid, d->structural, err) ||
+             dump_floats(dump, "amm.logical", 2, grid, d->logical, err) ||
+             dump_floats(dump, "amm.map", 2, grid, d->map, err) ||
+             dump_floats(dump, "scores", 1, &three, scores, err);
+    return status ? -1 : 0;
 }
 
 /* Compare a scene with the bank's and say what is found. dump: or NULL. */
 static int detect_in(SamladResult *result, const Samlad *s, Scene *scene, StWriter *dump, Error *err)
 {
-    Comparison c;
-    if (compare_scene(&c, &s->bank, scene, -1, 0, dump, err))
-        return -1;
-    int status = isfinite(c.score)
-                     ? make_result(result, &s->bank, &c, scene, err)
+    Detection d;
+    int status = detect_in_scene(&d, &s->bank, scene, -1, err);
+    if (!status && dump)
+        status = dump_detection(dump, &d, err);
+    if (!status)
+        status = isfinite(d.score)
+                     ? result_make(result, &s->bank, &d, scene, err)
                      : fail(err, "the score is no finite number: the bank's calibration is damaged");
-    comparison_free(&c);
+    detection_free(&d);
     return status;
 }
 
