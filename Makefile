@@ -42,8 +42,10 @@ SEED    ?= 1
 WEIGHTS ?=
 DEMO_OUT ?= demo-out
 
+# -ffp-contract=off: results of gcc and clang are the same only if no compiler fuses a product and a sum by itself. PIL's
+# integers and torch's last digits depend on it.
 WARN    = -Wall -Wextra -Wshadow -Werror
-ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(SAN) -I.
+ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
 ifneq ($(OPENMP),0)
 ALL    += -fopenmp

@@ -4,7 +4,6 @@
 #ifndef SAMLAD_VIT_H
 #define SAMLAD_VIT_H
 
-#include "fast/bf16.h"
 #include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"

@@ -10,6 +10,48 @@
 #define SAMLAD_REPLACES_H
 
 #ifdef COMPILES_tensor
+/* gemm.c, skinny.c */
+#define linear        plain_linear
+#define linear_skinny plain_linear_skinny
+#define matmul        plain_matmul
+#define matmul_nt     plain_matmul_nt
+/* bf16.c */
+#define bf16_round             plain_bf16_round
+#define linear_layer           plain_linear_layer
+#define linear_layer_gelu      plain_linear_layer_gelu
+#define linear_pack            plain_linear_pack
+#define attention_any          plain_attention_any
+#define window_attention_any   plain_window_attention_any
+#define bf16_attention_scratch plain_bf16_attention_scratch
+#define bf16_window_scratch    plain_bf16_window_scratch
+/* attention.c */
+#define attention        plain_attention
+#define window_attention plain_window_attention
+/* elements.c */
+#define dot            plain_dot
+#define layer_norm     plain_layer_norm
+#define add_layer_norm plain_add_layer_norm
+#define softmax_rows   plain_softmax_rows
+#define gelu           plain_gelu
+#define relu           plain_relu
+#define sigmoid        plain_sigmoid
+#define swiglu         plain_swiglu
+#define add            plain_add
+#define add_rows       plain_add_rows
+#define add_scaled     plain_add_scaled
+#define l2_normalise   plain_l2_normalise
+/* conv.c */
+#define conv2d_scratch           plain_conv2d_scratch
+#define conv2d                   plain_conv2d
+#define depthwise_conv3x3        plain_depthwise_conv3x3
+#define conv_transpose2d_scratch plain_conv_transpose2d_scratch
+#define conv_transpose2d         plain_conv_transpose2d
+/* resample.c */
+#define interpolate_bilinear plain_interpolate_bilinear
+#define resize_u8            plain_resize_u8
+/* machine.c */
+#define instruction_set plain_instruction_set
+#define fma_burst       plain_fma_burst
 #endif
 
 #ifdef COMPILES_featup
