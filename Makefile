@@ -58,6 +58,7 @@ endif
 ifneq ($(PLAIN),0)
 RENAME  =
 FAST    =
+TESTFLAGS = -DPLAIN
 else
 RENAME  = $(if $(findstring /,$*),,-DCOMPILES_$* -include fast/replaces.h)
 FAST    = fast
@@ -70,7 +71,7 @@ SRC     = $(wildcard *.c) $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
 # What fast/ alone has: without it these tests have no subject.
-FAST_TESTS = test_planar
+FAST_TESTS = test_planar test_simd test_bf16_kernels
 ifneq ($(PLAIN),0)
 LEFT_OUT = $(FAST_TESTS)
 endif
@@ -114,7 +115,7 @@ $(BUILD)/samlad: $(CLI:%.c=$(BUILD)/%.o) $(LIB)
 
 $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
+	$(CC) $(ALL) $(TESTFLAGS) -MMD -MP $< $(LIB) $(LIBS) -o $@
 
 test: $(TESTS) $(BUILD)/samlad $(BUILD)/libsamlad.a
 	@sh tests/run.sh $(BUILD) $(LEFT_OUT)
