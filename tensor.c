@@ -1,12 +1,12 @@
 /* tensor.c - the plain form of tensor.h: every routine as the loop that its formula says.
  *
- * A student finds the formula here, and sets a breakpoint in it. `make PLAIN=1` computes with these loops alone.
- * The fast build replaces the costly ones by fast/'s, and keeps them here under the names plain_* as the truth of
- * the tests (fast/replaces.h). What costs nothing is written here only.
+ * A student finds the formula here, and sets a breakpoint in it. `make PLAIN=1` computes with these loops
+ * alone. The fast build replaces the costly ones by fast/'s, and keeps them here under the names plain_* as
+ * the truth of the tests (fast/replaces.h). What costs nothing is written here only.
  *
- * Sums are in double, so that their order does not matter. The exceptions are the interpolations and the blur:
- * PyTorch's results are compared with to the last digits, and they are float sums in a fixed order. The OpenMP
- * loops run over independent outputs. */
+ * Sums are in double, so that their order does not matter. The exceptions are the interpolations and the
+ * blur: PyTorch's results are compared with to the last digits, and they are float sums in a fixed order. The
+ * OpenMP loops run over independent outputs. */
 #include "tensor.h"
 
 #include <math.h>
@@ -30,11 +30,6 @@ void linear(float *y, const float *x, const float *w, const float *bias, int m, 
     for (ptrdiff_t i = 0; i < m; i++)
         for (ptrdiff_t j = 0; j < n; j++)
             y[i * n + j] = dot(x + i * k, w + j * k, k) + (bias ? bias[j] : 0);
-}
-
-void linear_skinny(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
-{
-    linear(y, x, w, bias, m, n, k);
 }
 
 /* c_ij = sum_p a_ip·b_pj */
@@ -67,8 +62,8 @@ void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int l
 
 /* ---- precision ---------------------------------------------------------------------------------*/
 
-/* Adding 0x7fff, and one more if the last bit that stays is set, carries into the upper half exactly where the
- * number must be rounded up. A NaN is made quiet: its upper half alone could be infinity's. */
+/* Adding 0x7fff, and one more if the last bit that stays is set, carries into the upper half exactly where
+ * the number must be rounded up. A NaN is made quiet: its upper half alone could be infinity's. */
 static uint16_t upper_half(float x)
 {
     uint32_t bits;
@@ -109,7 +104,8 @@ void linear_layer(float *y, const float *x, const Linear *layer, int m)
         float rounded[n_in];
         round_floats(rounded, x + i * n_in, (size_t)n_in);
         for (ptrdiff_t j = 0; j < n_out; j++)
-            y[i * n_out + j] = dot(rounded, weight + j * n_in, layer->n_in) + (layer->bias ? layer->bias[j] : 0);
+            y[i * n_out + j] =
+                dot(rounded, weight + j * n_in, layer->n_in) + (layer->bias ? layer->bias[j] : 0);
     }
 }
 
@@ -175,24 +171,28 @@ static float axis_bias(const float *rel, const float *q, int at, int k, int size
 static void position_bias(float *bias, const RelativePosition *rel, const float *q, int qh, int qw, int h,
                           int head_dim)
 {
-    const int grid_h = rel->grid_h, grid_w = rel->grid_w;
+    const int grid_h = rel->grid_h, grid_w = rel->grid_w, stride = distance_bias_stride(grid_w);
     float by_column[grid_w];
+    if (rel->bias) { /* by distance */
+        const float *table = rel->bias + (ptrdiff_t)h * grid_h * stride;
+        for (int kh = 0; kh < grid_h; kh++)
+            for (int kw = 0; kw < grid_w; kw++)
+                bias[kh * grid_w + kw] = table[abs(qh - kh) * stride + kw - qw + grid_w - 1];
+        return;
+    }
     for (int kw = 0; kw < grid_w; kw++)
-        by_column[kw] = rel->bias ? 0 : axis_bias(rel->rel_w, q, qw, kw, grid_w, head_dim);
+        by_column[kw] = axis_bias(rel->rel_w, q, qw, kw, grid_w, head_dim);
     for (int kh = 0; kh < grid_h; kh++) {
-        const float by_row = rel->bias ? 0 : axis_bias(rel->rel_h, q, qh, kh, grid_h, head_dim);
-        const ptrdiff_t row = (ptrdiff_t)h * grid_h + abs(qh - kh);
+        const float by_row = axis_bias(rel->rel_h, q, qh, kh, grid_h, head_dim);
         for (int kw = 0; kw < grid_w; kw++)
-            bias[kh * grid_w + kw] =
-                rel->bias ? rel->bias[row * distance_bias_stride(grid_w) + kw - qw + grid_w - 1]
-                          : by_row + by_column[kw];
+            bias[kh * grid_w + kw] = by_row + by_column[kw];
     }
 }
 
 /* ---- softmax -----------------------------------------------------------------------------------*/
 
-/* x_i = e^x_i / sum_j e^x_j. The maximum is taken off first, so that no exponential overflows; it does not change
- * the quotients. */
+/* x_i = e^x_i / sum_j e^x_j. The maximum is taken off first, so that no exponential overflows; it does not
+ * change the quotients. */
 static void softmax(float *x, int n)
 {
     float max = -INFINITY;
@@ -255,9 +255,10 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
 }
 
 /* The official code cuts the grid into windows and pads those at the lower and right edges with zero tokens
- * (window_partition). The padding comes after the norm and before qkv, so a padding token's q, k, and v are the
- * biases of the qkv layer: `pad`. Such tokens are keys and values like all others. As queries they are left
- * out, because window_unpartition drops their outputs. */
+ * (window_partition). SAM's padding comes between norm1 and qkv, so a padding token's q, k, and v are the
+ * biases of qkv; in TinyViT the norm comes after the padding, so they are qkv of the norm's bias. Either way
+ * they are the same for all padding tokens: `pad`. As keys and values these tokens count like all others. As
+ * queries they are left out, because window_unpartition drops their outputs. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
                       int head_dim, float scale, const RelativePosition *rel)
 {
@@ -267,7 +268,8 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
     for (ptrdiff_t i = 0; i < (ptrdiff_t)grid_h * grid_w; i++)
         for (int h = 0; h < n_heads; h++) {
             const ptrdiff_t head = (ptrdiff_t)h * head_dim;
-            const int y = (int)i / grid_w % rel->grid_h, x = (int)i % grid_w % rel->grid_w; /* in the window */
+            const int y = (int)i / grid_w % rel->grid_h,
+                      x = (int)i % grid_w % rel->grid_w; /* in the window */
             const int top = (int)i / grid_w - y, left = (int)i % grid_w - x;
             const float *query = qkv + i * 3 * dim + head, *keys[n_k], *values[n_k];
             float bias[n_k];
@@ -459,7 +461,8 @@ size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride,
 
 /* The sum of one output channel at one place: all taps of the kernel whose pixel lies inside x. The kernel's
  * first pixel is (y0, x0); weight [c_in][kernel][kernel]. */
-static double conv_sum(const float *x, int h, int w, int c_in, const float *weight, int kernel, int y0, int x0)
+static double conv_sum(const float *x, int h, int w, int c_in, const float *weight, int kernel, int y0,
+                       int x0)
 {
     double sum = 0;
     for (int ky = 0; ky < kernel; ky++)
@@ -497,12 +500,14 @@ void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_
 #pragma omp parallel for
     for (ptrdiff_t row = 0; row < y_rows; row++)
         for (ptrdiff_t i = 0; i < (ptrdiff_t)ow * c; i++) {
-            const int channel = (int)(i % c), y0 = (y_first + (int)row) * stride - 1, x0 = (int)(i / c) * stride - 1;
+            const int channel = (int)(i % c), y0 = (y_first + (int)row) * stride - 1,
+                      x0 = (int)(i / c) * stride - 1;
             double sum = bias[channel];
             for (int t = 0; t < 9; t++) {
                 const int iy = y0 + t / 3, ix = x0 + t % 3;
                 if (iy >= 0 && iy < h && ix >= 0 && ix < w)
-                    sum += (double)x[((ptrdiff_t)(iy - x_first) * w + ix) * c + channel] * weight[t * c + channel];
+                    sum += (double)x[((ptrdiff_t)(iy - x_first) * w + ix) * c + channel] *
+                           weight[t * c + channel];
             }
             y[row * ow * c + i] = (float)sum;
         }
@@ -536,8 +541,8 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
 
 /* ---- interpolation -----------------------------------------------------------------------------
  * As ATen/native/cpu/UpSampleKernel.cpp (PyTorch 1.13 to 2.x). Pixels are squares: output i looks at the
- * coordinate (i + 1/2)·step - 1/2. What is float in torch is float here, in the same order; the step is a float,
- * the coordinate a double, the weights are floats. */
+ * coordinate (i + 1/2)·step - 1/2. What is float in torch is float here, in the same order; the step is a
+ * float, the coordinate a double, the weights are floats. */
 
 static int min_int(int a, int b)
 {
@@ -591,14 +596,15 @@ void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int 
             const float *bottom = x + (ptrdiff_t)rows[1] * iw * channels;
             const ptrdiff_t left = (ptrdiff_t)cols[0] * channels, right = (ptrdiff_t)cols[1] * channels;
             for (int c = 0; c < channels; c++)
-                y[(oy * ow + ox) * channels + c] = (top[left + c] * wx[0] + top[right + c] * wx[1]) * wy[0] +
-                                                   (bottom[left + c] * wx[0] + bottom[right + c] * wx[1]) * wy[1];
+                y[(oy * ow + ox) * channels + c] =
+                    (top[left + c] * wx[0] + top[right + c] * wx[1]) * wy[0] +
+                    (bottom[left + c] * wx[0] + bottom[right + c] * wx[1]) * wy[1];
         }
 }
 
-/* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a for
- * 1 < |x| < 2. With fused multiply-adds, as torch is compiled: the second cancels, and plain float is off by up to
- * 1e-6. */
+/* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a
+ * for 1 < |x| < 2. With fused multiply-adds, as torch is compiled: the second cancels, and plain float is off
+ * by up to 1e-6. */
 static float cubic_near(float x, float a)
 {
     return fmaf(fmaf(a + 2, x, -(a + 3)) * x, x, 1);
@@ -609,8 +615,8 @@ static float cubic_far(float x, float a)
     return fmaf(fmaf(fmaf(a, x, -5 * a), x, 8 * a), x, -4 * a);
 }
 
-/* The inputs that one output mixes along an axis: `count` of them from `first` on. Beyond the border stands the
- * border's pixel. */
+/* The inputs that one output mixes along an axis: `count` of them from `first` on. Beyond the border stands
+ * the border's pixel. */
 typedef struct Window {
     int first, count;
 } Window;
@@ -633,12 +639,13 @@ static int antialias_taps(int in, float step)
     return (int)fminf(4 * (step >= 1 ? step : 1) + 3, (float)in + 1);
 }
 
-/* Bicubic with antialiasing (_upsample_bicubic2d_aa): the filter, here with PIL's a = -0.5, is stretched by the
- * step, and the weights of the window are divided by their sum. */
+/* Bicubic with antialiasing (_upsample_bicubic2d_aa): the filter, here with PIL's a = -0.5, is stretched by
+ * the step, and the weights of the window are divided by their sum. */
 static Window antialias_window(float *weight, int i, int in, float step)
 {
     const float a = -0.5f, support = step >= 1 ? 2 * step : 2, shrink = step >= 1 ? 1 / step : 1;
-    const float centre = step * ((float)i + 0.5f), low = centre - support + 0.5f, high = centre + support + 0.5f;
+    const float centre = step * ((float)i + 0.5f), low = centre - support + 0.5f,
+                high = centre + support + 0.5f;
     const int first = low > 0 ? min_int((int)fminf(low, (float)in), in - 1) : 0;
     const int end = high < (float)in ? (int)high : in, count = end > first ? end - first : 1;
     float total = 0;
@@ -666,11 +673,13 @@ void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int i
             float wy[most_h], wx[most_w];
             const Window rows =
                 antialias ? antialias_window(wy, (int)oy, ih, step_h) : cubic_window(wy, (int)oy, ih, step_h);
-            const Window cols = antialias ? antialias_window(wx, ox, iw, step_w) : cubic_window(wx, ox, iw, step_w);
+            const Window cols =
+                antialias ? antialias_window(wx, ox, iw, step_w) : cubic_window(wx, ox, iw, step_w);
             for (int c = 0; c < channels; c++) {
                 float sum = 0;
                 for (int j = 0; j < rows.count; j++) {
-                    const float *row = x + (ptrdiff_t)clamp_int(rows.first + j, 0, ih - 1) * iw * channels + c;
+                    const float *row =
+                        x + (ptrdiff_t)clamp_int(rows.first + j, 0, ih - 1) * iw * channels + c;
                     float across = 0;
                     for (int i = 0; i < cols.count; i++)
                         across += row[(ptrdiff_t)clamp_int(cols.first + i, 0, iw - 1) * channels] * wx[i];

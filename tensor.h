@@ -4,13 +4,14 @@
  * costly ones again, under the same names, with blocked products, vectors and threads. fast/replaces.h lists
  * them. `make PLAIN=1` builds without fast/.
  *
- * Everything is row-major float32 on plain pointers. Images and feature maps are channel-last, [h][w][c]. Weights
- * keep PyTorch's layout: Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]. ld* is the distance between the rows
- * of a matrix, in floats. Unless a comment says otherwise, no function can fail and none allocates. Scratch comes
- * from the caller or from the stack (at most 900 KB). Pointers may not overlap unless a comment says so.
+ * Everything is row-major float32 on plain pointers. Images and feature maps are channel-last, [h][w][c].
+ * Weights keep PyTorch's layout: Linear [n_out][n_in], Conv2d [c_out][c_in][kh][kw]. ld* is the distance
+ * between the rows of a matrix, in floats. Unless a comment says otherwise, no function can fail and none
+ * allocates. Scratch comes from the caller or from the stack: at most 900 KB, and 24 bytes per key in
+ * tensor.c's attention. Pointers may not overlap unless a comment says so.
  *
- * Threads divide the outputs, never a sum, so the number of threads does not change a bit of any result. Called
- * inside a parallel region, a function runs on one thread. */
+ * Threads divide the outputs, never a sum, so the number of threads does not change a bit of any result.
+ * Called inside a parallel region, a function runs on one thread. */
 #ifndef SAMLAD_TENSOR_H
 #define SAMLAD_TENSOR_H
 
@@ -29,9 +30,6 @@ static inline int round_up(int n, int step)
 
 /* y[m][n] = x[m][k]·wᵀ + bias; w [n][k] as PyTorch's Linear stores it; bias [n] or NULL. */
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
-/* The same for a few rows of x, where reading w takes most of the time (a skinny GEMM): SAM's tokens. The fast
- * form adds up in another order than linear's. */
-void linear_skinny(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
 /* c[m][n] = a[m][k]·b[k][n]; accumulate: c += it. */
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate);
@@ -41,21 +39,22 @@ void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int l
 float dot(const float *a, const float *b, int n);
 
 /* ---- precision ---------------------------------------------------------------------------------
- * In bf16 the inputs of a product are rounded to bfloat16, the upper half of a float32: weights once, activations
- * on the way in. Sums, biases, softmax, and all between the products stay float32. */
+ * In bf16 the inputs of a product are rounded to bfloat16, the upper half of a float32: weights once,
+ * activations on the way in. Sums, biases, softmax, and all between the products stay float32. */
 typedef enum Precision { PRECISION_FP32, PRECISION_BF16 } Precision;
 
-/* Layers and heads whose sums have fewer terms stay in float32: there bf16 is no faster, and in short sums the
- * rounding errors do not average out. */
+/* Layers and heads whose sums have fewer terms stay in float32: there bf16 is no faster, and in short sums
+ * the rounding errors do not average out. */
 enum { BF16_LEAST_TERMS = 32 };
 
-/* y[n] = x[n], rounded to the nearest bf16, ties to even. A NaN stays a NaN; subnormal numbers become zero. */
+/* y[n] = x[n], rounded to the nearest bf16, ties to even. A NaN stays a NaN; subnormal numbers become
+ * zero. */
 void bf16_round(uint16_t *y, const float *x, size_t n);
 
 /* A linear layer and its precision, so that a forward pass is written once. */
 typedef struct Linear {
     const float *weight, *bias; /* [n_out][n_in], [n_out] or NULL */
-    const void *packed;         /* the weight in bf16, in an order of its own; NULL: the layer is in float32 */
+    const void *packed; /* the weight in bf16, in an order of its own; NULL: the layer is in float32 */
     int n_out, n_in;
 } Linear;
 
@@ -63,22 +62,23 @@ typedef struct Linear {
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
 /* y = gelu(x·weightᵀ + bias) */
 void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m);
-/* Take room for the packed weight from the arena, and fill it if the arena has memory. A layer with fewer than
- * BF16_LEAST_TERMS inputs stays in float32. */
+/* Take room for the packed weight from the arena, and fill it if the arena has memory. A layer with fewer
+ * than BF16_LEAST_TERMS inputs stays in float32. */
 void linear_pack(Linear *layer, Arena *arena);
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
-/* SAM's decomposed relative positions (segment_anything/modeling/image_encoder.py): the logit of query (qh,qw)
- * and key (kh,kw) gets q·rel_h[qh][kh] + q·rel_w[qw][kw], with q unscaled. Each position of a query has a matrix
- * of head_dim rows, with one column per position of a key; relative_position_stride columns are stored. */
+/* SAM's decomposed relative positions (segment_anything/modeling/image_encoder.py): the logit of query
+ * (qh,qw) and key (kh,kw) gets q·rel_h[qh][kh] + q·rel_w[qw][kw], with q unscaled. Each position of a query
+ * has a matrix of head_dim rows, with one column per position of a key; relative_position_stride columns are
+ * stored. */
 #define REL_ALIGN 16
 typedef struct RelativePosition {
     const float *rel_h; /* [grid_h][head_dim][relative_position_stride(grid_h)] */
     const float *rel_w; /* [grid_w][head_dim][relative_position_stride(grid_w)] */
     int grid_h, grid_w; /* n_q = n_k = grid_h*grid_w */
-    /* Or the attention biases of LeViT and TinyViT: the logit gets bias[head][|qh - kh|][|qw - kw|], in the layout
-     * of distance_bias. Then rel_h and rel_w are NULL. Not for attention in bf16. */
+    /* Or the attention biases of LeViT and TinyViT: the logit gets bias[head][|qh - kh|][|qw - kw|], in the
+     * layout of distance_bias. Then rel_h and rel_w are NULL. Not for attention in bf16. */
     const float *bias;
 } RelativePosition;
 
@@ -91,8 +91,8 @@ static inline int relative_position_stride(int size)
 size_t relative_position_floats(int size, int head_dim);
 void relative_position(float *out, const float *table, int size, int head_dim);
 
-/* Each row of biases is written for the distances -(grid_w - 1) to grid_w - 1, and filled up with zeros so that
- * a vector can be read anywhere. */
+/* Each row of biases is written for the distances -(grid_w - 1) to grid_w - 1, and filled up with zeros so
+ * that a vector can be read anywhere. */
 static inline int distance_bias_stride(int grid_w)
 {
     return 2 * grid_w + REL_ALIGN;
@@ -107,8 +107,8 @@ void distance_bias(float *out, const float *table, int n_heads, int grid_h, int 
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
                int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel);
 /* Attention inside windows of rel->grid_h × rel->grid_w tokens of a grid [grid_h][grid_w]: qkv
- * [grid_h*grid_w][3][n_heads*head_dim], out [grid_h*grid_w][n_heads*head_dim]. Where a window reaches over the
- * lower or right edge of the grid, its tokens are padding; their keys and values are those of pad
+ * [grid_h*grid_w][3][n_heads*head_dim], out [grid_h*grid_w][n_heads*head_dim]. Where a window reaches over
+ * the lower or right edge of the grid, its tokens are padding; their keys and values are those of pad
  * [3][n_heads*head_dim]. rel is needed. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
                       int head_dim, float scale, const RelativePosition *rel);
@@ -158,8 +158,8 @@ size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride,
 void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
             int c_out, int kernel, int stride, int pad, float *scratch);
 /* A depthwise convolution, 3 × 3, stride 1 or 2, zero padding of 1. It computes the rows y_first to y_first +
- * y_rows - 1 of y [oh][ow][c], oh = (h-1)/stride+1, ow likewise. x: the rows from x_first on of [h][w][c], as far
- * as these outputs need them. weight [3][3][c] (the official [c][1][3][3] transposed), bias [c]. */
+ * y_rows - 1 of y [oh][ow][c], oh = (h-1)/stride+1, ow likewise. x: the rows from x_first on of [h][w][c], as
+ * far as these outputs need them. weight [3][3][c] (the official [c][1][3][3] transposed), bias [c]. */
 void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
                        const float *bias, int h, int w, int c, int stride);
 /* ConvTranspose2d with kernel == stride (no overlap): y [h·s][w·s][c_out]; x [h][w][c_in]; weight
@@ -171,14 +171,15 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
 /* ---- resampling --------------------------------------------------------------------------------*/
 
 /* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w: the scale_factor given to
- * interpolate; coordinates then go by 1/scale_factor, as with recompute_scale_factor=None, and the caller sets oh,
- * ow = floor(in·scale_factor). 0: the size form (in/out). antialias: torch's antialias=True (separable, support
- * scaled). */
+ * interpolate; coordinates then go by 1/scale_factor, as with recompute_scale_factor=None, and the caller
+ * sets oh, ow = floor(in·scale_factor). 0: the size form (in/out). antialias: torch's antialias=True
+ * (separable, support scaled). */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w);
 void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                          double scale_h, double scale_w, int antialias);
-/* The two inputs that output i of an axis of `in` inputs mixes, and their weights; step: inputs per output. */
+/* The two inputs that output i of an axis of `in` inputs mixes, and their weights; step: inputs per
+ * output. */
 void bilinear_places(int at[2], float weight[2], int i, int in, float step);
 /* Inputs per output: torch's area_pixel_compute_scale; scale_factor as above. */
 float interpolation_step(int in, int out, double scale_factor);
@@ -188,8 +189,8 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
  * allowed. scratch: h·w·channels floats. */
 void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch);
 
-/* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes (horizontal first),
- * 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory, or a side below 1). */
+/* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes (horizontal
+ * first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory, or a side below 1). */
 typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);
@@ -206,8 +207,8 @@ typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_
 
 /* The instructions that the routines here use: "AVX-512", ...; "plain C" in the plain form. */
 const char *instruction_set(void);
-/* `rounds` times a dozen multiply-adds on every thread, all in registers: an upper limit for every product of this
- * precision. Returns the work in 10^9 floating-point operations; the caller takes the time. */
+/* `rounds` times a dozen multiply-adds on every thread, all in registers: an upper limit for every product of
+ * this precision. Returns the work in 10^9 floating-point operations; the caller takes the time. */
 double fma_burst(int rounds, Precision precision);
 
 #endif

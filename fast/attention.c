@@ -1,10 +1,11 @@
-/* attention.c - attention and window_attention: softmax(q·kᵀ)·v over all tokens or inside windows, with SAM's relative
- * positions or TinyViT's biases by distance.
+/* attention.c - attention and window_attention: softmax(q·kᵀ)·v over all tokens or inside windows, with SAM's
+ * relative positions or TinyViT's biases by distance.
  *
- * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles of at most
- * KEYS with the online softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): each query has a running
- * maximum and a running sum; when the maximum grows, the earlier sums are scaled down. It equals tensor.c's because the
- * maximum cancels between the numerator and the denominator of the softmax, whatever it is.
+ * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles
+ * of at most KEYS with the online softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): each
+ * query has a running maximum and a running sum; when the maximum grows, the earlier sums are scaled down. It
+ * equals tensor.c's because the maximum cancels between the numerator and the denominator of the softmax,
+ * whatever it is.
  *
  *     for each tile of keys:        pack kᵀ and v                       (L2 cache)
  *         for each group of queries, at most MR:
@@ -12,11 +13,11 @@
  *             logits = 2^(logits - max)
  *             out = factor·out + logits·v
  *
- * Logits are in units of log 2, i.e. q is multiplied by scale·log2(e), because powers of two are what the machine can
- * compute. Queries and keys are grids; without relative positions the grid has one row. A group never crosses a row of
- * queries, so the rows of q and out are always equally far apart, in windows too. In the tile of logits each grid row of
- * keys begins at a whole vector and is padded with -inf. The exponentials are then stored without the padding, each row
- * over the end of the one before. */
+ * Logits are in units of log 2, i.e. q is multiplied by scale·log2(e), because powers of two are what the
+ * machine can compute. Queries and keys are grids; without relative positions the grid has one row. A group
+ * never crosses a row of queries, so the rows of q and out are always equally far apart, in windows too. In
+ * the tile of logits each grid row of keys begins at a whole vector and is padded with -inf. The exponentials
+ * are then stored without the padding, each row over the end of the one before. */
 #include "tensor.h"
 #include "fast/tile.h"
 
@@ -24,14 +25,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES        672             /* of a task, for which the keys are packed once */
-#define KEYS           512             /* columns of a tile of logits */
-#define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
-#define DIMS           96              /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS     (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
-#define PREFETCH_TOKENS 24             /* see NextKeys */
-#define TASKS_A_THREAD 4               /* at least, where there are enough queries */
-#define LOG2_E         1.44269504088896340736f
+#define QUERIES         672            /* of a task, for which the keys are packed once */
+#define KEYS            512            /* columns of a tile of logits */
+#define STRIDE          (KEYS + LANES) /* between rows of logits: also room for a whole vector at the end */
+#define DIMS            96             /* of a head at a time; a multiple of every NR */
+#define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
+#define PREFETCH_TOKENS 24              /* see NextKeys */
+#define TASKS_A_THREAD  4               /* at least, where there are enough queries */
+#define LOG2_E          1.44269504088896340736f
 
 /* A token's vector stands at first + (y·row_ld + x·ld). Places beyond h × w (of a window that reaches over
  * the edge of the picture) all have the vector `pad`. */
@@ -90,8 +91,8 @@ static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const
 
 /* ---- packing ------------------------------------------------------------------------------------------*/
 
-/* The next key to prefetch. The vectors of neighbouring tokens are far apart, so each is prefetched PREFETCH_TOKENS
- * tokens before it is packed: more than the LANES that are packed at once. */
+/* The next key to prefetch. The vectors of neighbouring tokens are far apart, so each is prefetched
+ * PREFETCH_TOKENS tokens before it is packed: more than the LANES that are packed at once. */
 typedef struct NextKeys {
     const Grid *grid;
     const KeyTile *tile;
@@ -248,7 +249,8 @@ static const float *row_biases(const Task *task, const KeyTile *t, int query)
 static void start_distances(Task *task, const Head *head, const KeyTile *t, int query, int rows)
 {
     const Rectangle *r = &task->queries;
-    const int qy = r->y + query / r->w, first = r->x + query % r->w, stride = distance_bias_stride(head->key_w);
+    const int qy = r->y + query / r->w, first = r->x + query % r->w,
+              stride = distance_bias_stride(head->key_w);
     for (int i = 0; i < rows; i++) {
         float *to = task->logits + i * STRIDE;
         for (int k = 0; k < t->rows; k++, to += t->padded) {
@@ -458,8 +460,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
-/* All heads: the first, and into how many tasks of which size each is divided: down × across, one head's after
- * the other's. */
+/* All heads: the first, and into how many tasks of which size each is divided: down × across, one head's
+ * after the other's. */
 typedef struct Heads {
     Head first;
     Rectangle size;

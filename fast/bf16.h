@@ -1,9 +1,9 @@
-/* bf16.h - what bf16.c has beside tensor.h's contract: the products without the choice by size, which the tests compare
- * at every size, and the hardware's instructions with their portable twins.
+/* bf16.h - what bf16.c has beside tensor.h's contract: the products without the choice by size, which the
+ * tests compare at every size, and the hardware's instructions with their portable twins.
  *
- * The instructions are AVX512-BF16's dot products or, several times faster, AMX's products of matrices. Where both are
- * missing, the portable twin takes their place. It rounds its inputs alike; sums agree within rounding, since processors
- * differ in the order of a pair's two products. */
+ * The instructions are AVX512-BF16's dot products or, several times faster, AMX's products of matrices. Where
+ * both are missing, the portable twin takes their place. It rounds its inputs alike; sums agree within
+ * rounding, since processors differ in the order of a pair's two products. */
 #ifndef SAMLAD_BF16_H
 #define SAMLAD_BF16_H
 

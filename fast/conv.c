@@ -1,9 +1,9 @@
 /* conv.c - convolutions as matrix products, and the depthwise one on vectors of channels.
  *
- * conv2d takes the output pixels in bands of about BAND_PIXELS. Per band, the patches under the kernel become the rows
- * of a matrix (im2col), which is multiplied by the weight: the same sums as tensor.c's, with zeros for the padding.
- * Patches are channel-last, [ky][kx][c_in], so that they are copied in long runs; the weight is brought into the same
- * order once per call. */
+ * conv2d takes the output pixels in bands of about BAND_PIXELS. Per band, the patches under the kernel become
+ * the rows of a matrix (im2col), which is multiplied by the weight: the same sums as tensor.c's, with zeros
+ * for the padding. Patches are channel-last, [ky][kx][c_in], so that they are copied in long runs; the weight
+ * is brought into the same order once per call. */
 #include "fast/tile.h"
 
 #include <string.h>

@@ -1,8 +1,8 @@
 /* elements.c - dot, norms, softmax, and the element-wise routines, on vectors.
  *
- * They equal tensor.c's because each output is the same formula. Sums run in LANES interleaved parts that are added at
- * the end, in an order that depends on the length alone. exp, erf, and the sigmoid are simd.h's polynomials, within a
- * few units of the last place. */
+ * They equal tensor.c's because each output is the same formula. Sums run in LANES interleaved parts that are
+ * added at the end, in an order that depends on the length alone. exp, erf, and the sigmoid are simd.h's
+ * polynomials, within a few units of the last place. */
 #include "fast/tile.h"
 
 #include <math.h>

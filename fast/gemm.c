@@ -1,17 +1,19 @@
 /* gemm.c - linear, matmul, and matmul_nt: the blocked matrix product of Goto and van de Geijn ("Anatomy of
- * High-Performance Matrix Multiplication", 2008). c[m][n] = a[m][k]·B, where B is b[k][n] or, transposed, b[n][k].
+ * High-Performance Matrix Multiplication", 2008). c[m][n] = a[m][k]·B, where B is b[k][n] or, transposed,
+ * b[n][k].
  *
- * It equals tensor.c's because each output is the same sum, in another order: blocks of KC terms, one after the other.
- * The order depends on k alone, so neither the tiles nor the threads change a bit. Errors are those of float sums.
+ * It equals tensor.c's because each output is the same sum, in another order: blocks of KC terms, one after
+ * the other. The order depends on k alone, so neither the tiles nor the threads change a bit. Errors are
+ * those of float sums.
  *
  * Loops from the outside in:
  *   output tiles of at most MC × NC              one thread each, in rows of its own: see rows_of_tiles
  *   blocks of KC terms of the sum                b's KC × NC block is packed on the stack (L2 cache)
  *   groups of MR rows                            a's MR × KC panel is packed on the stack (L1 cache)
  *   slivers of NR columns                        the micro-kernel, in registers
- * Packing makes every access of the micro-kernel unit-stride, whatever the matrices' row distances. Each element of b,
- * usually the weights, is packed once for MC rows; each of a once for NC columns; c is read and written once for KC
- * terms. During one group of rows the next is prefetched, a few lines at a time. */
+ * Packing makes every access of the micro-kernel unit-stride, whatever the matrices' row distances. Each
+ * element of b, usually the weights, is packed once for MC rows; each of a once for NC columns; c is read and
+ * written once for KC terms. During one group of rows the next is prefetched, a few lines at a time. */
 #include "fast/tile.h"
 
 #include <sched.h>
@@ -35,7 +37,7 @@ typedef struct Operand {
 } Operand;
 
 static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
-                     int k, Prefetch *prefetch)
+                 int k, Prefetch *prefetch)
 {
     micro_kernel_any(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k, prefetch);
 }
@@ -119,9 +121,9 @@ typedef struct Tile {
     int row, rows, col, cols, done;
 } Tile;
 
-/* Work stealing. Threads are seldom equally fast: a core has neighbours, or is one of its processor's small ones. So
- * a thread that finds no tile left waits, and a thread at work gives it half of what remains of its own tile. Where
- * all are equally fast nobody waits, and this costs nothing. */
+/* Work stealing. Threads are seldom equally fast: a core has neighbours, or is one of its processor's small
+ * ones. So a thread that finds no tile left waits, and a thread at work gives it half of what remains of its
+ * own tile. Where all are equally fast nobody waits, and this costs nothing. */
 enum { MAX_STOLEN = 256 };
 typedef struct Stealing {
     atomic_flag locked;    /* guards the change of the following together */
@@ -131,8 +133,8 @@ typedef struct Stealing {
     Tile stolen[MAX_STOLEN];
 } Stealing;
 
-/* A spin lock, held for a few instructions. (The names of OpenMP's critical sections would be visible to a user's
- * program.) */
+/* A spin lock, held for a few instructions. (The names of OpenMP's critical sections would be visible to a
+ * user's program.) */
 static void lock(Stealing *s)
 {
     while (atomic_flag_test_and_set_explicit(&s->locked, memory_order_acquire))
@@ -153,14 +155,14 @@ typedef struct Product {
     Operand b;
     Start start;
     ptrdiff_t ldc, lda;
-    int m, n, k, with_gelu; /* GELU follows while the rows are in the cache */
+    int m, n, k, with_gelu;   /* GELU follows while the rows are in the cache */
     int down, across, tile_n; /* tiles: how many below each other and side by side, their columns */
     int step;                 /* terms in a block, fewer in the last */
     Stealing *stealing;       /* NULL for one thread */
 } Product;
 
-/* Gives the last rows of a tile to a thread that waits. Rows from i on have yet to get their current block of terms.
- * Both threads then have equally much to do: (rows - keep)·blocks = keep·blocks - i. */
+/* Gives the last rows of a tile to a thread that waits. Rows from i on have yet to get their current block of
+ * terms. Both threads then have equally much to do: (rows - keep)·blocks = keep·blocks - i. */
 static void split_tile(const Product *p, Tile *t, int i)
 {
     Stealing *s = p->stealing;
@@ -240,9 +242,9 @@ static void steal_tiles(const void *job)
     }
 }
 
-/* Into how many rows of tiles the output is divided. Best every thread has rows of its own, see run_tasks. Where
- * that leaves too few rows to pay for packing b once per thread, there are as many tiles as give every thread equally
- * much. */
+/* Into how many rows of tiles the output is divided. Best every thread has rows of its own, see run_tasks.
+ * Where that leaves too few rows to pay for packing b once per thread, there are as many tiles as give every
+ * thread equally much. */
 static int rows_of_tiles(int m, int n_tiles, int threads)
 {
     int m_tiles = (m + MC - 1) / MC;

@@ -1,5 +1,5 @@
-/* planar.c - see planar.h. Vectors and their functions come from simd.h, TILE from planar.h, the micro-kernel's rows MR
- * from tile.h. */
+/* planar.c - see planar.h. Vectors and their functions come from simd.h, the micro-kernel's rows MR from
+ * tile.h. */
 #include "fast/planar.h"
 
 #include <math.h>
@@ -10,9 +10,9 @@
 
 /* ---- products ---------------------------------------------------------------------------------*/
 
-/* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. `rows` and `vecs` are constants as
- * in micro_kernel of tile.h. That one's prefetching would cost more here than the product, and its add_terms is no
- * faster in sums this short: SAM's masks took 8 % longer with it. */
+/* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. `rows` and `vecs` are
+ * constants as in micro_kernel of tile.h. That one's prefetching would cost more here than the product, and
+ * its add_terms is no faster in sums this short: SAM's masks took 8 % longer with it. */
 INLINE void small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
                        ptrdiff_t row, ptrdiff_t column, int accumulate)
 {
@@ -78,6 +78,73 @@ void small_product(float *c, int ldc, const float *a, int lda, const float *b, i
                    int accumulate)
 {
     small_products(c, ldc, &(SmallTerm){a, b, lda, ldb, k}, 1, m, n, accumulate);
+}
+
+/* The sums of a few rows of x with 4 rows of w are in registers at once. */
+#if LANES == 16
+#define FEW 7
+#else
+#define FEW 3
+#endif
+
+/* y[rows][4] = x[rows][k]·w[4][k]ᵀ + bias[4] */
+INLINE void few_rows(int rows, float *y, ptrdiff_t ldy, const float *x, const float *w, const float *bias,
+                     int k)
+{
+    Vec sum[FEW][4];
+    UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = splat(0);
+    for (int p = 0; p < k; p += LANES) {
+        const int whole = p + LANES <= k;
+        Vec wj[4];
+        UNROLL for (int j = 0; j < 4; j++)
+        {
+            const float *from = w + (ptrdiff_t)j * k + p;
+            wj[j] = whole ? load(from) : load_part(from, (size_t)(k - p));
+        }
+        UNROLL for (int i = 0; i < rows; i++)
+        {
+            const float *from = x + (ptrdiff_t)i * k + p;
+            const Vec xi = whole ? load(from) : load_part(from, (size_t)(k - p));
+            UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fmadd(xi, wj[j], sum[i][j]);
+        }
+    }
+    Vec4 b = {0};
+    if (bias)
+        memcpy(&b, bias, sizeof b);
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        Vec4 part[4];
+        UNROLL for (int j = 0; j < 4; j++) part[j] = fold_lanes(sum[i][j]);
+        transpose4(part);
+        part[0] = (part[0] + part[1]) + (part[2] + part[3]) + b;
+        memcpy(y + i * ldy, &part[0], sizeof part[0]);
+    }
+}
+
+void skinny_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+{
+    int j = 0;
+    for (; j + 4 <= n; j += 4)
+        for (ptrdiff_t i = 0; i < m; i += FEW) {
+            float *out = y + i * n + j;
+            const float *xi = x + i * k, *wj = w + (ptrdiff_t)j * k, *b = bias ? bias + j : NULL;
+            /* clang-format off */
+            switch (m - i < FEW ? m - (int)i : FEW) {
+            case 1: few_rows(1, out, n, xi, wj, b, k); break;
+            case 2: few_rows(2, out, n, xi, wj, b, k); break;
+            case 3: few_rows(3, out, n, xi, wj, b, k); break;
+#if FEW == 7
+            case 4: few_rows(4, out, n, xi, wj, b, k); break;
+            case 5: few_rows(5, out, n, xi, wj, b, k); break;
+            case 6: few_rows(6, out, n, xi, wj, b, k); break;
+            case 7: few_rows(7, out, n, xi, wj, b, k); break;
+#endif
+            }
+            /* clang-format on */
+        }
+    for (; j < n; j++)
+        for (ptrdiff_t i = 0; i < m; i++)
+            y[i * n + j] = dot(x + i * k, w + (ptrdiff_t)j * k, k) + (bias ? bias[j] : 0);
 }
 
 void tile_triangle(float *g, int ld, int n)
@@ -146,7 +213,7 @@ void tile_softmax(float *y, float *x, int heads, int n)
         }
 }
 
-void tile_stream_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor)
+void tile_online_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor)
 {
     for (int i = 0; i < rows; i++, scores += TILE) {
         for (int j = used; j < TILE; j++)

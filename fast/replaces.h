@@ -1,20 +1,19 @@
 /* replaces.h - which functions of the plain form fast/ replaces.
  *
- * tensor.c and the chapters are plain and complete: `make PLAIN=1` builds them without this room. The fast build
- * compiles each of them, X.c, with -DCOMPILES_X and this header in front. Each function listed in X's section
- * below then gets the name plain_*, and fast/ defines the function itself, under the same name and contract.
- * Callers notice nothing. The plain form stays in the library, and the tests take it as the truth.
+ * tensor.c and the chapters are plain and complete: `make PLAIN=1` builds them without this room. The fast
+ * build compiles each of them, X.c, with -DCOMPILES_X and this header in front. Each function listed in X's
+ * section below then gets the name plain_*, and fast/ defines the function itself, under the same name and
+ * contract. Callers notice nothing. The plain form stays in the library, and the tests take it as the truth.
  *
  * A function that calls a replaced one of the same file must be replaced too: it would call the plain one. */
 #ifndef SAMLAD_REPLACES_H
 #define SAMLAD_REPLACES_H
 
 #ifdef COMPILES_tensor
-/* gemm.c, skinny.c */
-#define linear        plain_linear
-#define linear_skinny plain_linear_skinny
-#define matmul        plain_matmul
-#define matmul_nt     plain_matmul_nt
+/* gemm.c */
+#define linear    plain_linear
+#define matmul    plain_matmul
+#define matmul_nt plain_matmul_nt
 /* bf16.c */
 #define bf16_round             plain_bf16_round
 #define linear_layer           plain_linear_layer

@@ -8,9 +8,9 @@
 #include <string.h>
 
 /* ---- bilinear ----------------------------------------------------------------------------------
- * The work is cut into strips of at most STRIP floats of an output row (pixels × channels), each walked down over BAND
- * output rows. The two input rows that an output row mixes are interpolated horizontally once and kept in `line`:
- * neighbouring output rows share them. */
+ * The work is cut into strips of at most STRIP floats of an output row (pixels × channels), each walked down
+ * over BAND output rows. The two input rows that an output row mixes are interpolated horizontally once and
+ * kept in `line`: neighbouring output rows share them. */
 #define STRIP 1024
 #define BAND  64
 
@@ -52,8 +52,8 @@ static void fill_line(float *line, const float *row, const Taps *column, int pix
     }
 }
 
-/* Output rows y0 .. y1-1, columns x0 .. x0+pixels-1, channels c0 .. c0+channels-1: pixels·channels <= STRIP. Only a
- * single pixel has a part of the channels. */
+/* Output rows y0 .. y1-1, columns x0 .. x0+pixels-1, channels c0 .. c0+channels-1: pixels·channels <= STRIP.
+ * Only a single pixel has a part of the channels. */
 static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, int pixels, int c0,
                               int channels)
 {
@@ -66,8 +66,8 @@ static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, in
         for (int t = 0; t < 2; t++) {
             const int row = rows.at[t];
             if (strip.line_row[row % 2] != row)
-                fill_line(strip.line[row % 2], p->x + (ptrdiff_t)row * p->iw * p->channels + c0, strip.column, pixels,
-                          channels, p->channels);
+                fill_line(strip.line[row % 2], p->x + (ptrdiff_t)row * p->iw * p->channels + c0, strip.column,
+                          pixels, channels, p->channels);
             strip.line_row[row % 2] = row;
         }
         const float *top = strip.line[rows.at[0] % 2], *bottom = strip.line[rows.at[1] % 2];
@@ -131,7 +131,8 @@ static int pil_taps_make(PilTaps *taps, int in, int out, ResizeFilter filter)
         return -1;
     }
     for (int i = 0; i < out; i++)
-        taps->count[i] = resize_weights(taps->weight + (size_t)i * taps->most, &taps->first[i], i, in, out, filter);
+        taps->count[i] =
+            resize_weights(taps->weight + (size_t)i * taps->most, &taps->first[i], i, in, out, filter);
     return 0;
 }
 

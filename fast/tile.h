@@ -1,13 +1,13 @@
-/* tile.h - what the files of fast/ share: the micro-kernel of products and attention, tasks for threads, functions of
- * rows. Private to fast/. */
+/* tile.h - what the files of fast/ share: the micro-kernel of products and attention, tasks for threads,
+ * functions of rows. Private to fast/. */
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 
 #include "tensor.h"
 #include "fast/simd.h"
 
-/* The micro-kernel computes MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element of a
- * fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
+/* The micro-kernel computes MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast
+ * element of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #if defined(__AVX512F__)
 #define MR 14
 #else
@@ -19,8 +19,8 @@
 #define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)
 
-/* Among how many threads this much work is divided. Asked before a parallel region, not by its `if`: a region of one
- * thread inside another one costs memory and a system call, more than a prompt's few rows. */
+/* Among how many threads this much work is divided. Asked before a parallel region, not by its `if`: a region
+ * of one thread inside another one costs memory and a system call, more than a prompt's few rows. */
 static inline int threads_for(double work, double least)
 {
     return work > least ? tensor_team_size() : 1;
@@ -31,8 +31,9 @@ static inline int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-/* task(job, i) for all i < n, on `threads` threads (see threads_for). A thread that finds no task left calls idle(job),
- * unless that is NULL. A single task or a single thread needs no team and no idle. In threads.c. */
+/* task(job, i) for all i < n, on `threads` threads (see threads_for). A thread that finds no task left calls
+ * idle(job), unless that is NULL. A single task or a single thread needs no team and no idle. In
+ * threads.c. */
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
                const void *job);
 
@@ -95,11 +96,11 @@ INLINE void add_term(int rows, int vecs, Vec sum[MR][2], const float *a, const f
 
 /* sum[rows][vecs·LANES] += a·b for a [rows][k] and b [k][vecs·LANES]; see micro_kernel.
  *
- * With two hardware threads on a core, each gets half of the instruction slots, about three a cycle. Two multiply-adds
- * a cycle, with their broadcasts and the loop, would need 3.4. AVX-512 can read the broadcast operand from memory within
- * the multiply-add: one instruction less, one load more. Half of the rows do so twice; then both instructions and loads
- * suffice, with 2.75 instructions a cycle at two terms a round. `again` hides from the compiler that both operands are
- * the same, or it would load one register for both. */
+ * With two hardware threads on a core, each gets half of the instruction slots, about three a cycle. Two
+ * multiply-adds a cycle, with their broadcasts and the loop, would need 3.4. AVX-512 can read the broadcast
+ * operand from memory within the multiply-add: one instruction less, one load more. Half of the rows do so
+ * twice; then both instructions and loads suffice, with 2.75 instructions a cycle at two terms a round.
+ * `again` hides from the compiler that both operands are the same, or it would load one register for both. */
 INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdiff_t lda, const float *b,
                       ptrdiff_t ldb, int k)
 {
@@ -113,15 +114,16 @@ INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdif
         add_term(rows, vecs, sum, a, again, lda, b);
 }
 
-/* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and `vecs`
- * are constants where this is inlined, so that `sum` stays in registers. `next` may be NULL. */
+/* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
+ * `vecs` are constants where this is inlined, so that `sum` stays in registers. `next` may be NULL. */
 INLINE void micro_kernel(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
-                          ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Prefetch *next)
+                         ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Prefetch *next)
 {
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
-    /* c's old values are needed after the sums, and `next` after that. They are prefetched a few lines at a time,
-     * between the terms: all at once would take every line-fill buffer of the L1 cache, and b would wait. */
+    /* c's old values are needed after the sums, and `next` after that. They are prefetched a few lines at a
+     * time, between the terms: all at once would take every line-fill buffer of the L1 cache, and b would
+     * wait. */
     for (int fetched = 0, done = 0; fetched < rows; fetched += 2) {
         for (int i = fetched; i < fetched + 2 && i < rows; i++) {
             __builtin_prefetch(c + i * ldc);

@@ -10,8 +10,8 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
-/* Large arrays take huge pages where the system has them. There are then 512 times fewer page faults, and a walk
- * over rows that are far apart misses the TLB less often. */
+/* Large arrays take huge pages where the system has them. There are then 512 times fewer page faults, and a
+ * walk over rows that are far apart misses the TLB less often. */
 void *aligned_array(size_t count, size_t size)
 {
     if (size != 0 && count > (SIZE_MAX / 2) / size)

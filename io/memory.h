@@ -1,5 +1,5 @@
-/* memory.h - the two kinds of memory that everything uses: an aligned array, and an arena that holds all buffers
- * of one model. */
+/* memory.h - the two kinds of memory that everything uses: an aligned array, and an arena that holds all
+ * buffers of one model. */
 #ifndef SAMLAD_MEMORY_H
 #define SAMLAD_MEMORY_H
 

@@ -1,5 +1,6 @@
 /* plain.h - the plain form's functions that tests compare with. In the fast build they are plain_*, see
- * fast/replaces.h. With PLAIN=1 they are the functions themselves; then goldens and libm alone are the truth. */
+ * fast/replaces.h. With PLAIN=1 they are the functions themselves; then goldens and libm alone are the
+ * truth. */
 #ifndef SAMLAD_TEST_PLAIN_H
 #define SAMLAD_TEST_PLAIN_H
 

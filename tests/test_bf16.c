@@ -1,5 +1,5 @@
-/* test_bf16.c - bf16 in tensor.h's contract: rounding, layers and attention against the plain form, and the networks in
- * bf16 against themselves in float32. Sizes below BF16_LEAST_TERMS are in test_bf16_kernels.c. */
+/* test_bf16.c - bf16 in tensor.h's contract: rounding, layers and attention against the plain form, and the
+ * networks in bf16 against themselves in float32. Sizes below BF16_LEAST_TERMS are in test_bf16_kernels.c. */
 #include "eval/synth.h"
 #include "sam.h"
 #include "vit.h"
@@ -77,7 +77,8 @@ static Linear packed_layer(const float *w, const float *bias, int n_out, int n_i
 
 static void layers_equal_the_plain_product(void)
 {
-    static const int sizes[][3] = {{1, 1, 32}, {5, 33, 37}, {17, 64, 65}, {197, 576, 192}, {40, 70, 600}, {13, 40, 1027}};
+    static const int sizes[][3] = {{1, 1, 32},      {5, 33, 37},   {17, 64, 65},
+                                   {197, 576, 192}, {40, 70, 600}, {13, 40, 1027}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         const int m = sizes[i][0], n = sizes[i][1], k = sizes[i][2];
         const size_t size = (size_t)m * (size_t)n;
@@ -121,8 +122,9 @@ static void a_layer_has_its_precision(void)
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
-/* As in test_bf16_kernels.c: the truth has q, k, and v rounded, but not the probabilities. Rounding those moves no output
- * by more than 2/256 of the largest |v|, which is 1 here; in both directions alike, so a quarter of it is never reached. */
+/* As in test_bf16_kernels.c: the truth has q, k, and v rounded, but not the probabilities. Rounding those
+ * moves no output by more than 2/256 of the largest |v|, which is 1 here; in both directions alike, so a
+ * quarter of it is never reached. */
 static void compare_attention(int n_q, int n_k, int n_heads, int dim, int grid_h, int grid_w)
 {
     const int width = n_heads * dim;
@@ -142,8 +144,8 @@ static void compare_attention(int n_q, int n_k, int n_heads, int dim, int grid_h
     for (size_t i = 0; i < n; i++)
         if (!(fabs((double)out[i] - (double)truth[i]) <= error))
             error = fabs((double)out[i] - (double)truth[i]);
-    CHECK_MSG(error < 2e-3, "%d x %d, %d heads of %d, grid %d x %d: error %.2g", n_q, n_k, n_heads, dim, grid_h, grid_w,
-              error);
+    CHECK_MSG(error < 2e-3, "%d x %d, %d heads of %d, grid %d x %d: error %.2g", n_q, n_k, n_heads, dim,
+              grid_h, grid_w, error);
     attention(single, width, q, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r);
     attention_any(out, width, q, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r, NULL);
     CHECK(memcmp(single, out, n * sizeof *out) == 0); /* without scratch: float32 */
@@ -163,8 +165,18 @@ static void attention_equals_the_plain_one(void)
 /* A window by itself, copied out with its padding, is attention without windows. */
 static void windows_equal_copies(void)
 {
-    enum { HEADS = 2, DIM = 40, WIDTH = HEADS * DIM, H = 7, W = 5, WINDOW_H = 3, WINDOW_W = 4, N = WINDOW_H * WINDOW_W };
-    float *qkv = random_array(H * W * 3 * WIDTH), *pad = random_array(3 * WIDTH), *out = random_array(H * W * WIDTH);
+    enum {
+        HEADS = 2,
+        DIM = 40,
+        WIDTH = HEADS * DIM,
+        H = 7,
+        W = 5,
+        WINDOW_H = 3,
+        WINDOW_W = 4,
+        N = WINDOW_H * WINDOW_W
+    };
+    float *qkv = random_array(H * W * 3 * WIDTH), *pad = random_array(3 * WIDTH),
+          *out = random_array(H * W * WIDTH);
     float *rel_h = random_array(relative_position_floats(WINDOW_H, DIM));
     float *rel_w = random_array(relative_position_floats(WINDOW_W, DIM));
     float in[N * 3 * WIDTH], copy[N * WIDTH];
@@ -180,8 +192,8 @@ static void windows_equal_copies(void)
                 memcpy(in + i * 3 * WIDTH, y < H && x < W ? qkv + (y * W + x) * 3 * WIDTH : pad,
                        3 * WIDTH * sizeof *in);
             }
-            attention_any(copy, WIDTH, in, 3 * WIDTH, in + WIDTH, 3 * WIDTH, in + 2 * WIDTH, 3 * WIDTH, N, N, HEADS,
-                          DIM, 0.3f, &rel, copy_scratch);
+            attention_any(copy, WIDTH, in, 3 * WIDTH, in + WIDTH, 3 * WIDTH, in + 2 * WIDTH, 3 * WIDTH, N, N,
+                          HEADS, DIM, 0.3f, &rel, copy_scratch);
             for (int i = 0; i < N; i++) {
                 const int y = y0 + i / WINDOW_W, x = x0 + i % WINDOW_W;
                 if (y < H && x < W)
@@ -234,8 +246,8 @@ static void compare_masks(Overlap *o, const Sam *sam, const SamImage *single, co
     free(a), free(b);
 }
 
-/* One picture in both precisions; and float32 again, which must not have changed. All layers of a `narrow` model
- * have fewer than BF16_LEAST_TERMS inputs. */
+/* One picture in both precisions; and float32 again, which must not have changed. All layers of a `narrow`
+ * model have fewer than BF16_LEAST_TERMS inputs. */
 static void compare_precisions(Overlap *o, Sam *sam, SamState *state, const TrayImage *picture, int size,
                                int side, int narrow)
 {

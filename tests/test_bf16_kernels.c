@@ -1,5 +1,5 @@
-/* test_bf16_kernels.c - fast/bf16.c: the instructions against their portable twins, the products and the attention at
- * every size against the plain form on the same rounded numbers. Left out with PLAIN=1. */
+/* test_bf16_kernels.c - fast/bf16.c: the instructions against their portable twins, the products and the
+ * attention at every size against the plain form on the same rounded numbers. Left out with PLAIN=1. */
 #include "fast/bf16.h"
 #include "halves.h"
 #include "numbers.h"

@@ -1,4 +1,4 @@
-/* test_planar.c - the routines of planar.c against loops in double precision and against tensor.c's. */
+/* test_planar.c - the routines of planar.c against loops in double precision and against the plain form. */
 #include "fast/planar.h"
 #include "tensor.h"
 #include "numbers.h"
@@ -37,6 +37,29 @@ static void test_small_product(void)
             free(a);
             free(b);
             free(c);
+            free(expected);
+        }
+}
+
+static void test_few_rows(void)
+{
+    static const int sizes[][3] = {{1, 4, 256}, {7, 128, 64},  {7, 5, 33},
+                                   {8, 32, 3},  {20, 17, 100}, {3, 1, 16}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int biased = 0; biased < 2; biased++) {
+            const int m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
+            float *x = random_array((size_t)m * k), *w = random_array((size_t)n * k), *bias = random_array(n);
+            float *y = random_array((size_t)m * n), *expected = random_array((size_t)m * n);
+            for (int i = 0; i < m * n; i++)
+                expected[i] = biased ? bias[i % n] : 0;
+            plain_matmul_nt(expected, n, x, k, w, k, m, n, k, 1);
+            skinny_linear(y, x, w, biased ? bias : NULL, m, n, k);
+            double error = test_relative_error(y, expected, (size_t)m * n);
+            CHECK_MSG(error < 2e-6, "%d x %d x %d: %.2g", m, n, k, error);
+            free(x);
+            free(w);
+            free(bias);
+            free(y);
             free(expected);
         }
 }
@@ -101,7 +124,7 @@ static void test_softmax(void)
 
 /* Three tiles, the last one partly used, with scores that grow: the sums of weights and of weighted numbers
  * are those of a softmax over all. */
-static void test_stream_softmax(void)
+static void test_online_softmax(void)
 {
     enum { ROWS = 4, TILES = 3, USED = 11, N = 2 * TILE + USED };
     float *scores = random_array(ROWS * TILES * TILE), *value = random_array(TILES * TILE);
@@ -120,7 +143,7 @@ static void test_stream_softmax(void)
     for (int t = 0; t < TILES; t++) {
         for (int i = 0; i < ROWS; i++)
             memcpy(tile + i * TILE, scores + (i * TILES + t) * TILE, TILE * sizeof *tile);
-        tile_stream_softmax(tile, ROWS, t == TILES - 1 ? USED : TILE, max, sum, factor);
+        tile_online_softmax(tile, ROWS, t == TILES - 1 ? USED : TILE, max, sum, factor);
         for (int i = 0; i < ROWS; i++) {
             pooled[i] *= factor[i];
             for (int j = 0; j < TILE; j++)
@@ -172,10 +195,11 @@ static void test_norm_and_gelu(void)
 int main(void)
 {
     RUN(test_small_product);
+    RUN(test_few_rows);
     RUN(test_quadratic);
     RUN(test_transpose);
     RUN(test_softmax);
-    RUN(test_stream_softmax);
+    RUN(test_online_softmax);
     RUN(test_norm_and_gelu);
     return test_summary();
 }

@@ -1,5 +1,6 @@
-/* test_tensor.c - tensor.h's contract: the fast form against the plain one, both against libm in double and against
- * goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With SAMLAD_BENCH=1 it also prints speeds. */
+/* test_tensor.c - tensor.h's contract: the fast form against the plain one, both against libm in double and
+ * against goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With SAMLAD_BENCH=1 it also
+ * prints speeds. */
 #include "tensor.h"
 #include "io/safetensors.h"
 #include "numbers.h"
@@ -81,29 +82,6 @@ static void linear_adds_its_bias(void)
         CHECK_MSG(error < 2e-6, "linear without bias %d×%d×%d: error %g", m, n, k, error);
         free(x), free(w), free(bias), free(y), free(truth);
     }
-}
-
-static void skinny_products_equal_the_plain_ones(void)
-{
-    static const int sizes[][3] = {{1, 4, 256}, {7, 128, 64},  {7, 5, 33},
-                                   {8, 32, 3},  {20, 17, 100}, {3, 1, 16}};
-    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
-        for (int biased = 0; biased < 2; biased++) {
-            const int m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
-            float *x = random_array((size_t)m * k), *w = random_array((size_t)n * k), *bias = random_array(n);
-            float *y = random_array((size_t)m * n), *expected = random_array((size_t)m * n);
-            for (int i = 0; i < m * n; i++)
-                expected[i] = biased ? bias[i % n] : 0;
-            plain_matmul_nt(expected, n, x, k, w, k, m, n, k, 1);
-            linear_skinny(y, x, w, biased ? bias : NULL, m, n, k);
-            double error = test_relative_error(y, expected, (size_t)m * n);
-            CHECK_MSG(error < 2e-6, "%d x %d x %d: %.2g", m, n, k, error);
-            free(x);
-            free(w);
-            free(bias);
-            free(y);
-            free(expected);
-        }
 }
 
 /* A NaN or an infinity reaches exactly the outputs that it belongs to: padding multiplies it nowhere else. */
@@ -190,7 +168,8 @@ static void attention_equals_the_plain_one(void)
         check_attention(570, 570, 1, 8, 1, 570, biased, 1); /* rows of the grid longer than a strip */
         check_attention(526, 526, 1, 8, 2, 263, biased, 1);
         check_attention(570, 570, 2, 8, 570, 1, biased, 1);
-        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased, 1); /* rows that end within a sliver of keys */
+        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased,
+                        1); /* rows that end within a sliver of keys */
     }
     check_attention(7, 1, 2, 16, 0, 0, 0, 1);
     check_attention(3, 0, 2, 16, 0, 0, 0, 1); /* no keys: zeros */
@@ -719,7 +698,8 @@ static void resize_equals_pil(void)
 /* The fast forms of the integer and the bilinear resampling are the plain ones to the last bit. */
 static void resampling_equals_the_plain_one(void)
 {
-    static const int sizes[][4] = {{1, 1, 3, 5}, {37, 50, 21, 90}, {70, 3, 70, 19}, {9, 200, 30, 200}, {64, 64, 17, 1100}};
+    static const int sizes[][4] = {
+        {1, 1, 3, 5}, {37, 50, 21, 90}, {70, 3, 70, 19}, {9, 200, 30, 200}, {64, 64, 17, 1100}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         const int ih = sizes[i][0], iw = sizes[i][1], oh = sizes[i][2], ow = sizes[i][3];
         for (int channels = 1; channels <= 4; channels += 3) {
@@ -950,7 +930,6 @@ int main(void)
 {
     RUN(products_equal_the_plain_ones);
     RUN(linear_adds_its_bias);
-    RUN(skinny_products_equal_the_plain_ones);
     RUN(products_keep_non_finite_numbers_in_place);
     RUN(attention_equals_the_plain_one);
     RUN(windows_equal_the_plain_ones);
