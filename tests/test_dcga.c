@@ -4,6 +4,7 @@
 
 #include "tensor.h"
 #include "method_golden.h"
+#include "plain.h"
 
 static const ObjectsOptions OBJECTS = {.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
 static const DcgaOptions DCGA = {.channel_graph = CHANNEL_COVARIANCE,
@@ -203,7 +204,7 @@ static void test_covariance(void)
         float *h = calloc((size_t)n * (size_t)C, sizeof *h),
               *gram = calloc((size_t)n * (size_t)n, sizeof *gram);
         CHECK(!dcga_describe(&f.dcga, h, &bank, &err));
-        matmul_nt_naive(gram, n, h, C, h, C, n, n, C, 0);
+        plain_matmul_nt(gram, n, h, C, h, C, n, n, C, 0);
         CHECK_GOLDEN(gram, 1e-5, "covariance.%d.gram", options.rounds);
         free(h), free(gram);
         dcga_free(&f.dcga);

@@ -1,0 +1,27 @@
+/* plain.h - the plain form's functions that tests compare with. In the fast build they are plain_*, see
+ * fast/replaces.h. With PLAIN=1 they are the functions themselves; then goldens and libm alone are the
+ * truth. */
+#ifndef SAMLAD_TEST_PLAIN_H
+#define SAMLAD_TEST_PLAIN_H
+
+#include "tensor.h"
+
+#ifdef PLAIN
+#define plain_linear               linear
+#define plain_matmul               matmul
+#define plain_matmul_nt            matmul_nt
+#define plain_bf16_round           bf16_round
+#define plain_attention            attention
+#define plain_interpolate_bilinear interpolate_bilinear
+#define plain_resize_u8            resize_u8
+#else
+extern __typeof__(linear) plain_linear;
+extern __typeof__(matmul) plain_matmul;
+extern __typeof__(matmul_nt) plain_matmul_nt;
+extern __typeof__(bf16_round) plain_bf16_round;
+extern __typeof__(attention) plain_attention;
+extern __typeof__(interpolate_bilinear) plain_interpolate_bilinear;
+extern __typeof__(resize_u8) plain_resize_u8;
+#endif
+
+#endif
