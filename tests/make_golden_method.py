@@ -3,10 +3,12 @@
 
     python3 tests/make_golden_method.py [-o tests/golden]
 
-METHOD.md sections 2 and 4 to 7 once more, in float64 and as literally as possible, written from that text and not from
-the C: the symmetric square root where the C has a Cholesky factor, the C×C inverse where it has a low-rank identity,
-SuperGlue's log_optimal_transport by its published formula. Where METHOD.md leaves something open (which four partners,
-what a bank keeps of an image), the choice is the C's and a comment says so. Needs numpy, scipy, torch.
+docs/METHOD.md 2 and 4 to 7 once more, in float64 and as literally as possible, written from that text and not from the C:
+the symmetric square root where the C has a Cholesky factor, the C×C inverse where it has a low-rank identity, SuperGlue's
+log_optimal_transport by its published formula. Where the text leaves something open (which four partners, what a bank
+keeps of an image), the choice is the C's and a comment says so. A function has the name of the C's that does the same, in
+dcga.c, omm.c, amm.c, samlad.c. Soft masks, in the C `coverage`, are "weights" in the files, as in a bank, and the objects'
+units are "scale". Needs numpy, scipy, torch.
 """
 import argparse
 
@@ -41,7 +43,7 @@ def unit(x):
 # ---- 4. objects ------------------------------------------------------------------------------------------------------
 
 
-def objects(masks, max_area=0.9, min_area=0.0005, min_kept=0.5):
+def objects_labels(masks, max_area=0.9, min_area=0.0005, min_kept=0.5):
     """Masks [n][H][W] -> labels [H][W], kept. Of two masks of the same area the later one keeps the pixel (the C's choice)."""
     n, height, width = masks.shape
     total = height * width
@@ -73,16 +75,16 @@ def averaging(n, m):
     return a
 
 
-def soft_weights(labels, n, background, grid_h, grid_w):
+def objects_coverage(labels, n, background, grid_h, grid_w):
     rows, cols = averaging(labels.shape[0], grid_h), averaging(labels.shape[1], grid_w)
     ids = list(range(n)) + ([-1] if background else [])
     return np.array([rows @ (labels == i).astype(float) @ cols.T for i in ids]).reshape(len(ids), grid_h, grid_w)
 
 
-def pool(weights, features):
-    """weights [n][h][w], features [h][w][C] -> pooled [n][C], centroids [n][2], areas [n]."""
-    n, h, w = weights.shape
-    flat, total = weights.reshape(n, -1), weights.reshape(n, -1).sum(1)
+def pool(coverage, features):
+    """coverage [n][h][w], features [h][w][C] -> pooled [n][C], centroids [n][2], areas [n]."""
+    n, h, w = coverage.shape
+    flat, total = coverage.reshape(n, -1), coverage.reshape(n, -1).sum(1)
     safe = np.where(total > 0, total, 1)[:, None]
     pooled = flat @ features.reshape(h * w, -1) / safe
     x, y = np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h)
@@ -104,7 +106,7 @@ def moments(pooled):
     return pooled.mean(0), channel_unit(pooled)
 
 
-def mutual(score):
+def mutual_pairs(score):
     pairs = []
     for i in range(score.shape[0]):
         j = int(np.argmax(score[i])) if score.shape[1] else -1
@@ -128,7 +130,7 @@ def covariance_filter(x, centroids, first, rounds=2, partners=4, shrinkage=0.3):
             for t in range(p):
                 b = (a + 1 + t * (n_images - 1) // p) % n_images
                 A, B = slice(first[a], first[a + 1]), slice(first[b], first[b + 1])
-                for i, j in mutual(h[A] @ h[B].T - distance2(centroids[A], centroids[B])):
+                for i, j in mutual_pairs(h[A] @ h[B].T - distance2(centroids[A], centroids[B])):
                     delta = x[A][i] - x[B][j]
                     sigma += np.outer(delta, delta)
                     n += 1
@@ -147,12 +149,12 @@ def softmax(z, axis=-1):
     return e / e.sum(axis, keepdims=True)
 
 
-def softmax_channels(x, features, weights, mean, std, strength=0.1, tau=1.0):
+def channel_softmax(x, features, coverage, mean, std, strength=0.1, tau=1.0):
     """x [n][C]; Z_i = the standardised features at the cells that object i mostly covers (>= 0.5; the C's choice)."""
     out = x.copy()
     flat = (features.reshape(-1, x.shape[1]) - mean) / std
     for i in range(len(x)):
-        z = flat[weights[i].ravel() >= 0.5].T
+        z = flat[coverage[i].ravel() >= 0.5].T
         if z.shape[1]:
             out[i] = x[i] + strength * softmax(z @ z.T / (z.shape[1] * tau)) @ x[i]
     return out
@@ -170,9 +172,9 @@ def gat_v2(x, w_l, w_r, a, b):
     return (torch.softmax(e, 1) @ left + b).numpy()
 
 
-def channel_layout(features, weight, mean, std, side):
+def channel_layout(features, coverage, mean, std, side):
     """Nodes [C][side²]: weighted means of a channel over a raster on the object's box; cells go to floor(side·k/size) (the C's)."""
-    ys, xs = np.nonzero(weight > 0)
+    ys, xs = np.nonzero(coverage > 0)
     out = np.zeros((features.shape[2], side * side))
     if len(ys) == 0:
         return out
@@ -181,15 +183,15 @@ def channel_layout(features, weight, mean, std, side):
     for y in range(y0, y1 + 1):
         for x in range(x0, x1 + 1):
             k = (y - y0) * side // (y1 - y0 + 1) * side + (x - x0) * side // (x1 - x0 + 1)
-            total[k] += weight[y, x]
-            out[:, k] += weight[y, x] * (features[y, x] - mean) / std
+            total[k] += coverage[y, x]
+            out[:, k] += coverage[y, x] * (features[y, x] - mean) / std
     return out / np.where(total > 0, total, 1)
 
 
 # ---- 6. OMM ----------------------------------------------------------------------------------------------------------
 
 
-def log_optimal_transport(scores, alpha, iters):
+def omm_sinkhorn(scores, alpha, iters):
     """SuperGlue (Sarlin et al. 2020): scores [n][m] (already divided by the temperature) -> log assignment [n+1][m+1]."""
     scores = torch.from_numpy(scores)
     n, m = scores.shape
@@ -207,12 +209,12 @@ def log_optimal_transport(scores, alpha, iters):
     return (z + u[:, None] + v[None] - norm).numpy()
 
 
-def dustbin(alpha, n, m, unmatched, tau=0.02):
+def omm_dustbin(alpha, n, m, unmatched, tau=0.02):
     """The dustbin at which one of min(n, m) matches of score alpha keeps U = unmatched: U²/(1-U) = min(n, m)·exp(-(alpha - bin)/τ)."""
     return alpha if unmatched == 0 else alpha - tau * np.log(min(n, m) * (1 - unmatched) / unmatched ** 2)
 
 
-def match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, threshold=0.2):
+def omm_match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, threshold=0.2):
     """-> S, P, match_q, U, V before verification."""
     scores = hq @ hr.T - position_weight * distance2(cq, cr)
     n, m = scores.shape
@@ -222,8 +224,8 @@ def match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, thresh
         p[:n, m] = 1
         p[n, :m] = 1
         return scores, p, match_q, p[:n, m].copy(), p[n, :m].copy()
-    p = np.exp(log_optimal_transport(scores / tau, alpha / tau, iters))
-    for i, j in mutual(p[:n, :m]):
+    p = np.exp(omm_sinkhorn(scores / tau, alpha / tau, iters))
+    for i, j in mutual_pairs(p[:n, :m]):
         if p[i, j] > threshold:
             match_q[i] = j
     return scores, p, match_q, p[:n, m].copy(), p[n, :m].copy()
@@ -232,7 +234,7 @@ def match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, thresh
 # ---- 7. AMM ----------------------------------------------------------------------------------------------------------
 
 
-def mahalanobis(f, samples, epsilon=0.01):
+def amm_mahalanobis(f, samples, epsilon=0.01):
     """Directly: Σ = XᵀX/(m-1) + εI, C×C (m = 1: Σ = εI)."""
     m, channels = samples.shape
     x = samples - samples.mean(0)
@@ -241,7 +243,7 @@ def mahalanobis(f, samples, epsilon=0.01):
     return float(np.sqrt(max(d @ np.linalg.solve(sigma + epsilon * np.eye(channels), d), 0)))
 
 
-def bilinear(features, x, y):
+def sample_half(features, x, y):
     """At (x, y) in cells, centres at .5, clamped."""
     h, w, _ = features.shape
     x, y = min(max(x - 0.5, 0), w - 1), min(max(y - 0.5, 0), h - 1)
@@ -251,9 +253,9 @@ def bilinear(features, x, y):
             + fy * ((1 - fx) * features[y1, x0] + fx * features[y1, x1]))
 
 
-def place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatched):
+def place_object(i, features, coverage, centroids, areas, r, pixel, large, reach, unmatched):
     """Query cells (x, y) lie at (x0 + x * zoom, y0 + y * zoom) in the reference: -> (x0, y0, zoom), or None."""
-    n, h, w = weights.shape
+    n, h, w = coverage.shape
     j, candidates = r["match_q"][i], []
     if j < 0 and not unmatched:
         return None
@@ -262,7 +264,7 @@ def place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatc
         candidates = [(*(size * (r["centroids"][j] - centroids[i] * zoom)), zoom)
                       for zoom in (np.sqrt(r["areas"][j] / areas[i]), 1.0)]
     candidates.append((0.0, 0.0, 1.0))
-    cells = np.argwhere(weights[i] >= 0.5)
+    cells = np.argwhere(coverage[i] >= 0.5)
     if reach == 0 or pixel or len(cells) == 0:
         return candidates[0]
     take = min(len(cells), 64)
@@ -277,10 +279,10 @@ def place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatc
     return min(((best[0] + dx, best[1] + dy, best[2]) for dx, dy in shifts), key=misfit)
 
 
-def claims(weights, areas, places, references):
-    """places [n][k]. -> the weights, where cells that the matched references' masks expect of an object are its own."""
-    n, h, w = weights.shape
-    expected, out = np.zeros(weights.shape), weights.copy()
+def amm_claims(coverage, areas, places, references):
+    """places [n][k]. -> the coverage, where cells that the matched references' masks expect of an object are its own."""
+    n, h, w = coverage.shape
+    expected, out = np.zeros(coverage.shape), coverage.copy()
     for i in range(n):
         matched = [(r["weights"][r["match_q"][i]], at) for r, at in zip(references, places[i]) if r["match_q"][i] >= 0]
         if not matched or 2 * len(matched) < len(references):
@@ -290,7 +292,7 @@ def claims(weights, areas, places, references):
             expected[i] += map_coordinates(np.pad(mask, 1), [y + 1, x + 1], order=1, mode="constant") / len(matched)
     for y in range(h):
         for x in range(w):
-            column = weights[:, y, x]
+            column = coverage[:, y, x]
             missing = [expected[i, y, x] - column[areas <= areas[i]].sum() for i in range(n)]
             i = int(np.argmax(missing))
             larger = areas > areas[i]
@@ -302,63 +304,74 @@ def claims(weights, areas, places, references):
     return out
 
 
-def structural(features, weights, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0, reach=0, unmatched=False,
+def amm_structural(features, coverage, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0, reach=0, unmatched=False,
                claimed=None):
-    """references: dicts of features, centroids, areas, match_q. -> the blurred map. claimed: a list that gets claims' weights."""
-    n, h, w = weights.shape
+    """references: dicts of features, centroids, areas, match_q. -> the blurred map. claimed: a list that gets the coverage after claims."""
+    n, h, w = coverage.shape
     out = np.zeros((h, w))
-    all_places = [[place(i, features, weights, centroids, areas, r, pixel, large, reach, unmatched) for r in references] for i in range(n)]
+    all_places = [[place_object(i, features, coverage, centroids, areas, r, pixel, large, reach, unmatched) for r in references] for i in range(n)]
     if claimed is not None:
-        weights = claims(weights, areas, all_places, references)
-        claimed.append(weights)
+        coverage = amm_claims(coverage, areas, all_places, references)
+        claimed.append(coverage)
     for i in range(n):
         places = all_places[i]
         for y in range(h):
             for x in range(w):
-                if weights[i, y, x] <= 0:
+                if coverage[i, y, x] <= 0:
                     continue
                 samples = []
                 for r, at in zip(references, places):
                     if at is not None:
-                        samples.append(bilinear(r["features"], at[0] + at[2] * (x + 0.5), at[1] + at[2] * (y + 0.5)))
+                        samples.append(sample_half(r["features"], at[0] + at[2] * (x + 0.5), at[1] + at[2] * (y + 0.5)))
                 if samples:
-                    out[y, x] += weights[i, y, x] * mahalanobis(features[y, x], np.array(samples), epsilon)
+                    out[y, x] += coverage[i, y, x] * amm_mahalanobis(features[y, x], np.array(samples), epsilon)
     return gaussian_filter(out, blur, mode="reflect", truncate=4.0) if blur > 0 else out
 
 
-def normalise(out, weights, references):
-    """Every object's share of a cell divided by the mean scale of what it matched, or of what lies at its place."""
+def amm_in_units(out, coverage, references):
+    """Every object's share of a cell divided by the mean unit of what it matched, or of what lies at its place."""
     factor, covered = np.zeros(out.shape), np.zeros(out.shape)
-    for i in range(len(weights)):
-        scales = [r["scale"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
-        if not scales:
+    for i in range(len(coverage)):
+        units = [r["scale"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
+        if not units:
             for r in references:
-                both = [(weights[i] * other).sum() for other in r.get("weights", [])]
+                both = [(coverage[i] * other).sum() for other in r.get("weights", [])]
                 if sum(both) > 0:
-                    scales.append(np.dot(both, r["scale"]) / sum(both))
-        covered += weights[i]
-        if scales and sum(scales) > 0:
-            factor += weights[i] / np.mean(scales)
+                    units.append(np.dot(both, r["scale"]) / sum(both))
+        covered += coverage[i]
+        if units and sum(units) > 0:
+            factor += coverage[i] / np.mean(units)
     return np.where(covered > 0, out * factor / np.where(covered > 0, covered, 1), 0)
 
 
-def object_quantile(out, weight, q=0.95):
+def amm_logical(coverage, counted, missing, masks):
+    """counted [k][n]: U of the query's objects; missing [k] of V [n_r] of each reference's, masks [k] their coverage. -> map, L, mean U."""
+    k, lacks, worst = len(counted), np.zeros(coverage.shape[1:]), []
+    extra = sum((u / k for u in counted), np.zeros(len(coverage)))
+    for v, mask in zip(missing, masks):
+        lacks += np.tensordot(v, mask, 1) / k if len(v) else 0
+        worst.append(max(v, default=0))
+    score = max(max(extra, default=0), float(np.mean(worst)) if worst else 0)
+    return np.max([lacks] + [w * e for w, e in zip(coverage, extra)], axis=0), score, extra
+
+
+def amm_object_quantile(out, coverage, q=0.95):
     """Over the cells that are mostly the object; a thin object: the largest value that it touches (the C's choice)."""
-    inside = out[weight >= 0.5]
-    return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[weight > 0]))
+    inside = out[coverage >= 0.5]
+    return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[coverage > 0]))
 
 
 # ---- 2, 5-7 together: a bank, its calibration, one query --------------------------------------------------------------
 
 
-def moved(weight, dy, dx):
-    """weight [h][w] moved by whole cells; what leaves the grid is lost."""
-    out = np.zeros_like(weight)
-    h, w = weight.shape
+def moved(mask, dy, dx):
+    """mask [h][w] moved by whole cells; what leaves the grid is lost."""
+    out = np.zeros_like(mask)
+    h, w = mask.shape
     for y in range(h):
         for x in range(w):
             if 0 <= y + dy < h and 0 <= x + dx < w:
-                out[y + dy, x + dx] = weight[y, x]
+                out[y + dy, x + dx] = mask[y, x]
     return out
 
 
@@ -388,17 +401,22 @@ class Bank:
         cells = np.concatenate([im["features"].reshape(-1, pooled.shape[1]) for im in self.images])
         self.channel_std = channel_unit(cells)
         for im in self.images:
-            im["h"] = self.describe(im["pooled"], im["features"], im["weights"])
+            im["h"] = self.dcga_describe(im["pooled"], im["features"], im["weights"])
         self.calibrate_alpha()
-        self.scale = np.ones(self.first[-1])
+        self.units = np.ones(self.first[-1])
+        self.spread_a = self.spread_l = (0.0, 1.0)
         self.calibrate(loo)
 
-    def describe(self, pooled, features, weights, alone=False):
+    def dcga_describe_region(self, pooled, features, coverage):
+        """Regions [n] that stand alone in the object graph."""
         x = (pooled - self.mean) / self.std
         if self.channel_graph == "softmax":
-            x = softmax_channels(x, features, weights, self.mean, self.std, self.channel_strength)
-        h = unit(x @ self.filter.T if self.filter is not None else x)
-        return object_graph(h, self.strength) if self.strength > 0 and not alone else h
+            x = channel_softmax(x, features, coverage, self.mean, self.std, self.channel_strength)
+        return unit(x @ self.filter.T if self.filter is not None else x)
+
+    def dcga_describe(self, pooled, features, coverage):
+        h = self.dcga_describe_region(pooled, features, coverage)
+        return object_graph(h, self.strength) if self.strength > 0 else h
 
     def retrieve(self, query, exclude):
         if self.retrieval == "l2":
@@ -415,20 +433,24 @@ class Bank:
             for r in self.retrieve(im, i):
                 other = self.images[r]
                 s = im["h"] @ other["h"].T - 0.7 * distance2(im["centroids"], other["centroids"])
-                scores += [s[p] for p in mutual(s)]
+                scores += [s[p] for p in mutual_pairs(s)]
         self.alpha = float(np.quantile(scores, 0.001)) if scores else 0.0
 
-    def verify(self, u, h, weights, features):
+    def omm_verify(self, u, h, coverage, features):
         for i in range(len(u)):
-            places = [(dy, dx) for dy in range(-self.shift, self.shift + 1) for dx in range(-self.shift, self.shift + 1)]
-            if u[i] > 0.3 and any(self.like(h[i], moved(weights[i], dy, dx), features) for dy, dx in places):
+            if u[i] > 0.3 and self.shown_there(h[i], coverage[i], features):
                 u[i] = 0
 
-    def like(self, h, weight, features):
-        a, _, _ = pool(weight[None], features)
-        return h @ self.describe(a, features, weight[None], alone=True)[0] >= self.alpha
+    def shown_there(self, h, mask, features):
+        """Under the mask, moved by up to `shift` cells, do features lie that are as like h as normal matches are?"""
+        steps = range(-self.shift, self.shift + 1)
+        for coverage in (moved(mask, dy, dx)[None] for dy in steps for dx in steps):
+            a, _, _ = pool(coverage, features)
+            if h @ self.dcga_describe_region(a, features, coverage)[0] >= self.alpha:
+                return True
+        return False
 
-    def counted(self, u, mine, other, match):
+    def omm_count(self, u, mine, other, match):
         """What objects alike (S reaches alpha) are left with together, at most their surplus of area over the other image's:
         those alike, or matched with one of them (match: mine's index or -1)."""
         out = np.array(u, float)
@@ -442,74 +464,75 @@ class Bank:
             out[i] = max(u[i], left)
         return out
 
-    def compare(self, query, exclude=-1, raw=False):
+    def detect_in_scene(self, query, exclude=-1):
         q = dict(query)
         pooled, q["centroids"], q["areas"] = pool(q["weights"], q["features"])
-        q["h"] = self.describe(pooled, q["features"], q["weights"])
+        q["h"] = self.dcga_describe(pooled, q["features"], q["weights"])
         out = {"references": self.retrieve(query, exclude), "h": q["h"], "scores": [], "assignment": [], "match": []}
-        n, refs, worst_missing = len(q["areas"]), [], []
-        extra, missing, out["unmatched"] = np.zeros(n), np.zeros(q["features"].shape[:2]), np.zeros(n)
-        k = len(out["references"])
+        n, k, refs, counted, missing = len(q["areas"]), len(out["references"]), [], [], []
+        out["unmatched"] = np.zeros(n)
         for r in out["references"]:
             im = self.images[r]
-            s, p, match_q, u, v = match(q["h"], q["centroids"], im["h"], im["centroids"],
-                                      dustbin(self.alpha, n, len(im["areas"]), self.unmatched))
-            self.verify(u, q["h"], q["weights"], im["features"])
-            self.verify(v, im["h"], im["weights"], q["features"])
+            s, p, match_q, u, v = omm_match(q["h"], q["centroids"], im["h"], im["centroids"],
+                                      omm_dustbin(self.alpha, n, len(im["areas"]), self.unmatched))
+            self.omm_verify(u, q["h"], q["weights"], im["features"])
+            self.omm_verify(v, im["h"], im["weights"], q["features"])
             out["scores"].append(s)
             out["assignment"].append(p)
             out["match"].append(match_q)
             out["unmatched"] += u / k
             match_r = np.full(len(v), -1)
             match_r[match_q[match_q >= 0]] = np.flatnonzero(match_q >= 0)
-            u, v = self.counted(u, q, im, match_r), self.counted(v, im, q, match_q)
-            extra += u / k
-            missing += np.tensordot(v, im["weights"], 1) / k if len(v) else 0
-            worst_missing.append(max(v, default=0))
+            counted.append(self.omm_count(u, q, im, match_r))
+            missing.append(self.omm_count(v, im, q, match_q))
             refs.append({"features": im["features"] / self.channel_std, "centroids": im["centroids"], "areas": im["areas"],
-                         "match_q": match_q, "weights": im["weights"], "scale": self.scale[self.first[r]:self.first[r + 1]]})
-        out["counted"] = extra
-        out["L"] = max(max(extra, default=0), float(np.mean(worst_missing)) if worst_missing else 0)
-        out["logical"] = np.max([missing] + [w * e for w, e in zip(q["weights"], extra)], axis=0)
+                         "match_q": match_q, "weights": im["weights"], "scale": self.units[self.first[r]:self.first[r + 1]]})
+        out["logical"], out["L"], out["counted"] = amm_logical(q["weights"], counted, missing, [r["weights"] for r in refs])
         claimed = [] if self.claims else None
-        a = structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel,
+        a = amm_structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel,
                        reach=self.reach, unmatched=self.place_unmatched, claimed=claimed)
-        out["structural"] = a if raw else normalise(a, claimed[0] if self.claims else q["weights"], refs)
+        out["distances"] = a  # what units are made of
+        out["structural"] = amm_in_units(a, claimed[0] if self.claims else q["weights"], refs)
         out["A"] = out["structural"].max()
-        if not raw:
-            za, zl = self.z(out["A"], out["L"])
-            out["score"] = self.fuse(za, zl)
-            out["map"] = np.maximum(*self.z(out["structural"], out["logical"]))
+        out["score"] = self.amm_fuse(*self.amm_z(out["A"], out["L"]))
+        out["map"] = np.maximum(*self.amm_z(out["structural"], out["logical"]))
         return out
 
-    def fuse(self, za, zl):
+    def amm_fuse(self, za, zl):
         return np.maximum(za, -1) + np.maximum(zl, -1) if self.fusion == "sum" else np.logaddexp(za, zl) - np.log(2)
 
-    def z(self, a, l):
+    def amm_z(self, a, l):
         return (a - self.spread_a[0]) / self.spread_a[1], (l - self.spread_l[0]) / self.spread_l[1]
 
     def calibrate(self, loo):
-        n, scale = len(self.images), []
-        if n < 2:
-            self.spread_a = self.spread_l = (0.0, 1.0)
+        if len(self.images) < 2:
             self.loo = np.zeros((0, 3))
             return
+        self.units = self.measure_units()
+        self.loo = self.measure_scores(loo)
+
+    def measure_units(self):
+        """The first pass: a quantile of every object's own leave-one-out map; the median where it matched nothing."""
+        units = []
         for i, im in enumerate(self.images):
-            c = self.compare(im, i, raw=True)
+            c = self.detect_in_scene(im, i)
             for o, w in enumerate(im["weights"]):
                 matched = self.place_unmatched or any(m[o] >= 0 for m in c["match"])
-                s = object_quantile(c["structural"], w)
-                scale.append(s if matched and s > 0 else np.nan)
-        scale = np.array(scale)
-        self.scale = np.where(np.isnan(scale), np.median(scale[~np.isnan(scale)]), scale)
-        self.spread_a = self.spread_l = (0.0, 1.0)
+                s = amm_object_quantile(c["distances"], w)
+                units.append(s if matched and s > 0 else np.nan)
+        units = np.array(units)
+        return np.where(np.isnan(units), np.median(units[~np.isnan(units)]), units)
+
+    def measure_scores(self, loo):
+        """The second pass: leave-one-out scores, their spreads, and with these the fused scores."""
+        n = len(self.images)
         count = min(n, loo)
-        results = [self.compare(self.images[i * n // count], i * n // count) for i in range(count)]
+        results = [self.detect_in_scene(self.images[i * n // count], i * n // count) for i in range(count)]
         a, l = np.array([r["A"] for r in results]), np.array([r["L"] for r in results])
         self.spread_a = (np.median(a), np.quantile(a, 0.95) - np.median(a) + 0.05 * abs(np.median(a)))
         self.spread_l = (np.median(l), np.quantile(l, 0.95) - np.median(l) + 0.05)
-        za, zl = self.z(a, l)
-        self.loo = np.stack([a, l, self.fuse(za, zl)], 1)
+        za, zl = self.amm_z(a, l)
+        return np.stack([a, l, self.amm_fuse(za, zl)], 1)
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -551,9 +574,9 @@ def make_objects(out):
         (rectangles(r, 60, 32, 32, 0.2), 8, 8, 1),
     ]
     for c, (masks, grid_h, grid_w, background) in enumerate(cases):
-        labels, kept = objects(masks)
+        labels, kept = objects_labels(masks)
         has = int(background and (labels < 0).any())
-        weights = soft_weights(labels, len(kept), has, grid_h, grid_w)
+        weights = objects_coverage(labels, len(kept), has, grid_h, grid_w)
         features = f32(r.randn(grid_h, grid_w, channels))
         pooled, centroids, areas = pool(weights, features)
         tensors.update({f"{c}.masks": masks, f"{c}.background": [background, has], f"{c}.labels": labels,
@@ -589,8 +612,8 @@ def make_dcga(out):
     a = f32(a)
     x = (a - mean) / std
     tensors.update({"one.weights": weights, "one.features": features, "one.pooled": a,
-                    "softmax.h": unit(softmax_channels(x, features, weights, mean, std)),
-                    "softmax.strong": unit(softmax_channels(x, features, weights, mean, std, 0.7, 2.5)),
+                    "softmax.h": unit(channel_softmax(x, features, weights, mean, std)),
+                    "softmax.strong": unit(channel_softmax(x, features, weights, mean, std, 0.7, 2.5)),
                     "graph.h": object_graph(unit(x), 0.4), "graph.soft": object_graph(unit(x), 3.0, 1.0)})
     def gat(d_in, d_out):
         return [f32(r.randn(*s) * 0.5) for s in ((d_out, d_in), (d_out, d_in), (d_out,), (d_out,))]
@@ -618,9 +641,9 @@ def make_omm(out):
         hq, hr = f32(unit(kinds[:n] + 0.3 * r.randn(n, dim))), f32(unit(kinds[:m] + 0.3 * r.randn(m, dim)))
         places = r.rand(max(n, m), 2)
         cq, cr = f32(places[:n] + 0.03 * r.randn(n, 2)), f32(places[:m] + 0.03 * r.randn(m, 2))
-        s, p, match_q, u, v = match(hq, cq, hr, cr, alpha, w, tau, iters)
+        s, p, match_q, u, v = omm_match(hq, cq, hr, cr, alpha, w, tau, iters)
         near = np.full(n, -1)
-        for i, j in mutual(s) if n and m else []:
+        for i, j in mutual_pairs(s) if n and m else []:
             if s[i, j] >= alpha:
                 near[i] = j
         tensors.update({f"{c}.hq": hq, f"{c}.hr": hr, f"{c}.cq": cq, f"{c}.cr": cr, f"{c}.settings": np.array([alpha, tau, iters, w]),
@@ -642,19 +665,19 @@ def make_amm(out):
             f = samples[0] + 1e-3 * r.randn(C)
         f = f32(f)
         tensors.update({f"m{c}.f": f, f"m{c}.samples": samples, f"m{c}.epsilon": np.array([epsilon]),
-                        f"m{c}.distance": np.array([mahalanobis(f, samples, float(np.float32(epsilon)))])})
+                        f"m{c}.distance": np.array([amm_mahalanobis(f, samples, float(np.float32(epsilon)))])})
     tensors["mahalanobis"] = [c + 1]
     h, w, C, n, k = 9, 11, 6, 4, 3
     labels = np.full((27, 31), -1)
     labels[2:9, 3:11], labels[12:25, 4:9], labels[5:20, 15:30] = 0, 1, 2  # the last one is large
-    query = soft_weights(labels, 3, 1, h, w)
+    query = objects_coverage(labels, 3, 1, h, w)
     features = f32(r.randn(h, w, C))
     query = f32(query)
     _, centroids, areas = (f32(t) for t in pool(query, features))
     refs = []
     for i in range(k):
         moved = np.roll(labels, (r.randint(-2, 3), r.randint(-2, 3)), (0, 1))
-        weights = soft_weights(moved, 3, 1, h, w)
+        weights = objects_coverage(moved, 3, 1, h, w)
         f = np.float16(features + 0.4 * r.randn(h, w, C))  # as a bank keeps it
         _, c, a = (f32(t) for t in pool(weights, f))
         match_q = np.array([[0, 1, 2, 3], [-1, 0, 2, 3], [0, -1, 1, 3]][i])
@@ -667,22 +690,22 @@ def make_amm(out):
     tensors.update({"q.features": features, "q.weights": query, "q.centroids": centroids, "q.areas": areas})
     for name, kw in [("object", {}), ("pixel", {"pixel": True}), ("large", {"large": 1.0}), ("plain", {"blur": 0.0, "epsilon": 1.0}),
                      ("wide", {"blur": 2.5})]:
-        tensors[f"map.{name}"] = structural(features, query, centroids, areas, refs, **kw)
+        tensors[f"map.{name}"] = amm_structural(features, query, centroids, areas, refs, **kw)
     for name, kw in [("registered", {"reach": 1}), ("searched", {"reach": 3, "unmatched": True}), ("same", {"unmatched": True, "pixel": True})]:
-        tensors[f"map.{name}"] = structural(features, query, centroids, areas, none, **kw)
+        tensors[f"map.{name}"] = amm_structural(features, query, centroids, areas, none, **kw)
     broken = labels.copy()
     broken[2:6, 3:7] = -1  # a corner of object 0 broke off
-    tensors["broken.weights"] = f32(soft_weights(broken, 3, 1, h, w))
+    tensors["broken.weights"] = f32(objects_coverage(broken, 3, 1, h, w))
     taken = []
-    tensors["map.claims"] = structural(features, tensors["broken.weights"], centroids, areas, refs, claimed=taken)
+    tensors["map.claims"] = amm_structural(features, tensors["broken.weights"], centroids, areas, refs, claimed=taken)
     tensors["broken.claimed"] = taken[0]
-    tensors["map.claims.normalised"] = normalise(f32(tensors["map.claims"]), taken[0], refs)
-    unblurred = structural(features, query, centroids, areas, none, blur=0.0)
+    tensors["map.claims.normalised"] = amm_in_units(f32(tensors["map.claims"]), taken[0], refs)
+    unblurred = amm_structural(features, query, centroids, areas, none, blur=0.0)
     tensors["map.none"] = unblurred  # object 1 matches nowhere
     base = f32(tensors["map.object"])
-    tensors["map.normalised"] = normalise(base, query, refs)
-    tensors["map.normalised.none"] = normalise(base, query, none)
-    tensors["quantiles"] = np.array([object_quantile(base, wt, q) for wt in query for q in (0.95, 0.5, 1.0)])
+    tensors["map.normalised"] = amm_in_units(base, query, refs)
+    tensors["map.normalised.none"] = amm_in_units(base, query, none)
+    tensors["quantiles"] = np.array([amm_object_quantile(base, wt, q) for wt in query for q in (0.95, 0.5, 1.0)])
     top = max(1, -(-h * w // 100))
     tensors["scores"] = np.array([base.max(), np.sort(base.ravel())[-top:].mean()])
     values = f32(r.randn(37))
@@ -707,8 +730,8 @@ def scenes(r, n_images, h, w, C, height, width, kinds, places, background):
 
 
 def scene_of(r, masks, kinds, background, h, w, C):
-    labels, kept = objects(masks)
-    weights = soft_weights(labels, len(kept), (labels < 0).any(), h, w)
+    labels, kept = objects_labels(masks)
+    weights = objects_coverage(labels, len(kept), (labels < 0).any(), h, w)
     y, x = np.mgrid[0:h, 0:w]
     texture = np.stack([np.sin((c + 1) * 0.7 * x + 0.4 * c * y) for c in range(C)], -1)
     means = np.array([kinds[i] for i in kept] + [background] * int((labels < 0).any()))
@@ -725,10 +748,10 @@ def write_bank(path, images, query, variants):
     for name, settings in variants.items():
         bank = Bank(images, **settings)
         prepared = dict(query, cls=unit(query["cls"]))
-        c = bank.compare(prepared)
+        c = bank.detect_in_scene(prepared)
         print(name, "alpha %.4f, A %.3f, L %.3f, score %.3f" % (bank.alpha, c["A"], c["L"], c["score"]),
               "loo", np.round(bank.loo, 3).tolist())
-        tensors.update({f"{name}.alpha": np.array([bank.alpha]), f"{name}.scale": bank.scale, f"{name}.loo": bank.loo,
+        tensors.update({f"{name}.alpha": np.array([bank.alpha]), f"{name}.scale": bank.units, f"{name}.loo": bank.loo,
                         f"{name}.spread": np.array([bank.spread_a, bank.spread_l]), f"{name}.channel_std": bank.channel_std,
                         f"{name}.references": c["references"], f"{name}.unmatched": c["unmatched"], f"{name}.counted": c["counted"],
                         f"{name}.structural": c["structural"], f"{name}.logical": c["logical"], f"{name}.map": c["map"],
@@ -736,7 +759,7 @@ def write_bank(path, images, query, variants):
         for k, (s, p) in enumerate(zip(c["scores"], c["assignment"])):
             tensors[f"{name}.scores.{k}"], tensors[f"{name}.assignment.{k}"] = s, p
     tensors["n"] = [len(images)]
-    one = Bank(images[:1]).compare(dict(query, cls=unit(query["cls"])))
+    one = Bank(images[:1]).detect_in_scene(dict(query, cls=unit(query["cls"])))
     tensors["one.results"] = np.array([one["A"], one["L"], one["score"]])
     save(path, tensors)
 
