@@ -7,6 +7,7 @@
 
 #include "compare.h"
 #include "explain.h"
+#include "library/networks.h"
 #include "tensor.h"
 #include "method_golden.h"
 
