@@ -13,29 +13,6 @@
 #include "tensor.h"
 
 /* ================================================================================================
- * Dumping
- * ============================================================================================== */
-
-int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
-                Error *err)
-{
-    return dump ? st_writer_copy(dump, name, ST_F32, n_dims, shape, data, err) : 0;
-}
-
-typedef struct Tap {
-    StWriter *dump;
-    Error *err;
-    int status;
-} Tap;
-
-static void tap_tensor(void *user, const char *name, int n_dims, const int64_t *shape, const float *data)
-{
-    Tap *tap = user;
-    if (!tap->status)
-        tap->status = dump_floats(tap->dump, name, n_dims, shape, data, tap->err);
-}
-
-/* ================================================================================================
  * Features
  * ============================================================================================== */
 
@@ -177,9 +154,9 @@ static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *
                         float *patches, StWriter *dump, Error *err)
 {
     int C = scene->channels;
-    Tap tap = {dump, err, 0};
+    DumpTap tap = {dump, err, 0};
     vit_forward(m->vit, m->vit_state, pixels, s->in_h, s->in_w, o->layer, scene->cls, patches,
-                dump ? tap_tensor : NULL, &tap);
+                dump ? dump_tap : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;
     mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
@@ -228,59 +205,6 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
 /* ================================================================================================
  * Objects
  * ============================================================================================== */
-
-int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err)
-{
-    size_t n = masks->n, pixels = (size_t)height * (size_t)width;
-    uint8_t *all = aligned_array(n * pixels + 1, 1);
-    float *numbers = aligned_array(n * 8 + 1, sizeof(float));
-    if (!all || !numbers) {
-        free(all), free(numbers);
-        return fail_memory(err, "the dump of the masks", n * pixels);
-    }
-    float *iou = numbers, *stability = iou + n, *boxes = stability + n, *points = boxes + 4 * n;
-    for (size_t i = 0; i < n; i++) {
-        rle_decode(all + i * pixels, &masks->masks[i].segmentation);
-        iou[i] = masks->masks[i].predicted_iou;
-        stability[i] = masks->masks[i].stability_score;
-        memcpy(boxes + 4 * i, masks->masks[i].bbox, sizeof(float[4]));
-        points[2 * i] = (float)masks->masks[i].point[0];
-        points[2 * i + 1] = (float)masks->masks[i].point[1];
-    }
-    int64_t count = (int64_t)n;
-    int status = st_writer_copy(dump, "sam.masks", ST_U8, 3, (int64_t[]){count, height, width}, all, err) ||
-                 dump_floats(dump, "sam.iou_predictions", 1, &count, iou, err) ||
-                 dump_floats(dump, "sam.stability_scores", 1, &count, stability, err) ||
-                 dump_floats(dump, "sam.boxes", 2, (int64_t[]){count, 4}, boxes, err) ||
-                 dump_floats(dump, "sam.points", 2, (int64_t[]){count, 2}, points, err);
-    free(all), free(numbers);
-    return status ? -1 : 0;
-}
-
-/* The encoder's tensors: the mask generator keeps its embeddings to itself, so a dump encodes the image once
- * more. */
-int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
-             Error *err)
-{
-    SamImage image;
-    if (sam_encode(sam, state, &image, rgb, height, width, 1, NULL, NULL, err))
-        return -1;
-    int64_t size = sam_config(sam)->image_size, g = image.grid, C = sam_config(sam)->out_chans;
-    float *embedding = aligned_array((size_t)(g * g * C), sizeof(float));
-    int status =
-        embedding ? 0 : fail_memory(err, "the dump of the embedding", (unsigned long long)(g * g * C * 4));
-    for (int64_t p = 0; embedding && p < g * g; p++) /* to the official [C][h][w] */
-        for (int64_t c = 0; c < C; c++)
-            embedding[c * g * g + p] = image.embedding[p * C + c];
-    if (!status)
-        status = dump_floats(dump, "sam.pixels", 3, (int64_t[]){3, size, size}, image.pixels, err) ||
-                         dump_floats(dump, "sam.embedding", 3, (int64_t[]){C, g, g}, embedding, err)
-                     ? -1
-                     : 0;
-    free(embedding);
-    sam_image_free(&image);
-    return status;
-}
 
 /* masks -> labels -> weights -> objects */
 static int masks_to_objects(Scene *scene, const AmgMasks *masks, const Options *o, Error *err)
@@ -345,20 +269,12 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
                      err))
         return -1;
     int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) ||
-                            dump_sam(m->sam, m->sam_state, rgb, scene->height, scene->width, dump, err)
+                            dump_sam(dump, m->sam, m->sam_state, rgb, scene->height, scene->width, err)
                       : 0;
     if (!status)
         status = masks_to_objects(scene, &masks, o, err);
     amg_masks_free(&masks);
     return status ? -1 : 0;
-}
-
-static int dump_objects(StWriter *dump, const Objects *o, Error *err)
-{
-    return dump_floats(dump, "objects.weights", 3, (int64_t[]){o->n, o->grid_h, o->grid_w}, o->weights,
-                       err) ||
-           dump_floats(dump, "objects.pooled", 2, (int64_t[]){o->n, o->channels}, o->pooled, err) ||
-           dump_floats(dump, "objects.centroids", 2, (int64_t[]){o->n, 2}, o->centroids, err);
 }
 
 int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height,

@@ -3,6 +3,7 @@
 #define SAMLAD_SCENE_H
 
 #include "amg.h"
+#include "bank/dump.h"
 #include "dcga.h"
 #include "featup.h"
 #include "bank/options.h"
@@ -43,15 +44,5 @@ void scene_free(Scene *scene);
  * that made it; a scene that others made is refused. */
 int scene_save(const Scene *scene, const char *made_by, const char *path, Error *err);
 int scene_load(Scene *scene, const char *made_by, const char *path, Error *err);
-
-/* Add float32 data (copied) to a dump; a no-op when dump is NULL. */
-int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
-                Error *err);
-
-/* The masks (sam.masks, sam.iou_predictions, ...) and the encoder's input and output (sam.pixels,
- * sam.embedding [C][g][g]). */
-int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err);
-int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
-             Error *err);
 
 #endif

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bank/scene.h"
+#include "bank/dump.h"
 #include "io/fail.h"
 #include "tensor.h"
 
@@ -135,7 +135,7 @@ int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest
                                                           request->progress, request->user, err);
     if (!status && dump)
         status =
-            dump_masks(dump, out, height, width, err) || dump_sam(sam, state, rgb, height, width, dump, err);
+            dump_masks(dump, out, height, width, err) || dump_sam(dump, sam, state, rgb, height, width, err);
     if (status)
         amg_masks_free(out);
     return status ? -1 : 0;
