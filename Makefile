@@ -5,6 +5,8 @@
 #   make demo       the main job on synthetic trays with the weights that ship (SEED=1)
 #   make weights    the official weights (WEIGHTS="sam_vit_b dinov2_vits14": only these)
 #   make asan       the tests under the address and undefined-behaviour sanitizers
+#   PLAIN=1         leave fast/ out: every routine is its formula, as tensor.c and the chapters have it. It builds in
+#                   build-plain, takes about 20 times as long, and serves all goals (make test PLAIN=1)
 #   make install    PREFIX=/usr/local: command, library, headers, man page, weights (with the same options as make);
 #                   make uninstall takes them away
 #   make clean      what make made
@@ -28,7 +30,12 @@ NOLTO    = $(shell $(CC) -flinker-output=nolto-rel -E -x c /dev/null >/dev/null 
 OPENMP  ?= 1
 ARCH    ?= -march=native
 PREFIX  ?= /usr/local
+PLAIN   ?= 0
+ifneq ($(PLAIN),0)
+BUILD   ?= build-plain
+else
 BUILD   ?= build
+endif
 CFLAGS  ?= -O3 -g
 SAN     ?=
 SEED    ?= 1
@@ -44,13 +51,28 @@ else
 ALL    += -Wno-unknown-pragmas
 endif
 
+# The fast build compiles each file on top, say vit.c, with this: fast/replaces.h then gives the functions that fast/
+# replaces the names plain_*.
+ifneq ($(PLAIN),0)
+RENAME  =
+FAST    =
+else
+RENAME  = $(if $(findstring /,$*),,-DCOMPILES_$* -include fast/replaces.h)
+FAST    = fast
+endif
+
 # The command stands apart. It and the tests see all names of the rest (all.a), users those of samlad.h.
 CLI     = $(wildcard command/*.c)
-ROOMS   = io fast load encoders bank library report eval
+ROOMS   = io $(FAST) load encoders bank library report eval
 SRC     = $(wildcard *.c) $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
-TESTS   = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+# What fast/ alone has: without it these tests have no subject.
+FAST_TESTS = test_planar
+ifneq ($(PLAIN),0)
+LEFT_OUT = $(FAST_TESTS)
+endif
+TESTS   = $(filter-out $(LEFT_OUT:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
 
 .PHONY: all lib test demo weights asan clean install uninstall FORCE
 .SECONDARY:
@@ -61,11 +83,11 @@ lib: libsamlad.a
 # A change of compiler or flags rebuilds everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(CC) $(ALL)' | cmp -s - $@ || echo '$(CC) $(ALL)' > $@
+	@echo '$(CC) $(ALL) PLAIN=$(PLAIN)' | cmp -s - $@ || echo '$(CC) $(ALL) PLAIN=$(PLAIN)' > $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -MMD -MP -c $< -o $@
+	$(CC) $(ALL) $(RENAME) -MMD -MP -c $< -o $@
 
 $(LIB): $(OBJ)
 	rm -f $@
@@ -78,11 +100,12 @@ $(BUILD)/libsamlad.a: $(OBJ)
 	rm -f $@
 	$(AR) rcs $@ $(BUILD)/whole.o
 
-libsamlad.a: $(BUILD)/libsamlad.a
-	cp $< $@
+# Compared, not dated: builds take turns at these two names.
+libsamlad.a: $(BUILD)/libsamlad.a FORCE
+	@cmp -s $< $@ || cp $< $@
 
-samlad: $(BUILD)/samlad
-	cp $< $@
+samlad: $(BUILD)/samlad FORCE
+	@cmp -s $< $@ || cp $< $@
 
 $(BUILD)/samlad: $(CLI:%.c=$(BUILD)/%.o) $(LIB)
 	$(CC) $(ALL) $^ $(LIBS) -o $@
@@ -92,7 +115,7 @@ $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
 
 test: $(TESTS) $(BUILD)/samlad $(BUILD)/libsamlad.a
-	@sh tests/run.sh $(BUILD)
+	@sh tests/run.sh $(BUILD) $(LEFT_OUT)
 
 demo: samlad
 	@sh tests/demo.sh ./samlad $(SEED) $(DEMO_OUT)
@@ -118,7 +141,7 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan samlad libsamlad.a
+	rm -rf $(BUILD) $(BUILD)-asan build-plain samlad libsamlad.a
 	@sh tests/demo.sh --clean $(DEMO_OUT)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,13 +1,284 @@
-/* amm.c - Mahalanobis maps and their scores. See amm.h; METHOD.md section 7. (compare.c fuses them.) */
+/* amm.c - an object's place in a reference, Mahalanobis map, logical map, scores, z, fusion. See amm.h;
+ * docs/METHOD.md 7.
+ *
+ *   places      position p of query object i ↦ x + zoom·p in reference r                    [n][k]
+ *   claims      cells that the references' masks expect of an object become its own         [n][h·w]
+ *   structural  Σ_i w_i(p)·M_i(p), M² = dᵀΣ⁻¹d, d = f(p) - μ over the samples at the places [h·w]
+ *   in units    divided by what the matched objects show of each other                      [h·w]
+ *   logical     U on the query's objects, V on what it lacks                                [h·w]
+ *   scores      A = max of the map, L = the largest U or V; z; one score of both */
 #include "amm.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "align.h"
 #include "io/fail.h"
-#include "fast/simd.h"
+
+/* ================================================================================================
+ * Where an object lies in a reference [ours]
+ *
+ * A match's centroids and areas give a first place: shift and zoom. But masks are noisy: one that lost a rim has
+ * another centroid and another area, and every edge inside the object would be compared with what lies beside
+ * it. So the first place is only a candidate, beside "same centroid, no zoom" and "same position"; the best of
+ * them, and its neighbours within `reach` cells, are tried, and the one at which the features differ least wins.
+ * The mean of distances (not of their squares) judges: a scratch is a few cells of large distance and must not
+ * move the object that carries it. An object without a match is compared with what lies at its place, so that a
+ * poor segmentation, in which nothing matched, does not hide a damage there.
+ * ============================================================================================== */
+
+enum { ALIGN_CELLS = 64 };
+
+/* Up to ALIGN_CELLS cells that are mostly object i, evenly spread over them; returns how many. */
+static int pick_cells(int *cells, const Objects *q, ptrdiff_t i)
+{
+    const int n_cells = q->grid_h * q->grid_w;
+    const float *w = q->coverage + i * n_cells;
+    int total = 0, n, seen = 0, taken = 0;
+    for (int p = 0; p < n_cells; p++)
+        total += w[p] >= 0.5f;
+    n = total < ALIGN_CELLS ? total : ALIGN_CELLS;
+    for (int p = 0; p < n_cells && taken < n; p++)
+        if (w[p] >= 0.5f && seen++ == taken * total / n)
+            cells[taken++] = p;
+    return n;
+}
+
+/* The cell of n in which x lies. Shifts are often whole fractions of a cell; the 1/512 decides a border
+ * between two cells the same way whatever the last bit of x is. */
+static int cell_of(float x, int n)
+{
+    return (int)fminf(fmaxf(floorf(x + 1.0f / 512), 0), (float)(n - 1));
+}
+
+/* A query object that is registered in a reference. */
+typedef struct Registered {
+    const Objects *query, *reference;
+    const float *inverse_std;
+    int cells[ALIGN_CELLS], n_cells; /* of the query's object */
+} Registered;
+
+/* Mean distance between the cells and their counterparts (nearest cells); given up, as INFINITY, once it must
+ * exceed `best`. */
+static float misfit(const Registered *o, const Placement *at, float best)
+{
+    const ptrdiff_t C = o->query->channels, h = o->query->grid_h, w = o->query->grid_w;
+    float sum = 0;
+    for (int i = 0; i < o->n_cells; i++) {
+        const ptrdiff_t p = o->cells[i];
+        const ptrdiff_t x = cell_of(at->x + at->zoom * ((float)(p % w) + 0.5f), w);
+        const ptrdiff_t y = cell_of(at->y + at->zoom * ((float)(p / w) + 0.5f), h);
+        sum += distance_half(o->query->features + p * C, o->reference->features16 + (y * w + x) * C,
+                             o->inverse_std, C);
+        if (sum >= best * (float)o->n_cells)
+            return INFINITY;
+    }
+    return sum / (float)o->n_cells;
+}
+
+/* The best of the candidates, then the best shift of it. */
+static Placement register_object(const Registered *o, const Placement *candidates, int n_candidates,
+                                 int reach)
+{
+    Placement found = candidates[0];
+    float best = INFINITY;
+    for (int c = 0; c < n_candidates; c++) {
+        float fit = misfit(o, &candidates[c], best);
+        if (fit < best)
+            best = fit, found = candidates[c];
+    }
+    const Placement centre = found;
+    for (int dy = -reach; dy <= reach; dy++)
+        for (int dx = -reach; dx <= reach; dx++) {
+            Placement at = centre;
+            at.x += (float)dx, at.y += (float)dy;
+            float fit = dx || dy ? misfit(o, &at, best) : INFINITY;
+            if (fit < best)
+                best = fit, found = at;
+        }
+    return found;
+}
+
+/* Object i's centroid lies on that of reference object j. */
+static Placement by_match(const Objects *q, ptrdiff_t i, const Objects *r, ptrdiff_t j, float zoom)
+{
+    const float width = (float)q->grid_w, height = (float)q->grid_h;
+    return (Placement){1, width * (r->centroids[2 * j] - q->centroids[2 * i] * zoom),
+                       height * (r->centroids[2 * j + 1] - q->centroids[2 * i + 1] * zoom), zoom};
+}
+
+/* The place of query object i in a reference of which it matched object j, or none (-1). */
+static Placement place_object(const Comparison *c, int i, int reference, const float *inverse_std,
+                              const AmmOptions *options)
+{
+    const Objects *q = &c->query, *r = &c->references[reference];
+    const int j = c->matchings[reference].match_q[i];
+    const int reach = options->align_pixel ? 0 : options->register_reach;
+    Placement candidates[3];
+    int n_candidates = 0;
+    if (j < 0 && !options->register_unmatched)
+        return (Placement){0};
+    if (j >= 0 && !options->align_pixel && q->areas[i] <= options->large_object) {
+        float zoom = r->areas[j] > 0 && q->areas[i] > 0 ? sqrtf(r->areas[j] / q->areas[i]) : 1;
+        candidates[n_candidates++] = by_match(q, i, r, j, zoom);
+        candidates[n_candidates++] = by_match(q, i, r, j, 1);
+    }
+    candidates[n_candidates++] = (Placement){1, 0, 0, 1}; /* the same position */
+    Registered object = {.query = q, .reference = r, .inverse_std = inverse_std};
+    object.n_cells = reach > 0 ? pick_cells(object.cells, q, i) : 0;
+    return object.n_cells > 0 ? register_object(&object, candidates, n_candidates, reach) : candidates[0];
+}
+
+void amm_places(Placement *places, const Comparison *c, const float *inverse_std, const AmmOptions *options)
+{
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < c->query.n; i++)
+        for (int r = 0; r < c->k; r++)
+            places[(ptrdiff_t)i * c->k + r] = place_object(c, i, r, inverse_std, options);
+}
+
+/* ================================================================================================
+ * Claims [ours]
+ *
+ * A mask ends where a piece broke off, and what lies there is compared with the ground that the references show
+ * beside their parts, or under them, as parts never lie exactly alike: nearly anything is normal there. Their
+ * masks say that the part should go on.
+ * ============================================================================================== */
+
+/* mask [h·w] at (x, y) in cells (centres at .5), bilinear, 0 beyond the borders. */
+static float mask_at(const float *mask, int grid_h, int grid_w, float x, float y)
+{
+    float left = floorf(x - 0.5f), top = floorf(y - 0.5f), fx = x - 0.5f - left, fy = y - 0.5f - top, sum = 0;
+    if (!(left >= -1 && top >= -1 && left < (float)grid_w && top < (float)grid_h))
+        return 0;
+    for (int corner = 0; corner < 4; corner++) {
+        int right = corner & 1, low = corner >> 1, at_x = (int)left + right, at_y = (int)top + low;
+        if (at_x >= 0 && at_y >= 0 && at_x < grid_w && at_y < grid_h)
+            sum += (right ? fx : 1 - fx) * (low ? fy : 1 - fy) * mask[at_y * grid_w + at_x];
+    }
+    return sum;
+}
+
+/* From the first to the last of some rows or columns; last < first: none. */
+typedef struct Extent {
+    int first, last;
+} Extent;
+
+static Extent extended(Extent e, int at)
+{
+    return (Extent){at < e.first ? at : e.first, at > e.last ? at : e.last};
+}
+
+/* The rows and the columns of mask [h·w] in which something lies. */
+static void extents_of(Extent *rows, Extent *columns, const float *mask, int grid_h, int grid_w)
+{
+    *rows = (Extent){grid_h, -1}, *columns = (Extent){grid_w, -1};
+    for (int y = 0; y < grid_h; y++)
+        for (int x = 0; x < grid_w; x++)
+            if (mask[y * grid_w + x] > 0)
+                *rows = extended(*rows, y), *columns = extended(*columns, x);
+}
+
+/* The positions 0 .. n-1 of the query whose counterparts, shift + zoom·(position + 1/2), touch e; one more on
+ * either side, as nothing is lost by asking there. */
+static Extent counterparts(Extent e, float shift, float zoom, int n)
+{
+    float first = floorf(((float)e.first - 0.5f - shift) / zoom - 1.5f),
+          last = ceilf(((float)e.last + 1.5f - shift) / zoom + 0.5f);
+    return (Extent){(int)fminf(fmaxf(first, 0), (float)n), (int)fmaxf(fminf(last, (float)(n - 1)), -1)};
+}
+
+/* Add share·mask, moved to where the object lies in the query, to expected [h·w]. */
+static void add_moved(float *expected, const float *mask, const Placement *at, int h, int w, float matched)
+{
+    Extent rows, columns;
+    extents_of(&rows, &columns, mask, h, w);
+    if (rows.last < 0)
+        return;
+    rows = counterparts(rows, at->y, at->zoom, h), columns = counterparts(columns, at->x, at->zoom, w);
+    for (int y = rows.first; y <= rows.last; y++)
+        for (int x = columns.first; x <= columns.last; x++)
+            expected[y * w + x] += mask_at(mask, h, w, at->x + at->zoom * ((float)x + 0.5f),
+                                           at->y + at->zoom * ((float)y + 0.5f)) /
+                                   matched;
+}
+
+/* expected [h·w]: the mean mask of what object i matched, moved to where the object lies in the query; 0 when
+ * fewer than half of the references match it. */
+static void expect_mask(float *expected, const Comparison *c, ptrdiff_t i, const Placement *places)
+{
+    const int h = c->query.grid_h, w = c->query.grid_w;
+    int matched = 0;
+    for (int r = 0; r < c->k; r++)
+        matched += c->matchings[r].match_q[i] >= 0;
+    memset(expected, 0, (size_t)h * (size_t)w * sizeof *expected);
+    if (2 * matched < c->k)
+        return;
+    for (int r = 0; r < c->k; r++) {
+        const ptrdiff_t j = c->matchings[r].match_q[i];
+        if (j >= 0)
+            add_moved(expected, c->references[r].coverage + j * h * w, &places[i * c->k + r], h, w,
+                      (float)matched);
+    }
+}
+
+/* Of cell p, what objects no larger than i hold. */
+static float held_by_smaller(const Objects *q, int i, ptrdiff_t p)
+{
+    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    float held = 0;
+    for (int j = 0; j < q->n; j++)
+        if (q->areas[j] <= q->areas[i])
+            held += q->coverage[j * n_cells + p];
+    return held;
+}
+
+/* Of cell p, the largest claim counts: the claimant gets from larger objects what is expected of it there and no
+ * object up to its size holds. claimed, expected [n][h·w]. */
+static void settle_cell(float *claimed, const float *expected, const Objects *q, ptrdiff_t p)
+{
+    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    int claimant = -1;
+    float claim = 0, rest = 0;
+    for (int i = 0; i < q->n; i++) {
+        float most = expected[i * n_cells + p];
+        float missing = most > claim ? most - held_by_smaller(q, i, p) : 0;
+        if (missing > claim)
+            claim = missing, claimant = i;
+    }
+    for (int i = 0; i < q->n; i++) {
+        claimed[i * n_cells + p] = q->coverage[i * n_cells + p];
+        if (claimant >= 0 && q->areas[i] > q->areas[claimant])
+            rest += q->coverage[i * n_cells + p];
+    }
+    if (!(rest > 0))
+        return;
+    claim = fminf(claim, rest);
+    for (int i = 0; i < q->n; i++)
+        if (q->areas[i] > q->areas[claimant])
+            claimed[i * n_cells + p] *= (rest - claim) / rest;
+    claimed[claimant * n_cells + p] += claim;
+}
+
+int amm_claims(float *claimed, const Comparison *c, const Placement *places, Error *err)
+{
+    const ptrdiff_t n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w, n = c->query.n;
+    float *expected = aligned_array((size_t)(n * n_cells), sizeof *expected);
+    if (!expected)
+        return fail_memory(err, "the structural map", (unsigned long long)(n * n_cells) * sizeof *expected);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (ptrdiff_t i = 0; i < n; i++)
+        expect_mask(expected + i * n_cells, c, i, places);
+#pragma omp parallel for schedule(static)
+    for (ptrdiff_t p = 0; p < n_cells; p++)
+        settle_cell(claimed, expected, &c->query, p);
+    free(expected);
+    return 0;
+}
+
+/* ================================================================================================
+ * Mahalanobis distance
+ * ============================================================================================== */
 
 /* Solve A·x = b for symmetric positive definite A [m][m], of which the upper triangle is given, by Cholesky
  * (A = Uᵀ·U), in place; b becomes x. A pivot of which float32's rounding of A leaves nothing (centred samples
@@ -39,96 +310,35 @@ static void solve_spd(double *a, double *b, double *least, int m)
     }
 }
 
-/* Rows whose products are summed at once: GROUP x GROUP sums, GROUP rows of the one side and an element of
- * the other fill the registers of a machine that has 16 of them. */
-enum { GROUP = 3 };
-
 void amm_work(AmmWork *work, Arena *arena, int k, int channels)
 {
-    int n_rows = round_up(k + 1, GROUP);
-    work->stride = (size_t)round_up(channels, LANES);
-    work->rows = arena_floats(arena, (size_t)n_rows * work->stride);
-    work->y = arena_floats(arena, (size_t)k);
-    work->gram = arena_take(arena, (size_t)n_rows * (size_t)n_rows * sizeof *work->gram);
-    work->system = arena_take(arena, (size_t)k * (size_t)k * sizeof *work->system);
-    work->solved = arena_take(arena, (size_t)k * sizeof *work->solved);
-    work->least = arena_take(arena, (size_t)k * sizeof *work->least);
-}
-
-/* Subtract from rows 0 .. m (the samples and the query's vector) the mean of the samples; rows from there to
- * a whole group become zero. */
-static void centre_rows(const AmmWork *work, int m)
-{
-    const Vec share = splat(1 / (float)m);
-    for (size_t c = 0; c < work->stride; c += LANES) {
-        float *column = work->rows + c;
-        Vec mean = load(column);
-        for (int r = 1; r < m; r++)
-            mean += load(column + (size_t)r * work->stride);
-        mean *= share;
-        for (int r = 0; r <= m; r++)
-            store(column + (size_t)r * work->stride, load(column + (size_t)r * work->stride) - mean);
-    }
-    int n_rows = round_up(m + 1, GROUP);
-    memset(work->rows + (size_t)(m + 1) * work->stride, 0,
-           (size_t)(n_rows - m - 1) * work->stride * sizeof(float));
-}
-
-/* gram[i][j] = row i . row j for j <= i, n rows; ld = n rounded up to whole groups. */
-static void gram_of_rows(const AmmWork *work, int n)
-{
-    const size_t stride = work->stride, ld = (size_t)round_up(n, GROUP);
-    for (size_t i = 0; i < ld; i += GROUP)
-        for (size_t j = 0; j <= i; j += GROUP) {
-            const float *a = work->rows + i * stride, *b = work->rows + j * stride;
-            Vec sum[GROUP][GROUP] = {{{0}}};
-            for (size_t c = 0; c < stride; c += LANES) {
-                Vec bc[GROUP];
-                UNROLL for (int s = 0; s < GROUP; s++) bc[s] = load(b + (size_t)s * stride + c);
-                UNROLL for (int r = 0; r < GROUP; r++)
-                {
-                    Vec ac = load(a + (size_t)r * stride + c);
-                    UNROLL for (int s = 0; s < GROUP; s++) sum[r][s] = fmadd(ac, bc[s], sum[r][s]);
-                }
-            }
-            for (size_t r = 0; r < GROUP; r++)
-                for (size_t s = 0; s < GROUP; s++)
-                    work->gram[(i + r) * ld + j + s] = sum_lanes(sum[r][s]);
-        }
-}
-
-/* |d - X'y|^2, d being row m and X the m rows before it. */
-static double residual(const AmmWork *work, int m)
-{
-    const size_t stride = work->stride;
-    Vec sum = {0};
-    for (size_t c = 0; c < stride; c += LANES) {
-        const float *column = work->rows + c;
-        Vec d = load(column + (size_t)m * stride);
-        for (int r = 0; r < m; r++)
-            d = fmadd(splat(-work->y[r]), load(column + (size_t)r * stride), d);
-        sum = fmadd(d, d, sum);
-    }
-    return sum_lanes(sum);
+    const size_t n_rows = (size_t)k + 1, n = (size_t)k;
+    work->stride = round_up(channels, ROW_STEP);
+    work->ld = k + 1;
+    work->rows = arena_floats(arena, n_rows * (size_t)work->stride);
+    work->gram = arena_floats(arena, n_rows * n_rows);
+    work->y = arena_floats(arena, n);
+    work->system = arena_take(arena, n * n * sizeof *work->system);
+    work->solved = arena_take(arena, n * sizeof *work->solved);
+    work->least = arena_take(arena, n * sizeof *work->least);
 }
 
 float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
 {
-    centre_rows(work, m);
-    gram_of_rows(work, m + 1);
-    const size_t ld = (size_t)round_up(m + 1, GROUP);
-    const float *d_row = work->gram + (size_t)m * ld; /* X.d, then |d|^2 */
+    centre_rows(work->rows, work->stride, m);
+    gram_rows(work->gram, work->ld, work->rows, work->stride, m + 1);
+    const float *d_row = work->gram + (ptrdiff_t)m * work->ld; /* X·d, then ‖d‖² */
     if (m == 1)
         return sqrtf(d_row[m] / epsilon);
-    /* Σ = XᵀX/(m-1) + εI, so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system in place of
-     * C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² + ε(m-1)‖y‖², and
-     * is computed as that: the difference of two large numbers would leave nothing of a d that lies among the
-     * samples. */
+    /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system
+     * in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² +
+     * ε(m-1)‖y‖², and is computed as that: the difference of two large numbers would leave nothing of a d that
+     * lies among the samples. */
     const double ridge = (double)epsilon * (m - 1);
     for (int r = 0; r < m; r++) {
         work->solved[r] = d_row[r];
         for (int s = 0; s <= r; s++)
-            work->system[s * m + r] = (double)work->gram[(size_t)r * ld + (size_t)s] + (r == s ? ridge : 0);
+            work->system[s * m + r] = (double)work->gram[(ptrdiff_t)r * work->ld + s] + (r == s ? ridge : 0);
     }
     solve_spd(work->system, work->solved, work->least, m);
     double penalty = 0;
@@ -136,228 +346,101 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
         work->y[r] = (float)work->solved[r];
         penalty += (double)work->y[r] * work->y[r];
     }
-    return (float)sqrt((residual(work, m) + ridge * penalty) / epsilon);
+    const double residual = residual_rows(work->rows, work->stride, m, work->y);
+    return (float)sqrt((residual + ridge * penalty) / epsilon);
 }
 
-/* The channels that lie `ahead` numbers after p (the next cell's) are called into the cache while this cell's
- * are summed: so many maps are read side by side that the machine does not foresee it. (A prefetch of an
- * address that does not exist does nothing.) */
-static void prefetch(const uint16_t *p, size_t ahead)
-{
-    __builtin_prefetch((const void *)((uintptr_t)p + ahead * sizeof *p));
-}
+/* ================================================================================================
+ * The structural map
+ * ============================================================================================== */
 
-/* row [stride] = a reference's features [h·w][C] at (x, y) in cells (centres at .5), clamped at the borders,
- * bilinear, times scale [C]. */
-static void sample(float *row, const AmmQuery *q, const uint16_t *features, float x, float y)
+float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, int y)
 {
-    int h = q->grid_h, w = q->grid_w;
-    x = fminf(fmaxf(x - 0.5f, 0), (float)(w - 1));
-    y = fminf(fmaxf(y - 0.5f, 0), (float)(h - 1));
-    int x0 = (int)x, y0 = (int)y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
-    float fx = x - (float)x0, fy = y - (float)y0;
-    size_t C = (size_t)q->channels, W = (size_t)w, c = 0;
-    const uint16_t *p00 = features + ((size_t)y0 * W + (size_t)x0) * C,
-                   *p01 = features + ((size_t)y0 * W + (size_t)x1) * C,
-                   *p10 = features + ((size_t)y1 * W + (size_t)x0) * C,
-                   *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
-    Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
-        w11 = splat(fy * fx);
-    if (fx == 0 && fy == 0) { /* a cell's centre: the same position, or the image's corner */
-        for (; c + LANES <= C; c += LANES) {
-            prefetch(p00 + c, C);
-            store(row + c, load_half(p00 + c) * load(q->scale + c));
-        }
-    } else {
-        for (; c + LANES <= C; c += LANES) {
-            Vec top = fmadd(w01, load_half(p01 + c), w00 * load_half(p00 + c));
-            Vec bottom = fmadd(w11, load_half(p11 + c), w10 * load_half(p10 + c));
-            prefetch(p11 + c, C);
-            store(row + c, (top + bottom) * load(q->scale + c));
-        }
-    }
-    if (c < C) {
-        Vec top = fmadd(w01, load_half_part(p01 + c, C - c), w00 * load_half_part(p00 + c, C - c));
-        Vec bottom = fmadd(w11, load_half_part(p11 + c, C - c), w10 * load_half_part(p10 + c, C - c));
-        store(row + c, (top + bottom) * load_part(q->scale + c, C - c));
-    }
-}
-
-/* row [stride] = the query's own features at cell p, times scale. */
-static void own_features(float *row, const AmmQuery *q, size_t p)
-{
-    const size_t C = (size_t)q->channels;
-    const float *features = q->features + p * C;
-    size_t c = 0;
-    for (; c + LANES <= C; c += LANES)
-        store(row + c, load(features + c) * load(q->scale + c));
-    if (c < C)
-        store(row + c, load_part(features + c, C - c) * load_part(q->scale + c, C - c));
-}
-
-/* What the bands of a map share. */
-typedef struct MapJob {
-    float *map;
-    const AmmQuery *query;
-    const float *weights; /* [n_q][h*w] the query's, or what claims made of them */
-    const AmmReference *references;
-    int k;
-    const AmmOptions *options;
-    Placement *places; /* [n_q][k] */
-} MapJob;
-
-/* Mahalanobis distance at cell (x, y) of query object i over the references in which it has a place; 0 when
- * there is none. */
-static float distance_at(const MapJob *job, const AmmWork *work, int i, int x, int y)
-{
-    const AmmQuery *q = job->query;
+    const Comparison *c = input->comparison;
+    const Objects *q = &c->query;
+    const ptrdiff_t C = q->channels, stride = work->stride;
     const float centre_x = (float)x + 0.5f, centre_y = (float)y + 0.5f;
     int m = 0;
-    for (int r = 0; r < job->k; r++) {
-        const Placement *at = &job->places[(size_t)i * (size_t)job->k + (size_t)r];
+    for (int r = 0; r < c->k; r++) {
+        const Placement *at = &input->places[(ptrdiff_t)i * c->k + r];
         if (at->known)
-            sample(work->rows + (size_t)m++ * work->stride, q, job->references[r].features,
-                   at->x + at->zoom * centre_x, at->y + at->zoom * centre_y);
+            sample_half(work->rows + m++ * stride, c->references[r].features16, q->grid_h, q->grid_w, C,
+                        at->x + at->zoom * centre_x, at->y + at->zoom * centre_y, input->inverse_std);
     }
     if (m == 0)
         return 0;
-    own_features(work->rows + (size_t)m * work->stride, q, (size_t)y * (size_t)q->grid_w + (size_t)x);
-    return amm_mahalanobis(work, m, job->options->epsilon);
+    const float *f = q->features + ((ptrdiff_t)y * q->grid_w + x) * C;
+    float *row = work->rows + m * stride;
+    for (ptrdiff_t channel = 0; channel < stride; channel++)
+        row[channel] = channel < C ? f[channel] * input->inverse_std[channel] : 0;
+    return amm_mahalanobis(work, m, input->epsilon);
 }
 
-/* The map is made in squares of at most SQUARE x SQUARE cells, row by row: two rows of the square in each
- * of several references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a
- * cache, and the next row of cells finds one of them there. */
-enum { SQUARE = 32, LEAST_SQUARE = 8 };
-
-static int squares(int cells, int side)
+int amm_structural(float *map, const AmmInput *input, Error *err)
 {
-    return (cells + side - 1) / side;
-}
-
-/* Smaller ones where threads would stand idle otherwise. */
-static int square_side(const AmmQuery *q, int n_threads)
-{
-    int side = SQUARE;
-    while (side > LEAST_SQUARE && squares(q->grid_h, side) * squares(q->grid_w, side) < 2 * n_threads)
-        side /= 2;
-    return side;
-}
-
-static void measure_square(const MapJob *job, const AmmWork *work, int square, int side)
-{
-    const AmmQuery *q = job->query;
-    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
-    const int y0 = square / squares(q->grid_w, side) * side, x0 = square % squares(q->grid_w, side) * side;
-    for (int i = 0; i < q->n; i++)
-        for (int y = y0; y < y0 + side && y < q->grid_h; y++)
-            for (int x = x0; x < x0 + side && x < q->grid_w; x++) {
-                size_t p = (size_t)y * (size_t)q->grid_w + (size_t)x;
-                float w = job->weights[(size_t)i * n_cells + p];
-                if (w > 0)
-                    job->map[p] += w * distance_at(job, work, i, x, y);
-            }
-}
-
-/* The weights that say which object a cell is compared as. */
-static const float *masks(const AmmQuery *q)
-{
-    return q->claimed ? q->claimed : q->weights;
-}
-
-static void place_object(const MapJob *job, int i)
-{
-    int cells[ALIGN_CELLS];
-    for (int r = 0; r < job->k; r++)
-        job->places[(size_t)i * (size_t)job->k + (size_t)r] =
-            align_object(job->query, i, &job->references[r], job->options, cells);
-}
-
-/* Each thread has a workspace of its own and takes every n_threads-th square, so that an object in a corner
- * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads.
- */
-int amm_structural(float *map, const AmmQuery *q, const AmmReference *references, int k,
-                   const AmmOptions *options, Error *err)
-{
-    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
-    const int n_threads = tensor_team_size(), side = square_side(q, n_threads);
-    const int n_squares = squares(q->grid_h, side) * squares(q->grid_w, side);
-    const size_t n_places = (size_t)q->n * (size_t)k;
-    const MapJob job = {
-        map, q, masks(q), references, k, options, aligned_array(n_places + 1, sizeof(Placement))};
-    Arena count = {0};
+    const Objects *q = &input->comparison->query;
+    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    Arena arena = {0};
     AmmWork work;
-    amm_work(&work, &count, k, q->channels);
-    char *memory = aligned_array((size_t)n_threads, count.used);
-    float *blurred = aligned_array(n_cells, sizeof(float));
-    memset(map, 0, n_cells * sizeof *map);
-    int ok = memory && blurred && job.places;
-    if (ok) {
-#pragma omp parallel for schedule(dynamic, 1)
-        for (int i = 0; i < q->n; i++)
-            place_object(&job, i);
-        if (q->claimed)
-            align_claims(q->claimed, q, job.places, references, k);
-#pragma omp parallel for schedule(static, 1) private(work)
-        for (int t = 0; t < n_threads; t++) {
-            Arena arena = {memory + (size_t)t * count.used, count.used, 0};
-            amm_work(&work, &arena, k, q->channels);
-            for (int s = t; s < n_squares; s += n_threads)
-                measure_square(&job, &work, s, side);
+    amm_work(&work, &arena, input->comparison->k, q->channels);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "the structural map", arena.size);
+    amm_work(&work, &arena, input->comparison->k, q->channels);
+    memset(map, 0, (size_t)n_cells * sizeof *map);
+    for (int i = 0; i < q->n; i++)
+        for (ptrdiff_t p = 0; p < n_cells; p++) {
+            const float w = input->coverage[i * n_cells + p];
+            if (w > 0)
+                map[p] += w * amm_distance_at(input, &work, i, p % q->grid_w, p / q->grid_w);
         }
-        if (options->blur > 0)
-            gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, blurred);
-    }
-    free(memory), free(blurred), free(job.places);
-    return ok ? 0
-              : fail_memory(err, "the structural map",
-                            (size_t)n_threads * count.used + n_cells * 4 + n_places * sizeof(Placement));
+    free(arena.base);
+    return 0;
 }
 
-/* Mean scale of the reference's objects at the place of query object i, weighted by how much of it they
+/* Mean unit of the reference's objects at the place of query object i, weighted by how much of it they
  * cover; 0 when they cover nothing of it. */
-static double scale_of_place(const AmmQuery *q, int i, const AmmReference *r)
+static double unit_of_place(const Objects *q, ptrdiff_t i, const Objects *r)
 {
-    const size_t n_cells = (size_t)q->grid_h * (size_t)q->grid_w;
-    const float *w = q->weights + (size_t)i * n_cells;
+    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const float *mine = q->coverage + i * n_cells;
     double sum = 0, covered = 0;
-    for (int j = 0; j < r->n; j++) {
-        const float *other = r->weights + (size_t)j * n_cells;
+    for (ptrdiff_t j = 0; j < r->n; j++) {
+        const float *other = r->coverage + j * n_cells;
         double both = 0;
-        for (size_t p = 0; p < n_cells; p++)
-            both += (double)w[p] * other[p];
-        sum += both * r->scale[j], covered += both;
+        for (ptrdiff_t p = 0; p < n_cells; p++)
+            both += (double)mine[p] * other[p];
+        sum += both * r->units[j], covered += both;
     }
     return covered > 0 ? sum / covered : 0;
 }
 
-/* 1 / the mean scale of what object i is compared with, or 0 when it is compared with nothing. */
-static float object_factor(const AmmQuery *q, int i, const AmmReference *references, int k)
+/* 1 / the mean unit of what object i is compared with, or 0 when it is compared with nothing. */
+static float object_factor(const Comparison *c, int i)
 {
     double sum = 0;
     int m = 0;
-    for (int r = 0; r < k; r++)
-        if (references[r].match_q[i] >= 0)
-            sum += references[r].scale[references[r].match_q[i]], m++;
-    for (int r = 0, matched = m; r < k && !matched; r++) {
-        double scale = scale_of_place(q, i, &references[r]);
-        sum += scale, m += scale > 0;
+    for (int r = 0; r < c->k; r++)
+        if (c->matchings[r].match_q[i] >= 0)
+            sum += c->references[r].units[c->matchings[r].match_q[i]], m++;
+    for (int r = 0, matched = m; r < c->k && !matched; r++) {
+        double unit = unit_of_place(&c->query, i, &c->references[r]);
+        sum += unit, m += unit > 0;
     }
     return m && sum > 0 ? (float)(m / sum) : 0;
 }
 
-int amm_normalise(float *map, const AmmQuery *q, const AmmReference *references, int k, Error *err)
+int amm_in_units(float *map, const Comparison *c, const float *coverage, Error *err)
 {
-    const int n_cells = q->grid_h * q->grid_w;
-    float *factors = aligned_array((size_t)q->n + 1, sizeof *factors);
+    const ptrdiff_t n = c->query.n, n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
+    float *factors = aligned_array((size_t)n, sizeof *factors);
     if (!factors)
-        return fail_memory(err, "the structural map", (unsigned long long)q->n * 4);
-    for (int i = 0; i < q->n; i++)
-        factors[i] = object_factor(q, i, references, k);
-    for (int p = 0; p < n_cells; p++) {
+        return fail_memory(err, "the structural map", (unsigned long long)n * sizeof *factors);
+    for (ptrdiff_t i = 0; i < n; i++)
+        factors[i] = object_factor(c, i);
+    for (ptrdiff_t p = 0; p < n_cells; p++) {
         double factor = 0, covered = 0;
-        for (int i = 0; i < q->n; i++) {
-            double w = masks(q)[(size_t)i * (size_t)n_cells + (size_t)p];
+        for (ptrdiff_t i = 0; i < n; i++) {
+            double w = coverage[i * n_cells + p];
             covered += w, factor += w * factors[i];
         }
         map[p] = covered > 0 ? (float)(map[p] * factor / covered) : 0;
@@ -366,29 +449,15 @@ int amm_normalise(float *map, const AmmQuery *q, const AmmReference *references,
     return 0;
 }
 
-int compare_floats(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-float quantile_sorted(const float *sorted, int n, double q)
-{
-    if (n == 0)
-        return 0;
-    double at = q * (n - 1);
-    int low = (int)at, high = low + 1 < n ? low + 1 : low;
-    return (float)(sorted[low] + (at - low) * ((double)sorted[high] - sorted[low]));
-}
-
-float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile, float *scratch)
+float amm_object_quantile(const float *map, const float *coverage, int n_cells, float quantile,
+                          float *scratch)
 {
     int n = 0;
     float largest = 0;
     for (int p = 0; p < n_cells; p++) {
-        if (weights[p] >= 0.5f)
+        if (coverage[p] >= 0.5f)
             scratch[n++] = map[p];
-        if (weights[p] > 0 && map[p] > largest)
+        if (coverage[p] > 0 && map[p] > largest)
             largest = map[p];
     }
     if (n == 0)
@@ -396,6 +465,45 @@ float amm_object_quantile(const float *map, const float *weights, int n_cells, f
     qsort(scratch, (size_t)n, sizeof *scratch, compare_floats);
     return quantile_sorted(scratch, n, quantile);
 }
+
+/* ================================================================================================
+ * The logical map
+ * ============================================================================================== */
+
+float amm_logical(float *map, float *unmatched, float *counted, const Comparison *c)
+{
+    const ptrdiff_t n = c->query.n, n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
+    float worst_extra = 0, worst_missing = 0;
+    memset(counted, 0, (size_t)n * sizeof *counted);
+    memset(unmatched, 0, (size_t)n * sizeof *unmatched);
+    memset(map, 0, (size_t)n_cells * sizeof *map);
+    for (int r = 0; r < c->k; r++) {
+        const Matching *m = &c->matchings[r];
+        float worst = 0;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            counted[i] += m->counted_q[i] / (float)c->k;
+            unmatched[i] += m->unmatched_q[i] / (float)c->k;
+        }
+        for (ptrdiff_t j = 0; j < m->n_r; j++) {
+            const float *w = c->references[r].coverage + j * n_cells;
+            worst = fmaxf(worst, m->counted_r[j]);
+            for (ptrdiff_t p = 0; p < n_cells; p++)
+                map[p] += w[p] * m->counted_r[j] / (float)c->k;
+        }
+        worst_missing += worst / (float)c->k;
+    }
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const float *w = c->query.coverage + i * n_cells;
+        worst_extra = fmaxf(worst_extra, counted[i]);
+        for (ptrdiff_t p = 0; p < n_cells; p++)
+            map[p] = fmaxf(map[p], w[p] * counted[i]);
+    }
+    return fmaxf(worst_extra, worst_missing);
+}
+
+/* ================================================================================================
+ * Scores
+ * ============================================================================================== */
 
 float amm_score(const float *map, int n, AmmScore score, float *scratch)
 {
@@ -414,14 +522,25 @@ float amm_score(const float *map, int n, AmmScore score, float *scratch)
     return top ? (float)(sum / top) : 0;
 }
 
-float amm_z(const AmmScale *scale, float v)
+float amm_z(const Spread *spread, float v)
 {
-    float width = scale->q95 - scale->median + scale->delta;
-    return (v - scale->median) / (width > 1e-12f ? width : 1e-12f);
+    float width = spread->q95 - spread->median + spread->delta;
+    return (v - spread->median) / (width > 1e-12f ? width : 1e-12f);
 }
 
-AmmScale amm_scale(float *scores, int n, float delta)
+Spread amm_spread(float *scores, int n, float delta)
 {
     qsort(scores, (size_t)n, sizeof *scores, compare_floats);
-    return (AmmScale){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
+    return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
+}
+
+/* smoothmax: log(e^zA + e^zL) - log 2, nearly the larger of the two where they differ, so that the noise of the
+ * quiet one does not blur what the other one says. sum: max(zA, -1) + max(zL, -1). */
+float amm_fuse(float a, float l, Fusion fusion, Only only)
+{
+    if (only != ONLY_BOTH)
+        return only == ONLY_STRUCTURAL ? a : l;
+    if (fusion == FUSION_SUM)
+        return fmaxf(a, -1) + fmaxf(l, -1);
+    return fmaxf(a, l) + log1pf(expf(-fabsf(a - l))) - log1pf(1);
 }

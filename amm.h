@@ -1,67 +1,64 @@
-/* amm.h - the Anomaly Measurement Module: matches to maps and scores (METHOD.md 7).
+/* amm.h - the Anomaly Measurement Module: matches to maps and scores (docs/METHOD.md 7).
  * Structural: per-position Gaussian of the matched objects' features, Mahalanobis distance. Logical: what
  * stayed in the dustbins. */
 #ifndef SAMLAD_AMM_H
 #define SAMLAD_AMM_H
 
 #include "io/error.h"
+#include "omm.h"
 #include "tensor.h"
 
 typedef enum AmmScore { SCORE_MAX, SCORE_TOP1 } AmmScore;
+typedef enum Fusion { FUSION_SMOOTHMAX, FUSION_SUM } Fusion;
+typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct AmmOptions {
     int align_pixel;    /* 0: object-aligned [ours], 1: the same pixel */
     float large_object; /* objects above this part of the image are compared at the same position: 0.15 [ours]
                          */
     int register_reach; /* cells around an object's expected place that are searched: 2 [ours]; 0: none */
-    int claims; /* 1: cells that the references' masks expect of an object are compared as its own [ours]; the
-                 * caller then gives AmmQuery.claimed */
+    int claims; /* 1: cells that the references' masks expect of an object are compared as its own [ours] */
     int register_unmatched; /* 1: objects without a match are compared with what lies at their place [ours] */
     float epsilon;          /* of the covariance: 0.01 [block: PaDiM] */
     float blur;             /* sigma in grid cells: 1 [ours] */
     AmmScore score;         /* max, or the mean of the top 1 % */
 } AmmOptions;
 
-/* One reference as the structural map sees it. */
-typedef struct AmmReference {
-    const uint16_t *features; /* [grid_h*grid_w][channels] finite float16, as the bank keeps them */
-    const float *centroids;   /* [n_r][2] */
-    const float *areas;       /* [n_r] */
-    const int *match_q;       /* [n_q] the object of this reference that query object i matched, or -1 */
-    int n;                    /* n_r */
-    const float *weights;     /* [n_r][grid_h*grid_w] */
-    const float *scale;       /* [n_r] leave-one-out quantile of the object's own map (amm_normalise) */
-} AmmReference;
+/* ---- where an object lies in a reference [ours] -----------------------------------------------------*/
 
-typedef struct AmmQuery {
-    int n, grid_h, grid_w, channels;
-    const float *features;          /* [grid_h*grid_w][channels] */
-    const float *weights;           /* [n][grid_h*grid_w] */
-    const float *centroids, *areas; /* [n][2], [n] */
-    const float *scale; /* [channels] all features are multiplied by it: 1 / the bank's standard deviation */
-    float *claimed; /* [n][grid_h*grid_w] room for the weights after claims (align.h): amm_structural fills
-                     * it, and it and amm_normalise then use it in place of `weights`; NULL: none are made */
-} AmmQuery;
+/* Query position (px, py), in cells, corresponds to (x + px·zoom, y + py·zoom) in the reference. */
+typedef struct Placement {
+    int known; /* 0: the reference has nothing to compare this object with */
+    float x, y, zoom;
+} Placement;
 
-/* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), blurred; w_i the claimed weights where claims are made, M_i the
- * Mahalanobis distance of object i to what it matched. Where it matched nothing that is 0, or, with
- * register_unmatched, the distance to what lies at its place. 0 / -1 (memory). */
-int amm_structural(float *map, const AmmQuery *query, const AmmReference *references, int k,
-                   const AmmOptions *options, Error *err);
-/* Divide by each object's mean leave-one-out quantile over the references it matched; if it matched none,
- * over what lies at its place in them. In place; -1 when there is no memory. */
-int amm_normalise(float *map, const AmmQuery *query, const AmmReference *references, int k, Error *err);
-/* That quantile of map over the cells that are mostly object i (the largest value when there is none).
- * scratch [n_cells]. */
-float amm_object_quantile(const float *map, const float *weights, int n_cells, float quantile,
-                          float *scratch);
+/* places [n][k]: of every query object in every reference. inverse_std [C]: what features are multiplied by, 1 /
+ * the bank's standard deviation. */
+void amm_places(Placement *places, const Comparison *c, const float *inverse_std, const AmmOptions *options);
 
-/* Room for one distance: rows 0 .. m-1 are the samples, row m the query's vector, each `stride` floats apart
- * (channels rounded up to whole vectors; what lies beyond the channels is 0). Laid out twice (tensor.h). */
+/* What the references know of the masks: where at least half of them match object i, the share of them that
+ * show it at a cell's counterpart is held against the query's mask. A cell that it misses (a piece broke off,
+ * or the mask lost a rim) is claimed from larger objects, so that it is compared with what was expected
+ * there. claimed [n][grid_h*grid_w]: the query's coverage after all claims; every cell keeps its sum. 0, or -1:
+ * no memory. */
+int amm_claims(float *claimed, const Comparison *c, const Placement *places, Error *err);
+
+/* ---- the structural map ------------------------------------------------------------------------------*/
+
+typedef struct AmmInput {
+    const Comparison *comparison; /* the query's features, the references' features16 */
+    const float *inverse_std;     /* [C] as for amm_places */
+    const Placement *places;      /* [n][k] */
+    const float *coverage;        /* [n][grid_h*grid_w] of the query's objects: its own, or after claims */
+    float epsilon;
+} AmmInput;
+
+/* Room for one distance: rows 0 .. m-1 are the samples, row m the query's vector, as tensor.h has rows. Laid out
+ * twice (tensor.h). */
 typedef struct AmmWork {
-    size_t stride;
-    float *rows;            /* [k + 1, to whole groups (amm.c)][stride]; the surplus rows are 0 */
-    float *gram;            /* [rows²] products of the rows, row j <= i only */
+    int stride, ld;
+    float *rows;            /* [k + 1][stride] */
+    float *gram;            /* [k + 1][ld] products of the rows, row j <= i only */
     float *y;               /* [k] */
     double *system;         /* [k][k] */
     double *solved, *least; /* [k], [k] */
@@ -73,18 +70,41 @@ void amm_work(AmmWork *work, Arena *arena, int k, int channels);
  * samples, by the low-rank identity: sqrt(M²). The rows are overwritten by their centred selves. */
 float amm_mahalanobis(const AmmWork *work, int m, float epsilon);
 
+/* M_i(p): the Mahalanobis distance at cell p = (x, y) of query object i over the references in which it has a
+ * place; 0 when there is none. */
+float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, int y);
+/* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), before the blur. 0, or -1: no memory. */
+int amm_structural(float *map, const AmmInput *input, Error *err);
+
+/* Divide the map by each object's mean unit over the references it matched; if it matched none, over what lies at
+ * its place in them. coverage as in AmmInput. In place. 0, or -1: no memory. */
+int amm_in_units(float *map, const Comparison *c, const float *coverage, Error *err);
+/* That unit: the quantile of an object's own leave-one-out map over the cells that it mostly covers (the largest
+ * value when there is none). coverage [n_cells] of the object; scratch [n_cells]. */
+float amm_object_quantile(const float *map, const float *coverage, int n_cells, float quantile,
+                          float *scratch);
+
+/* ---- the logical map ---------------------------------------------------------------------------------*/
+
+/* L = max(max_i mean_r U_i, mean_r max_j V_j), U and V counted together; map [grid_h*grid_w] = U on the query's
+ * objects, mean over r of V on the reference's missing ones [ours]. unmatched, counted [n]: mean of U over the
+ * references, and the same of U counted together. */
+float amm_logical(float *map, float *unmatched, float *counted, const Comparison *c);
+
+/* ---- scores ------------------------------------------------------------------------------------------*/
+
 /* Maximum of the map, or the mean of its top 1 %. scratch [n]. */
 float amm_score(const float *map, int n, AmmScore score, float *scratch);
 
-/* v's place among the bank's leave-one-out scores: (v - median)/(q95 - median + delta). */
-typedef struct AmmScale {
+/* Where a bank's leave-one-out scores lie. */
+typedef struct Spread {
     float median, q95, delta;
-} AmmScale;
-float amm_z(const AmmScale *scale, float v);
+} Spread;
+/* v's place among them: z = (v - median)/(q95 - median + delta) [ours]. */
+float amm_z(const Spread *spread, float v);
 /* Median and 95 % quantile of n scores (sorted in place); delta is given. */
-AmmScale amm_scale(float *scores, int n, float delta);
-/* Linear-interpolated quantile of n sorted values (numpy's default). */
-float quantile_sorted(const float *sorted, int n, double q);
-int compare_floats(const void *a, const void *b);
+Spread amm_spread(float *scores, int n, float delta);
+/* One score of two z [ours]. */
+float amm_fuse(float structural_z, float logical_z, Fusion fusion, Only only);
 
 #endif

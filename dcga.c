@@ -1,37 +1,54 @@
-/* dcga.c - masks to objects, objects to descriptors. See dcga.h; METHOD.md sections 4 and 5.
+/* dcga.c - masks to objects, objects to descriptors. See dcga.h; docs/METHOD.md 4 and 5.
  *
- *   masks [n][H][W] --smaller keeps the pixel--> labels [H][W] --area average--> weights [n][h·w]
+ *   masks [n][H][W] --smaller keeps the pixel--> labels [H][W] --area average--> coverage w [n][h·w]
  *   a_i = Σ w_i f / Σ w_i            pooled   [n][C]
  *   x_i = (a_i - μ)/σ                μ, σ over the bank's objects
  *   h_i = channel graph of x_i       nodes = channels, adjacency from the bank or from the object itself
  *   h_i <- GATv2 over the objects    only with learned weights
  *   h_i <- h_i / ‖h_i‖               descriptors [n][C]
- *   h_i <- object graph, unit again  nodes = the image's objects; only without learned weights */
+ *   h_i <- object graph, unit again  nodes = the image's objects; only without learned weights
+ *
+ * Sizes are ptrdiff_t where they are multiplied: an int would overflow. */
 #include "dcga.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/fail.h"
-#include "tensor.h"
 
 /* ================================================================================================
- * Masks -> objects
+ * Masks -> objects (docs/METHOD.md 4)
  * ============================================================================================== */
 
-typedef struct MaskArea {
-    int index;
-    int64_t area;
-} MaskArea;
+/* A mask that is neither too large nor too small. */
+typedef struct Candidate {
+    int mask;
+    int64_t area;  /* in pixels */
+    int64_t owned; /* what smaller masks leave of it */
+} Candidate;
 
 static int larger_first(const void *a, const void *b)
 {
-    const MaskArea *x = a, *y = b;
+    const Candidate *x = a, *y = b;
     if (x->area != y->area)
         return x->area > y->area ? -1 : 1;
-    return (x->index > y->index) - (x->index < y->index);
+    return (x->mask > y->mask) - (x->mask < y->mask);
+}
+
+/* The candidates among the masks, the largest first; returns how many. */
+static int choose_candidates(Candidate *candidates, const Rle *masks, int n_masks, double n_pixels,
+                             const ObjectsOptions *options)
+{
+    int n = 0;
+    for (int i = 0; i < n_masks; i++) {
+        int64_t area = rle_area(&masks[i]);
+        if (area > 0 && (double)area <= options->max_area * n_pixels &&
+            (double)area >= options->min_area * n_pixels)
+            candidates[n++] = (Candidate){i, area, 0};
+    }
+    qsort(candidates, (size_t)n, sizeof *candidates, larger_first);
+    return n;
 }
 
 /* Write `value` at every pixel of the mask. Runs are column-major, as COCO has them. */
@@ -45,73 +62,74 @@ static void paint(int32_t *labels, const Rle *mask, int32_t value)
     }
 }
 
-/* Largest first, so that the smaller one keeps the pixel. */
-static void paint_all(int32_t *labels, const Rle *masks, const MaskArea *order, int n, size_t n_pixels)
+/* labels = index of the candidate; the largest first, so that the smaller one keeps the pixel [ours]. */
+static void paint_all(int32_t *labels, const Rle *masks, const Candidate *candidates, int n,
+                      ptrdiff_t n_pixels)
 {
-    for (size_t p = 0; p < n_pixels; p++)
+    for (ptrdiff_t p = 0; p < n_pixels; p++)
         labels[p] = -1;
     for (int i = 0; i < n; i++)
-        if (order[i].index >= 0)
-            paint(labels, &masks[order[i].index], order[i].index);
+        paint(labels, &masks[candidates[i].mask], i);
 }
 
-int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, int n_masks, int height,
-                   int width, const ObjectsOptions *options, Error *err)
+/* Drop the candidates that keep too little of themselves [ours]; returns how many are left. */
+static int drop_hidden(Candidate *candidates, int n, const int32_t *labels, ptrdiff_t n_pixels,
+                       double min_kept)
 {
-    size_t n_pixels = (size_t)height * (size_t)width;
-    *n_kept = 0;
-    if (n_masks <= 0) {
-        for (size_t p = 0; p < n_pixels; p++)
-            labels[p] = -1;
-        return 0;
-    }
-    MaskArea *order = aligned_array((size_t)n_masks, sizeof *order);
-    int64_t *owned = aligned_array((size_t)n_masks, sizeof *owned);
-    int *rank = aligned_array((size_t)n_masks, sizeof *rank);
-    if (!order || !owned || !rank) {
-        free(order), free(owned), free(rank);
-        return fail_memory(err, "the objects of an image", (unsigned long long)n_masks * 32);
-    }
-    int n = 0;
-    for (int i = 0; i < n_masks; i++) {
-        int64_t area = rle_area(&masks[i]);
-        if (area > 0 && (double)area <= options->max_area * (double)n_pixels &&
-            (double)area >= options->min_area * (double)n_pixels)
-            order[n++] = (MaskArea){i, area};
-    }
-    qsort(order, (size_t)n, sizeof *order, larger_first);
-    paint_all(labels, masks, order, n, n_pixels);
-    memset(owned, 0, (size_t)n_masks * sizeof *owned);
-    for (size_t p = 0; p < n_pixels; p++)
+    int left = 0;
+    for (ptrdiff_t p = 0; p < n_pixels; p++)
         if (labels[p] >= 0)
-            owned[labels[p]]++;
-    /* Dropping a mask can only give pixels to the others, so one repainting is enough. */
+            candidates[labels[p]].owned++;
     for (int i = 0; i < n; i++)
-        if ((double)owned[order[i].index] < options->min_kept * (double)order[i].area)
-            order[i].index = -1;
-    paint_all(labels, masks, order, n, n_pixels);
+        if (!((double)candidates[i].owned < min_kept * (double)candidates[i].area))
+            candidates[left++] = candidates[i];
+    return left;
+}
+
+/* Labels by size become labels in the masks' given order. rank [n_masks] is scratch, kept may be NULL. */
+static void number_objects(int32_t *labels, int *kept, const Candidate *candidates, int n, int *rank,
+                           int n_masks, ptrdiff_t n_pixels)
+{
     for (int i = 0; i < n_masks; i++)
         rank[i] = -1;
     for (int i = 0; i < n; i++)
-        if (order[i].index >= 0)
-            rank[order[i].index] = 0;
-    for (int i = 0; i < n_masks; i++)
+        rank[candidates[i].mask] = 0;
+    for (int i = 0, next = 0; i < n_masks; i++)
         if (rank[i] == 0) {
-            rank[i] = *n_kept;
-            kept[(*n_kept)++] = i;
+            if (kept)
+                kept[next] = i;
+            rank[i] = next++;
         }
-    for (size_t p = 0; p < n_pixels; p++)
+    for (ptrdiff_t p = 0; p < n_pixels; p++)
         if (labels[p] >= 0)
-            labels[p] = rank[labels[p]];
-    free(order), free(owned), free(rank);
-    return 0;
+            labels[p] = rank[candidates[labels[p]].mask];
+}
+
+int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, int height, int width,
+                   const ObjectsOptions *options, Error *err)
+{
+    ptrdiff_t n_pixels = (ptrdiff_t)height * width;
+    Candidate *candidates = aligned_array((size_t)n_masks + 1, sizeof *candidates);
+    int *rank = aligned_array((size_t)n_masks + 1, sizeof *rank);
+    if (!candidates || !rank) {
+        free(candidates), free(rank);
+        return fail_memory(err, "the objects of an image", (unsigned long long)n_masks * 32);
+    }
+    int n = choose_candidates(candidates, masks, n_masks, (double)n_pixels, options);
+    paint_all(labels, masks, candidates, n, n_pixels);
+    /* Dropping a mask can only give pixels to the others, so one repainting is enough. */
+    n = drop_hidden(candidates, n, labels, n_pixels, options->min_kept);
+    paint_all(labels, masks, candidates, n, n_pixels);
+    number_objects(labels, kept, candidates, n, rank, n_masks, n_pixels);
+    free(candidates), free(rank);
+    return n;
 }
 
 /* Pixel i of n covers [i·m/n, (i+1)·m/n) of the m cells: first cell, last cell. */
-static void pixel_span(int i, int n, int m, int *first, int *last)
+static void pixel_span(int64_t i, int n, int m, int *first, int *last)
 {
-    *first = (int)((int64_t)i * m / n);
-    *last = (int)((((int64_t)i + 1) * m + n - 1) / n) - 1;
+    *first = (int)(i * m / n);
+    *last = (int)(((i + 1) * m + n - 1) / n) - 1;
     if (*last >= m)
         *last = m - 1;
 }
@@ -123,137 +141,229 @@ static double overlap(int i, int n, int c, int m)
     return high > low ? high - low : 0;
 }
 
-int objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width,
-                    int grid_h, int grid_w, Error *err)
+/* Sums are double: a cell of a large image has a hundred thousand pixels. */
+int objects_coverage(float *coverage, const Objects *o, const int32_t *labels, int height, int width,
+                     Error *err)
 {
-    size_t n_cells = (size_t)grid_h * (size_t)grid_w;
-    int n_all = n + (background != 0);
-    double *sums = calloc((size_t)n_all * n_cells + 1, sizeof *sums);
+    ptrdiff_t n_cells = (ptrdiff_t)o->grid_h * o->grid_w, n_sums = o->n * n_cells;
+    double *sums = calloc((size_t)n_sums + 1, sizeof *sums);
     if (!sums)
-        return fail_memory(err, "the objects of an image",
-                           (unsigned long long)n_all * n_cells * sizeof *sums);
+        return fail_memory(err, "the objects of an image", (unsigned long long)n_sums * sizeof *sums);
     for (int y = 0; y < height; y++) {
-        int cy0, cy1;
-        pixel_span(y, height, grid_h, &cy0, &cy1);
+        int cy0, cy1, cx0, cx1;
+        pixel_span(y, height, o->grid_h, &cy0, &cy1);
         for (int x = 0; x < width; x++) {
-            int label = labels[(size_t)y * (size_t)width + (size_t)x];
-            if (label < 0)
-                label = n;
-            if (label >= n_all)
+            int label = labels[(ptrdiff_t)y * width + x];
+            if (label < 0 && !o->has_background)
                 continue;
-            int cx0, cx1;
-            pixel_span(x, width, grid_w, &cx0, &cx1);
+            double *object = sums + (label < 0 ? o->n - 1 : label) * n_cells;
+            pixel_span(x, width, o->grid_w, &cx0, &cx1);
             for (int cy = cy0; cy <= cy1; cy++)
                 for (int cx = cx0; cx <= cx1; cx++)
-                    sums[(size_t)label * n_cells + (size_t)cy * (size_t)grid_w + (size_t)cx] +=
-                        overlap(y, height, cy, grid_h) * overlap(x, width, cx, grid_w);
+                    object[cy * o->grid_w + cx] +=
+                        overlap(y, height, cy, o->grid_h) * overlap(x, width, cx, o->grid_w);
         }
     }
-    for (size_t i = 0; i < (size_t)n_all * n_cells; i++)
-        weights[i] = (float)fmin(sums[i], 1); /* at most rounding is above 1 */
+    for (ptrdiff_t i = 0; i < n_sums; i++)
+        coverage[i] = (float)fmin(sums[i], 1); /* at most rounding is above 1 */
     free(sums);
     return 0;
 }
 
-void objects_pool(float *pooled, const float *weights, const float *features, int n, int n_cells,
-                  int channels)
+/* pooled [n][C]: a_i = Σ_p w_i(p) f(p) / Σ_p w_i(p), 0 for an object that covers nothing. */
+static void pool(float *pooled, const Objects *o)
 {
-    matmul(pooled, channels, weights, n_cells, features, channels, n, channels, n_cells, 0);
-    for (int i = 0; i < n; i++) {
+    const ptrdiff_t C = o->channels, n_cells = (ptrdiff_t)o->grid_h * o->grid_w;
+    if (o->n == 0)
+        return;
+    matmul(pooled, C, o->coverage, n_cells, o->features, C, o->n, C, n_cells, 0);
+    for (ptrdiff_t i = 0; i < o->n; i++) {
         double total = 0;
-        for (int p = 0; p < n_cells; p++)
-            total += weights[(size_t)i * (size_t)n_cells + (size_t)p];
-        float scale = total > 0 ? (float)(1 / total) : 0;
-        for (int c = 0; c < channels; c++)
-            pooled[(size_t)i * (size_t)channels + (size_t)c] *= scale;
+        for (ptrdiff_t p = 0; p < n_cells; p++)
+            total += o->coverage[i * n_cells + p];
+        float share = total > 0 ? (float)(1 / total) : 0;
+        for (ptrdiff_t c = 0; c < C; c++)
+            pooled[i * C + c] *= share;
     }
 }
 
-static void locate(Objects *o)
+/* Centroids [n][2] and areas [n]; an object that covers nothing lies in the middle. */
+static void locate(float *centroids, float *areas, const Objects *o)
 {
-    int n_cells = o->grid_h * o->grid_w;
-    for (int i = 0; i < o->n; i++) {
+    const int n_cells = o->grid_h * o->grid_w;
+    for (ptrdiff_t i = 0; i < o->n; i++) {
         double sum = 0, x = 0, y = 0;
         for (int p = 0; p < n_cells; p++) {
-            double w = o->weights[(size_t)i * (size_t)n_cells + (size_t)p];
+            double w = o->coverage[i * n_cells + p];
             sum += w;
             x += w * (p % o->grid_w + 0.5) / o->grid_w;
             y += w * (p / o->grid_w + 0.5) / o->grid_h;
         }
-        o->centroids[2 * i] = (float)(sum > 0 ? x / sum : 0.5);
-        o->centroids[2 * i + 1] = (float)(sum > 0 ? y / sum : 0.5);
-        o->areas[i] = (float)(sum / n_cells);
+        centroids[2 * i] = (float)(sum > 0 ? x / sum : 0.5);
+        centroids[2 * i + 1] = (float)(sum > 0 ? y / sum : 0.5);
+        areas[i] = (float)(sum / n_cells);
     }
 }
 
-int objects_new(Objects *o, int n, int has_background, int grid_h, int grid_w, int channels,
-                const float *weights, const float *features, Error *err)
+/* What Objects own, while it is filled. */
+typedef struct OwnedArrays {
+    float *coverage, *pooled, *centroids, *areas;
+} OwnedArrays;
+
+static OwnedArrays layout(Arena *arena, const Objects *o)
 {
-    size_t n_cells = (size_t)grid_h * (size_t)grid_w, count = (size_t)(n > 0 ? n : 1);
-    *o = (Objects){
-        .n = n, .has_background = has_background, .grid_h = grid_h, .grid_w = grid_w, .channels = channels};
-    o->weights = aligned_array(count * n_cells, sizeof(float));
-    o->pooled = aligned_array(count * (size_t)channels, sizeof(float));
-    o->descriptors = aligned_array(count * (size_t)channels, sizeof(float));
-    o->centroids = aligned_array(count * 2, sizeof(float));
-    o->areas = aligned_array(count, sizeof(float));
-    if (!o->weights || !o->pooled || !o->descriptors || !o->centroids || !o->areas) {
-        objects_free(o);
-        return fail_memory(err, "the objects of an image",
-                           (unsigned long long)(count * (n_cells + 2 * (size_t)channels) * 4));
-    }
-    memcpy(o->weights, weights, (size_t)n * n_cells * sizeof(float));
-    memset(o->descriptors, 0, count * (size_t)channels * sizeof(float));
-    if (n > 0)
-        objects_pool(o->pooled, o->weights, features, n, (int)n_cells, channels);
-    locate(o);
+    size_t n = (size_t)o->n, n_cells = (size_t)o->grid_h * (size_t)o->grid_w;
+    OwnedArrays arrays;
+    arrays.coverage = arena_floats(arena, n * n_cells);
+    arrays.pooled = arena_floats(arena, n * (size_t)o->channels);
+    arrays.centroids = arena_floats(arena, n * 2);
+    arrays.areas = arena_floats(arena, n);
+    return arrays;
+}
+
+/* Room for o->n objects, which o then shows. */
+static int allocate(OwnedArrays *arrays, Objects *o, Error *err)
+{
+    o->memory = (Arena){0};
+    layout(&o->memory, o);
+    if (arena_allocate(&o->memory))
+        return fail_memory(err, "the objects of an image", o->memory.size);
+    *arrays = layout(&o->memory, o);
+    o->coverage = arrays->coverage, o->pooled = arrays->pooled, o->centroids = arrays->centroids,
+    o->areas = arrays->areas;
+    o->descriptors = o->units = NULL;
+    return 0;
+}
+
+int objects_new(Objects *o, const float *coverage, Error *err)
+{
+    OwnedArrays own;
+    if (allocate(&own, o, err))
+        return -1;
+    memcpy(own.coverage, coverage, (size_t)o->n * o->grid_h * o->grid_w * sizeof(float));
+    pool(own.pooled, o);
+    locate(own.centroids, own.areas, o);
+    return 0;
+}
+
+int objects_copy(Objects *o, const Objects *view, Error *err)
+{
+    const size_t n = (size_t)view->n;
+    OwnedArrays own;
+    *o = *view;
+    if (allocate(&own, o, err))
+        return -1;
+    memcpy(own.coverage, view->coverage, n * o->grid_h * o->grid_w * sizeof(float));
+    memcpy(own.pooled, view->pooled, n * o->channels * sizeof(float));
+    memcpy(own.centroids, view->centroids, n * 2 * sizeof(float));
+    memcpy(own.areas, view->areas, n * sizeof(float));
+    return 0;
+}
+
+int masks_to_objects(Objects *o, int32_t *labels, const Rle *masks, int n_masks, int height, int width,
+                     const ObjectsOptions *options, Error *err)
+{
+    const ptrdiff_t n_pixels = (ptrdiff_t)height * width;
+    OwnedArrays own;
+    o->n = objects_labels(labels, NULL, masks, n_masks, height, width, options, err);
+    if (o->n < 0)
+        return -1;
+    o->has_background = 0;
+    for (ptrdiff_t p = 0; p < n_pixels && options->background && !o->has_background; p++)
+        o->has_background = labels[p] < 0;
+    o->n += o->has_background;
+    if (allocate(&own, o, err) || objects_coverage(own.coverage, o, labels, height, width, err))
+        return -1;
+    pool(own.pooled, o);
+    locate(own.centroids, own.areas, o);
+    return 0;
+}
+
+int whole_image_object(Objects *o, Error *err)
+{
+    OwnedArrays own;
+    o->n = 1, o->has_background = 0;
+    if (allocate(&own, o, err))
+        return -1;
+    for (int p = 0; p < o->grid_h * o->grid_w; p++)
+        own.coverage[p] = 1;
+    pool(own.pooled, o);
+    locate(own.centroids, own.areas, o);
     return 0;
 }
 
 void objects_free(Objects *o)
 {
-    free(o->weights), free(o->pooled), free(o->descriptors), free(o->centroids), free(o->areas);
+    free(o->memory.base);
     *o = (Objects){0};
 }
 
 /* ================================================================================================
- * The bank's statistics
+ * The bank's statistics (docs/METHOD.md 5)
  * ============================================================================================== */
 
 int mutual_pairs(int (*pairs)[2], const float *score, int n, int m)
 {
     int n_pairs = 0;
-    for (int i = 0; i < n; i++) {
-        int best = -1;
-        for (int j = 0; j < m; j++)
-            if (best < 0 ||
-                score[(size_t)i * (size_t)m + (size_t)j] > score[(size_t)i * (size_t)m + (size_t)best])
+    for (ptrdiff_t i = 0; i < n; i++) {
+        ptrdiff_t best = m > 0 ? 0 : -1, back = 0;
+        for (ptrdiff_t j = 1; j < m; j++)
+            if (score[i * m + j] > score[i * m + best])
                 best = j;
-        int back = 0;
-        for (int k = 1; k < n && best >= 0; k++)
-            if (score[(size_t)k * (size_t)m + (size_t)best] > score[(size_t)back * (size_t)m + (size_t)best])
+        for (ptrdiff_t k = 1; k < n && best >= 0; k++)
+            if (score[k * m + best] > score[back * m + best])
                 back = k;
-        if (best >= 0 && back == i) {
-            pairs[n_pairs][0] = i;
-            pairs[n_pairs++][1] = best;
-        }
+        if (best >= 0 && back == i)
+            pairs[n_pairs][0] = (int)i, pairs[n_pairs++][1] = (int)best;
     }
     return n_pairs;
 }
 
-/* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle); -1 when it is not. */
-static int cholesky(double *a, int n)
+float channel_unit(double mean, double std)
 {
-    for (int j = 0; j < n; j++) {
-        double *row_j = a + (size_t)j * (size_t)n;
-        for (int k = 0; k < j; k++)
+    return std > 1e-6 && std > fabs(mean) / 1024 ? (float)std : 1;
+}
+
+/* μ and σ [C] over the bank's objects [total]. */
+static void moments(Dcga *dcga, const float *pooled, int total)
+{
+    const ptrdiff_t C = dcga->channels;
+    for (ptrdiff_t c = 0; c < C; c++) {
+        double sum = 0, squares = 0;
+        for (ptrdiff_t i = 0; i < total; i++)
+            sum += pooled[i * C + c];
+        double mean = total ? sum / total : 0;
+        for (ptrdiff_t i = 0; i < total; i++) {
+            double d = pooled[i * C + c] - mean;
+            squares += d * d;
+        }
+        dcga->mean[c] = (float)mean;
+        dcga->std[c] = channel_unit(mean, total ? sqrt(squares / total) : 0);
+    }
+}
+
+/* x_i = (a_i - μ)/σ */
+static void standardise(const Dcga *dcga, float *x, const float *pooled, ptrdiff_t n)
+{
+    const ptrdiff_t C = dcga->channels;
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (ptrdiff_t c = 0; c < C; c++)
+            x[i * C + c] = (pooled[i * C + c] - dcga->mean[c]) / dcga->std[c];
+}
+
+/* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle); -1 when it is not. */
+static int cholesky(double *a, ptrdiff_t n)
+{
+    for (ptrdiff_t j = 0; j < n; j++) {
+        double *row_j = a + j * n;
+        for (ptrdiff_t k = 0; k < j; k++)
             row_j[j] -= row_j[k] * row_j[k];
         if (!(row_j[j] > 0))
             return -1;
         row_j[j] = sqrt(row_j[j]);
-        for (int i = j + 1; i < n; i++) {
-            double *row_i = a + (size_t)i * (size_t)n, sum = row_i[j];
-            for (int k = 0; k < j; k++)
+        for (ptrdiff_t i = j + 1; i < n; i++) {
+            double *row_i = a + i * n, sum = row_i[j];
+            for (ptrdiff_t k = 0; k < j; k++)
                 sum -= row_i[k] * row_j[k];
             row_i[j] = sum / row_j[j];
         }
@@ -262,166 +372,148 @@ static int cholesky(double *a, int n)
 }
 
 /* inverse [n][n] of the lower triangular l: forward substitution of the unit vectors, all columns at once. */
-static void invert_lower(float *inverse, const double *l, double *work, int n)
+static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
 {
-    memset(work, 0, (size_t)n * (size_t)n * sizeof *work);
-    for (int i = 0; i < n; i++) {
-        double *row = work + (size_t)i * (size_t)n;
+    memset(inverse, 0, (size_t)(n * n) * sizeof *inverse);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double *row = inverse + i * n;
         row[i] = 1;
-        for (int k = 0; k < i; k++) {
-            double factor = l[(size_t)i * (size_t)n + (size_t)k];
-            const double *above = work + (size_t)k * (size_t)n;
-            for (int c = 0; c <= k; c++)
+        for (ptrdiff_t k = 0; k < i; k++) {
+            double factor = l[i * n + k];
+            const double *above = inverse + k * n;
+            for (ptrdiff_t c = 0; c <= k; c++)
                 row[c] -= factor * above[c];
         }
-        for (int c = 0; c <= i; c++)
-            row[c] /= l[(size_t)i * (size_t)n + (size_t)i];
-    }
-    for (size_t i = 0; i < (size_t)n * (size_t)n; i++)
-        inverse[i] = (float)work[i];
-}
-
-static void standardise(const Dcga *dcga, float *x, const float *pooled, int n)
-{
-    for (int i = 0; i < n; i++)
-        for (int c = 0; c < dcga->channels; c++) {
-            size_t at = (size_t)i * (size_t)dcga->channels + (size_t)c;
-            x[at] = (pooled[at] - dcga->mean[c]) / dcga->std[c];
-        }
-}
-
-float channel_unit(double mean, double std)
-{
-    return std > 1e-6 && std > fabs(mean) / 1024 ? (float)std : 1;
-}
-
-static void moments(Dcga *dcga, const float *pooled, int total)
-{
-    for (int c = 0; c < dcga->channels; c++) {
-        double sum = 0, squares = 0;
-        for (int i = 0; i < total; i++)
-            sum += pooled[(size_t)i * (size_t)dcga->channels + (size_t)c];
-        double mean = total ? sum / total : 0;
-        for (int i = 0; i < total; i++) {
-            double d = pooled[(size_t)i * (size_t)dcga->channels + (size_t)c] - mean;
-            squares += d * d;
-        }
-        double std = total ? sqrt(squares / total) : 0;
-        dcga->mean[c] = (float)mean;
-        dcga->std[c] = channel_unit(mean, std);
+        for (ptrdiff_t c = 0; c <= i; c++)
+            row[c] /= l[i * n + i];
     }
 }
 
+/* The bank's objects while the covariance filter is found. */
 typedef struct Fit {
-    const float *x, *h, *centroids; /* [total][C], [total][C], [total][2] */
-    const int *first;
-    int n_images, channels;
-    double *covariance; /* [C][C] */
-    float *score;       /* [most][most] objects of two images */
-    int (*pairs)[2];    /* [most] */
-    double *delta;      /* [C] */
+    const float *centroids;             /* [total][2] */
+    const int *first;                   /* [n_images + 1] */
+    ptrdiff_t n_images, C, total, most; /* most: objects of one image */
+    float *x, *h;                       /* [total][C] standardised, and filtered to unit vectors */
+    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L */
+    double *inverse;                    /* [C][C] L⁻¹ */
+    float *score;                       /* [most][most] objects of two images */
+    int (*pairs)[2];                    /* [most] */
+    double *delta;                      /* [C] */
 } Fit;
+
+static void fit_layout(Fit *fit, Arena *arena)
+{
+    const size_t C = (size_t)fit->C, total = (size_t)fit->total, most = (size_t)fit->most;
+    fit->x = arena_floats(arena, total * C);
+    fit->h = arena_floats(arena, total * C);
+    fit->covariance = arena_take(arena, C * C * sizeof *fit->covariance);
+    fit->inverse = arena_take(arena, C * C * sizeof *fit->inverse);
+    fit->score = arena_floats(arena, most * most);
+    fit->pairs = arena_take(arena, most * sizeof *fit->pairs);
+    fit->delta = arena_take(arena, C * sizeof *fit->delta);
+}
 
 /* Add δδᵀ of the mutual nearest pairs of images a and b under cos(h_i, h_j) - ‖c_i - c_j‖²; returns their
  * number. */
-static int add_pairs(Fit *fit, int a, int b)
+static int add_pairs(const Fit *fit, ptrdiff_t a, ptrdiff_t b)
 {
-    int first_a = fit->first[a], first_b = fit->first[b], C = fit->channels;
-    int n = fit->first[a + 1] - first_a, m = fit->first[b + 1] - first_b;
+    const ptrdiff_t C = fit->C, first_a = fit->first[a], first_b = fit->first[b];
+    const ptrdiff_t n = fit->first[a + 1] - first_a, m = fit->first[b + 1] - first_b;
+    const float *c_a = fit->centroids + 2 * first_a, *c_b = fit->centroids + 2 * first_b;
     if (n == 0 || m == 0)
         return 0;
-    matmul_nt(fit->score, m, fit->h + (size_t)first_a * (size_t)C, C, fit->h + (size_t)first_b * (size_t)C, C,
-              n, m, C, 0);
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < m; j++) {
-            float dx = fit->centroids[2 * (first_a + i)] - fit->centroids[2 * (first_b + j)];
-            float dy = fit->centroids[2 * (first_a + i) + 1] - fit->centroids[2 * (first_b + j) + 1];
-            fit->score[(size_t)i * (size_t)m + (size_t)j] -= dx * dx + dy * dy;
+    matmul_nt(fit->score, m, fit->h + first_a * C, C, fit->h + first_b * C, C, n, m, C, 0);
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (ptrdiff_t j = 0; j < m; j++) {
+            float dx = c_a[2 * i] - c_b[2 * j], dy = c_a[2 * i + 1] - c_b[2 * j + 1];
+            fit->score[i * m + j] -= dx * dx + dy * dy;
         }
     int n_pairs = mutual_pairs(fit->pairs, fit->score, n, m);
     for (int k = 0; k < n_pairs; k++) {
-        const float *p = fit->x + (size_t)(first_a + fit->pairs[k][0]) * (size_t)C;
-        const float *q = fit->x + (size_t)(first_b + fit->pairs[k][1]) * (size_t)C;
-        for (int c = 0; c < C; c++)
+        const float *p = fit->x + (first_a + fit->pairs[k][0]) * C;
+        const float *q = fit->x + (first_b + fit->pairs[k][1]) * C;
+        for (ptrdiff_t c = 0; c < C; c++)
             fit->delta[c] = (double)p[c] - q[c];
-        for (int c = 0; c < C; c++)
-            for (int d = 0; d <= c; d++)
-                fit->covariance[(size_t)c * (size_t)C + (size_t)d] += fit->delta[c] * fit->delta[d];
+        for (ptrdiff_t c = 0; c < C; c++)
+            for (ptrdiff_t d = 0; d <= c; d++)
+                fit->covariance[c * C + d] += fit->delta[c] * fit->delta[d];
     }
     return n_pairs;
 }
 
 /* Σ_w = Σ δδᵀ/(2n) + shrinkage·(tr/C)·I over each bank image and `partners` others spread over the bank. 1:
  * found, 0: no pairs. */
-static int within_covariance(Fit *fit, int partners, float shrinkage)
+static int within_covariance(const Fit *fit, int partners, float shrinkage)
 {
-    int C = fit->channels, N = fit->n_images;
+    const ptrdiff_t C = fit->C, N = fit->n_images, P = partners < N - 1 ? partners : N - 1;
     long n_pairs = 0;
-    memset(fit->covariance, 0, (size_t)C * (size_t)C * sizeof(double));
-    if (partners > N - 1)
-        partners = N - 1;
-    for (int a = 0; a < N; a++)
-        for (int t = 0; t < partners; t++)
-            n_pairs += add_pairs(fit, a, (int)((a + 1 + (int64_t)t * (N - 1) / partners) % N));
+    memset(fit->covariance, 0, (size_t)(C * C) * sizeof(double));
+    for (ptrdiff_t a = 0; a < N; a++)
+        for (ptrdiff_t t = 0; t < P; t++)
+            n_pairs += add_pairs(fit, a, (a + 1 + t * (N - 1) / P) % N);
     double trace = 0;
-    for (int c = 0; c < C; c++)
-        trace += n_pairs ? fit->covariance[(size_t)c * (size_t)C + (size_t)c] / (2.0 * n_pairs) : 0;
+    for (ptrdiff_t c = 0; c < C; c++)
+        trace += n_pairs ? fit->covariance[c * C + c] / (2.0 * n_pairs) : 0;
     if (!(trace > 1e-12))
         return 0;
-    for (size_t i = 0; i < (size_t)C * (size_t)C; i++)
+    for (ptrdiff_t i = 0; i < C * C; i++)
         fit->covariance[i] /= 2.0 * n_pairs;
-    for (int c = 0; c < C; c++)
-        fit->covariance[(size_t)c * (size_t)C + (size_t)c] += shrinkage * trace / C;
+    for (ptrdiff_t c = 0; c < C; c++)
+        fit->covariance[c * C + c] += shrinkage * trace / C;
     return 1;
 }
 
-/* The covariance channel graph [ours]. METHOD.md has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ.
- * Both are square roots of Σ_w^{-1}, a rotation apart, and everything after sees only inner products xᵀ
- * Σ_w^{-1} x', which are the same: Cholesky needs no eigenvectors. */
-static int fit_covariance(Dcga *dcga, const float *pooled, const float *centroids, const int *first,
-                          int n_images, Error *err)
+/* The covariance channel graph [ours], in rounds: pairs under h, Σ_w of the pairs' x, h from x by the filter.
+ * docs/METHOD.md 5 has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ. Both are square roots of Σ_w^{-1},
+ * a rotation apart, and everything after sees only inner products xᵀ Σ_w^{-1} x', which are the same: Cholesky
+ * needs no eigenvectors. filter [C][C]; returns 0 when there is nothing to filter by: one image, or all alike. */
+static int covariance_filter(float *filter, const Fit *fit, const DcgaOptions *options)
 {
-    int C = dcga->channels, total = first[n_images], most = 1, status = -1;
+    int found = 0;
+    memcpy(fit->h, fit->x, (size_t)(fit->total * fit->C) * sizeof(float));
+    l2_normalise(fit->h, fit->total, fit->C, 1e-12f);
+    for (int round = 0; round < options->rounds; round++) {
+        if (!within_covariance(fit, options->partners, options->shrinkage) ||
+            cholesky(fit->covariance, fit->C))
+            break;
+        invert_lower(fit->inverse, fit->covariance, fit->C);
+        for (ptrdiff_t i = 0; i < fit->C * fit->C; i++)
+            filter[i] = (float)fit->inverse[i];
+        found = 1;
+        linear(fit->h, fit->x, filter, NULL, fit->total, fit->C, fit->C);
+        l2_normalise(fit->h, fit->total, fit->C, 1e-12f);
+    }
+    return found;
+}
+
+static int fit_filter(Dcga *dcga, const float *pooled, const float *centroids, const int *first, int n_images,
+                      Error *err)
+{
+    Fit fit = {.centroids = centroids,
+               .first = first,
+               .n_images = n_images,
+               .C = dcga->channels,
+               .total = first[n_images],
+               .most = 1};
     for (int i = 0; i < n_images; i++)
-        if (first[i + 1] - first[i] > most)
-            most = first[i + 1] - first[i];
-    size_t squared = (size_t)C * (size_t)C;
-    float *x = aligned_array((size_t)total * (size_t)C, sizeof(float)),
-          *h = aligned_array((size_t)total * (size_t)C, sizeof(float));
-    float *filter = aligned_array(squared, sizeof(float));
-    double *work = aligned_array(squared, sizeof(double));
-    Fit fit = {x,
-               h,
-               centroids,
-               first,
-               n_images,
-               C,
-               aligned_array(squared, sizeof(double)),
-               aligned_array((size_t)most * (size_t)most, sizeof(float)),
-               aligned_array((size_t)most, sizeof(int[2])),
-               aligned_array((size_t)C, sizeof(double))};
-    if (!x || !h || !filter || !work || !fit.covariance || !fit.score || !fit.pairs || !fit.delta) {
-        fail_memory(err, "the channel graph", squared * 20);
-        goto done;
-    }
-    standardise(dcga, x, pooled, total);
-    memcpy(h, x, (size_t)total * (size_t)C * sizeof(float));
-    l2_normalise(h, total, C, 1e-12f);
-    status = 0;
-    for (int round = 0; round < dcga->options.rounds; round++) {
-        if (!within_covariance(&fit, dcga->options.partners, dcga->options.shrinkage) ||
-            cholesky(fit.covariance, C))
-            break; /* one image, or all alike: nothing to filter by */
-        invert_lower(filter, fit.covariance, work, C);
-        dcga->filter = filter;
-        linear(h, x, filter, NULL, total, C, C);
-        l2_normalise(h, total, C, 1e-12f);
-    }
-done:
-    if (dcga->filter != filter)
+        if (first[i + 1] - first[i] > fit.most)
+            fit.most = first[i + 1] - first[i];
+    Arena arena = {0};
+    fit_layout(&fit, &arena);
+    float *filter = aligned_array((size_t)(fit.C * fit.C), sizeof *filter);
+    if (!filter || arena_allocate(&arena)) {
         free(filter);
-    free(x), free(h), free(work), free(fit.covariance), free(fit.score), free(fit.pairs), free(fit.delta);
-    return status;
+        return fail_memory(err, "the channel graph", (unsigned long long)(fit.C * fit.C) * 20);
+    }
+    fit_layout(&fit, &arena);
+    standardise(dcga, fit.x, pooled, fit.total);
+    if (covariance_filter(filter, &fit, &dcga->options))
+        dcga->filter = filter;
+    else
+        free(filter);
+    free(arena.base);
+    return 0;
 }
 
 int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
@@ -436,11 +528,16 @@ int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *
     }
     moments(dcga, pooled, first[n_images]);
     if (options->channel_graph == CHANNEL_COVARIANCE &&
-        fit_covariance(dcga, pooled, centroids, first, n_images, err)) {
+        fit_filter(dcga, pooled, centroids, first, n_images, err)) {
         dcga_free(dcga);
         return -1;
     }
     return 0;
+}
+
+int dcga_learned(Dcga *dcga, Safetensors *weights, Error *err)
+{
+    return dcga_load(&dcga->object_gat, &dcga->channel_gat, weights, dcga->channels, err);
 }
 
 void dcga_free(Dcga *dcga)
@@ -450,224 +547,226 @@ void dcga_free(Dcga *dcga)
 }
 
 /* ================================================================================================
- * Objects -> descriptors
+ * Objects -> descriptors (docs/METHOD.md 5)
  * ============================================================================================== */
 
-/* The literal reading [ours]: channels of one object attend to each other, A = softmax_row(Z·Zᵀ/(n·τ)), x <-
- * x + λ·A·x, with Z [C][n] the object's standardised features at the n cells that it mostly covers. z
- * [C][n_cells], gram [C][C]: scratch. */
-static void channel_softmax(const Dcga *dcga, float *x, const float *features, const float *weights,
-                            int n_cells, float *z, float *gram)
+/* Z [C][n_cells] = the object's standardised features at the n cells that it mostly covers; returns n. */
+static ptrdiff_t standardised_cells(const Dcga *dcga, float *z, const float *features, const float *coverage,
+                                    ptrdiff_t n_cells)
 {
-    int C = dcga->channels, n = 0;
-    for (int p = 0; p < n_cells; p++) {
-        if (weights[p] < 0.5f)
+    const ptrdiff_t C = dcga->channels;
+    ptrdiff_t n = 0;
+    for (ptrdiff_t p = 0; p < n_cells; p++) {
+        if (coverage[p] < 0.5f)
             continue;
-        for (int c = 0; c < C; c++)
-            z[(size_t)c * (size_t)n_cells + (size_t)n] =
-                (features[(size_t)p * (size_t)C + (size_t)c] - dcga->mean[c]) / dcga->std[c];
+        for (ptrdiff_t c = 0; c < C; c++)
+            z[c * n_cells + n] = (features[p * C + c] - dcga->mean[c]) / dcga->std[c];
         n++;
     }
-    if (n == 0)
-        return; /* thinner than a cell: nothing to attend to */
-    matmul_nt(gram, C, z, n_cells, z, n_cells, C, C, n, 0);
-    float scale = 1 / ((float)n * dcga->options.channel_tau);
-    for (size_t i = 0; i < (size_t)C * (size_t)C; i++)
-        gram[i] *= scale;
-    softmax_rows(gram, C, C);
-    for (int c = 0; c < C; c++)
-        z[c] = dot(gram + (size_t)c * (size_t)C, x, C);
-    for (int c = 0; c < C; c++)
-        x[c] += dcga->options.channel_strength * z[c];
+    return n;
+}
+
+/* The literal reading [ours]: channels of one object attend to each other, A = softmax_row(Z·Zᵀ/(n·τ)), x <-
+ * x + λ·A·x. x [n][C]. */
+static int channel_softmax(const Dcga *dcga, float *x, const Objects *o, Error *err)
+{
+    const ptrdiff_t C = dcga->channels, n_cells = (ptrdiff_t)o->grid_h * o->grid_w;
+    float *z = aligned_array((size_t)(C * n_cells + C * C + C), sizeof *z);
+    if (!z)
+        return fail_memory(err, "the channel graph", (unsigned long long)(C * n_cells + C * C + C) * 4);
+    float *attention = z + C * n_cells, *change = attention + C * C;
+    for (ptrdiff_t i = 0; i < o->n; i++, x += C) {
+        ptrdiff_t n = standardised_cells(dcga, z, o->features, o->coverage + i * n_cells, n_cells);
+        if (n == 0)
+            continue; /* thinner than a cell: nothing to attend to */
+        float share = 1 / ((float)n * dcga->options.channel_tau);
+        matmul_nt(attention, C, z, n_cells, z, n_cells, C, C, n, 0);
+        for (ptrdiff_t c = 0; c < C * C; c++)
+            attention[c] *= share;
+        softmax_rows(attention, C, C);
+        for (ptrdiff_t c = 0; c < C; c++)
+            change[c] = dot(attention + c * C, x, C);
+        for (ptrdiff_t c = 0; c < C; c++)
+            x[c] += dcga->options.channel_strength * change[c];
+    }
+    free(z);
+    return 0;
 }
 
 /* GATv2 over n complete nodes with self-loops [block: Brody et al. 2022, eq. 7]: e_ij = aᵀ LeakyReLU(W_l x_j
  * + W_r x_i), softmax over j, out_i = Σ_j α_ij W_l x_j + b. x [n][d_in], out [n][d_out]; scratch: n·(2·d_out
  * + 1) floats. */
-static void gat_v2(const GatWeights *g, float *out, const float *x, int n, float *scratch)
+static void gat_v2(const GatWeights *g, float *out, const float *x, ptrdiff_t n, float *scratch)
 {
-    size_t d = (size_t)g->d_out;
-    float *left = scratch, *right = left + (size_t)n * d, *alpha = right + (size_t)n * d;
+    const ptrdiff_t d = g->d_out;
+    float *left = scratch, *right = left + n * d, *alpha = right + n * d;
     linear(left, x, g->w_l, NULL, n, g->d_out, g->d_in);
     linear(right, x, g->w_r, NULL, n, g->d_out, g->d_in);
-    for (int i = 0; i < n; i++) {
-        for (int j = 0; j < n; j++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        for (ptrdiff_t j = 0; j < n; j++) {
             float e = 0;
-            for (size_t c = 0; c < d; c++) {
-                float s = left[(size_t)j * d + c] + right[(size_t)i * d + c];
+            for (ptrdiff_t c = 0; c < d; c++) {
+                float s = left[j * d + c] + right[i * d + c];
                 e += g->a[c] * (s > 0 ? s : 0.2f * s);
             }
             alpha[j] = e;
         }
         softmax_rows(alpha, 1, n);
-        for (size_t c = 0; c < d; c++)
-            out[(size_t)i * d + c] = g->b[c];
-        for (int j = 0; j < n; j++)
-            for (size_t c = 0; c < d; c++)
-                out[(size_t)i * d + c] += alpha[j] * left[(size_t)j * d + c];
+        for (ptrdiff_t c = 0; c < d; c++)
+            out[i * d + c] = g->b[c];
+        for (ptrdiff_t j = 0; j < n; j++)
+            for (ptrdiff_t c = 0; c < d; c++)
+                out[i * d + c] += alpha[j] * left[j * d + c];
     }
 }
 
-/* A channel as a node: its weighted means over a side×side raster of the object's box, [C][side²] [ours]. */
-static void channel_layout(const Dcga *dcga, float *nodes, const float *features, const float *weights,
-                           int grid_h, int grid_w, int side)
+/* The rows and columns of the grid that an object touches; last < first: none. */
+typedef struct Box {
+    int x_first, x_last, y_first, y_last;
+} Box;
+
+static Box box_of(const float *coverage, int grid_h, int grid_w)
 {
-    int C = dcga->channels, bins = side * side, x0 = grid_w, x1 = -1, y0 = grid_h, y1 = -1;
-    memset(nodes, 0, (size_t)C * (size_t)bins * sizeof(float));
-    for (int p = 0; p < grid_h * grid_w; p++)
-        if (weights[p] > 0) {
-            int x = p % grid_w, y = p / grid_w;
-            x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
-        }
-    for (int bin = 0; bin < bins && x1 >= 0; bin++) {
-        double total = 0;
-        for (int y = y0; y <= y1; y++)
-            for (int x = x0; x <= x1; x++) {
-                int p = y * grid_w + x;
-                if ((y - y0) * side / (y1 - y0 + 1) != bin / side ||
-                    (x - x0) * side / (x1 - x0 + 1) != bin % side)
-                    continue;
-                total += weights[p];
-                for (int c = 0; c < C; c++)
-                    nodes[(size_t)c * (size_t)bins + (size_t)bin] +=
-                        weights[p] * (features[(size_t)p * (size_t)C + (size_t)c] - dcga->mean[c]) /
-                        dcga->std[c];
+    Box b = {grid_w, -1, grid_h, -1};
+    for (int y = 0; y < grid_h; y++)
+        for (int x = 0; x < grid_w; x++)
+            if (coverage[y * grid_w + x] > 0) {
+                b.x_first = x < b.x_first ? x : b.x_first, b.x_last = x > b.x_last ? x : b.x_last;
+                b.y_first = y < b.y_first ? y : b.y_first, b.y_last = y > b.y_last ? y : b.y_last;
             }
-        for (int c = 0; c < C && total > 0; c++)
-            nodes[(size_t)c * (size_t)bins + (size_t)bin] /= (float)total;
+    return b;
+}
+
+/* A channel as a node: its weighted means over a side×side raster of object i's box, nodes [C][side²] [ours]. */
+static void channel_layout(const Dcga *dcga, float *nodes, const Objects *o, ptrdiff_t i, int side)
+{
+    const ptrdiff_t C = dcga->channels, bins = side * side;
+    const float *coverage = o->coverage + i * o->grid_h * o->grid_w;
+    const Box box = box_of(coverage, o->grid_h, o->grid_w);
+    const int box_h = box.y_last - box.y_first + 1, box_w = box.x_last - box.x_first + 1;
+    memset(nodes, 0, (size_t)(C * bins) * sizeof(float));
+    for (int bin = 0; bin < bins && box_w > 0; bin++) {
+        double total = 0;
+        for (int y = box.y_first; y <= box.y_last; y++)
+            for (int x = box.x_first; x <= box.x_last; x++) {
+                const ptrdiff_t p = y * o->grid_w + x;
+                if ((y - box.y_first) * side / box_h != bin / side ||
+                    (x - box.x_first) * side / box_w != bin % side)
+                    continue;
+                total += coverage[p];
+                for (ptrdiff_t c = 0; c < C; c++)
+                    nodes[c * bins + bin] +=
+                        coverage[p] * (o->features[p * C + c] - dcga->mean[c]) / dcga->std[c];
+            }
+        for (ptrdiff_t c = 0; c < C && total > 0; c++)
+            nodes[c * bins + bin] /= (float)total;
     }
 }
 
 /* The learned channel graph: nodes = channels, GATv2, then the mean over each node's outputs is the channel's
- * new value [ours]. */
-static int channel_gat(const Dcga *dcga, float *x, const float *features, const float *weights, int n,
-                       int grid_h, int grid_w, Error *err)
+ * new value [ours]. x [n][C]. */
+static int channel_gat(const Dcga *dcga, float *x, const Objects *o, Error *err)
 {
     const GatWeights *g = &dcga->channel_gat;
-    int C = dcga->channels, side = (int)lround(sqrt(g->d_in));
-    size_t d = (size_t)g->d_out, n_floats = (size_t)C * ((size_t)g->d_in + 3 * d + 1);
-    float *nodes = aligned_array(n_floats, sizeof(float));
+    const ptrdiff_t C = dcga->channels, d = g->d_out, n_floats = C * (g->d_in + 3 * d + 1);
+    float *nodes = aligned_array((size_t)n_floats, sizeof(float));
     if (!nodes)
-        return fail_memory(err, "the learned channel graph", n_floats * 4);
-    float *out = nodes + (size_t)C * (size_t)g->d_in, *scratch = out + (size_t)C * d;
-    for (int i = 0; i < n; i++) {
-        channel_layout(dcga, nodes, features, weights + (size_t)i * (size_t)grid_h * (size_t)grid_w, grid_h,
-                       grid_w, side);
+        return fail_memory(err, "the learned channel graph", (unsigned long long)n_floats * 4);
+    float *out = nodes + C * g->d_in, *scratch = out + C * d;
+    for (ptrdiff_t i = 0; i < o->n; i++) {
+        channel_layout(dcga, nodes, o, i, (int)lround(sqrt(g->d_in)));
         gat_v2(g, out, nodes, C, scratch);
-        for (int c = 0; c < C; c++) {
+        for (ptrdiff_t c = 0; c < C; c++) {
             double sum = 0;
-            for (size_t k = 0; k < d; k++)
-                sum += out[(size_t)c * d + k];
-            x[(size_t)i * (size_t)C + (size_t)c] = (float)(sum / (double)d);
+            for (ptrdiff_t k = 0; k < d; k++)
+                sum += out[c * d + k];
+            x[i * C + c] = (float)(sum / (double)d);
         }
     }
     free(nodes);
     return 0;
 }
 
-/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours]. alpha
- * [n][n], mixed [n][C]: scratch. */
-static void object_graph(const Dcga *dcga, float *h, int n, float *alpha, float *mixed)
+/* h [n][C] = the channel graph of the standardised objects, not yet unit vectors. A learned graph stands in the
+ * place of the others. */
+static int channel_graph(const Dcga *dcga, float *h, const Objects *o, Error *err)
 {
-    int C = dcga->channels;
-    matmul_nt(alpha, n, h, C, h, C, n, n, C, 0);
-    for (size_t i = 0; i < (size_t)n * (size_t)n; i++)
-        alpha[i] /= dcga->options.object_tau;
-    softmax_rows(alpha, n, n);
-    matmul(mixed, C, alpha, n, h, C, n, C, n, 0);
-    for (size_t i = 0; i < (size_t)n * (size_t)C; i++)
-        h[i] += dcga->options.object_strength * mixed[i];
-    l2_normalise(h, n, C, 1e-12f);
-}
-
-static int channel_graph(const Dcga *dcga, float *h, float *x, const float *features, const float *weights,
-                         int n, int grid_h, int grid_w, Error *err)
-{
-    int C = dcga->channels, n_cells = grid_h * grid_w;
-    if (dcga->has_channel_gat && channel_gat(dcga, x, features, weights, n, grid_h, grid_w, err))
-        return -1;
-    if (!dcga->has_channel_gat && dcga->options.channel_graph == CHANNEL_SOFTMAX) {
-        size_t n_z = (size_t)C * (size_t)(n_cells > C ? n_cells : C), n_gram = (size_t)C * (size_t)C;
-        float *z = aligned_array(n_z + n_gram, sizeof(float));
-        if (!z)
-            return fail_memory(err, "the channel graph", (n_z + n_gram) * 4);
-        for (int i = 0; i < n; i++)
-            channel_softmax(dcga, x + (size_t)i * (size_t)C, features, weights + (size_t)i * (size_t)n_cells,
-                            n_cells, z, z + n_z);
-        free(z);
-    }
-    if (dcga->filter && !dcga->has_channel_gat) /* a learned graph stands in its place */
+    const ptrdiff_t C = dcga->channels, n = o->n;
+    float *x = aligned_array((size_t)(n * C), sizeof *x);
+    if (!x)
+        return fail_memory(err, "descriptors", (unsigned long long)(n * C) * 4);
+    standardise(dcga, x, o->pooled, n);
+    int status = 0;
+    if (dcga->channel_gat.w_l)
+        status = channel_gat(dcga, x, o, err);
+    else if (dcga->options.channel_graph == CHANNEL_SOFTMAX)
+        status = channel_softmax(dcga, x, o, err);
+    if (dcga->filter && !dcga->channel_gat.w_l)
         linear(h, x, dcga->filter, NULL, n, C, C);
     else
-        memcpy(h, x, (size_t)n * (size_t)C * sizeof(float));
-    return 0;
-}
-
-int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, const float *features,
-                  const float *weights, int n, int grid_h, int grid_w, int with_objects, Error *err)
-{
-    if (n == 0)
-        return 0;
-    int C = dcga->channels;
-    const GatWeights *g = &dcga->object_gat;
-    size_t n_x = (size_t)n * (size_t)C, n_alpha = (size_t)n * (size_t)n;
-    size_t n_gat = dcga->has_object_gat ? (size_t)n * (2 * (size_t)g->d_out + 1) : 0;
-    float *x = aligned_array(n_x + n_x + n_alpha + n_gat, sizeof(float));
-    if (!x)
-        return fail_memory(err, "descriptors", (n_x + n_x + n_alpha + n_gat) * 4);
-    float *mixed = x + n_x, *alpha = mixed + n_x, *scratch = alpha + n_alpha;
-    standardise(dcga, x, pooled, n);
-    int status = channel_graph(dcga, descriptors, x, features, weights, n, grid_h, grid_w, err);
-    if (!status) {
-        if (dcga->has_object_gat) { /* who stands alone attends to itself: W_l x + b, in the same space as the
-                                       others */
-            for (int i = 0, group = with_objects ? n : 1; i < n; i += group)
-                gat_v2(g, mixed + (size_t)i * (size_t)C, descriptors + (size_t)i * (size_t)C, group, scratch);
-            memcpy(descriptors, mixed, n_x * sizeof(float));
-        }
-        l2_normalise(descriptors, n, C, 1e-12f);
-        if (!dcga->has_object_gat && with_objects && dcga->options.object_strength > 0)
-            object_graph(dcga, descriptors, n, alpha, mixed);
-    }
+        memcpy(h, x, (size_t)(n * C) * sizeof(float));
     free(x);
     return status;
 }
 
-static int gat_open(GatWeights *g, int *has, Safetensors *st, const char *prefix, int64_t d_in, int64_t d_out,
-                    Error *err)
+/* The learned object graph over n nodes h [n][C], in place. A node that stands alone attends to itself: W_l x +
+ * b, in the same space as the others. */
+static int object_gat(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
 {
-    char name[64];
-    snprintf(name, sizeof name, "%s.lin_l.weight", prefix);
-    const StTensor *w = st_find(st, name);
-    *has = w != NULL;
-    if (!w)
-        return 0;
-    if (w->n_dims != 2 || (d_in > 0 && w->shape[1] != d_in) || (d_out > 0 && w->shape[0] != d_out) ||
-        w->shape[0] < 1 || w->shape[0] > 65536 || w->shape[1] < 1 || w->shape[1] > 65536)
-        return fail(err, "%s: tensor %s does not have the shape [%lld][%lld] of the features", st_path(st),
-                    name, (long long)d_out, (long long)d_in);
-    int64_t out = w->shape[0], in = w->shape[1];
-    g->d_in = (int)in, g->d_out = (int)out;
-    g->w_l = st_weight(st, err, 2, (int64_t[]){out, in}, "%s.lin_l.weight", prefix);
-    g->w_r = g->w_l ? st_weight(st, err, 2, (int64_t[]){out, in}, "%s.lin_r.weight", prefix) : NULL;
-    g->a = g->w_r ? st_weight(st, err, 1, (int64_t[]){out}, "%s.att", prefix) : NULL;
-    g->b = g->a ? st_weight(st, err, 1, (int64_t[]){out}, "%s.bias", prefix) : NULL;
-    return g->b ? 0 : -1;
+    const ptrdiff_t C = dcga->channels, n_floats = n * C + n * (2 * C + 1);
+    float *out = aligned_array((size_t)n_floats, sizeof *out);
+    if (!out)
+        return fail_memory(err, "descriptors", (unsigned long long)n_floats * 4);
+    gat_v2(&dcga->object_gat, out, h, n, out + n * C);
+    memcpy(h, out, (size_t)(n * C) * sizeof *h);
+    free(out);
+    return 0;
 }
 
-int dcga_learned(Dcga *dcga, Safetensors *st, Error *err)
+/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours], h [n][C] unit
+ * vectors before and after. */
+static int object_graph(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
 {
-    if (gat_open(&dcga->object_gat, &dcga->has_object_gat, st, "object", dcga->channels, dcga->channels,
-                 err) ||
-        gat_open(&dcga->channel_gat, &dcga->has_channel_gat, st, "channel", 0, 0, err))
+    const ptrdiff_t C = dcga->channels;
+    float *alpha = aligned_array((size_t)(n * n + n * C), sizeof *alpha);
+    if (!alpha)
+        return fail_memory(err, "descriptors", (unsigned long long)(n * n + n * C) * 4);
+    float *mixed = alpha + n * n;
+    matmul_nt(alpha, n, h, C, h, C, n, n, C, 0);
+    for (ptrdiff_t i = 0; i < n * n; i++)
+        alpha[i] /= dcga->options.object_tau;
+    softmax_rows(alpha, n, n);
+    matmul(mixed, C, alpha, n, h, C, n, C, n, 0);
+    for (ptrdiff_t i = 0; i < n * C; i++)
+        h[i] += dcga->options.object_strength * mixed[i];
+    l2_normalise(h, n, C, 1e-12f);
+    free(alpha);
+    return 0;
+}
+
+int dcga_describe(const Dcga *dcga, float *descriptors, const Objects *o, Error *err)
+{
+    if (o->n == 0)
+        return 0;
+    if (channel_graph(dcga, descriptors, o, err))
         return -1;
-    if (!dcga->has_object_gat && !dcga->has_channel_gat)
-        return fail(err,
-                    "%s: neither object.lin_l.weight nor channel.lin_l.weight is there: not DCGA weights",
-                    st_path(st));
-    int side = (int)lround(sqrt(dcga->channel_gat.d_in));
-    if (dcga->has_channel_gat && side * side != dcga->channel_gat.d_in)
-        return fail(err, "%s: channel.lin_l.weight takes %d inputs, which is not a square raster",
-                    st_path(st), dcga->channel_gat.d_in);
+    if (dcga->object_gat.w_l && object_gat(dcga, descriptors, o->n, err))
+        return -1;
+    l2_normalise(descriptors, o->n, dcga->channels, 1e-12f);
+    if (!dcga->object_gat.w_l && dcga->options.object_strength > 0)
+        return object_graph(dcga, descriptors, o->n, err);
+    return 0;
+}
+
+int dcga_describe_region(const Dcga *dcga, float *h, const Objects *image, const float *pooled,
+                         const float *coverage, Error *err)
+{
+    Objects region = *image;
+    region.n = 1, region.pooled = pooled, region.coverage = coverage;
+    if (channel_graph(dcga, h, &region, err))
+        return -1;
+    if (dcga->object_gat.w_l && object_gat(dcga, h, 1, err))
+        return -1;
+    l2_normalise(h, 1, dcga->channels, 1e-12f);
     return 0;
 }

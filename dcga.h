@@ -1,4 +1,4 @@
-/* dcga.h - objects and their descriptors: Dynamic Channel Graph Attention (METHOD.md 4 and 5).
+/* dcga.h - objects and their descriptors: Dynamic Channel Graph Attention (docs/METHOD.md 4 and 5).
  *
  * Masks become objects on the feature grid, each object a "keypoint" [paper]; its feature map is pooled to a
  * vector and passed through two graphs, one over channels and one over the image's objects. What the two
@@ -8,19 +8,25 @@
 
 #include "io/error.h"
 #include "io/rle.h"
-#include "io/safetensors.h"
+#include "load/dcga_load.h"
+#include "tensor.h"
 
 /* ---- masks -> objects ---------------------------------------------------------------------------*/
 
+/* The objects of one image on the feature grid. They own their memory (objects_new, objects_copy, then
+ * objects_free), or they are a view of what stands elsewhere, such as in a bank; then memory.base is NULL. */
 typedef struct Objects {
-    int n; /* objects; the background, when there is one, is the last */
-    int has_background;
+    int n, has_background; /* the background, when there is one, is the last */
     int grid_h, grid_w, channels;
-    float *weights;     /* [n][grid_h*grid_w] w_i(p): the part of cell p that the object covers, 0..1 */
-    float *pooled;      /* [n][channels] a_i = sum_p w_i f / sum_p w_i */
-    float *centroids;   /* [n][2] x, y in 0..1 */
-    float *areas;       /* [n] part of the image, 0..1 */
-    float *descriptors; /* [n][channels] unit vectors h_i, filled by dcga_describe */
+    const float *features;      /* [grid_h*grid_w][channels] f of the image; NULL in a view of a bank */
+    const uint16_t *features16; /* the same in float16, as a bank keeps them; NULL elsewhere */
+    const float *coverage;      /* [n][grid_h*grid_w] w_i(p): the part of cell p that object i covers, 0..1 */
+    const float *pooled;        /* [n][channels] a_i = sum_p w_i f / sum_p w_i */
+    const float *centroids;     /* [n][2] c_i: x, y in 0..1 */
+    const float *areas;         /* [n] A_i: part of the image, 0..1 */
+    const float *descriptors;   /* [n][channels] h_i, unit vectors (dcga_describe); NULL before */
+    const float *units;         /* [n] unit of the object's structural map (amm.h); NULL but in a bank */
+    Arena memory;               /* of coverage, pooled, centroids, areas */
 } Objects;
 
 /* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, and 0.9f is less than 90 %. */
@@ -32,25 +38,29 @@ typedef struct ObjectsOptions {
 } ObjectsOptions;
 
 /* Masks of an image [height][width] -> labels [height][width]: the object that owns each pixel, or -1. Where
- * masks overlap the smaller one keeps the pixel. kept [n_masks] lists the surviving masks in their given
- * order; *n_kept. */
-int objects_labels(int32_t *labels, int *kept, int *n_kept, const Rle *masks, int n_masks, int height,
-                   int width, const ObjectsOptions *options, Error *err);
+ * masks overlap the smaller one keeps the pixel [ours]. kept [n_masks], or NULL: the surviving masks in their
+ * given order. Returns how many survive; -1: no memory. */
+int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, int height, int width,
+                   const ObjectsOptions *options, Error *err);
 
-/* Labels -> soft weights on the grid by exact area averaging, for n labels 0..n-1 (+ label -1 as object n
- * when background is set). weights [n (+1)][grid_h*grid_w]. Sums are double: a cell of a large image has a
- * hundred thousand pixels. */
-int objects_weights(float *weights, const int32_t *labels, int n, int background, int height, int width,
-                    int grid_h, int grid_w, Error *err);
+/* Labels [height][width] -> coverage [n][grid_h*grid_w] by exact area averaging. Of `shape`, n, has_background
+ * (label -1 is the last object) and the grid count. */
+int objects_coverage(float *coverage, const Objects *shape, const int32_t *labels, int height, int width,
+                     Error *err);
 
-/* Allocate for n objects and fill from weights (copied): pooled, centroids, areas. features
- * [grid_h*grid_w][channels]. */
-int objects_new(Objects *objects, int n, int has_background, int grid_h, int grid_w, int channels,
-                const float *weights, const float *features, Error *err);
+/* The functions below take objects of which n, has_background, the grid, channels and features are set, and
+ * allocate the rest. 0, or -1: no memory. */
+
+/* Objects of this coverage [n][grid_h*grid_w], which is copied: pooled, centroids, areas. */
+int objects_new(Objects *objects, const float *coverage, Error *err);
+/* An own copy of what a view shows of coverage, pooled, centroids, areas. */
+int objects_copy(Objects *objects, const Objects *view, Error *err);
+/* Objects of an image's masks: labels, coverage, then as objects_new. Sets n and has_background. */
+int masks_to_objects(Objects *objects, int32_t *labels, const Rle *masks, int n_masks, int height, int width,
+                     const ObjectsOptions *options, Error *err);
+/* The whole image as one object (ablation: PaDiM on the references). Sets n and has_background. */
+int whole_image_object(Objects *objects, Error *err);
 void objects_free(Objects *objects);
-/* pooled[c] = sum_p w(p) f(p)[c] / sum_p w(p) (0 for an empty mask) for n weight maps. */
-void objects_pool(float *pooled, const float *weights, const float *features, int n, int n_cells,
-                  int channels);
 
 /* ---- objects -> descriptors ----------------------------------------------------------------------*/
 
@@ -72,40 +82,30 @@ typedef struct DcgaOptions {
     float object_tau;           /* tau_o: 0.1 [ours] */
 } DcgaOptions;
 
-/* The learned form: GATv2 (Brody et al., 2022) [block]; weights of --dcga. */
-typedef struct GatWeights {
-    const float *w_l, *w_r; /* [d_out][d_in] */
-    const float *a;         /* [d_out] */
-    const float *b;         /* [d_out] */
-    int d_in, d_out;
-} GatWeights;
-
 typedef struct Dcga {
     DcgaOptions options;
     int channels;
-    float *mean, *std; /* [channels] of the bank's pooled objects */
-    float *filter;     /* [channels][channels] L^-1 of the within-object covariance L·Lᵀ, or NULL */
-    int has_object_gat;
-    GatWeights object_gat; /* over objects: d_in = channels, d_out = channels */
-    int has_channel_gat;
+    float *mean, *std;     /* [channels] of the bank's pooled objects */
+    float *filter;         /* [channels][channels] L^-1 of the within-object covariance L·Lᵀ, or NULL */
+    GatWeights object_gat; /* learned graph over objects: d_in = d_out = channels */
     GatWeights
-        channel_gat; /* over channels: d_in = the bins of a channel's layout inside the object, d_out any */
+        channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any */
 } Dcga;
 
-/* Statistics of the bank: pooled [total][channels], centroids [total][2], image i owns objects
- * first[i]..first[i+1]-1. */
+/* Statistics of a bank's objects: pooled [total][channels], centroids [total][2], image i owns objects
+ * first[i]..first[i+1]-1. 0, or -1: no memory. */
 int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
              const float *centroids, const int *first, int n_images, Error *err);
-/* Attach learned GATv2 weights ("object.*", "channel.*": lin_l.weight, lin_r.weight, att, bias). */
+/* Attach the learned weights of --dcga; they stay the file's. */
 int dcga_learned(Dcga *dcga, Safetensors *weights, Error *err);
 void dcga_free(Dcga *dcga);
 
-/* descriptors [n][channels], unit vectors. features [n_cells][channels] and weights [n][n_cells] are those
- * that pooled was made from (the softmax channel graph and the learned one look at them). with_objects 0:
- * each stands alone in the object graph, for a mask that is not an object of the image (verification in
- * compare.c). */
-int dcga_describe(const Dcga *dcga, float *descriptors, const float *pooled, const float *features,
-                  const float *weights, int n, int grid_h, int grid_w, int with_objects, Error *err);
+/* descriptors [n][channels]: h_i of all objects of an image, unit vectors. 0, or -1: no memory. */
+int dcga_describe(const Dcga *dcga, float *descriptors, const Objects *objects, Error *err);
+/* h [channels] of a region that is no object of its image, such as a mask moved there from another one: it
+ * stands alone in the object graph. pooled and coverage are the region's, grid and features the image's. */
+int dcga_describe_region(const Dcga *dcga, float *h, const Objects *image, const float *pooled,
+                         const float *coverage, Error *err);
 
 /* Mutual nearest neighbours between two sets under score [n][m]: pairs of indices; returns how many (<=
  * min(n, m)). */

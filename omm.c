@@ -1,4 +1,11 @@
-/* omm.c - score matrix, dustbin, Sinkhorn, mutual matches. See omm.h; METHOD.md section 6. */
+/* omm.c - retrieval's cosine, score matrix, dustbin, Sinkhorn, mutual matches, verification, counting, alpha.
+ * See omm.h; docs/METHOD.md 2 and 6.
+ *
+ *   S_ij = h_i·h_j - w_p‖c_i - c_j‖²            [n_q][n_r]
+ *   P = Sinkhorn of S/τ with dustbins            [n_q+1][n_r+1]
+ *   match: mutual best of P above a threshold    U_i = P[i, bin], V_j = P[bin, j]
+ *   verify: U_i or V_j = 0 where the other image shows the object's like under its mask
+ *   count: U and V of objects alike together */
 #include "omm.h"
 
 #include <math.h>
@@ -8,103 +15,94 @@
 #include "io/fail.h"
 #include "tensor.h"
 
+/* ================================================================================================
+ * Retrieval (docs/METHOD.md 2)
+ * ============================================================================================== */
+
+float retrieval_cosine(const float *a, const float *b, int dim)
+{
+    return dot(a, b, dim);
+}
+
+float retrieval_l2(const float *features, const uint16_t *features16, size_t n)
+{
+    enum { BLOCK = 512 };
+    float difference[BLOCK];
+    double sum = 0;
+    for (size_t at = 0; at < n; at += BLOCK) {
+        const size_t count = n - at < BLOCK ? n - at : BLOCK;
+        f16_to_f32_row(difference, features16 + at, count);
+        for (size_t i = 0; i < count; i++)
+            difference[i] -= features[at + i];
+        sum += dot(difference, difference, (int)count);
+    }
+    return (float)-sum;
+}
+
+/* ================================================================================================
+ * Scores and optimal transport (docs/METHOD.md 6)
+ * ============================================================================================== */
+
 static float distance_cost(const float *a, const float *b, float position_weight)
 {
     const float dx = a[0] - b[0], dy = a[1] - b[1];
     return position_weight * (dx * dx + dy * dy);
 }
 
-void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight)
+void omm_scores(float *scores, const Objects *q, const Objects *r, float position_weight)
 {
-    matmul_nt(scores, r->n, q->descriptors, dim, r->descriptors, dim, q->n, r->n, dim, 0);
-    for (int i = 0; i < q->n; i++)
-        for (int j = 0; j < r->n; j++)
-            scores[(size_t)i * (size_t)r->n + (size_t)j] -=
-                distance_cost(q->centroids + 2 * i, r->centroids + 2 * j, position_weight);
+    const ptrdiff_t n = q->n, m = r->n, C = q->channels;
+    matmul_nt(scores, m, q->descriptors, C, r->descriptors, C, n, m, C, 0);
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (ptrdiff_t j = 0; j < m; j++)
+            scores[i * m + j] -= distance_cost(q->centroids + 2 * i, r->centroids + 2 * j, position_weight);
 }
 
 /* log Σ_j exp(z[j·stride] + add[j]), shifted by the largest so that nothing overflows. */
-static double log_sum_exp(const float *z, size_t stride, const double *add, int n)
+static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, int n)
 {
     double largest = -INFINITY; /* (not by fmax: gcc 12 for ARM fails to compile its reduction) */
     for (int j = 0; j < n; j++) {
-        const double term = z[(size_t)j * stride] + add[j];
+        const double term = z[j * stride] + add[j];
         largest = term > largest ? term : largest;
     }
     double sum = 0;
     for (int j = 0; j < n; j++)
-        sum += expf((float)(z[(size_t)j * stride] + add[j] - largest));
+        sum += expf((float)(z[j * stride] + add[j] - largest));
     return largest + log(sum);
 }
 
-void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters,
-                  double *scratch)
+/* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as much as
+ * the other side has objects, so that all may end up unmatched. The potentials u and v are double: where objects
+ * fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
+int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
+                 Error *err)
 {
-    /* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as
-     * much as the other side has objects, so that all may end up unmatched. */
-    int rows = n + 1, cols = m + 1;
-    float *z = assignment;
-    double *u = scratch, *v = scratch + rows, norm = -log(n + m);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++)
-            z[(size_t)i * (size_t)cols + (size_t)j] =
-                (i < n && j < m ? scores[(size_t)i * (size_t)m + (size_t)j] : alpha) / tau;
-    memset(scratch, 0, (size_t)(rows + cols) * sizeof *scratch);
+    const ptrdiff_t rows = (ptrdiff_t)n + 1, cols = (ptrdiff_t)m + 1;
+    const double norm = -log(n + m);
+    float *z = aligned_array((size_t)(rows * cols), sizeof *z);
+    double *u = aligned_array((size_t)(rows + cols), sizeof *u);
+    if (!z || !u) {
+        free(z), free(u);
+        return fail_memory(err, "a matching", (unsigned long long)(rows * cols) * sizeof *z);
+    }
+    double *v = u + rows;
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < cols; j++)
+            z[i * cols + j] = (i < n && j < m ? scores[i * m + j] : dustbin) / tau;
+    for (ptrdiff_t i = 0; i < rows + cols; i++)
+        u[i] = 0;
     for (int t = 0; t < iters; t++) {
-        for (int i = 0; i < rows; i++)
-            u[i] = norm + (i < n ? 0 : log(m)) - log_sum_exp(z + (size_t)i * (size_t)cols, 1, v, cols);
-        for (int j = 0; j < cols; j++)
-            v[j] = norm + (j < m ? 0 : log(n)) - log_sum_exp(z + j, (size_t)cols, u, rows);
+        for (ptrdiff_t i = 0; i < rows; i++)
+            u[i] = norm + (i < n ? 0 : log(m)) - log_sum_exp(z + i * cols, 1, v, cols);
+        for (ptrdiff_t j = 0; j < cols; j++)
+            v[j] = norm + (j < m ? 0 : log(n)) - log_sum_exp(z + j, cols, u, rows);
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++) {
-            size_t at = (size_t)i * (size_t)cols + (size_t)j;
-            z[at] = expf((float)(z[at] + u[i] + v[j] - norm));
-        }
-}
-
-static int best_in_row(const float *row, int n)
-{
-    int best = 0;
-    for (int j = 1; j < n; j++)
-        if (row[j] > row[best])
-            best = j;
-    return best;
-}
-
-static int best_in_column(const float *column, size_t stride, int n)
-{
-    int best = 0;
-    for (int i = 1; i < n; i++)
-        if (column[(size_t)i * stride] > column[(size_t)best * stride])
-            best = i;
-    return best;
-}
-
-/* Mutual best by table [n_q][stride], above the threshold. */
-static void pick_matches(Matching *m, const float *table, size_t stride, float threshold)
-{
-    for (int i = 0; i < m->n_q; i++) {
-        int j = best_in_row(table + (size_t)i * stride, m->n_r);
-        if (table[(size_t)i * stride + (size_t)j] > threshold &&
-            best_in_column(table + j, stride, m->n_q) == i) {
-            m->match_q[i] = j;
-            m->match_r[j] = i;
-        }
-    }
-}
-
-/* The ablation without optimal transport: a match or none, U and V are 0 or 1. */
-static void match_nearest(Matching *m, float alpha)
-{
-    size_t cols = (size_t)m->n_r + 1;
-    pick_matches(m, m->scores, (size_t)m->n_r, nextafterf(alpha, -INFINITY));
-    memset(m->assignment, 0, ((size_t)m->n_q + 1) * cols * sizeof(float));
-    for (int i = 0; i < m->n_q; i++)
-        m->assignment[(size_t)i * cols + (size_t)(m->match_q[i] >= 0 ? m->match_q[i] : m->n_r)] = 1;
-    for (int j = 0; j < m->n_r; j++)
-        if (m->match_r[j] < 0)
-            m->assignment[(size_t)m->n_q * cols + (size_t)j] = 1;
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < cols; j++)
+            assignment[i * cols + j] = expf((float)(z[i * cols + j] + u[i] + v[j] - norm));
+    free(z), free(u);
+    return 0;
 }
 
 /* Why alpha is not the dustbin itself. Take one pair (i, j) that matches, among others that do. In the
@@ -113,7 +111,7 @@ static void match_nearest(Matching *m, float alpha)
  * the number of matches, min(n, m). So U²/(1 - U) = min(n, m)·exp(-(S - dustbin)/τ): the more objects, the
  * more of every match leaks into the bins, and at S = dustbin nearly all of it. Solving for the dustbin at
  * which the weakest normal match, S = alpha, still has U = u gives dustbin = alpha - τ·(log min(n, m) -
- * log(u²/(1 - u))). */
+ * log(u²/(1 - u))) [ours]. */
 float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
 {
     float u = options->alpha_unmatched;
@@ -122,111 +120,289 @@ float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
     return alpha - options->tau * (logf((float)(n < m ? n : m)) - (2 * logf(u) - log1pf(-u)));
 }
 
-int omm_match(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha,
-              const OmmOptions *options, Error *err)
+/* ================================================================================================
+ * Matches
+ * ============================================================================================== */
+
+/* Index of the first of the largest of n numbers that are `stride` apart. */
+static int largest(const float *x, ptrdiff_t stride, int n)
 {
-    size_t n = (size_t)q->n, k = (size_t)r->n, cols = k + 1;
-    *m = (Matching){.n_q = q->n, .n_r = r->n};
-    m->scores = aligned_array(n * k + 1, sizeof(float));
-    m->assignment = aligned_array((n + 1) * cols, sizeof(float));
-    m->match_q = aligned_array(n + 1, sizeof(int));
-    m->match_r = aligned_array(k + 1, sizeof(int));
-    m->unmatched_q = aligned_array(n + 1, sizeof(float));
-    m->unmatched_r = aligned_array(k + 1, sizeof(float));
-    m->counted_q = aligned_array(n + 1, sizeof(float));
-    m->counted_r = aligned_array(k + 1, sizeof(float));
-    double *scratch = aligned_array(n + k + 2, sizeof(double));
-    if (!m->scores || !m->assignment || !m->match_q || !m->match_r || !m->unmatched_q || !m->unmatched_r ||
-        !m->counted_q || !m->counted_r || !scratch) {
-        matching_free(m);
-        free(scratch);
-        return fail_memory(err, "a matching", (n + 1) * cols * 8);
-    }
-    memset(m->match_q, -1, (n + 1) * sizeof(int));
-    memset(m->match_r, -1, (k + 1) * sizeof(int));
-    if (n > 0 && k > 0) {
-        omm_scores(m->scores, q, r, dim, options->position_weight);
-        if (options->nearest) {
-            match_nearest(m, alpha);
-        } else {
-            omm_sinkhorn(m->assignment, m->scores, q->n, r->n, omm_dustbin(alpha, q->n, r->n, options),
-                         options->tau, options->sinkhorn_iters, scratch);
-            pick_matches(m, m->assignment, cols, options->match_threshold);
+    int best = 0;
+    for (int j = 1; j < n; j++)
+        if (x[j * stride] > x[best * stride])
+            best = j;
+    return best;
+}
+
+/* Mutual best by table [n_q][stride], above the threshold [block]. */
+static void pick_matches(Matching *m, const float *table, ptrdiff_t stride, float threshold)
+{
+    for (int i = 0; i < m->n_q; i++) {
+        int j = largest(table + i * stride, 1, m->n_r);
+        if (table[i * stride + j] > threshold && largest(table + j, stride, m->n_q) == i) {
+            m->match_q[i] = j;
+            m->match_r[j] = i;
         }
-        for (size_t i = 0; i < n; i++)
-            m->unmatched_q[i] = m->assignment[i * cols + k];
-        for (size_t j = 0; j < k; j++)
-            m->unmatched_r[j] = m->assignment[n * cols + j];
-    } else { /* nothing to match with: all is in the dustbin */
-        memset(m->assignment, 0, (n + 1) * cols * sizeof(float));
-        for (size_t i = 0; i < n; i++)
-            m->assignment[i * cols + k] = m->unmatched_q[i] = 1;
-        for (size_t j = 0; j < k; j++)
-            m->assignment[n * cols + j] = m->unmatched_r[j] = 1;
     }
-    free(scratch);
+}
+
+/* Without optimal transport: P, and with it U and V, is 1 or 0. */
+static void assign_matches(Matching *m)
+{
+    const ptrdiff_t cols = (ptrdiff_t)m->n_r + 1;
+    for (int i = 0; i < m->n_q; i++)
+        m->assignment[i * cols + (m->match_q[i] >= 0 ? m->match_q[i] : m->n_r)] = 1;
+    for (int j = 0; j < m->n_r; j++)
+        if (m->match_r[j] < 0)
+            m->assignment[m->n_q * cols + j] = 1;
+}
+
+static void layout(Matching *m, Arena *arena)
+{
+    const size_t n = (size_t)m->n_q, k = (size_t)m->n_r;
+    m->scores = arena_floats(arena, n * k);
+    m->assignment = arena_floats(arena, (n + 1) * (k + 1));
+    m->match_q = arena_take(arena, n * sizeof *m->match_q);
+    m->match_r = arena_take(arena, k * sizeof *m->match_r);
+    m->unmatched_q = arena_floats(arena, n);
+    m->unmatched_r = arena_floats(arena, k);
+    m->counted_q = arena_floats(arena, n);
+    m->counted_r = arena_floats(arena, k);
+}
+
+/* A matching in which nothing is matched yet and all of P is 0. */
+static int matching_new(Matching *m, int n_q, int n_r, Error *err)
+{
+    *m = (Matching){.n_q = n_q, .n_r = n_r};
+    layout(m, &m->memory);
+    if (arena_allocate(&m->memory))
+        return fail_memory(err, "a matching", m->memory.size);
+    layout(m, &m->memory);
+    memset(m->memory.base, 0, m->memory.size);
+    for (int i = 0; i < n_q; i++)
+        m->match_q[i] = -1;
+    for (int j = 0; j < n_r; j++)
+        m->match_r[j] = -1;
     return 0;
 }
 
-int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float alpha,
-              const OmmOptions *options)
+int omm_match(Matching *m, const Objects *q, const Objects *r, float alpha, const OmmOptions *options,
+              Error *err)
 {
-    const float likeness = dot(a->descriptors + (ptrdiff_t)i * dim, b->descriptors + (ptrdiff_t)j * dim, dim);
-    return likeness - distance_cost(a->centroids + 2 * i, b->centroids + 2 * j, options->position_weight) >=
+    const ptrdiff_t cols = (ptrdiff_t)r->n + 1;
+    if (matching_new(m, q->n, r->n, err))
+        return -1;
+    if (q->n == 0 || r->n == 0) { /* nothing to match with: all is in the dustbin */
+        assign_matches(m);
+    } else if (options->nearest) { /* ablation: mutual nearest with S >= alpha */
+        omm_scores(m->scores, q, r, options->position_weight);
+        pick_matches(m, m->scores, r->n, nextafterf(alpha, -INFINITY));
+        assign_matches(m);
+    } else {
+        omm_scores(m->scores, q, r, options->position_weight);
+        if (omm_sinkhorn(m->assignment, m->scores, q->n, r->n, omm_dustbin(alpha, q->n, r->n, options),
+                         options->tau, options->sinkhorn_iters, err)) {
+            matching_free(m);
+            return -1;
+        }
+        pick_matches(m, m->assignment, cols, options->match_threshold);
+    }
+    for (int i = 0; i < q->n; i++)
+        m->unmatched_q[i] = m->assignment[i * cols + r->n];
+    for (int j = 0; j < r->n; j++)
+        m->unmatched_r[j] = m->assignment[q->n * cols + j];
+    return 0;
+}
+
+void omm_match_whole(Matching *m)
+{
+    m->match_q[0] = m->match_r[0] = 0;
+    m->unmatched_q[0] = m->unmatched_r[0] = 0;
+}
+
+void matching_free(Matching *m)
+{
+    free(m->memory.base);
+    *m = (Matching){0};
+}
+
+/* ================================================================================================
+ * Verification by mask transfer [ours]
+ * ============================================================================================== */
+
+/* The mask [h*w] moved by (dx, dy) cells -> moved, and the weighted mean of the image's features under it ->
+ * pooled [C]. Returns 0 when nothing of the mask stays on the grid, else 1. */
+static int pool_moved(float *pooled, float *moved, const Objects *image, const float *mask, int dx, int dy)
+{
+    const ptrdiff_t C = image->channels, h = image->grid_h, w = image->grid_w;
+    double total = 0;
+    memset(pooled, 0, (size_t)C * sizeof *pooled);
+    memset(moved, 0, (size_t)(h * w) * sizeof *moved);
+    for (ptrdiff_t y = 0; y < h; y++)
+        for (ptrdiff_t x = 0; x < w; x++) {
+            const float covered = mask[y * w + x];
+            if (!(covered > 0) || x + dx < 0 || y + dy < 0 || x + dx >= w || y + dy >= h)
+                continue;
+            const ptrdiff_t p = (y + dy) * w + x + dx;
+            const float *f = image->features + p * C;
+            for (ptrdiff_t c = 0; c < C; c++)
+                pooled[c] += covered * f[c];
+            moved[p] = covered;
+            total += covered;
+        }
+    for (ptrdiff_t c = 0; c < C && total > 0; c++)
+        pooled[c] /= (float)total;
+    return total > 0;
+}
+
+/* Does the image show something like object i of `mine` under its mask, or under the mask moved by up to
+ * verify_shift cells (parts never lie exactly alike)? 1, 0, or -1: no memory. room [2·C + h·w]. */
+static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, const Dcga *dcga, float alpha,
+                       int reach, float *room, Error *err)
+{
+    const ptrdiff_t C = image->channels, n_cells = (ptrdiff_t)image->grid_h * image->grid_w;
+    float *pooled = room, *h = pooled + C, *moved = h + C;
+    for (int dy = -reach; dy <= reach; dy++)
+        for (int dx = -reach; dx <= reach; dx++) {
+            if (!pool_moved(pooled, moved, image, mine->coverage + i * n_cells, dx, dy))
+                continue;
+            if (dcga_describe_region(dcga, h, image, pooled, moved, err))
+                return -1;
+            if (dot(mine->descriptors + i * C, h, C) >= alpha)
+                return 1;
+        }
+    return 0;
+}
+
+/* An object with U above verify_above is looked for at the same place in the other image. When what lies there
+ * is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product, and U becomes
+ * 0. The match itself is not made up. */
+int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
+               const OmmOptions *options, Error *err)
+{
+    const size_t n_room = 2 * (size_t)other->channels + (size_t)other->grid_h * (size_t)other->grid_w;
+    float *room = aligned_array(n_room, sizeof *room);
+    if (!room)
+        return fail_memory(err, "verification", n_room * sizeof *room);
+    int shown = 0;
+    for (int i = 0; i < mine->n && shown >= 0; i++) {
+        if (!(unmatched[i] > options->verify_above))
+            continue;
+        shown = shown_there(other, mine, i, dcga, alpha, options->verify_shift, room, err);
+        if (shown > 0)
+            unmatched[i] = 0;
+    }
+    free(room);
+    return shown < 0 ? -1 : 0;
+}
+
+/* ================================================================================================
+ * Counting [ours]
+ * ============================================================================================== */
+
+int omm_alike(const Objects *a, int i, const Objects *b, int j, float alpha, const OmmOptions *options)
+{
+    const ptrdiff_t C = a->channels;
+    const float likeness = dot(a->descriptors + i * C, b->descriptors + j * C, C);
+    return likeness - distance_cost(a->centroids + 2 * (ptrdiff_t)i, b->centroids + 2 * (ptrdiff_t)j,
+                                    options->position_weight) >=
            alpha;
 }
 
-/* One side of omm_count. own [n][n]: S of `mine` with itself; cross: S of mine's i and the other's j stands
- * at i·row + j·column; match: of the other's objects. */
-static void count_side(float *counted, const float *unmatched, const OmmSide *mine, const OmmSide *other,
-                       const float *own, const float *cross, size_t row, size_t column, const int *match,
-                       float alpha)
+/* One image of the two whose objects are counted. */
+typedef struct Side {
+    const Objects *mine, *other;
+    const float *unmatched; /* [mine->n] U, or V */
+    const int *match;       /* [other->n] the object of mine, or -1 */
+    const float *cross;     /* S of mine's i and the other's j stands at i·row + j·column */
+    ptrdiff_t row, column;
+} Side;
+
+/* counted [mine->n]; own [mine->n][mine->n]: S of `mine` with itself. */
+static void count_side(float *counted, const Side *s, const float *own, float alpha)
 {
-    for (int i = 0; i < mine->n; i++) {
-        const float *like = own + (size_t)i * (size_t)mine->n;
+    const ptrdiff_t n = s->mine->n;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const float *like = own + i * n;
         float left = 0, area = 0, other_area = 0;
         int n_other = 0;
-        for (int j = 0; j < mine->n; j++)
+        for (ptrdiff_t j = 0; j < n; j++)
             if (j == i || like[j] >= alpha) {
-                left += unmatched[j];
-                area += mine->areas[j];
+                left += s->unmatched[j];
+                area += s->mine->areas[j];
             }
-        for (int j = 0; j < other->n; j++) {
-            const int k = match[j];
-            if (k == i || (k >= 0 && like[k] >= alpha) ||
-                cross[(size_t)i * row + (size_t)j * column] >= alpha) {
-                other_area += other->areas[j];
+        for (ptrdiff_t j = 0; j < s->other->n; j++) {
+            const int k = s->match[j];
+            if (k == i || (k >= 0 && like[k] >= alpha) || s->cross[i * s->row + j * s->column] >= alpha) {
+                other_area += s->other->areas[j];
                 n_other++;
             }
         }
         if (other_area > 0)
             left = fminf(left, (area - other_area) / (other_area / (float)n_other));
-        counted[i] = fmaxf(unmatched[i], left);
+        counted[i] = fmaxf(s->unmatched[i], left);
     }
 }
 
-int omm_count(Matching *m, const OmmSide *q, const OmmSide *r, int dim, float alpha,
-              const OmmOptions *options, Error *err)
+int omm_count(Matching *m, const Objects *q, const Objects *r, float alpha, const OmmOptions *options,
+              Error *err)
 {
     const size_t n = (size_t)m->n_q, k = (size_t)m->n_r, most = n > k ? n : k;
     memcpy(m->counted_q, m->unmatched_q, n * sizeof(float));
     memcpy(m->counted_r, m->unmatched_r, k * sizeof(float));
     if (!options->count)
         return 0;
-    float *own = aligned_array(most * most + 1, sizeof *own);
+    float *own = aligned_array(most * most, sizeof *own);
     if (!own)
         return fail_memory(err, "counting", most * most * sizeof *own);
-    omm_scores(own, q, q, dim, options->position_weight);
-    count_side(m->counted_q, m->unmatched_q, q, r, own, m->scores, k, 1, m->match_r, alpha);
-    omm_scores(own, r, r, dim, options->position_weight);
-    count_side(m->counted_r, m->unmatched_r, r, q, own, m->scores, 1, k, m->match_q, alpha);
+    const Side query = {q, r, m->unmatched_q, m->match_r, m->scores, m->n_r, 1};
+    const Side reference = {r, q, m->unmatched_r, m->match_q, m->scores, 1, m->n_r};
+    omm_scores(own, q, q, options->position_weight);
+    count_side(m->counted_q, &query, own, alpha);
+    omm_scores(own, r, r, options->position_weight);
+    count_side(m->counted_r, &reference, own, alpha);
     free(own);
     return 0;
 }
 
-void matching_free(Matching *m)
+/* ================================================================================================
+ * The calibration of alpha [ours]
+ * ============================================================================================== */
+
+int compare_floats(const void *a, const void *b)
 {
-    free(m->scores), free(m->assignment), free(m->match_q), free(m->match_r), free(m->unmatched_q),
-        free(m->unmatched_r), free(m->counted_q), free(m->counted_r);
-    *m = (Matching){0};
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+float quantile_sorted(const float *sorted, size_t n, double q)
+{
+    if (n == 0)
+        return 0;
+    double at = q * (double)(n - 1);
+    size_t low = (size_t)at, high = low + 1 < n ? low + 1 : low;
+    return (float)(sorted[low] + (at - (double)low) * ((double)sorted[high] - sorted[low]));
+}
+
+int omm_pair_scores(float *scores, const Objects *a, const Objects *b, const OmmOptions *options, Error *err)
+{
+    const size_t n = (size_t)a->n, m = (size_t)b->n;
+    float *s = aligned_array(n * m, sizeof *s);
+    int(*pairs)[2] = aligned_array(n, sizeof *pairs);
+    if (!s || !pairs) {
+        free(s), free(pairs);
+        return fail_memory(err, "the calibration of alpha", n * m * sizeof *s);
+    }
+    omm_scores(s, a, b, options->position_weight);
+    const int n_pairs = mutual_pairs(pairs, s, a->n, b->n);
+    for (int p = 0; p < n_pairs; p++)
+        scores[p] = s[pairs[p][0] * (ptrdiff_t)b->n + pairs[p][1]];
+    free(s), free(pairs);
+    return n_pairs;
+}
+
+float omm_alpha(float *scores, size_t n, double quantile)
+{
+    qsort(scores, n, sizeof *scores, compare_floats);
+    return quantile_sorted(scores, n, quantile);
 }

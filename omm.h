@@ -1,9 +1,10 @@
-/* omm.h - the Object Matching Module: descriptors to matches (METHOD.md 6).
+/* omm.h - the Object Matching Module: descriptors to matches (docs/METHOD.md 2 and 6).
  * SuperGlue's optimal transport (Sarlin et al., 2020) [block]: a score matrix with a dustbin row and column,
  * log-domain Sinkhorn, mutual best above a threshold. What goes into the dustbin is missing or extra. */
 #ifndef SAMLAD_OMM_H
 #define SAMLAD_OMM_H
 
+#include "dcga.h"
 #include "io/error.h"
 
 typedef struct OmmOptions {
@@ -20,58 +21,89 @@ typedef struct OmmOptions {
     int nearest; /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
 } OmmOptions;
 
-/* One side of a matching. */
-typedef struct OmmSide {
-    int n;
-    const float *descriptors; /* [n][dim] unit vectors */
-    const float *centroids;   /* [n][2] */
-    const float *areas;       /* [n] parts of the image; only omm_count asks for them */
-} OmmSide;
-
+/* What matches what between a query image and a reference image. */
 typedef struct Matching {
     int n_q, n_r;
     float *scores;      /* [n_q][n_r] S */
     float *assignment;  /* [n_q+1][n_r+1] P, the last row and column are the dustbins */
     int *match_q;       /* [n_q] the reference object, or -1 */
     int *match_r;       /* [n_r] the query object, or -1 */
-    float *unmatched_q; /* [n_q] U_i = P[i, bin], after verification */
-    float *unmatched_r; /* [n_r] V_j = P[bin, j], after verification */
+    float *unmatched_q; /* [n_q] U_i = P[i, bin]; omm_verify may make it 0 */
+    float *unmatched_r; /* [n_r] V_j = P[bin, j]; likewise */
     float *counted_q;   /* [n_q] U counted together: omm_count fills it */
     float *counted_r;   /* [n_r] V counted together */
+    Arena memory;       /* of all of them */
 } Matching;
 
-/* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
-void omm_scores(float *scores, const OmmSide *q, const OmmSide *r, int dim, float position_weight);
+/* An image beside its references: objects, and what matches what. */
+typedef struct Comparison {
+    Objects query;       /* described */
+    int k;               /* references, nearest first */
+    Objects *references; /* [k] described, as the bank has them */
+    Matching *matchings; /* [k] */
+} Comparison;
 
-/* The assignment for scores [n][m] with dustbin value alpha: marginals (1,…,1, m) and (1,…,1, n). assignment
- * [n+1][m+1] gets P (not its logarithm); scratch: (n+1) + (m+1) doubles, for the potentials: where objects
- * fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
-void omm_sinkhorn(float *assignment, const float *scores, int n, int m, float alpha, float tau, int iters,
-                  double *scratch);
+/* ---- retrieval: how near is a normal image; larger is nearer --------------------------------------*/
+
+/* Cosine of two unit vectors [dim] (mean patch tokens [ours], or class tokens). */
+float retrieval_cosine(const float *a, const float *b, int dim);
+/* Minus the squared distance of two maps of n numbers, one of them in float16. */
+float retrieval_l2(const float *features, const uint16_t *features16, size_t n);
+
+/* ---- matching ------------------------------------------------------------------------------------*/
+
+/* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
+void omm_scores(float *scores, const Objects *q, const Objects *r, float position_weight);
+
+/* The assignment for scores [n][m] with a dustbin of this score: marginals (1,…,1, m) and (1,…,1, n). assignment
+ * [n+1][m+1] gets P (not its logarithm). 0, or -1: no memory. */
+int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
+                 Error *err);
 
 /* The dustbin's score for n and m objects: alpha, lowered so that a match of score alpha keeps U =
  * alpha_unmatched [ours]. */
 float omm_dustbin(float alpha, int n, int m, const OmmOptions *options);
 
-/* Match two images' objects; alpha is the score of the weakest normal matches, calibrated by the bank.
- * matching is allocated here. */
-int omm_match(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha,
-              const OmmOptions *options, Error *err);
+/* Match two images' objects; alpha is the score of the weakest normal matches (omm_alpha). The matching is
+ * allocated here and freed by matching_free. 0, or -1: no memory. */
+int omm_match(Matching *matching, const Objects *q, const Objects *r, float alpha, const OmmOptions *options,
+              Error *err);
+/* Ablation without objects: the one object of either image is the whole of it, and matches. */
+void omm_match_whole(Matching *matching);
+
+/* Verification by mask transfer [ours]. unmatched [mine->n] is U of mine's objects, or V; `other` is the other
+ * image, of which features and the grid count. 0, or -1: no memory. */
+int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
+               const OmmOptions *options, Error *err);
 
 /* Is object i of one image so much like object j of the same or another one that the one could be matched as
  * the other: S_ij >= alpha? */
-int omm_alike(const OmmSide *a, int i, const OmmSide *b, int j, int dim, float alpha,
-              const OmmOptions *options);
+int omm_alike(const Objects *a, int i, const Objects *b, int j, float alpha, const OmmOptions *options);
 /* When there is one too many of a kind, each of its kind may be the one: U is spread over them all, and none
- * looks unmatched. So it is counted together [ours; METHOD.md lists counting among its ideas]:
+ * looks unmatched. So it is counted together [ours]:
  *     counted_i = max(U_i, min(sum of U_j over all j like i, surplus of area))
  * (the surplus only where the other image has any of the kind) is about 1 for one too many, 2 for two. The
  * surplus is what all like i cover more than their kind in the other image (objects like i, or matched
  * with one of those like i), in areas of one of these: a part whose mask fell apart is more objects, but
  * not more of it. Fills counted_q and, the same way from V, counted_r of a matching of q and r that is
- * verified; without the option `count` they are U and V. */
-int omm_count(Matching *matching, const OmmSide *q, const OmmSide *r, int dim, float alpha,
-              const OmmOptions *options, Error *err);
+ * verified; without the option `count` they are U and V. 0, or -1: no memory. */
+int omm_count(Matching *matching, const Objects *q, const Objects *r, float alpha, const OmmOptions *options,
+              Error *err);
 void matching_free(Matching *matching);
+
+/* ---- the calibration of alpha ----------------------------------------------------------------------*/
+
+/* S of the mutual nearest pairs of two normal images, into scores [min(a->n, b->n)]; returns how many, -1: no
+ * memory. */
+int omm_pair_scores(float *scores, const Objects *a, const Objects *b, const OmmOptions *options, Error *err);
+/* alpha: that quantile (0.1 %) of the scores of normal matches [ours]; what scores less is better left alone.
+ * 0 when there is none. Sorts the scores. */
+float omm_alpha(float *scores, size_t n, double quantile);
+
+/* ---- quantiles, which this chapter and those after it share ------------------------------------------*/
+
+int compare_floats(const void *a, const void *b);
+/* Linear-interpolated quantile of n sorted values (numpy's default); 0 of none. */
+float quantile_sorted(const float *sorted, size_t n, double q);
 
 #endif

@@ -13,6 +13,7 @@
  *     two threads at once, and the order of its terms depends on the shape alone, so results are the same
  *     bits for any number of threads. */
 #include "tensor.h"
+#include "io/safetensors.h" /* f16_to_f32 */
 #include "fast/tile.h"
 
 #include <assert.h>
@@ -903,4 +904,65 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
             }
         }
     }
+}
+
+/* ---- one vector among samples --------------------------------------------------------------------*/
+
+void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y, const float *scale)
+{
+    at_x = fminf(fmaxf(at_x - 0.5f, 0), (float)(w - 1));
+    at_y = fminf(fmaxf(at_y - 0.5f, 0), (float)(h - 1));
+    const ptrdiff_t x0 = (int)at_x, y0 = (int)at_y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
+    const float fx = at_x - (float)x0, fy = at_y - (float)y0;
+    for (ptrdiff_t i = 0; i < c; i++) {
+        const float top = (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) + fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
+        const float bottom = (1 - fx) * f16_to_f32(x[(y1 * w + x0) * c + i]) + fx * f16_to_f32(x[(y1 * w + x1) * c + i]);
+        y[i] = ((1 - fy) * top + fy * bottom) * scale[i];
+    }
+    for (int i = c; i < round_up(c, ROW_STEP); i++)
+        y[i] = 0;
+}
+
+float distance_half(const float *a, const uint16_t *b, const float *scale, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        const double d = (a[i] - f16_to_f32(b[i])) * scale[i];
+        sum += d * d;
+    }
+    return (float)sqrt(sum);
+}
+
+void centre_rows(float *x, int stride, int m)
+{
+    for (int c = 0; c < stride; c++) {
+        double mean = 0;
+        for (ptrdiff_t r = 0; r < m; r++)
+            mean += x[r * stride + c] / (double)m;
+        for (ptrdiff_t r = 0; r <= m; r++)
+            x[r * stride + c] -= (float)mean;
+    }
+}
+
+void gram_rows(float *gram, int ld, const float *x, int stride, int n)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (ptrdiff_t j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int c = 0; c < stride; c++)
+                sum += (double)x[i * stride + c] * x[j * stride + c];
+            gram[i * ld + j] = (float)sum;
+        }
+}
+
+float residual_rows(const float *x, int stride, int m, const float *y)
+{
+    double sum = 0;
+    for (ptrdiff_t c = 0; c < stride; c++) {
+        double d = x[(ptrdiff_t)m * stride + c];
+        for (ptrdiff_t r = 0; r < m; r++)
+            d -= (double)y[r] * x[r * stride + c];
+        sum += d * d;
+    }
+    return (float)sum;
 }

@@ -158,6 +158,23 @@ typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);
 
+/* ---- one vector among samples -------------------------------------------------------------------
+ * What the anomaly map takes most of its time for (amm.c). Rows lie `stride` floats apart, a multiple of
+ * ROW_STEP; behind their values they are 0. */
+enum { ROW_STEP = 16 };
+
+/* y [stride] = scale [c] ∘ x [h][w][c] of float16 at (at_x, at_y) in cells (centres at .5): bilinear, clamped at
+ * the borders, as torch's grid_sample with padding_mode='border'. */
+void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y, const float *scale);
+/* ‖(a - b)∘scale‖ of n numbers each, b in float16. */
+float distance_half(const float *a, const uint16_t *b, const float *scale, int n);
+/* Subtract from rows 0 .. m of x [m+1][stride] the mean of rows 0 .. m-1. */
+void centre_rows(float *x, int stride, int m);
+/* gram[i·ld + j] = row i · row j for j <= i < n. */
+void gram_rows(float *gram, int ld, const float *x, int stride, int n);
+/* ‖row m - Σ_r y_r·row r‖² over r < m. */
+float residual_rows(const float *x, int stride, int m, const float *y);
+
 /* ---- what is between ---------------------------------------------------------------------------*/
 
 /* Is each of n float32, at any address, a finite number? */

@@ -1,50 +1,115 @@
-/* bank.c - what a bank knows of its images, and freeing it. See bank.h. */
+/* bank.c - what a bank knows of its images, the room for its calibration, and freeing it. See bank.h. */
 #include "bank/bank.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/fail.h"
 #include "tensor.h"
 
-int bank_objects(const Bank *bank, int image)
-{
-    return bank->first[image + 1] - bank->first[image];
-}
-
-OmmSide bank_side(const Bank *bank, int image)
-{
-    const size_t first = (size_t)bank->first[image];
-    return (OmmSide){bank_objects(bank, image), bank->descriptors + first * (size_t)bank->channels,
-                     bank->centroids + 2 * first, bank->areas + first};
-}
+/* ================================================================================================
+ * The images
+ * ============================================================================================== */
 
 size_t bank_cells(const Bank *bank)
 {
     return (size_t)bank->grid_h * (size_t)bank->grid_w;
 }
 
+int bank_object_count(const Bank *bank, int image)
+{
+    return bank->first[image + 1] - bank->first[image];
+}
+
+Objects bank_objects(const Bank *bank, int image, float *coverage)
+{
+    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, first = (size_t)bank->first[image];
+    const Objects o = {.n = bank_object_count(bank, image),
+                       .grid_h = bank->grid_h,
+                       .grid_w = bank->grid_w,
+                       .channels = bank->channels,
+                       .features16 = bank->features + (size_t)image * n_cells * C,
+                       .coverage = coverage,
+                       .pooled = bank->pooled + first * C,
+                       .centroids = bank->centroids + 2 * first,
+                       .areas = bank->areas + first,
+                       .descriptors = bank->descriptors ? bank->descriptors + first * C : NULL,
+                       .units = bank->units ? bank->units + first : NULL};
+    for (size_t i = 0; coverage && i < (size_t)o.n * n_cells; i++)
+        coverage[i] = (float)bank->coverage[first * n_cells + i] * (1.0f / 255);
+    return o;
+}
+
 void bank_features(const Bank *bank, int image, float *features)
 {
-    size_t C = (size_t)bank->channels, n = bank_cells(bank) * C;
+    const size_t n = bank_cells(bank) * (size_t)bank->channels;
     f16_to_f32_row(features, bank->features + (size_t)image * n, n);
 }
 
-void bank_weights(const Bank *bank, int image, float *weights)
+int bank_same_image(const Bank *bank, int i, int j)
 {
-    size_t n_cells = bank_cells(bank);
-    const uint8_t *from = bank->weights + (size_t)bank->first[image] * n_cells;
-    for (size_t i = 0; i < (size_t)bank_objects(bank, image) * n_cells; i++)
-        weights[i] = (float)from[i] * (1.0f / 255);
+    const size_t C = (size_t)bank->channels, n = bank_cells(bank) * C, a = (size_t)i, b = (size_t)j;
+    const float *mean = bank->mean_patch;
+    const uint16_t *features = bank->features;
+    return a == b || (memcmp(mean + a * C, mean + b * C, C * sizeof *mean) == 0 &&
+                      memcmp(features + a * n, features + b * n, n * sizeof *features) == 0);
 }
 
-int bank_same_image(const Bank *b, int i, int j)
+/* ================================================================================================
+ * The calibration
+ * ============================================================================================== */
+
+static void layout(Bank *b, Arena *arena)
 {
-    const size_t C = (size_t)b->channels, one = bank_cells(b) * C;
-    return i == j ||
-           (memcmp(b->mean_patch + (size_t)i * C, b->mean_patch + (size_t)j * C, C * sizeof(float)) == 0 &&
-            memcmp(b->features + (size_t)i * one, b->features + (size_t)j * one, one * sizeof *b->features) ==
-                0);
+    const size_t C = (size_t)b->channels, n_objects = (size_t)b->first[b->n_images], L = (size_t)b->n_loo;
+    b->channel_std = arena_floats(arena, C);
+    b->units = arena_floats(arena, n_objects);
+    b->loo_index = arena_take(arena, L * sizeof *b->loo_index);
+    b->loo_structural = arena_floats(arena, L);
+    b->loo_logical = arena_floats(arena, L);
+    b->loo_score = arena_floats(arena, L);
+    b->loo_sorted = arena_floats(arena, L);
+    b->loo_extra = arena_floats(arena, L);
+    b->loo_missing = arena_floats(arena, L);
+}
+
+int bank_calibration_room(Bank *b, int n_loo, Error *err)
+{
+    Arena arena = {0};
+    b->n_loo = n_loo;
+    layout(b, &arena);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "the bank's calibration", arena.size);
+    layout(b, &arena);
+    b->calibration = arena;
+    return 0;
+}
+
+/* Are there two images that are not copies of each other? */
+static int varies(const Bank *b)
+{
+    int i = 1;
+    while (i < b->n_images && bank_same_image(b, 0, i))
+        i++;
+    return i < b->n_images;
+}
+
+int bank_begin_calibration(Bank *b, Error *err)
+{
+    const int n_objects = b->first[b->n_images], most = b->options.loo_images;
+    bank_uncalibrate(b);
+    if (bank_calibration_room(b, !varies(b) ? 0 : b->n_images < most ? b->n_images : most, err))
+        return -1;
+    b->descriptors = b->owned_descriptors =
+        aligned_array((size_t)n_objects * (size_t)b->channels, sizeof(float));
+    if (!b->descriptors)
+        return fail_memory(err, "the objects' descriptors", (size_t)n_objects * (size_t)b->channels * 4);
+    for (int i = 0; i < n_objects; i++)
+        b->units[i] = 1;
+    for (int i = 0; i < b->n_loo; i++)
+        b->loo_index[i] = (int)((int64_t)i * b->n_images / b->n_loo);
+    return 0;
 }
 
 /* The quantile of n unsorted values; sorted [n] is left in order. */
@@ -52,7 +117,7 @@ static float quantile_of(float *sorted, const float *values, int n, double q)
 {
     memcpy(sorted, values, (size_t)n * sizeof *sorted);
     qsort(sorted, (size_t)n, sizeof *sorted, compare_floats);
-    return quantile_sorted(sorted, n, q);
+    return quantile_sorted(sorted, (size_t)n, q);
 }
 
 void bank_thresholds(Bank *b)
@@ -66,17 +131,20 @@ void bank_thresholds(Bank *b)
     b->threshold = quantile_of(b->loo_sorted, b->loo_score, b->n_loo, b->options.threshold_quantile);
 }
 
-void bank_uncalibrate(Bank *bank)
+/* ================================================================================================
+ * Freeing
+ * ============================================================================================== */
+
+void bank_uncalibrate(Bank *b)
 {
-    dcga_free(&bank->dcga);
-    free(bank->owned_descriptors), free(bank->channel_std), free(bank->scale), free(bank->loo_index);
-    free(bank->loo_structural), free(bank->loo_logical), free(bank->loo_score), free(bank->loo_sorted);
-    free(bank->loo_extra), free(bank->loo_missing);
-    bank->loo_extra = bank->loo_missing = NULL;
-    bank->descriptors = bank->owned_descriptors = bank->channel_std = bank->scale = NULL;
-    bank->loo_structural = bank->loo_logical = bank->loo_score = bank->loo_sorted = NULL;
-    bank->loo_index = NULL;
-    bank->n_loo = 0;
+    dcga_free(&b->dcga);
+    free(b->owned_descriptors), free(b->calibration.base);
+    b->descriptors = b->owned_descriptors = NULL;
+    b->n_loo = 0;
+    b->calibration = (Arena){0};
+    b->channel_std = b->units = b->loo_structural = b->loo_logical = b->loo_score = b->loo_sorted =
+        b->loo_extra = b->loo_missing = NULL;
+    b->loo_index = NULL;
 }
 
 void bank_free(Bank *bank)

@@ -118,11 +118,11 @@ static int add_tensors(StWriter *w, const Bank *bank, Error *err)
         {"mean_patch", ST_F32, 2, {N, C}, bank->mean_patch},
         {"cls", ST_F32, 2, {N, bank->cls_dim}, bank->cls},
         {"objects.first", ST_I32, 1, {N + 1}, bank->first},
-        {"objects.weights", ST_U8, 3, {O, h, width}, bank->weights},
+        {"objects.weights", ST_U8, 3, {O, h, width}, bank->coverage},
         {"objects.pooled", ST_F32, 2, {O, C}, bank->pooled},
         {"objects.centroids", ST_F32, 2, {O, 2}, bank->centroids},
         {"objects.areas", ST_F32, 1, {O}, bank->areas},
-        {"objects.scale", ST_F32, 1, {O}, bank->scale},
+        {"objects.scale", ST_F32, 1, {O}, bank->units},
         {"dcga.mean", ST_F32, 1, {C}, bank->dcga.mean},
         {"dcga.std", ST_F32, 1, {C}, bank->dcga.std},
         {"dcga.filter", ST_F32, 2, {C, C}, bank->dcga.filter},
@@ -213,7 +213,7 @@ static int load_objects(Bank *b, Error *err)
             return fail(err, "%s: objects.first does not rise from 0 by 0 to %d at image %lld", st_path(st),
                         BANK_MAX_OBJECTS, (long long)i);
     const int64_t O = first[N];
-    return (b->weights = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err)) &&
+    return (b->coverage = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err)) &&
                    (b->pooled = expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err)) &&
                    (b->centroids = expect(st, "objects.centroids", ST_F32, 2, (int64_t[]){O, 2}, err)) &&
                    (b->areas = expect(st, "objects.areas", ST_F32, 1, &O, err))
@@ -306,25 +306,28 @@ static int load_numbers(Bank *b, Error *err)
     return 0;
 }
 
-/* A copy of a tensor with elements of 4 bytes: calibrating again replaces it. NULL on failure. */
-static void *copy_of(const Safetensors *st, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
-                     Error *err)
+/* Copy a float32 or int32 tensor, as calibrating again replaces its values. */
+static int copy_to(void *copy, const Safetensors *st, const char *name, StDtype dtype, int64_t n, Error *err)
 {
-    const void *data = expect(st, name, dtype, n_dims, shape, err);
+    const void *data = expect(st, name, dtype, 1, &n, err);
+    if (data)
+        memcpy(copy, data, (size_t)n * 4);
+    return data ? 0 : -1;
+}
+
+/* A copy of dcga's statistics, which it frees. NULL on failure. */
+static float *copy_of(const Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err)
+{
+    const void *data = expect(st, name, ST_F32, n_dims, shape, err);
     if (!data)
         return NULL;
     const size_t n = st_find(st, name)->n_elements;
-    void *copy = aligned_array(n + 1, 4);
+    float *copy = aligned_array(n, sizeof *copy);
     if (!copy)
-        fail_memory(err, name, n * 4);
+        fail_memory(err, name, n * sizeof *copy);
     else
-        memcpy(copy, data, n * 4);
+        memcpy(copy, data, n * sizeof *copy);
     return copy;
-}
-
-static float *copy_floats(const Bank *b, const char *name, int64_t n, Error *err)
-{
-    return copy_of(b->file, name, ST_F32, 1, &n, err);
 }
 
 static int load_dcga(Bank *b, Error *err)
@@ -332,30 +335,38 @@ static int load_dcga(Bank *b, Error *err)
     const int64_t C = b->channels, O = b->first[b->n_images];
     b->dcga.options = b->options.dcga;
     b->dcga.channels = b->channels;
-    if (!(b->dcga.mean = copy_floats(b, "dcga.mean", C, err)) ||
-        !(b->dcga.std = copy_floats(b, "dcga.std", C, err)))
+    if (!(b->dcga.mean = copy_of(b->file, "dcga.mean", 1, &C, err)) ||
+        !(b->dcga.std = copy_of(b->file, "dcga.std", 1, &C, err)))
         return -1;
     if (st_find(b->file, "dcga.filter") &&
-        !(b->dcga.filter = copy_of(b->file, "dcga.filter", ST_F32, 2, (int64_t[]){C, C}, err)))
+        !(b->dcga.filter = copy_of(b->file, "dcga.filter", 2, (int64_t[]){C, C}, err)))
         return -1;
     b->descriptors = expect(b->file, "dcga.descriptors", ST_F32, 2, (int64_t[]){O, C}, err);
     return b->descriptors ? 0 : -1;
 }
 
+/* Images that were left out in turn; -1 on failure. */
+static int loo_count(const Safetensors *st, Error *err)
+{
+    const StTensor *t = st_find(st, "loo.index");
+    return expect(st, "loo.index", ST_I32, 1, (int64_t[]){-1}, err) ? (int)t->shape[0] : -1;
+}
+
 static int load_scores(Bank *b, Error *err)
 {
-    const StTensor *index = st_find(b->file, "loo.index");
-    const int64_t L = index && index->n_dims == 1 ? index->shape[0] : -1;
-    if (!(b->loo_index = copy_of(b->file, "loo.index", ST_I32, 1, &L, err)) ||
-        !(b->loo_structural = copy_floats(b, "loo.structural", L, err)) ||
-        !(b->loo_logical = copy_floats(b, "loo.logical", L, err)) ||
-        !(b->loo_score = copy_floats(b, "loo.score", L, err)) ||
-        !(b->loo_extra = copy_floats(b, "loo.extra", L, err)) ||
-        !(b->loo_missing = copy_floats(b, "loo.missing", L, err)))
-        return -1;
-    b->n_loo = (int)L;
-    b->loo_sorted = aligned_array((size_t)L + 1, sizeof(float));
-    return b->loo_sorted ? 0 : fail_memory(err, "the leave-one-out scores", (size_t)L * sizeof(float));
+    const Safetensors *st = b->file;
+    const int64_t C = b->channels, O = b->first[b->n_images], L = loo_count(st, err);
+    return L < 0 || bank_calibration_room(b, (int)L, err) ||
+                   copy_to(b->channel_std, st, "channel_std", ST_F32, C, err) ||
+                   copy_to(b->units, st, "objects.scale", ST_F32, O, err) ||
+                   copy_to(b->loo_index, st, "loo.index", ST_I32, L, err) ||
+                   copy_to(b->loo_structural, st, "loo.structural", ST_F32, L, err) ||
+                   copy_to(b->loo_logical, st, "loo.logical", ST_F32, L, err) ||
+                   copy_to(b->loo_score, st, "loo.score", ST_F32, L, err) ||
+                   copy_to(b->loo_extra, st, "loo.extra", ST_F32, L, err) ||
+                   copy_to(b->loo_missing, st, "loo.missing", ST_F32, L, err)
+               ? -1
+               : 0;
 }
 
 /* Features and scores are divided by these values. */
@@ -368,7 +379,7 @@ static int check_positive(const Bank *b, const char *name, const float *values, 
     return 0;
 }
 
-static int check_spread(const Bank *b, const char *name, const AmmScale *spread, Error *err)
+static int check_spread(const Bank *b, const char *name, const Spread *spread, Error *err)
 {
     if (spread->delta >= 0 && spread->q95 >= spread->median)
         return 0;
@@ -381,13 +392,11 @@ static int check_spread(const Bank *b, const char *name, const AmmScale *spread,
 static int load_calibration(Bank *b, Error *err)
 {
     const int C = b->channels, O = b->first[b->n_images];
-    if (load_numbers(b, err) || load_dcga(b, err) ||
-        !(b->channel_std = copy_floats(b, "channel_std", C, err)) ||
-        !(b->scale = copy_floats(b, "objects.scale", O, err)) || load_scores(b, err))
+    if (load_numbers(b, err) || load_dcga(b, err) || load_scores(b, err))
         return -1;
     if (check_positive(b, "dcga.std", b->dcga.std, C, err) ||
         check_positive(b, "channel_std", b->channel_std, C, err) ||
-        check_positive(b, "objects.scale", b->scale, O, err) ||
+        check_positive(b, "objects.scale", b->units, O, err) ||
         check_spread(b, "structural", &b->structural, err) || check_spread(b, "logical", &b->logical, err))
         return -1;
     bank_thresholds(b);

@@ -95,7 +95,7 @@ static int append_name(Buffer *b, const char *name)
 
 struct BankBuilder {
     int n_images, n_objects, grid_h, grid_w, channels, cls_dim;
-    Buffer names, features, mean_patch, cls, first, weights, pooled, centroids, areas;
+    Buffer names, features, mean_patch, cls, first, coverage, pooled, centroids, areas;
 };
 
 BankBuilder *bank_builder_new(Error *err)
@@ -113,48 +113,50 @@ void bank_builder_free(BankBuilder *b)
     char **names = (char **)(void *)b->names.bytes;
     for (size_t i = 0; i < b->names.used / sizeof *names; i++)
         free(names[i]);
-    Buffer *all[] = {&b->names,   &b->features, &b->mean_patch, &b->cls,  &b->first,
-                     &b->weights, &b->pooled,   &b->centroids,  &b->areas};
+    Buffer *all[] = {&b->names,    &b->features, &b->mean_patch, &b->cls,  &b->first,
+                     &b->coverage, &b->pooled,   &b->centroids,  &b->areas};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]->bytes);
     free(b);
 }
 
 /* The first image sets the shape. */
-static int same_shape(BankBuilder *b, const BankEntry *e, Error *err)
+static int same_shape(BankBuilder *b, const char *name, const Scene *scene, Error *err)
 {
+    const Objects *o = &scene->objects;
     if (b->n_images == 0) {
-        b->grid_h = e->grid_h, b->grid_w = e->grid_w, b->channels = e->channels, b->cls_dim = e->cls_dim;
+        b->grid_h = o->grid_h, b->grid_w = o->grid_w, b->channels = o->channels, b->cls_dim = scene->cls_dim;
         return 0;
     }
-    if (b->grid_h == e->grid_h && b->grid_w == e->grid_w && b->channels == e->channels &&
-        b->cls_dim == e->cls_dim)
+    if (b->grid_h == o->grid_h && b->grid_w == o->grid_w && b->channels == o->channels &&
+        b->cls_dim == scene->cls_dim)
         return 0;
     return fail(err,
                 "%s: its feature map is %dx%d, the bank's are %dx%d: images of one bank need one aspect (or "
                 "--resize squash)",
-                e->name, e->grid_w, e->grid_h, b->grid_w, b->grid_h);
+                name, o->grid_w, o->grid_h, b->grid_w, b->grid_h);
 }
 
-static int few_enough(const BankBuilder *b, const BankEntry *e, Error *err)
+static int few_enough(const BankBuilder *b, const char *name, int n_objects, Error *err)
 {
-    if (e->objects->n <= BANK_MAX_OBJECTS && b->n_objects <= BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
+    if (n_objects <= BANK_MAX_OBJECTS && b->n_objects <= BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
         return 0;
     return fail(err,
                 "%s: %d objects after %d of other images: a bank holds at most %d an image and %d in all",
-                e->name, e->objects->n, b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
+                name, n_objects, b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
 }
 
-int bank_builder_add(BankBuilder *b, const BankEntry *e, Error *err)
+int bank_builder_add(BankBuilder *b, const char *name, const Scene *scene, Error *err)
 {
-    if (same_shape(b, e, err) || few_enough(b, e, err))
+    const Objects *o = &scene->objects;
+    if (same_shape(b, name, scene, err) || few_enough(b, name, o->n, err))
         return -1;
-    const Objects *o = e->objects;
-    const size_t n = (size_t)o->n, C = (size_t)e->channels, n_cells = (size_t)e->grid_h * (size_t)e->grid_w;
-    if (append_name(&b->names, e->name) || append_halves(&b->features, e->features, n_cells * C) ||
-        append_unit(&b->mean_patch, e->mean_patch, e->channels) || append_unit(&b->cls, e->cls, e->cls_dim) ||
+    const size_t n = (size_t)o->n, C = (size_t)o->channels, n_cells = (size_t)o->grid_h * (size_t)o->grid_w;
+    if (append_name(&b->names, name) || append_halves(&b->features, scene->features, n_cells * C) ||
+        append_unit(&b->mean_patch, scene->mean_patch, o->channels) ||
+        append_unit(&b->cls, scene->cls, scene->cls_dim) ||
         append(&b->first, &b->n_objects, sizeof b->n_objects) ||
-        append_parts(&b->weights, o->weights, n * n_cells) || append_floats(&b->pooled, o->pooled, n * C) ||
+        append_parts(&b->coverage, o->coverage, n * n_cells) || append_floats(&b->pooled, o->pooled, n * C) ||
         append_floats(&b->centroids, o->centroids, n * 2) || append_floats(&b->areas, o->areas, n))
         return fail_memory(err, "the bank's images", b->features.used);
     b->n_objects += o->n;
@@ -189,7 +191,7 @@ static int finish(BankBuilder *b, Bank *bank, Error *err)
     bank->mean_patch = give(bank, &b->mean_patch);
     bank->cls = give(bank, &b->cls);
     bank->first = give(bank, &b->first);
-    bank->weights = give(bank, &b->weights);
+    bank->coverage = give(bank, &b->coverage);
     bank->pooled = give(bank, &b->pooled);
     bank->centroids = give(bank, &b->centroids);
     bank->areas = give(bank, &b->areas);

@@ -101,7 +101,7 @@ int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const uint8_t *rgb
 int dump_objects(StWriter *dump, const Objects *o, Error *err)
 {
     const int64_t n = o->n, h = o->grid_h, w = o->grid_w, C = o->channels;
-    return dump_floats(dump, "objects.weights", 3, (int64_t[]){n, h, w}, o->weights, err) ||
+    return dump_floats(dump, "objects.weights", 3, (int64_t[]){n, h, w}, o->coverage, err) ||
                    dump_floats(dump, "objects.pooled", 2, (int64_t[]){n, C}, o->pooled, err) ||
                    dump_floats(dump, "objects.centroids", 2, (int64_t[]){n, 2}, o->centroids, err)
                ? -1

@@ -13,8 +13,6 @@
 
 typedef enum Resize { RESIZE_SQUASH, RESIZE_FIT } Resize;
 typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval;
-typedef enum Fusion { FUSION_SMOOTHMAX, FUSION_SUM } Fusion;
-typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct Options {
     /* Features. A bank is built anew from its images to change one of these. */

@@ -12,36 +12,26 @@
  * How near an image is: the larger, the nearer
  * ============================================================================================== */
 
-/* -‖features - those of the image‖², widened a block at a time. */
-static float minus_l2(const Bank *bank, int image, const float *features)
+/* Only what is compared is read from the file: 1.5 KB an image, or, for L2, all features. */
+static float nearness(const Bank *bank, const Scene *scene, size_t image)
 {
-    enum { BLOCK = 512 };
-    const size_t n = bank_cells(bank) * (size_t)bank->channels;
-    const uint16_t *from = bank->features + (size_t)image * n;
-    float difference[BLOCK];
-    double sum = 0;
-    for (size_t at = 0; at < n; at += BLOCK) {
-        const size_t count = n - at < BLOCK ? n - at : BLOCK;
-        f16_to_f32_row(difference, from + at, count);
-        for (size_t i = 0; i < count; i++)
-            difference[i] -= features[at + i];
-        sum += dot(difference, difference, (int)count);
+    const size_t C = (size_t)bank->channels, D = (size_t)bank->cls_dim, n = bank_cells(bank) * C;
+    switch (bank->options.retrieval) {
+    case RETRIEVAL_MEAN:
+        return retrieval_cosine(scene->mean_patch, bank->mean_patch + image * C, bank->channels);
+    case RETRIEVAL_CLS:
+        return retrieval_cosine(scene->cls, bank->cls + image * D, bank->cls_dim);
+    default:
+        return retrieval_l2(scene->features, bank->features + image * n, n);
     }
-    return (float)-sum;
 }
 
-/* scores [n_images]. A query that is not a number is infinitely far from all. Only what `by` compares is read
- * from the file: 1.5 KB an image, or, for L2, all features. */
-static void score_images(float *scores, const Bank *bank, Retrieval by, const float *mean, const float *cls,
-                         const float *features)
+/* scores [n_images]. A scene that is not a number is infinitely far from all. */
+static void score_images(float *scores, const Bank *bank, const Scene *scene)
 {
-#pragma omp parallel for if (by == RETRIEVAL_L2)
+#pragma omp parallel for if (bank->options.retrieval == RETRIEVAL_L2)
     for (int i = 0; i < bank->n_images; i++) {
-        float score = by == RETRIEVAL_MEAN
-                          ? dot(mean, bank->mean_patch + (size_t)i * (size_t)bank->channels, bank->channels)
-                      : by == RETRIEVAL_CLS
-                          ? dot(cls, bank->cls + (size_t)i * (size_t)bank->cls_dim, bank->cls_dim)
-                          : minus_l2(bank, i, features);
+        const float score = nearness(bank, scene, (size_t)i);
         scores[i] = isnan(score) ? -INFINITY : score;
     }
 }
@@ -102,13 +92,12 @@ static int select_nearest(int *found, int k, const Bank *bank, int exclude, cons
     return n;
 }
 
-int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
-                  int k, int exclude, int *found, Error *err)
+int bank_retrieve(const Bank *bank, const Scene *scene, int k, int exclude, int *found, Error *err)
 {
     float *scores = aligned_array((size_t)bank->n_images, sizeof *scores);
     if (!scores)
         return fail_memory(err, "retrieval", (size_t)bank->n_images * sizeof *scores);
-    score_images(scores, bank, by, mean, cls, features);
+    score_images(scores, bank, scene);
     const int n = select_nearest(found, k, bank, exclude, scores);
     free(scores);
     return n;

@@ -153,7 +153,7 @@ static int ensure_vit_state(Models *m, const Sizes *s, Error *err)
 static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *s, float *pixels,
                         float *patches, StWriter *dump, Error *err)
 {
-    int C = scene->channels;
+    int C = scene->objects.channels;
     DumpTap tap = {dump, err, 0};
     vit_forward(m->vit, m->vit_state, pixels, s->in_h, s->in_w, o->layer, scene->cls, patches,
                 dump ? dump_tap : NULL, &tap);
@@ -164,8 +164,8 @@ static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *
     if (sharpens(m, o) ? featup_grid(scene->features, m->featup, patches, pixels, s, C, o->featup_stages, err)
                        : bilinear_grid(scene->features, patches, s, C, err))
         return -1;
-    return dump_floats(dump, "featup.features", 3, (int64_t[]){scene->grid_h, scene->grid_w, C},
-                       scene->features, err);
+    return dump_floats(dump, "featup.features", 3, (int64_t[]){s->grid_h, s->grid_w, C}, scene->features,
+                       err);
 }
 
 static int compute_features(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump,
@@ -174,14 +174,15 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
     const VitConfig *vit = vit_config(m->vit);
     Sizes s = choose_sizes(o, vit->patch_size, scene->height, scene->width);
     size_t C = (size_t)vit->dim;
-    scene->grid_h = s.grid_h, scene->grid_w = s.grid_w;
-    scene->channels = scene->cls_dim = vit->dim;
+    scene->cls_dim = vit->dim;
+    scene->objects = (Objects){.grid_h = s.grid_h, .grid_w = s.grid_w, .channels = vit->dim};
     if (o->layer < 1 || o->layer > vit->depth)
         return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer,
                     vit->depth);
     float *pixels = aligned_array((size_t)s.in_h * (size_t)s.in_w * 3, sizeof(float));
     float *patches = aligned_array((size_t)s.patch_h * (size_t)s.patch_w * C, sizeof(float));
-    scene->features = aligned_array((size_t)s.grid_h * (size_t)s.grid_w * C, sizeof(float));
+    scene->objects.features = scene->features =
+        aligned_array((size_t)s.grid_h * (size_t)s.grid_w * C, sizeof(float));
     scene->mean_patch = aligned_array(C, sizeof(float));
     scene->cls = aligned_array(C, sizeof(float));
     int status;
@@ -206,53 +207,6 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
  * Objects
  * ============================================================================================== */
 
-/* masks -> labels -> weights -> objects */
-static int masks_to_objects(Scene *scene, const AmgMasks *masks, const Options *o, Error *err)
-{
-    int n_masks = (int)masks->n, n_kept = 0, background = o->objects.background;
-    size_t n_cells = (size_t)scene->grid_h * (size_t)scene->grid_w;
-    Rle *rles = aligned_array((size_t)n_masks + 1, sizeof *rles);
-    int *kept = aligned_array((size_t)n_masks + 1, sizeof *kept);
-    float *weights = aligned_array(((size_t)n_masks + 1) * n_cells, sizeof *weights);
-    int status = rles && kept && weights
-                     ? 0
-                     : fail_memory(err, "the objects of an image", ((size_t)n_masks + 1) * n_cells * 4);
-    for (int i = 0; !status && i < n_masks; i++)
-        rles[i] = masks->masks[i].segmentation;
-    if (!status)
-        status = objects_labels(scene->labels, kept, &n_kept, rles, n_masks, scene->height, scene->width,
-                                &o->objects, err);
-    if (!status) {
-        int uncovered = 0;
-        for (size_t p = 0; p < (size_t)scene->height * (size_t)scene->width && !uncovered; p++)
-            uncovered = scene->labels[p] < 0;
-        background = background && uncovered;
-        status = objects_weights(weights, scene->labels, n_kept, background, scene->height, scene->width,
-                                 scene->grid_h, scene->grid_w, err);
-    }
-    if (!status)
-        status = objects_new(&scene->objects, n_kept + background, background, scene->grid_h, scene->grid_w,
-                             scene->channels, weights, scene->features, err);
-    free(rles), free(kept), free(weights);
-    return status;
-}
-
-static int whole_image(Scene *scene, Error *err)
-{
-    size_t n_cells = (size_t)scene->grid_h * (size_t)scene->grid_w;
-    float *weights = aligned_array(n_cells, sizeof *weights);
-    if (!weights)
-        return fail_memory(err, "the objects of an image", n_cells * 4);
-    for (size_t p = 0; p < n_cells; p++)
-        weights[p] = 1;
-    for (size_t p = 0; p < (size_t)scene->height * (size_t)scene->width; p++)
-        scene->labels[p] = 0;
-    int status = objects_new(&scene->objects, 1, 0, scene->grid_h, scene->grid_w, scene->channels, weights,
-                             scene->features, err);
-    free(weights);
-    return status;
-}
-
 static int compute_objects(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump,
                            Error *err)
 {
@@ -260,8 +214,10 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
     if (!scene->labels)
         return fail_memory(err, "the objects of an image",
                            (unsigned long long)scene->height * (unsigned long long)scene->width * 4);
-    if (o->no_objects)
-        return whole_image(scene, err);
+    if (o->no_objects) {
+        memset(scene->labels, 0, (size_t)scene->height * (size_t)scene->width * sizeof *scene->labels);
+        return whole_image_object(&scene->objects, err);
+    }
     if (!m->sam)
         return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
     AmgMasks masks = {0};
@@ -271,8 +227,15 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
     int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) ||
                             dump_sam(dump, m->sam, m->sam_state, rgb, scene->height, scene->width, err)
                       : 0;
+    Rle *rles = aligned_array(masks.n + 1, sizeof *rles);
+    if (!rles && !status)
+        status = fail_memory(err, "the objects of an image", masks.n * sizeof *rles);
+    for (size_t i = 0; i < masks.n && !status; i++)
+        rles[i] = masks.masks[i].segmentation;
     if (!status)
-        status = masks_to_objects(scene, &masks, o, err);
+        status = masks_to_objects(&scene->objects, scene->labels, rles, (int)masks.n, scene->height,
+                                  scene->width, &o->objects, err);
+    free(rles);
     amg_masks_free(&masks);
     return status ? -1 : 0;
 }

@@ -23,8 +23,8 @@ typedef struct Models {
 
 typedef struct Scene {
     int height, width; /* of the image */
-    int grid_h, grid_w, channels, cls_dim;
-    float *features;   /* [grid_h*grid_w][channels] */
+    int cls_dim;
+    float *features;   /* [grid_h*grid_w][channels] of the objects' grid; objects.features shows them */
     float *mean_patch; /* [channels] unit */
     float *cls;        /* [cls_dim] unit */
     Objects objects;

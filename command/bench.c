@@ -59,8 +59,9 @@ typedef struct Work {
     Vit *vit;
     VitState *vit_state;
     Featup *featup;
-    AmmQuery query;
-    AmmReference references[5];
+    Objects references[5];
+    Matching matchings[5];
+    Comparison comparison;
     Bank bank;
     uint8_t *rgb; /* [height][width][3] */
     int width, height;
@@ -444,7 +445,7 @@ static int run_masks(Work *work, Error *err)
                         work->width, NULL, NULL, err);
 }
 
-static int dump_masks(Work *work, Error *err)
+static int dump_generated(Work *work, Error *err)
 {
     const size_t n = work->masks.n;
     float *table = new_buffer(work, 9 * n + 1, err);
@@ -566,37 +567,46 @@ enum { AMM_SIDE = 256, AMM_CELLS = AMM_SIDE * AMM_SIDE, AMM_K = 5, AMM_OBJECTS =
 /* Objects are the 4 × 4 squares of the picture; each moved a little in every reference. */
 static int prepare_amm(Work *work, Error *err)
 {
-    static const int match[AMM_OBJECTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    float *weights = new_buffer(work, (size_t)AMM_OBJECTS * AMM_CELLS, err);
-    float *numbers = weights ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS + CHANNELS, err) : NULL;
-    if (!numbers || !new_buffer(work, AMM_CELLS, err))
+    static int match[AMM_OBJECTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    float *coverage = new_buffer(work, (size_t)AMM_OBJECTS * AMM_CELLS, err);
+    float *numbers = coverage ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS + CHANNELS, err) : NULL;
+    if (!numbers || !new_buffer(work, AMM_CELLS, err) || !new_buffer(work, AMM_CELLS, err))
         return -1;
-    memset(weights, 0, sizeof *weights * AMM_OBJECTS * AMM_CELLS);
+    memset(coverage, 0, sizeof *coverage * AMM_OBJECTS * AMM_CELLS);
     for (int p = 0; p < AMM_CELLS; p++)
-        weights[p / AMM_SIDE / 64 * 4 * AMM_CELLS + p % AMM_SIDE / 64 * AMM_CELLS + p] = 1;
-    float *channel_scale = numbers + (AMM_K + 1) * 4 * AMM_OBJECTS;
+        coverage[p / AMM_SIDE / 64 * 4 * AMM_CELLS + p % AMM_SIDE / 64 * AMM_CELLS + p] = 1;
+    float *inverse_std = numbers + (AMM_K + 1) * 4 * AMM_OBJECTS;
     for (int c = 0; c < CHANNELS; c++)
-        channel_scale[c] = 1;
+        inverse_std[c] = 1;
     float *features = random_buffer(work, (size_t)AMM_CELLS * CHANNELS, 0, 1, err); /* the query's */
     if (!features)
         return -1;
     for (int r = 0; r <= AMM_K; r++) { /* the last is the query */
         uint16_t *half = r < AMM_K ? random_halves(work, (size_t)AMM_CELLS * CHANNELS, err) : NULL;
         float *centroids = numbers + r * 4 * AMM_OBJECTS, *areas = centroids + 2 * AMM_OBJECTS;
-        float *scale = areas + AMM_OBJECTS;
+        float *units = areas + AMM_OBJECTS;
         if (r < AMM_K && !half)
             return -1;
         for (int i = 0; i < AMM_OBJECTS; i++) {
             centroids[2 * i] = (float)(i % 4) / 4 + 0.125f + 0.003f * (float)(r * i % 7);
             centroids[2 * i + 1] = (float)(i / 4) / 4 + 0.125f - 0.003f * (float)(r * i % 5);
             areas[i] = 0.0625f + 0.001f * (float)(r * i % 3);
-            scale[i] = 1;
+            units[i] = 1;
         }
+        const Objects objects = {.n = AMM_OBJECTS,
+                                 .grid_h = AMM_SIDE,
+                                 .grid_w = AMM_SIDE,
+                                 .channels = CHANNELS,
+                                 .features = r < AMM_K ? NULL : features,
+                                 .features16 = half,
+                                 .coverage = coverage,
+                                 .centroids = centroids,
+                                 .areas = areas,
+                                 .units = units};
         if (r < AMM_K)
-            work->references[r] = (AmmReference){half, centroids, areas, match, AMM_OBJECTS, weights, scale};
+            work->references[r] = objects, work->matchings[r].match_q = match;
         else
-            work->query = (AmmQuery){AMM_OBJECTS, AMM_SIDE,  AMM_SIDE, CHANNELS,      features,
-                                     weights,     centroids, areas,    channel_scale, NULL};
+            work->comparison = (Comparison){objects, AMM_K, work->references, work->matchings};
     }
     /* per cell and channel, in multiply-adds: k bilinear samples, centring, d, Gram matrix, Xd, residual,
      * norm; registration, which is given up early at most places, isn't counted */
@@ -608,7 +618,16 @@ static int prepare_amm(Work *work, Error *err)
 static int run_amm(Work *work, Error *err)
 {
     const AmmOptions options = {.large_object = 0.15f, .register_reach = 2, .epsilon = 0.01f, .blur = 1};
-    return amm_structural(work->buffers[2], &work->query, work->references, AMM_K, &options, err);
+    float *map = work->buffers[2], *scratch = work->buffers[3];
+    const float *inverse_std = work->buffers[1] + (AMM_K + 1) * 4 * AMM_OBJECTS;
+    const Comparison *c = &work->comparison;
+    Placement places[AMM_OBJECTS * AMM_K];
+    amm_places(places, c, inverse_std, &options);
+    const AmmInput input = {c, inverse_std, places, c->query.coverage, options.epsilon};
+    if (amm_structural(map, &input, err))
+        return -1;
+    gaussian_blur(map, map, AMM_SIDE, AMM_SIDE, 1, options.blur, scratch);
+    return 0;
 }
 
 /* ---- retrieve.10000 -----------------------------------------------------------------------------------*/
@@ -633,9 +652,8 @@ static int prepare_retrieval(Work *work, Error *err)
 static int run_retrieval(Work *work, Error *err)
 {
     int found[5];
-    return bank_retrieve(&work->bank, RETRIEVAL_MEAN, work->buffers[0], NULL, NULL, 5, -1, found, err) == 5
-               ? 0
-               : -1;
+    const Scene scene = {.mean_patch = work->buffers[0]};
+    return bank_retrieve(&work->bank, &scene, 5, -1, found, err) == 5 ? 0 : -1;
 }
 
 static const Stage STAGES[] = {
@@ -666,7 +684,7 @@ static const Stage STAGES[] = {
     {"mobile_sam.encoder.bf16", "MobileSAM's image encoder, 1024 x 1024, bf16", 0, prepare_mobile,
      run_encoder, dump_encoder, 0, PRECISION_BF16},
     {"sam_vit_b.masks_1024", "automatic masks, 32 x 32 points, without the encoder", 0, prepare_masks,
-     run_masks, dump_masks, 0, PRECISION_FP32},
+     run_masks, dump_generated, 0, PRECISION_FP32},
     {"sam_vit_h.memory", "2 of 32 blocks, 16 points; peak without weights", 0, prepare_memory, run_memory,
      NULL, 1, PRECISION_FP32},
     {"dinov2_s.518", "ViT-S/14, 518 x 518", 518, prepare_vit, run_vit, dump_vit, 0, PRECISION_FP32},

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "compare.h"
+#include "algorithm.h"
 #include "io/fail.h"
 #include "library/batch.h"
 

@@ -50,14 +50,6 @@ static void analyse_file(Analysed *image, Samlad *s, const char *path)
     free(rgb);
 }
 
-static int add_scene(BankBuilder *builder, const Scene *scene, const char *name, Error *err)
-{
-    const BankEntry entry = {name,           scene->grid_h,   scene->grid_w,     scene->channels,
-                             scene->cls_dim, scene->features, scene->mean_patch, scene->cls,
-                             &scene->objects};
-    return bank_builder_add(builder, &entry, err);
-}
-
 /* Add the batch's first n images and free them. The first that failed ends the bank. */
 static int add_images(BankBuilder *builder, Batch *b, const char *const *names, int n, Error *err)
 {
@@ -66,7 +58,7 @@ static int add_images(BankBuilder *builder, Batch *b, const char *const *names, 
         Analysed *image = &b->images[i];
         if (!status)
             status = image->status ? fail(err, "%s", image->err.message)
-                                   : add_scene(builder, &image->scene, names[i], err);
+                                   : bank_builder_add(builder, names[i], &image->scene, err);
         if (!image->status)
             scene_free(&image->scene);
     }
@@ -107,7 +99,7 @@ static int add_stored(BankBuilder *builder, const char *path, const char *name, 
     Scene scene;
     if (scene_load(&scene, maker, path, err))
         return -1;
-    int status = add_scene(builder, &scene, name, err);
+    int status = bank_builder_add(builder, name, &scene, err);
     scene_free(&scene);
     return status;
 }

@@ -1,8 +1,9 @@
 /* detect.c - one image, or one stored scene, against the handle's bank. See samlad.h. */
 #include <math.h>
 
-#include "compare.h"
+#include "algorithm.h"
 #include "io/fail.h"
+#include "library/dump.h"
 #include "library/handle.h"
 #include "library/result.h"
 
@@ -11,16 +12,25 @@ static int needs_bank(const Samlad *s, Error *err)
     return s->has_bank ? 0 : fail(err, "no bank: build or load one before detecting");
 }
 
+/* The result of a detection, which also goes to the dump unless that is NULL. */
+static int make_result(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, StWriter *dump,
+                       Error *err)
+{
+    if (dump && dump_detection(dump, d, err))
+        return -1;
+    if (!isfinite(d->score))
+        return fail(err, "the score is no finite number: the bank's calibration is damaged");
+    return result_make(result, bank, d, scene, err);
+}
+
 /* Compare the scene with the bank. dump: or NULL. */
 static int detect_scene(SamladResult *result, const Samlad *s, Scene *scene, StWriter *dump, Error *err)
 {
-    Comparison c;
-    if (compare_scene(&c, &s->bank, scene, -1, 0, dump, err))
-        return -1;
-    int status = isfinite(c.score)
-                     ? result_make(result, &s->bank, &c, scene, err)
-                     : fail(err, "the score is no finite number: the bank's calibration is damaged");
-    comparison_free(&c);
+    Detection d;
+    int status = detect_in_scene(&d, &s->bank, scene, -1, err);
+    if (!status)
+        status = make_result(result, &s->bank, &d, scene, dump, err);
+    detection_free(&d);
     return status;
 }
 

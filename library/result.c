@@ -3,11 +3,185 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-#include "explain.h"
+#include "io/fail.h"
 #include "tensor.h"
 
-/* The part of the leave-one-out scores at least as high, counting this score as one of them. */
+/* ================================================================================================
+ * Boxes
+ * ============================================================================================== */
+
+/* Columns x0 .. x1-1 of rows y0 .. y1-1; nothing as long as x1 <= x0. */
+typedef struct Extent {
+    int x0, y0, x1, y1;
+} Extent;
+
+static const Extent NOTHING = {INT32_MAX, INT32_MAX, 0, 0};
+
+static void extend(Extent *e, int x, int y)
+{
+    e->x0 = x < e->x0 ? x : e->x0, e->x1 = x >= e->x1 ? x + 1 : e->x1;
+    e->y0 = y < e->y0 ? y : e->y0, e->y1 = y >= e->y1 ? y + 1 : e->y1;
+}
+
+/* box: x, y, width, height in pixels; all 0 for nothing. A unit of the extent is sx × sy pixels. */
+static void set_box(float box[4], const Extent *e, float sx, float sy)
+{
+    const int some = e->x1 > e->x0;
+    box[0] = some ? (float)e->x0 * sx : 0;
+    box[1] = some ? (float)e->y0 * sy : 0;
+    box[2] = some ? (float)(e->x1 - e->x0) * sx : 0;
+    box[3] = some ? (float)(e->y1 - e->y0) * sy : 0;
+}
+
+/* The box of the cells with at least half of the largest coverage. coverage [h*w] is of the objects' grid. */
+static void cells_box(float box[4], const float *coverage, const Objects *grid, const SamladResult *r)
+{
+    const int w = grid->grid_w, n_cells = grid->grid_h * w;
+    Extent extent = NOTHING;
+    float most = 0;
+    for (int p = 0; p < n_cells; p++)
+        most = fmaxf(most, coverage[p]);
+    for (int p = 0; p < n_cells && most > 0; p++)
+        if (coverage[p] >= most / 2)
+            extend(&extent, p % w, p / w);
+    set_box(box, &extent, (float)r->width / (float)w, (float)r->height / (float)grid->grid_h);
+}
+
+/* Boxes of all objects from the labels; the background has label -1. */
+static int pixel_boxes(SamladResult *r, const Objects *o, Error *err)
+{
+    Extent *extents = aligned_array((size_t)o->n, sizeof *extents);
+    if (!extents)
+        return fail_memory(err, "the objects' boxes", (size_t)o->n * sizeof *extents);
+    for (int i = 0; i < o->n; i++)
+        extents[i] = NOTHING;
+    const int32_t *label = r->labels;
+    for (int y = 0; y < r->height; y++)
+        for (int x = 0; x < r->width; x++, label++) {
+            const int i = *label < 0 && o->has_background ? o->n - 1 : *label;
+            if (i >= 0)
+                extend(&extents[i], x, y);
+        }
+    for (int i = 0; i < o->n; i++)
+        set_box(r->objects[i].box, &extents[i], 1, 1);
+    free(extents);
+    return 0;
+}
+
+/* ================================================================================================
+ * Objects
+ * ============================================================================================== */
+
+/* The matches of object i; returns how many. */
+static int list_matches(SamladMatch *matches, const Comparison *c, int i)
+{
+    int n = 0;
+    for (int r = 0; r < c->k; r++) {
+        const Matching *m = &c->matchings[r];
+        const ptrdiff_t n_r = m->n_r, j = m->match_q[i];
+        if (j >= 0)
+            matches[n++] = (SamladMatch){r, (int)j, m->assignment[i * (n_r + 1) + j], m->scores[i * n_r + j]};
+    }
+    return n;
+}
+
+static SamladObject object_of(const Detection *d, int i)
+{
+    const Objects *o = &d->comparison.query;
+    return (SamladObject){.background = o->has_background && i == o->n - 1,
+                          .area = o->areas[i],
+                          .centroid = {o->centroids[2 * i], o->centroids[2 * i + 1]},
+                          /* rows are not normalised last, so U may exceed 1 a little */
+                          .unmatched = fminf(1, d->unmatched[i]),
+                          .counted = d->counted[i]};
+}
+
+static void set_verdict(SamladObject *object, const Verdict *v, const Spread *spread, const Detection *d,
+                        const SamladResult *r)
+{
+    const int at = v->damage_cell, h = d->comparison.query.grid_h, w = d->comparison.query.grid_w;
+    object->alike = v->alike;
+    object->verdict = v->extra ? VERDICT_EXTRA : v->damaged ? VERDICT_DAMAGED : VERDICT_NORMAL;
+    if (at < 0)
+        return;
+    object->damage = amm_z(spread, d->structural[at]);
+    object->damage_at[0] = ((float)(at % w) + 0.5f) * (float)r->width / (float)w;
+    object->damage_at[1] = ((float)(at / w) + 0.5f) * (float)r->height / (float)h;
+}
+
+/* Room for n objects and their matches with k references. */
+static int objects_room(SamladResult *r, int n, int k, Error *err)
+{
+    const size_t n_matches = (size_t)n * (size_t)k;
+    r->n_objects = n;
+    r->objects = calloc((size_t)n + 1, sizeof *r->objects);
+    r->matches = aligned_array(n_matches, sizeof *r->matches);
+    return r->objects && r->matches
+               ? 0
+               : fail_memory(err, "the result",
+                             (size_t)n * sizeof *r->objects + n_matches * sizeof *r->matches);
+}
+
+int result_objects(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
+{
+    const Objects *o = &d->comparison.query;
+    const VerdictOptions options = bank_verdicts(bank);
+    const VerdictInput input = {&d->comparison, d->unmatched, d->counted, d->structural, d->coverage};
+    if (objects_room(r, o->n, d->k, err))
+        return -1;
+    Verdict *verdicts = aligned_array((size_t)o->n, sizeof *verdicts);
+    if (!verdicts || verdict_objects(verdicts, &input, &options, err)) {
+        free(verdicts);
+        return verdicts ? -1 : fail_memory(err, "the verdicts", (size_t)o->n * sizeof *verdicts);
+    }
+    SamladMatch *matches = r->matches;
+    for (int i = 0; i < o->n; i++) {
+        SamladObject *object = &r->objects[i];
+        *object = object_of(d, i);
+        object->matches = matches;
+        object->n_matches = list_matches(matches, &d->comparison, i);
+        matches += object->n_matches;
+        set_verdict(object, &verdicts[i], &bank->structural, d, r);
+    }
+    free(verdicts);
+    return pixel_boxes(r, o, err);
+}
+
+/* ================================================================================================
+ * Missing objects
+ * ============================================================================================== */
+
+int result_missing(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
+{
+    const VerdictOptions options = bank_verdicts(bank);
+    MissingList list;
+    int status = verdict_missing(&list, &d->comparison, &options, err);
+    r->missing = calloc((size_t)list.n + 1, sizeof *r->missing);
+    if (!status && !r->missing)
+        status = fail_memory(err, "the result", (size_t)list.n * sizeof *r->missing);
+    for (int i = 0; !status && i < list.n; i++) {
+        const Missing *m = &list.items[i];
+        const Objects *reference = &d->comparison.references[m->reference];
+        SamladMissing *missing = &r->missing[r->n_missing++];
+        *missing = (SamladMissing){.reference = m->reference,
+                                   .object = m->object,
+                                   .unmatched = m->unmatched,
+                                   .alike = m->alike,
+                                   .evidence = m->evidence,
+                                   .support = m->support};
+        cells_box(missing->box, reference->coverage + (size_t)m->object * bank_cells(bank), reference, r);
+    }
+    free(list.items);
+    return status;
+}
+
+/* ================================================================================================
+ * Scores and maps
+ * ============================================================================================== */
+
+/* The part of the leave-one-out scores at least as high, where this score counts as one of them. */
 static float rank_of(const Bank *bank, float score)
 {
     int higher = 0;
@@ -16,8 +190,8 @@ static float rank_of(const Bank *bank, float score)
     return (float)(1 + higher) / (float)(1 + bank->n_loo);
 }
 
-/* The map's value that pictures show brightest: six spreads are clearly anomalous [ours]. A bank of one image
- * has no spread: then the map's largest value. */
+/* The value of the map that pictures show brightest: six spreads are clearly anomalous [ours]. A bank of one image
+ * has no spread: then the largest value. */
 static float map_high(const Bank *bank, const float *map)
 {
     if (bank->n_loo > 0)
@@ -28,38 +202,50 @@ static float map_high(const Bank *bank, const float *map)
     return largest > 0 ? largest : 1;
 }
 
-static void fill_scores(SamladResult *r, const Bank *bank, const Comparison *c)
+static void set_scores(SamladResult *r, const Bank *bank, const Detection *d)
 {
-    r->score = c->score;
-    r->structural = c->structural_score, r->structural_z = c->structural_z;
-    r->logical = c->logical_score, r->logical_z = c->logical_z;
-    r->rank = rank_of(bank, c->score);
+    r->score = d->score;
+    r->structural = d->structural_score, r->structural_z = d->structural_z;
+    r->logical = d->logical_score, r->logical_z = d->logical_z;
+    r->rank = rank_of(bank, d->score);
     r->threshold = bank->threshold;
-    r->anomalous = isnan(bank->threshold) ? -1 : c->score > bank->threshold;
+    r->anomalous = isnan(bank->threshold) ? -1 : d->score > bank->threshold;
 }
 
-int result_make(SamladResult *r, const Bank *bank, Comparison *c, Scene *scene, Error *err)
+static float *copy_map(const Bank *bank, const float *map)
+{
+    const size_t n_cells = bank_cells(bank);
+    float *copy = aligned_array(n_cells, sizeof *copy);
+    return copy ? memcpy(copy, map, n_cells * sizeof *copy) : NULL;
+}
+
+static int set_maps(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
+{
+    r->map_low = 0, r->map_high = map_high(bank, d->map);
+    r->map = copy_map(bank, d->map);
+    r->structural_map = copy_map(bank, d->structural);
+    r->logical_map = copy_map(bank, d->logical);
+    return r->map && r->structural_map && r->logical_map
+               ? 0
+               : fail_memory(err, "the result", 3 * bank_cells(bank) * sizeof(float));
+}
+
+int result_make(SamladResult *r, const Bank *bank, Detection *d, Scene *scene, Error *err)
 {
     *r = (SamladResult){.width = scene->width,
                         .height = scene->height,
                         .grid_w = bank->grid_w,
                         .grid_h = bank->grid_h,
-                        .map = c->map,
-                        .structural_map = c->structural,
-                        .logical_map = c->logical,
-                        .map_high = map_high(bank, c->map),
-                        .n_references = c->k,
-                        .references = c->references,
-                        .labels = scene->labels};
-    fill_scores(r, bank, c);
-    int status =
-        explain_objects(r, bank, c, &scene->objects, err) || explain_missing(r, bank, c, err) ? -1 : 0;
-    c->map = c->structural = c->logical = NULL; /* they are the result's now */
-    c->references = NULL;
-    scene->labels = NULL;
-    if (status)
+                        .labels = scene->labels,
+                        .n_references = d->k,
+                        .references = d->references};
+    scene->labels = NULL, d->references = NULL; /* they are the result's now */
+    set_scores(r, bank, d);
+    if (set_maps(r, bank, d, err) || result_objects(r, bank, d, err) || result_missing(r, bank, d, err)) {
         samlad_result_free(r);
-    return status;
+        return -1;
+    }
+    return 0;
 }
 
 void samlad_result_free(SamladResult *r)

@@ -1,11 +1,15 @@
-/* result.h - a comparison as the API's result. */
+/* result.h - a detection as samlad.h's result: verdicts, matches, boxes and places in pixels. */
 #ifndef SAMLAD_LIBRARY_RESULT_H
 #define SAMLAD_LIBRARY_RESULT_H
 
-#include "compare.h"
+#include "algorithm.h"
 #include "samlad.h"
 
-/* The result takes maps and references from the comparison, and labels from the scene. */
-int result_make(SamladResult *result, const Bank *bank, Comparison *c, Scene *scene, Error *err);
+/* Fill the result. The scene's labels and the detection's references become the result's. 0, or -1: no memory, and
+ * the result is empty. */
+int result_make(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, Error *err);
+/* Its parts: the objects (the result needs size, grid and labels before) and the missing ones (size and grid). */
+int result_objects(SamladResult *result, const Bank *bank, const Detection *d, Error *err);
+int result_missing(SamladResult *result, const Bank *bank, const Detection *d, Error *err);
 
 #endif

@@ -26,8 +26,8 @@ static AmmWork make_work(int k, int channels, void **memory)
 static float distance(const AmmWork *work, const float *samples, const float *f, int m, int C, float epsilon)
 {
     for (int r = 0; r <= m; r++) {
-        float *row = work->rows + (size_t)r * work->stride;
-        memset(row, 0, work->stride * sizeof *row);
+        float *row = work->rows + r * work->stride;
+        memset(row, 0, (size_t)work->stride * sizeof *row);
         memcpy(row, r < m ? samples + (size_t)r * (size_t)C : f, (size_t)C * sizeof *row);
     }
     return amm_mahalanobis(work, m, epsilon);
@@ -117,52 +117,76 @@ static const float ONES[64] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
                                1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-static AmmQuery query(void)
+/* The golden's query and its three references. */
+typedef struct Three {
+    Comparison c;
+    Objects references[3];
+    Matching matchings[3];
+    int matches[3][16];
+    Placement places[16 * 3];
+    const float *inverse_std;
+} Three;
+
+static Objects objects(const char *which, const StTensor *weights)
 {
-    const StTensor *f = golden_tensor("q.features");
-    return (AmmQuery){(int)golden_tensor("q.weights")->shape[0],
-                      (int)f->shape[0],
-                      (int)f->shape[1],
-                      (int)f->shape[2],
-                      f->data,
-                      GOLDEN_F32("q.weights"),
-                      GOLDEN_F32("q.centroids"),
-                      GOLDEN_F32("q.areas"),
-                      ONES,
-                      NULL};
+    return (Objects){.n = (int)weights->shape[0],
+                     .grid_h = (int)golden_tensor("q.features")->shape[0],
+                     .grid_w = (int)golden_tensor("q.features")->shape[1],
+                     .channels = (int)golden_tensor("q.features")->shape[2],
+                     .coverage = weights->data,
+                     .centroids = GOLDEN_F32("%s.centroids", which),
+                     .areas = GOLDEN_F32("%s.areas", which)};
 }
 
-static void references(AmmReference r[3])
+static void three_new(Three *t)
+{
+    *t = (Three){.inverse_std = ONES};
+    t->c = (Comparison){objects("q", golden_tensor("q.weights")), 3, t->references, t->matchings};
+    t->c.query.features = GOLDEN_F32("q.features");
+    for (int i = 0; i < 3; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "r%d", i);
+        t->references[i] = objects(name, golden_tensor("r%d.weights", i));
+        t->references[i].features16 = golden_tensor("r%d.features", i)->data;
+        t->references[i].units = GOLDEN_F32("r%d.scale", i);
+        memcpy(t->matches[i], GOLDEN_I32("r%d.match_q", i), (size_t)t->c.query.n * sizeof(int));
+        t->matchings[i].match_q = t->matches[i];
+    }
+}
+
+/* Object 1 matches nowhere. */
+static void without_match(Three *t)
 {
     for (int i = 0; i < 3; i++)
-        r[i] = (AmmReference){golden_tensor("r%d.features", i)->data,
-                              GOLDEN_F32("r%d.centroids", i),
-                              GOLDEN_F32("r%d.areas", i),
-                              GOLDEN_I32("r%d.match_q", i),
-                              (int)golden_tensor("r%d.weights", i)->shape[0],
-                              GOLDEN_F32("r%d.weights", i),
-                              GOLDEN_F32("r%d.scale", i)};
+        t->matches[i][1] = -1;
 }
 
-/* Object 1 matches nowhere. matches [3][16] takes the changed lists. */
-static void without_match(AmmReference r[3], int matches[3][16], int n)
+/* map of the first k references; claimed: room for the coverage after claims, or NULL: none are made. */
+static int structural(float *map, Three *t, int k, const AmmOptions *options, float *claimed)
 {
-    for (int i = 0; i < 3; i++) {
-        memcpy(matches[i], r[i].match_q, (size_t)n * sizeof(int));
-        matches[i][1] = -1;
-        r[i].match_q = matches[i];
-    }
+    const Objects *q = &t->c.query;
+    float scratch[512];
+    Error err;
+    t->c.k = k;
+    amm_places(t->places, &t->c, t->inverse_std, options);
+    if (claimed && amm_claims(claimed, &t->c, t->places, &err))
+        return -1;
+    const AmmInput input = {&t->c, t->inverse_std, t->places, claimed ? claimed : q->coverage,
+                            options->epsilon};
+    if (amm_structural(map, &input, &err))
+        return -1;
+    if (options->blur > 0)
+        gaussian_blur(map, map, q->grid_h, q->grid_w, 1, options->blur, scratch);
+    return 0;
 }
 
 static void check_map(const AmmOptions *options, const char *name)
 {
-    AmmQuery q = query();
-    AmmReference r[3];
+    Three t;
     float map[512];
-    Error err;
-    REQUIRE(q.grid_h * q.grid_w <= 512);
-    references(r);
-    REQUIRE(!amm_structural(map, &q, r, 3, options, &err));
+    three_new(&t);
+    REQUIRE(t.c.query.grid_h * t.c.query.grid_w <= 512 && t.c.query.n <= 16);
+    REQUIRE(!structural(map, &t, 3, options, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.%s", name);
 }
 
@@ -182,23 +206,20 @@ static void test_structural(void)
 static void test_registered(void)
 {
     REQUIRE(golden_open("method_amm"));
-    AmmQuery q = query();
-    AmmReference r[3];
+    Three t;
     AmmOptions near = AMM, far = AMM, same = AMM;
-    int matches[3][16];
     float map[512];
-    Error err;
-    references(r);
-    without_match(r, matches, q.n);
+    three_new(&t);
+    without_match(&t);
     near.register_reach = 1;
     far.register_reach = 3, far.register_unmatched = 1;
     same.align_pixel = 1, same.register_unmatched = 1,
     same.register_reach = 3; /* pixel: nothing is searched */
-    REQUIRE(!amm_structural(map, &q, r, 3, &near, &err));
+    REQUIRE(!structural(map, &t, 3, &near, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.registered");
-    REQUIRE(!amm_structural(map, &q, r, 3, &far, &err));
+    REQUIRE(!structural(map, &t, 3, &far, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.searched");
-    REQUIRE(!amm_structural(map, &q, r, 3, &same, &err));
+    REQUIRE(!structural(map, &t, 3, &same, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.same");
 }
 
@@ -206,59 +227,58 @@ static void test_registered(void)
 static void test_claims(void)
 {
     REQUIRE(golden_open("method_amm"));
-    AmmQuery q = query();
-    AmmReference r[3];
+    Three t;
+    three_new(&t);
+    Objects *q = &t.c.query;
     float map[512], claimed[8 * 512];
-    int n_cells = q.grid_h * q.grid_w, moved = 0;
+    int n_cells = q->grid_h * q->grid_w, moved = 0;
     Error err;
-    REQUIRE(q.n <= 8 && n_cells <= 512);
-    references(r);
-    q.weights = GOLDEN_F32("broken.weights");
-    q.claimed = claimed;
-    REQUIRE(!amm_structural(map, &q, r, 3, &AMM, &err));
+    REQUIRE(q->n <= 8 && n_cells <= 512);
+    q->coverage = GOLDEN_F32("broken.weights");
+    REQUIRE(!structural(map, &t, 3, &AMM, claimed));
     CHECK_GOLDEN(claimed, 1e-5, "broken.claimed");
     CHECK_GOLDEN(map, 1e-5, "map.claims");
-    REQUIRE(!amm_normalise(map, &q, r, 3, &err));
+    REQUIRE(!amm_in_units(map, &t.c, claimed, &err));
     CHECK_GOLDEN(map, 1e-5, "map.claims.normalised");
     for (int p = 0; p < n_cells; p++) {
         float before = 0, after = 0;
-        for (int i = 0; i < q.n; i++)
-            before += q.weights[i * n_cells + p], after += claimed[i * n_cells + p];
+        for (int i = 0; i < q->n; i++)
+            before += q->coverage[i * n_cells + p], after += claimed[i * n_cells + p];
         CHECK(fabsf(before - after) < 1e-5f);
-        moved += claimed[p] > q.weights[p] + 0.5f;
+        moved += claimed[p] > q->coverage[p] + 0.5f;
     }
     CHECK_MSG(moved >= 2, "object 0 got %d cells back", moved);
-    REQUIRE(!amm_structural(map, &q, r, 0, &AMM, &err)); /* nothing to go by: the masks stay */
-    CHECK(memcmp(claimed, q.weights, (size_t)(q.n * n_cells) * sizeof *claimed) == 0);
+    REQUIRE(!structural(map, &t, 0, &AMM, claimed)); /* nothing to go by: the masks stay */
+    CHECK(memcmp(claimed, q->coverage, (size_t)(q->n * n_cells) * sizeof *claimed) == 0);
 }
 
-/* Features in other units, channel by channel, and the scale that undoes them: the same map. Powers of two,
+/* Features in other units, channel by channel, and the inverse_std that undoes them: the same map. Powers of two,
  * so that float16 loses nothing. */
-static void test_scale(void)
+static void test_inverse_std(void)
 {
     REQUIRE(golden_open("method_amm"));
-    AmmQuery q = query();
-    AmmReference r[3];
-    float map[512], scale[64], *scaled = NULL;
+    Three t;
+    three_new(&t);
+    Objects *q = &t.c.query;
+    float map[512], inverse_std[64], *scaled = NULL;
     uint16_t *halves[3];
-    size_t n = (size_t)(q.grid_h * q.grid_w * q.channels);
-    Error err;
-    REQUIRE(q.channels <= 64);
-    references(r);
-    for (int c = 0; c < q.channels; c++)
-        scale[c] = ldexpf(1, c % 5 - 2);
+    size_t n = (size_t)(q->grid_h * q->grid_w * q->channels);
+    REQUIRE(q->channels <= 64);
+    for (int c = 0; c < q->channels; c++)
+        inverse_std[c] = ldexpf(1, c % 5 - 2);
     REQUIRE(scaled = malloc(n * sizeof *scaled));
     for (size_t p = 0; p < n; p++)
-        scaled[p] = q.features[p] / scale[p % (size_t)q.channels];
+        scaled[p] = q->features[p] / inverse_std[p % (size_t)q->channels];
     for (int i = 0; i < 3; i++) {
         REQUIRE(halves[i] = malloc(n * sizeof(uint16_t)));
         for (size_t p = 0; p < n; p++)
-            halves[i][p] = f32_to_f16(f16_to_f32(r[i].features[p]) / scale[p % (size_t)q.channels]);
-        r[i].features = halves[i];
+            halves[i][p] =
+                f32_to_f16(f16_to_f32(t.references[i].features16[p]) / inverse_std[p % (size_t)q->channels]);
+        t.references[i].features16 = halves[i];
     }
-    q.features = scaled;
-    q.scale = scale;
-    REQUIRE(!amm_structural(map, &q, r, 3, &AMM, &err));
+    q->features = scaled;
+    t.inverse_std = inverse_std;
+    REQUIRE(!structural(map, &t, 3, &AMM, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.object");
     for (int i = 0; i < 3; i++)
         free(halves[i]);
@@ -270,18 +290,16 @@ static void test_threads(void)
 {
 #ifdef _OPENMP
     REQUIRE(golden_open("method_amm"));
-    AmmQuery q = query();
-    AmmReference r[3];
+    Three t;
     float one[512], many[512];
     int before = omp_get_max_threads();
-    Error err;
-    references(r);
+    three_new(&t);
     omp_set_num_threads(1);
-    REQUIRE(!amm_structural(one, &q, r, 3, &AMM, &err));
+    REQUIRE(!structural(one, &t, 3, &AMM, NULL));
     omp_set_num_threads(3);
-    REQUIRE(!amm_structural(many, &q, r, 3, &AMM, &err));
+    REQUIRE(!structural(many, &t, 3, &AMM, NULL));
     omp_set_num_threads(before);
-    CHECK(memcmp(one, many, (size_t)(q.grid_h * q.grid_w) * sizeof *one) == 0);
+    CHECK(memcmp(one, many, (size_t)(t.c.query.grid_h * t.c.query.grid_w) * sizeof *one) == 0);
 #else
     SKIP("built without OpenMP");
 #endif
@@ -292,46 +310,43 @@ static void test_threads(void)
 static void test_unmatched(void)
 {
     REQUIRE(golden_open("method_amm"));
-    AmmQuery q = query();
-    AmmReference r[3];
+    Three t;
     AmmOptions options = AMM;
     float map[512];
-    int matches[3][16];
     Error err;
-    references(r);
+    three_new(&t);
     options.blur = 0;
-    without_match(r, matches, q.n);
-    REQUIRE(!amm_structural(map, &q, r, 3, &options, &err));
+    without_match(&t);
+    REQUIRE(!structural(map, &t, 3, &options, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.none");
-    REQUIRE(!amm_structural(map, &q, r, 0, &options, &err));
-    REQUIRE(!amm_normalise(map, &q, r, 0, &err));
-    for (int p = 0; p < q.grid_h * q.grid_w; p++)
+    REQUIRE(!structural(map, &t, 0, &options, NULL));
+    REQUIRE(!amm_in_units(map, &t.c, t.c.query.coverage, &err));
+    for (int p = 0; p < t.c.query.grid_h * t.c.query.grid_w; p++)
         CHECK(map[p] == 0);
 }
 
-static void test_normalise_and_scores(void)
+static void test_units_and_scores(void)
 {
     REQUIRE(golden_open("method_amm"));
-    AmmQuery q = query();
-    AmmReference r[3];
-    int n_cells = q.grid_h * q.grid_w;
+    Three t;
+    three_new(&t);
+    const Objects *q = &t.c.query;
+    int n_cells = q->grid_h * q->grid_w;
     float map[512], scratch[512], found[64];
-    int matches[3][16];
     Error err;
-    references(r);
     const float *base = GOLDEN_F32("map.object");
     memcpy(map, base, (size_t)n_cells * sizeof *map);
-    REQUIRE(!amm_normalise(map, &q, r, 3, &err));
+    REQUIRE(!amm_in_units(map, &t.c, q->coverage, &err));
     CHECK_GOLDEN(map, 1e-5, "map.normalised");
     memcpy(map, base, (size_t)n_cells * sizeof *map);
-    without_match(r, matches, q.n);
-    REQUIRE(!amm_normalise(map, &q, r, 3, &err));
+    without_match(&t);
+    REQUIRE(!amm_in_units(map, &t.c, q->coverage, &err));
     CHECK_GOLDEN(map, 1e-5, "map.normalised.none");
     static const float levels[] = {0.95f, 0.5f, 1};
-    for (int i = 0; i < q.n; i++)
+    for (int i = 0; i < q->n; i++)
         for (int l = 0; l < 3; l++)
             found[3 * i + l] =
-                amm_object_quantile(base, q.weights + i * n_cells, n_cells, levels[l], scratch);
+                amm_object_quantile(base, q->coverage + i * n_cells, n_cells, levels[l], scratch);
     CHECK_GOLDEN(found, 1e-5, "quantiles");
     found[0] = amm_score(base, n_cells, SCORE_MAX, scratch);
     found[1] = amm_score(base, n_cells, SCORE_TOP1, scratch);
@@ -345,37 +360,41 @@ static void test_quantiles(void)
     REQUIRE(golden_open("method_amm"));
     const float *values = GOLDEN_F32("values");
     memcpy(sorted, values, sizeof sorted);
-    AmmScale scale = amm_scale(sorted, 37, 0.05f);
+    Spread spread = amm_spread(sorted, 37, 0.05f);
     for (int i = 0; i < 7; i++)
         found[i] = quantile_sorted(sorted, 37, levels[i]);
     CHECK_GOLDEN(found, 1e-6, "values.quantiles");
     for (int i = 0; i < 37; i++)
-        found[i] = amm_z(&scale, values[i]);
+        found[i] = amm_z(&spread, values[i]);
     CHECK_GOLDEN(found, 1e-6, "values.z");
     CHECK(quantile_sorted(sorted, 0, 0.5) == 0 && quantile_sorted(sorted, 1, 0.95) == sorted[0]);
-    AmmScale flat = amm_scale((float[]){2, 2, 2}, 3, 0); /* no spread at all: large, but a number */
+    Spread flat = amm_spread((float[]){2, 2, 2}, 3, 0); /* no spread at all: large, but a number */
     CHECK(isfinite(amm_z(&flat, 2.5f)) && amm_z(&flat, 2) == 0);
 }
 
 /* A grid of one cell, an object without weight: nothing to divide by. */
 static void test_one_cell(void)
 {
-    static const float features[2] = {1, 2}, weights[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f},
-                       areas[2] = {1, 0}, scale[2] = {1, 1};
-    static const int match_q[2] = {1, 0};
-    AmmQuery q = {2, 1, 1, 2, features, weights, centroids, areas, ONES, NULL};
+    static const float features[2] = {1, 2}, coverage[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f},
+                       areas[2] = {1, 0}, units[2] = {1, 1};
     static const uint16_t halves[2] = {0x3c00, 0x4000}; /* 1, 2 */
-    AmmReference r = {halves, centroids, areas, match_q, 2, weights, scale};
+    Three t = {.matches = {{1, 0}}, .inverse_std = ONES};
+    t.c = (Comparison){.query = {.n = 2, .grid_h = 1, .grid_w = 1, .channels = 2}, .k = 1};
+    t.c.references = t.references, t.c.matchings = t.matchings;
+    t.c.query.coverage = coverage, t.c.query.centroids = centroids, t.c.query.areas = areas;
+    t.references[0] = t.c.query;
+    t.c.query.features = features, t.references[0].features16 = halves, t.references[0].units = units;
+    t.matchings[0].match_q = t.matches[0];
     AmmOptions options = AMM;
     float map[1], scratch[1];
     Error err;
     options.blur = 100;
-    REQUIRE(!amm_structural(map, &q, &r, 1, &options, &err));
+    REQUIRE(!structural(map, &t, 1, &options, NULL));
     CHECK(map[0] == 0);
-    REQUIRE(!amm_normalise(map, &q, &r, 1, &err));
+    REQUIRE(!amm_in_units(map, &t.c, coverage, &err));
     CHECK(map[0] == 0 && amm_score(map, 1, SCORE_TOP1, scratch) == 0 &&
           amm_score(map, 0, SCORE_MAX, scratch) == 0);
-    CHECK(amm_object_quantile(map, weights + 1, 1, 0.95f, scratch) == 0);
+    CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
 
 int main(void)
@@ -385,10 +404,10 @@ int main(void)
     RUN(test_structural);
     RUN(test_registered);
     RUN(test_claims);
-    RUN(test_scale);
+    RUN(test_inverse_std);
     RUN(test_threads);
     RUN(test_unmatched);
-    RUN(test_normalise_and_scores);
+    RUN(test_units_and_scores);
     RUN(test_quantiles);
     RUN(test_one_cell);
     st_close(golden);

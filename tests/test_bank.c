@@ -5,38 +5,30 @@
 #endif
 #include <unistd.h>
 
-#include "compare.h"
-#include "explain.h"
+#include "algorithm.h"
 #include "library/networks.h"
+#include "library/result.h"
 #include "tensor.h"
 #include "method_golden.h"
 
 /* ---- banks from the golden's images
  * ----------------------------------------------------------------------*/
 
-/* What the entry points into; `o` owns. */
-typedef struct Picture {
-    Objects o;
-    BankEntry entry;
-} Picture;
-
-static int picture_new(Picture *p, int i)
+/* Image i of the golden, its numbers the file's; only the objects are to be freed. */
+static int picture_new(Scene *s, int i)
 {
     const StTensor *f = golden_tensor("%d.features", i), *w = golden_tensor("%d.weights", i);
     Error err;
-    int h = (int)f->shape[0], width = (int)f->shape[1], C = (int)f->shape[2];
-    if (objects_new(&p->o, (int)w->shape[0], 0, h, width, C, w->data, f->data, &err))
-        return -1;
-    p->entry = (BankEntry){"image.png",
-                           h,
-                           width,
-                           C,
-                           (int)golden_tensor("%d.cls", i)->n_elements,
-                           f->data,
-                           GOLDEN_F32("%d.mean", i),
-                           GOLDEN_F32("%d.cls", i),
-                           &p->o};
-    return 0;
+    *s = (Scene){.cls_dim = (int)golden_tensor("%d.cls", i)->n_elements,
+                 .features = (float *)GOLDEN_F32("%d.features", i),
+                 .mean_patch = (float *)GOLDEN_F32("%d.mean", i),
+                 .cls = (float *)GOLDEN_F32("%d.cls", i),
+                 .objects = {.n = (int)w->shape[0],
+                             .grid_h = (int)f->shape[0],
+                             .grid_w = (int)f->shape[1],
+                             .channels = (int)f->shape[2],
+                             .features = f->data}};
+    return objects_new(&s->objects, w->data, &err);
 }
 
 /* The golden's first n images, each `times` times, as a bank, calibrated. 0 when all went well. */
@@ -46,9 +38,9 @@ static int build_repeated(Bank *bank, int n, int times, const Options *options)
     BankBuilder *b = bank_builder_new(&err);
     int status = b ? 0 : -1;
     for (int i = 0; i < n * times && !status; i++) {
-        Picture p;
-        status = picture_new(&p, i % n) || bank_builder_add(b, &p.entry, &err);
-        objects_free(&p.o);
+        Scene p;
+        status = picture_new(&p, i % n) || bank_builder_add(b, "image.png", &p, &err);
+        objects_free(&p.objects);
     }
     if (!status)
         status = bank_builder_finish(b, bank, &err);
@@ -76,20 +68,19 @@ static int query_new(Scene *s)
     const StTensor *f = golden_tensor("%d.features", i), *w = golden_tensor("%d.weights", i);
     size_t C = (size_t)f->shape[2], D = golden_tensor("%d.cls", i)->n_elements;
     Error err;
-    *s = (Scene){.height = 40,
-                 .width = 48,
-                 .grid_h = (int)f->shape[0],
-                 .grid_w = (int)f->shape[1],
-                 .channels = (int)C,
-                 .cls_dim = (int)D};
+    *s = (Scene){.height = 40, .width = 48, .cls_dim = (int)D};
     s->features = malloc(f->n_bytes), s->mean_patch = malloc(C * sizeof(float)),
     s->cls = malloc(D * sizeof(float));
     memcpy(s->features, f->data, f->n_bytes);
     memcpy(s->mean_patch, GOLDEN_F32("%d.mean", i), C * sizeof(float));
     memcpy(s->cls, GOLDEN_F32("%d.cls", i), D * sizeof(float));
     l2_normalise(s->cls, 1, (int)D, 1e-12f);
-    return objects_new(&s->objects, (int)w->shape[0], 0, s->grid_h, s->grid_w, s->channels, w->data,
-                       s->features, &err);
+    s->objects = (Objects){.n = (int)w->shape[0],
+                           .grid_h = (int)f->shape[0],
+                           .grid_w = (int)f->shape[1],
+                           .channels = (int)C,
+                           .features = s->features};
+    return objects_new(&s->objects, w->data, &err);
 }
 
 static void set(Options *o, const char *name, const char *value)
@@ -149,14 +140,14 @@ static void check_variant(const char *name, const Options *options)
 {
     Bank bank;
     Scene scene;
-    Comparison c;
+    Detection c;
     Error err = {""};
     if (build(&bank, GOLDEN_I32("n")[0], options))
         return;
     REQUIRE(!query_new(&scene));
     CHECK_GOLDEN(&bank.alpha, 1e-5, "%s.alpha", name);
     CHECK_GOLDEN(bank.channel_std, 1e-5, "%s.channel_std", name);
-    CHECK_GOLDEN(bank.scale, 2e-5, "%s.scale", name);
+    CHECK_GOLDEN(bank.units, 2e-5, "%s.scale", name);
     const float *loo = GOLDEN_F32("%s.loo", name), *spread = GOLDEN_F32("%s.spread", name);
     CHECK(bank.n_loo == (int)golden_tensor("%s.loo", name)->shape[0]);
     for (int i = 0; i < bank.n_loo; i++) {
@@ -171,11 +162,11 @@ static void check_variant(const char *name, const Options *options)
     }
     CHECK(fabsf(bank.structural.median - spread[0]) < 3e-5f &&
           fabsf(bank.logical.median - spread[2]) < 3e-5f);
-    REQUIRE(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
+    REQUIRE(!detect_in_scene(&c, &bank, &scene, -1, &err));
     CHECK_GOLDEN_INTS(c.references, "%s.references", name);
     for (int r = 0; r < c.k; r++) {
-        CHECK_GOLDEN(c.matchings[r].scores, 1e-5, "%s.scores.%d", name, r);
-        CHECK_GOLDEN(c.matchings[r].assignment, 3e-5, "%s.assignment.%d", name, r);
+        CHECK_GOLDEN(c.comparison.matchings[r].scores, 1e-5, "%s.scores.%d", name, r);
+        CHECK_GOLDEN(c.comparison.matchings[r].assignment, 3e-5, "%s.assignment.%d", name, r);
     }
     CHECK_GOLDEN(c.unmatched, 3e-5, "%s.unmatched", name);
     CHECK_GOLDEN(c.counted, 3e-5, "%s.counted", name);
@@ -184,7 +175,7 @@ static void check_variant(const char *name, const Options *options)
     /* z divides by the spread of seven scores: their errors grow as much */
     CHECK_GOLDEN(c.map, 2e-4, "%s.map", name);
     CHECK_GOLDEN(((float[]){c.structural_score, c.logical_score, c.score}), 2e-4, "%s.results", name);
-    comparison_free(&c);
+    detection_free(&c);
     scene_free(&scene);
     bank_free(&bank);
 }
@@ -220,7 +211,7 @@ static void test_golden(void)
 typedef struct Judged {
     Bank bank;
     Scene scene;
-    Comparison c;
+    Detection c;
     SamladResult result;
     int32_t labels[40 * 48];
 } Judged;
@@ -231,21 +222,21 @@ static int judge(Judged *j, int n, const Options *options)
     Error err = {""};
     *j = (Judged){.result = {.width = 48, .height = 40, .labels = j->labels}};
     return build(&j->bank, n, options) || query_new(&j->scene) ||
-                   compare_scene(&j->c, &j->bank, &j->scene, -1, 0, NULL, &err)
+                   detect_in_scene(&j->c, &j->bank, &j->scene, -1, &err)
                ? -1
                : 0;
 }
 
-static int explain(Judged *j)
+static int judge_objects(Judged *j)
 {
     Error err = {""};
-    return explain_objects(&j->result, &j->bank, &j->c, &j->scene.objects, &err);
+    return result_objects(&j->result, &j->bank, &j->c, &err);
 }
 
 static void judged_free(Judged *j)
 {
     free(j->result.matches), free(j->result.objects);
-    comparison_free(&j->c);
+    detection_free(&j->c);
     scene_free(&j->scene);
     bank_free(&j->bank);
 }
@@ -265,7 +256,7 @@ static void test_count(void)
         const SamladResult *result = &judged.result;
         o.omm.count = count;
         REQUIRE(!judge(&judged, 7, &o));
-        CHECK(!explain(&judged));
+        CHECK(!judge_objects(&judged));
         int n_extra = 0;
         for (int i = 0; i < result->n_objects; i++)
             n_extra += result->objects[i].verdict == VERDICT_EXTRA;
@@ -288,7 +279,7 @@ static void test_count_without_bound(void)
     REQUIRE(!judge(&judged, 7, &o));
     for (int i = 0; i < judged.scene.objects.n; i++)
         judged.c.counted[i] = 1e17f;
-    CHECK(!explain(&judged));
+    CHECK(!judge_objects(&judged));
     for (int i = 0; i < judged.result.n_objects; i++)
         CHECK(judged.result.objects[i].verdict == VERDICT_EXTRA);
     judged_free(&judged);
@@ -301,10 +292,10 @@ static void test_count_without_bound(void)
 static size_t flatten(float *out, const Bank *bank)
 {
     Scene scene;
-    Comparison c;
+    Detection c;
     Error err = {""};
     size_t n = 0, cells = bank_cells(bank);
-    if (query_new(&scene) || compare_scene(&c, bank, &scene, -1, 0, NULL, &err)) {
+    if (query_new(&scene) || detect_in_scene(&c, bank, &scene, -1, &err)) {
         CHECK_MSG(0, "%s", err.message);
         return 0;
     }
@@ -312,15 +303,16 @@ static size_t flatten(float *out, const Bank *bank)
     for (int m = 0; m < 3; m++, n += cells)
         memcpy(out + n, maps[m], cells * sizeof(float));
     for (int r = 0; r < c.k; r++) {
-        size_t size = ((size_t)c.matchings[r].n_q + 1) * ((size_t)c.matchings[r].n_r + 1);
-        memcpy(out + n, c.matchings[r].assignment, size * sizeof(float));
+        size_t size =
+            ((size_t)c.comparison.matchings[r].n_q + 1) * ((size_t)c.comparison.matchings[r].n_r + 1);
+        memcpy(out + n, c.comparison.matchings[r].assignment, size * sizeof(float));
         n += size;
         out[n++] = (float)c.references[r];
     }
     out[n++] = c.structural_score, out[n++] = c.logical_score, out[n++] = c.score;
     for (int i = 0; i < bank->n_loo; i++)
         out[n++] = bank->loo_score[i];
-    comparison_free(&c);
+    detection_free(&c);
     scene_free(&scene);
     return n;
 }
@@ -475,7 +467,7 @@ static void test_one_image(void)
     size_t n = flatten(flat, bank);
     const float results[3] = {flat[n - 3], flat[n - 2], flat[n - 1]};
     CHECK_GOLDEN(results, 1e-4, "one.results");
-    CHECK(!explain(&judged));
+    CHECK(!judge_objects(&judged));
     float worst = 0;
     for (int i = 0; i < judged.result.n_objects; i++) {
         worst = fmaxf(worst, judged.result.objects[i].damage);
@@ -568,18 +560,19 @@ static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w
     for (int i = 0; i < n_images && !status; i++) {
         size_t cells = (size_t)h * (size_t)w, n = (size_t)counts[i];
         float *features = malloc(cells * (size_t)C * sizeof *features),
-              *weights = malloc((n + 1) * cells * sizeof *weights);
+              *coverage = malloc((n + 1) * cells * sizeof *coverage);
         for (size_t p = 0; p < cells * (size_t)C; p++)
             features[p] = (float)((state = state * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1;
         for (size_t p = 0; p < n * cells; p++)
-            weights[p] = p % cells == (p / cells) % cells ? 0.75f : 0;
-        Objects o;
-        status = objects_new(&o, (int)n, 0, h, w, C, weights, features, err);
-        BankEntry e = {"x", h, w, C, C, features, features, features, &o};
-        if (!status)
-            status = bank_builder_add(b, &e, err);
-        objects_free(&o);
-        free(features), free(weights);
+            coverage[p] = p % cells == (p / cells) % cells ? 0.75f : 0;
+        Scene s = {.cls_dim = C,
+                   .features = features,
+                   .mean_patch = features,
+                   .cls = features,
+                   .objects = {.n = (int)n, .grid_h = h, .grid_w = w, .channels = C, .features = features}};
+        status = objects_new(&s.objects, coverage, err) || bank_builder_add(b, "x", &s, err) ? -1 : 0;
+        objects_free(&s.objects);
+        free(features), free(coverage);
     }
     if (status) {
         bank_builder_free(b);
@@ -597,7 +590,7 @@ static void check_works(const int *counts, int n_images, int h, int w, int C, co
     Options options = defaults();
     Bank bank, loaded;
     Scene scene;
-    Comparison c;
+    Detection c;
     Error err = {""};
     int status = random_bank(&bank, counts, n_images, h, w, C, &options, &err);
     CHECK_MSG(!status, "%s: %s", what, err.message);
@@ -609,12 +602,12 @@ static void check_works(const int *counts, int n_images, int h, int w, int C, co
     unlink(temporary());
     for (int i = 0; i < n_images && !status; i++) {
         REQUIRE(!bank_scene(&scene, &loaded, i, &err));
-        CHECK_MSG(!compare_scene(&c, &loaded, &scene, i, 0, NULL, &err), "%s: %s", what, err.message);
+        CHECK_MSG(!detect_in_scene(&c, &loaded, &scene, i, &err), "%s: %s", what, err.message);
         CHECK_MSG(isfinite(c.score) && isfinite(c.structural_score) && isfinite(c.logical_score),
                   "%s: image %d scores %g", what, i, (double)c.score);
         for (size_t p = 0; p < bank_cells(&bank); p++)
             CHECK(isfinite(c.map[p]));
-        comparison_free(&c);
+        detection_free(&c);
         scene_free(&scene);
     }
     if (!status)
@@ -640,14 +633,14 @@ static void test_builder_refuses(void)
           strstr(err.message, "at least one"));
     bank_free(&bank);
     REQUIRE(golden_open("method_bank"));
-    Picture a, b;
+    Scene a, b;
     REQUIRE(!picture_new(&a, 0) && !picture_new(&b, 1));
     BankBuilder *builder = bank_builder_new(&err);
-    CHECK(!bank_builder_add(builder, &a.entry, &err));
-    b.entry.grid_w--;
-    CHECK(bank_builder_add(builder, &b.entry, &err) == -1 && strstr(err.message, "image.png"));
+    CHECK(!bank_builder_add(builder, "image.png", &a, &err));
+    b.objects.grid_w--;
+    CHECK(bank_builder_add(builder, "image.png", &b, &err) == -1 && strstr(err.message, "image.png"));
     bank_builder_free(builder);
-    objects_free(&a.o), objects_free(&b.o);
+    objects_free(&a.objects), objects_free(&b.objects);
 }
 
 /* NaN and infinite features become float16's ends when a bank is built; a query's are passed on, without a
@@ -657,7 +650,7 @@ static void test_not_finite(void)
     Options options = defaults();
     Bank bank;
     Scene scene;
-    Comparison c;
+    Detection c;
     Error err = {""};
     REQUIRE(golden_open("method_bank"));
     if (build(&bank, 7, &options))
@@ -666,8 +659,8 @@ static void test_not_finite(void)
     for (int p = 0; p < 50; p++)
         scene.features[7 * p] = p % 3 ? NAN : INFINITY;
     scene.mean_patch[0] = NAN;
-    CHECK(!compare_scene(&c, &bank, &scene, -1, 0, NULL, &err));
-    comparison_free(&c);
+    CHECK(!detect_in_scene(&c, &bank, &scene, -1, &err));
+    detection_free(&c);
     scene_free(&scene);
     bank_free(&bank);
 }
@@ -687,8 +680,8 @@ static void test_copies(void)
         return;
     CHECK(bank_same_image(&twice, 3, 10) && !bank_same_image(&twice, 3, 4));
     const size_t C = (size_t)twice.channels;
-    CHECK(bank_retrieve(&twice, RETRIEVAL_MEAN, twice.mean_patch + 3 * C, NULL, NULL, 14, 10, found, &err) ==
-          12);
+    const Scene fourth = {.mean_patch = (float *)twice.mean_patch + 3 * C};
+    CHECK(bank_retrieve(&twice, &fourth, 14, 10, found, &err) == 12);
     for (int i = 0; i < 12; i++)
         CHECK(found[i] != 3 && found[i] != 10);
     CHECK(once.n_loo == 7 && twice.n_loo == 14);
@@ -712,23 +705,24 @@ static void test_retrieval(void)
     Bank bank;
     Error err = {""};
     float features[3 * 4 * 5], mean[5], cls[5];
+    const Scene scene = {.features = features, .mean_patch = mean, .cls = cls};
     int found[10];
     REQUIRE(!random_bank(&bank, (int[]){1, 1, 1, 1}, 4, 3, 4, 5, &options, &err));
     for (int i = 0; i < 4; i++) { /* an image is its own nearest, by all three; excluded, it is not there */
         bank_features(&bank, i, features);
         memcpy(mean, bank.mean_patch + 5 * i, sizeof mean), memcpy(cls, bank.cls + 5 * i, sizeof cls);
         for (int by = 0; by < 3; by++) {
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 1, -1, found, &err) == 1 &&
-                  found[0] == i);
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, -1, found, &err) == 4 &&
-                  found[0] == i);
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, i, found, &err) == 3);
+            bank.options.retrieval = by;
+            CHECK(bank_retrieve(&bank, &scene, 1, -1, found, &err) == 1 && found[0] == i);
+            CHECK(bank_retrieve(&bank, &scene, 100, -1, found, &err) == 4 && found[0] == i);
+            CHECK(bank_retrieve(&bank, &scene, 100, i, found, &err) == 3);
             CHECK(found[0] != i && found[1] != i && found[2] != i);
         }
     }
     memset(mean, 0, sizeof mean); /* all alike: by index */
-    CHECK(bank_retrieve(&bank, RETRIEVAL_MEAN, mean, cls, features, 4, 1, found, &err) == 3 &&
-          found[0] == 0 && found[1] == 2 && found[2] == 3);
+    bank.options.retrieval = RETRIEVAL_MEAN;
+    CHECK(bank_retrieve(&bank, &scene, 4, 1, found, &err) == 3 && found[0] == 0 && found[1] == 2 &&
+          found[2] == 3);
     bank_free(&bank);
 }
 
@@ -771,8 +765,8 @@ static void test_retrieval_is_a_sort(void)
             }
             qsort(ranked, (size_t)n, sizeof *ranked, by_score_then_image);
             int wanted = k < n ? k : n;
-            REQUIRE(bank_retrieve(&bank, RETRIEVAL_MEAN, (float[]){1, 1}, NULL, NULL, k < N ? k : N, exclude,
-                                  found, &err) == wanted);
+            const Scene scene = {.mean_patch = (float[]){1, 1}};
+            REQUIRE(bank_retrieve(&bank, &scene, k < N ? k : N, exclude, found, &err) == wanted);
             for (int i = 0; i < wanted; i++)
                 CHECK(found[i] == ranked[i].image);
         }
@@ -950,7 +944,7 @@ static void test_hostile_features(void)
     Options options = defaults();
     Bank bank;
     Scene scene;
-    Comparison c;
+    Detection c;
     Error err = {""};
     REQUIRE(golden_open("method_bank"));
     options.k = 7;
@@ -959,14 +953,13 @@ static void test_hostile_features(void)
     ((uint16_t *)bank.owned[0])[17] = 0x7e00;
     CHECK(bank.features[17] == 0x7e00);
     REQUIRE(!query_new(&scene));
-    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 &&
-          strstr(err.message, "image 0 (image.png)"));
+    CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "image 0 (image.png)"));
     ((uint16_t *)bank.owned[0])[17] = 0;
     bank.cls_dim++; /* as a bank with another class token would have it: read past the scene's */
-    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "class token"));
+    CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "class token"));
     bank.cls_dim--;
     bank.grid_h--;
-    CHECK(compare_scene(&c, &bank, &scene, -1, 0, NULL, &err) == -1 && strstr(err.message, "feature map"));
+    CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "feature map"));
     bank.grid_h++;
     scene_free(&scene);
     bank_free(&bank);
@@ -1054,7 +1047,7 @@ static void test_bilinear_grid(void)
         Scene scene;
         o.size = SIZE, o.grid = grids[i], o.layer = 6, o.no_objects = 1;
         REQUIRE(!scene_analyse(&scene, &models, &o, rgb, H, W, NULL, &err));
-        CHECK(scene.grid_h == grids[i] && scene.grid_w == grids[i]);
+        CHECK(scene.objects.grid_h == grids[i] && scene.objects.grid_w == grids[i]);
         if (grids[i] <= UP)
             adaptive_avg_pool(expected, grids[i], grids[i], up, UP, UP, C);
         else

@@ -211,13 +211,8 @@ enum { GRID_H = 3, GRID_W = 4, CHANNELS = 5, HEIGHT = 6, WIDTH = 9, N = 2 };
 
 static int make_scene(Scene *s, Error *err)
 {
-    float weights[N * GRID_H * GRID_W];
-    *s = (Scene){.height = HEIGHT,
-                 .width = WIDTH,
-                 .grid_h = GRID_H,
-                 .grid_w = GRID_W,
-                 .channels = CHANNELS,
-                 .cls_dim = CHANNELS};
+    float coverage[N * GRID_H * GRID_W];
+    *s = (Scene){.height = HEIGHT, .width = WIDTH, .cls_dim = CHANNELS};
     s->features = aligned_array(GRID_H * GRID_W * CHANNELS, sizeof(float));
     s->mean_patch = aligned_array(CHANNELS, sizeof(float));
     s->cls = aligned_array(CHANNELS, sizeof(float));
@@ -229,8 +224,14 @@ static int make_scene(Scene *s, Error *err)
     for (int i = 0; i < HEIGHT * WIDTH; i++)
         s->labels[i] = i % 3 - 1;
     for (int i = 0; i < N * GRID_H * GRID_W; i++)
-        weights[i] = (float)(i % 7) / 7;
-    return objects_new(&s->objects, N, 1, GRID_H, GRID_W, CHANNELS, weights, s->features, err);
+        coverage[i] = (float)(i % 7) / 7;
+    s->objects = (Objects){.n = N,
+                           .has_background = 1,
+                           .grid_h = GRID_H,
+                           .grid_w = GRID_W,
+                           .channels = CHANNELS,
+                           .features = s->features};
+    return objects_new(&s->objects, coverage, err);
 }
 
 static void test_scene_file(void)
@@ -243,13 +244,13 @@ static void test_scene_file(void)
     CHECK_MSG(!status, "%s", err.message);
     REQUIRE(!status);
     const Objects *a = &s.objects, *b = &back.objects;
-    CHECK(back.height == HEIGHT && back.width == WIDTH && back.grid_h == GRID_H && back.grid_w == GRID_W &&
-          back.channels == CHANNELS && back.cls_dim == CHANNELS && b->n == N && b->has_background == 1);
+    CHECK(back.height == HEIGHT && back.width == WIDTH && b->grid_h == GRID_H && b->grid_w == GRID_W &&
+          b->channels == CHANNELS && back.cls_dim == CHANNELS && b->n == N && b->has_background == 1);
     CHECK(memcmp(s.features, back.features, sizeof(float) * GRID_H * GRID_W * CHANNELS) == 0 &&
           memcmp(s.mean_patch, back.mean_patch, sizeof(float) * CHANNELS) == 0 &&
           memcmp(s.cls, back.cls, sizeof(float) * CHANNELS) == 0 &&
           memcmp(s.labels, back.labels, sizeof *s.labels * HEIGHT * WIDTH) == 0);
-    CHECK(memcmp(a->weights, b->weights, sizeof(float) * N * GRID_H * GRID_W) == 0 &&
+    CHECK(memcmp(a->coverage, b->coverage, sizeof(float) * N * GRID_H * GRID_W) == 0 &&
           memcmp(a->pooled, b->pooled, sizeof(float) * N * CHANNELS) == 0 &&
           memcmp(a->centroids, b->centroids, sizeof(float) * N * 2) == 0 &&
           memcmp(a->areas, b->areas, sizeof(float) * N) == 0);
@@ -264,9 +265,9 @@ static void test_scene_file(void)
         float *at, value;
         const char *expected;
     } odd[] = {{s.features + 3, NAN, "tensor features"},
-               {s.objects.centroids, INFINITY, "tensor objects.centroids"},
-               {s.objects.weights + 5, 1.5f, "tensor objects.weights holds 1.5 at 5"},
-               {s.objects.weights, -0.1f, "tensor objects.weights holds -0.1 at 0"}};
+               {(float *)s.objects.centroids, INFINITY, "tensor objects.centroids"},
+               {(float *)s.objects.coverage + 5, 1.5f, "tensor objects.weights holds 1.5 at 5"},
+               {(float *)s.objects.coverage, -0.1f, "tensor objects.weights holds -0.1 at 0"}};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         const float whole = *odd[i].at;
         *odd[i].at = odd[i].value;

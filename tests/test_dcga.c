@@ -39,32 +39,43 @@ static void one_objects_case(int c)
 {
     const StTensor *masks = golden_tensor("%d.masks", c), *features = golden_tensor("%d.features", c);
     REQUIRE(masks->data && features->data);
-    int n_masks = (int)masks->shape[0], height = (int)masks->shape[1], width = (int)masks->shape[2], n_kept;
-    int grid_h = (int)features->shape[0], grid_w = (int)features->shape[1],
-        channels = (int)features->shape[2];
+    int n_masks = (int)masks->shape[0], height = (int)masks->shape[1], width = (int)masks->shape[2];
     int has_background = GOLDEN_I32("%d.background", c)[1];
     int32_t *labels = malloc((size_t)height * (size_t)width * sizeof *labels);
     int *kept = malloc(((size_t)n_masks + 1) * sizeof *kept);
     Rle *rles = encode_all(masks->data, n_masks, height, width);
-    Objects o;
     Error err;
-    CHECK_MSG(!objects_labels(labels, kept, &n_kept, rles, n_masks, height, width, &OBJECTS, &err), "%s",
-              err.message);
+    int n_kept = objects_labels(labels, kept, rles, n_masks, height, width, &OBJECTS, &err);
     CHECK_GOLDEN_INTS(labels, "%d.labels", c);
     CHECK_MSG(n_kept == (int)golden_tensor("%d.kept", c)->n_elements, "case %d keeps %d masks, expected %zu",
               c, n_kept, golden_tensor("%d.kept", c)->n_elements);
     if (n_kept == (int)golden_tensor("%d.kept", c)->n_elements) {
         CHECK_GOLDEN_INTS(kept, "%d.kept", c);
-        int n = n_kept + has_background;
-        float *weights = malloc(((size_t)n + 1) * (size_t)grid_h * (size_t)grid_w * sizeof *weights);
-        CHECK(!objects_weights(weights, labels, n_kept, has_background, height, width, grid_h, grid_w, &err));
-        CHECK_GOLDEN(weights, 1e-6, "%d.weights", c);
-        REQUIRE(!objects_new(&o, n, has_background, grid_h, grid_w, channels, weights, features->data, &err));
+        Objects o = {.n = n_kept + has_background,
+                     .has_background = has_background,
+                     .grid_h = (int)features->shape[0],
+                     .grid_w = (int)features->shape[1],
+                     .channels = (int)features->shape[2],
+                     .features = features->data};
+        Objects all = o, copy;
+        float *coverage = malloc(((size_t)o.n + 1) * (size_t)(o.grid_h * o.grid_w) * sizeof *coverage);
+        CHECK(!objects_coverage(coverage, &o, labels, height, width, &err));
+        CHECK_GOLDEN(coverage, 1e-6, "%d.weights", c);
+        REQUIRE(!objects_new(&o, coverage, &err));
         CHECK_GOLDEN(o.pooled, 1e-5, "%d.pooled", c);
         CHECK_GOLDEN(o.centroids, 1e-6, "%d.centroids", c);
         CHECK_GOLDEN(o.areas, 1e-6, "%d.areas", c);
-        objects_free(&o);
-        free(weights);
+        ObjectsOptions options = OBJECTS;
+        options.background = GOLDEN_I32("%d.background", c)[0];
+        REQUIRE(!masks_to_objects(&all, labels, rles, n_masks, height, width, &options, &err) &&
+                !objects_copy(&copy, &all, &err));
+        CHECK(copy.n == o.n && copy.has_background == has_background && copy.features == o.features);
+        CHECK(memcmp(copy.coverage, coverage, (size_t)(o.n * o.grid_h * o.grid_w) * sizeof(float)) == 0 &&
+              memcmp(copy.pooled, o.pooled, (size_t)(o.n * o.channels) * sizeof(float)) == 0 &&
+              memcmp(copy.centroids, o.centroids, (size_t)(2 * o.n) * sizeof(float)) == 0 &&
+              memcmp(copy.areas, o.areas, (size_t)o.n * sizeof(float)) == 0);
+        objects_free(&o), objects_free(&all), objects_free(&copy);
+        free(coverage);
     }
     free_all(rles, n_masks);
     free(kept), free(labels);
@@ -79,9 +90,9 @@ static void test_objects_golden(void)
         one_objects_case(c);
 }
 
-/* Every pixel belongs to one object or the background, so the weights of a cell add up to 1: for all shapes,
+/* Every pixel belongs to one object or the background, so the coverage of a cell adds up to 1: for all shapes,
  * also very large ones. */
-static void test_weights_sum_to_one(void)
+static void test_coverage_sums_to_one(void)
 {
     static const int shapes[][4] = {{1, 1, 1, 1},     {1, 1, 7, 5},      {1, 5000, 56, 56},  {5000, 1, 3, 2},
                                     {13, 17, 13, 17}, {97, 101, 56, 55}, {2900, 2100, 4, 3}, {3, 2, 64, 64}};
@@ -91,17 +102,18 @@ static void test_weights_sum_to_one(void)
         int32_t *labels = malloc((size_t)height * (size_t)width * sizeof *labels);
         for (int p = 0; p < height * width; p++)
             labels[p] = (int)((unsigned)p * 2654435761u >> 30) - 1; /* -1 .. 2 */
-        float *weights = malloc(4 * (size_t)h * (size_t)w * sizeof *weights);
-        CHECK(!objects_weights(weights, labels, 3, 1, height, width, h, w, &err));
+        float *coverage = malloc(4 * (size_t)h * (size_t)w * sizeof *coverage);
+        const Objects shape = {.n = 4, .has_background = 1, .grid_h = h, .grid_w = w};
+        CHECK(!objects_coverage(coverage, &shape, labels, height, width, &err));
         double worst = 0;
         for (int p = 0; p < h * w; p++) {
             double sum = 0;
             for (int i = 0; i < 4; i++)
-                sum += weights[i * h * w + p];
+                sum += coverage[i * h * w + p];
             worst = fabs(sum - 1) > worst ? fabs(sum - 1) : worst; /* not by fmax: see omm.c */
         }
-        CHECK_MSG(worst < 2e-6, "%dx%d on %dx%d: weights sum to 1 +- %g", width, height, w, h, worst);
-        free(weights), free(labels);
+        CHECK_MSG(worst < 2e-6, "%dx%d on %dx%d: coverage sums to 1 +- %g", width, height, w, h, worst);
+        free(coverage), free(labels);
     }
 }
 
@@ -111,13 +123,13 @@ static void test_objects_options(void)
     uint8_t masks[3][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1}, {1}};
     Rle *rles = encode_all(masks[0], 3, 4, 4);
     int32_t labels[16];
-    int kept[3], n_kept;
+    int kept[3];
     Error err;
     ObjectsOptions all = {.max_area = 1, .min_area = 0, .min_kept = 0, .background = 1},
                    none = {.max_area = 0, .min_area = 0, .min_kept = 0};
-    CHECK(!objects_labels(labels, kept, &n_kept, rles, 3, 4, 4, &all, &err) && n_kept == 3);
+    CHECK(objects_labels(labels, kept, rles, 3, 4, 4, &all, &err) == 3);
     CHECK(labels[0] == 2 && labels[1] == 1 && labels[15] == 0);
-    CHECK(!objects_labels(labels, kept, &n_kept, rles, 3, 4, 4, &none, &err) && n_kept == 0);
+    CHECK(objects_labels(labels, NULL, rles, 3, 4, 4, &none, &err) == 0);
     CHECK(labels[0] == -1 && labels[15] == -1);
     free_all(rles, 3);
 }
@@ -126,8 +138,7 @@ static void test_objects_options(void)
 
 typedef struct Fitted {
     Dcga dcga;
-    const float *pooled, *features, *weights;
-    int n, grid_h, grid_w, channels;
+    Objects image;
 } Fitted;
 
 static int fit(Fitted *f, const DcgaOptions *options)
@@ -135,25 +146,36 @@ static int fit(Fitted *f, const DcgaOptions *options)
     const StTensor *pooled = golden_tensor("pooled"), *first = golden_tensor("first"),
                    *features = golden_tensor("one.features");
     Error err;
-    *f = (Fitted){.pooled = GOLDEN_F32("one.pooled"),
-                  .features = features->data,
-                  .weights = GOLDEN_F32("one.weights"),
-                  .n = (int)golden_tensor("one.pooled")->shape[0],
-                  .grid_h = (int)features->shape[0],
-                  .grid_w = (int)features->shape[1],
-                  .channels = (int)features->shape[2]};
-    int status = dcga_fit(&f->dcga, options, f->channels, pooled->data, GOLDEN_F32("centroids"), first->data,
-                          (int)first->n_elements - 1, &err);
+    *f = (Fitted){.image = {.n = (int)golden_tensor("one.pooled")->shape[0],
+                            .grid_h = (int)features->shape[0],
+                            .grid_w = (int)features->shape[1],
+                            .channels = (int)features->shape[2],
+                            .features = features->data,
+                            .coverage = GOLDEN_F32("one.weights"),
+                            .pooled = GOLDEN_F32("one.pooled")}};
+    int status = dcga_fit(&f->dcga, options, f->image.channels, pooled->data, GOLDEN_F32("centroids"),
+                          first->data, (int)first->n_elements - 1, &err);
     CHECK_MSG(!status, "%s", err.message);
     return status;
 }
 
-static float *describe(const Fitted *f, int with_objects)
+/* Descriptors of the image's objects together, or of each as a region alone. */
+static float *describe(const Fitted *f)
 {
     Error err;
-    float *h = calloc((size_t)f->n * (size_t)f->channels, sizeof *h);
-    CHECK(!dcga_describe(&f->dcga, h, f->pooled, f->features, f->weights, f->n, f->grid_h, f->grid_w,
-                         with_objects, &err));
+    float *h = calloc((size_t)f->image.n * (size_t)f->image.channels, sizeof *h);
+    CHECK(!dcga_describe(&f->dcga, h, &f->image, &err));
+    return h;
+}
+
+static float *describe_alone(const Fitted *f)
+{
+    const Objects *o = &f->image;
+    Error err;
+    float *h = calloc((size_t)o->n * (size_t)o->channels, sizeof *h);
+    for (int i = 0; i < o->n; i++)
+        CHECK(!dcga_describe_region(&f->dcga, h + i * o->channels, o, o->pooled + i * o->channels,
+                                    o->coverage + i * o->grid_h * o->grid_w, &err));
     return h;
 }
 
@@ -176,10 +198,11 @@ static void test_covariance(void)
             return;
         CHECK_GOLDEN(f.dcga.mean, 1e-6, "mean");
         CHECK_GOLDEN(f.dcga.std, 1e-6, "std");
-        int n = (int)pooled->shape[0], C = f.channels;
+        int n = (int)pooled->shape[0], C = f.image.channels;
+        const Objects bank = {.n = n, .channels = C, .pooled = pooled->data};
         float *h = calloc((size_t)n * (size_t)C, sizeof *h),
               *gram = calloc((size_t)n * (size_t)n, sizeof *gram);
-        CHECK(!dcga_describe(&f.dcga, h, pooled->data, NULL, NULL, n, 0, 0, 1, &err));
+        CHECK(!dcga_describe(&f.dcga, h, &bank, &err));
         matmul_nt_naive(gram, n, h, C, h, C, n, n, C, 0);
         CHECK_GOLDEN(gram, 1e-5, "covariance.%d.gram", options.rounds);
         free(h), free(gram);
@@ -192,7 +215,7 @@ static void check_described(const DcgaOptions *options, const char *name)
     Fitted f;
     if (fit(&f, options))
         return;
-    float *h = describe(&f, 1);
+    float *h = describe(&f);
     CHECK_GOLDEN(h, 1e-5, "%s", name);
     free(h);
     dcga_free(&f.dcga);
@@ -221,10 +244,10 @@ static void test_object_graph(void)
     /* left out: as if there were no graph */
     if (fit(&f, &options))
         return;
-    float *alone = describe(&f, 0);
+    float *alone = describe_alone(&f);
     f.dcga.options.object_strength = 0;
-    float *without = describe(&f, 1);
-    CHECK(memcmp(alone, without, (size_t)f.n * (size_t)f.channels * sizeof(float)) == 0);
+    float *without = describe(&f);
+    CHECK(memcmp(alone, without, (size_t)f.image.n * (size_t)f.image.channels * sizeof(float)) == 0);
     free(alone), free(without);
     dcga_free(&f.dcga);
 }
@@ -246,7 +269,7 @@ static void test_learned(void)
     if (fit(&f, &options))
         return;
     Safetensors *st = attach(&f, "tests/golden/method_gat_object.safetensors");
-    float *h = describe(&f, 1), *alone = describe(&f, 0);
+    float *h = describe(&f), *alone = describe_alone(&f);
     CHECK_GOLDEN(h, 1e-5, "gat.object");
     CHECK_GOLDEN(alone, 1e-5, "gat.alone"); /* each object has only itself to attend to */
     free(h), free(alone);
@@ -255,7 +278,7 @@ static void test_learned(void)
     if (fit(&f, &options))
         return;
     st = attach(&f, "tests/golden/method_gat_channel.safetensors");
-    h = describe(&f, 1);
+    h = describe(&f);
     CHECK_GOLDEN(h, 1e-5, "gat.channel");
     free(h);
     dcga_free(&f.dcga);
@@ -289,9 +312,11 @@ static void test_poor_banks(void)
         float h[3] = {9, 9, 9};
         REQUIRE(!dcga_fit(&d, &DCGA, 3, same[0], centroids[0], firsts[c], 2, &err));
         CHECK(d.filter == NULL);
-        CHECK(!dcga_describe(&d, h, (const float[]){2, 2, 4}, NULL, NULL, 1, 0, 0, 1, &err));
+        const Objects one = {.n = 1, .channels = 3, .pooled = (const float[]){2, 2, 4}},
+                      none = {.channels = 3};
+        CHECK(!dcga_describe(&d, h, &one, &err));
         CHECK(fabs(h[0] * h[0] + h[1] * h[1] + h[2] * h[2] - 1) < 1e-6);
-        CHECK(!dcga_describe(&d, h, NULL, NULL, NULL, 0, 0, 0, 1, &err)); /* no object, nothing to do */
+        CHECK(!dcga_describe(&d, h, &none, &err)); /* no object, nothing to do */
         dcga_free(&d);
     }
 }
@@ -305,7 +330,8 @@ static void test_constant_channel(void)
     const int first[3] = {0, N / 2, N};
     for (int i = 0; i < N; i++) {
         const int k = i % (N / 2);
-        const float row[4] = {1.36f + 4e-6f * (float)(i % 3), (float)(k % 2), (float)(k / 2), 0.1f * (float)k};
+        const float row[4] = {1.36f + 4e-6f * (float)(i % 3), (float)(k % 2), (float)(k / 2),
+                              0.1f * (float)k};
         memcpy(pooled[i], row, sizeof row);
         centroids[i][0] = 0.2f + 0.2f * (float)k, centroids[i][1] = 0.5f;
     }
@@ -318,8 +344,8 @@ static void test_constant_channel(void)
         REQUIRE(!dcga_fit(&d, &options, 4, pooled[0], centroids[0], first, 2, &err));
         memcpy(stored, pooled[3], sizeof stored);
         stored[0] = 1.3603516f; /* the nearest float16 */
-        CHECK(!dcga_describe(&d, exact, pooled[3], NULL, NULL, 1, 0, 0, 1, &err));
-        CHECK(!dcga_describe(&d, rounded, stored, NULL, NULL, 1, 0, 0, 1, &err));
+        CHECK(!dcga_describe(&d, exact, &(Objects){.n = 1, .channels = 4, .pooled = pooled[3]}, &err));
+        CHECK(!dcga_describe(&d, rounded, &(Objects){.n = 1, .channels = 4, .pooled = stored}, &err));
         CHECK(test_relative_error(rounded, exact, 4) < 2e-3);
         dcga_free(&d);
     }
@@ -341,7 +367,7 @@ static void test_mutual_pairs(void)
 int main(void)
 {
     RUN(test_objects_golden);
-    RUN(test_weights_sum_to_one);
+    RUN(test_coverage_sums_to_one);
     RUN(test_objects_options);
     RUN(test_mutual_pairs);
     RUN(test_constant_channel);

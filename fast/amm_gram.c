@@ -1,0 +1,191 @@
+/* amm_gram.c - the structural map fast: the sums of tensor.h's "one vector among samples" in vectors, and the map
+ * in squares.
+ *
+ * Why the results are those of amm.c: each distance is made by amm_distance_at as there, and cells share nothing.
+ * The sums below have another order than tensor.c's, the same one whatever the number of threads. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "amm.h"
+#include "fast/simd.h"
+#include "io/fail.h"
+
+/* The channels that lie `ahead` numbers after p (the next cell's) are called into the cache while this cell's
+ * are summed: so many maps are read side by side that the machine does not foresee it. (A prefetch of an
+ * address that does not exist does nothing.) */
+static void prefetch(const uint16_t *p, size_t ahead)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + ahead * sizeof *p));
+}
+
+void sample_half(float *row, const uint16_t *features, int h, int w, int channels, float x, float y,
+                 const float *scale)
+{
+    x = fminf(fmaxf(x - 0.5f, 0), (float)(w - 1));
+    y = fminf(fmaxf(y - 0.5f, 0), (float)(h - 1));
+    int x0 = (int)x, y0 = (int)y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
+    float fx = x - (float)x0, fy = y - (float)y0;
+    size_t C = (size_t)channels, W = (size_t)w, c = 0;
+    const uint16_t *p00 = features + ((size_t)y0 * W + (size_t)x0) * C,
+                   *p01 = features + ((size_t)y0 * W + (size_t)x1) * C,
+                   *p10 = features + ((size_t)y1 * W + (size_t)x0) * C,
+                   *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
+    Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
+        w11 = splat(fy * fx);
+    if (fx == 0 && fy == 0) { /* a cell's centre: the same position, or the image's corner */
+        for (; c + LANES <= C; c += LANES) {
+            prefetch(p00 + c, C);
+            store(row + c, load_half(p00 + c) * load(scale + c));
+        }
+    } else {
+        for (; c + LANES <= C; c += LANES) {
+            Vec top = fmadd(w01, load_half(p01 + c), w00 * load_half(p00 + c));
+            Vec bottom = fmadd(w11, load_half(p11 + c), w10 * load_half(p10 + c));
+            prefetch(p11 + c, C);
+            store(row + c, (top + bottom) * load(scale + c));
+        }
+    }
+    if (c < C) {
+        Vec top = fmadd(w01, load_half_part(p01 + c, C - c), w00 * load_half_part(p00 + c, C - c));
+        Vec bottom = fmadd(w11, load_half_part(p11 + c, C - c), w10 * load_half_part(p10 + c, C - c));
+        store(row + c, (top + bottom) * load_part(scale + c, C - c));
+        c += LANES;
+    }
+    for (; c < (size_t)round_up(channels, ROW_STEP); c += LANES)
+        store(row + c, (Vec){0});
+}
+
+float distance_half(const float *a, const uint16_t *b, const float *scale, int channels)
+{
+    Vec sum = {0};
+    int c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+        Vec d = (load(a + c) - load_half(b + c)) * load(scale + c);
+        sum = fmadd(d, d, sum);
+    }
+    if (c < channels) {
+        size_t n = (size_t)(channels - c);
+        Vec d = (load_part(a + c, n) - load_half_part(b + c, n)) * load_part(scale + c, n);
+        sum = fmadd(d, d, sum);
+    }
+    return sqrtf(sum_lanes(sum));
+}
+
+void centre_rows(float *x, int stride, int m)
+{
+    const Vec share = splat(1 / (float)m);
+    for (ptrdiff_t c = 0; c < stride; c += LANES) {
+        Vec mean = load(x + c);
+        for (ptrdiff_t r = 1; r < m; r++)
+            mean += load(x + c + r * stride);
+        mean *= share;
+        for (ptrdiff_t r = 0; r <= m; r++)
+            store(x + c + r * stride, load(x + c + r * stride) - mean);
+    }
+}
+
+/* Rows whose products are summed at once: GROUP x GROUP sums, GROUP rows of the one side and an element of
+ * the other fill the registers of a machine that has 16 of them. */
+enum { GROUP = 3 };
+
+/* The products of rows i .. i+2 with rows j .. j+2; behind the last row it counts again. */
+static void gram_group(float *gram, int ld, const float *x, ptrdiff_t stride, const ptrdiff_t at[2], int n)
+{
+    const float *a[GROUP], *b[GROUP];
+    Vec sum[GROUP][GROUP] = {{{0}}};
+    for (ptrdiff_t r = 0; r < GROUP; r++) {
+        a[r] = x + (at[0] + r < n ? at[0] + r : n - 1) * stride;
+        b[r] = x + (at[1] + r < n ? at[1] + r : n - 1) * stride;
+    }
+    for (ptrdiff_t c = 0; c < stride; c += LANES) {
+        Vec bc[GROUP];
+        UNROLL for (int s = 0; s < GROUP; s++) bc[s] = load(b[s] + c);
+        UNROLL for (int r = 0; r < GROUP; r++)
+        {
+            Vec ac = load(a[r] + c);
+            UNROLL for (int s = 0; s < GROUP; s++) sum[r][s] = fmadd(ac, bc[s], sum[r][s]);
+        }
+    }
+    for (ptrdiff_t r = 0; r < GROUP && at[0] + r < n; r++)
+        for (ptrdiff_t s = 0; s < GROUP && at[1] + s < n; s++)
+            gram[(at[0] + r) * ld + at[1] + s] = sum_lanes(sum[r][s]);
+}
+
+void gram_rows(float *gram, int ld, const float *x, int stride, int n)
+{
+    for (ptrdiff_t i = 0; i < n; i += GROUP)
+        for (ptrdiff_t j = 0; j <= i; j += GROUP)
+            gram_group(gram, ld, x, stride, (const ptrdiff_t[]){i, j}, n);
+}
+
+float residual_rows(const float *x, int stride, int m, const float *y)
+{
+    Vec sum = {0};
+    for (ptrdiff_t c = 0; c < stride; c += LANES) {
+        Vec d = load(x + c + (ptrdiff_t)m * stride);
+        for (ptrdiff_t r = 0; r < m; r++)
+            d = fmadd(splat(-y[r]), load(x + c + r * stride), d);
+        sum = fmadd(d, d, sum);
+    }
+    return sum_lanes(sum);
+}
+
+/* The map is made in squares of at most SQUARE x SQUARE cells, row by row: two rows of the square in each
+ * of several references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a
+ * cache, and the next row of cells finds one of them there. */
+enum { SQUARE = 32, LEAST_SQUARE = 8 };
+
+static int squares(int cells, int side)
+{
+    return (cells + side - 1) / side;
+}
+
+/* Smaller ones where threads would stand idle otherwise. */
+static int square_side(const Objects *q, int n_threads)
+{
+    int side = SQUARE;
+    while (side > LEAST_SQUARE && squares(q->grid_h, side) * squares(q->grid_w, side) < 2 * n_threads)
+        side /= 2;
+    return side;
+}
+
+static void measure_square(float *map, const AmmInput *input, const AmmWork *work, int square, int side)
+{
+    const Objects *q = &input->comparison->query;
+    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const int y0 = square / squares(q->grid_w, side) * side, x0 = square % squares(q->grid_w, side) * side;
+    for (int i = 0; i < q->n; i++)
+        for (int y = y0; y < y0 + side && y < q->grid_h; y++)
+            for (int x = x0; x < x0 + side && x < q->grid_w; x++) {
+                const ptrdiff_t p = (ptrdiff_t)y * q->grid_w + x;
+                const float w = input->coverage[i * n_cells + p];
+                if (w > 0)
+                    map[p] += w * amm_distance_at(input, work, i, x, y);
+            }
+}
+
+/* Each thread has a workspace of its own and takes every n_threads-th square, so that an object in a corner
+ * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads. */
+int amm_structural(float *map, const AmmInput *input, Error *err)
+{
+    const Objects *q = &input->comparison->query;
+    const int k = input->comparison->k, n_threads = tensor_team_size(), side = square_side(q, n_threads);
+    const int n_squares = squares(q->grid_h, side) * squares(q->grid_w, side);
+    Arena count = {0};
+    AmmWork work;
+    amm_work(&work, &count, k, q->channels);
+    char *memory = aligned_array((size_t)n_threads, count.used);
+    if (!memory)
+        return fail_memory(err, "the structural map", (unsigned long long)n_threads * count.used);
+    memset(map, 0, (size_t)q->grid_h * (size_t)q->grid_w * sizeof *map);
+#pragma omp parallel for schedule(static, 1) private(work)
+    for (int t = 0; t < n_threads; t++) {
+        Arena arena = {memory + (size_t)t * count.used, count.used, 0};
+        amm_work(&work, &arena, k, q->channels);
+        for (int s = t; s < n_squares; s += n_threads)
+            measure_square(map, input, &work, s, side);
+    }
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,485 @@
+/* samlad.c - SAM-LAD on one page (Peng et al., arXiv 2406.00625), then the calibration of a bank. See algorithm.h.
+ *
+ *   features   image -> ViT -> FeatUp -> f [h][w][C]                                  docs/METHOD.md 1, 3
+ *   retrieve   the k nearest normal images of the bank                                docs/METHOD.md 2
+ *   segment    image -> Segment Anything's masks -> objects on the grid               docs/METHOD.md 4
+ *   describe   objects -> descriptors (DCGA)                                          docs/METHOD.md 5
+ *   match      descriptors -> matches with each reference (OMM), verified, counted    docs/METHOD.md 6
+ *   measure    matches -> structural and logical maps and scores (AMM)                docs/METHOD.md 7
+ *   fuse       both as z of the bank's own leave-one-out scores -> one score          docs/METHOD.md 7 */
+#include "algorithm.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/fail.h"
+
+/* ================================================================================================
+ * The steps of a detection
+ * ============================================================================================== */
+
+/* The references, nearest first [paper: nearest neighbour search]. */
+static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+{
+    const Objects *o = &scene->objects;
+    const int k = bank->options.k < bank->n_images ? bank->options.k : bank->n_images;
+    if (o->grid_h != bank->grid_h || o->grid_w != bank->grid_w || o->channels != bank->channels)
+        return fail(err,
+                    "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: "
+                    "another aspect (see --resize)",
+                    o->grid_w, o->grid_h, o->channels, bank->grid_w, bank->grid_h, bank->channels);
+    if (scene->cls_dim != bank->cls_dim)
+        return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim,
+                    bank->cls_dim);
+    d->references = aligned_array((size_t)k, sizeof *d->references);
+    if (!d->references)
+        return fail_memory(err, "retrieval", (unsigned long long)k * sizeof *d->references);
+    d->k = bank_retrieve(bank, scene, k, exclude, d->references, err);
+    return d->k < 0 ? -1 : 0;
+}
+
+/* Room for all that follows. coverage [all objects of the references][h*w], descriptors [n][C]. */
+static void layout(Detection *d, float **coverage, float **descriptors, const Bank *bank, size_t n,
+                   Arena *arena)
+{
+    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, k = (size_t)d->k;
+    size_t n_objects = 0;
+    for (int r = 0; r < d->k; r++)
+        n_objects += (size_t)bank_object_count(bank, d->references[r]);
+    *coverage = arena_floats(arena, n_objects * n_cells);
+    *descriptors = arena_floats(arena, n * C);
+    d->comparison.references = arena_take(arena, k * sizeof *d->comparison.references);
+    d->comparison.matchings = arena_take(arena, k * sizeof *d->comparison.matchings);
+    d->places = arena_take(arena, n * k * sizeof *d->places);
+    d->coverage = arena_floats(arena, n * n_cells);
+    d->structural = arena_floats(arena, n_cells);
+    d->logical = arena_floats(arena, n_cells);
+    d->map = arena_floats(arena, n_cells);
+    d->unmatched = arena_floats(arena, n);
+    d->counted = arena_floats(arena, n);
+    d->features = arena_floats(arena, n_cells * C);
+    d->inverse_std = arena_floats(arena, C);
+    d->scratch = arena_floats(arena, n_cells);
+}
+
+/* The scene's objects get descriptors; the references have theirs in the bank. */
+static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err)
+{
+    Comparison *c = &d->comparison;
+    const size_t n = (size_t)scene->objects.n;
+    float *coverage, *descriptors;
+    layout(d, &coverage, &descriptors, bank, n, &d->memory);
+    if (arena_allocate(&d->memory))
+        return fail_memory(err, "a detection", d->memory.size);
+    layout(d, &coverage, &descriptors, bank, n, &d->memory);
+    memset(c->matchings, 0, (size_t)d->k * sizeof *c->matchings);
+    c->k = d->k;
+    for (int r = 0; r < d->k; r++) {
+        c->references[r] = bank_objects(bank, d->references[r], coverage);
+        coverage += (size_t)c->references[r].n * bank_cells(bank);
+    }
+    c->query = scene->objects;
+    c->query.descriptors = descriptors;
+    return dcga_describe(&bank->dcga, descriptors, &c->query, err);
+}
+
+/* Reference r with its features as float32, which d->features holds until the next one's. */
+static int open_reference(Objects *reference, Detection *d, const Bank *bank, int r, Error *err)
+{
+    const int image = d->references[r];
+    *reference = d->comparison.references[r];
+    bank_features(bank, image, d->features);
+    reference->features = d->features;
+    return all_finite(d->features, bank_cells(bank) * (size_t)bank->channels)
+               ? 0
+               : fail(err, "the bank's image %d (%s) has features that are not finite numbers", image,
+                      bank->names[image]);
+}
+
+/* What matches what in each reference, and what is left over. */
+static int match(Detection *d, const Bank *bank, Error *err)
+{
+    const OmmOptions *o = &bank->options.omm;
+    const Objects *query = &d->comparison.query;
+    for (int r = 0; r < d->k; r++) {
+        Matching *m = &d->comparison.matchings[r];
+        Objects reference;
+        if (open_reference(&reference, d, bank, r, err) ||
+            omm_match(m, query, &reference, bank->alpha, o, err))
+            return -1;
+        if (bank->options.no_objects && m->n_q == 1 && m->n_r == 1)
+            omm_match_whole(m);
+        else if (o->verify &&
+                 (omm_verify(m->unmatched_q, query, &reference, &bank->dcga, bank->alpha, o, err) ||
+                  omm_verify(m->unmatched_r, &reference, query, &bank->dcga, bank->alpha, o, err)))
+            return -1;
+        if (omm_count(m, query, &reference, bank->alpha, o, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* The structural map before it is divided by the objects' units. Every channel counts in units of its standard
+ * deviation over the bank. */
+static int measure_distances(Detection *d, const Bank *bank, Error *err)
+{
+    const AmmOptions *o = &bank->options.amm;
+    const Comparison *c = &d->comparison;
+    for (int i = 0; i < bank->channels; i++)
+        d->inverse_std[i] = 1 / bank->channel_std[i];
+    amm_places(d->places, c, d->inverse_std, o);
+    if (o->claims && amm_claims(d->coverage, c, d->places, err))
+        return -1;
+    if (!o->claims)
+        memcpy(d->coverage, c->query.coverage, (size_t)c->query.n * bank_cells(bank) * sizeof *d->coverage);
+    const AmmInput input = {c, d->inverse_std, d->places, d->coverage, o->epsilon};
+    if (amm_structural(d->structural, &input, err))
+        return -1;
+    if (o->blur > 0)
+        gaussian_blur(d->structural, d->structural, bank->grid_h, bank->grid_w, 1, o->blur, d->scratch);
+    return 0;
+}
+
+/* Both maps and scores, A and L. */
+static int measure(Detection *d, const Bank *bank, Error *err)
+{
+    const int n_cells = (int)bank_cells(bank);
+    if (measure_distances(d, bank, err) || amm_in_units(d->structural, &d->comparison, d->coverage, err))
+        return -1;
+    d->structural_score = amm_score(d->structural, n_cells, bank->options.amm.score, d->scratch);
+    d->logical_score = amm_logical(d->logical, d->unmatched, d->counted, &d->comparison);
+    return 0;
+}
+
+/* One score; map = pointwise max of the two z-maps [ours]. */
+static void fuse(Detection *d, const Bank *bank)
+{
+    const Only only = (Only)bank->options.only;
+    d->structural_z = amm_z(&bank->structural, d->structural_score);
+    d->logical_z = amm_z(&bank->logical, d->logical_score);
+    d->score = amm_fuse(d->structural_z, d->logical_z, (Fusion)bank->options.fusion, only);
+    for (size_t p = 0; p < bank_cells(bank); p++) {
+        float a = amm_z(&bank->structural, d->structural[p]), l = amm_z(&bank->logical, d->logical[p]);
+        d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
+    }
+}
+
+/* ================================================================================================
+ * Detection
+ * ============================================================================================== */
+
+int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+{
+    *d = (Detection){0};
+    if (retrieve(d, bank, scene, exclude, err) || /* docs/METHOD.md 2 */
+        describe(d, bank, scene, err) ||          /* docs/METHOD.md 5 */
+        match(d, bank, err) ||                    /* docs/METHOD.md 6 */
+        measure(d, bank, err))                    /* docs/METHOD.md 7 */
+        return -1;
+    fuse(d, bank);
+    return 0;
+}
+
+void detection_free(Detection *d)
+{
+    for (int r = 0; r < d->comparison.k; r++)
+        matching_free(&d->comparison.matchings[r]);
+    free(d->references), free(d->memory.base);
+    *d = (Detection){0};
+}
+
+VerdictOptions bank_verdicts(const Bank *bank)
+{
+    return (VerdictOptions){.omm = &bank->options.omm,
+                            .alpha = bank->alpha,
+                            .only = (Only)bank->options.only,
+                            .flag_unmatched = bank->options.flag_unmatched,
+                            .flag_damage = bank->options.flag_damage,
+                            .flag_extra = bank->flag_extra,
+                            .flag_missing = bank->flag_missing,
+                            .spread = bank->n_loo > 0 ? &bank->structural : NULL};
+}
+
+/* ================================================================================================
+ * Calibration: what a bank knows of itself (docs/METHOD.md 7)
+ * ============================================================================================== */
+
+int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
+{
+    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, D = (size_t)bank->cls_dim,
+                 n = (size_t)bank_object_count(bank, image);
+    *scene = (Scene){.cls_dim = bank->cls_dim};
+    float *coverage = aligned_array(n * n_cells, sizeof *coverage);
+    scene->features = aligned_array(n_cells * C, sizeof(float));
+    scene->mean_patch = aligned_array(C, sizeof(float));
+    scene->cls = aligned_array(D, sizeof(float));
+    if (!coverage || !scene->features || !scene->mean_patch || !scene->cls) {
+        free(coverage);
+        scene_free(scene);
+        return fail_memory(err, "an image of the bank", n_cells * C * 4);
+    }
+    bank_features(bank, image, scene->features);
+    memcpy(scene->mean_patch, bank->mean_patch + (size_t)image * C, C * sizeof(float));
+    memcpy(scene->cls, bank->cls + (size_t)image * D, D * sizeof(float));
+    scene->objects = bank_objects(bank, image, coverage);
+    scene->objects.features = scene->features;
+    const int status = objects_new(&scene->objects, coverage, err);
+    free(coverage);
+    if (status)
+        scene_free(scene);
+    return status;
+}
+
+/* Standard deviation of each channel over all cells of all images. */
+static int channel_spread(Bank *b, Error *err)
+{
+    const size_t C = (size_t)b->channels, n = (size_t)b->n_images * bank_cells(b);
+    double *sums = calloc(2 * C, sizeof *sums);
+    float *cell = aligned_array(C, sizeof *cell);
+    if (!sums || !cell) {
+        free(sums), free(cell);
+        return fail_memory(err, "the bank's calibration", 20 * C);
+    }
+    for (size_t p = 0; p < n; p++) {
+        f16_to_f32_row(cell, b->features + p * C, C);
+        for (size_t c = 0; c < C; c++) {
+            sums[c] += cell[c];
+            sums[C + c] += (double)cell[c] * cell[c];
+        }
+    }
+    for (size_t c = 0; c < C; c++) {
+        double mean = sums[c] / (double)n, variance = sums[C + c] / (double)n - mean * mean;
+        b->channel_std[c] = channel_unit(mean, sqrt(fmax(variance, 0)));
+    }
+    free(sums), free(cell);
+    return 0;
+}
+
+/* Descriptors of all objects, of pooled features as they were before the bank rounded them. */
+static int describe_bank(Bank *b, const Safetensors *weights, Error *err)
+{
+    for (int i = 0; i < b->n_images; i++) {
+        const size_t at = (size_t)b->first[i] * (size_t)b->channels;
+        Scene scene;
+        if (bank_scene(&scene, b, i, err))
+            return -1;
+        Objects described = scene.objects;
+        described.pooled = b->pooled + at;
+        const int status = dcga_describe(&b->dcga, b->owned_descriptors + at, &described, err);
+        scene_free(&scene);
+        if (status)
+            return -1;
+    }
+    return all_finite(b->owned_descriptors, (size_t)b->first[b->n_images] * (size_t)b->channels)
+               ? 0
+               : fail(err, "%s gives descriptors that are not finite numbers",
+                      weights ? st_path(weights) : "the channel graph with these settings");
+}
+
+/* Append the scores of the mutual nearest pairs of image i with its k nearest others. found [k] is room. */
+static int pair_scores(float *scores, size_t *n, const Bank *b, int i, int k, int *found, Error *err)
+{
+    Scene scene;
+    if (bank_scene(&scene, b, i, err))
+        return -1;
+    k = bank_retrieve(b, &scene, k, i, found, err);
+    scene_free(&scene);
+    const Objects mine = bank_objects(b, i, NULL);
+    for (int r = 0; r < k; r++) {
+        const Objects other = bank_objects(b, found[r], NULL);
+        const int n_pairs = omm_pair_scores(scores + *n, &mine, &other, &b->options.omm, err);
+        if (n_pairs < 0)
+            return -1;
+        *n += (size_t)n_pairs;
+    }
+    return k < 0 ? -1 : 0;
+}
+
+/* alpha from the pairs of all images, or as the option says. */
+static int calibrate_alpha(Bank *b, Error *err)
+{
+    const int k = b->options.k < b->n_images ? b->options.k : b->n_images;
+    const size_t most = (size_t)b->first[b->n_images] * (size_t)k;
+    b->alpha = (float)b->options.alpha;
+    if (!isnan(b->options.alpha))
+        return 0;
+    float *scores = aligned_array(most, sizeof *scores);
+    int *found = aligned_array((size_t)k, sizeof *found), status = 0;
+    size_t n = 0;
+    if (!scores || !found)
+        status = fail_memory(err, "the calibration of alpha", most * sizeof *scores);
+    for (int i = 0; i < b->n_images && !status; i++)
+        status = pair_scores(scores, &n, b, i, k, found, err);
+    if (!status)
+        b->alpha = omm_alpha(scores, n, b->options.alpha_quantile);
+    free(scores), free(found);
+    return status;
+}
+
+/* The first pass: an object's unit is the object-quantile (99 %) of its own leave-one-out map (-1: it was compared
+ * with nothing) [ours]. */
+static int measure_units(Bank *b, int image, const Scene *scene, Detection *d, Error *err)
+{
+    const ptrdiff_t n_cells = (ptrdiff_t)bank_cells(b);
+    if (retrieve(d, b, scene, image, err) || describe(d, b, scene, err) || match(d, b, err) ||
+        measure_distances(d, b, err))
+        return -1;
+    const Comparison *c = &d->comparison;
+    for (int i = 0; i < c->query.n; i++) {
+        int matched = b->options.amm.register_unmatched;
+        for (int r = 0; r < c->k; r++)
+            matched |= c->matchings[r].match_q[i] >= 0;
+        float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, (int)n_cells,
+                                         (float)b->options.object_quantile, d->scratch);
+        b->units[b->first[image] + i] = matched && unit > 0 ? unit : -1;
+    }
+    return 0;
+}
+
+/* The second pass: leave-one-out scores, and the evidence for verdicts. */
+static int measure_scores(Bank *b, int at, const Scene *scene, Detection *d, Error *err)
+{
+    const VerdictOptions verdicts = bank_verdicts(b);
+    if (detect_in_scene(d, b, scene, b->loo_index[at], err))
+        return -1;
+    b->loo_structural[at] = d->structural_score;
+    b->loo_logical[at] = d->logical_score;
+    return verdict_evidence(&b->loo_extra[at], &b->loo_missing[at], &d->comparison, d->counted, &verdicts,
+                            err);
+}
+
+/* A pass over images of the bank, each compared with the others. */
+typedef struct Pass {
+    Bank *bank;
+    int (*image)(Bank *bank, int at, const Scene *scene, Detection *d, Error *err);
+    const int *index; /* the images to do, or NULL: all */
+    int n, done, told, status;
+    Error *err;
+    CalibrateProgress progress;
+    void *user;
+    int done_before, total;
+} Pass;
+
+static int do_image(const Pass *pass, int at, Error *err)
+{
+    Scene scene;
+    Detection d = {0};
+    if (bank_scene(&scene, pass->bank, pass->index ? pass->index[at] : at, err))
+        return -1;
+    const int status = pass->image(pass->bank, at, &scene, &d, err);
+    detection_free(&d);
+    scene_free(&scene);
+    return status;
+}
+
+/* The first failure of all threads' is the one that is told. */
+static void take_failure(Pass *pass, const Error *err)
+{
+    int before;
+#pragma omp atomic capture
+    {
+        before = pass->status;
+        pass->status = -1;
+    }
+    if (before == 0)
+        fail(pass->err, "%s", err->message);
+}
+
+static void tell(Pass *pass, int done)
+{
+    if (pass->progress && done != pass->told)
+        pass->progress(pass->user, pass->done_before + done, pass->total);
+    pass->told = done;
+}
+
+/* The images are independent of each other: threads take one at a time, each writes only its own places.
+ * Every thread counts, the caller's tells what is new: progress is the program's, and what it locks may be
+ * locked around us. */
+static int run_pass(Pass *pass)
+{
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int at = 0; at < pass->n; at++) {
+        Error err;
+        int done;
+        if (do_image(pass, at, &err))
+            take_failure(pass, &err);
+#pragma omp atomic capture
+        done = ++pass->done;
+        if (tensor_thread() == 0)
+            tell(pass, done);
+    }
+    tell(pass, pass->done);
+    return pass->status;
+}
+
+/* Objects that matched nothing in their own leave-one-out get the median of the others. */
+static int fill_units(Bank *b, Error *err)
+{
+    const int n_objects = b->first[b->n_images];
+    float *known = aligned_array((size_t)n_objects, sizeof *known);
+    size_t n = 0;
+    if (!known)
+        return fail_memory(err, "the objects' units", (unsigned long long)n_objects * sizeof *known);
+    for (int i = 0; i < n_objects; i++)
+        if (b->units[i] > 0)
+            known[n++] = b->units[i];
+    qsort(known, n, sizeof *known, compare_floats);
+    const float median = n ? quantile_sorted(known, n, 0.5) : 1;
+    for (int i = 0; i < n_objects; i++)
+        if (!(b->units[i] > 0))
+            b->units[i] = median;
+    free(known);
+    return 0;
+}
+
+/* Objects' units make a normal image's structural score about 1; where nothing varies at all it is 0, and a
+ * spread of its median would be none [ours]. */
+static const float LEAST_DELTA = 1e-3f;
+
+/* Fused scores need both spreads first. */
+static int spread_scores(Bank *b, Error *err)
+{
+    const int n = b->n_loo;
+    float *sorted = aligned_array((size_t)n, sizeof *sorted);
+    if (!sorted)
+        return fail_memory(err, "the leave-one-out scores", (unsigned long long)n * sizeof *sorted);
+    memcpy(sorted, b->loo_structural, (size_t)n * sizeof *sorted);
+    b->structural = amm_spread(sorted, n, 0);
+    b->structural.delta =
+        fmaxf(LEAST_DELTA, (float)b->options.delta_structural * fabsf(b->structural.median));
+    memcpy(sorted, b->loo_logical, (size_t)n * sizeof *sorted);
+    b->logical = amm_spread(sorted, n, (float)b->options.delta_logical);
+    if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay as they are */
+        b->structural = b->logical = (Spread){0, 1, 0};
+    for (int i = 0; i < n; i++)
+        b->loo_score[i] =
+            amm_fuse(amm_z(&b->structural, b->loo_structural[i]), amm_z(&b->logical, b->loo_logical[i]),
+                     (Fusion)b->options.fusion, (Only)b->options.only);
+    bank_thresholds(b);
+    free(sorted);
+    return 0;
+}
+
+int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, void *user, Error *err)
+{
+    /* What describes and matches objects. */
+    if (bank_begin_calibration(b, err) || channel_spread(b, err) ||
+        dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images,
+                 err) ||
+        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, dcga_weights, err) ||
+        calibrate_alpha(b, err))
+        return -1;
+
+    /* First pass: every image against the others, for the units of its objects. */
+    Pass units = {.bank = b, .image = measure_units, .n = b->n_loo ? b->n_images : 0, .err = err};
+    units.progress = progress, units.user = user, units.total = b->n_images + b->n_loo;
+    if (run_pass(&units) || (b->n_loo && fill_units(b, err)))
+        return -1;
+
+    /* Second pass: with these units, the scores of some images, and from them spreads and thresholds. */
+    Pass scores = {.bank = b, .image = measure_scores, .index = b->loo_index, .n = b->n_loo, .err = err};
+    scores.progress = progress, scores.user = user, scores.total = units.total,
+    scores.done_before = units.done;
+    return run_pass(&scores) || spread_scores(b, err) ? -1 : 0;
+}
