@@ -42,8 +42,10 @@ SEED    ?= 1
 WEIGHTS ?=
 DEMO_OUT ?= demo-out
 
+# -ffp-contract=off: results of gcc and clang are the same only if no compiler fuses a product and a sum by itself. PIL's
+# integers and torch's last digits depend on it.
 WARN    = -Wall -Wextra -Wshadow -Werror
-ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(SAN) -I.
+ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
 ifneq ($(OPENMP),0)
 ALL    += -fopenmp
@@ -56,6 +58,7 @@ endif
 ifneq ($(PLAIN),0)
 RENAME  =
 FAST    =
+TESTFLAGS = -DPLAIN
 else
 RENAME  = $(if $(findstring /,$*),,-DCOMPILES_$* -include fast/replaces.h)
 FAST    = fast
@@ -68,7 +71,7 @@ SRC     = $(wildcard *.c) $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
 # What fast/ alone has: without it these tests have no subject.
-FAST_TESTS = test_planar
+FAST_TESTS = test_planar test_simd test_bf16_kernels
 ifneq ($(PLAIN),0)
 LEFT_OUT = $(FAST_TESTS)
 endif
@@ -112,7 +115,7 @@ $(BUILD)/samlad: $(CLI:%.c=$(BUILD)/%.o) $(LIB)
 
 $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
+	$(CC) $(ALL) $(TESTFLAGS) -MMD -MP $< $(LIB) $(LIBS) -o $@
 
 test: $(TESTS) $(BUILD)/samlad $(BUILD)/libsamlad.a
 	@sh tests/run.sh $(BUILD) $(LEFT_OUT)
@@ -141,7 +144,40 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan build-plain samlad libsamlad.a
+	rm -rf $(BUILD) $(BUILD)-asan build-plain samlad libsamlad.a libvit.a libsam.a
 	@sh tests/demo.sh --clean $(DEMO_OUT)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- parts to take along, and the examples ------------------------------------------------------------------------
+#   make vit        libvit.a: DINOv2 and timm's ViTs alone (vit.h), with the readers of pictures and weights
+#   make sam-lib    libsam.a: Segment Anything alone (sam.h, amg.h)
+# Both show all names of the headers in this tree (-I.), where libsamlad.a shows samlad.h's alone. The chapters' fast
+# forms in fast/ have the chapter's name in front.
+.PHONY: vit sam-lib examples
+
+PART_SRC = $(wildcard io/*.c) tensor.c $(if $(FAST),$(filter-out fast/featup_% fast/sam_% fast/amm_%,$(wildcard fast/*.c)))
+VIT_SRC  = $(PART_SRC) load/vit_load.c vit.c
+SAM_SRC  = $(PART_SRC) $(wildcard load/sam_*.c encoders/*.c sam*.c) amg.c $(if $(FAST),$(wildcard fast/sam_*.c))
+EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
+
+$(BUILD)/libvit.a: $(VIT_SRC:%.c=$(BUILD)/%.o)
+$(BUILD)/libsam.a: $(patsubst %.c,$(BUILD)/%.o,$(filter-out samlad.c,$(SAM_SRC)))
+$(BUILD)/libvit.a $(BUILD)/libsam.a:
+	rm -f $@
+	$(AR) rcs $@ $^
+
+vit: libvit.a
+sam-lib: libsam.a
+libvit.a libsam.a: %.a: $(BUILD)/%.a FORCE
+	@cmp -s $< $@ || cp $< $@
+
+# Each example with what it tells of: its head names the libraries.
+$(BUILD)/examples/pca: $(BUILD)/libvit.a
+$(BUILD)/examples/point: $(BUILD)/libsam.a
+$(BUILD)/examples/detect: $(BUILD)/libsamlad.a $(BUILD)/libvit.a
+$(BUILD)/examples/%: examples/%.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL) -MMD -MP $< $(filter %.a,$^) $(LIBS) -o $@
+examples: $(EXAMPLES)
+test: $(EXAMPLES)

@@ -3,7 +3,6 @@
 #ifndef SAMLAD_SAM_H
 #define SAMLAD_SAM_H
 
-#include "fast/bf16.h"
 #include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"

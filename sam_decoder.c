@@ -61,7 +61,7 @@ enum { FEW_ROWS = 32 };
 static void affine(float *y, const float *x, const SamAffine *a, int rows, int n_out, int n_in)
 {
     if (rows <= FEW_ROWS)
-        few_rows_linear(y, x, a->weight, a->bias, rows, n_out, n_in);
+        skinny_linear(y, x, a->weight, a->bias, rows, n_out, n_in);
     else
         linear(y, x, a->weight, a->bias, rows, n_out, n_in);
 }

@@ -1,76 +1,430 @@
-/* tensor.c - matrix products and the small routines of a transformer. See tensor.h for the contracts;
- * attention stands in fast/attention.c, resampling (interpolation, blur, PIL's resize) in
- * fast/resample.c.
+/* tensor.c - the plain form of tensor.h: every routine as the loop that its formula says.
  *
- * Speed comes from three habits, each written down once:
- *   - the compiler's vector types (`Vec` of simd.h, as wide as the machine's registers), so that one source
- *     serves AVX-512, AVX2, NEON and SSE. Few things need a name of their own, above all `fmadd`, the fused
- *     multiply-add;
- *   - the blocked matrix product of Goto and van de Geijn ("Anatomy of High-Performance Matrix
- *     Multiplication", 2008): a tile of c stays in registers while slices of a and b pass through the
- *     caches. linear(), matmul() and attention() are all built on the one `register_tile`;
- *   - threads take tiles of the output, and who has none left takes half of another's. No sum is worked on by
- *     two threads at once, and the order of its terms depends on the shape alone, so results are the same
- *     bits for any number of threads. */
+ * A student finds the formula here, and sets a breakpoint in it. `make PLAIN=1` computes with these loops
+ * alone. The fast build replaces the costly ones by fast/'s, and keeps them here under the names plain_* as
+ * the truth of the tests (fast/replaces.h). What costs nothing is written here only.
+ *
+ * Sums are in double, so that their order does not matter. The exceptions are the interpolations and the
+ * blur: PyTorch's results are compared with to the last digits, and they are float sums in a fixed order. The
+ * OpenMP loops run over independent outputs. */
 #include "tensor.h"
-#include "io/safetensors.h" /* f16_to_f32 */
-#include "fast/tile.h"
 
-#include <assert.h>
 #include <math.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
-/* ---- memory and threads ------------------------------------------------------------------------*/
+#include "io/safetensors.h" /* f16_to_f32 */
 
-int arena_allocate(Arena *arena)
+/* ---- matrix products ---------------------------------------------------------------------------*/
+
+float dot(const float *a, const float *b, int n)
 {
-    const size_t n_bytes = arena->used;
-    *arena = (Arena){aligned_array(n_bytes, 1), n_bytes, 0};
-    return arena->base ? 0 : -1;
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += (double)a[i] * b[i];
+    return (float)sum;
 }
 
-void *arena_take(Arena *arena, size_t n_bytes)
+/* y_ij = sum_p x_ip·w_jp + bias_j */
+void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
 {
-    size_t size = (n_bytes + 63) & ~(size_t)63;
-    assert(!arena->base || size <= arena->size - arena->used);
-    char *taken = arena->base ? arena->base + arena->used : NULL;
-    arena->used += size;
-    return taken;
+#pragma omp parallel for
+    for (ptrdiff_t i = 0; i < m; i++)
+        for (ptrdiff_t j = 0; j < n; j++)
+            y[i * n + j] = dot(x + i * k, w + j * k, k) + (bias ? bias[j] : 0);
 }
 
-float *arena_floats(Arena *arena, size_t n_floats)
+/* c_ij = sum_p a_ip·b_pj */
+void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+            int accumulate)
 {
-    return arena_take(arena, n_floats * sizeof(float));
+#pragma omp parallel for
+    for (ptrdiff_t i = 0; i < m; i++)
+        for (ptrdiff_t j = 0; j < n; j++) {
+            double sum = accumulate ? c[i * ldc + j] : 0;
+            for (ptrdiff_t p = 0; p < k; p++)
+                sum += (double)a[i * lda + p] * b[p * ldb + j];
+            c[i * ldc + j] = (float)sum;
+        }
 }
 
-#define HUGE_PAGE ((size_t)2 << 20)
-
-void *aligned_array(size_t count, size_t size)
+/* c_ij = sum_p a_ip·b_jp */
+void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
+               int accumulate)
 {
-    if (size != 0 && count > (SIZE_MAX / 2) / size)
-        return NULL;
-    /* Large arrays in huge pages where the system has them: a walk over rows that are far apart then finds
-     * its addresses in the processor's table, and a 512th of the page faults remains. */
-    const size_t align = count * size >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
-    size_t n_bytes = (count * size + align - 1) & ~(align - 1);
-    void *array = aligned_alloc(align, n_bytes ? n_bytes : 64);
-#ifdef MADV_HUGEPAGE
-    if (array && align == HUGE_PAGE)
-        madvise(array, n_bytes, MADV_HUGEPAGE);
-#endif
-    return array;
+#pragma omp parallel for
+    for (ptrdiff_t i = 0; i < m; i++)
+        for (ptrdiff_t j = 0; j < n; j++) {
+            double sum = accumulate ? c[i * ldc + j] : 0;
+            for (ptrdiff_t p = 0; p < k; p++)
+                sum += (double)a[i * lda + p] * b[j * ldb + p];
+            c[i * ldc + j] = (float)sum;
+        }
 }
 
-/* Without branches inside, so that it runs as fast as memory is read. */
+/* ---- precision ---------------------------------------------------------------------------------*/
+
+/* Adding 0x7fff, and one more if the last bit that stays is set, carries into the upper half exactly where
+ * the number must be rounded up. A NaN is made quiet: its upper half alone could be infinity's. */
+static uint16_t upper_half(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
+    if (magnitude > 0x7f800000)
+        return (uint16_t)(bits >> 16 | 0x40);
+    if (magnitude < 0x00800000)
+        return (uint16_t)sign;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void bf16_round(uint16_t *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = upper_half(x[i]);
+}
+
+/* y[n] = x[n], rounded to bf16 and widened to float again: the numbers that a product in bf16 sees. */
+static void round_floats(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)upper_half(x[i]) << 16;
+        memcpy(&y[i], &bits, sizeof bits);
+    }
+}
+
+void linear_layer(float *y, const float *x, const Linear *layer, int m)
+{
+    const ptrdiff_t n_in = layer->n_in, n_out = layer->n_out;
+    if (!layer->packed) {
+        linear(y, x, layer->weight, layer->bias, m, layer->n_out, layer->n_in);
+        return;
+    }
+    const float *weight = layer->packed;
+#pragma omp parallel for
+    for (ptrdiff_t i = 0; i < m; i++) {
+        float rounded[n_in];
+        round_floats(rounded, x + i * n_in, (size_t)n_in);
+        for (ptrdiff_t j = 0; j < n_out; j++)
+            y[i * n_out + j] =
+                dot(rounded, weight + j * n_in, layer->n_in) + (layer->bias ? layer->bias[j] : 0);
+    }
+}
+
+void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m)
+{
+    linear_layer(y, x, layer, m);
+    gelu(y, (size_t)m * (size_t)layer->n_out);
+}
+
+/* Here the packed weight is the rounded one, as floats in the weight's own order. */
+void linear_pack(Linear *layer, Arena *arena)
+{
+    const size_t n = (size_t)layer->n_out * (size_t)layer->n_in;
+    layer->packed = NULL;
+    if (layer->n_in < BF16_LEAST_TERMS)
+        return;
+    float *rounded = arena_floats(arena, n);
+    if (rounded)
+        round_floats(rounded, layer->weight, n);
+    layer->packed = rounded;
+}
+
+/* ---- positions in attention --------------------------------------------------------------------*/
+
+size_t relative_position_floats(int size, int head_dim)
+{
+    return (size_t)size * (size_t)head_dim * (size_t)relative_position_stride(size);
+}
+
+void relative_position(float *out, const float *table, int size, int head_dim)
+{
+    const int stride = relative_position_stride(size);
+    for (int q = 0; q < size; q++)
+        for (int d = 0; d < head_dim; d++, out += stride)
+            for (int k = 0; k < stride; k++)
+                out[k] = k < size ? table[(ptrdiff_t)(q - k + size - 1) * head_dim + d] : 0;
+}
+
+size_t distance_bias_floats(int n_heads, int grid_h, int grid_w)
+{
+    return (size_t)n_heads * (size_t)grid_h * (size_t)distance_bias_stride(grid_w);
+}
+
+void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w)
+{
+    const int stride = distance_bias_stride(grid_w);
+    for (int row = 0; row < n_heads * grid_h; row++, out += stride, table += grid_w)
+        for (int x = 0; x < stride; x++)
+            out[x] = x < 2 * grid_w - 1 ? table[abs(x - grid_w + 1)] : 0;
+}
+
+/* q·rel[k] for a query at position `at` of an axis of `size` positions */
+static float axis_bias(const float *rel, const float *q, int at, int k, int size, int head_dim)
+{
+    const ptrdiff_t stride = relative_position_stride(size);
+    double sum = 0;
+    for (ptrdiff_t d = 0; d < head_dim; d++)
+        sum += (double)q[d] * rel[(at * head_dim + d) * stride + k];
+    return (float)sum;
+}
+
+/* bias[grid_h*grid_w]: what positions add to the logits of query q at (qh, qw) of head h, for every key. */
+static void position_bias(float *bias, const RelativePosition *rel, const float *q, int qh, int qw, int h,
+                          int head_dim)
+{
+    const int grid_h = rel->grid_h, grid_w = rel->grid_w, stride = distance_bias_stride(grid_w);
+    float by_column[grid_w];
+    if (rel->bias) { /* by distance */
+        const float *table = rel->bias + (ptrdiff_t)h * grid_h * stride;
+        for (int kh = 0; kh < grid_h; kh++)
+            for (int kw = 0; kw < grid_w; kw++)
+                bias[kh * grid_w + kw] = table[abs(qh - kh) * stride + kw - qw + grid_w - 1];
+        return;
+    }
+    for (int kw = 0; kw < grid_w; kw++)
+        by_column[kw] = axis_bias(rel->rel_w, q, qw, kw, grid_w, head_dim);
+    for (int kh = 0; kh < grid_h; kh++) {
+        const float by_row = axis_bias(rel->rel_h, q, qh, kh, grid_h, head_dim);
+        for (int kw = 0; kw < grid_w; kw++)
+            bias[kh * grid_w + kw] = by_row + by_column[kw];
+    }
+}
+
+/* ---- softmax -----------------------------------------------------------------------------------*/
+
+/* x_i = e^x_i / sum_j e^x_j. The maximum is taken off first, so that no exponential overflows; it does not
+ * change the quotients. */
+static void softmax(float *x, int n)
+{
+    float max = -INFINITY;
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    for (int i = 0; i < n; i++) {
+        x[i] = expf(x[i] - max);
+        sum += x[i];
+    }
+    for (int i = 0; i < n; i++)
+        x[i] = (float)(x[i] / sum);
+}
+
+void softmax_rows(float *x, int rows, int cols)
+{
+#pragma omp parallel for
+    for (ptrdiff_t r = 0; r < rows; r++)
+        softmax(x + r * cols, cols);
+}
+
+/* ---- attention ---------------------------------------------------------------------------------*/
+
+/* One query of one head, over the n keys and values that the pointers show:
+ * out[head_dim] = sum_j softmax_j(scale·q·k_j + bias_j)·v_j; bias [n] or NULL. */
+static void attend(float *out, const float *q, const float *const *k, const float *const *v,
+                   const float *bias, int n, int head_dim, float scale)
+{
+    float probability[n + 1]; /* + 1: no keys is allowed */
+    double sum[head_dim];
+    for (int j = 0; j < n; j++)
+        probability[j] = scale * dot(q, k[j], head_dim) + (bias ? bias[j] : 0);
+    softmax(probability, n);
+    for (int d = 0; d < head_dim; d++)
+        sum[d] = 0;
+    for (int j = 0; j < n; j++)
+        for (int d = 0; d < head_dim; d++)
+            sum[d] += (double)probability[j] * v[j][d];
+    for (int d = 0; d < head_dim; d++)
+        out[d] = (float)sum[d];
+}
+
+void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+{
+#pragma omp parallel for
+    for (ptrdiff_t i = 0; i < n_q; i++)
+        for (int h = 0; h < n_heads; h++) {
+            const ptrdiff_t head = (ptrdiff_t)h * head_dim;
+            const float *query = q + i * ldq + head, *keys[n_k + 1], *values[n_k + 1];
+            float bias[n_k + 1];
+            for (ptrdiff_t j = 0; j < n_k; j++) {
+                keys[j] = k + j * ldk + head;
+                values[j] = v + j * ldv + head;
+            }
+            if (rel)
+                position_bias(bias, rel, query, (int)i / rel->grid_w, (int)i % rel->grid_w, h, head_dim);
+            attend(out + i * ldo + head, query, keys, values, rel ? bias : NULL, n_k, head_dim, scale);
+        }
+}
+
+/* The official code cuts the grid into windows and pads those at the lower and right edges with zero tokens
+ * (window_partition). SAM's padding comes between norm1 and qkv, so a padding token's q, k, and v are the
+ * biases of qkv; in TinyViT the norm comes after the padding, so they are qkv of the norm's bias. Either way
+ * they are the same for all padding tokens: `pad`. As keys and values these tokens count like all others. As
+ * queries they are left out, because window_unpartition drops their outputs. */
+void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
+                      int head_dim, float scale, const RelativePosition *rel)
+{
+    const int n_k = rel->grid_h * rel->grid_w;
+    const ptrdiff_t dim = (ptrdiff_t)n_heads * head_dim;
+#pragma omp parallel for
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)grid_h * grid_w; i++)
+        for (int h = 0; h < n_heads; h++) {
+            const ptrdiff_t head = (ptrdiff_t)h * head_dim;
+            const int y = (int)i / grid_w % rel->grid_h,
+                      x = (int)i % grid_w % rel->grid_w; /* in the window */
+            const int top = (int)i / grid_w - y, left = (int)i % grid_w - x;
+            const float *query = qkv + i * 3 * dim + head, *keys[n_k], *values[n_k];
+            float bias[n_k];
+            for (int j = 0; j < n_k; j++) {
+                const int ky = top + j / rel->grid_w, kx = left + j % rel->grid_w;
+                const int inside = ky < grid_h && kx < grid_w;
+                const float *token = inside ? qkv + ((ptrdiff_t)ky * grid_w + kx) * 3 * dim : pad;
+                keys[j] = token + dim + head;
+                values[j] = token + 2 * dim + head;
+            }
+            position_bias(bias, rel, query, y, x, h, head_dim);
+            attend(out + i * dim + head, query, keys, values, bias, n_k, head_dim, scale);
+        }
+}
+
+size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w)
+{
+    (void)rel_h, (void)rel_w;
+    return ((size_t)n_q + 2 * (size_t)n_k) * (size_t)n_heads * (size_t)head_dim * sizeof(float);
+}
+
+size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, int n_heads, int head_dim)
+{
+    (void)window_h, (void)window_w;
+    return ((size_t)grid_h * (size_t)grid_w + 1) * 3 * (size_t)n_heads * (size_t)head_dim * sizeof(float);
+}
+
+void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
+                   int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
+                   const RelativePosition *rel, void *scratch)
+{
+    if (!scratch || head_dim < BF16_LEAST_TERMS) {
+        attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel);
+        return;
+    }
+    const int dim = n_heads * head_dim;
+    const ptrdiff_t width = dim;
+    float *q16 = scratch, *k16 = q16 + n_q * width, *v16 = k16 + n_k * width;
+    for (ptrdiff_t i = 0; i < n_q; i++)
+        round_floats(q16 + i * width, q + i * ldq, (size_t)dim);
+    for (ptrdiff_t j = 0; j < n_k; j++) {
+        round_floats(k16 + j * width, k + j * ldk, (size_t)dim);
+        round_floats(v16 + j * width, v + j * ldv, (size_t)dim);
+    }
+    attention(out, ldo, q16, dim, k16, dim, v16, dim, n_q, n_k, n_heads, head_dim, scale, rel);
+}
+
+void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
+                          int head_dim, float scale, const RelativePosition *rel, void *scratch)
+{
+    if (!scratch || head_dim < BF16_LEAST_TERMS) {
+        window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel);
+        return;
+    }
+    const size_t token = 3 * (size_t)n_heads * (size_t)head_dim, n = (size_t)grid_h * (size_t)grid_w * token;
+    float *qkv16 = scratch, *pad16 = qkv16 + n;
+    round_floats(qkv16, qkv, n);
+    round_floats(pad16, pad, token);
+    window_attention(out, qkv16, pad16, grid_h, grid_w, n_heads, head_dim, scale, rel);
+}
+
+/* ---- rows --------------------------------------------------------------------------------------*/
+
+void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim, float eps)
+{
+#pragma omp parallel for
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const float *in = x + r * dim;
+        float *out = y + r * dim;
+        double mean = 0, variance = 0;
+        for (int i = 0; i < dim; i++)
+            mean += in[i] / (double)dim;
+        for (int i = 0; i < dim; i++)
+            variance += (in[i] - mean) * (in[i] - mean) / dim;
+        for (int i = 0; i < dim; i++)
+            out[i] = (float)((in[i] - mean) / sqrt(variance + eps) * (gamma ? gamma[i] : 1) +
+                             (beta ? beta[i] : 0));
+    }
+}
+
+void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
+                    const float *beta, int rows, int dim, float eps)
+{
+    for (ptrdiff_t r = 0; r < rows; r++)
+        for (int i = 0; i < dim; i++)
+            x[r * dim + i] += (scale ? scale[i] : 1) * branch[r * dim + i];
+    layer_norm(y, x, gamma, beta, rows, dim, eps);
+}
+
+void l2_normalise(float *x, int rows, int dim, float eps)
+{
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        float *row = x + r * dim, norm = sqrtf(dot(row, row, dim));
+        if (!(norm > eps))
+            norm = eps;
+        for (int i = 0; i < dim; i++)
+            row[i] /= norm;
+    }
+}
+
+void add_rows(float *y, const float *bias, int rows, int dim)
+{
+    for (ptrdiff_t r = 0; r < rows; r++)
+        for (int i = 0; i < dim; i++)
+            y[r * dim + i] += bias[i];
+}
+
+void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim)
+{
+    for (ptrdiff_t r = 0; r < rows; r++)
+        for (int i = 0; i < dim; i++)
+            y[r * dim + i] += gamma[i] * x[r * dim + i];
+}
+
+/* silu(a)·b, silu(a) = a·sigmoid(a); a and b are the halves of x12's rows. */
+void swiglu(float *y, const float *x12, int rows, int dim)
+{
+#pragma omp parallel for
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const float *a = x12 + r * 2 * dim, *b = a + dim;
+        for (int i = 0; i < dim; i++)
+            y[r * dim + i] = (float)(a[i] / (1 + exp(-(double)a[i])) * b[i]);
+    }
+}
+
+/* ---- elements ----------------------------------------------------------------------------------*/
+
+void gelu(float *x, size_t n)
+{
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(0.5 * x[i] * (1 + erf(x[i] / sqrt(2))));
+}
+
+void relu(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = x[i] < 0 ? 0 : x[i]; /* a NaN stays */
+}
+
+void sigmoid(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(1 / (1 + exp(-(double)x[i])));
+}
+
+void add(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+/* An exponent of ones is infinity's or a NaN's. No branch inside, so this is as fast as memory is read. */
 int all_finite(const void *floats, size_t n)
 {
     const char *from = floats;
@@ -83,791 +437,7 @@ int all_finite(const void *floats, size_t n)
     return !bad;
 }
 
-int tensor_max_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-int tensor_team_size(void)
-{
-#ifdef _OPENMP
-    return omp_in_parallel() ? 1 : omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-int tensor_thread(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-enum { MOST_STRETCHES = 256 };
-
-static int take_number(int *next)
-{
-    int number;
-#pragma omp atomic capture
-    number = (*next)++;
-    return number;
-}
-
-/* The tasks are cut into as many stretches as there are threads. A thread works off its own, so that what it
- * reads is what it wrote in the layer before, and then helps with the others'. Threads side by side would
- * call for each other's lines of the cache, for a processor reads ahead into what another is writing: where
- * cores have no cache in common, as in AMD's larger machines, that costs a tenth of a product's speed and a
- * quarter of MobileSAM's. */
-void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
-               const void *job)
-{
-    int next[MOST_STRETCHES] = {0};
-    const int stretches = min_int(min_int(threads, n), MOST_STRETCHES);
-    if (stretches <= 1) {
-        for (int i = 0; i < n; i++)
-            task(job, i);
-        return;
-    }
-#pragma omp parallel num_threads(threads) /* all of them: a smaller team would end the other threads */
-    {
-        for (int k = 0, own = tensor_thread(); k < stretches; k++) {
-            const int s = (own + k) % stretches;
-            const int first = (int)((int64_t)n * s / stretches);
-            const int end = (int)((int64_t)n * (s + 1) / stretches);
-            for (int i; (i = first + take_number(&next[s])) < end;)
-                task(job, i);
-        }
-        if (idle)
-            idle(job);
-    }
-}
-
-/* The chains of sums are enough to keep every unit busy in spite of each one's latency. */
-double fma_burst(int rounds)
-{
-    enum { CHAINS = 12 };
-    int n_threads = 0;
-    float total = 0;
-#pragma omp parallel reduction(+ : n_threads, total)
-    {
-        volatile float factor = 0.999f,
-                       term = 1e-3f; /* so that both stay in registers: else gcc reads them again */
-        Vec sum[CHAINS], a = splat(factor), b = splat(term);
-        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = splat((float)i);
-        for (int r = 0; r < rounds; r++)
-            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = fmadd(sum[i], a, b);
-        UNROLL for (int i = 0; i < CHAINS; i++) total += sum[i][0];
-        n_threads++;
-    }
-    double gflop = 2e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are worked out */
-}
-
-/* ---- the blocked matrix product ----------------------------------------------------------------
- * c[m][n] = a[m][k] · B, B being b[k][n] or, transposed, b[n][k]. Loops from the outside in:
- *   output tiles of at most MC × NC              one thread each, in rows of its own: see rows_of_tiles
- *   blocks of KC terms of the sum                b's KC × NC block is packed on the stack (second cache)
- *   groups of MR rows                            a's MR × KC panel is copied to the stack (first cache)
- *   slivers of NR columns                        the register tile
- * The copies make every access of the register tile unit-stride, whatever the matrices' row distances. Of b,
- * usually the weights, each element is packed once for MC rows; of a, each is copied once for NC columns; c
- * is read and written once for KC terms. While one group of rows is worked off, the next is called into the
- * cache, a few lines at a time: see register_tile. The register tile's 2·MR sums, two vectors of b and one
- * broadcast element of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
-#define MC       2048
-#define OWN_ROWS 512 /* see rows_of_tiles */
-#if LANES >= 16
-#define NC 768 /* 786 KB of b: machines with such vectors have a second cache of 1 MB and more */
-#define KC 256
-#else
-#define NC 384 /* 295 KB. Both are multiples of every NR */
-#define KC 192
-#endif
-
-typedef struct Operand {
-    const float *data;
-    ptrdiff_t ld;
-    int transposed; /* 0: data[k][n], 1: data[n][k] */
-} Operand;
-
-static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
-                     int k, Ahead *ahead)
-{
-    tile_of(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k, ahead);
-}
-
-/* A tile whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
-static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const float *a,
-                      const float *b, int k, Ahead *ahead)
-{
-    float full[MR * NR];
-    Start zero = {NULL, 0};
-    any_tile(rows, cols > LANES ? 2 : 1, full, NR, zero, a, b, k, ahead);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++)
-            c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
-}
-
-/* Rows of b are far apart: those that come AHEAD rows later are called into the cache in time. */
-#define AHEAD 16
-
-/* panel[k][width] = b[k][cols], padded with zero columns. */
-static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
-{
-    if (cols == width && width == NR) { /* the usual case, with a copy of constant size */
-        for (int p = 0; p < k; p++) {
-            prefetch_row((const float *)((uintptr_t)b + (p + AHEAD) * ldb * sizeof *b), NR);
-            store(panel + p * NR, load(b + p * ldb));
-            store(panel + p * NR + LANES, load(b + p * ldb + LANES));
-        }
-        return;
-    }
-    for (int p = 0; p < k; p++) {
-        memcpy(panel + p * width, b + p * ldb, cols * sizeof *b);
-        memset(panel + p * width + cols, 0, (width - cols) * sizeof *b);
-    }
-}
-
-/* panel[k][width] = b[cols][k]ᵀ, padded with zero columns. */
-static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
-{
-    static const float nothing[KC];
-    for (int j = 0; j < width; j += LANES) {
-        const float *row[LANES];
-        for (int i = 0; i < LANES; i++) {
-            prefetch_row((const float *)((uintptr_t)b + (j + i + AHEAD) * ldb * sizeof *b), k);
-            row[i] = j + i < cols ? b + (j + i) * ldb : nothing;
-        }
-        rows_to_columns(panel + j, width, row, k);
-    }
-}
-
-/* Sliver j of a block of b: [k][width], width being NR or, for the last few columns, LANES. */
-static void pack_block(float *block, Operand b, int n, int k)
-{
-    for (int j = 0; j < n; j += NR) {
-        int cols = min_int(n - j, NR), width = cols > LANES ? NR : LANES;
-        if (b.transposed)
-            pack_transposed(block + j * k, width, b.data + j * b.ld, b.ld, k, cols);
-        else
-            pack_rows(block + j * k, width, b.data + j, b.ld, k, cols);
-    }
-}
-
-/* c[rows][n] = start + panel·block for one group of rows; `next` is where a's next group begins. */
-static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *panel, const float *block,
-                         int rows, int n, int k, const float *next, ptrdiff_t lda)
-{
-    const int slivers = (n + NR - 1) / NR, lines = MR * ((k + 15) / 16), calls = slivers * ((rows + 1) / 2);
-    Ahead ahead = {next, lda, MR, k, 0, (lines + calls - 1) / calls};
-    for (int j = 0; j < n; j += NR) {
-        const int cols = min_int(n - j, NR);
-        Start s = {start.data ? start.data + j : NULL, start.ld};
-        if (cols == NR)
-            any_tile(rows, 2, c + j, ldc, s, panel, block + j * k, k, &ahead);
-        else
-            edge_tile(rows, cols, c + j, ldc, s, panel, block + j * k, k, &ahead);
-    }
-}
-
-/* Rows and columns of the output that a thread works on; the sums lack the terms from `done` on. */
-typedef struct Tile {
-    int row, rows, col, cols, done;
-} Tile;
-
-/* Threads are seldom equally fast: a core has neighbours, or is one of the small ones of its processor. So a
- * thread that finds no tile left waits until another gives it a part of its own, with as much work as what
- * that one keeps. Where all are equally fast nobody waits, and this costs nothing. */
-typedef struct Handover {
-    atomic_flag locked;    /* of what follows, while it is changed together */
-    atomic_int waiting;    /* threads for which there is nothing in `rests` */
-    atomic_int unfinished; /* tiles, those handed over included */
-    atomic_int n_rests;
-    Tile rests[MOST_STRETCHES];
-} Handover;
-
-/* Of a few instructions. (OpenMP's critical sections have names that a program would see.) */
-static void lock(Handover *h)
-{
-    while (atomic_flag_test_and_set_explicit(&h->locked, memory_order_acquire))
-        sched_yield();
-}
-
-static void unlock(Handover *h)
-{
-    atomic_flag_clear_explicit(&h->locked, memory_order_release);
-}
-
-#define LEAST_HANDED (8 * MR) /* rows, for which packing b once more is worth it */
-
-/* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
-typedef struct Product {
-    float *c;
-    const float *a;
-    Operand b;
-    Start start;
-    ptrdiff_t ldc, lda;
-    int m, n, k, with_gelu;
-    int down, across, tile_n; /* tiles: how many below each other and side by side, their columns */
-    int step;                 /* terms in a block, fewer in the last */
-    Handover *handover;       /* NULL for one thread */
-} Product;
-
-/* Gives the last rows of a tile to a thread that waits; rows from i on have yet to get their current block of
- * terms. Both then have equally much to do: (rows - keep)·blocks = keep·blocks - i. */
-static void hand_over(const Product *p, Tile *t, int i)
-{
-    Handover *h = p->handover;
-    const int blocks = p->k > t->done ? (p->k - t->done + p->step - 1) / p->step : 1;
-    const int half = (int)(((int64_t)t->rows * blocks + i) / (2 * blocks));
-    const int keep = round_up(half > i ? half : i + 1, MR);
-    if (t->rows - keep < LEAST_HANDED)
-        return;
-    lock(h);
-    if (h->waiting > 0 && h->n_rests < MOST_STRETCHES) {
-        h->rests[h->n_rests++] = (Tile){t->row + keep, t->rows - keep, t->col, t->cols, t->done};
-        h->waiting--;
-        h->unfinished++;
-        t->rows = keep;
-    }
-    unlock(h);
-}
-
-/* The tile's next block of terms. It may lose its last rows meanwhile. (k = 0 still writes its start.) */
-static void product_block(const Product *p, Tile *t)
-{
-    float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
-    const int kc = min_int(p->k - t->done, p->step), is_last = t->done + p->step >= p->k;
-    const Operand b = p->b;
-    const ptrdiff_t b_row = b.transposed ? t->col : t->done, b_col = b.transposed ? t->done : t->col;
-    const Start start = t->done ? (Start){p->c, p->ldc} : p->start;
-    pack_block(block, (Operand){b.data + b_row * b.ld + b_col, b.ld, b.transposed}, t->cols, kc);
-    for (int i = 0; i < t->rows; i += MR) {
-        if (p->handover && atomic_load_explicit(&p->handover->waiting, memory_order_relaxed) > 0)
-            hand_over(p, t, i);
-        const int rows = min_int(t->rows - i, MR);
-        const ptrdiff_t row = t->row + i;
-        const float *group = p->a + row * p->lda + t->done;
-        for (int r = 0; r < rows && kc > 0; r++)
-            memcpy(panel + r * KC, group + r * p->lda, (size_t)kc * sizeof *group);
-        float *c = p->c + row * p->ldc + t->col;
-        Start s = {start.data ? start.data + row * start.ld + t->col : NULL, start.ld};
-        product_rows(c, p->ldc, s, panel, block, rows, t->cols, kc, group + MR * p->lda, p->lda);
-        if (p->with_gelu && is_last)
-            gelu_rows(c, p->ldc, rows, t->cols);
-    }
-    t->done += p->step;
-}
-
-static void product_tile(const Product *p, Tile t)
-{
-    do
-        product_block(p, &t);
-    while (t.done < p->k);
-    if (p->handover)
-        p->handover->unfinished--;
-}
-
-static int take_rest(Handover *h, Tile *rest)
-{
-    lock(h);
-    const int taken = h->n_rests > 0;
-    if (taken)
-        *rest = h->rests[--h->n_rests];
-    unlock(h);
-    return taken;
-}
-
-/* What a thread does when no tile is left. */
-static void help(const void *job)
-{
-    const Product *p = job;
-    Tile rest;
-    p->handover->waiting++;
-    while (p->handover->unfinished > 0) {
-        if (p->handover->n_rests > 0 && take_rest(p->handover, &rest)) {
-            product_tile(p, rest);
-            p->handover->waiting++;
-        } else {
-            sched_yield(); /* where there are more threads than cores, the others need this one's */
-        }
-    }
-}
-
-/* Into how many rows of tiles the output is divided. Best every thread has rows of its own, see run_tasks,
- * unless that leaves so few rows that packing b for each would cost more; then there are as many tiles as
- * give every thread equally much. */
-static int rows_of_tiles(int m, int n_tiles, int threads)
-{
-    int m_tiles = (m + MC - 1) / MC;
-    while (m_tiles % threads != 0 && m / (m_tiles + 1) >= OWN_ROWS)
-        m_tiles++;
-    while (m_tiles * n_tiles % threads != 0 && m_tiles * n_tiles < 8 * threads && m / (m_tiles + 1) >= 4 * MR)
-        m_tiles++;
-    return m_tiles;
-}
-
-/* Where row `y` of tiles begins: rows of tiles have equally many groups of MR rows, or one more. */
-static int first_row(const Product *p, int y)
-{
-    return min_int((int)((ptrdiff_t)((p->m + MR - 1) / MR) * y / p->down) * MR, p->m);
-}
-
-static void numbered_tile(const void *job, int i)
-{
-    const Product *p = job;
-    const int y = i / p->across, row = first_row(p, y), col = i % p->across * p->tile_n;
-    product_tile(p, (Tile){row, first_row(p, y + 1) - row, col, min_int(p->n - col, p->tile_n), 0});
-}
-
-/* With few rows a tile is one sliver, so that what is packed is still in the first cache when it is used. */
-static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
-                    int n, int k, int with_gelu)
-{
-    if (m <= 0 || n <= 0)
-        return;
-    const int threads = threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT);
-    const int most_n = m <= 2 * MR ? NR : NC, across = (n + most_n - 1) / most_n;
-    const int down = rows_of_tiles(m, across, threads), n_tiles = down * across;
-    const int blocks = (k + KC - 1) / KC;
-    Handover handover; /* only what counts is set: a product may be a prompt's few rows */
-    handover.unfinished = n_tiles;
-    handover.waiting = handover.n_rests = 0;
-    unlock(&handover);
-    const Product p = {.c = c,
-                       .ldc = ldc,
-                       .start = start,
-                       .a = a,
-                       .lda = lda,
-                       .b = b,
-                       .m = m,
-                       .n = n,
-                       .k = k,
-                       .with_gelu = with_gelu,
-                       .down = down,
-                       .across = across,
-                       .tile_n = round_up((n + across - 1) / across, NR),
-                       .step = blocks ? round_up((k + blocks - 1) / blocks, 16) : 1,
-                       .handover = threads > 1 ? &handover : NULL};
-    run_tasks(n_tiles, threads, numbered_tile, threads > 1 ? help : NULL, &p);
-}
-
-void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
-{
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 0);
-}
-
-void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
-{
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 1);
-}
-
-void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
-            int accumulate)
-{
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k, 0);
-}
-
-void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
-               int accumulate)
-{
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k, 0);
-}
-
-void matmul_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
-                  int accumulate)
-{
-    for (ptrdiff_t i = 0; i < m; i++)
-        for (ptrdiff_t j = 0; j < n; j++) {
-            double sum = accumulate ? c[i * ldc + j] : 0;
-            for (ptrdiff_t p = 0; p < k; p++)
-                sum += (double)a[i * lda + p] * b[p * ldb + j];
-            c[i * ldc + j] = (float)sum;
-        }
-}
-
-void matmul_nt_naive(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
-                     int accumulate)
-{
-    for (ptrdiff_t i = 0; i < m; i++)
-        for (ptrdiff_t j = 0; j < n; j++) {
-            double sum = accumulate ? c[i * ldc + j] : 0;
-            for (ptrdiff_t p = 0; p < k; p++)
-                sum += (double)a[i * lda + p] * b[j * ldb + p];
-            c[i * ldc + j] = (float)sum;
-        }
-}
-
-/* ---- rows and elements -------------------------------------------------------------------------*/
-
-float dot(const float *a, const float *b, int n)
-{
-    Vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-    int i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        s0 = fmadd(load(a + i), load(b + i), s0);
-        s1 = fmadd(load(a + i + LANES), load(b + i + LANES), s1);
-        s2 = fmadd(load(a + i + 2 * LANES), load(b + i + 2 * LANES), s2);
-        s3 = fmadd(load(a + i + 3 * LANES), load(b + i + 3 * LANES), s3);
-    }
-    for (; i + LANES <= n; i += LANES)
-        s0 = fmadd(load(a + i), load(b + i), s0);
-    if (i < n)
-        s1 = fmadd(load_part(a + i, n - i), load_part(b + i, n - i), s1);
-    return sum_lanes((s0 + s1) + (s2 + s3));
-}
-
-static float row_sum(const float *x, int n)
-{
-    Vec s0 = {0}, s1 = {0};
-    int i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES)
-        s0 += load(x + i), s1 += load(x + i + LANES);
-    for (; i < n; i += LANES)
-        s0 += n - i >= LANES ? load(x + i) : load_part(x + i, n - i);
-    return sum_lanes(s0 + s1);
-}
-
-/* sum (x - mean)², the second pass of the variance: no cancellation. */
-static float row_deviation(const float *x, int n, float mean)
-{
-    Vec s0 = {0}, s1 = {0};
-    int i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        Vec d0 = load(x + i) - mean, d1 = load(x + i + LANES) - mean;
-        s0 = fmadd(d0, d0, s0);
-        s1 = fmadd(d1, d1, s1);
-    }
-    float tail = 0;
-    for (; i < n; i++)
-        tail += (x[i] - mean) * (x[i] - mean);
-    return sum_lanes(s0 + s1) + tail;
-}
-
-/* Mean and 1/deviation are known when the row is read for the third time, all in the first cache. */
-static void norm_row(float *y, const float *x, const float *gamma, const float *beta, int dim, float eps)
-{
-    float mean = row_sum(x, dim) / dim;
-    float scale = 1 / sqrtf(row_deviation(x, dim, mean) / dim + eps);
-    if (gamma && beta) {
-        for (int i = 0; i < dim; i++)
-            y[i] = (x[i] - mean) * scale * gamma[i] + beta[i];
-        return;
-    }
-    for (int i = 0; i < dim; i++)
-        y[i] = (x[i] - mean) * scale * (gamma ? gamma[i] : 1) + (beta ? beta[i] : 0);
-}
-
-void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim, float eps)
-{
-    if (threads_for((double)rows * dim, PARALLEL_ELEMENTS) == 1) {
-        for (ptrdiff_t r = 0; r < rows; r++)
-            norm_row(y + r * dim, x + r * dim, gamma, beta, dim, eps);
-        return;
-    }
-#pragma omp parallel for
-    for (ptrdiff_t r = 0; r < rows; r++)
-        norm_row(y + r * dim, x + r * dim, gamma, beta, dim, eps);
-}
-
-void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
-                    const float *beta, int rows, int dim, float eps)
-{
-#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        float *row = x + r * dim;
-        const float *added = branch + r * dim;
-        for (int i = 0; i < dim; i++)
-            row[i] += scale ? scale[i] * added[i] : added[i];
-        norm_row(y + r * dim, row, gamma, beta, dim, eps);
-    }
-}
-
-static void softmax_row(float *x, int n)
-{
-    float max = -INFINITY;
-    for (int i = 0; i < n; i++)
-        max = x[i] > max ? x[i] : max;
-    Vec sum = {0};
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        Vec e = vec_exp(load(x + i) - max);
-        store(x + i, e);
-        sum += e;
-    }
-    float tail[LANES] = {0};
-    if (i < n)
-        store(tail, vec_exp(load_part(x + i, n - i) - max));
-    for (int j = 0; i + j < n; j++)
-        x[i + j] = tail[j];
-    sum += load_part(tail, n - i);
-    float total = sum_lanes(sum);
-    for (i = 0; i < n; i++)
-        x[i] /= total;
-}
-
-/* LANES rows of a few columns at once, each lane a row: a row alone would leave most lanes idle. */
-static void softmax_short_rows(float *x, int cols)
-{
-    float columns[LANES][LANES], totals[LANES];
-    Vec max = splat(-INFINITY), sum = {0};
-    for (int r = 0; r < LANES; r++)
-        for (int c = 0; c < cols; c++)
-            columns[c][r] = x[r * cols + c];
-    for (int c = 0; c < cols; c++)
-        max = choose(load(columns[c]) > max, load(columns[c]), max);
-    for (int c = 0; c < cols; c++) {
-        Vec e = vec_exp(load(columns[c]) - max);
-        store(columns[c], e);
-        sum += e;
-    }
-    store(totals, sum);
-    for (int r = 0; r < LANES; r++)
-        for (int c = 0; c < cols; c++)
-            x[r * cols + c] = columns[c][r] / totals[r];
-}
-
-void softmax_rows(float *x, int rows, int cols)
-{
-    const int together = cols < LANES ? LANES : 1;
-#pragma omp parallel for if ((double)rows * cols > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r += together) {
-        if (together > 1 && r + LANES <= rows)
-            softmax_short_rows(x + r * cols, cols);
-        else
-            for (ptrdiff_t i = r; i < rows && i < r + together; i++)
-                softmax_row(x + i * cols, cols);
-    }
-}
-
-/* Run an element-wise routine on slices of x. */
-static void in_slices(float *x, size_t n, void (*run)(float *x, size_t n))
-{
-    const size_t slice = 4096;
-    if (threads_for((double)n, PARALLEL_ELEMENTS) == 1) {
-        run(x, n);
-        return;
-    }
-#pragma omp parallel for
-    for (size_t i = 0; i < n; i += slice)
-        run(x + i, n - i < slice ? n - i : slice);
-}
-
-INLINE Vec vec_relu(Vec x)
-{
-    return choose(x < 0.0f, splat(0), x); /* a NaN stays */
-}
-
-static void gelu_slice(float *x, size_t n)
-{
-    map(x, n, vec_gelu);
-}
-
-static void relu_slice(float *x, size_t n)
-{
-    map(x, n, vec_relu);
-}
-
-static void sigmoid_slice(float *x, size_t n)
-{
-    map(x, n, vec_sigmoid);
-}
-
-void gelu(float *x, size_t n)
-{
-    in_slices(x, n, gelu_slice);
-}
-
-void relu(float *x, size_t n)
-{
-    in_slices(x, n, relu_slice);
-}
-
-void sigmoid(float *x, size_t n)
-{
-    in_slices(x, n, sigmoid_slice);
-}
-
-void swiglu(float *y, const float *x12, int rows, int dim)
-{
-#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const float *x1 = x12 + r * 2 * dim, *x2 = x1 + dim;
-        float *out = y + r * dim;
-        int i = 0;
-        for (; i + LANES <= dim; i += LANES) {
-            Vec x = load(x1 + i);
-            store(out + i, x * vec_sigmoid(x) * load(x2 + i));
-        }
-        if (i < dim) {
-            Vec x = load_part(x1 + i, dim - i);
-            store_part(out + i, x * vec_sigmoid(x) * load_part(x2 + i, dim - i), dim - i);
-        }
-    }
-}
-
-void add(float *y, const float *x, size_t n)
-{
-    if (threads_for((double)n, PARALLEL_ELEMENTS) == 1) {
-        for (size_t i = 0; i < n; i++)
-            y[i] += x[i];
-        return;
-    }
-#pragma omp parallel for simd
-    for (size_t i = 0; i < n; i++)
-        y[i] += x[i];
-}
-
-void add_rows(float *y, const float *bias, int rows, int dim)
-{
-#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r++)
-        for (int i = 0; i < dim; i++)
-            y[r * dim + i] += bias[i];
-}
-
-void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim)
-{
-#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r++)
-        for (int i = 0; i < dim; i++)
-            y[r * dim + i] += gamma[i] * x[r * dim + i];
-}
-
-void l2_normalise(float *x, int rows, int dim, float eps)
-{
-#pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        float *row = x + r * dim;
-        float norm = sqrtf(dot(row, row, dim));
-        if (!(norm > eps))
-            norm = eps;
-        for (int i = 0; i < dim; i++)
-            row[i] /= norm;
-    }
-}
-
-/* ---- convolutions ------------------------------------------------------------------------------
- * Output pixels in bands of about BAND_PIXELS: per band the patches under the kernel are laid out as rows of
- * a matrix ("im2col") and multiplied by the weight. Patches are channel-last, [ky][kx][c_in], so that they
- * are copied in long runs; the weight is brought into the same order once per call. */
-#define BAND_PIXELS 1024
-
-static int band_rows(int width)
-{
-    return width >= BAND_PIXELS ? 1 : BAND_PIXELS / (width > 0 ? width : 1);
-}
-
-static int conv_out(int n, int kernel, int stride, int pad)
-{
-    return n + 2 * pad < kernel ? 0 : (n + 2 * pad - kernel) / stride + 1;
-}
-
-static int is_pointwise(int kernel, int stride, int pad)
-{
-    return kernel == 1 && stride == 1 && pad == 0;
-}
-
-size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad)
-{
-    if (is_pointwise(kernel, stride, pad))
-        return 0;
-    int oh = conv_out(h, kernel, stride, pad), ow = conv_out(w, kernel, stride, pad);
-    size_t patch = (size_t)kernel * kernel * c_in;
-    return patch * c_out + patch * min_int(band_rows(ow), oh) * ow;
-}
-
-/* patch[ky][kx][c_in] = the kernel × kernel pixels of x whose first is at (y0, x0); zero outside. */
-static void copy_patch(float *patch, const float *x, int h, int w, int c_in, int kernel, int y0, int x0)
-{
-    int from = x0 < 0 ? -x0 : 0, to = x0 + kernel > w ? w - x0 : kernel; /* columns inside */
-    if (from > kernel)
-        from = kernel;
-    if (to < from)
-        to = from;
-    size_t run = (size_t)kernel * c_in;
-    for (int ky = 0; ky < kernel; ky++, patch += run) {
-        if (y0 + ky < 0 || y0 + ky >= h || from == to) {
-            memset(patch, 0, run * sizeof *patch);
-            continue;
-        }
-        const float *row = x + ((ptrdiff_t)(y0 + ky) * w + x0 + from) * c_in;
-        memset(patch, 0, (size_t)from * c_in * sizeof *patch);
-        memcpy(patch + (size_t)from * c_in, row, (size_t)(to - from) * c_in * sizeof *patch);
-        memset(patch + (size_t)to * c_in, 0, (size_t)(kernel - to) * c_in * sizeof *patch);
-    }
-}
-
-void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
-            int c_out, int kernel, int stride, int pad, float *scratch)
-{
-    if (is_pointwise(kernel, stride, pad)) {
-        linear(y, x, weight, bias, h * w, c_out, c_in);
-        return;
-    }
-    int oh = conv_out(h, kernel, stride, pad), ow = conv_out(w, kernel, stride, pad);
-    int taps = kernel * kernel, rows = band_rows(ow);
-    size_t patch = (size_t)taps * c_in;
-    float *ordered = scratch, *patches = scratch + patch * c_out;
-#pragma omp parallel for if (patch * c_out > PARALLEL_ELEMENTS)
-    for (int co = 0; co < c_out; co++)
-        for (int t = 0; t < taps; t++)
-            for (int ci = 0; ci < c_in; ci++)
-                ordered[co * patch + (size_t)t * c_in + ci] = weight[co * patch + (size_t)ci * taps + t];
-    for (int oy = 0; oy < oh; oy += rows) {
-        int pixels = min_int(rows, oh - oy) * ow;
-#pragma omp parallel for if (patch * pixels > PARALLEL_ELEMENTS)
-        for (int i = 0; i < pixels; i++)
-            copy_patch(patches + i * patch, x, h, w, c_in, kernel, (oy + i / ow) * stride - pad,
-                       i % ow * stride - pad);
-        linear(y + (size_t)oy * ow * c_out, patches, ordered, bias, pixels, c_out, (int)patch);
-    }
-}
-
-/* A pixel of all channels: taps[3·ky + kx] is the pixel of x below that place of the kernel, NULL outside. */
-static void depthwise_pixel(float *y, const float *const taps[9], const float *weight, const float *bias,
-                            int channels)
-{
-    int c = 0;
-    for (; c + LANES <= channels; c += LANES) {
-        Vec sum = load(bias + c);
-        for (int t = 0; t < 9; t++)
-            if (taps[t])
-                sum += load(taps[t] + c) * load(weight + (size_t)t * channels + c);
-        store(y + c, sum);
-    }
-    for (; c < channels; c++) {
-        float sum = bias[c];
-        for (int t = 0; t < 9; t++)
-            if (taps[t])
-                sum += taps[t][c] * weight[(size_t)t * channels + c];
-        y[c] = sum;
-    }
-}
-
-void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
-                       const float *bias, int h, int w, int c, int stride)
-{
-    const int ow = conv_out(w, 3, stride, 1);
-#pragma omp parallel for if ((size_t)y_rows * ow * c > PARALLEL_ELEMENTS)
-    for (int row = 0; row < y_rows; row++)
-        for (int ox = 0; ox < ow; ox++) {
-            const float *taps[9];
-            for (int t = 0; t < 9; t++) {
-                const int iy = (y_first + row) * stride + t / 3 - 1, ix = ox * stride + t % 3 - 1;
-                const int inside = iy >= 0 && iy < h && ix >= 0 && ix < w;
-                taps[t] = inside ? x + ((size_t)(iy - x_first) * w + ix) * c : NULL;
-            }
-            depthwise_pixel(y + ((size_t)row * ow + ox) * c, taps, weight, bias, c);
-        }
-}
+/* ---- convolutions ------------------------------------------------------------------------------*/
 
 void gather_patches(float *patches, const float *pixels, int h, int w, int patch)
 {
@@ -879,31 +449,409 @@ void gather_patches(float *patches, const float *pixels, int h, int w, int patch
                     memcpy(patches, pixels + ((size_t)channel * h + y) * w + x0, row_bytes);
 }
 
-size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
+/* Outputs of a convolution along an axis of n inputs. */
+static int conv_out(int n, int kernel, int stride, int pad)
 {
-    return (size_t)min_int(band_rows(w), h) * w * c_out * stride * stride;
+    return n + 2 * pad < kernel ? 0 : (n + 2 * pad - kernel) / stride + 1;
 }
 
-/* Every input pixel becomes a square of stride × stride output pixels: one product gives
- * [c_out][stride][stride] for each, which is then put in its place. */
+size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad)
+{
+    (void)h, (void)w, (void)c_in, (void)c_out, (void)kernel, (void)stride, (void)pad;
+    return 0;
+}
+
+/* The sum of one output channel at one place: all taps of the kernel whose pixel lies inside x. The kernel's
+ * first pixel is (y0, x0); weight [c_in][kernel][kernel]. */
+static double conv_sum(const float *x, int h, int w, int c_in, const float *weight, int kernel, int y0,
+                       int x0)
+{
+    double sum = 0;
+    for (int ky = 0; ky < kernel; ky++)
+        for (int kx = 0; kx < kernel; kx++) {
+            const int iy = y0 + ky, ix = x0 + kx;
+            if (iy < 0 || iy >= h || ix < 0 || ix >= w)
+                continue;
+            const float *pixel = x + ((ptrdiff_t)iy * w + ix) * c_in;
+            for (ptrdiff_t ci = 0; ci < c_in; ci++)
+                sum += (double)pixel[ci] * weight[(ci * kernel + ky) * kernel + kx];
+        }
+    return sum;
+}
+
+void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
+            int c_out, int kernel, int stride, int pad, float *scratch)
+{
+    const int oh = conv_out(h, kernel, stride, pad), ow = conv_out(w, kernel, stride, pad);
+    const ptrdiff_t filter = (ptrdiff_t)c_in * kernel * kernel;
+    (void)scratch;
+#pragma omp parallel for
+    for (ptrdiff_t oy = 0; oy < oh; oy++)
+        for (int ox = 0; ox < ow; ox++)
+            for (int co = 0; co < c_out; co++) {
+                const double sum = conv_sum(x, h, w, c_in, weight + co * filter, kernel,
+                                            (int)oy * stride - pad, ox * stride - pad);
+                y[(oy * ow + ox) * c_out + co] = (float)(sum + (bias ? bias[co] : 0));
+            }
+}
+
+void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
+                       const float *bias, int h, int w, int c, int stride)
+{
+    const int ow = conv_out(w, 3, stride, 1);
+#pragma omp parallel for
+    for (ptrdiff_t row = 0; row < y_rows; row++)
+        for (ptrdiff_t i = 0; i < (ptrdiff_t)ow * c; i++) {
+            const int channel = (int)(i % c), y0 = (y_first + (int)row) * stride - 1,
+                      x0 = (int)(i / c) * stride - 1;
+            double sum = bias[channel];
+            for (int t = 0; t < 9; t++) {
+                const int iy = y0 + t / 3, ix = x0 + t % 3;
+                if (iy >= 0 && iy < h && ix >= 0 && ix < w)
+                    sum += (double)x[((ptrdiff_t)(iy - x_first) * w + ix) * c + channel] *
+                           weight[t * c + channel];
+            }
+            y[row * ow * c + i] = (float)sum;
+        }
+}
+
+size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
+{
+    (void)h, (void)w, (void)c_out, (void)stride;
+    return 0;
+}
+
+/* Output (oy, ox) belongs to one input pixel, (oy / stride, ox / stride), and to one place of the kernel,
+ * (oy % stride, ox % stride). */
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
                       int c_in, int c_out, int stride, float *scratch)
 {
-    int square = stride * stride, cols = c_out * square, rows = band_rows(w);
-    for (int first = 0; first < h; first += rows) {
-        int pixels = min_int(rows, h - first) * w;
-        matmul(scratch, cols, x + (size_t)first * w * c_in, c_in, weight, cols, pixels, cols, c_in, 0);
-#pragma omp parallel for if ((size_t)pixels * cols > PARALLEL_ELEMENTS)
-        for (int i = 0; i < pixels; i++) {
-            const float *in = scratch + (size_t)i * cols;
-            size_t top = (size_t)(first + i / w) * stride, left = (size_t)(i % w) * stride;
-            for (int s = 0; s < square; s++) {
-                float *out = y + ((top + s / stride) * w * stride + left + s % stride) * c_out;
-                for (int co = 0; co < c_out; co++)
-                    out[co] = in[co * square + s] + (bias ? bias[co] : 0);
+    const ptrdiff_t square = stride * stride;
+    (void)scratch;
+#pragma omp parallel for
+    for (ptrdiff_t oy = 0; oy < (ptrdiff_t)h * stride; oy++)
+        for (ptrdiff_t ox = 0; ox < (ptrdiff_t)w * stride; ox++)
+            for (ptrdiff_t co = 0; co < c_out; co++) {
+                const float *pixel = x + (oy / stride * w + ox / stride) * c_in;
+                const float *tap = weight + co * square + oy % stride * stride + ox % stride;
+                double sum = bias ? bias[co] : 0;
+                for (ptrdiff_t ci = 0; ci < c_in; ci++)
+                    sum += (double)pixel[ci] * tap[ci * c_out * square];
+                y[(oy * w * stride + ox) * c_out + co] = (float)sum;
+            }
+}
+
+/* ---- interpolation -----------------------------------------------------------------------------
+ * As ATen/native/cpu/UpSampleKernel.cpp (PyTorch 1.13 to 2.x). Pixels are squares: output i looks at the
+ * coordinate (i + 1/2)·step - 1/2. What is float in torch is float here, in the same order; the step is a
+ * float, the coordinate a double, the weights are floats. */
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int clamp_int(int i, int low, int high)
+{
+    return i < low ? low : i > high ? high : i;
+}
+
+float interpolation_step(int in, int out, double scale_factor)
+{
+    return scale_factor > 0 ? (float)(1.0 / scale_factor) : (float)in / (float)out;
+}
+
+static double coordinate(int i, float step)
+{
+    return (double)step * (i + 0.5) - 0.5;
+}
+
+void bilinear_places(int at[2], float weight[2], int i, int in, float step)
+{
+    double real = coordinate(i, step);
+    if (!(real > 0))
+        real = 0;
+    int first = real < in - 1 ? (int)real : in - 1;
+    float t = (float)(real - first);
+    if (t > 1)
+        t = 1;
+    at[0] = first, at[1] = min_int(first + 1, in - 1);
+    weight[0] = 1 - t, weight[1] = t;
+}
+
+/* An axis that keeps its size is copied, as torch does whatever the scale factor. */
+void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
+                          double scale_h, double scale_w)
+{
+    if (ih <= 0 || iw <= 0)
+        return;
+    const float step_h = oh == ih ? 1 : interpolation_step(ih, oh, scale_h);
+    const float step_w = ow == iw ? 1 : interpolation_step(iw, ow, scale_w);
+#pragma omp parallel for
+    for (ptrdiff_t oy = 0; oy < oh; oy++)
+        for (int ox = 0; ox < ow; ox++) {
+            int rows[2], cols[2];
+            float wy[2], wx[2];
+            bilinear_places(rows, wy, (int)oy, ih, step_h);
+            bilinear_places(cols, wx, ox, iw, step_w);
+            const float *top = x + (ptrdiff_t)rows[0] * iw * channels;
+            const float *bottom = x + (ptrdiff_t)rows[1] * iw * channels;
+            const ptrdiff_t left = (ptrdiff_t)cols[0] * channels, right = (ptrdiff_t)cols[1] * channels;
+            for (int c = 0; c < channels; c++)
+                y[(oy * ow + ox) * channels + c] =
+                    (top[left + c] * wx[0] + top[right + c] * wx[1]) * wy[0] +
+                    (bottom[left + c] * wx[0] + bottom[right + c] * wx[1]) * wy[1];
+        }
+}
+
+/* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a
+ * for 1 < |x| < 2. With fused multiply-adds, as torch is compiled: the second cancels, and plain float is off
+ * by up to 1e-6. */
+static float cubic_near(float x, float a)
+{
+    return fmaf(fmaf(a + 2, x, -(a + 3)) * x, x, 1);
+}
+
+static float cubic_far(float x, float a)
+{
+    return fmaf(fmaf(fmaf(a, x, -5 * a), x, 8 * a), x, -4 * a);
+}
+
+/* The inputs that one output mixes along an axis: `count` of them from `first` on. Beyond the border stands
+ * the border's pixel. */
+typedef struct Window {
+    int first, count;
+} Window;
+
+/* Bicubic without antialiasing: four inputs, a = -0.75. */
+static Window cubic_window(float weight[4], int i, int in, float step)
+{
+    const float a = -0.75f;
+    const double real = coordinate(i, step), whole = floor(real);
+    const float t = (float)(real - whole);
+    weight[0] = cubic_far(t + 1, a), weight[1] = cubic_near(t, a);
+    weight[2] = cubic_near(1 - t, a), weight[3] = cubic_far(1 - t + 1, a);
+    const int first = whole < -4 ? -4 : whole > in + 4.0 ? in + 4 : (int)whole;
+    return (Window){first - 1, 4};
+}
+
+/* Inputs in the widest antialiased window. */
+static int antialias_taps(int in, float step)
+{
+    return (int)fminf(4 * (step >= 1 ? step : 1) + 3, (float)in + 1);
+}
+
+/* Bicubic with antialiasing (_upsample_bicubic2d_aa): the filter, here with PIL's a = -0.5, is stretched by
+ * the step, and the weights of the window are divided by their sum. */
+static Window antialias_window(float *weight, int i, int in, float step)
+{
+    const float a = -0.5f, support = step >= 1 ? 2 * step : 2, shrink = step >= 1 ? 1 / step : 1;
+    const float centre = step * ((float)i + 0.5f), low = centre - support + 0.5f,
+                high = centre + support + 0.5f;
+    const int first = low > 0 ? min_int((int)fminf(low, (float)in), in - 1) : 0;
+    const int end = high < (float)in ? (int)high : in, count = end > first ? end - first : 1;
+    float total = 0;
+    for (int j = 0; j < count; j++) {
+        const float x = fabsf(((float)(j + first) - centre + 0.5f) * shrink);
+        weight[j] = x < 1 ? cubic_near(x, a) : x < 2 ? cubic_far(x, a) : 0;
+        total += weight[j];
+    }
+    for (int j = 0; j < count; j++)
+        weight[j] /= total == 0 ? 1 : total;
+    return (Window){first, count};
+}
+
+void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
+                         double scale_h, double scale_w, int antialias)
+{
+    if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0)
+        return;
+    const float step_h = interpolation_step(ih, oh, scale_h), step_w = interpolation_step(iw, ow, scale_w);
+    const int most_h = antialias ? antialias_taps(ih, step_h) : 4;
+    const int most_w = antialias ? antialias_taps(iw, step_w) : 4;
+#pragma omp parallel for
+    for (ptrdiff_t oy = 0; oy < oh; oy++)
+        for (int ox = 0; ox < ow; ox++) {
+            float wy[most_h], wx[most_w];
+            const Window rows =
+                antialias ? antialias_window(wy, (int)oy, ih, step_h) : cubic_window(wy, (int)oy, ih, step_h);
+            const Window cols =
+                antialias ? antialias_window(wx, ox, iw, step_w) : cubic_window(wx, ox, iw, step_w);
+            for (int c = 0; c < channels; c++) {
+                float sum = 0;
+                for (int j = 0; j < rows.count; j++) {
+                    const float *row =
+                        x + (ptrdiff_t)clamp_int(rows.first + j, 0, ih - 1) * iw * channels + c;
+                    float across = 0;
+                    for (int i = 0; i < cols.count; i++)
+                        across += row[(ptrdiff_t)clamp_int(cols.first + i, 0, iw - 1) * channels] * wx[i];
+                    sum += across * wy[j];
+                }
+                y[(oy * ow + ox) * channels + c] = sum;
             }
         }
+}
+
+/* ---- pooling and blur --------------------------------------------------------------------------*/
+
+void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw, int channels)
+{
+#pragma omp parallel for
+    for (ptrdiff_t oy = 0; oy < oh; oy++)
+        for (int ox = 0; ox < ow; ox++) {
+            int y0 = (int)((int64_t)oy * ih / oh), y1 = (int)(((int64_t)(oy + 1) * ih + oh - 1) / oh);
+            int x0 = (int)((int64_t)ox * iw / ow), x1 = (int)(((int64_t)(ox + 1) * iw + ow - 1) / ow);
+            float *out = y + (oy * ow + ox) * channels;
+            for (int c = 0; c < channels; c++)
+                out[c] = 0;
+            for (int iy = y0; iy < y1; iy++)
+                for (int ix = x0; ix < x1; ix++) {
+                    const float *in = x + ((ptrdiff_t)iy * iw + ix) * channels;
+                    for (int c = 0; c < channels; c++)
+                        out[c] += in[c];
+                }
+            float height = (float)(y1 - y0), width = (float)(x1 - x0);
+            for (int c = 0; c < channels; c++)
+                out[c] = out[c] / height / width;
+        }
+}
+
+/* The cell that i means when the n cells are continued by mirror images (d c b a | a b c d | d c b a). */
+static int reflect(int i, int n)
+{
+    int period = 2 * n; /* n < 2^30: maps are far smaller */
+    i %= period;
+    if (i < 0)
+        i += period;
+    return i < n ? i : period - 1 - i;
+}
+
+/* out[n][run] = the blur of in[n][run] along its first axis; consecutive cells are `run` floats apart. */
+static void blur_axis(float *out, const float *in, int n, int run, float sigma)
+{
+    /* A radius of 40 axes is enough: beyond it the weights of a huge sigma are all alike. */
+    double radius_limit = 40.0 * n, radius_wanted = ceil(4.0 * (double)sigma);
+    int radius = (int)(radius_wanted < radius_limit || radius_wanted < 64 ? radius_wanted : radius_limit);
+    double total = 1, k = -0.5 / ((double)sigma * (double)sigma);
+    for (int t = 1; t <= radius; t++)
+        total += 2 * exp(k * t * t);
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)n * run; i++)
+        out[i] = 0;
+    for (int t = -radius; t <= radius; t++) {
+        float weight = (float)(exp(k * t * t) / total);
+        for (int i = 0; i < n; i++) {
+            const float *from = in + (ptrdiff_t)reflect(i + t, n) * run;
+            float *to = out + (ptrdiff_t)i * run;
+            for (int j = 0; j < run; j++)
+                to[j] += weight * from[j];
+        }
     }
+}
+
+void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch)
+{
+    if (h <= 0 || w <= 0 || channels <= 0)
+        return;
+    if (!(sigma > 0)) {
+        memmove(y, x, (size_t)h * w * channels * sizeof *y);
+        return;
+    }
+    blur_axis(scratch, x, h, w * channels, sigma);
+#pragma omp parallel for
+    for (int i = 0; i < h; i++) {
+        ptrdiff_t row = (ptrdiff_t)i * w * channels;
+        blur_axis(y + row, scratch + row, w, channels, sigma);
+    }
+}
+
+/* ---- PIL's resize ------------------------------------------------------------------------------
+ * As Pillow's libImaging/Resample.c. What is double in Pillow is double here. */
+
+static double pil_filter(ResizeFilter filter, double x)
+{
+    const double a = -0.5;
+    x = fabs(x);
+    if (filter == RESIZE_BILINEAR)
+        return x < 1 ? 1 - x : 0;
+    if (x < 1)
+        return ((a + 2) * x - (a + 3)) * x * x + 1;
+    if (x < 2)
+        return (((x - 5) * x + 8) * x - 4) * a;
+    return 0;
+}
+
+/* Half the width of the filter, in inputs. When an image shrinks, the filter is stretched by as much. */
+static double pil_support(int in, int out, ResizeFilter filter)
+{
+    const double scale = (double)in / out;
+    return (filter == RESIZE_BILINEAR ? 1.0 : 2.0) * (scale < 1 ? 1 : scale);
+}
+
+int resize_taps(int in, int out, ResizeFilter filter)
+{
+    return (int)ceil(pil_support(in, out, filter)) * 2 + 1;
+}
+
+/* Divided by their sum in double, then rounded to fixed point. */
+int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFilter filter)
+{
+    const double scale = (double)in / out, centre = (i + 0.5) * scale, inverse = 1 / (scale < 1 ? 1 : scale);
+    const double support = pil_support(in, out, filter);
+    int begin = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
+    begin = begin < 0 ? 0 : begin;
+    end = end > in ? in : end;
+    double total = 0;
+    for (int j = begin; j < end; j++)
+        total += pil_filter(filter, (j - centre + 0.5) * inverse);
+    for (int j = begin; j < end; j++) {
+        double w = pil_filter(filter, (j - centre + 0.5) * inverse);
+        double v = (total != 0 ? w / total : w) * (1 << RESIZE_PRECISION_BITS);
+        weight[j - begin] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+    }
+    *first = begin;
+    return end - begin;
+}
+
+/* Resize the middle axis: y[outer][out][inner] from x[outer][in][inner]. 0 or -1 (no memory). */
+static int resize_axis(uint8_t *y, int out, const uint8_t *x, int in, ptrdiff_t outer, ptrdiff_t inner,
+                       ResizeFilter filter)
+{
+    int32_t *weight = aligned_array((size_t)resize_taps(in, out, filter), sizeof *weight);
+    if (!weight)
+        return -1;
+    for (int i = 0; i < out; i++) {
+        int first, count = resize_weights(weight, &first, i, in, out, filter);
+        for (ptrdiff_t o = 0; o < outer; o++)
+            for (ptrdiff_t c = 0; c < inner; c++) {
+                int32_t sum = 1 << (RESIZE_PRECISION_BITS - 1); /* one half, to round to the nearest */
+                for (int j = 0; j < count; j++)
+                    sum += x[(o * in + first + j) * inner + c] * weight[j];
+                y[(o * out + i) * inner + c] = (uint8_t)clamp_int(sum >> RESIZE_PRECISION_BITS, 0, 255);
+            }
+    }
+    free(weight);
+    return 0;
+}
+
+/* PIL skips the pass of an axis that keeps its size. */
+int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels, ResizeFilter filter)
+{
+    if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0 || channels <= 0)
+        return -1;
+    if (oh == ih && ow == iw) {
+        memcpy(y, x, (size_t)oh * ow * channels);
+        return 0;
+    }
+    if (oh == ih)
+        return resize_axis(y, ow, x, iw, ih, channels, filter);
+    if (ow == iw)
+        return resize_axis(y, oh, x, ih, 1, (ptrdiff_t)ow * channels, filter);
+    uint8_t *across = aligned_array((size_t)ih * ow, (size_t)channels); /* [ih][ow][channels] */
+    int status = across ? resize_axis(across, ow, x, iw, ih, channels, filter) : -1;
+    if (!status)
+        status = resize_axis(y, oh, across, ih, 1, (ptrdiff_t)ow * channels, filter);
+    free(across);
+    return status;
 }
 
 /* ---- one vector among samples --------------------------------------------------------------------*/
@@ -912,11 +860,14 @@ void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, f
 {
     at_x = fminf(fmaxf(at_x - 0.5f, 0), (float)(w - 1));
     at_y = fminf(fmaxf(at_y - 0.5f, 0), (float)(h - 1));
-    const ptrdiff_t x0 = (int)at_x, y0 = (int)at_y, x1 = x0 + 1 < w ? x0 + 1 : x0, y1 = y0 + 1 < h ? y0 + 1 : y0;
+    const ptrdiff_t x0 = (ptrdiff_t)at_x, x1 = x0 + 1 < w ? x0 + 1 : x0;
+    const ptrdiff_t y0 = (ptrdiff_t)at_y, y1 = y0 + 1 < h ? y0 + 1 : y0;
     const float fx = at_x - (float)x0, fy = at_y - (float)y0;
     for (ptrdiff_t i = 0; i < c; i++) {
-        const float top = (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) + fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
-        const float bottom = (1 - fx) * f16_to_f32(x[(y1 * w + x0) * c + i]) + fx * f16_to_f32(x[(y1 * w + x1) * c + i]);
+        const float top = (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) +
+                          fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
+        const float bottom = (1 - fx) * f16_to_f32(x[(y1 * w + x0) * c + i]) +
+                             fx * f16_to_f32(x[(y1 * w + x1) * c + i]);
         y[i] = ((1 - fy) * top + fy * bottom) * scale[i];
     }
     for (int i = c; i < round_up(c, ROW_STEP); i++)
@@ -947,12 +898,8 @@ void centre_rows(float *x, int stride, int m)
 void gram_rows(float *gram, int ld, const float *x, int stride, int n)
 {
     for (ptrdiff_t i = 0; i < n; i++)
-        for (ptrdiff_t j = 0; j <= i; j++) {
-            double sum = 0;
-            for (int c = 0; c < stride; c++)
-                sum += (double)x[i * stride + c] * x[j * stride + c];
-            gram[i * ld + j] = (float)sum;
-        }
+        for (ptrdiff_t j = 0; j <= i; j++)
+            gram[i * ld + j] = dot(x + i * stride, x + j * stride, stride);
 }
 
 float residual_rows(const float *x, int stride, int m, const float *y)
@@ -965,4 +912,31 @@ float residual_rows(const float *x, int stride, int m, const float *y)
         sum += d * d;
     }
     return (float)sum;
+}
+
+/* ---- the machine -------------------------------------------------------------------------------*/
+
+const char *instruction_set(void)
+{
+    return "plain C";
+}
+
+double fma_burst(int rounds, Precision precision)
+{
+    enum { CHAINS = 12 };
+    int n_threads = 0;
+    float total = 0;
+    (void)precision;
+#pragma omp parallel reduction(+ : n_threads, total)
+    {
+        float sum[CHAINS] = {0};
+        for (int r = 0; r < rounds; r++)
+            for (int i = 0; i < CHAINS; i++)
+                sum[i] = sum[i] * 0.999f + 1e-3f;
+        for (int i = 0; i < CHAINS; i++)
+            total += sum[i];
+        n_threads++;
+    }
+    const double gflop = 2e-9 * CHAINS * (double)rounds * n_threads;
+    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are computed */
 }

@@ -1,4 +1,4 @@
-/* verdict.c - from matches and maps to verdicts: extra, damaged, missing. See verdict.h; docs/METHOD.md 8, all of
+/* verdict.c - from matches and maps to verdicts: extra, damaged, missing. See verdict.h; docs/METHOD.md 7, all of
  * it [ours]. */
 #include "verdict.h"
 

@@ -1,4 +1,4 @@
-/* verdict.h - which objects are extra or damaged, what is missing, and on what evidence [ours] (docs/METHOD.md 8).
+/* verdict.h - which objects are extra or damaged, what is missing, and on what evidence [ours] (docs/METHOD.md 7).
  *
  * A verdict must be clear in itself (U or V above flag_unmatched, z above flag_damage), and what is extra or
  * missing also clearer than what the bank's normal images show of each other: noise of the segmentation that is

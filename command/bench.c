@@ -25,7 +25,6 @@
 #include "amm.h"
 #include "bank/bank.h"
 #include "io/fail.h"
-#include "fast/bf16.h"
 #include "command/bench_model.h"
 #include "command/cli.h"
 #include "eval/run.h"
@@ -143,23 +142,6 @@ static void machine_name(char *name, size_t size)
         fclose(f);
 }
 
-static const char *vector_name(void)
-{
-#if defined(__AVX512F__)
-#ifdef __AVX512BF16__
-    return bf16_matrix_unit() ? "AVX-512 with bf16 and AMX" : "AVX-512 with bf16";
-#else
-    return "AVX-512";
-#endif
-#elif defined(__AVX2__) && defined(__FMA__)
-    return "AVX2";
-#elif defined(__ARM_NEON)
-    return "NEON";
-#else
-    return "4-wide vectors";
-#endif
-}
-
 /* ================================================================================================
  * Data
  * ============================================================================================== */
@@ -260,15 +242,10 @@ static int prepare_picture(Work *work, int size, Error *err)
  * one. */
 enum { BURST_ROUNDS = 300000, BURSTS = 3 };
 
-static double burst(Precision precision)
-{
-    return precision == PRECISION_BF16 ? bf16_burst(BURST_ROUNDS) : fma_burst(BURST_ROUNDS);
-}
-
 static int run_limit(Work *work, Error *err)
 {
     (void)err;
-    work->gflop = burst(work->precision);
+    work->gflop = fma_burst(BURST_ROUNDS, work->precision);
     return 0;
 }
 
@@ -277,7 +254,7 @@ static double limit_now(Precision precision)
 {
     double fastest = 0;
     for (int i = 0; i < BURSTS; i++) {
-        double start = clock_seconds(), gflop = burst(precision);
+        double start = clock_seconds(), gflop = fma_burst(BURST_ROUNDS, precision);
         fastest = fmax(fastest, gflop / (clock_seconds() - start));
     }
     return fastest;
@@ -299,12 +276,16 @@ static int prepare_matmul(Work *work, Error *err)
         float *weight = random_buffer(work, (size_t)n_out * (size_t)n_in, 0, deviation, err);
         float *bias = weight ? random_buffer(work, (size_t)n_out, 0, 0.02f, err) : NULL;
         work->layers[i] = (Linear){weight, bias, NULL, n_out, n_in};
-        Arena arena = {.size = bf16_packed_size(n_out, n_in) * sizeof(uint32_t)};
-        if (work->precision == PRECISION_BF16)
-            arena.base = bias ? (char *)new_buffer(work, arena.size / sizeof(float), err) : NULL;
-        if (!bias || (work->precision == PRECISION_BF16 && !arena.base))
+        if (!bias)
             return -1;
-        linear_pack(&work->layers[i], &arena);
+        if (work->precision == PRECISION_BF16) {
+            Arena arena = {0};
+            linear_pack(&work->layers[i], &arena); /* counts */
+            arena = (Arena){(char *)new_buffer(work, arena.used / sizeof(float), err), arena.used, 0};
+            if (!arena.base)
+                return -1;
+            linear_pack(&work->layers[i], &arena);
+        }
     }
     work->height = (int)rows;
     work->gflop = 2e-9 * (double)rows * 12 * (double)(dim * dim);
@@ -518,8 +499,9 @@ static int run_vit(Work *work, Error *err)
 {
     const VitConfig *c = vit_config(work->vit);
     (void)err;
-    vit_forward(work->vit, work->vit_state, work->buffers[0], work->size, work->size, c->depth,
-                work->buffers[1], work->buffers[1] + c->dim, NULL, NULL);
+    const VitImage image = {work->buffers[0], work->size, work->size};
+    vit_forward(work->vit, work->vit_state, &image, c->depth, work->buffers[1], work->buffers[1] + c->dim,
+                NULL, NULL);
     return 0;
 }
 
@@ -556,8 +538,9 @@ static int prepare_featup(Work *work, Error *err)
 
 static int run_featup(Work *work, Error *err)
 {
-    return featup_upsample(work->featup, work->buffers[2], work->buffers[0], FEATUP_GRID, FEATUP_GRID,
-                           CHANNELS, work->buffers[1], FEATUP_SIZE, FEATUP_SIZE, FEATUP_STAGES, err);
+    const FeatupInput in = {work->buffers[0], FEATUP_GRID, FEATUP_GRID, CHANNELS,
+                            work->buffers[1], FEATUP_SIZE, FEATUP_SIZE};
+    return featup_upsample(work->featup, work->buffers[2], &in, FEATUP_STAGES, err);
 }
 
 /* ---- amm.k5 -------------------------------------------------------------------------------------------*/
@@ -933,7 +916,7 @@ static void print_head(void)
 {
     char machine[128];
     machine_name(machine, sizeof machine);
-    printf("%s, %d threads, %s; medians of the runs\n", machine, tensor_max_threads(), vector_name());
+    printf("%s, %d threads, %s; medians of the runs\n", machine, tensor_max_threads(), instruction_set());
     printf("%-22s %10s %9s %9s %9s %8s %8s %5s\n", "stage", "seconds", "GFLOP", "GFLOP/s", "of limit",
            "peak MB", "faults", "runs");
 }

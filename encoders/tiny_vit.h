@@ -5,7 +5,6 @@
 
 #include "io/error.h"
 #include "io/safetensors.h"
-#include "fast/bf16.h"
 #include "tensor.h"
 
 #define TINY_VIT_STAGES 4

@@ -108,7 +108,7 @@ static void gram_group(float *gram, int ld, const float *x, ptrdiff_t stride, co
         }
     }
     for (ptrdiff_t r = 0; r < GROUP && at[0] + r < n; r++)
-        for (ptrdiff_t s = 0; s < GROUP && at[1] + s < n; s++)
+        for (ptrdiff_t s = 0; s < GROUP && at[1] + s <= at[0] + r; s++)
             gram[(at[0] + r) * ld + at[1] + s] = sum_lanes(sum[r][s]);
 }
 

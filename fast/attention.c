@@ -1,21 +1,23 @@
-/* attention.c - softmax(q·kᵀ)·v, over all tokens or inside windows, with SAM's relative positions or
- * TinyViT's biases by distance. Stands beside tensor.c and shares its register tile.
+/* attention.c - attention and window_attention: softmax(q·kᵀ)·v over all tokens or inside windows, with SAM's
+ * relative positions or TinyViT's biases by distance.
  *
  * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles
- * of at most KEYS with the streaming softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass):
- * per query a running maximum and a running sum; when the maximum grows, what was summed up is scaled down.
+ * of at most KEYS with the online softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): each
+ * query has a running maximum and a running sum; when the maximum grows, the earlier sums are scaled down. It
+ * equals tensor.c's because the maximum cancels between the numerator and the denominator of the softmax,
+ * whatever it is.
  *
- *     for each tile of keys:        pack kᵀ and v                       (second cache)
+ *     for each tile of keys:        pack kᵀ and v                       (L2 cache)
  *         for each group of queries, at most MR:
- *             logits = bias + q·kᵀ   [MR][KEYS]                         (first cache)
+ *             logits = bias + q·kᵀ   [MR][KEYS]                         (L1 cache)
  *             logits = 2^(logits - max)
  *             out = factor·out + logits·v
  *
- * Logits are in units of log 2, i.e. q is multiplied by scale·log2(e), since powers of two are what the
- * machine can take. Queries and keys are grids: of one row without relative positions. A group never crosses
- * a row of queries, so that the rows of q and out are always equally far apart, in windows too. In the tile
- * of logits each grid row of keys begins at a whole vector; what pads it is -inf. The exponentials are then
- * stored without the padding, each row over the end of the one before. */
+ * Logits are in units of log 2, i.e. q is multiplied by scale·log2(e), because powers of two are what the
+ * machine can compute. Queries and keys are grids; without relative positions the grid has one row. A group
+ * never crosses a row of queries, so the rows of q and out are always equally far apart, in windows too. In
+ * the tile of logits each grid row of keys begins at a whole vector and is padded with -inf. The exponentials
+ * are then stored without the padding, each row over the end of the one before. */
 #include "tensor.h"
 #include "fast/tile.h"
 
@@ -23,14 +25,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES        672             /* of a task, for which the keys are packed once */
-#define KEYS           512             /* columns of a tile of logits */
-#define STRIDE         (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
-#define DIMS           96              /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS     (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
-#define AHEAD          24              /* tokens; see NextKeys */
-#define TASKS_A_THREAD 4               /* at least, where there are enough queries */
-#define LOG2_E         1.44269504088896340736f
+#define QUERIES         672            /* of a task, for which the keys are packed once */
+#define KEYS            512            /* columns of a tile of logits */
+#define STRIDE          (KEYS + LANES) /* between rows of logits: also room for a whole vector at the end */
+#define DIMS            96             /* of a head at a time; a multiple of every NR */
+#define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
+#define PREFETCH_TOKENS 24              /* see NextKeys */
+#define TASKS_A_THREAD  4               /* at least, where there are enough queries */
+#define LOG2_E          1.44269504088896340736f
 
 /* A token's vector stands at first + (y·row_ld + x·ld). Places beyond h × w (of a window that reaches over
  * the edge of the picture) all have the vector `pad`. */
@@ -84,48 +86,48 @@ typedef struct Task {
 static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
                  ptrdiff_t ldb, int k)
 {
-    tile_of(rows, vecs, c, ldc, start, a, STRIDE, b, ldb, k, NULL);
+    micro_kernel_any(rows, vecs, c, ldc, start, a, STRIDE, b, ldb, k, NULL);
 }
 
 /* ---- packing ------------------------------------------------------------------------------------------*/
 
-/* A place in a tile of keys that runs before the packing: the vectors of neighbouring tokens are far apart,
- * and each is called into the cache AHEAD tokens before, more than the LANES that are packed at once. */
+/* The next key to prefetch. The vectors of neighbouring tokens are far apart, so each is prefetched
+ * PREFETCH_TOKENS tokens before it is packed: more than the LANES that are packed at once. */
 typedef struct NextKeys {
     const Grid *grid;
     const KeyTile *tile;
     int r, c;
 } NextKeys;
 
-static void call_next(NextKeys *ahead, int d0, int dims)
+static void prefetch_key(NextKeys *next, int d0, int dims)
 {
-    const KeyTile *t = ahead->tile;
-    if (ahead->r >= t->rows)
+    const KeyTile *t = next->tile;
+    if (next->r >= t->rows)
         return;
-    prefetch_row(at(ahead->grid, t->kh + ahead->r, t->kw + ahead->c) + d0, dims);
-    if (++ahead->c == t->cols)
-        ahead->c = 0, ahead->r++;
+    prefetch_row(at(next->grid, t->kh + next->r, t->kw + next->c) + d0, dims);
+    if (++next->c == t->cols)
+        next->c = 0, next->r++;
 }
 
-static NextKeys call_first(const Grid *grid, const KeyTile *t, int d0, int dims)
+static NextKeys prefetch_first(const Grid *grid, const KeyTile *t, int d0, int dims)
 {
-    NextKeys ahead = {grid, t, 0, 0};
-    for (int i = 0; i < AHEAD; i++)
-        call_next(&ahead, d0, dims);
-    return ahead;
+    NextKeys next = {grid, t, 0, 0};
+    for (int i = 0; i < PREFETCH_TOKENS; i++)
+        prefetch_key(&next, d0, dims);
+    return next;
 }
 
 /* Dimensions d0 .. d0 + dims of the tile's keys; padded rows are whole vectors. */
 static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
-    static const float nothing[DIMS];
-    NextKeys ahead = call_first(&head->k, t, d0, dims);
+    static const float zeros[DIMS];
+    NextKeys next = prefetch_first(&head->k, t, d0, dims);
     for (int r = 0, j = 0; r < t->rows; r++)
         for (int c = 0; c < t->padded; c += LANES, j += LANES) {
             const float *key[LANES];
             for (int i = 0; i < LANES; i++) {
-                key[i] = c + i < t->cols ? at(&head->k, t->kh + r, t->kw + c + i) + d0 : nothing;
-                call_next(&ahead, d0, dims);
+                key[i] = c + i < t->cols ? at(&head->k, t->kh + r, t->kw + c + i) + d0 : zeros;
+                prefetch_key(&next, d0, dims);
             }
             rows_to_columns(task->keys + j / NR * NR * dims + j % NR, NR, key, dims);
         }
@@ -135,11 +137,11 @@ static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, in
 static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int n = t->rows * t->cols;
-    NextKeys ahead = call_first(&head->v, t, d0, dims);
+    NextKeys next = prefetch_first(&head->v, t, d0, dims);
     for (int r = 0, p = 0; r < t->rows; r++)
         for (int c = 0; c < t->cols; c++, p++) {
             const float *value = at(&head->v, t->kh + r, t->kw + c) + d0;
-            call_next(&ahead, d0, dims);
+            prefetch_key(&next, d0, dims);
             for (int d = 0; d < dims; d += NR) {
                 float *to = task->values + d * n + p * NR;
                 if (d + NR <= dims) {
@@ -187,20 +189,9 @@ static void rel_product(Task *task, float *out, ptrdiff_t out_ld, const float *q
     }
 }
 
-static int rel_stride(int n)
-{
-    return round_up(n, REL_ALIGN);
-}
-
-/* From one distance between rows to the next, so that a whole vector can be read at every place. */
-static int bias_stride(int grid_w)
-{
-    return 2 * grid_w + REL_ALIGN;
-}
-
 static ptrdiff_t head_biases(const RelativePosition *rel)
 {
-    return (ptrdiff_t)rel->grid_h * bias_stride(rel->grid_w);
+    return (ptrdiff_t)rel->grid_h * distance_bias_stride(rel->grid_w);
 }
 
 /* How many biases a query has by the keys' rows, and by as many columns as a tile of keys has: whole vectors,
@@ -219,7 +210,7 @@ static int column_floats(int cols)
 static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 {
     const RelativePosition *rel = head->rel;
-    const int stride = rel_stride(rel->grid_h), width = task->rel_h + task->rel_w;
+    const int stride = relative_position_stride(rel->grid_h), width = task->rel_h + task->rel_w;
     for (int y = 0; y < r->h; y++)
         rel_product(task, task->rel + y * r->w * width, width, at(&head->q, r->y + y, r->x), head->q.ld, r->w,
                     rel->rel_h + (ptrdiff_t)(r->y + y) * head->head_dim * stride, stride, task->rel_h,
@@ -231,7 +222,7 @@ static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw, int cols)
 {
     const RelativePosition *rel = head->rel;
-    const int stride = rel_stride(rel->grid_w), width = task->rel_h + task->rel_w;
+    const int stride = relative_position_stride(rel->grid_w), width = task->rel_h + task->rel_w;
     const int padded = round_up(cols, LANES);
     float *out = task->rel + task->rel_h;
     for (int x = 0; x < r->w; x++)
@@ -258,7 +249,8 @@ static const float *row_biases(const Task *task, const KeyTile *t, int query)
 static void start_distances(Task *task, const Head *head, const KeyTile *t, int query, int rows)
 {
     const Rectangle *r = &task->queries;
-    const int qy = r->y + query / r->w, first = r->x + query % r->w, stride = bias_stride(head->key_w);
+    const int qy = r->y + query / r->w, first = r->x + query % r->w,
+              stride = distance_bias_stride(head->key_w);
     for (int i = 0; i < rows; i++) {
         float *to = task->logits + i * STRIDE;
         for (int k = 0; k < t->rows; k++, to += t->padded) {
@@ -300,7 +292,7 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
 }
 
 /* The running maxima of a group of queries. factor[i]: what was summed up for query i must be scaled by it (1
- * when its maximum stays; at the first tile there is nothing to scale). */
+ * when its maximum stays; at the first tile there is zeros to scale). */
 static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
 {
     float grown[MR + LANES] = {0};
@@ -468,8 +460,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
-/* All heads: the first, and into how many tasks of which size each is divided: down × across, one head's after
- * the other's. */
+/* All heads: the first, and into how many tasks of which size each is divided: down × across, one head's
+ * after the other's. */
 typedef struct Heads {
     Head first;
     Rectangle size;
@@ -572,81 +564,4 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
               across = (grid_w + rel->grid_w - 1) / rel->grid_w;
     const Windows all = {out, qkv, pad, grid_h, grid_w, across, n_heads, head_dim, scale, rel};
     run_tasks(down * across * n_heads, tensor_team_size(), head_of_window, NULL, &all);
-}
-
-size_t relative_position_floats(int size, int head_dim)
-{
-    return (size_t)size * (size_t)head_dim * (size_t)rel_stride(size);
-}
-
-void relative_position(float *out, const float *table, int size, int head_dim)
-{
-    const int stride = rel_stride(size);
-    for (int q = 0; q < size; q++)
-        for (int d = 0; d < head_dim; d++, out += stride)
-            for (int k = 0; k < stride; k++)
-                out[k] = k < size ? table[(ptrdiff_t)(q - k + size - 1) * head_dim + d] : 0;
-}
-
-size_t distance_bias_floats(int n_heads, int grid_h, int grid_w)
-{
-    return (size_t)n_heads * (size_t)grid_h * (size_t)bias_stride(grid_w);
-}
-
-void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w)
-{
-    const int stride = bias_stride(grid_w);
-    for (int row = 0; row < n_heads * grid_h; row++, out += stride, table += grid_w)
-        for (int x = 0; x < stride; x++)
-            out[x] = x < 2 * grid_w - 1 ? table[abs(x - grid_w + 1)] : 0;
-}
-
-/* ---- the plain version --------------------------------------------------------------------------------*/
-
-/* The logit of query i and key j of head h, in double. */
-static double naive_logit(const float *q, const float *k, int i, int j, int h, int head_dim, float scale,
-                          const RelativePosition *rel)
-{
-    double qk = 0, bias = 0;
-    for (int d = 0; d < head_dim; d++)
-        qk += (double)q[d] * k[d];
-    if (rel && rel->bias) {
-        const int dy = abs(i / rel->grid_w - j / rel->grid_w), dx = j % rel->grid_w - i % rel->grid_w;
-        bias = rel->bias[h * head_biases(rel) + dy * bias_stride(rel->grid_w) + dx + rel->grid_w - 1];
-    } else if (rel) {
-        int qh = i / rel->grid_w, qw = i % rel->grid_w, kh = j / rel->grid_w, kw = j % rel->grid_w;
-        const int stride_h = rel_stride(rel->grid_h), stride_w = rel_stride(rel->grid_w);
-        for (int d = 0; d < head_dim; d++)
-            bias += (double)q[d] * rel->rel_h[((ptrdiff_t)qh * head_dim + d) * stride_h + kh] +
-                    (double)q[d] * rel->rel_w[((ptrdiff_t)qw * head_dim + d) * stride_w + kw];
-    }
-    return qk * scale + bias;
-}
-
-void attention_naive(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
-                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
-                     const RelativePosition *rel)
-{
-    for (int h = 0; h < n_heads; h++)
-        for (int i = 0; i < n_q; i++) {
-            const float *qi = q + (ptrdiff_t)i * ldq + h * head_dim, *kh = k + h * head_dim,
-                        *vh = v + h * head_dim;
-            float *oi = out + (ptrdiff_t)i * ldo + h * head_dim;
-            double max = -INFINITY, total = 0;
-            for (ptrdiff_t j = 0; j < n_k; j++)
-                max = fmax(max, naive_logit(qi, kh + j * ldk, i, (int)j, h, head_dim, scale, rel));
-            for (ptrdiff_t j = 0; j < n_k; j++)
-                total += exp(naive_logit(qi, kh + j * ldk, i, (int)j, h, head_dim, scale, rel) - max);
-            for (int first = 0; first < head_dim; first += 64) { /* 64 sums at a time */
-                double sum[64] = {0};
-                int dims = min_int(head_dim - first, 64);
-                for (ptrdiff_t j = 0; j < n_k; j++) {
-                    double p = exp(naive_logit(qi, kh + j * ldk, i, (int)j, h, head_dim, scale, rel) - max);
-                    for (int d = 0; d < dims; d++)
-                        sum[d] += p * vh[j * ldv + first + d];
-                }
-                for (int d = 0; d < dims; d++)
-                    oi[first + d] = n_k > 0 ? (float)(sum[d] / total) : 0;
-            }
-        }
 }

@@ -1,13 +1,15 @@
-/* bf16.c - matrix products and attention in bfloat16. See bf16.h for the contracts.
+/* bf16.c - linear layers and attention in bfloat16.
  *
- * The shape is that of tensor.c (blocked product, streaming attention); what differs is the innermost step.
- * The machine's instruction takes two vectors of *pairs* of bf16 and adds to each float of the sum the two
- * products of its pair (Intel's VDPBF16PS; the pairs are adjacent terms of the sum, k and k+1):
+ * They equal tensor.c's within rounding: the same inputs are rounded alike, and the sums are float32 in
+ * another order. The blocked product and the online softmax are those of gemm.c and attention.c; what differs
+ * is the innermost step. The machine's instruction takes two vectors of *pairs* of bf16 and adds to each
+ * float of the sum the two products of its pair (Intel's VDPBF16PS; the pairs are adjacent terms of the sum,
+ * k and k+1):
  *
  *     sum[lane] += a[2·lane]·b[2·lane] + a[2·lane+1]·b[2·lane+1]
  *
- * So a pair, one uint32_t, takes the place that a float has in tensor.c: a register holds LANES of them, one
- * of a is broadcast against a vector of b, and one instruction does the work of two. Both operands come in
+ * So a pair, one uint32_t, takes the place that a float has in gemm.c: a register holds LANES of them, one of
+ * a is broadcast against a vector of b, and one instruction does the work of two. Both operands come in
  * pairs, the low half being the even term; an odd k ends with a pair whose upper half is zero.
  *
  * Processors with a matrix unit (amx.h) do a whole block of 32 rows with it, from the same operands. */
@@ -472,9 +474,8 @@ void linear_pack(Linear *l, Arena *arena)
 /* ---- attention ---------------------------------------------------------------------------------
  * A problem is one head of one window (without windows: of everything). First each problem's keys, values and
  * relative positions are made ready in the scratch, once for all of its queries. Then one task = at most
- * QUERIES queries of a problem, which walks over the keys in tiles of KEYS with the streaming softmax, as in
- * attention.c: per query a running maximum and a running sum; when the maximum grows, what was summed up is
- * scaled down. Logits are in units of log 2. */
+ * QUERIES queries of a problem, which walks over the keys in tiles of KEYS with the online softmax, as in
+ * attention.c. Logits are in units of log 2. */
 #define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB a thread; whole groups are used */
 #define KEYS    KC /* so that a tile of probabilities is a block of the sum of the product with v */
 #define LOG2_E  1.44269504088896340736f
@@ -590,8 +591,8 @@ static void rel_product(float *out, ptrdiff_t ldo, const float *q, ptrdiff_t ldq
     const Start none = {NULL, 0};
     for (int i = 0; i < rows; i += MR)
         for (int j = 0; j < width; j += NR)
-            tile_of(min_int(rows - i, MR), width - j > LANES ? 2 : 1, out + i * ldo + j, ldo, none,
-                    q + i * ldq, ldq, table + j, table_ld, head_dim, NULL);
+            micro_kernel_any(min_int(rows - i, MR), width - j > LANES ? 2 : 1, out + i * ldo + j, ldo, none,
+                             q + i * ldq, ldq, table + j, table_ld, head_dim, NULL);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < width; j += LANES)
             store(out + i * ldo + j, load(out + i * ldo + j) * LOG2_E);

@@ -1,5 +1,5 @@
-/* planar.c - see planar.h. Vectors and their functions come from simd.h, TILE from planar.h, the register
- * tile's rows MR from tile.h. */
+/* planar.c - see planar.h. Vectors and their functions come from simd.h, the micro-kernel's rows MR from
+ * tile.h. */
 #include "fast/planar.h"
 
 #include <math.h>
@@ -10,9 +10,9 @@
 
 /* ---- products ---------------------------------------------------------------------------------*/
 
-/* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. Constants as in
- * register_tile of tile.h, which takes such pains with the caches as would cost more here than the product. Its
- * add_terms is no faster in sums as short as these: SAM's masks took 8 % longer with it. */
+/* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. `rows` and `vecs` are
+ * constants as in micro_kernel of tile.h. That one's prefetching would cost more here than the product, and
+ * its add_terms is no faster in sums this short: SAM's masks took 8 % longer with it. */
 INLINE void small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
                        ptrdiff_t row, ptrdiff_t column, int accumulate)
 {
@@ -121,7 +121,7 @@ INLINE void few_rows(int rows, float *y, ptrdiff_t ldy, const float *x, const fl
     }
 }
 
-void few_rows_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+void skinny_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
 {
     int j = 0;
     for (; j + 4 <= n; j += 4)
@@ -213,7 +213,7 @@ void tile_softmax(float *y, float *x, int heads, int n)
         }
 }
 
-void tile_stream_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor)
+void tile_online_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor)
 {
     for (int i = 0; i < rows; i++, scores += TILE) {
         for (int j = used; j < TILE; j++)

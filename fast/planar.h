@@ -1,11 +1,10 @@
-/* planar.h - routines on tiles: [rows][TILE] floats, one column an image position.
+/* planar.h - routines on tiles: [rows][TILE] floats, one column per image position.
  *
- * When thousands of positions go through the same small matrices, it pays to let positions be the lanes of
- * the vectors: a softmax over 7 tokens, a norm over 64 channels, a factor for each position then need no
- * sum across lanes, and no head is too narrow for a register. A tile is small enough that what one
- * position needs for a whole layer stays in the first two caches, so that products take their operands
- * where they lie (tensor.h's copy them first, which pays for large ones only). The same holds for the
- * few tokens of a prompt: few_rows_linear.
+ * Thousands of positions go through the same small matrices. Here positions are the lanes of the vectors. A
+ * softmax over 7 tokens, a norm over 64 channels, or a factor for each position then needs no sum across
+ * lanes, and no head is too narrow for a register. A tile is small enough that what one position needs for a
+ * whole layer stays in the L1 and L2 caches, so products take their operands in place. (gemm.c packs them
+ * first, which pays for large products only.) The same holds for the few tokens of a prompt: skinny_linear.
  *
  * One thread; nothing is allocated. */
 #ifndef SAMLAD_PLANAR_H
@@ -24,8 +23,9 @@ void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int 
 /* One term. */
 void small_product(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                    int accumulate);
-/* linear() of tensor.h for a handful of rows, by dot products: w is read once and never copied. */
-void few_rows_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+/* linear of tensor.h for a few rows (a skinny GEMM): w is read once and never packed. It adds up in another
+ * order than linear, so it belongs to SAM's tokens alone. */
+void skinny_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
 /* quadratic[TILE] = zᵀ·G·z of each column of z [n][TILE], given the triangle that tile_triangle makes of
  * the symmetric G; scratch [n][TILE]. */
 void tile_quadratic(float *quadratic, const float *z, const float *triangle, int ld, int n, float *scratch);
@@ -41,7 +41,7 @@ void tile_softmax(float *y, float *x, int heads, int n);
 /* The streaming softmax along the positions (see attention.c) for one tile: scores [rows][TILE],
  * of which the first `used` columns count, become e^(score - max); max[rows] and sum[rows] run along.
  * factor[rows]: by how much what was summed up before must be scaled. */
-void tile_stream_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor);
+void tile_online_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor);
 
 /* LayerNorm over the rows of x [rows][TILE], then GELU, in place. */
 void tile_norm_gelu(float *x, const float *gamma, const float *beta, int rows, float eps);

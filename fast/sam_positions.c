@@ -412,7 +412,7 @@ void sam_trail_tokens_to_image(SamTrail *s, const SamPlanes *planes, const SamAt
     for (int tile = 0; tile < s->n_tiles; tile++) {
         const int left = s->sam->n_positions - tile * TILE;
         score_tile(s, tile, q, n, level->keys, level->keys_pe);
-        tile_stream_softmax(s->scores, s->n_heads * n, left < TILE ? left : TILE, s->max, s->sum, s->factor);
+        tile_online_softmax(s->scores, s->n_heads * n, left < TILE ? left : TILE, s->max, s->sum, s->factor);
         pool_tile(s, n, level->values, tile);
     }
     finish_heads(s, n, a, heads);

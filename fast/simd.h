@@ -2,8 +2,7 @@
  *
  * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b, and
  * a > b work lane by lane. Five things need intrinsics: fmadd, vec_max, vec_exp2, load_half, load_fours.
- * Included by the files that hold kernels: tensor.c and those beside this one, and where a sum over many
- * channels has a shape of its own (featup.c, amm.c, align.c). */
+ * Private to fast/. */
 #ifndef SAMLAD_SIMD_H
 #define SAMLAD_SIMD_H
 
@@ -96,8 +95,8 @@ INLINE Vec splat(float x)
     return x - (Vec){0};
 }
 
-/* a·b + c with one rounding where the machine can, which vector types cannot say: gcc does not contract a*b + c
- * by itself with -std=c11, clang does. */
+/* a·b + c with one rounding where the machine can. Vector types cannot say it, and the Makefile forbids
+ * compilers to contract a*b + c by themselves. */
 INLINE Vec fmadd(Vec a, Vec b, Vec c)
 {
 #if defined(__AVX512F__)
@@ -264,9 +263,9 @@ INLINE Vec vec_exp(Vec x)
 
 /* 2^x for x <= 0, what a softmax needs, within 2 ulp: x = n + f for an integer n, 2^f by the polynomial of
  * degree 6 with the least maximum relative error (2e-9). Below -126 it stays 2^-126, which is nothing beside
- * the largest term of a softmax, 1, while subnormal numbers would be slow. AVX-512 has instructions for x less
- * its floor, so that 0 <= f < 1, and for p·2^n, which finds n itself; elsewhere n is the nearest integer, |f|
- * <= 1/2, and is added to the exponent. */
+ * the largest term of a softmax, 1, while subnormal numbers would be slow. AVX-512 has instructions for x
+ * less its floor, so that 0 <= f < 1, and for p·2^n, which finds n itself; elsewhere n is the nearest
+ * integer, |f| <= 1/2, and is added to the exponent. */
 INLINE Vec vec_exp2(Vec x)
 {
     x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one */

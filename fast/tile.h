@@ -1,13 +1,13 @@
-/* tile.h - what products and attention share: the register tile, tasks for threads, functions of rows.
- * Private to tensor.c and to the kernels beside it. */
+/* tile.h - what the files of fast/ share: the micro-kernel of products and attention, tasks for threads,
+ * functions of rows. Private to fast/. */
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 
 #include "tensor.h"
 #include "fast/simd.h"
 
-/* The register tile is MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast element
- * of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
+/* The micro-kernel computes MR rows × NR columns of c. Its 2·MR sums, two vectors of b and one broadcast
+ * element of a fit the register file: 28 + 3 of AVX-512's 32 registers, else 12 + 3 of 16. */
 #if defined(__AVX512F__)
 #define MR 14
 #else
@@ -19,8 +19,8 @@
 #define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)
 
-/* How many threads so much work is divided among. Asked before a parallel region is entered, not by its `if`:
- * a region of one thread inside another's costs memory and a system call, more than a prompt's few rows. */
+/* Among how many threads this much work is divided. Asked before a parallel region, not by its `if`: a region
+ * of one thread inside another one costs memory and a system call, more than a prompt's few rows. */
 static inline int threads_for(double work, double least)
 {
     return work > least ? tensor_team_size() : 1;
@@ -31,13 +31,16 @@ static inline int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-/* task(job, i) for all i < n, by as many threads as threads_for has said, each of which calls idle(job), where
- * it isn't NULL, when all tasks are taken. A single task, or a single thread, needs no team and no idle. In
- * tensor.c. */
+/* task(job, i) for all i < n, on `threads` threads (see threads_for). A thread that finds no task left calls
+ * idle(job), unless that is NULL. A single task or a single thread needs no team and no idle. In
+ * threads.c. */
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
                const void *job);
 
-/* Calls row[n] into the cache. (A prefetch of an address that does not exist does nothing.) */
+/* y = gelu(x·wᵀ + bias): GELU follows while the rows are in the cache. In gemm.c. */
+void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+
+/* Prefetch row[n]. (Where the address does not exist, a prefetch does nothing.) */
 INLINE void prefetch_row(const float *row, int n)
 {
     for (int i = 0; i < n; i += 16)
@@ -50,35 +53,34 @@ typedef struct Start {
     ptrdiff_t ld;
 } Start;
 
-/* What will be needed next and is called into the cache meanwhile: the first k floats of each of `rows` rows,
- * so many lines at a call. */
-typedef struct Ahead {
+/* What will be needed next: the first k floats of each of `rows` rows, `lines` cache lines per call. */
+typedef struct Prefetch {
     const float *row;
     ptrdiff_t ld;
     int rows, k, done, lines;
-} Ahead;
+} Prefetch;
 
-INLINE void call_ahead(Ahead *ahead)
+INLINE void prefetch_next(Prefetch *next)
 {
-    for (int i = 0; i < ahead->lines && ahead->rows > 0; i++) {
-        __builtin_prefetch((const void *)((uintptr_t)ahead->row + ahead->done * sizeof *ahead->row));
-        ahead->done += 16;
-        if (ahead->done >= ahead->k) {
-            ahead->done = 0;
-            ahead->rows--;
-            ahead->row = (const float *)((uintptr_t)ahead->row + ahead->ld * sizeof *ahead->row);
+    for (int i = 0; i < next->lines && next->rows > 0; i++) {
+        __builtin_prefetch((const void *)((uintptr_t)next->row + next->done * sizeof *next->row));
+        next->done += 16;
+        if (next->done >= next->k) {
+            next->done = 0;
+            next->rows--;
+            next->row = (const float *)((uintptr_t)next->row + next->ld * sizeof *next->row);
         }
     }
 }
 
-/* The same address, but the compiler does not know that it is. */
+/* Hide from the compiler that the copy p is the same address. */
 #if LANES == 16
-#define RENAMED(p) __asm__("" : "+r"(p))
+#define HIDE_ALIAS(p) __asm__("" : "+r"(p))
 #else
-#define RENAMED(p) (void)(p)
+#define HIDE_ALIAS(p) (void)(p)
 #endif
 
-/* A term of the register tile's sums: a's column, whose elements lie lda apart, times b's row. */
+/* A term of the micro-kernel's sums: a's column, whose elements lie lda apart, times b's row. */
 INLINE void add_term(int rows, int vecs, Vec sum[MR][2], const float *a, const float *again, ptrdiff_t lda,
                      const float *b)
 {
@@ -92,18 +94,18 @@ INLINE void add_term(int rows, int vecs, Vec sum[MR][2], const float *a, const f
     }
 }
 
-/* sum[rows][vecs·LANES] += a·b for a [rows][k] and b [k][vecs·LANES]; see register_tile.
+/* sum[rows][vecs·LANES] += a·b for a [rows][k] and b [k][vecs·LANES]; see micro_kernel.
  *
- * While another thread runs on the same core, a processor has half of its instructions for each: three in a
- * cycle, say, and a cycle's two multiply-adds, their operand and a part of the loop are 3.4. AVX-512 can take
- * the operand from memory within the multiply-add; then both of a row's do so, which is one instruction less
- * and one load more. In half of the rows, neither is more than such a processor has: 2.75 instructions with
- * two terms a round. `again` is for compilers that would see that both operands are the same and load one. */
+ * With two hardware threads on a core, each gets half of the instruction slots, about three a cycle. Two
+ * multiply-adds a cycle, with their broadcasts and the loop, would need 3.4. AVX-512 can read the broadcast
+ * operand from memory within the multiply-add: one instruction less, one load more. Half of the rows do so
+ * twice; then both instructions and loads suffice, with 2.75 instructions a cycle at two terms a round.
+ * `again` hides from the compiler that both operands are the same, or it would load one register for both. */
 INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdiff_t lda, const float *b,
                       ptrdiff_t ldb, int k)
 {
     const float *again = a;
-    RENAMED(again);
+    HIDE_ALIAS(again);
     for (int p = 0; p + 2 <= k; p += 2, a += 2, again += 2, b += 2 * ldb) {
         add_term(rows, vecs, sum, a, again, lda, b);
         add_term(rows, vecs, sum, a + 1, again + 1, lda, b + ldb);
@@ -113,23 +115,23 @@ INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdif
 }
 
 /* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
- * `vecs` are constants where this is inlined, so that `sum` lives in registers. `ahead` may be NULL. */
-INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
-                          ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Ahead *ahead)
+ * `vecs` are constants where this is inlined, so that `sum` stays in registers. `next` may be NULL. */
+INLINE void micro_kernel(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
+                         ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Prefetch *next)
 {
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
-    /* c's old values are needed when the sums are done, and what is `ahead` after that. They are called into
-     * the cache a few lines at a time, between the terms: all at once they would take every slot that the
-     * processor has for misses of its first cache, and b would wait behind them. */
-    for (int called = 0, done = 0; called < rows; called += 2) {
-        for (int i = called; i < called + 2 && i < rows; i++) {
+    /* c's old values are needed after the sums, and `next` after that. They are prefetched a few lines at a
+     * time, between the terms: all at once would take every line-fill buffer of the L1 cache, and b would
+     * wait. */
+    for (int fetched = 0, done = 0; fetched < rows; fetched += 2) {
+        for (int i = fetched; i < fetched + 2 && i < rows; i++) {
             __builtin_prefetch(c + i * ldc);
             __builtin_prefetch(c + i * ldc + LANES);
         }
-        if (ahead)
-            call_ahead(ahead);
-        const int until = called + 2 < rows ? k / rows * (called + 2) : k;
+        if (next)
+            prefetch_next(next);
+        const int until = fetched + 2 < rows ? k / rows * (fetched + 2) : k;
         add_terms(rows, vecs, sum, a + done, lda, b + done * ldb, ldb, until - done);
         done = until;
     }
@@ -149,26 +151,26 @@ INLINE void register_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start sta
     }
 }
 
-/* register_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
+/* micro_kernel for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
 /* clang-format off */
-#define TILE_CASE(n)                                                          \
+#define KERNEL_CASE(n)                                                          \
     case n:                                                                   \
         if (vecs > 1)                                                         \
-            register_tile(n, 2, c, ldc, start, a, lda, b, ldb, k, ahead);     \
+            micro_kernel(n, 2, c, ldc, start, a, lda, b, ldb, k, next);      \
         else                                                                  \
-            register_tile(n, 1, c, ldc, start, a, lda, b, ldb, k, ahead);     \
+            micro_kernel(n, 1, c, ldc, start, a, lda, b, ldb, k, next);      \
         break;
-INLINE void tile_of(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
-                    const float *b, ptrdiff_t ldb, int k, Ahead *ahead)
+INLINE void micro_kernel_any(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
+                    const float *b, ptrdiff_t ldb, int k, Prefetch *next)
 {
     switch (rows) {
-        TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
+        KERNEL_CASE(1) KERNEL_CASE(2) KERNEL_CASE(3) KERNEL_CASE(4) KERNEL_CASE(5) KERNEL_CASE(6)
 #if MR == 14
-        TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12) TILE_CASE(13) TILE_CASE(14)
+        KERNEL_CASE(7) KERNEL_CASE(8) KERNEL_CASE(9) KERNEL_CASE(10) KERNEL_CASE(11) KERNEL_CASE(12) KERNEL_CASE(13) KERNEL_CASE(14)
 #endif
     }
 }
-#undef TILE_CASE
+#undef KERNEL_CASE
 /* clang-format on */
 
 /* x[n] = f(x), where it stands. */

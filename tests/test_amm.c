@@ -2,6 +2,7 @@
 #include "amm.h"
 
 #include "method_golden.h"
+#include "plain.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -111,6 +112,47 @@ static void test_kernel(void)
                           "%d samples of %d channels: %.9g, not %.9g", m, C, found, expected);
                 free(memory);
             }
+}
+
+/* tensor.h's routines of one vector among samples, fast and plain: all numbers of rows around a group, channels that
+ * fill no vector, places beyond the borders. */
+static void test_sums(void)
+{
+    enum { H = 3, W = 4, MOST_C = 83, MOST_STRIDE = 96, M = 7 };
+    static const int channels[] = {1, 3, 16, 17, 64, 83};
+    static uint16_t map[H * W * MOST_C];
+    static float scale[MOST_C], f[MOST_C], rows[2][(M + 1) * MOST_STRIDE], gram[2][(M + 1) * (M + 1)], y[M];
+    unsigned seed = 1;
+    for (int i = 0; i < H * W * MOST_C; i++)
+        map[i] = f32_to_f16((float)((seed = seed * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1);
+    for (int i = 0; i < MOST_C; i++)
+        scale[i] = 0.5f + (float)(i % 5), f[i] = sinf((float)i);
+    for (int i = 0; i < 6; i++) {
+        const int C = channels[i], stride = round_up(C, ROW_STEP);
+        const float distance[2] = {distance_half(f, map + C, scale, C),
+                                   plain_distance_half(f, map + C, scale, C)};
+        CHECK(fabsf(distance[0] - distance[1]) <= 1e-5f * distance[1]);
+        for (int r = 0; r <= M; r++) {
+            const float x = 1.3f * (float)r - 2, place_y = 0.5f * (float)r; /* some beyond the borders */
+            sample_half(rows[0] + r * stride, map, H, W, C, x, place_y, scale);
+            plain_sample_half(rows[1] + r * stride, map, H, W, C, x, place_y, scale);
+        }
+        CHECK(test_relative_error(rows[0], rows[1], (size_t)((M + 1) * stride)) < 1e-6);
+        memcpy(rows[0], rows[1], sizeof rows[0]);
+        for (int m = 1; m <= M; m++) {
+            y[m - 1] = 1 / (float)(m + 1);
+            centre_rows(rows[0], stride, m), plain_centre_rows(rows[1], stride, m);
+            CHECK(test_relative_error(rows[0], rows[1], (size_t)((m + 1) * stride)) < 1e-5);
+            memcpy(rows[0], rows[1], sizeof rows[0]);
+            memset(gram, 0, sizeof gram);
+            gram_rows(gram[0], M + 1, rows[0], stride, m + 1),
+                plain_gram_rows(gram[1], M + 1, rows[0], stride, m + 1);
+            CHECK(test_relative_error(gram[0], gram[1], (M + 1) * (M + 1)) < 1e-5);
+            const float left = residual_rows(rows[0], stride, m, y),
+                        plain = plain_residual_rows(rows[0], stride, m, y);
+            CHECK(fabsf(left - plain) <= 1e-5f * plain);
+        }
+    }
 }
 
 static const float ONES[64] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
@@ -397,10 +439,37 @@ static void test_one_cell(void)
     CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
 
+/* docs/METHOD.md's example, worked out by hand. Three cells, two channels; two references show (1, 0) and (-1, 0) in
+ * every cell, ε = 1/4.
+ *     μ = 0, X = (1, 0; -1, 0), Σ = XᵀX/(2 - 1) + ε·I = diag(2.25, 0.25)
+ *     f = (0, 0): M = 0;   (3, 0): M² = 9/2.25 = 4, M = 2;   (0, 1): M² = 1/0.25 = 4, M = 2
+ * A step of 3 along what the references vary in is as far as a step of 1 across. The same for (3, 0) by the low-rank
+ * identity: Xd = (3, -3), ε(m-1)·I + XXᵀ = (1.25, -1; -1, 1.25), y = (4/3, -4/3), ‖d‖² - (Xd)ᵀy = 9 - 8 = 1, M² =
+ * 1/ε = 4. */
+static void test_example_mahalanobis(void)
+{
+    static const float features[3][2] = {{0, 0}, {3, 0}, {0, 1}}, coverage[3] = {1, 1, 1};
+    static const uint16_t plus[6] = {0x3c00, 0, 0x3c00, 0, 0x3c00, 0},
+                          minus[6] = {0xbc00, 0, 0xbc00, 0, 0xbc00, 0};
+    Objects references[2] = {{.features16 = plus}, {.features16 = minus}};
+    const Comparison c = {
+        .query =
+            {.n = 1, .grid_h = 1, .grid_w = 3, .channels = 2, .features = features[0], .coverage = coverage},
+        .k = 2,
+        .references = references};
+    const Placement same[2] = {{1, 0, 0, 1}, {1, 0, 0, 1}};
+    const AmmInput input = {&c, ONES, same, coverage, 0.25f};
+    float map[3];
+    Error err;
+    REQUIRE(!amm_structural(map, &input, &err));
+    CHECK(fabsf(map[0]) < 1e-6f && fabsf(map[1] - 2) < 1e-6f && fabsf(map[2] - 2) < 1e-6f);
+}
+
 int main(void)
 {
     RUN(test_mahalanobis);
     RUN(test_kernel);
+    RUN(test_sums);
     RUN(test_structural);
     RUN(test_registered);
     RUN(test_claims);
@@ -410,6 +479,7 @@ int main(void)
     RUN(test_units_and_scores);
     RUN(test_quantiles);
     RUN(test_one_cell);
+    RUN(test_example_mahalanobis);
     st_close(golden);
     return test_summary();
 }

@@ -4,6 +4,7 @@
 
 #include "tensor.h"
 #include "method_golden.h"
+#include "plain.h"
 
 static const ObjectsOptions OBJECTS = {.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
 static const DcgaOptions DCGA = {.channel_graph = CHANNEL_COVARIANCE,
@@ -203,7 +204,7 @@ static void test_covariance(void)
         float *h = calloc((size_t)n * (size_t)C, sizeof *h),
               *gram = calloc((size_t)n * (size_t)n, sizeof *gram);
         CHECK(!dcga_describe(&f.dcga, h, &bank, &err));
-        matmul_nt_naive(gram, n, h, C, h, C, n, n, C, 0);
+        plain_matmul_nt(gram, n, h, C, h, C, n, n, C, 0);
         CHECK_GOLDEN(gram, 1e-5, "covariance.%d.gram", options.rounds);
         free(h), free(gram);
         dcga_free(&f.dcga);
@@ -352,6 +353,52 @@ static void test_constant_channel(void)
     CHECK(channel_unit(0, 0) == 1 && channel_unit(5, 0.5) == 0.5f && channel_unit(-5, 4e-3) == 1);
 }
 
+/* ---- docs/METHOD.md's examples, worked out by hand -------------------------------------------------------*/
+
+/* Three cells in a row, two channels, f = (0, 0), (3, 0), (0, 6). Object 1 covers cell 1 and half of cell 2, object
+ * 2 the rest.
+ *     a_1 = (1·(0, 0) + ½·(3, 0))/1.5 = (1, 0)      a_2 = (½·(3, 0) + 1·(0, 6))/1.5 = (1, 4)
+ *     c_1 = (1·1/6 + ½·1/2)/1.5 = 5/18              c_2 = 1 - 5/18 = 13/18; y = ½
+ *     A_1 = 1.5/3 = ½ = A_2 */
+static void test_example_objects(void)
+{
+    static const float features[3][2] = {{0, 0}, {3, 0}, {0, 6}},
+                       coverage[2][3] = {{1, 0.5f, 0}, {0, 0.5f, 1}};
+    static const float pooled[4] = {1, 0, 1, 4}, centroids[4] = {5 / 18.0f, 0.5f, 13 / 18.0f, 0.5f};
+    Objects o = {.n = 2, .grid_h = 1, .grid_w = 3, .channels = 2, .features = features[0]};
+    Error err;
+    REQUIRE(!objects_new(&o, coverage[0], &err));
+    for (int i = 0; i < 4; i++)
+        CHECK(fabsf(o.pooled[i] - pooled[i]) < 1e-6f && fabsf(o.centroids[i] - centroids[i]) < 1e-6f);
+    CHECK(o.areas[0] == 0.5f && o.areas[1] == 0.5f);
+    objects_free(&o);
+}
+
+/* A bank of two images with two objects each, of kinds A and B. The first channel tells the kinds apart, the second
+ * one the images: A_1 = (4, 30), B_1 = (6, 30), A_2 = (4, 10), B_2 = (6, 10).
+ *     μ = (5, 20), σ = (1, 10): x = (-1, 1), (1, 1), (-1, -1), (1, -1). All cosines within a kind are 0.
+ *     Pairs, each found from both images: A_1 A_2 and B_1 B_2, as cos(A_1, A_2) = 0 and cos(A_1, B_2) = -1.
+ *     δ = (0, ±2) four times: Σ δδᵀ/(2·4) = diag(0, 2); tr/C = 1; Σ_w = diag(0, 2) + 0.3·I = diag(0.3, 2.3)
+ *     h = x/√diag(Σ_w), to unit length: (∓√(2.3/2.6), ±√(0.3/2.6)) = (∓0.9405, ±0.3397)
+ *     cos within a kind: (2.3 - 0.3)/2.6 = 0.769, and between the two of an image -0.769: both were 0. */
+static void test_example_descriptors(void)
+{
+    static const float pooled[4][2] = {{4, 30}, {6, 30}, {4, 10}, {6, 10}}, centroids[4][2] = {{0}};
+    static const int first[3] = {0, 2, 4};
+    const Objects first_image = {.n = 2, .channels = 2, .pooled = pooled[0]};
+    const float long_side = sqrtf(2.3f / 2.6f), short_side = sqrtf(0.3f / 2.6f);
+    float h[2][2];
+    Dcga d;
+    Error err;
+    REQUIRE(!dcga_fit(&d, &DCGA, 2, pooled[0], centroids[0], first, 2, &err));
+    CHECK(d.mean[0] == 5 && d.mean[1] == 20 && d.std[0] == 1 && d.std[1] == 10);
+    REQUIRE(d.filter && !dcga_describe(&d, h[0], &first_image, &err));
+    CHECK(fabsf(h[0][0] + long_side) < 1e-6f && fabsf(h[0][1] - short_side) < 1e-6f);
+    CHECK(fabsf(h[1][0] - long_side) < 1e-6f && fabsf(h[1][1] - short_side) < 1e-6f);
+    CHECK(fabsf(dot(h[0], h[1], 2) + 2 / 2.6f) < 1e-6f);
+    dcga_free(&d);
+}
+
 static void test_mutual_pairs(void)
 {
     static const float score[3][4] = {{1, 5, 2, 0}, {0, 6, 7, 0}, {3, 1, 1, 1}};
@@ -369,6 +416,8 @@ int main(void)
     RUN(test_objects_golden);
     RUN(test_coverage_sums_to_one);
     RUN(test_objects_options);
+    RUN(test_example_objects);
+    RUN(test_example_descriptors);
     RUN(test_mutual_pairs);
     RUN(test_constant_channel);
     RUN(test_covariance);

@@ -1,7 +1,8 @@
-/* test_planar.c - the routines of planar.c against loops in double precision and against tensor.c's. */
+/* test_planar.c - the routines of planar.c against loops in double precision and against the plain form. */
 #include "fast/planar.h"
 #include "tensor.h"
 #include "numbers.h"
+#include "plain.h"
 #include "test.h"
 
 static void test_small_product(void)
@@ -17,7 +18,7 @@ static void test_small_product(void)
             float *start = random_array((size_t)m * ldc);
             memcpy(expected, c, (size_t)m * ldc * sizeof *c);
             memcpy(start, c, (size_t)m * ldc * sizeof *c);
-            matmul_naive(expected, ldc, a, lda, b, ldb, m, n, k, accumulate);
+            plain_matmul(expected, ldc, a, lda, b, ldb, m, n, k, accumulate);
             small_product(c, ldc, a, lda, b, ldb, m, n, k, accumulate);
             double error = test_relative_error(c, expected, (size_t)m * ldc);
             CHECK_MSG(error < 1e-6, "%d x %d x %d: %.2g", m, n, k, error);
@@ -51,8 +52,8 @@ static void test_few_rows(void)
             float *y = random_array((size_t)m * n), *expected = random_array((size_t)m * n);
             for (int i = 0; i < m * n; i++)
                 expected[i] = biased ? bias[i % n] : 0;
-            matmul_nt_naive(expected, n, x, k, w, k, m, n, k, 1);
-            few_rows_linear(y, x, w, biased ? bias : NULL, m, n, k);
+            plain_matmul_nt(expected, n, x, k, w, k, m, n, k, 1);
+            skinny_linear(y, x, w, biased ? bias : NULL, m, n, k);
             double error = test_relative_error(y, expected, (size_t)m * n);
             CHECK_MSG(error < 2e-6, "%d x %d x %d: %.2g", m, n, k, error);
             free(x);
@@ -123,7 +124,7 @@ static void test_softmax(void)
 
 /* Three tiles, the last one partly used, with scores that grow: the sums of weights and of weighted numbers
  * are those of a softmax over all. */
-static void test_stream_softmax(void)
+static void test_online_softmax(void)
 {
     enum { ROWS = 4, TILES = 3, USED = 11, N = 2 * TILE + USED };
     float *scores = random_array(ROWS * TILES * TILE), *value = random_array(TILES * TILE);
@@ -142,7 +143,7 @@ static void test_stream_softmax(void)
     for (int t = 0; t < TILES; t++) {
         for (int i = 0; i < ROWS; i++)
             memcpy(tile + i * TILE, scores + (i * TILES + t) * TILE, TILE * sizeof *tile);
-        tile_stream_softmax(tile, ROWS, t == TILES - 1 ? USED : TILE, max, sum, factor);
+        tile_online_softmax(tile, ROWS, t == TILES - 1 ? USED : TILE, max, sum, factor);
         for (int i = 0; i < ROWS; i++) {
             pooled[i] *= factor[i];
             for (int j = 0; j < TILE; j++)
@@ -198,7 +199,7 @@ int main(void)
     RUN(test_quadratic);
     RUN(test_transpose);
     RUN(test_softmax);
-    RUN(test_stream_softmax);
+    RUN(test_online_softmax);
     RUN(test_norm_and_gelu);
     return test_summary();
 }

@@ -1,13 +1,12 @@
-/* test_tensor.c - the routines of tensor.c and resample.c against their plain versions, against libm in
- * double, and against goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With
- * SAMLAD_BENCH=1 it also prints speeds. */
+/* test_tensor.c - tensor.h's contract: the fast form against the plain one, both against libm in double and
+ * against goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With SAMLAD_BENCH=1 it also
+ * prints speeds. */
 #include "tensor.h"
 #include "io/safetensors.h"
-#include "fast/simd.h"
 #include "numbers.h"
+#include "plain.h"
 #include "test.h"
 
-#include <float.h>
 #include <sched.h>
 #include <time.h>
 #ifdef _OPENMP
@@ -34,13 +33,13 @@ static void check_product(int m, int n, int k, int gap, int accumulate)
     float *bt = random_array((size_t)n * ldbt), *c = random_array((size_t)m * ldc);
     float *fast = copy_array(c, (size_t)m * ldc), *truth = copy_array(c, (size_t)m * ldc);
     matmul(fast, ldc, a, lda, b, ldb, m, n, k, accumulate);
-    matmul_naive(truth, ldc, a, lda, b, ldb, m, n, k, accumulate);
+    plain_matmul(truth, ldc, a, lda, b, ldb, m, n, k, accumulate);
     double error = test_relative_error(fast, truth, (size_t)m * ldc); /* gaps included: equal in both */
     CHECK_MSG(error < 2e-6, "matmul %d×%d×%d gap %d: error %g", m, n, k, gap, error);
     memcpy(fast, c, (size_t)m * ldc * sizeof *c);
     memcpy(truth, c, (size_t)m * ldc * sizeof *c);
     matmul_nt(fast, ldc, a, lda, bt, ldbt, m, n, k, accumulate);
-    matmul_nt_naive(truth, ldc, a, lda, bt, ldbt, m, n, k, accumulate);
+    plain_matmul_nt(truth, ldc, a, lda, bt, ldbt, m, n, k, accumulate);
     error = test_relative_error(fast, truth, (size_t)m * ldc);
     CHECK_MSG(error < 2e-6, "matmul_nt %d×%d×%d gap %d: error %g", m, n, k, gap, error);
     for (int i = 0; i < m; i++)
@@ -73,11 +72,11 @@ static void linear_adds_its_bias(void)
         float *y = random_array((size_t)m * n), *truth = random_array((size_t)m * n);
         for (int i = 0; i < m; i++)
             memcpy(truth + (size_t)i * n, bias, n * sizeof *bias);
-        matmul_nt_naive(truth, n, x, k, w, k, m, n, k, 1);
+        plain_matmul_nt(truth, n, x, k, w, k, m, n, k, 1);
         linear(y, x, w, bias, m, n, k);
         double error = test_relative_error(y, truth, (size_t)m * n);
         CHECK_MSG(error < 2e-6, "linear %d×%d×%d: error %g", m, n, k, error);
-        matmul_nt_naive(truth, n, x, k, w, k, m, n, k, 0);
+        plain_matmul_nt(truth, n, x, k, w, k, m, n, k, 0);
         linear(y, x, w, NULL, m, n, k);
         error = test_relative_error(y, truth, (size_t)m * n);
         CHECK_MSG(error < 2e-6, "linear without bias %d×%d×%d: error %g", m, n, k, error);
@@ -144,7 +143,7 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     RelativePosition rel = {rel_h, rel_w, grid_h, grid_w, biased ? bias : NULL}, *r = grid_h ? &rel : NULL;
     float scale = 1 / sqrtf((float)dim);
     attention(fast, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
-    attention_naive(truth, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
+    plain_attention(truth, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
     double error = test_relative_error(fast, truth, (size_t)n_q * ldo);
     /* logits of size s have errors of s·1e-7, which the exponential turns into relative errors */
     double bound = 3e-6 + 2e-6 * size;
@@ -169,7 +168,8 @@ static void attention_equals_the_plain_one(void)
         check_attention(570, 570, 1, 8, 1, 570, biased, 1); /* rows of the grid longer than a strip */
         check_attention(526, 526, 1, 8, 2, 263, biased, 1);
         check_attention(570, 570, 2, 8, 570, 1, biased, 1);
-        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased, 1); /* rows that end within a sliver of keys */
+        check_attention(13 * 40, 13 * 40, 2, 8, 13, 40, biased,
+                        1); /* rows that end within a sliver of keys */
     }
     check_attention(7, 1, 2, 16, 0, 0, 0, 1);
     check_attention(3, 0, 2, 16, 0, 0, 0, 1); /* no keys: zeros */
@@ -197,7 +197,7 @@ static void check_windows(int grid_h, int grid_w, int window_h, int window_w, in
                        y < grid_h && x < grid_w ? qkv + ((size_t)y * grid_w + x) * 3 * width : pad,
                        3 * width * sizeof *in);
             }
-            attention_naive(out, width, in, 3 * width, in + width, 3 * width, in + 2 * width, 3 * width, n, n,
+            plain_attention(out, width, in, 3 * width, in + width, 3 * width, in + 2 * width, 3 * width, n, n,
                             heads, dim, 0.3f, &rel);
             for (int i = 0; i < n; i++) {
                 int y = y0 + i / window_w, x = x0 + i % window_w;
@@ -289,25 +289,6 @@ static void gelu_is_exact(void)
     free(x), free(y);
 }
 
-/* Every finite float16, subnormal ones among them, to the bit. */
-static void halves_are_widened_exactly(void)
-{
-    uint16_t half[LANES];
-    float found[LANES];
-    for (uint32_t first = 0; first < 65536; first += LANES) {
-        for (uint32_t i = 0; i < LANES; i++)
-            half[i] = (uint16_t)(first + i);
-        store(found, load_half(half));
-        for (uint32_t i = 0; i < LANES; i++) {
-            float expected = f16_to_f32(half[i]);
-            CHECK_MSG(!isfinite(expected) || memcmp(&expected, &found[i], sizeof expected) == 0,
-                      "%04x becomes %g, not %g", half[i], found[i], expected);
-        }
-    }
-    store(found, load_half_part((const uint16_t[]){0x3c00, 0xc000}, 2));
-    CHECK(found[0] == 1 && found[1] == -2 && found[2] == 0 && found[LANES - 1] == 0);
-}
-
 /* vec_exp through softmax of two numbers: e^-d/(1 + e^-d). */
 static void exponential_is_exact(void)
 {
@@ -344,30 +325,6 @@ static void exponential_is_exact(void)
     CHECK(x[0] >= 0 && x[0] < 1e-37 && x[1] < 1e-37);
     CHECK(fabs(x[2] / (1 / (1 + exp(20.0))) - 1) < 4e-7);
     CHECK(x[3] == 0.5f && x[4] == 1 && x[5] == 1 && isnan(x[6]) && x[7] < 1e-37 && x[8] == 1);
-}
-
-/* All the way to 2^-126, below which it stays; in units of the last place. */
-static void powers_of_two_are_exact(void)
-{
-    double worst = 0;
-    const uint32_t first = 0x80000000, last = 0xc2fc0000; /* -0 and -126; 4,099 apart all digits vary */
-    for (uint32_t bits = first; bits <= last; bits += 4099) {
-        float x, power;
-        int exponent;
-        memcpy(&x, &bits, sizeof x);
-        store_part(&power, vec_exp2(splat(x)), 1);
-        double truth = exp2((double)x);
-        frexp(truth, &exponent);
-        worst = fmax(worst, fabs(power - truth) / ldexp(1, exponent - FLT_MANT_DIG));
-    }
-    CHECK_MSG(worst < 2, "2^x is off by %g units of its last place", worst);
-    const float ends[] = {0, -0.0f, -126, -127, -1e30f, -INFINITY, NAN};
-    float powers[7];
-    for (int i = 0; i < 7; i++)
-        store_part(powers + i, vec_exp2(splat(ends[i])), 1);
-    CHECK(powers[0] == 1 && powers[1] == 1 && isnan(powers[6]));
-    for (int i = 2; i < 6; i++)
-        CHECK_MSG(powers[i] == 0x1p-126f, "2^%g becomes %g", ends[i], powers[i]);
 }
 
 /* Each element-wise routine at every length around the vectors' sizes, writing nothing beyond. */
@@ -454,7 +411,8 @@ static void fused_routines_equal_their_parts(void)
           *y = random_array(M * N);
     float *z = copy_array(y, M * N), *gamma = random_array(N), *beta = random_array(N),
           *scale = random_array(N);
-    linear_gelu(y, x, w, bias, M, N, K);
+    const Linear layer = {w, bias, NULL, N, K};
+    linear_layer_gelu(y, x, &layer, M);
     linear(z, x, w, bias, M, N, K);
     gelu(z, M * N);
     CHECK(test_relative_error(y, z, M * N) < 1e-6);
@@ -602,12 +560,13 @@ static void uneven_threads_compute_the_same_bits(void)
     float *x = random_array(M * K), *w = random_array(N * K), *bias = random_array(N);
     float *one = random_array(M * N), *many = random_array(M * N);
     set_threads(1);
-    linear_gelu(one, x, w, bias, M, N, K);
+    const Linear layer = {w, bias, NULL, N, K};
+    linear_layer_gelu(one, x, &layer, M);
     set_threads(THREADS);
     crowd_threads(THREADS, &allowed);
     for (int run = 0; run < 3; run++) {
         memset(many, 0, M * N * sizeof *many);
-        linear_gelu(many, x, w, bias, M, N, K);
+        linear_layer_gelu(many, x, &layer, M);
         CHECK_MSG(memcmp(one, many, M * N * sizeof *one) == 0, "run %d gives other bits", run);
     }
     matmul(one, N, x, K, w, N, M, N, K, 1);
@@ -734,6 +693,33 @@ static void resize_equals_pil(void)
     CHECK(resize_u8(y, 0, 2, &x, 1, 1, 1, RESIZE_BILINEAR) == -1);
     CHECK(resize_u8(y, 2, 2, &x, 1, 0, 1, RESIZE_BICUBIC) == -1);
     CHECK(resize_u8(y, 2, 2, &x, 1, 1, 1, RESIZE_BICUBIC) == 0 && y[0] == 7 && y[3] == 7);
+}
+
+/* The fast forms of the integer and the bilinear resampling are the plain ones to the last bit. */
+static void resampling_equals_the_plain_one(void)
+{
+    static const int sizes[][4] = {
+        {1, 1, 3, 5}, {37, 50, 21, 90}, {70, 3, 70, 19}, {9, 200, 30, 200}, {64, 64, 17, 1100}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int ih = sizes[i][0], iw = sizes[i][1], oh = sizes[i][2], ow = sizes[i][3];
+        for (int channels = 1; channels <= 4; channels += 3) {
+            const size_t n_in = (size_t)ih * iw * channels, n_out = (size_t)oh * ow * channels;
+            uint8_t *x = malloc(n_in), *y = malloc(n_out), *truth = malloc(n_out);
+            REQUIRE(x && y && truth);
+            for (size_t p = 0; p < n_in; p++)
+                x[p] = (uint8_t)random_bits();
+            for (int filter = RESIZE_BILINEAR; filter <= RESIZE_BICUBIC; filter++) {
+                CHECK(!resize_u8(y, oh, ow, x, ih, iw, channels, (ResizeFilter)filter));
+                CHECK(!plain_resize_u8(truth, oh, ow, x, ih, iw, channels, (ResizeFilter)filter));
+                CHECK(memcmp(y, truth, n_out) == 0);
+            }
+            float *map = random_array(n_in), *fast = random_array(n_out), *plain = random_array(n_out);
+            interpolate_bilinear(fast, oh, ow, map, ih, iw, channels, 0, 0);
+            plain_interpolate_bilinear(plain, oh, ow, map, ih, iw, channels, 0, 0);
+            CHECK(memcmp(fast, plain, n_out * sizeof *fast) == 0);
+            free(x), free(y), free(truth), free(map), free(fast), free(plain);
+        }
+    }
 }
 
 static void convolution_equals_torch(void)
@@ -952,7 +938,6 @@ int main(void)
     RUN(fused_routines_equal_their_parts);
     RUN(gelu_is_exact);
     RUN(exponential_is_exact);
-    RUN(powers_of_two_are_exact);
     RUN(elements_at_every_length);
     RUN(rows_at_every_length);
     RUN(layer_norm_survives_a_large_mean);
@@ -961,7 +946,7 @@ int main(void)
     RUN(uneven_threads_compute_the_same_bits);
     RUN(interpolation_equals_torch);
     RUN(resize_equals_pil);
-    RUN(halves_are_widened_exactly);
+    RUN(resampling_equals_the_plain_one);
     RUN(convolution_equals_torch);
     RUN(depthwise_equals_the_dense_one);
     RUN(attention_equals_torch);

@@ -1,0 +1,33 @@
+/* threads.c - see threads.h. */
+#include "io/threads.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+int tensor_max_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+int tensor_team_size(void)
+{
+#ifdef _OPENMP
+    return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+int tensor_thread(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
