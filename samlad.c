@@ -35,8 +35,7 @@ static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int excl
     d->references = aligned_array((size_t)k, sizeof *d->references);
     if (!d->references)
         return fail_memory(err, "retrieval", (unsigned long long)k * sizeof *d->references);
-    d->k = bank_retrieve(bank, bank->options.retrieval, scene->mean_patch, scene->cls, scene->features, k,
-                         exclude, d->references, err);
+    d->k = bank_retrieve(bank, scene, k, exclude, d->references, err);
     return d->k < 0 ? -1 : 0;
 }
 
@@ -284,7 +283,7 @@ static int pair_scores(float *scores, size_t *n, const Bank *b, int i, int k, in
     Scene scene;
     if (bank_scene(&scene, b, i, err))
         return -1;
-    k = bank_retrieve(b, b->options.retrieval, scene.mean_patch, scene.cls, scene.features, k, i, found, err);
+    k = bank_retrieve(b, &scene, k, i, found, err);
     scene_free(&scene);
     const Objects mine = bank_objects(b, i, NULL);
     for (int r = 0; r < k; r++) {

@@ -1,29 +1,29 @@
-/* bank.h - the template bank: what is known of the normal images (METHOD.md 2), kept as one safetensors file.
+/* bank.h - the template bank: what is known of the normal images (docs/METHOD.md 2), in one safetensors file.
  *
  * Tensors of the file (N images, O objects in all, h×w cells, C channels):
  *   features [N][h][w][C] F16      mean_patch [N][C], cls [N][D] unit vectors
  *   objects.first [N+1] I32        image i owns objects first[i] .. first[i+1]-1
- *   objects.weights [O][h][w] U8   coverage of a cell, 255 = all of it
+ *   objects.weights [O][h][w] U8   coverage of a cell: 255 is the whole cell
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
- *   channel_std [C], objects.scale [O], loo.index I32, loo.structural, loo.logical, loo.score [n]
- *   loo.extra, loo.missing [n]     the strongest evidence of each normal image that something is extra,
- *                                missing
+ *   channel_std [C], objects.scale [O]: units of the structural maps
+ *   loo.index I32, loo.structural, loo.logical, loo.score [n]    leave-one-out scores
+ *   loo.extra, loo.missing [n]     the strongest evidence in each normal image that something is extra, missing
  *
- * and in __metadata__ the settings ("option.k"), the calibration, the images' names and the weights'
- * checksums. */
+ * __metadata__ holds the settings ("option.k"), the calibration, the images' names and the weights' checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
 #include "bank/options.h"
 #include "bank/scene.h"
 #include "dcga.h"
+#include "tensor.h"
 
-/* Neither a bank's image nor a file may have more objects: the scores of two such images, and their
- * assignment, take 400 MB each. */
+/* Most objects of one image, and of all: the scores of two images with that many, and their assignment, take 400 MB
+ * each. */
 enum { BANK_MAX_OBJECTS = 10000, BANK_MAX_ALL_OBJECTS = 1 << 30 };
 
-/* Which weights made a bank: detect refuses others. */
+/* The weights that made a bank: detection refuses others. */
 typedef struct WeightsId {
     char name[256]; /* file name without folder; empty: none used */
     char sha256[65];
@@ -32,66 +32,82 @@ typedef struct WeightsId {
 typedef struct Bank {
     Options options;
     WeightsId vit, sam, featup, dcga_weights;
+    /* the images */
     int n_images, grid_h, grid_w, channels, cls_dim;
-    char **names;             /* [n_images] */
-    const uint16_t *features; /* [N][h*w][C] float16 */
-    const float *mean_patch, *cls;
-    const int *first;        /* [N+1] */
-    const uint8_t *coverage; /* [O][h*w] in 255ths of a cell */
+    char **names;                  /* [n_images] */
+    const uint16_t *features;      /* [N][h*w][C] float16 */
+    const float *mean_patch, *cls; /* [N][C], [N][D] unit vectors */
+    const int *first;              /* [N+1] */
+    const uint8_t *coverage;       /* [O][h*w] in 255ths of a cell */
     const float *pooled, *centroids, *areas;
-    /* calibration (calibrate in samlad.c fills it) */
+    /* the calibration, which calibrate of samlad.c fills */
     Dcga dcga;
     const float *descriptors; /* [O][C] */
-    float *owned_descriptors; /* the same, or NULL: they are in the file */
     float *channel_std;       /* [C] over all cells of all images */
     float *units;             /* [O] of the objects' structural maps */
     float alpha;
     Spread structural, logical;
     int n_loo;
-    int *loo_index;                                  /* [n_loo] */
+    int *loo_index;                                  /* [n_loo] the images that were left out in turn */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
     float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks */
     float *loo_extra, *loo_missing;                  /* [n_loo] evidence (verdict.h) */
-    float flag_extra, flag_missing; /* their quantile: what normal images show is no reason */
-    float threshold;                /* quantile of the scores; NAN: one image has none */
-    Safetensors *file;              /* when loaded: the first block and descriptors point into it */
-    void *owned[8];                 /* when built: the malloc'd arrays */
+    float flag_extra,
+        flag_missing; /* quantiles of the evidence: a verdict needs more than normal images show */
+    float threshold;  /* quantile of the scores; NAN: one image has none */
+    /* memory */
+    Arena calibration;        /* of channel_std, units and loo_* */
+    float *owned_descriptors; /* the descriptors; NULL: they are in the file */
+    Safetensors *file;        /* of a loaded bank: images and descriptors point into it */
+    void *owned[8];           /* of a built bank: the images' arrays */
     int n_owned;
 } Bank;
 
-/* Building: images one by one, in order; growth is amortised. The scene's mean_patch and cls may be of any length:
- * they are normalised here. */
+/* ---- building (builder.c) ----------------------------------------------------------------------------*/
+
+/* Add images one by one, in their order; growth is amortised. mean_patch and cls of a scene may have any length: the
+ * bank keeps unit vectors. */
 typedef struct BankBuilder BankBuilder;
 BankBuilder *bank_builder_new(Error *err);
 int bank_builder_add(BankBuilder *builder, const char *name, const Scene *scene, Error *err);
-/* The arrays become the bank's; the builder is freed whatever happens. At least one image. */
+/* The arrays become the bank's; at least one image is needed. The builder is freed whatever happens. */
 int bank_builder_finish(BankBuilder *builder, Bank *bank, Error *err);
 void bank_builder_free(BankBuilder *builder);
 
+/* ---- the file (bank_file.c) --------------------------------------------------------------------------*/
+
 int bank_save(const Bank *bank, const char *path, Error *err);
 int bank_load(Bank *bank, const char *path, Error *err);
+
+/* ---- the images (bank.c) -----------------------------------------------------------------------------*/
+
+size_t bank_cells(const Bank *bank);
+int bank_object_count(const Bank *bank, int image);
+/* The image's objects as a view of the bank, with features16 and no features. coverage [n][h*w]: room for theirs as
+ * float32; NULL: the view has none. */
+Objects bank_objects(const Bank *bank, int image, float *coverage);
+void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
+/* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
+int bank_same_image(const Bank *bank, int i, int j);
+
+/* ---- the calibration (bank.c) ------------------------------------------------------------------------*/
+
+/* Room for channel_std, units and leave-one-out scores of n_loo images. */
+int bank_calibration_room(Bank *bank, int n_loo, Error *err);
+/* Drop an earlier calibration and make room for the next: units of 1, the images that are left out in turn
+ * (loo_index), the rest without values. */
+int bank_begin_calibration(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
-/* Room for calibration: units of 1, the images that are left out in turn (loo_index), nothing else filled. What an
- * earlier one made goes. */
-int bank_begin_calibration(Bank *bank, Error *err);
-/* Drop what calibration made, keep the images. */
+/* Drop the calibration, keep the images. */
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);
 
-int bank_object_count(const Bank *bank, int image);
-/* The image's objects as a view of the bank, with features16 and no features. coverage [n][h*w] is room for theirs as
- * float32, or NULL: the view has none. */
-Objects bank_objects(const Bank *bank, int image, float *coverage);
-size_t bank_cells(const Bank *bank);
-void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
+/* ---- retrieval (retrieve.c) --------------------------------------------------------------------------*/
 
-/* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
-int bank_same_image(const Bank *bank, int i, int j);
-/* The k nearest images: best first, ties by index; `exclude` (or -1) and its copies are left out; returns
- * how many (k larger than the bank: all), -1: no memory. mean [C] and cls [D] are unit vectors, features
- * [h*w][C]; found [k]. */
-int bank_retrieve(const Bank *bank, Retrieval by, const float *mean, const float *cls, const float *features,
-                  int k, int exclude, int *found, Error *err);
+/* The k images nearest to the scene by the option `retrieval`, best first, ties by index: found [k]. `exclude` (or
+ * -1) and its copies are left out. Returns how many: fewer when the bank has no more; -1: no memory. Only mean_patch,
+ * or cls (unit vectors), or features of the scene count. */
+int bank_retrieve(const Bank *bank, const Scene *scene, int k, int exclude, int *found, Error *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* options.c - the table of every constant of METHOD.md. See options.h. */
+/* options.c - the table of all constants of docs/METHOD.md. See options.h. */
 #include "bank/options.h"
 
 #include <errno.h>
@@ -13,28 +13,28 @@
 
 /* clang-format off */
 const OptionSpec option_table[] = {
-    {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: the model's)"},
+    {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: what the model recommends)"},
     {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
-    {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: the model's recommendation)"},
+    {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: what the model recommends)"},
     {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
     {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4, or what the model recommends with its size)"},
     {"no-objects", OPTION_FLAG, AT(no_objects), 0, 1, NULL, 1, "ablation: no SAM, the image is one object"},
-    {"precision", OPTION_CHOICE, AT(precision), 0, 1, "fp32|bf16", 1, "of both encoders' products; bf16 is faster"},
+    {"precision", OPTION_CHOICE, AT(precision), 0, 1, "fp32|bf16", 1, "precision of both encoders' products; bf16 is faster"},
     {"max-area", OPTION_DOUBLE, AT(objects.max_area), 0, 1, NULL, 1, "drop masks above this part of the image"},
     {"min-area", OPTION_DOUBLE, AT(objects.min_area), 0, 1, NULL, 1, "drop masks below this part of the image"},
-    {"min-kept", OPTION_DOUBLE, AT(objects.min_kept), 0, 1, NULL, 1, "drop masks that keep less of themselves"},
-    {"background", OPTION_FLAG, AT(objects.background), 0, 1, NULL, 1, "what no mask covers is one object"},
+    {"min-kept", OPTION_DOUBLE, AT(objects.min_kept), 0, 1, NULL, 1, "drop masks that keep less of themselves under smaller ones"},
+    {"background", OPTION_FLAG, AT(objects.background), 0, 1, NULL, 1, "the area that no mask covers is one more object"},
     {"points", OPTION_INT, AT(amg.points_per_side), 1, AMG_MAX_POINTS_PER_SIDE, NULL, 1, "SAM: point prompts along a side"},
     {"pred-iou-thresh", OPTION_DOUBLE, AT(amg.pred_iou_thresh), -AMG_MAX_LOGIT, AMG_MAX_LOGIT, NULL, 1, "SAM: least predicted IoU"},
     {"stability-score-thresh", OPTION_DOUBLE, AT(amg.stability_score_thresh), 0, 1, NULL, 1, "SAM: least stability"},
     {"stability-score-offset", OPTION_DOUBLE, AT(amg.stability_score_offset), 0, AMG_MAX_LOGIT, NULL, 1, "SAM: logits' shift"},
     {"box-nms-thresh", OPTION_DOUBLE, AT(amg.box_nms_thresh), 0, 1, NULL, 1, "SAM: box IoU of duplicates"},
     {"crop-n-layers", OPTION_INT, AT(amg.crop_n_layers), 0, AMG_MAX_CROP_LAYERS, NULL, 1, "SAM: layers of crops"},
-    {"crop-nms-thresh", OPTION_DOUBLE, AT(amg.crop_nms_thresh), 0, 1, NULL, 1, "SAM: the same between crops"},
+    {"crop-nms-thresh", OPTION_DOUBLE, AT(amg.crop_nms_thresh), 0, 1, NULL, 1, "SAM: box IoU of duplicates between crops"},
     {"crop-overlap-ratio", OPTION_DOUBLE, AT(amg.crop_overlap_ratio), 0, 1, NULL, 1, "SAM: overlap of crops"},
     {"crop-n-points-downscale-factor", OPTION_INT, AT(amg.crop_n_points_downscale_factor), 1, AMG_MAX_POINTS_PER_SIDE, NULL, 1,
      "SAM: fewer points in deeper crops"},
-    {"crop-own-points", OPTION_FLAG, AT(amg.crop_own_points), 0, 1, NULL, 1, "SAM: points in two crops are for the one whose middle is nearer"},
+    {"crop-own-points", OPTION_FLAG, AT(amg.crop_own_points), 0, 1, NULL, 1, "SAM: where crops overlap, a point belongs to the crop with the nearer middle"},
     {"min-mask-region-area", OPTION_INT, AT(amg.min_mask_region_area), 0, AMG_MAX_REGION_AREA, NULL, 1,
      "SAM: fill holes and drop islands below this many pixels"},
     {"k", OPTION_INT, AT(k), 1, 10000, NULL, 0, "normal images to compare with"},
@@ -42,7 +42,7 @@ const OptionSpec option_table[] = {
     {"channel-graph", OPTION_CHOICE, AT(dcga.channel_graph), 0, 2, "off|covariance|softmax", 0, "DCGA: the channel graph"},
     {"dcga-rounds", OPTION_INT, AT(dcga.rounds), 1, 100, NULL, 0, "DCGA: rounds of pairing and filtering"},
     {"dcga-partners", OPTION_INT, AT(dcga.partners), 1, 10000, NULL, 0, "DCGA: images that each is paired with"},
-    {"shrinkage", OPTION_FLOAT, AT(dcga.shrinkage), 0, 1000, NULL, 0, "DCGA: of the covariance, times tr/C"},
+    {"shrinkage", OPTION_FLOAT, AT(dcga.shrinkage), 0, 1000, NULL, 0, "DCGA: shrinkage of the covariance, times tr/C"},
     {"channel-strength", OPTION_FLOAT, AT(dcga.channel_strength), 0, 100, NULL, 0, "DCGA: lambda_c of the softmax graph"},
     {"channel-tau", OPTION_FLOAT, AT(dcga.channel_tau), 1e-6, 1e6, NULL, 0, "DCGA: temperature of the softmax graph"},
     {"object-strength", OPTION_FLOAT, AT(dcga.object_strength), 0, 100, NULL, 0, "DCGA: lambda_o of the object graph"},
@@ -53,35 +53,35 @@ const OptionSpec option_table[] = {
     {"match-threshold", OPTION_FLOAT, AT(omm.match_threshold), 0, 1, NULL, 0, "OMM: least P of a match"},
     {"matcher", OPTION_CHOICE, AT(omm.nearest), 0, 1, "sinkhorn|nearest", 0, "OMM: optimal transport, or mutual nearest"},
     {"verify", OPTION_FLAG, AT(omm.verify), 0, 1, NULL, 0, "OMM: check missing and extra by mask transfer"},
-    {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: when U or V is above this"},
-    {"verify-shift", OPTION_INT, AT(omm.verify_shift), 0, 16, NULL, 0, "OMM: and look so many cells around the place"},
-    {"count", OPTION_FLAG, AT(omm.count), 0, 1, NULL, 0, "OMM: count what is left over of objects alike together"},
+    {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: check objects whose U or V is above this"},
+    {"verify-shift", OPTION_INT, AT(omm.verify_shift), 0, 16, NULL, 0, "OMM: look up to this many cells around the place, too"},
+    {"count", OPTION_FLAG, AT(omm.count), 0, 1, NULL, 0, "OMM: add up what is left over of objects that are alike"},
     {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: score of the weakest normal match (auto: calibrated)"},
     {"alpha-unmatched", OPTION_FLOAT, AT(omm.alpha_unmatched), 0, 0.99, NULL, 0, "OMM: U of a match at alpha (0: alpha is the dustbin)"},
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
-    {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare along the object, or same pixel"},
-    {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: same position above this part of the image"},
-    {"register-reach", OPTION_INT, AT(amm.register_reach), 0, 16, NULL, 0, "AMM: look for an object's place within so many cells"},
-    {"claims", OPTION_FLAG, AT(amm.claims), 0, 1, NULL, 0, "AMM: compare what the references' masks expect of an object as its own"},
-    {"register-unmatched", OPTION_FLAG, AT(amm.register_unmatched), 0, 1, NULL, 0, "AMM: compare what matched nothing with its place"},
+    {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare with the matched object's cells, or with the same pixel"},
+    {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: objects above this part of the image are compared at the same position"},
+    {"register-reach", OPTION_INT, AT(amm.register_reach), 0, 16, NULL, 0, "AMM: look for an object's place within this many cells"},
+    {"claims", OPTION_FLAG, AT(amm.claims), 0, 1, NULL, 0, "AMM: cells that the references' masks expect of an object count as its own"},
+    {"register-unmatched", OPTION_FLAG, AT(amm.register_unmatched), 0, 1, NULL, 0, "AMM: compare an object without a match with the same place"},
     {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
     {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
     {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "max|top1", 0, "AMM: largest of the map, or mean of its top 1 %"},
-    {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: of an object's own leave-one-out map"},
+    {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: quantile of an object's own leave-one-out map"},
     {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: added to the logical spread"},
-    {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: the same, times |median|"},
-    {"loo-images", OPTION_INT, AT(loo_images), 1, 1 << 20, NULL, 0, "fusion: leave-one-out scores of so many images"},
-    {"fusion", OPTION_CHOICE, AT(fusion), 0, 1, "smoothmax|sum", 0, "fusion: log(e^zA + e^zL), or the sum of both from -1 on"},
-    {"only", OPTION_CHOICE, AT(only), 0, 2, "both|structural|logical", 0, "which anomalies make the score"},
+    {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: times |median|, added to the structural spread"},
+    {"loo-images", OPTION_INT, AT(loo_images), 1, 1 << 20, NULL, 0, "fusion: leave-one-out scores of at most this many images"},
+    {"fusion", OPTION_CHOICE, AT(fusion), 0, 1, "smoothmax|sum", 0, "fusion: log(e^zA + e^zL), or the sum of both, each at least -1"},
+    {"only", OPTION_CHOICE, AT(only), 0, 2, "both|structural|logical", 0, "anomalies that make the score"},
     {"flag-damage", OPTION_DOUBLE, AT(flag_damage), 0, 1e9, NULL, 0, "report: z above which an object is damaged"},
-    {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V of extra and missing objects"},
-    {"flag-quantile", OPTION_DOUBLE, AT(flag_quantile), 0, 1, NULL, 0, "report: and above this quantile of the bank's own"},
+    {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V above which an object is extra or missing"},
+    {"flag-quantile", OPTION_DOUBLE, AT(flag_quantile), 0, 1, NULL, 0, "report: and above this quantile of the bank's own images"},
     {"threshold-quantile", OPTION_DOUBLE, AT(threshold_quantile), 0, 1, NULL, 0,
-     "verdict: quantile of the bank's own scores; higher ones are anomalous"},
+     "verdict: scores above this quantile of the bank's own are anomalous"},
 };
 /* clang-format on */
 const int option_count = (int)(sizeof option_table / sizeof *option_table);
-_Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS, "callers keep so many");
+_Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS, "callers keep a flag for each option");
 
 void options_default(Options *o)
 {
@@ -157,8 +157,8 @@ static int set_number(Options *o, const OptionSpec *spec, const char *value, con
     errno = 0;
     double v = number_read(value, &end);
     double least = spec->min, most = spec->max;
-    if (spec->kind ==
-        OPTION_FLOAT) /* 1e-6 as a float, written into a bank, reads back as a little less than the double */
+    /* Compare floats with floats: 1e-6 as a float, written into a bank, reads back below the double 1e-6. */
+    if (spec->kind == OPTION_FLOAT)
         v = (float)v, least = (float)least, most = (float)most;
     if (spec->offset == AT(alpha) && strcmp(value, "auto") == 0)
         v = NAN;

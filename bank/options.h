@@ -1,4 +1,4 @@
-/* options.h - the constants of the method as options: one table serves the command line, --help, and the
+/* options.h - the constants of the method as options. One table serves the command line, --help, and the
  * settings that a bank records. */
 #ifndef SAMLAD_OPTIONS_H
 #define SAMLAD_OPTIONS_H
@@ -15,34 +15,34 @@ typedef enum Resize { RESIZE_SQUASH, RESIZE_FIT } Resize;
 typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval;
 
 typedef struct Options {
-    /* features: changing one of these needs the bank's images again */
-    int size;          /* S; 0: the model's */
+    /* Features. A bank is built anew from its images to change one of these. */
+    int size;          /* S; 0: what the model recommends */
     int resize;        /* Resize */
-    int layer;         /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters */
+    int layer;         /* 0: what the model recommends, else DINOv2's last, timm's at three quarters */
     int featup_stages; /* 0: bilinear */
-    int grid;          /* cells of the longer side; 0: S/4 (models_complete has put in a recommended one) */
+    int grid;          /* cells of the longer side; 0: S/4, where the model recommends none with its size */
     int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
-    int precision;     /* Precision of the ViT's and SAM's image encoder's products */
+    int precision;     /* Precision of the products in the ViT and in SAM's image encoder */
     ObjectsOptions objects;
     AmgOptions amg;
-    /* the method: a bank can be calibrated again with others of these (`samlad bank --from`) */
+    /* The method. `samlad bank --from` calibrates a bank again to change one of these. */
     int k;
     int retrieval; /* Retrieval */
     DcgaOptions dcga;
     OmmOptions omm;
-    double alpha;          /* score of the weakest normal match, which the dustbin follows; NAN: calibrated */
+    double alpha; /* score of the weakest normal match, from which the dustbin's follows; NAN: calibrated */
     double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours] */
     AmmOptions amm;
     double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours] */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
-    int loo_images;                         /* leave-one-out scores of at most so many: 60 [ours] */
+    int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours] */
     int fusion;                             /* Fusion of the two scores: smoothmax [ours] */
     int only;                               /* Only */
     double flag_damage;                     /* z above which an object is called damaged: 3 [ours] */
     double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */
     double flag_quantile; /* and above this quantile of the normal images' own evidence: 0.95 [ours] */
-    double
-        threshold_quantile; /* of the leave-one-out scores, above which an image is anomalous: 0.95 [ours] */
+    /* an image is anomalous above this quantile of the leave-one-out scores: 0.95 [ours] */
+    double threshold_quantile;
 } Options;
 
 typedef enum OptionKind { OPTION_INT, OPTION_FLOAT, OPTION_DOUBLE, OPTION_CHOICE, OPTION_FLAG } OptionKind;
@@ -53,7 +53,7 @@ typedef struct OptionSpec {
     size_t offset; /* into Options */
     double min, max;
     const char *choices; /* OPTION_CHOICE: "squash|fit", values 0, 1, … */
-    int of_features;     /* 1: belongs to the features, see above */
+    int of_features;     /* 1: of the features, 0: of the method (see Options) */
     const char *help;
 } OptionSpec;
 
@@ -63,14 +63,14 @@ extern const int option_count;
 
 void options_default(Options *options);
 const OptionSpec *option_find(const char *name);
-/* Set by text; `where` begins the sentence when it is not acceptable ("--k", or a bank's name). Flags take 0
- * or 1. */
+/* Set an option by text. Flags take 0 or 1. `where` begins the sentence about a text that is refused ("--k", or
+ * a bank's name). */
 int option_set(Options *options, const OptionSpec *spec, const char *value, const char *where, Error *err);
 /* The value as text that option_set reads back exactly. */
 void option_text(const Options *options, const OptionSpec *spec, char *text, size_t size);
 /* The same for people: 0.7, not 0.699999988. */
 void option_brief(const Options *options, const OptionSpec *spec, char *text, size_t size);
-/* The options' part of --help; with their values in `options` as defaults. */
+/* The options' part of --help, with the values of `options` as defaults. */
 void options_help(FILE *out, const Options *options, int of_features);
 
 #endif

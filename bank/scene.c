@@ -13,142 +13,6 @@
 #include "tensor.h"
 
 /* ================================================================================================
- * Models
- * ============================================================================================== */
-
-static int open_sam(Models *m, const char *path, Error *err)
-{
-    if (!path)
-        return 0;
-    m->sam_file = st_open(path, err);
-    m->sam = m->sam_file ? sam_open(m->sam_file, err) : NULL;
-    m->sam_state = m->sam ? sam_state_new(m->sam, err) : NULL;
-    return m->sam_state ? 0 : -1;
-}
-
-static int open_featup(Models *m, const char *path, Error *err)
-{
-    if (!path)
-        return 0;
-    m->featup_file = st_open(path, err);
-    m->featup = m->featup_file ? featup_open(m->featup_file, err) : NULL;
-    return m->featup ? 0 : -1;
-}
-
-/* Looked at already here, for it is needed only when all images are analysed. */
-static int open_dcga(Models *m, const char *path, Error *err)
-{
-    Dcga looked = {.channels = vit_config(m->vit)->dim};
-    if (!path)
-        return 0;
-    m->dcga_file = st_open(path, err);
-    return m->dcga_file ? dcga_learned(&looked, m->dcga_file, err) : -1;
-}
-
-int models_open(Models *m, const char *vit, const char *sam, const char *featup, const char *dcga, Error *err)
-{
-    *m = (Models){0};
-    m->vit_file = st_open(vit, err);
-    m->vit = m->vit_file ? vit_open(m->vit_file, err) : NULL;
-    int status = m->vit ? 0 : -1;
-    if (!status)
-        status = open_sam(m, sam, err);
-    if (!status)
-        status = open_featup(m, featup, err);
-    if (!status)
-        status = open_dcga(m, dcga, err);
-    if (status)
-        models_close(m);
-    return status;
-}
-
-void models_close(Models *m)
-{
-    if (m->vit_state)
-        vit_state_free(m->vit_state);
-    if (m->sam_state)
-        sam_state_free(m->sam_state);
-    if (m->vit && !m->shared)
-        vit_close(m->vit);
-    if (m->sam && !m->shared)
-        sam_close(m->sam);
-    if (m->featup && !m->shared)
-        featup_close(m->featup);
-    if (!m->shared)
-        st_close(m->vit_file), st_close(m->sam_file), st_close(m->featup_file), st_close(m->dcga_file);
-    *m = (Models){0};
-}
-
-int models_share(Models *copy, const Models *m, Error *err)
-{
-    *copy = *m;
-    copy->shared = 1;
-    copy->vit_state = NULL; /* made when the first image tells its size */
-    copy->vit_state_grid = 0;
-    copy->sam_state = m->sam ? sam_state_new(m->sam, err) : NULL;
-    return m->sam && !copy->sam_state ? -1 : 0;
-}
-
-int models_complete(const Models *m, Options *o, Error *err)
-{
-    const VitConfig *vit = vit_config(m->vit);
-    if (o->size == 0) {
-        /* DINOv2 was trained at 518: 448, 32 patches of 14 [ours] */
-        o->size = vit->image_size == 518 ? 448 : vit->image_size;
-        if (st_meta(m->vit_file, "method.size") &&
-            st_meta_int(m->vit_file, "method.size", 1, 4096, &o->size, err))
-            return -1;
-        /* A grid is recommended for that size, and not for another that the user chose. */
-        if (o->grid == 0 && st_meta(m->vit_file, "method.grid") &&
-            st_meta_int(m->vit_file, "method.grid", 1, 1024, &o->grid, err))
-            return -1;
-    }
-    if (o->layer == 0) { /* METHOD.md 1: the last for DINOv2; for the ImageNet ViT block 9 of 12 was best */
-        o->layer = vit->timm ? (3 * vit->depth + 2) / 4 : vit->depth;
-        if (st_meta(m->vit_file, "method.layer") &&
-            st_meta_int(m->vit_file, "method.layer", 1, vit->depth, &o->layer, err))
-            return -1;
-    }
-    return 0;
-}
-
-int models_precision(Models *m, const Options *o, Error *err)
-{
-    const Precision precision = (Precision)o->precision;
-    if (vit_set_precision(m->vit, precision, err))
-        return -1;
-    return m->sam && !o->no_objects ? sam_set_precision(m->sam, precision, err) : 0;
-}
-
-int models_recommend(const Models *m, Options *o, Error *err)
-{
-    return m->sam ? amg_recommended(&o->amg, AMG_FOR_OBJECTS, m->sam_file, err) : 0;
-}
-
-/* ================================================================================================
- * Dumping
- * ============================================================================================== */
-
-int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
-                Error *err)
-{
-    return dump ? st_writer_copy(dump, name, ST_F32, n_dims, shape, data, err) : 0;
-}
-
-typedef struct Tap {
-    StWriter *dump;
-    Error *err;
-    int status;
-} Tap;
-
-static void tap_tensor(void *user, const char *name, int n_dims, const int64_t *shape, const float *data)
-{
-    Tap *tap = user;
-    if (!tap->status)
-        tap->status = dump_floats(tap->dump, name, n_dims, shape, data, tap->err);
-}
-
-/* ================================================================================================
  * Features
  * ============================================================================================== */
 
@@ -238,9 +102,9 @@ static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *
                         float *patches, StWriter *dump, Error *err)
 {
     int C = scene->objects.channels;
-    Tap tap = {dump, err, 0};
+    DumpTap tap = {dump, err, 0};
     vit_forward(m->vit, m->vit_state, &(VitImage){pixels, s->in_h, s->in_w}, o->layer, scene->cls, patches,
-                dump ? tap_tensor : NULL, &tap);
+                dump ? dump_tap : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;
     mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
@@ -290,59 +154,6 @@ static int compute_features(Scene *scene, Models *m, const Options *o, const uin
  * Objects
  * ============================================================================================== */
 
-int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err)
-{
-    size_t n = masks->n, pixels = (size_t)height * (size_t)width;
-    uint8_t *all = aligned_array(n * pixels + 1, 1);
-    float *numbers = aligned_array(n * 8 + 1, sizeof(float));
-    if (!all || !numbers) {
-        free(all), free(numbers);
-        return fail_memory(err, "the dump of the masks", n * pixels);
-    }
-    float *iou = numbers, *stability = iou + n, *boxes = stability + n, *points = boxes + 4 * n;
-    for (size_t i = 0; i < n; i++) {
-        rle_decode(all + i * pixels, &masks->masks[i].segmentation);
-        iou[i] = masks->masks[i].predicted_iou;
-        stability[i] = masks->masks[i].stability_score;
-        memcpy(boxes + 4 * i, masks->masks[i].bbox, sizeof(float[4]));
-        points[2 * i] = (float)masks->masks[i].point[0];
-        points[2 * i + 1] = (float)masks->masks[i].point[1];
-    }
-    int64_t count = (int64_t)n;
-    int status = st_writer_copy(dump, "sam.masks", ST_U8, 3, (int64_t[]){count, height, width}, all, err) ||
-                 dump_floats(dump, "sam.iou_predictions", 1, &count, iou, err) ||
-                 dump_floats(dump, "sam.stability_scores", 1, &count, stability, err) ||
-                 dump_floats(dump, "sam.boxes", 2, (int64_t[]){count, 4}, boxes, err) ||
-                 dump_floats(dump, "sam.points", 2, (int64_t[]){count, 2}, points, err);
-    free(all), free(numbers);
-    return status ? -1 : 0;
-}
-
-/* The encoder's tensors: the mask generator keeps its embeddings to itself, so a dump encodes the image once
- * more. */
-int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
-             Error *err)
-{
-    SamImage image;
-    if (sam_encode(sam, state, &image, rgb, height, width, 1, NULL, NULL, err))
-        return -1;
-    int64_t size = sam_config(sam)->image_size, g = image.grid, C = sam_config(sam)->out_chans;
-    float *embedding = aligned_array((size_t)(g * g * C), sizeof(float));
-    int status =
-        embedding ? 0 : fail_memory(err, "the dump of the embedding", (unsigned long long)(g * g * C * 4));
-    for (int64_t p = 0; embedding && p < g * g; p++) /* to the official [C][h][w] */
-        for (int64_t c = 0; c < C; c++)
-            embedding[c * g * g + p] = image.embedding[p * C + c];
-    if (!status)
-        status = dump_floats(dump, "sam.pixels", 3, (int64_t[]){3, size, size}, image.pixels, err) ||
-                         dump_floats(dump, "sam.embedding", 3, (int64_t[]){C, g, g}, embedding, err)
-                     ? -1
-                     : 0;
-    free(embedding);
-    sam_image_free(&image);
-    return status;
-}
-
 static int compute_objects(Scene *scene, Models *m, const Options *o, const uint8_t *rgb, StWriter *dump,
                            Error *err)
 {
@@ -361,7 +172,7 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
                      err))
         return -1;
     int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) ||
-                            dump_sam(m->sam, m->sam_state, rgb, scene->height, scene->width, dump, err)
+                            dump_sam(dump, m->sam, m->sam_state, rgb, scene->height, scene->width, err)
                       : 0;
     Rle *rles = aligned_array(masks.n + 1, sizeof *rles);
     if (!rles && !status)
@@ -374,14 +185,6 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
     free(rles);
     amg_masks_free(&masks);
     return status ? -1 : 0;
-}
-
-static int dump_objects(StWriter *dump, const Objects *o, Error *err)
-{
-    return dump_floats(dump, "objects.weights", 3, (int64_t[]){o->n, o->grid_h, o->grid_w}, o->coverage,
-                       err) ||
-           dump_floats(dump, "objects.pooled", 2, (int64_t[]){o->n, o->channels}, o->pooled, err) ||
-           dump_floats(dump, "objects.centroids", 2, (int64_t[]){o->n, 2}, o->centroids, err);
 }
 
 int scene_analyse(Scene *scene, Models *models, const Options *options, const uint8_t *rgb, int height,

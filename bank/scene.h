@@ -3,6 +3,7 @@
 #define SAMLAD_SCENE_H
 
 #include "amg.h"
+#include "bank/dump.h"
 #include "dcga.h"
 #include "featup.h"
 #include "bank/options.h"
@@ -30,21 +31,9 @@ typedef struct Scene {
     int32_t *labels; /* [height][width] object of each pixel or -1; NULL for a bank's image */
 } Scene;
 
-int models_open(Models *models, const char *vit, const char *sam, const char *featup, const char *dcga,
-                Error *err);
-/* The same networks with activations of their own, for another thread. `models` must outlive it. */
-int models_share(Models *copy, const Models *models, Error *err);
-/* Bytes that one more share costs while it works on an image, beside what grows with the picture (its pixels,
- * labels and masks): the networks' activations and the enlarged features. */
+/* Bytes that one more share costs while it works on an image: the networks' activations and the enlarged
+ * features. Not counted is what grows with the picture: its pixels, labels and masks. */
 size_t models_image_bytes(const Models *models, const Options *options);
-void models_close(Models *models);
-/* What SAM's weights recommend for objects, into options that are still at their defaults. */
-int models_recommend(const Models *models, Options *options, Error *err);
-/* The encoders in the options' precision. Not on a share: it has its owner's networks. */
-int models_precision(Models *models, const Options *options, Error *err);
-/* What the backbone's weights recommend, where options say 0: size with its grid, and layer. A grid is
- * recommended for that size alone: with another that was chosen, 0 stays and means size/4. */
-int models_complete(const Models *models, Options *options, Error *err);
 
 /* rgb uint8 [height][width][3] -> scene. dump: every intermediate tensor goes there under METHOD.md 11's
  * names, or NULL. */
@@ -55,15 +44,5 @@ void scene_free(Scene *scene);
  * that made it; a scene that others made is refused. */
 int scene_save(const Scene *scene, const char *made_by, const char *path, Error *err);
 int scene_load(Scene *scene, const char *made_by, const char *path, Error *err);
-
-/* Add float32 data (copied) to a dump; a no-op when dump is NULL. */
-int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
-                Error *err);
-
-/* The masks (sam.masks, sam.iou_predictions, ...) and the encoder's input and output (sam.pixels,
- * sam.embedding [C][g][g]). */
-int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err);
-int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
-             Error *err);
 
 #endif

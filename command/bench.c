@@ -635,9 +635,8 @@ static int prepare_retrieval(Work *work, Error *err)
 static int run_retrieval(Work *work, Error *err)
 {
     int found[5];
-    return bank_retrieve(&work->bank, RETRIEVAL_MEAN, work->buffers[0], NULL, NULL, 5, -1, found, err) == 5
-               ? 0
-               : -1;
+    const Scene scene = {.mean_patch = work->buffers[0]};
+    return bank_retrieve(&work->bank, &scene, 5, -1, found, err) == 5 ? 0 : -1;
 }
 
 static const Stage STAGES[] = {

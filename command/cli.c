@@ -793,17 +793,23 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
     if (!rgb)
         return -1;
-    SegmentRequest request = {args->n_points, &args->points[0][0],
-                              args->labels,   args->has_box ? args->box : NULL,
-                              args->single,   o->amg};
     Progress progress = {0};
     AmgMasks masks;
     StWriter *dump = args->dump ? st_writer_new() : NULL;
+    SegmentRequest request = {.n_points = args->n_points,
+                              .points = &args->points[0][0],
+                              .labels = args->labels,
+                              .box = args->has_box ? args->box : NULL,
+                              .single = args->single,
+                              .amg = o->amg,
+                              .progress = show_points,
+                              .user = &progress,
+                              .dump = dump};
     int status = args->dump && !dump ? fail_memory(err, "the dump", sizeof(void *)) : 0;
     if (!status)
         status = check_prompts(args, height, width, err);
     if (!status)
-        status = segment(&masks, sam, state, &request, rgb, height, width, show_points, &progress, dump, err);
+        status = segment(&masks, sam, state, &request, rgb, height, width, err);
     if (!status) {
         status = segment_write(&masks, &request, rgb, prefix, height, width, err);
         if (!status && dump)

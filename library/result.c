@@ -1,4 +1,4 @@
-/* result.c - SamladResult from a detection. See result.h. */
+/* result.c - see result.h and samlad.h. */
 #include "library/result.h"
 
 #include <math.h>
@@ -8,75 +8,120 @@
 #include "io/fail.h"
 #include "tensor.h"
 
-/* Box of the cells that weigh at least half of the heaviest, in pixels. */
-static void cells_box(float box[4], const float *coverage, int grid_h, int grid_w, int height, int width)
+/* ================================================================================================
+ * Boxes
+ * ============================================================================================== */
+
+/* Columns x0 .. x1-1 of rows y0 .. y1-1; nothing as long as x1 <= x0. */
+typedef struct Extent {
+    int x0, y0, x1, y1;
+} Extent;
+
+static const Extent NOTHING = {INT32_MAX, INT32_MAX, 0, 0};
+
+static void extend(Extent *e, int x, int y)
 {
+    e->x0 = x < e->x0 ? x : e->x0, e->x1 = x >= e->x1 ? x + 1 : e->x1;
+    e->y0 = y < e->y0 ? y : e->y0, e->y1 = y >= e->y1 ? y + 1 : e->y1;
+}
+
+/* box: x, y, width, height in pixels; all 0 for nothing. A unit of the extent is sx × sy pixels. */
+static void set_box(float box[4], const Extent *e, float sx, float sy)
+{
+    const int some = e->x1 > e->x0;
+    box[0] = some ? (float)e->x0 * sx : 0;
+    box[1] = some ? (float)e->y0 * sy : 0;
+    box[2] = some ? (float)(e->x1 - e->x0) * sx : 0;
+    box[3] = some ? (float)(e->y1 - e->y0) * sy : 0;
+}
+
+/* The box of the cells with at least half of the largest coverage. coverage [h*w] is of the objects' grid. */
+static void cells_box(float box[4], const float *coverage, const Objects *grid, const SamladResult *r)
+{
+    const int w = grid->grid_w, n_cells = grid->grid_h * w;
+    Extent extent = NOTHING;
     float most = 0;
-    int x0 = grid_w, x1 = -1, y0 = grid_h, y1 = -1;
-    for (int p = 0; p < grid_h * grid_w; p++)
+    for (int p = 0; p < n_cells; p++)
         most = fmaxf(most, coverage[p]);
-    for (int p = 0; p < grid_h * grid_w && most > 0; p++)
-        if (coverage[p] >= most / 2) {
-            int x = p % grid_w, y = p / grid_w;
-            x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
-        }
-    float sx = (float)width / (float)grid_w, sy = (float)height / (float)grid_h;
-    box[0] = x1 < 0 ? 0 : (float)x0 * sx;
-    box[1] = x1 < 0 ? 0 : (float)y0 * sy;
-    box[2] = (float)(x1 < 0 ? 0 : x1 - x0 + 1) * sx;
-    box[3] = (float)(x1 < 0 ? 0 : y1 - y0 + 1) * sy;
+    for (int p = 0; p < n_cells && most > 0; p++)
+        if (coverage[p] >= most / 2)
+            extend(&extent, p % w, p / w);
+    set_box(box, &extent, (float)r->width / (float)w, (float)r->height / (float)grid->grid_h);
 }
 
-/* Pixel boxes of all objects from the labels; the background is label -1. */
-static void pixel_boxes(SamladResult *r, const Objects *o)
+/* Boxes of all objects from the labels; the background has label -1. */
+static int pixel_boxes(SamladResult *r, const Objects *o, Error *err)
 {
-    for (int i = 0; i < r->n_objects; i++)
-        r->objects[i].box[0] = r->objects[i].box[1] = INFINITY,
-        r->objects[i].box[2] = r->objects[i].box[3] = -INFINITY;
+    Extent *extents = aligned_array((size_t)o->n, sizeof *extents);
+    if (!extents)
+        return fail_memory(err, "the objects' boxes", (size_t)o->n * sizeof *extents);
+    for (int i = 0; i < o->n; i++)
+        extents[i] = NOTHING;
+    const int32_t *label = r->labels;
     for (int y = 0; y < r->height; y++)
-        for (int x = 0; x < r->width; x++) {
-            int label = r->labels[(size_t)y * (size_t)r->width + (size_t)x];
-            if (label < 0 && o->has_background)
-                label = o->n - 1;
-            if (label < 0)
-                continue;
-            float *b = r->objects[label].box;
-            b[0] = fminf(b[0], (float)x), b[1] = fminf(b[1], (float)y);
-            b[2] = fmaxf(b[2], (float)x + 1), b[3] = fmaxf(b[3], (float)y + 1);
+        for (int x = 0; x < r->width; x++, label++) {
+            const int i = *label < 0 && o->has_background ? o->n - 1 : *label;
+            if (i >= 0)
+                extend(&extents[i], x, y);
         }
-    for (int i = 0; i < r->n_objects; i++) {
-        float *b = r->objects[i].box;
-        b[2] -= b[0], b[3] -= b[1];
-        if (!(b[2] > 0)) /* owns no pixel */
-            b[0] = b[1] = b[2] = b[3] = 0;
-    }
+    for (int i = 0; i < o->n; i++)
+        set_box(r->objects[i].box, &extents[i], 1, 1);
+    free(extents);
+    return 0;
 }
 
-/* The matches of object i, one a reference at the most; returns how many. */
+/* ================================================================================================
+ * Objects
+ * ============================================================================================== */
+
+/* The matches of object i; returns how many. */
 static int list_matches(SamladMatch *matches, const Comparison *c, int i)
 {
     int n = 0;
-    for (int k = 0; k < c->k; k++) {
-        const Matching *m = &c->matchings[k];
-        int j = m->match_q[i];
+    for (int r = 0; r < c->k; r++) {
+        const Matching *m = &c->matchings[r];
+        const ptrdiff_t n_r = m->n_r, j = m->match_q[i];
         if (j >= 0)
-            matches[n++] = (SamladMatch){k, j, m->assignment[(size_t)i * ((size_t)m->n_r + 1) + (size_t)j],
-                                         m->scores[(size_t)i * (size_t)m->n_r + (size_t)j]};
+            matches[n++] = (SamladMatch){r, (int)j, m->assignment[i * (n_r + 1) + j], m->scores[i * n_r + j]};
     }
     return n;
 }
 
-static void set_verdict(SamladObject *object, const SamladResult *r, const Verdict *v, const Bank *bank,
-                        const float *structural)
+static SamladObject object_of(const Detection *d, int i)
 {
-    const int at = v->damage_cell;
+    const Objects *o = &d->comparison.query;
+    return (SamladObject){.background = o->has_background && i == o->n - 1,
+                          .area = o->areas[i],
+                          .centroid = {o->centroids[2 * i], o->centroids[2 * i + 1]},
+                          /* rows are not normalised last, so U may exceed 1 a little */
+                          .unmatched = fminf(1, d->unmatched[i]),
+                          .counted = d->counted[i]};
+}
+
+static void set_verdict(SamladObject *object, const Verdict *v, const Spread *spread, const Detection *d,
+                        const SamladResult *r)
+{
+    const int at = v->damage_cell, h = d->comparison.query.grid_h, w = d->comparison.query.grid_w;
     object->alike = v->alike;
     object->verdict = v->extra ? VERDICT_EXTRA : v->damaged ? VERDICT_DAMAGED : VERDICT_NORMAL;
     if (at < 0)
         return;
-    object->damage = amm_z(&bank->structural, structural[at]);
-    object->damage_at[0] = ((float)(at % bank->grid_w) + 0.5f) * (float)r->width / (float)bank->grid_w;
-    object->damage_at[1] = ((float)(at / bank->grid_w) + 0.5f) * (float)r->height / (float)bank->grid_h;
+    object->damage = amm_z(spread, d->structural[at]);
+    object->damage_at[0] = ((float)(at % w) + 0.5f) * (float)r->width / (float)w;
+    object->damage_at[1] = ((float)(at / w) + 0.5f) * (float)r->height / (float)h;
+}
+
+/* Room for n objects and their matches with k references. */
+static int objects_room(SamladResult *r, int n, int k, Error *err)
+{
+    const size_t n_matches = (size_t)n * (size_t)k;
+    r->n_objects = n;
+    r->objects = calloc((size_t)n + 1, sizeof *r->objects);
+    r->matches = aligned_array(n_matches, sizeof *r->matches);
+    return r->objects && r->matches
+               ? 0
+               : fail_memory(err, "the result",
+                             (size_t)n * sizeof *r->objects + n_matches * sizeof *r->matches);
 }
 
 int result_objects(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
@@ -84,30 +129,29 @@ int result_objects(SamladResult *r, const Bank *bank, const Detection *d, Error 
     const Objects *o = &d->comparison.query;
     const VerdictOptions options = bank_verdicts(bank);
     const VerdictInput input = {&d->comparison, d->unmatched, d->counted, d->structural, d->coverage};
-    SamladMatch *matches = r->matches = aligned_array((size_t)o->n * (size_t)d->k, sizeof *matches);
+    if (objects_room(r, o->n, d->k, err))
+        return -1;
     Verdict *verdicts = aligned_array((size_t)o->n, sizeof *verdicts);
-    r->objects = calloc((size_t)o->n + 1, sizeof *r->objects);
-    if (!matches || !r->objects || !verdicts || verdict_objects(verdicts, &input, &options, err)) {
+    if (!verdicts || verdict_objects(verdicts, &input, &options, err)) {
         free(verdicts);
-        return fail_memory(err, "the result", (unsigned long long)o->n * sizeof *r->objects);
+        return verdicts ? -1 : fail_memory(err, "the verdicts", (size_t)o->n * sizeof *verdicts);
     }
-    r->n_objects = o->n;
+    SamladMatch *matches = r->matches;
     for (int i = 0; i < o->n; i++) {
         SamladObject *object = &r->objects[i];
-        object->background = o->has_background && i == o->n - 1;
-        object->area = o->areas[i];
-        memcpy(object->centroid, o->centroids + 2 * i, sizeof object->centroid);
-        object->unmatched = fminf(1, d->unmatched[i]); /* above 1 a little: rows are not normalised last */
-        object->counted = d->counted[i];
+        *object = object_of(d, i);
         object->matches = matches;
         object->n_matches = list_matches(matches, &d->comparison, i);
         matches += object->n_matches;
-        set_verdict(object, r, &verdicts[i], bank, d->structural);
+        set_verdict(object, &verdicts[i], &bank->structural, d, r);
     }
     free(verdicts);
-    pixel_boxes(r, o);
-    return 0;
+    return pixel_boxes(r, o, err);
 }
+
+/* ================================================================================================
+ * Missing objects
+ * ============================================================================================== */
 
 int result_missing(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
 {
@@ -115,9 +159,9 @@ int result_missing(SamladResult *r, const Bank *bank, const Detection *d, Error 
     MissingList list;
     int status = verdict_missing(&list, &d->comparison, &options, err);
     r->missing = calloc((size_t)list.n + 1, sizeof *r->missing);
-    if (!r->missing && !status)
-        status = fail_memory(err, "the result", (unsigned long long)list.n * sizeof *r->missing);
-    for (int i = 0; i < list.n && !status; i++) {
+    if (!status && !r->missing)
+        status = fail_memory(err, "the result", (size_t)list.n * sizeof *r->missing);
+    for (int i = 0; !status && i < list.n; i++) {
         const Missing *m = &list.items[i];
         const Objects *reference = &d->comparison.references[m->reference];
         SamladMissing *missing = &r->missing[r->n_missing++];
@@ -127,13 +171,17 @@ int result_missing(SamladResult *r, const Bank *bank, const Detection *d, Error 
                                    .alike = m->alike,
                                    .evidence = m->evidence,
                                    .support = m->support};
-        cells_box(missing->box, reference->coverage + (size_t)m->object * bank_cells(bank), bank->grid_h,
-                  bank->grid_w, r->height, r->width);
+        cells_box(missing->box, reference->coverage + (size_t)m->object * bank_cells(bank), reference, r);
     }
     free(list.items);
     return status;
 }
 
+/* ================================================================================================
+ * Scores and maps
+ * ============================================================================================== */
+
+/* The part of the leave-one-out scores at least as high, where this score counts as one of them. */
 static float rank_of(const Bank *bank, float score)
 {
     int higher = 0;
@@ -142,8 +190,8 @@ static float rank_of(const Bank *bank, float score)
     return (float)(1 + higher) / (float)(1 + bank->n_loo);
 }
 
-/* Six spreads are clearly anomalous. A bank of one image knows no spread: its maps are shown up to their
- * largest value. */
+/* The value of the map that pictures show brightest: six spreads are clearly anomalous [ours]. A bank of one image
+ * has no spread: then the largest value. */
 static float map_high(const Bank *bank, const float *map)
 {
     if (bank->n_loo > 0)
@@ -154,12 +202,32 @@ static float map_high(const Bank *bank, const float *map)
     return largest > 0 ? largest : 1;
 }
 
+static void set_scores(SamladResult *r, const Bank *bank, const Detection *d)
+{
+    r->score = d->score;
+    r->structural = d->structural_score, r->structural_z = d->structural_z;
+    r->logical = d->logical_score, r->logical_z = d->logical_z;
+    r->rank = rank_of(bank, d->score);
+    r->threshold = bank->threshold;
+    r->anomalous = isnan(bank->threshold) ? -1 : d->score > bank->threshold;
+}
+
 static float *copy_map(const Bank *bank, const float *map)
 {
-    float *copy = aligned_array(bank_cells(bank), sizeof *copy);
-    if (copy)
-        memcpy(copy, map, bank_cells(bank) * sizeof *copy);
-    return copy;
+    const size_t n_cells = bank_cells(bank);
+    float *copy = aligned_array(n_cells, sizeof *copy);
+    return copy ? memcpy(copy, map, n_cells * sizeof *copy) : NULL;
+}
+
+static int set_maps(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
+{
+    r->map_low = 0, r->map_high = map_high(bank, d->map);
+    r->map = copy_map(bank, d->map);
+    r->structural_map = copy_map(bank, d->structural);
+    r->logical_map = copy_map(bank, d->logical);
+    return r->map && r->structural_map && r->logical_map
+               ? 0
+               : fail_memory(err, "the result", 3 * bank_cells(bank) * sizeof(float));
 }
 
 int result_make(SamladResult *r, const Bank *bank, Detection *d, Scene *scene, Error *err)
@@ -168,30 +236,26 @@ int result_make(SamladResult *r, const Bank *bank, Detection *d, Scene *scene, E
                         .height = scene->height,
                         .grid_w = bank->grid_w,
                         .grid_h = bank->grid_h,
-                        .score = d->score,
-                        .structural = d->structural_score,
-                        .logical = d->logical_score,
-                        .structural_z = d->structural_z,
-                        .logical_z = d->logical_z,
-                        .rank = rank_of(bank, d->score),
-                        .threshold = bank->threshold,
-                        .anomalous = isnan(bank->threshold) ? -1 : d->score > bank->threshold,
-                        .n_references = d->k,
-                        .map = copy_map(bank, d->map),
-                        .structural_map = copy_map(bank, d->structural),
-                        .logical_map = copy_map(bank, d->logical),
-                        .references = d->references,
                         .labels = scene->labels,
-                        .map_low = 0,
-                        .map_high = map_high(bank, d->map)};
-    d->references = NULL; /* the result's now */
-    scene->labels = NULL;
-    int status = r->map && r->structural_map && r->logical_map
-                     ? 0
-                     : fail_memory(err, "the result", bank_cells(bank) * sizeof(float));
-    if (!status && (result_objects(r, bank, d, err) || result_missing(r, bank, d, err)))
-        status = -1;
-    if (status)
+                        .n_references = d->k,
+                        .references = d->references};
+    scene->labels = NULL, d->references = NULL; /* they are the result's now */
+    set_scores(r, bank, d);
+    if (set_maps(r, bank, d, err) || result_objects(r, bank, d, err) || result_missing(r, bank, d, err)) {
         samlad_result_free(r);
-    return status;
+        return -1;
+    }
+    return 0;
+}
+
+void samlad_result_free(SamladResult *r)
+{
+    free(r->map), free(r->structural_map), free(r->logical_map), free(r->references), free(r->objects),
+        free(r->missing), free(r->labels), free(r->matches);
+    *r = (SamladResult){0};
+}
+
+void samlad_full_map(const SamladResult *r, float *map)
+{
+    interpolate_bilinear(map, r->height, r->width, r->map, r->grid_h, r->grid_w, 1, 0, 0);
 }

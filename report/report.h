@@ -1,4 +1,4 @@
-/* report.h - a result for people and for machines: pictures, sentences, one line of JSON. */
+/* report.h - a result for people and for programs: pictures (overlay.c), sentences and JSON (words.c). */
 #ifndef SAMLAD_REPORT_H
 #define SAMLAD_REPORT_H
 
@@ -7,22 +7,22 @@
 #include "io/json.h"
 #include "samlad.h"
 
-/* Heat map: map [height][width] of z, `low` dark to `high` bright, RGB PNG. */
+/* Heat map as an RGB PNG: map [height][width] of z, `low` is dark and `high` bright. */
 int report_heat(const char *path, const float *map, int width, int height, float low, float high, Error *err);
 
-/* The image with every object outlined: green normal, red extra, orange damaged (a ring where), blue dashed
- * missing, named in letters; where nothing is named in an anomalous image, a white ring where it is suspected
- * most. Images below 512 pixels are enlarged by a whole factor, and above 1,024 lines and letters grow with
- * them, so that all can be read on a screen. */
+/* The image, rgb [height][width][3], with every object outlined: normal green, extra red, damaged orange with a
+ * ring at the place, missing dashed blue. Letters name each finding. A white ring marks the most suspect place
+ * of an anomalous image in which nothing is named. Images below 512 pixels are enlarged by a whole factor;
+ * above 1,024 pixels lines and letters grow with the image. */
 int report_overlay(const char *path, const SamladResult *result, const uint8_t *rgb, Error *err);
 
-/* One object on the writer: score, rank, references by name, objects with matches and reasons, missing
- * objects. */
+/* One object on the writer: scores, rank, references by name, objects with matches and reasons, missing
+ * objects, doubt. s names the references. */
 void report_json(JsonWriter *w, const Samlad *s, const SamladResult *result, const char *image);
-/* Another's text for the terminal: what could steer it (control characters, also those of two UTF-8 bytes) as
- * \xNN. */
+/* Print text that came from outside: characters that could control the terminal as \xNN, also those of two
+ * UTF-8 bytes. */
 void report_plain(FILE *out, const char *text);
-/* The reasons in words, a line each ("missing: ..."), on out. Returns how many. */
+/* Print the reasons, one a line ("missing: ..."). Returns how many. */
 int report_text(FILE *out, const Samlad *s, const SamladResult *result);
 
 #endif

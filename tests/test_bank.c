@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "algorithm.h"
+#include "library/networks.h"
 #include "library/result.h"
 #include "tensor.h"
 #include "method_golden.h"
@@ -679,8 +680,8 @@ static void test_copies(void)
         return;
     CHECK(bank_same_image(&twice, 3, 10) && !bank_same_image(&twice, 3, 4));
     const size_t C = (size_t)twice.channels;
-    CHECK(bank_retrieve(&twice, RETRIEVAL_MEAN, twice.mean_patch + 3 * C, NULL, NULL, 14, 10, found, &err) ==
-          12);
+    const Scene fourth = {.mean_patch = (float *)twice.mean_patch + 3 * C};
+    CHECK(bank_retrieve(&twice, &fourth, 14, 10, found, &err) == 12);
     for (int i = 0; i < 12; i++)
         CHECK(found[i] != 3 && found[i] != 10);
     CHECK(once.n_loo == 7 && twice.n_loo == 14);
@@ -704,23 +705,24 @@ static void test_retrieval(void)
     Bank bank;
     Error err = {""};
     float features[3 * 4 * 5], mean[5], cls[5];
+    const Scene scene = {.features = features, .mean_patch = mean, .cls = cls};
     int found[10];
     REQUIRE(!random_bank(&bank, (int[]){1, 1, 1, 1}, 4, 3, 4, 5, &options, &err));
     for (int i = 0; i < 4; i++) { /* an image is its own nearest, by all three; excluded, it is not there */
         bank_features(&bank, i, features);
         memcpy(mean, bank.mean_patch + 5 * i, sizeof mean), memcpy(cls, bank.cls + 5 * i, sizeof cls);
         for (int by = 0; by < 3; by++) {
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 1, -1, found, &err) == 1 &&
-                  found[0] == i);
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, -1, found, &err) == 4 &&
-                  found[0] == i);
-            CHECK(bank_retrieve(&bank, (Retrieval)by, mean, cls, features, 100, i, found, &err) == 3);
+            bank.options.retrieval = by;
+            CHECK(bank_retrieve(&bank, &scene, 1, -1, found, &err) == 1 && found[0] == i);
+            CHECK(bank_retrieve(&bank, &scene, 100, -1, found, &err) == 4 && found[0] == i);
+            CHECK(bank_retrieve(&bank, &scene, 100, i, found, &err) == 3);
             CHECK(found[0] != i && found[1] != i && found[2] != i);
         }
     }
     memset(mean, 0, sizeof mean); /* all alike: by index */
-    CHECK(bank_retrieve(&bank, RETRIEVAL_MEAN, mean, cls, features, 4, 1, found, &err) == 3 &&
-          found[0] == 0 && found[1] == 2 && found[2] == 3);
+    bank.options.retrieval = RETRIEVAL_MEAN;
+    CHECK(bank_retrieve(&bank, &scene, 4, 1, found, &err) == 3 && found[0] == 0 && found[1] == 2 &&
+          found[2] == 3);
     bank_free(&bank);
 }
 
@@ -763,8 +765,8 @@ static void test_retrieval_is_a_sort(void)
             }
             qsort(ranked, (size_t)n, sizeof *ranked, by_score_then_image);
             int wanted = k < n ? k : n;
-            REQUIRE(bank_retrieve(&bank, RETRIEVAL_MEAN, (float[]){1, 1}, NULL, NULL, k < N ? k : N, exclude,
-                                  found, &err) == wanted);
+            const Scene scene = {.mean_patch = (float[]){1, 1}};
+            REQUIRE(bank_retrieve(&bank, &scene, k < N ? k : N, exclude, found, &err) == wanted);
             for (int i = 0; i < wanted; i++)
                 CHECK(found[i] == ranked[i].image);
         }

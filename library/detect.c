@@ -1,0 +1,92 @@
+/* detect.c - one image, or one stored scene, against the handle's bank. See samlad.h. */
+#include <math.h>
+
+#include "algorithm.h"
+#include "io/fail.h"
+#include "library/dump.h"
+#include "library/handle.h"
+#include "library/result.h"
+
+static int needs_bank(const Samlad *s, Error *err)
+{
+    return s->has_bank ? 0 : fail(err, "no bank: build or load one before detecting");
+}
+
+/* The result of a detection, which also goes to the dump unless that is NULL. */
+static int make_result(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, StWriter *dump,
+                       Error *err)
+{
+    if (dump && dump_detection(dump, d, err))
+        return -1;
+    if (!isfinite(d->score))
+        return fail(err, "the score is no finite number: the bank's calibration is damaged");
+    return result_make(result, bank, d, scene, err);
+}
+
+/* Compare the scene with the bank. dump: or NULL. */
+static int detect_scene(SamladResult *result, const Samlad *s, Scene *scene, StWriter *dump, Error *err)
+{
+    Detection d;
+    int status = detect_in_scene(&d, &s->bank, scene, -1, err);
+    if (!status)
+        status = make_result(result, &s->bank, &d, scene, dump, err);
+    detection_free(&d);
+    return status;
+}
+
+/* Analyse the image and compare it. dump: or NULL. */
+static int detect_image(SamladResult *result, Samlad *s, const uint8_t *rgb, int height, int width,
+                        StWriter *dump, Error *err)
+{
+    Scene scene;
+    if (scene_analyse(&scene, &s->models, &s->options, rgb, height, width, dump, err))
+        return -1;
+    int status = detect_scene(result, s, &scene, dump, err);
+    scene_free(&scene);
+    return status;
+}
+
+int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
+                  const char *dump, Error *err)
+{
+    *result = (SamladResult){0};
+    if (needs_bank(s, err))
+        return -1;
+    if (!dump)
+        return detect_image(result, s, rgb, height, width, NULL, err);
+    StWriter *writer = st_writer_new();
+    if (!writer)
+        return fail_memory(err, "the dump", sizeof(void *));
+    int status = detect_image(result, s, rgb, height, width, writer, err);
+    if (!status && st_writer_save(writer, dump, err)) {
+        samlad_result_free(result);
+        status = -1;
+    }
+    st_writer_free(writer);
+    return status;
+}
+
+int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error *err)
+{
+    Scene scene;
+    char maker[65];
+    *result = (SamladResult){0};
+    handle_maker(s, maker);
+    if (needs_bank(s, err) || scene_load(&scene, maker, path, err))
+        return -1;
+    int status = detect_scene(result, s, &scene, NULL, err);
+    scene_free(&scene);
+    return status;
+}
+
+int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err)
+{
+    Scene scene;
+    char maker[65];
+    if (scene_analyse(&scene, &s->models, &s->options, rgb, height, width, NULL, err))
+        return -1;
+    handle_maker(s, maker);
+    int status = scene_save(&scene, maker, path, err);
+    scene_free(&scene);
+    return status;
+}
