@@ -13,7 +13,177 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bank/dump.h"
 #include "io/fail.h"
+
+/* ================================================================================================
+ * An image as a scene
+ * ============================================================================================== */
+
+static int at_least_one(double x)
+{
+    int i = (int)floor(x + 0.5);
+    return i > 1 ? i : 1;
+}
+
+FeatureSizes feature_sizes(const Options *o, int patch, int height, int width)
+{
+    const double longer = height > width ? height : width;
+    const double aspect_h = o->resize == RESIZE_FIT ? height / longer : 1,
+                 aspect_w = o->resize == RESIZE_FIT ? width / longer : 1;
+    FeatureSizes s;
+    s.patch_h = at_least_one(o->size * aspect_h / patch);
+    s.patch_w = at_least_one(o->size * aspect_w / patch);
+    s.in_h = s.patch_h * patch;
+    s.in_w = s.patch_w * patch;
+    const int factor = 1 << (o->featup_stages > 0 ? o->featup_stages : 3); /* [secondary: 8] */
+    s.up_h = s.patch_h * factor;
+    s.up_w = s.patch_w * factor;
+    const double cells =
+        o->grid > 0 ? (double)o->grid / (s.in_h > s.in_w ? s.in_h : s.in_w) : 0.25; /* [ours] */
+    s.grid_h = at_least_one(s.in_h * cells);
+    s.grid_w = at_least_one(s.in_w * cells);
+    return s;
+}
+
+/* Activations for images of this size. */
+static int fit_vit_state(Networks *n, const FeatureSizes *s, Error *err)
+{
+    const int side = s->patch_h > s->patch_w ? s->patch_h : s->patch_w;
+    if (n->vit_state && n->vit_state_grid >= side)
+        return 0;
+    vit_state_free(n->vit_state);
+    n->vit_state = vit_state_new(n->vit, side, side, err);
+    n->vit_state_grid = n->vit_state ? side : 0;
+    return n->vit_state ? 0 : -1;
+}
+
+/* mean [C]: the mean patch token, of unit length [ours]. */
+static void mean_unit(float *mean, const float *patches, int n, ptrdiff_t C)
+{
+    for (ptrdiff_t c = 0; c < C; c++) {
+        double sum = 0;
+        for (ptrdiff_t p = 0; p < n; p++)
+            sum += patches[p * C + c];
+        mean[c] = (float)(sum / n);
+    }
+    l2_normalise(mean, 1, C, 1e-12f);
+}
+
+/* pixels [3][in_h][in_w] -> patches [patch_h*patch_w][C] -> the scene's features, mean patch and class token. */
+static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSizes *s, const float *pixels,
+                   float *patches, StWriter *dump, Error *err)
+{
+    const int C = scene->objects.channels, stages = o->featup_stages > 0 ? o->featup_stages : 3;
+    const VitImage image = {pixels, s->in_h, s->in_w};
+    const FeatupInput in = {patches, s->patch_h, s->patch_w, C, pixels, s->in_h, s->in_w};
+    const GridSize grid = {s->grid_h, s->grid_w};
+    DumpTap tap = {dump, err, 0};
+    vit_forward(n->vit, n->vit_state, &image, o->layer, scene->cls, patches, dump ? dump_tap : NULL, &tap);
+    if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
+        return -1;
+    mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
+    l2_normalise(scene->cls, 1, C, 1e-12f);
+    /* without stages or weights of FeatUp: bilinear (ablation) */
+    if (features_to_grid(scene->features, grid, o->featup_stages > 0 ? n->featup : NULL, &in, stages, err))
+        return -1;
+    return dump_floats(dump, "featup.features", 3, (int64_t[]){s->grid_h, s->grid_w, C}, scene->features,
+                       err);
+}
+
+static int check_finite(const Scene *scene, const Networks *n, const Options *o, Error *err)
+{
+    const Objects *grid = &scene->objects;
+    const int sharpened = n->featup && o->featup_stages > 0;
+    return all_finite(scene->features, (size_t)grid->grid_h * (size_t)grid->grid_w * (size_t)grid->channels)
+               ? 0
+               : fail(err, "%s%s%s: these weights give features that are not finite numbers",
+                      st_path(n->vit_file), sharpened ? " with " : "",
+                      sharpened ? st_path(n->featup_file) : "");
+}
+
+/* Patch tokens of the ViT, upsampled, on the grid [paper: pre-trained backbone, FeatUp]. */
+static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+                    Error *err)
+{
+    const VitConfig *vit = vit_config(n->vit);
+    const FeatureSizes s = feature_sizes(o, vit->patch_size, photo->height, photo->width);
+    const size_t C = (size_t)vit->dim, n_cells = (size_t)s.grid_h * (size_t)s.grid_w,
+                 n_pixels = 3 * (size_t)s.in_h * (size_t)s.in_w;
+    if (o->layer < 1 || o->layer > vit->depth)
+        return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer,
+                    vit->depth);
+    float *pixels = aligned_array(n_pixels + (size_t)s.patch_h * (size_t)s.patch_w * C, sizeof(float));
+    scene->features = aligned_array(n_cells * C, sizeof(float));
+    scene->mean_patch = aligned_array(C, sizeof(float));
+    scene->cls = aligned_array(C, sizeof(float));
+    scene->cls_dim = vit->dim;
+    scene->objects =
+        (Objects){.grid_h = s.grid_h, .grid_w = s.grid_w, .channels = vit->dim, .features = scene->features};
+    if (!pixels || !scene->features || !scene->mean_patch || !scene->cls) {
+        free(pixels);
+        return fail_memory(err, "features", n_cells * C * sizeof(float));
+    }
+    const int status =
+        fit_vit_state(n, &s, err) ||
+        vit_preprocess(vit, pixels, s.in_h, s.in_w, photo->rgb, photo->height, photo->width, err) ||
+        forward(scene, n, o, &s, pixels, pixels + n_pixels, dump, err) || check_finite(scene, n, o, err);
+    free(pixels);
+    return status ? -1 : 0;
+}
+
+static int objects_of_masks(Scene *scene, const AmgMasks *masks, const Options *o, Error *err)
+{
+    Rle *rles = aligned_array(masks->n, sizeof *rles);
+    if (!rles)
+        return fail_memory(err, "the objects of an image", masks->n * sizeof *rles);
+    for (size_t i = 0; i < masks->n; i++)
+        rles[i] = masks->masks[i].segmentation;
+    const int status = masks_to_objects(&scene->objects, scene->labels, rles, (int)masks->n, scene->height,
+                                        scene->width, &o->objects, err);
+    free(rles);
+    return status;
+}
+
+/* Segment Anything's automatic masks [paper], as objects on the features' grid. */
+static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+                   Error *err)
+{
+    const int h = photo->height, w = photo->width;
+    const size_t n_pixels = (size_t)h * (size_t)w;
+    AmgMasks masks = {0};
+    scene->height = h, scene->width = w;
+    scene->labels = calloc(n_pixels, sizeof *scene->labels);
+    if (!scene->labels)
+        return fail_memory(err, "the objects of an image", n_pixels * sizeof *scene->labels);
+    if (o->no_objects) {
+        if (whole_image_object(&scene->objects, err))
+            return -1;
+        return dump ? dump_objects(dump, &scene->objects, err) : 0;
+    }
+    if (!n->sam)
+        return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
+    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, photo->rgb, h, w, NULL, NULL, err))
+        return -1;
+    int status = objects_of_masks(scene, &masks, o, err);
+    if (!status && dump)
+        status = dump_masks(dump, &masks, h, w, err) ||
+                 dump_sam(dump, n->sam, n->sam_state, photo->rgb, h, w, err) ||
+                 dump_objects(dump, &scene->objects, err);
+    amg_masks_free(&masks);
+    return status ? -1 : 0;
+}
+
+int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
+{
+    *scene = (Scene){0};
+    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
+        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
+        scene_free(scene);
+        return -1;
+    }
+    return 0;
+}
 
 /* ================================================================================================
  * The steps of a detection
@@ -169,13 +339,27 @@ static void fuse(Detection *d, const Bank *bank)
  * Detection
  * ============================================================================================== */
 
+int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
+           StWriter *dump, Error *err)
+{
+    const Options *o = &bank->options;
+    *d = (Detection){0}, *scene = (Scene){0};
+    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
+        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
+        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
+        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
+        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
+        measure(d, bank, err))                            /* docs/METHOD.md 7 */
+        return -1;
+    fuse(d, bank); /* docs/METHOD.md 7 */
+    return 0;
+}
+
 int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
     *d = (Detection){0};
-    if (retrieve(d, bank, scene, exclude, err) || /* docs/METHOD.md 2 */
-        describe(d, bank, scene, err) ||          /* docs/METHOD.md 5 */
-        match(d, bank, err) ||                    /* docs/METHOD.md 6 */
-        measure(d, bank, err))                    /* docs/METHOD.md 7 */
+    if (retrieve(d, bank, scene, exclude, err) || describe(d, bank, scene, err) || match(d, bank, err) ||
+        measure(d, bank, err))
         return -1;
     fuse(d, bank);
     return 0;
@@ -204,32 +388,6 @@ VerdictOptions bank_verdicts(const Bank *bank)
 /* ================================================================================================
  * Calibration: what a bank knows of itself (docs/METHOD.md 7)
  * ============================================================================================== */
-
-int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
-{
-    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, D = (size_t)bank->cls_dim,
-                 n = (size_t)bank_object_count(bank, image);
-    *scene = (Scene){.cls_dim = bank->cls_dim};
-    float *coverage = aligned_array(n * n_cells, sizeof *coverage);
-    scene->features = aligned_array(n_cells * C, sizeof(float));
-    scene->mean_patch = aligned_array(C, sizeof(float));
-    scene->cls = aligned_array(D, sizeof(float));
-    if (!coverage || !scene->features || !scene->mean_patch || !scene->cls) {
-        free(coverage);
-        scene_free(scene);
-        return fail_memory(err, "an image of the bank", n_cells * C * 4);
-    }
-    bank_features(bank, image, scene->features);
-    memcpy(scene->mean_patch, bank->mean_patch + (size_t)image * C, C * sizeof(float));
-    memcpy(scene->cls, bank->cls + (size_t)image * D, D * sizeof(float));
-    scene->objects = bank_objects(bank, image, coverage);
-    scene->objects.features = scene->features;
-    const int status = objects_new(&scene->objects, coverage, err);
-    free(coverage);
-    if (status)
-        scene_free(scene);
-    return status;
-}
 
 /* Standard deviation of each channel over all cells of all images. */
 static int channel_spread(Bank *b, Error *err)

@@ -47,6 +47,32 @@ void bank_features(const Bank *bank, int image, float *features)
     f16_to_f32_row(features, bank->features + (size_t)image * n, n);
 }
 
+int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
+{
+    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, D = (size_t)bank->cls_dim,
+                 n = (size_t)bank_object_count(bank, image);
+    *scene = (Scene){.cls_dim = bank->cls_dim};
+    float *coverage = aligned_array(n * n_cells, sizeof *coverage);
+    scene->features = aligned_array(n_cells * C, sizeof(float));
+    scene->mean_patch = aligned_array(C, sizeof(float));
+    scene->cls = aligned_array(D, sizeof(float));
+    if (!coverage || !scene->features || !scene->mean_patch || !scene->cls) {
+        free(coverage);
+        scene_free(scene);
+        return fail_memory(err, "an image of the bank", n_cells * C * 4);
+    }
+    bank_features(bank, image, scene->features);
+    memcpy(scene->mean_patch, bank->mean_patch + (size_t)image * C, C * sizeof(float));
+    memcpy(scene->cls, bank->cls + (size_t)image * D, D * sizeof(float));
+    scene->objects = bank_objects(bank, image, coverage);
+    scene->objects.features = scene->features;
+    const int status = objects_new(&scene->objects, coverage, err);
+    free(coverage);
+    if (status)
+        scene_free(scene);
+    return status;
+}
+
 int bank_same_image(const Bank *bank, int i, int j)
 {
     const size_t C = (size_t)bank->channels, n = bank_cells(bank) * C, a = (size_t)i, b = (size_t)j;

@@ -87,6 +87,9 @@ int bank_object_count(const Bank *bank, int image);
  * float32; NULL: the view has none. */
 Objects bank_objects(const Bank *bank, int image, float *coverage);
 void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
+/* The image as a scene: features and objects, no labels. Its objects are measured anew from the rounded features and
+ * coverage. 0, or -1: no memory. */
+int bank_scene(Scene *scene, const Bank *bank, int image, Error *err);
 /* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
 int bank_same_image(const Bank *bank, int i, int j);
 

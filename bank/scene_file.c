@@ -46,6 +46,13 @@ static int add_all(StWriter *w, const Scene *s, const int16_t *labels, const cha
            st_writer_add(w, "labels", ST_I16, 2, (int64_t[]){s->height, s->width}, labels, err);
 }
 
+void scene_free(Scene *scene)
+{
+    free(scene->features), free(scene->mean_patch), free(scene->cls), free(scene->labels);
+    objects_free(&scene->objects);
+    *scene = (Scene){0};
+}
+
 int scene_save(const Scene *s, const char *made_by, const char *path, Error *err)
 {
     if (s->objects.n > BANK_MAX_OBJECTS)

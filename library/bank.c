@@ -29,7 +29,7 @@ static int calibrate_bank(Samlad *s, Listener *listener, Error *err)
 {
     s->bank.options = s->options;
     s->bank.dcga_weights = s->dcga;
-    if (calibrate(&s->bank, s->models.dcga_file, tell_calibrating, listener, err)) {
+    if (calibrate(&s->bank, s->networks.dcga_file, tell_calibrating, listener, err)) {
         bank_free(&s->bank);
         return -1;
     }
@@ -119,8 +119,8 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err)
     if (load_images(s, path, err))
         return -1;
     if (same_weights(path, "dcga", &s->bank.dcga_weights, &s->dcga, err) ||
-        (s->models.dcga_file && dcga_learned(&s->bank.dcga, s->models.dcga_file, err)) ||
-        models_precision(&s->models, &s->bank.options, err)) {
+        (s->networks.dcga_file && dcga_learned(&s->bank.dcga, s->networks.dcga_file, err)) ||
+        networks_precision(&s->networks, &s->bank.options, err)) {
         bank_free(&s->bank);
         return -1;
     }
@@ -148,7 +148,7 @@ int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress
 {
     Listener listener = {progress, user};
     if (load_images(s, path, err) || merge_options(s, path, err) ||
-        models_precision(&s->models, &s->options, err))
+        networks_precision(&s->networks, &s->options, err))
         return -1;
     return calibrate_bank(s, &listener, err);
 }

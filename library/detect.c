@@ -23,41 +23,39 @@ static int make_result(SamladResult *result, const Bank *bank, Detection *d, Sce
     return result_make(result, bank, d, scene, err);
 }
 
-/* Compare the scene with the bank. dump: or NULL. */
-static int detect_scene(SamladResult *result, const Samlad *s, Scene *scene, StWriter *dump, Error *err)
+/* dump: or NULL. */
+static int detect_image(SamladResult *result, Samlad *s, const Photo *photo, StWriter *dump, Error *err)
 {
     Detection d;
-    int status = detect_in_scene(&d, &s->bank, scene, -1, err);
+    Scene scene;
+    int status = detect(&d, &scene, &s->networks, &s->bank, photo, dump, err);
     if (!status)
-        status = make_result(result, &s->bank, &d, scene, dump, err);
-    detection_free(&d);
+        status = make_result(result, &s->bank, &d, &scene, dump, err);
+    detection_free(&d), scene_free(&scene);
     return status;
 }
 
-/* Analyse the image and compare it. dump: or NULL. */
-static int detect_image(SamladResult *result, Samlad *s, const uint8_t *rgb, int height, int width,
-                        StWriter *dump, Error *err)
+/* A picture without pixels shows nothing. */
+static int check_photo(const Photo *photo, Error *err)
 {
-    Scene scene;
-    if (scene_analyse(&scene, &s->models, &s->options, rgb, height, width, dump, err))
-        return -1;
-    int status = detect_scene(result, s, &scene, dump, err);
-    scene_free(&scene);
-    return status;
+    return photo->height > 0 && photo->width > 0
+               ? 0
+               : fail(err, "a picture of %d x %d pixels has nothing to look at", photo->width, photo->height);
 }
 
 int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
                   const char *dump, Error *err)
 {
+    const Photo photo = {rgb, height, width};
     *result = (SamladResult){0};
-    if (needs_bank(s, err))
+    if (needs_bank(s, err) || check_photo(&photo, err))
         return -1;
     if (!dump)
-        return detect_image(result, s, rgb, height, width, NULL, err);
+        return detect_image(result, s, &photo, NULL, err);
     StWriter *writer = st_writer_new();
     if (!writer)
         return fail_memory(err, "the dump", sizeof(void *));
-    int status = detect_image(result, s, rgb, height, width, writer, err);
+    int status = detect_image(result, s, &photo, writer, err);
     if (!status && st_writer_save(writer, dump, err)) {
         samlad_result_free(result);
         status = -1;
@@ -74,16 +72,20 @@ int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error
     handle_maker(s, maker);
     if (needs_bank(s, err) || scene_load(&scene, maker, path, err))
         return -1;
-    int status = detect_scene(result, s, &scene, NULL, err);
-    scene_free(&scene);
+    Detection d;
+    int status = detect_in_scene(&d, &s->bank, &scene, -1, err);
+    if (!status)
+        status = make_result(result, &s->bank, &d, &scene, NULL, err);
+    detection_free(&d), scene_free(&scene);
     return status;
 }
 
 int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err)
 {
+    const Photo photo = {rgb, height, width};
     Scene scene;
     char maker[65];
-    if (scene_analyse(&scene, &s->models, &s->options, rgb, height, width, NULL, err))
+    if (check_photo(&photo, err) || scene_analyse(&scene, &s->networks, &s->options, &photo, err))
         return -1;
     handle_maker(s, maker);
     int status = scene_save(&scene, maker, path, err);

@@ -12,7 +12,7 @@
 int handle_complete(Samlad *s, Error *err)
 {
     s->options = s->asked;
-    return models_complete(&s->models, &s->options, err);
+    return networks_complete(&s->networks, &s->options, err);
 }
 
 void handle_drop_bank(Samlad *s)
@@ -38,13 +38,13 @@ static int open_weights(Samlad *s, const SamladWeights *weights, Error *err)
     options_default(&s->asked);
     if (!weights->vit)
         return fail(err, "no backbone is given");
-    if (models_open(&s->models, weights->vit, weights->sam, weights->featup, weights->dcga, err) ||
-        models_recommend(&s->models, &s->asked, err) || handle_complete(s, err))
+    if (networks_open(&s->networks, weights->vit, weights->sam, weights->featup, weights->dcga, err) ||
+        networks_recommend(&s->networks, &s->asked, err) || handle_complete(s, err))
         return -1;
-    identify(&s->vit, s->models.vit_file);
-    identify(&s->sam, s->models.sam_file);
-    identify(&s->featup, s->models.featup_file);
-    identify(&s->dcga, s->models.dcga_file);
+    identify(&s->vit, s->networks.vit_file);
+    identify(&s->sam, s->networks.sam_file);
+    identify(&s->featup, s->networks.featup_file);
+    identify(&s->dcga, s->networks.dcga_file);
     return 0;
 }
 
@@ -72,7 +72,7 @@ void samlad_close(Samlad *s)
         return;
     if (!s->shared)
         bank_free(&s->bank);
-    models_close(&s->models);
+    networks_close(&s->networks);
     free(s);
 }
 
@@ -87,7 +87,7 @@ Samlad *samlad_share(const Samlad *s, Error *err)
         return NULL;
     *copy = *s;
     copy->shared = 1;
-    if (models_share(&copy->models, &s->models, err)) {
+    if (networks_share(&copy->networks, &s->networks, err)) {
         samlad_close(copy);
         return NULL;
     }
@@ -97,7 +97,7 @@ Samlad *samlad_share(const Samlad *s, Error *err)
 int samlad_images_at_once(const Samlad *s)
 {
     const size_t budget = (size_t)512 << 20; /* bytes of all handles' activations together [ours] */
-    const size_t at_most = budget / models_image_bytes(&s->models, &s->options);
+    const size_t at_most = budget / networks_image_bytes(&s->networks, &s->options);
     const int n_threads = tensor_max_threads();
     return (size_t)n_threads <= at_most ? n_threads : 1;
 }
@@ -117,12 +117,12 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
         return -1;
     s->was_set[spec - option_table] = 1;
     handle_drop_bank(s); /* it was made with other options */
-    return models_precision(&s->models, &s->options, err);
+    return networks_precision(&s->networks, &s->options, err);
 }
 
 int samlad_backbone_blocks(const Samlad *s)
 {
-    return vit_config(s->models.vit)->depth;
+    return vit_config(s->networks.vit)->depth;
 }
 
 void samlad_describe(const Samlad *s, SamladEach each, void *user)

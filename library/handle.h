@@ -7,7 +7,7 @@
 #include "samlad.h"
 
 struct Samlad {
-    Models models;
+    Networks networks;
     Options asked;   /* as they were set: 0 may stand for what the weights recommend */
     Options options; /* the same with the recommendations filled in */
     WeightsId vit, sam, featup, dcga;

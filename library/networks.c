@@ -7,119 +7,132 @@
  * Opening and sharing
  * ============================================================================================== */
 
-static int open_vit(Models *m, const char *path, Error *err)
+static int open_vit(Networks *n, const char *path, Error *err)
 {
-    m->vit_file = st_open(path, err);
-    m->vit = m->vit_file ? vit_open(m->vit_file, err) : NULL;
-    return m->vit ? 0 : -1;
+    n->vit_file = st_open(path, err);
+    n->vit = n->vit_file ? vit_open(n->vit_file, err) : NULL;
+    return n->vit ? 0 : -1;
 }
 
-static int open_sam(Models *m, const char *path, Error *err)
+static int open_sam(Networks *n, const char *path, Error *err)
 {
     if (!path)
         return 0;
-    m->sam_file = st_open(path, err);
-    m->sam = m->sam_file ? sam_open(m->sam_file, err) : NULL;
-    m->sam_state = m->sam ? sam_state_new(m->sam, err) : NULL;
-    return m->sam_state ? 0 : -1;
+    n->sam_file = st_open(path, err);
+    n->sam = n->sam_file ? sam_open(n->sam_file, err) : NULL;
+    n->sam_state = n->sam ? sam_state_new(n->sam, err) : NULL;
+    return n->sam_state ? 0 : -1;
 }
 
-static int open_featup(Models *m, const char *path, Error *err)
+static int open_featup(Networks *n, const char *path, Error *err)
 {
     if (!path)
         return 0;
-    m->featup_file = st_open(path, err);
-    m->featup = m->featup_file ? featup_open(m->featup_file, err) : NULL;
-    return m->featup ? 0 : -1;
+    n->featup_file = st_open(path, err);
+    n->featup = n->featup_file ? featup_open(n->featup_file, err) : NULL;
+    return n->featup ? 0 : -1;
 }
 
 /* The learned graph is needed only after all images are analysed. Checked here, a wrong file fails at once. */
-static int open_dcga(Models *m, const char *path, Error *err)
+static int open_dcga(Networks *n, const char *path, Error *err)
 {
-    Dcga tried = {.channels = vit_config(m->vit)->dim};
+    Dcga tried = {.channels = vit_config(n->vit)->dim};
     if (!path)
         return 0;
-    m->dcga_file = st_open(path, err);
-    return m->dcga_file ? dcga_learned(&tried, m->dcga_file, err) : -1;
+    n->dcga_file = st_open(path, err);
+    return n->dcga_file ? dcga_learned(&tried, n->dcga_file, err) : -1;
 }
 
-int models_open(Models *m, const char *vit, const char *sam, const char *featup, const char *dcga, Error *err)
+int networks_open(Networks *n, const char *vit, const char *sam, const char *featup, const char *dcga,
+                  Error *err)
 {
-    *m = (Models){0};
-    if (open_vit(m, vit, err) || open_sam(m, sam, err) || open_featup(m, featup, err) ||
-        open_dcga(m, dcga, err)) {
-        models_close(m);
+    *n = (Networks){0};
+    if (open_vit(n, vit, err) || open_sam(n, sam, err) || open_featup(n, featup, err) ||
+        open_dcga(n, dcga, err)) {
+        networks_close(n);
         return -1;
     }
     return 0;
 }
 
-int models_share(Models *copy, const Models *m, Error *err)
+int networks_share(Networks *copy, const Networks *n, Error *err)
 {
-    *copy = *m;
+    *copy = *n;
     copy->shared = 1;
     copy->vit_state = NULL; /* made when the first image tells its size */
     copy->vit_state_grid = 0;
-    copy->sam_state = m->sam ? sam_state_new(m->sam, err) : NULL;
-    return m->sam && !copy->sam_state ? -1 : 0;
+    copy->sam_state = n->sam ? sam_state_new(n->sam, err) : NULL;
+    return n->sam && !copy->sam_state ? -1 : 0;
 }
 
-void models_close(Models *m)
+void networks_close(Networks *n)
 {
-    if (m->vit_state)
-        vit_state_free(m->vit_state);
-    if (m->sam_state)
-        sam_state_free(m->sam_state);
-    if (!m->shared) {
-        if (m->vit)
-            vit_close(m->vit);
-        if (m->sam)
-            sam_close(m->sam);
-        if (m->featup)
-            featup_close(m->featup);
-        st_close(m->vit_file), st_close(m->sam_file), st_close(m->featup_file), st_close(m->dcga_file);
+    if (n->vit_state)
+        vit_state_free(n->vit_state);
+    if (n->sam_state)
+        sam_state_free(n->sam_state);
+    if (!n->shared) {
+        if (n->vit)
+            vit_close(n->vit);
+        if (n->sam)
+            sam_close(n->sam);
+        if (n->featup)
+            featup_close(n->featup);
+        st_close(n->vit_file), st_close(n->sam_file), st_close(n->featup_file), st_close(n->dcga_file);
     }
-    *m = (Models){0};
+    *n = (Networks){0};
+}
+
+size_t networks_image_bytes(const Networks *n, const Options *o)
+{
+    /* A square image is the largest: of others the longer side is as long. */
+    const VitConfig *vit = vit_config(n->vit);
+    const FeatureSizes s = feature_sizes(o, vit->patch_size, 1, 1);
+    const int sharpens = n->featup && o->featup_stages > 0;
+    const size_t n_cells =
+        (sharpens ? (size_t)s.up_h * (size_t)s.up_w : 0) + (size_t)s.grid_h * (size_t)s.grid_w;
+    return (n->sam_state ? sam_state_bytes(n->sam_state) : 0) +
+           vit_state_bytes(n->vit, s.patch_h, s.patch_w) + n_cells * (size_t)vit->dim * sizeof(float);
 }
 
 /* ================================================================================================
  * What the weights recommend
  * ============================================================================================== */
 
-int models_recommend(const Models *m, Options *o, Error *err)
+int networks_recommend(const Networks *n, Options *o, Error *err)
 {
-    return m->sam ? amg_recommended(&o->amg, AMG_FOR_OBJECTS, m->sam_file, err) : 0;
+    return n->sam ? amg_recommended(&o->amg, AMG_FOR_OBJECTS, n->sam_file, err) : 0;
 }
 
 /* An optional whole number of the backbone's metadata. */
-static int recommended(const Models *m, const char *key, int most, int *value, Error *err)
+static int recommended(const Networks *n, const char *key, int most, int *value, Error *err)
 {
-    return st_meta(m->vit_file, key) ? st_meta_int(m->vit_file, key, 1, most, value, err) : 0;
+    return st_meta(n->vit_file, key) ? st_meta_int(n->vit_file, key, 1, most, value, err) : 0;
 }
 
-int models_complete(const Models *m, Options *o, Error *err)
+int networks_complete(const Networks *n, Options *o, Error *err)
 {
-    const VitConfig *vit = vit_config(m->vit);
+    const VitConfig *vit = vit_config(n->vit);
     if (o->size == 0) {
         /* DINOv2 was trained at 518: 448, 32 patches of 14 [ours] */
         o->size = vit->image_size == 518 ? 448 : vit->image_size;
-        if (recommended(m, "method.size", 4096, &o->size, err))
+        if (recommended(n, "method.size", 4096, &o->size, err))
             return -1;
-        if (o->grid == 0 && recommended(m, "method.grid", 1024, &o->grid, err))
+        if (o->grid == 0 && recommended(n, "method.grid", 1024, &o->grid, err))
             return -1;
     }
     if (o->layer == 0) {
         /* the last of DINOv2; of the ImageNet ViT, block 9 of 12 was best (docs/METHOD.md 1) [ours] */
         o->layer = vit->timm ? (3 * vit->depth + 2) / 4 : vit->depth;
-        return recommended(m, "method.layer", vit->depth, &o->layer, err);
+        return recommended(n, "method.layer", vit->depth, &o->layer, err);
     }
     return 0;
 }
 
-int models_precision(Models *m, const Options *o, Error *err)
+int networks_precision(Networks *n, const Options *o, Error *err)
 {
     const Precision precision = (Precision)o->precision;
-    if (vit_set_precision(m->vit, precision, err))
+    if (vit_set_precision(n->vit, precision, err))
         return -1;
-    return m->sam && !o->no_objects ? sam_set_precision(m->sam, precision, err) : 0;
+    return n->sam && !o->no_objects ? sam_set_precision(n->sam, precision, err) : 0;
 }

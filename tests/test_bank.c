@@ -996,10 +996,10 @@ static void test_truncated(void)
 static void test_recommended_grid(void)
 {
     static const char *const grids[] = {"72", "0"};
-    Models models;
+    Networks networks;
     Error err = {""};
-    REQUIRE(!models_open(&models, "weights/vit_tiny.safetensors", NULL, NULL, NULL, &err));
-    Safetensors *shipped = models.vit_file;
+    REQUIRE(!networks_open(&networks, "weights/vit_tiny.safetensors", NULL, NULL, NULL, &err));
+    Safetensors *shipped = networks.vit_file;
     for (size_t i = 0; i < 2; i++) {
         Options left = defaults(), chosen = defaults();
         left.size = left.grid = chosen.grid = 0, chosen.size = 240;
@@ -1007,17 +1007,17 @@ static void test_recommended_grid(void)
         REQUIRE(w && !st_writer_meta(w, "method.size", "336", &err) &&
                 !st_writer_meta(w, "method.grid", grids[i], &err) && !st_writer_save(w, temporary(), &err));
         st_writer_free(w);
-        models.vit_file = st_open(temporary(), &err);
-        REQUIRE(models.vit_file);
-        CHECK(!models_complete(&models, &chosen, &err) && chosen.size == 240 && chosen.grid == 0);
+        networks.vit_file = st_open(temporary(), &err);
+        REQUIRE(networks.vit_file);
+        CHECK(!networks_complete(&networks, &chosen, &err) && chosen.size == 240 && chosen.grid == 0);
         if (i == 0)
-            CHECK(!models_complete(&models, &left, &err) && left.size == 336 && left.grid == 72);
+            CHECK(!networks_complete(&networks, &left, &err) && left.size == 336 && left.grid == 72);
         else
-            CHECK(models_complete(&models, &left, &err) && strstr(err.message, "method.grid"));
-        st_close(models.vit_file);
+            CHECK(networks_complete(&networks, &left, &err) && strstr(err.message, "method.grid"));
+        st_close(networks.vit_file);
     }
-    models.vit_file = shipped;
-    models_close(&models);
+    networks.vit_file = shipped;
+    networks_close(&networks);
     unlink(temporary());
 }
 
@@ -1027,26 +1027,26 @@ static void test_bilinear_grid(void)
     enum { H = 30, W = 50, SIZE = 48, SIDE = SIZE / 8, UP = 8 * SIDE };
     static const int grids[] = {7, 12, 48, 60};
     uint8_t rgb[H * W * 3];
-    Models models;
+    Networks networks;
     Error err = {""};
     for (int i = 0; i < H * W * 3; i++)
         rgb[i] = (uint8_t)(i * 7919 % 251);
-    REQUIRE(!models_open(&models, "weights/vit_tiny.safetensors", NULL, NULL, NULL, &err));
-    const int C = vit_config(models.vit)->dim;
+    REQUIRE(!networks_open(&networks, "weights/vit_tiny.safetensors", NULL, NULL, NULL, &err));
+    const int C = vit_config(networks.vit)->dim;
     float *pixels = malloc(3 * SIZE * SIZE * sizeof(float)), *cls = malloc((size_t)C * sizeof(float));
     float *patches = malloc((size_t)(SIDE * SIDE * C) * sizeof(float));
     float *up = malloc((size_t)(UP * UP * C) * sizeof(float));
     float *expected = malloc((size_t)(60 * 60 * C) * sizeof(float));
-    VitState *state = vit_state_new(models.vit, SIDE, SIDE, &err);
+    VitState *state = vit_state_new(networks.vit, SIDE, SIDE, &err);
     REQUIRE(pixels && cls && patches && up && expected && state);
-    REQUIRE(!vit_preprocess(vit_config(models.vit), pixels, SIZE, SIZE, rgb, H, W, &err));
-    vit_forward(models.vit, state, &(VitImage){pixels, SIZE, SIZE}, 6, cls, patches, NULL, NULL);
+    REQUIRE(!vit_preprocess(vit_config(networks.vit), pixels, SIZE, SIZE, rgb, H, W, &err));
+    vit_forward(networks.vit, state, &(VitImage){pixels, SIZE, SIZE}, 6, cls, patches, NULL, NULL);
     interpolate_bilinear(up, UP, UP, patches, SIDE, SIDE, C, 0, 0);
     for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
         Options o = defaults();
         Scene scene;
         o.size = SIZE, o.grid = grids[i], o.layer = 6, o.no_objects = 1;
-        REQUIRE(!scene_analyse(&scene, &models, &o, rgb, H, W, NULL, &err));
+        REQUIRE(!scene_analyse(&scene, &networks, &o, &(Photo){rgb, H, W}, &err));
         CHECK(scene.objects.grid_h == grids[i] && scene.objects.grid_w == grids[i]);
         if (grids[i] <= UP)
             adaptive_avg_pool(expected, grids[i], grids[i], up, UP, UP, C);
@@ -1059,7 +1059,7 @@ static void test_bilinear_grid(void)
         scene_free(&scene);
     }
     vit_state_free(state);
-    models_close(&models);
+    networks_close(&networks);
     free(pixels), free(cls), free(patches), free(up), free(expected);
 }
 
