@@ -83,9 +83,9 @@ static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, i
     return largest + log(sum);
 }
 
-/* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as much as
- * the other side has objects, so that all may end up unmatched. The potentials u and v are double: where objects
- * fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
+/* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as
+ * much as the other side has objects, so that all may end up unmatched. The potentials u and v are double:
+ * where objects fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
 int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
                  Error *err)
 {
@@ -285,9 +285,9 @@ static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, c
     return 0;
 }
 
-/* An object with U above verify_above is looked for at the same place in the other image. When what lies there
- * is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product, and U becomes
- * 0. The match itself is not made up. */
+/* An object with U above verify_above is looked for at the same place in the other image. When what lies
+ * there is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product,
+ * and U becomes 0. The match itself is not made up. */
 int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
                const OmmOptions *options, Error *err)
 {
