@@ -1,4 +1,4 @@
-/* test_dataset.c - io/probe.c, scene_file.c, the temporary names of io/file.c: what long runs stand on. Data
+/* test_dataset.c - io/probe.c, bank/scene.c, the temporary names of io/file.c: what long runs stand on. Data
  * sets and runs themselves are tested from outside, by test_eval.sh. */
 #include <signal.h>
 #include <sys/stat.h>

@@ -1,4 +1,4 @@
-/* scene_file.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
+/* scene.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
  *
  *   features [h][w][C]    mean_patch [C]    cls [D]                        F32
  *   objects.weights [n][h][w] coverage    objects.pooled [n][C]
