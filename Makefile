@@ -86,7 +86,7 @@ lib: libsamlad.a
 # A change of compiler or flags rebuilds everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(CC) $(ALL) PLAIN=$(PLAIN)' | cmp -s - $@ || echo '$(CC) $(ALL) PLAIN=$(PLAIN)' > $@
+	@echo '$(CC) $(ALL) $(TESTFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALL) $(TESTFLAGS)' > $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
