@@ -291,7 +291,7 @@ static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *
 {
     int C = scene->channels;
     Tap tap = {dump, err, 0};
-    vit_forward(m->vit, m->vit_state, pixels, s->in_h, s->in_w, o->layer, scene->cls, patches,
+    vit_forward(m->vit, m->vit_state, &(VitImage){pixels, s->in_h, s->in_w}, o->layer, scene->cls, patches,
                 dump ? tap_tensor : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;

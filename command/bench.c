@@ -498,8 +498,9 @@ static int run_vit(Work *work, Error *err)
 {
     const VitConfig *c = vit_config(work->vit);
     (void)err;
-    vit_forward(work->vit, work->vit_state, work->buffers[0], work->size, work->size, c->depth,
-                work->buffers[1], work->buffers[1] + c->dim, NULL, NULL);
+    const VitImage image = {work->buffers[0], work->size, work->size};
+    vit_forward(work->vit, work->vit_state, &image, c->depth, work->buffers[1], work->buffers[1] + c->dim,
+                NULL, NULL);
     return 0;
 }
 
