@@ -537,8 +537,9 @@ static int prepare_featup(Work *work, Error *err)
 
 static int run_featup(Work *work, Error *err)
 {
-    return featup_upsample(work->featup, work->buffers[2], work->buffers[0], FEATUP_GRID, FEATUP_GRID,
-                           CHANNELS, work->buffers[1], FEATUP_SIZE, FEATUP_SIZE, FEATUP_STAGES, err);
+    const FeatupInput in = {work->buffers[0], FEATUP_GRID, FEATUP_GRID, CHANNELS,
+                            work->buffers[1], FEATUP_SIZE, FEATUP_SIZE};
+    return featup_upsample(work->featup, work->buffers[2], &in, FEATUP_STAGES, err);
 }
 
 /* ---- amm.k5 -------------------------------------------------------------------------------------------*/
