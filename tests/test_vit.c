@@ -100,7 +100,8 @@ static int compare_model(const char *name, VitConfig *config)
         snprintf(key, sizeof key, "%dx%d", h, w);
         Taps taps = {.golden = golden, .key = key};
         const float *data = golden_data(golden, pixels);
-        vit_forward(vit, state, &(VitImage){data, h, w}, vit_config(vit)->depth, NULL, NULL, compare_tap, &taps);
+        vit_forward(vit, state, &(VitImage){data, h, w}, vit_config(vit)->depth, NULL, NULL, compare_tap,
+                    &taps);
         for (int layer = 1; layer < vit_config(vit)->depth; layer++)
             compare_layer(vit, state, &taps, data, h, w, layer);
         n_compared += taps.n_compared;
