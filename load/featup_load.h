@@ -4,7 +4,6 @@
 #ifndef SAMLAD_FEATUP_LOAD_H
 #define SAMLAD_FEATUP_LOAD_H
 
-#include "fast/bf16.h"
 #include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"

@@ -7,7 +7,6 @@
 #ifndef SAMLAD_VIT_LOAD_H
 #define SAMLAD_VIT_LOAD_H
 
-#include "fast/bf16.h"
 #include "io/error.h"
 #include "io/safetensors.h"
 #include "tensor.h"
