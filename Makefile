@@ -144,7 +144,40 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan build-plain build-plain-asan samlad libsamlad.a
+	rm -rf $(BUILD) $(BUILD)-asan build-plain build-plain-asan samlad libsamlad.a libvit.a libsam.a
 	@sh tests/demo.sh --clean $(DEMO_OUT)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- parts to take along, and the examples ------------------------------------------------------------------------
+#   make vit        libvit.a: DINOv2 and timm's ViTs alone (vit.h), with the readers of pictures and weights
+#   make sam-lib    libsam.a: Segment Anything alone (sam.h, amg.h)
+# Both show all names of the headers in this tree (-I.), where libsamlad.a shows samlad.h's alone. The chapters' fast
+# forms in fast/ have the chapter's name in front.
+.PHONY: vit sam-lib examples
+
+PART_SRC = $(wildcard io/*.c) tensor.c $(if $(FAST),$(filter-out fast/featup_% fast/sam_% fast/amm_%,$(wildcard fast/*.c)))
+VIT_SRC  = $(PART_SRC) load/vit_load.c vit.c
+SAM_SRC  = $(PART_SRC) $(wildcard load/sam_*.c encoders/*.c sam*.c) amg.c $(if $(FAST),$(wildcard fast/sam_*.c))
+EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
+
+$(BUILD)/libvit.a: $(VIT_SRC:%.c=$(BUILD)/%.o)
+$(BUILD)/libsam.a: $(patsubst %.c,$(BUILD)/%.o,$(filter-out samlad.c,$(SAM_SRC)))
+$(BUILD)/libvit.a $(BUILD)/libsam.a:
+	rm -f $@
+	$(AR) rcs $@ $^
+
+vit: libvit.a
+sam-lib: libsam.a
+libvit.a libsam.a: %.a: $(BUILD)/%.a FORCE
+	@cmp -s $< $@ || cp $< $@
+
+# Each example with what it tells of: its head names the libraries.
+$(BUILD)/examples/pca: $(BUILD)/libvit.a
+$(BUILD)/examples/point: $(BUILD)/libsam.a
+$(BUILD)/examples/detect: $(BUILD)/libsamlad.a $(BUILD)/libvit.a
+$(BUILD)/examples/%: examples/%.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL) -MMD -MP $< $(filter %.a,$^) $(LIBS) -o $@
+examples: $(EXAMPLES)
+test: $(EXAMPLES)

@@ -1,27 +1,50 @@
-/* featup.h - FeatUp's joint bilateral upsampling stack (METHOD.md 3).
- * Follows mhamilton723/FeatUp, featup/upsamplers.py. */
+/* featup.h - FeatUp's joint bilateral upsampling, and features on the maps' grid (docs/METHOD.md 3). */
 #ifndef SAMLAD_FEATUP_H
 #define SAMLAD_FEATUP_H
 
 #include "io/error.h"
-#include "io/safetensors.h"
+#include "load/featup_load.h"
 #include "tensor.h"
 
-#define FEATUP_MAX_STAGES 4
+/* Low-resolution features and the image that guides them to a higher resolution. */
+typedef struct FeatupInput {
+    const float *source;   /* [h][w][channels]: the ViT's patches */
+    int h, w, channels;    /* each 1 to 65,536 */
+    const float *guidance; /* [3][guidance_h][guidance_w]: the ViT's normalised pixels, at any size */
+    int guidance_h, guidance_w;
+} FeatupInput;
 
-typedef struct Featup Featup;
+/* source -> out [h*2^stages][w*2^stages][channels]. featup NULL: bilinear to that size. stages 0: a copy.
+ * The stack's own fixup_proj applies only to 4 stages on the channels that it was trained for.
+ * 0 / -1 (memory, more stages than the stack has, a size out of range). */
+int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int stages, Error *err);
 
-/* Open up1..upN (N <= 4 as found, under any prefix) and, when there, the stack's last fixup_proj. NULL on
- * failure. The Safetensors stays the caller's and must outlive the stack. */
-Featup *featup_open(Safetensors *weights, Error *err);
-void featup_close(Featup *featup);
-int featup_stages(const Featup *featup);
+/* The grid of maps and objects. */
+typedef struct GridSize {
+    int h, w;
+} GridSize;
 
-/* Upsample features [h][w][c] by 2^stages -> out [h*2^stages][w*2^stages][c], guided by guidance [3][gh][gw]
- * (the ViT's normalised input pixels, any size). The final fixup x + 0.1*conv1x1(x) comes when stages == 4
- * and the file has one for c channels (METHOD.md 3). featup NULL: bilinear to that size. stages 0: a copy.
- * 0 / -1 (memory, more stages than the stack has, a side or channels outside 1 to 65,536). */
-int featup_upsample(const Featup *featup, float *out, const float *features, int h, int w, int c,
-                    const float *guidance, int gh, int gw, int stages, Error *err);
+/* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell; a grid finer than
+ * the upsampled features is their bilinear enlargement. Fails as featup_upsample. */
+int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
+                     Error *err);
+
+/* ---- steps that the fast form shares (fast/featup_fold.c) ---------------------------------------------*/
+
+/* 0 when these arguments of featup_upsample are in order, else -1 and a sentence. */
+int featup_check(const Featup *featup, const FeatupInput *in, int stages, Error *err);
+/* 1 when the stack's fixup_proj applies. */
+int featup_has_fixup(const Featup *featup, int channels, int stages);
+/* The softmax's factor, and the spatial kernel. */
+float featup_range_factor(const JbuLearnedRange *up);
+void featup_spatial_kernel(float kernel[FEATUP_TAPS], const JbuLearnedRange *up);
+/* The guidance at a stage's size: pooled [h][w][3]; plane [h][w] is scratch. */
+void featup_pool_guidance(float *pooled, int h, int w, const FeatupInput *in, float *plane);
+/* x [h][w][channels] += 0.1 * fixup_proj(x); row [w][channels] is scratch. */
+void featup_stack_fixup(const Featup *featup, float *x, int h, int w, float *row);
+/* upsampled [h][w][channels] -> grid, the second step of features_to_grid. */
+void features_resize(float *grid, GridSize size, const float *upsampled, int h, int w, int channels);
+/* torch's padding 'reflect': ... 2 1 | 0 1 2 ... n-1 | n-2 ...; n is at least 2. */
+int featup_reflect(int i, int n);
 
 #endif

@@ -213,66 +213,14 @@ static void mean_unit(float *mean, const float *patches, int n, int channels)
     l2_normalise(mean, 1, channels, 1e-12f);
 }
 
-/* weights [n_out][n_in]: what a column of n_in features, enlarged bilinearly to n_up, gives on n_out cells.
- * Found by doing so with the unit vectors: channel i is 1 in place i. room [n_up][n_in] */
-static void axis_weights(float *weights, int n_out, int n_up, int n_in, int pooled, float *units, float *room)
+/* patches -> grid: through FeatUp's stages, or bilinearly to 8 times the size. */
+static int patches_to_grid(Scene *scene, const Models *m, const Options *o, const Sizes *s,
+                           const float *patches, const float *pixels, Error *err)
 {
-    memset(units, 0, (size_t)n_in * (size_t)n_in * sizeof *units);
-    for (int i = 0; i < n_in; i++)
-        units[(size_t)i * (size_t)n_in + (size_t)i] = 1;
-    interpolate_bilinear(room, n_up, 1, units, n_in, 1, n_in, 0, 0);
-    if (pooled)
-        adaptive_avg_pool(weights, n_out, 1, room, n_up, 1, n_in);
-    else
-        interpolate_bilinear(weights, n_out, 1, room, n_up, 1, n_in, 0, 0);
-}
-
-/* The same grid as to_grid's of bilinearly enlarged features, which are never written down: both steps are
- * linear and act on rows and columns apart, so that they are one small matrix an axis. */
-static int bilinear_grid(float *grid, const float *patches, const Sizes *s, int channels, Error *err)
-{
-    const int side_in = s->patch_h > s->patch_w ? s->patch_h : s->patch_w;
-    const int side_up = s->up_h > s->up_w ? s->up_h : s->up_w;
-    const int side_out = s->grid_h > s->grid_w ? s->grid_h : s->grid_w;
-    const int pooled = s->grid_h <= s->up_h && s->grid_w <= s->up_w, width = s->grid_w * channels;
-    const size_t in = (size_t)side_in, n_units = in * in, n_room = in * (size_t)side_up;
-    const size_t n_weights = in * (size_t)side_out, n_rows = (size_t)s->patch_h * (size_t)width;
-    float *units = aligned_array(n_units + n_room + n_weights + n_rows, sizeof(float));
-    if (!units)
-        return fail_memory(err, "features", (n_units + n_room + n_weights + n_rows) * sizeof(float));
-    float *room = units + n_units, *weights = room + n_room, *rows = weights + n_weights;
-    axis_weights(weights, s->grid_w, s->up_w, s->patch_w, pooled, units, room);
-    for (ptrdiff_t y = 0; y < s->patch_h; y++)
-        matmul(rows + y * width, channels, weights, s->patch_w, patches + y * s->patch_w * channels, channels,
-               s->grid_w, channels, s->patch_w, 0);
-    axis_weights(weights, s->grid_h, s->up_h, s->patch_h, pooled, units, room);
-    matmul(grid, width, weights, s->patch_h, rows, width, s->grid_h, width, s->patch_h, 0);
-    free(units);
-    return 0;
-}
-
-/* Upsampled features -> the grid: adaptive average pooling down [ours: 8x, then 2x2 mean], bilinear up. */
-static void to_grid(float *grid, const float *up, const Sizes *s, int channels)
-{
-    if (s->grid_h <= s->up_h && s->grid_w <= s->up_w)
-        adaptive_avg_pool(grid, s->grid_h, s->grid_w, up, s->up_h, s->up_w, channels);
-    else
-        interpolate_bilinear(grid, s->grid_h, s->grid_w, up, s->up_h, s->up_w, channels, 0, 0);
-}
-
-static int featup_grid(float *grid, const Featup *featup, const float *patches, const float *pixels,
-                       const Sizes *s, int channels, int stages, Error *err)
-{
-    float *up = aligned_array((size_t)s->up_h * (size_t)s->up_w * (size_t)channels, sizeof *up);
-    if (!up)
-        return fail_memory(err, "features",
-                           (unsigned long long)s->up_h * (unsigned long long)s->up_w * (size_t)channels * 4);
-    int status = featup_upsample(featup, up, patches, s->patch_h, s->patch_w, channels, pixels, s->in_h,
-                                 s->in_w, stages, err);
-    if (!status)
-        to_grid(grid, up, s, channels);
-    free(up);
-    return status;
+    const FeatupInput in = {patches, s->patch_h, s->patch_w, scene->channels, pixels, s->in_h, s->in_w};
+    const GridSize size = {s->grid_h, s->grid_w};
+    return features_to_grid(scene->features, size, sharpens(m, o) ? m->featup : NULL, &in,
+                            o->featup_stages > 0 ? o->featup_stages : 3, err);
 }
 
 static int ensure_vit_state(Models *m, const Sizes *s, Error *err)
@@ -291,14 +239,13 @@ static int run_features(Scene *scene, Models *m, const Options *o, const Sizes *
 {
     int C = scene->channels;
     Tap tap = {dump, err, 0};
-    vit_forward(m->vit, m->vit_state, pixels, s->in_h, s->in_w, o->layer, scene->cls, patches,
+    vit_forward(m->vit, m->vit_state, &(VitImage){pixels, s->in_h, s->in_w}, o->layer, scene->cls, patches,
                 dump ? tap_tensor : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;
     mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
     l2_normalise(scene->cls, 1, scene->cls_dim, 1e-12f);
-    if (sharpens(m, o) ? featup_grid(scene->features, m->featup, patches, pixels, s, C, o->featup_stages, err)
-                       : bilinear_grid(scene->features, patches, s, C, err))
+    if (patches_to_grid(scene, m, o, s, patches, pixels, err))
         return -1;
     return dump_floats(dump, "featup.features", 3, (int64_t[]){scene->grid_h, scene->grid_w, C},
                        scene->features, err);

@@ -498,8 +498,9 @@ static int run_vit(Work *work, Error *err)
 {
     const VitConfig *c = vit_config(work->vit);
     (void)err;
-    vit_forward(work->vit, work->vit_state, work->buffers[0], work->size, work->size, c->depth,
-                work->buffers[1], work->buffers[1] + c->dim, NULL, NULL);
+    const VitImage image = {work->buffers[0], work->size, work->size};
+    vit_forward(work->vit, work->vit_state, &image, c->depth, work->buffers[1], work->buffers[1] + c->dim,
+                NULL, NULL);
     return 0;
 }
 
@@ -536,8 +537,9 @@ static int prepare_featup(Work *work, Error *err)
 
 static int run_featup(Work *work, Error *err)
 {
-    return featup_upsample(work->featup, work->buffers[2], work->buffers[0], FEATUP_GRID, FEATUP_GRID,
-                           CHANNELS, work->buffers[1], FEATUP_SIZE, FEATUP_SIZE, FEATUP_STAGES, err);
+    const FeatupInput in = {work->buffers[0], FEATUP_GRID, FEATUP_GRID, CHANNELS,
+                            work->buffers[1], FEATUP_SIZE, FEATUP_SIZE};
+    return featup_upsample(work->featup, work->buffers[2], &in, FEATUP_STAGES, err);
 }
 
 /* ---- amm.k5 -------------------------------------------------------------------------------------------*/

@@ -54,6 +54,8 @@
 #endif
 
 #ifdef COMPILES_featup
+#define featup_upsample  plain_featup_upsample
+#define features_to_grid plain_features_to_grid
 #endif
 
 #ifdef COMPILES_sam

@@ -1046,7 +1046,7 @@ static void test_bilinear_grid(void)
     VitState *state = vit_state_new(models.vit, SIDE, SIDE, &err);
     REQUIRE(pixels && cls && patches && up && expected && state);
     REQUIRE(!vit_preprocess(vit_config(models.vit), pixels, SIZE, SIZE, rgb, H, W, &err));
-    vit_forward(models.vit, state, pixels, SIZE, SIZE, 6, cls, patches, NULL, NULL);
+    vit_forward(models.vit, state, &(VitImage){pixels, SIZE, SIZE}, 6, cls, patches, NULL, NULL);
     interpolate_bilinear(up, UP, UP, patches, SIDE, SIDE, C, 0, 0);
     for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
         Options o = defaults();

@@ -1,5 +1,7 @@
-/* test_featup.c - featup.c against the official JBU stack (make_golden_featup.py), and hostile files. */
+/* test_featup.c - featup.c and fast/featup_fold.c against the official JBU stack (make_golden_featup.py) and
+ * against each other, and hostile files. */
 #include "damage.h"
+#include "numbers.h"
 #include "test.h"
 
 #include "featup.h"
@@ -11,6 +13,16 @@
 
 #define GOLDEN "tests/golden/"
 static const double TOLERANCE = 1e-5; /* of the output's largest magnitude */
+
+/* The plain form is plain_* in the fast build, and the only one with PLAIN=1. */
+#ifdef PLAIN
+#define plain_featup_upsample  featup_upsample
+#define plain_features_to_grid features_to_grid
+#else
+extern __typeof__(featup_upsample) plain_featup_upsample;
+extern __typeof__(features_to_grid) plain_features_to_grid;
+#endif
+static __typeof__(featup_upsample) *upsample_form = featup_upsample; /* the one under test */
 
 static const float *golden_data(Safetensors *golden, const char *key, const char *name, int64_t shape[3])
 {
@@ -41,8 +53,9 @@ static void compare_case(const Featup *featup, Safetensors *golden, const char *
         REQUIRE(expected && want[0] == (h + step - 1) / step && want[1] == w && want[2] == c);
         float *out = malloc((size_t)(h * w * c) * sizeof *out);
         REQUIRE(out);
-        int status = featup_upsample(featup, out, features, (int)in[0], (int)in[1], (int)c, guidance,
-                                     (int)guide[1], (int)guide[2], stages, &err);
+        const FeatupInput input = {features, (int)in[0],    (int)in[1],   (int)c,
+                                   guidance, (int)guide[1], (int)guide[2]};
+        int status = upsample_form(featup, out, &input, stages, &err);
         CHECK_MSG(status == 0, "%s", err.message);
         for (int64_t row = 0; row < want[0]; row++) /* bring the golden rows together */
             memmove(out + row * w * c, out + row * step * w * c, (size_t)(w * c) * sizeof *out);
@@ -94,18 +107,48 @@ static void test_real_stack(void)
     st_close(golden);
 }
 
+/* The fast grid is the plain one: pooled and enlarged, with FeatUp and bilinearly. */
+static void test_grids_agree(void)
+{
+    static const GridSize sizes[] = {{9, 13}, {40, 48}, {45, 47}, {50, 70}};
+    enum { H = 5, W = 6, C = 37, LARGEST = 50 * 70 * C };
+    Safetensors *st;
+    Error err = {""};
+    Featup *featup = open_stack(GOLDEN "featup_model.safetensors", &st);
+    REQUIRE(featup);
+    float *source = random_array(H * W * C), *guidance = random_array(3 * 20 * 21);
+    float *fast = random_array(LARGEST), *plain = random_array(LARGEST);
+    const FeatupInput in = {source, H, W, C, guidance, 20, 21};
+    for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; i++) {
+        const GridSize size = sizes[i / 2];
+        const Featup *stack = i % 2 ? featup : NULL;
+        REQUIRE(features_to_grid(fast, size, stack, &in, 3, &err) == 0);
+        REQUIRE(plain_features_to_grid(plain, size, stack, &in, 3, &err) == 0);
+        const double error = test_relative_error(fast, plain, (size_t)size.h * (size_t)size.w * C);
+        CHECK_MSG(error < TOLERANCE, "grid %d x %d: relative error %.2g", size.h, size.w, error);
+    }
+    CHECK(features_to_grid(fast, sizes[0], featup, &in, 5, &err) == -1);
+    free(plain);
+    free(fast);
+    free(guidance);
+    free(source);
+    featup_close(featup);
+    st_close(st);
+}
+
 /* Without a stack: torch's bilinear, and a copy at stage 0. */
 static void test_bilinear(void)
 {
     const float features[4] = {0, 1, 2, 3}, guidance[3] = {0};
     const float row0[4] = {0, 0.25f, 0.75f, 1}; /* torch.nn.functional.interpolate of [0, 1] to 4 */
     float out[16];
+    const FeatupInput in = {features, 2, 2, 1, guidance, 1, 1};
     Error err = {""};
-    CHECK(featup_upsample(NULL, out, features, 2, 2, 1, guidance, 1, 1, 1, &err) == 0);
+    CHECK(featup_upsample(NULL, out, &in, 1, &err) == 0);
     for (int y = 0; y < 4; y++)
         for (int x = 0; x < 4; x++)
             CHECK(fabsf(out[4 * y + x] - (row0[x] + 2 * row0[y])) < 1e-6f);
-    CHECK(featup_upsample(NULL, out, features, 2, 2, 1, guidance, 1, 1, 0, &err) == 0);
+    CHECK(featup_upsample(NULL, out, &in, 0, &err) == 0);
     CHECK(memcmp(out, features, sizeof features) == 0);
 }
 
@@ -119,14 +162,38 @@ static void test_one_pixel(void)
     REQUIRE(featup);
     const float features[2] = {1, -3}, guidance[12] = {1, -1, 0.5f, 0, 2, 1, -1, 0, 0, 1, 0.2f, -0.3f};
     float out[2 * 4 * 2];
-    CHECK(featup_upsample(featup, out, features, 1, 2, 1, guidance, 2, 2, 1, &err) == 0);
+    const FeatupInput two = {features, 1, 2, 1, guidance, 2, 2}, one = {features, 1, 1, 2, guidance, 2, 2};
+    CHECK(upsample_form(featup, out, &two, 1, &err) == 0);
     for (int i = 0; i < 8; i++)
         CHECK(isfinite(out[i]));
-    CHECK(featup_upsample(featup, out, features, 1, 1, 2, guidance, 2, 2, 1, &err) == 0);
+    CHECK(upsample_form(featup, out, &one, 1, &err) == 0);
     for (int i = 0; i < 4; i++)
         CHECK(fabsf(out[2 * i] * -3 - out[2 * i + 1]) < 1e-5f && fabsf(out[2 * i] - 1) < 0.9f);
     featup_close(featup);
     st_close(st);
+}
+
+/* The plain form passes the same tests. */
+static void with_plain_form(void (*test)(void))
+{
+    upsample_form = plain_featup_upsample;
+    test();
+    upsample_form = featup_upsample;
+}
+
+static void test_plain_random_stack(void)
+{
+    with_plain_form(test_random_stack);
+}
+
+static void test_plain_real_stack(void)
+{
+    with_plain_form(test_real_stack);
+}
+
+static void test_plain_one_pixel(void)
+{
+    with_plain_form(test_one_pixel);
 }
 
 static void test_threads_give_the_same_bits(void)
@@ -143,11 +210,12 @@ static void test_threads_give_the_same_bits(void)
         features[i] = (float)(i * 7919 % 1000) / 250.0f - 2.0f;
     for (int i = 0; i < 3 * G * G; i++)
         guidance[i] = (float)(i * 104729 % 1000) / 250.0f - 2.0f;
+    const FeatupInput in = {features, H, W, C, guidance, G, G};
     int before = omp_get_max_threads();
     omp_set_num_threads(1);
-    CHECK(featup_upsample(featup, one, features, H, W, C, guidance, G, G, 2, &err) == 0);
+    CHECK(featup_upsample(featup, one, &in, 2, &err) == 0);
     omp_set_num_threads(3);
-    CHECK(featup_upsample(featup, many, features, H, W, C, guidance, G, G, 2, &err) == 0);
+    CHECK(featup_upsample(featup, many, &in, 2, &err) == 0);
     omp_set_num_threads(before);
     CHECK(memcmp(one, many, N * sizeof *one) == 0);
     free(many);
@@ -207,14 +275,15 @@ static void test_arguments_are_checked(void)
     Safetensors *st;
     Error err = {""};
     float x[64] = {0};
+    const FeatupInput in = {x, 1, 1, 1, x, 1, 1}, empty = {x, 0, 1, 1, x, 1, 1};
     REQUIRE(write_damaged_stack(&(Damage){.without = "up3.range_temp"}) == 0); /* a stack of two stages */
     Featup *featup = open_stack(BROKEN, &st);
     REQUIRE(featup);
     CHECK(featup_stages(featup) == 2);
-    CHECK(featup_upsample(featup, x, x, 1, 1, 1, x, 1, 1, 3, &err) == -1 &&
+    CHECK(featup_upsample(featup, x, &in, 3, &err) == -1 &&
           strstr(err.message, "featup-stages: 3 are asked for"));
-    CHECK(featup_upsample(featup, x, x, 1, 1, 1, x, 1, 1, -1, &err) == -1);
-    CHECK(featup_upsample(featup, x, x, 0, 1, 1, x, 1, 1, 1, &err) == -1 && strstr(err.message, "0 x 1"));
+    CHECK(featup_upsample(featup, x, &in, -1, &err) == -1);
+    CHECK(featup_upsample(featup, x, &empty, 1, &err) == -1 && strstr(err.message, "0 x 1"));
     featup_close(featup);
     featup_close(NULL);
     st_close(st);
@@ -225,8 +294,12 @@ int main(void)
 {
     RUN(test_random_stack);
     RUN(test_real_stack);
+    RUN(test_grids_agree);
     RUN(test_bilinear);
     RUN(test_one_pixel);
+    RUN(test_plain_random_stack);
+    RUN(test_plain_real_stack);
+    RUN(test_plain_one_pixel);
     RUN(test_threads_give_the_same_bits);
     RUN(test_tensors_are_checked);
     RUN(test_arguments_are_checked);
