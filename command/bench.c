@@ -460,6 +460,33 @@ static int dump_masks(Work *work, Error *err)
     return st_writer_copy(work->dump, "sam.records", ST_F32, 2, (int64_t[]){(int64_t)n, 9}, table, err);
 }
 
+/* ---- sam.prompt : one prompt on an encoded image, as `samlad segment --point` decodes it ---------------*/
+
+static int prepare_prompt(Work *work, Error *err)
+{
+    if (open_sam(work, &SMALL_ENCODER, 0, err) || prepare_picture(work, 1024, err) || run_encoder(work, err))
+        return -1;
+    const SamConfig *c = sam_config(work->sam);
+    const size_t low_res = 16 * (size_t)work->embedding.grid * (size_t)work->embedding.grid;
+    work->gflop = sam_decoder_gflop(c);
+    return new_buffer(work, (size_t)c->n_multimask * low_res, err) ? 0 : -1;
+}
+
+static int run_prompt(Work *work, Error *err)
+{
+    const float point[2] = {0.4f * (float)work->width, 0.6f * (float)work->height};
+    const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
+    float iou[SAM_MAX_MASK_TOKENS];
+    return sam_decode(work->sam, &work->embedding, &prompt, 1, work->buffers[0], iou, NULL, NULL, err);
+}
+
+static int dump_prompt(Work *work, Error *err)
+{
+    const int64_t side = 4 * work->embedding.grid;
+    return st_writer_copy(work->dump, "sam.low_res", ST_F32, 3,
+                          (int64_t[]){sam_config(work->sam)->n_multimask, side, side}, work->buffers[0], err);
+}
+
 /* ---- sam_vit_h.memory : all that segmenting with ViT-H takes beside its weights -----------------------*/
 
 static int prepare_memory(Work *work, Error *err)
@@ -667,6 +694,8 @@ static const Stage STAGES[] = {
      run_encoder, dump_encoder, 0, PRECISION_BF16},
     {"sam_vit_b.masks_1024", "automatic masks, 32 x 32 points, without the encoder", 0, prepare_masks,
      run_masks, dump_masks, 0, PRECISION_FP32},
+    {"sam.prompt", "one point on an encoded image, 3 masks", 0, prepare_prompt, run_prompt, dump_prompt, 0,
+     PRECISION_FP32},
     {"sam_vit_h.memory", "2 of 32 blocks, 16 points; peak without weights", 0, prepare_memory, run_memory,
      NULL, 1, PRECISION_FP32},
     {"dinov2_s.518", "ViT-S/14, 518 x 518", 518, prepare_vit, run_vit, dump_vit, 0, PRECISION_FP32},
