@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eval/facts.h"
 #include "io/fail.h"
 #include "io/file.h"
 

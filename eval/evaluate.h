@@ -34,8 +34,4 @@ int evaluation_prepare(const EvaluateRequest *request, const char *data, Evaluat
 int evaluation_measure(Evaluation *result, const char *out, Error *err);
 void evaluation_free(Evaluation *result);
 
-/* The pictures of one detected image: PREFIX_heat.png, PREFIX_overlay.png; its map as float TIFF (run.c). */
-int write_pictures(const SamladResult *result, const uint8_t *rgb, const char *prefix, Error *err);
-int write_map(const SamladResult *result, const char *path, Error *err);
-
 #endif

@@ -43,30 +43,12 @@ typedef struct RunTimes {
 /* Do what is not done yet. Refuses a folder of other settings, weights or images, naming what differs. */
 int run_images(Samlad *s, const Dataset *dataset, const RunPlan *plan, RunTimes *times, Error *err);
 
-/* Seconds of a clock that never goes back. */
-double clock_seconds(void);
-
 /* The first part of it: what is recorded in the folder is what would be done today, or is recorded now. */
 int run_settle(Samlad *s, const Dataset *dataset, const RunPlan *plan, Error *err);
 
 /* Paths of one image's results: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *category,
              const DatasetImage *image, const char *ending, Error *err);
-
-/* What a run says of itself: keys and values of run.json or categories/CATEGORY.json. */
-typedef struct Facts {
-    int n;
-    char *keys[256], *values[256];
-} Facts;
-
-void facts_add(Facts *facts, const char *key, const char *value);
-void facts_describe(Facts *facts, const Samlad *s); /* what samlad_describe tells */
-int facts_read(Facts *facts, const char *path, Error *err);
-const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
-void facts_free(Facts *facts);
-/* The first fact that differs, but for "data" (where the images lie); -1: none. Index into `today`, or into
- * `then` (and *in_then) when `today` lacks it. */
-int facts_differ(const Facts *then, const Facts *today, int *in_then);
 
 /* Put the results of other folders of the same run into `out`: what each has done, banks too. They must have
  * been made with the same settings, weights and banks. */

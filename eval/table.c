@@ -11,6 +11,7 @@
 #include "io/image.h"
 #include "report/report.h"
 #include "tensor.h"
+#include "eval/facts.h"
 #include "eval/metrics.h"
 #include "eval/run.h"
 
