@@ -28,7 +28,7 @@
 #include "io/fail.h"
 #include "fast/bf16.h"
 #include "command/bench_model.h"
-#include "command/cli.h"
+#include "command/messages.h"
 #include "featup.h"
 #include "io/image.h"
 #include "io/json.h"
@@ -819,8 +819,7 @@ static void print_help(void)
 
 static int usage(const char *format, const char *what)
 {
-    static const Args bench = {.command = "bench"};
-    return usage_error(&bench, format, what);
+    return usage_error("bench", format, what);
 }
 
 static int begins_with(const char *name, const char *beginning)

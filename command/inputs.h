@@ -2,7 +2,9 @@
 #ifndef SAMLAD_COMMAND_INPUTS_H
 #define SAMLAD_COMMAND_INPUTS_H
 
-#include "command/cli.h"
+#include <stdio.h>
+
+#include "command/args.h"
 
 typedef struct ImageList {
     char **paths, **names; /* names: below the folder that was given, for output files */

@@ -1,88 +1,20 @@
-/* cli_eval.c - the commands that run experiments: samlad synth, samlad eval, samlad
- * ablate. No algorithm: see eval/. */
+/* command/eval.c - samlad eval and samlad ablate: data sets and their figures. No algorithm: see eval/. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "command/cli.h"
+#include "command/commands.h"
+#include "command/messages.h"
+#include "command/models.h"
 #include "eval/ablate.h"
 #include "eval/evaluate.h"
-#include "eval/synth.h"
 #include "io/fail.h"
 #include "io/json.h"
 #include "report/report.h"
 
 /* ================================================================================================
- * samlad synth, samlad eval
+ * samlad eval
  * ============================================================================================== */
-
-static const char SYNTH_HELP[] =
-    "usage: samlad synth tray DIR [--seed N] [--parts]\n"
-    "       samlad synth digits --mnist MNIST OUT [--seed N]\n"
-    "       samlad synth loco --defects TABLES OUT [--seed N]\n"
-    "\n"
-    "Write a data set in MVTec LOCO's layout, to an empty or new folder. Same seed, same bytes.\n"
-    "\n"
-    "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, "
-    "wrong count)\n"
-    "          and structural ones (scratch, stain, dent, broken part), with ground truth; --parts also "
-    "writes which\n"
-    "          pixel shows which part: parts/test/good/000.png (0 none, 1 the first part, ...) and so on\n"
-    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder "
-    "of the four\n"
-    "          idx files, plain or .gz\n"
-    "  loco    a tiny set with MVTec LOCO's five categories: small trays, whose defects take the pixel "
-    "values of\n"
-    "          TABLES/CATEGORY/defects_config.json\n";
-
-/* Each option but --seed belongs to one of the data sets. */
-static int check_synth_options(const Args *args)
-{
-    const struct {
-        int given;
-        const char *set, *sentence;
-    } options[] = {{args->parts, "tray", "--parts belongs to samlad synth tray"},
-                   {args->mnist != NULL, "digits", "--mnist belongs to samlad synth digits"},
-                   {args->defects != NULL, "loco", "--defects belongs to samlad synth loco"}};
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-        if (options[i].given && strcmp(args->inputs[0], options[i].set) != 0)
-            return usage_error(args, "%s", options[i].sentence);
-    return 0;
-}
-
-int command_synth(Args *args)
-{
-    Error err;
-    if (args->n_inputs != 2)
-        return usage_error(args, "%s",
-                           "samlad synth tray DIR, digits --mnist MNIST OUT, or loco --defects TABLES OUT");
-    if (check_synth_options(args))
-        return EXIT_USAGE;
-    int status;
-    if (strcmp(args->inputs[0], "tray") == 0) {
-        SynthTrayOptions o = synth_tray_defaults();
-        o.seed = args->has_seed ? args->seed : o.seed;
-        o.parts = args->parts;
-        status = synth_tray(args->inputs[1], &o, &err);
-    } else if (strcmp(args->inputs[0], "digits") == 0) {
-        SynthDigitsOptions o = synth_digits_defaults();
-        o.seed = args->has_seed ? args->seed : o.seed;
-        if (!args->mnist)
-            return usage_error(args, "%s", "--mnist MNIST is missing: the folder of MNIST's idx files");
-        status = synth_digits(args->mnist, args->inputs[1], &o, &err);
-    } else if (strcmp(args->inputs[0], "loco") == 0) {
-        if (!args->defects)
-            return usage_error(args, "%s",
-                               "--defects TABLES is missing: the folder of CATEGORY/defects_config.json");
-        status = synth_loco(args->defects, args->inputs[1], args->has_seed ? args->seed : 1, &err);
-    } else {
-        return usage_error(args, "'%s' is none of tray, digits, loco", args->inputs[0]);
-    }
-    if (status)
-        return failed(&err);
-    printf("%s: written\n", args->inputs[1]);
-    return EXIT_SUCCESS;
-}
 
 static const char EVAL_HELP[] =
     "usage: samlad eval DATA [-o OUT] [options of samlad bank]\n"
@@ -226,7 +158,7 @@ static int merge_runs(Args *args, const EvaluateRequest *request)
     Evaluation e;
     const char *out = args->out ? args->out : args->inputs[0];
     if (args->n_inputs == 0 || (args->n_inputs > 1 && !args->out))
-        return usage_error(args, "%s", "--merge needs the folder of a run, or several and -o OUT");
+        return usage_error(args->command, "%s", "--merge needs the folder of a run, or several and -o OUT");
     int status = evaluate_merge(args->inputs, args->n_inputs, out, request, &e, &err);
     if (!status)
         print_evaluation(args, &e);
@@ -252,10 +184,11 @@ static int make_request(Args *args, EvaluateRequest *request, Progress *progress
     };
     if (request->kind == DATASET_KINDS)
         return usage_error(
-            args, "--dataset '%s' is none of auto, mvtec-loco, mvtec-ad, visa, digit-anatomy, folder",
+            args->command,
+            "--dataset '%s' is none of auto, mvtec-loco, mvtec-ad, visa, digit-anatomy, folder",
             args->dataset);
     if (parse_shard(args->shard, &request->plan.shard, &request->plan.n_shards))
-        return usage_error(args, "--shard '%s' is not I/N with I from 1 to N", args->shard);
+        return usage_error(args->command, "--shard '%s' is not I/N with I from 1 to N", args->shard);
     return 0;
 }
 
@@ -266,21 +199,22 @@ int command_eval(Args *args)
     Progress progress = {0};
     EvaluateRequest request;
     if (!args->merge && args->n_inputs != 1)
-        return usage_error(args, "%s", "one folder, please");
+        return usage_error(args->command, "%s", "one folder, please");
     if (args->merge && not_for_merge(args))
-        return usage_error(args, "--%s is of no use with --merge: the settings are those of the runs",
+        return usage_error(args->command,
+                           "--%s is of no use with --merge: the settings are those of the runs",
                            not_for_merge(args));
     if (!args->merge && args->data)
-        return usage_error(args, "%s", "--data is for --merge: where the data set is now");
+        return usage_error(args->command, "%s", "--data is for --merge: where the data set is now");
     int status = make_request(args, &request, &progress);
     if (status || args->merge)
         return status ? status : merge_runs(args, &request);
     if (args->bank && args->n_set > 0)
-        return usage_error(args,
+        return usage_error(args->command,
                            "--%s is a setting of the bank: leave out --bank, or make one with samlad bank",
                            args->set[0]->name);
     if (args->shard && !args->out)
-        return usage_error(args, "%s", "--shard needs -o OUT: the folder that the shards work on");
+        return usage_error(args->command, "%s", "--shard needs -o OUT: the folder that the shards work on");
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
@@ -292,6 +226,15 @@ int command_eval(Args *args)
     samlad_close(s);
     return status;
 }
+
+void help_eval(void)
+{
+    fputs(EVAL_HELP, stdout);
+}
+
+/* ================================================================================================
+ * samlad ablate
+ * ============================================================================================== */
 
 static const char ABLATE_HELP[] =
     "usage: samlad ablate DATA -o OUT [--setting 'NAME=VALUE ...']... [options of samlad bank]\n"
@@ -331,9 +274,9 @@ int command_ablate(Args *args)
     Progress progress = {0};
     EvaluateRequest request;
     if (args->n_inputs != 1)
-        return usage_error(args, "%s", "one folder, please");
+        return usage_error(args->command, "%s", "one folder, please");
     if (!args->out)
-        return usage_error(args, "%s", "where to? -o OUT is missing");
+        return usage_error(args->command, "%s", "where to? -o OUT is missing");
     int status = make_request(args, &request, &progress);
     if (status)
         return status;
@@ -355,15 +298,6 @@ int command_ablate(Args *args)
     return status;
 }
 
-/* The helps of this chapter. */
-void help_synth(void)
-{
-    fputs(SYNTH_HELP, stdout);
-}
-void help_eval(void)
-{
-    fputs(EVAL_HELP, stdout);
-}
 void help_ablate(void)
 {
     fputs(ABLATE_HELP, stdout);
