@@ -138,7 +138,7 @@ static int take_method_option(Args *args, const OptionSpec *option, const char *
     return 0;
 }
 
-/* Where the option's text is kept as it stands; NULL: it is no such option. */
+/* Where to keep the option's text; NULL when the option is none of these. */
 static const char **text_of(Args *args, const char *name)
 {
     const struct {
@@ -220,8 +220,8 @@ static int take_flag(Args *args, const char *name)
     return 0;
 }
 
-/* "--name=value" or "--name value", of which the second half is in `next` (NULL: the line ends here); *used_next:
- * whether it was needed. */
+/* "--name=value" or "--name value". `next` is the argument behind `arg`, or NULL; *used_next is 1 when it
+ * is the value. */
 static int take_argument(Args *args, const char *arg, const char *next, int *used_next)
 {
     char name[64];

@@ -13,28 +13,28 @@
 static const char BANK_HELP[] =
     "usage: samlad bank DIR|IMAGE... -o BANK [options]\n"
     "\n"
-    "Study normal images and keep what is known of them in one file (safetensors).\n"
-    "A few dozen images of one product, taken alike, are enough; folders are searched.\n"
+    "Store the features and objects of normal images in one file, the bank (safetensors).\n"
+    "A few dozen images of one product are enough. Folders are searched for images.\n"
     "\n"
     "  samlad bank good/ -o screws.bank             with the weights that ship\n"
     "  samlad bank good/ -o screws.bank --backbone dinov2_vits14.safetensors --sam sam_vit_h.safetensors\n"
-    "  samlad bank --from screws.bank -o k10.bank --k 10      the same images, another method setting\n"
+    "  samlad bank --from screws.bank -o k10.bank --k 10      the same images with another setting\n"
     "\n"
     "  -o, --out FILE        the bank to write\n"
     "  --backbone FILE       ViT weights (samlad info FILE; tools/convert.py makes them)\n"
     "  --sam FILE            Segment Anything weights\n"
     "  --featup FILE|none|N  FeatUp weights; none: bilinear; a number: stages\n"
     "  --dcga FILE           learned graph weights (none by default)\n"
-    "  --from BANK           take a bank's images and settings, and calibrate anew with the options given\n";
+    "  --from BANK           take images and settings from a bank; recalibrate with the options given\n";
 
 void help_bank(void)
 {
     Options o;
     shipped_defaults(&o, AMG_FOR_OBJECTS);
     fputs(BANK_HELP, stdout);
-    printf(
-        "\nFeatures and objects (defaults with the SAM weights that ship; others may recommend their own,\n"
-        "samlad info BANK shows what was used):\n");
+    printf("\nFeatures and objects, with the defaults of the SAM weights that ship. Other weights may "
+           "recommend\n"
+           "others; samlad info BANK shows those of a bank:\n");
     options_help(stdout, &o, 1);
     printf("\nMethod (can be changed with --from):\n");
     options_help(stdout, &o, 0);
@@ -68,15 +68,16 @@ int command_bank(Args *args)
     Error err;
     ImageList list = {0};
     if (!args->out)
-        return usage_error(args->command, "%s", "where to? -o BANK is missing");
+        return usage_error(args->command, "%s", "-o BANK is missing: the file to write");
     if ((args->n_inputs == 0) == !args->from)
         return usage_error(args->command, "%s",
-                           args->from ? "either --from or images, not both" : "no normal images are given");
+                           args->from ? "--from and images exclude each other"
+                                      : "no normal images are given");
     for (int i = 0; args->from && i < args->n_set; i++)
         if (args->set[i]->of_features)
-            return usage_error(args->command, "--%s needs the images again: leave out --from and name them",
+            return usage_error(args->command, "--%s needs the images again: give them instead of --from",
                                args->set[i]->name);
-    /* all that can be wrong is said before the work, which may take hours */
+    /* check everything before the work, which may take hours */
     int repeats = 0;
     if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err) ||
         list_drop_repeats(&list, &repeats, &err) || check_spared(args->out, args, &list, &err) ||

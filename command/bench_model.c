@@ -1,9 +1,9 @@
-/* bench_model.c - models of the published sizes with random weights, as safetensors in memory.
+/* command/bench_model.c - models of the published sizes with random weights, as safetensors in memory.
  *
  * A Recipe lists the tensors: name, shape, mean and deviation. Linear and convolution weights have the
- * deviation 1/sqrt(inputs), so that activations keep their size from layer to layer, as they do in trained
- * networks; gains of norms are about 1. Then the header (JSON) and the numbers are laid out as in a file, and
- * st_open_memory checks them as it would check a file. */
+ * deviation 1/sqrt(inputs), and gains of norms are about 1. So activations keep their size from layer to
+ * layer, as in trained networks. The header (JSON) and the numbers are then laid out as in a file, and
+ * st_open_memory checks them like a file. */
 #include "command/bench_model.h"
 
 #include <math.h>
@@ -70,7 +70,7 @@ __attribute__((format(printf, 3, 4))) static void meta(Recipe *r, const char *ke
     json_key(&r->header, key), json_string(&r->header, value);
 }
 
-/* One more tensor; the name is printf-style. */
+/* Append a tensor to the recipe; its name is printf-style. */
 __attribute__((format(printf, 6, 7))) static void tensor(Recipe *r, float mean, float deviation, int n_dims,
                                                          const int *shape, const char *format, ...)
 {
@@ -160,7 +160,7 @@ static int lay_out(BenchModel *model, const Recipe *r, const char *name, int bla
     return -1;
 }
 
-/* Frees the recipe whatever happens. */
+/* Frees the recipe in any case. */
 static int finish(BenchModel *model, Recipe *r, const char *name, int blank, Error *err)
 {
     *model = (BenchModel){0};

@@ -15,19 +15,19 @@ static const char HELP[] =
     " - SAM-LAD in C: zero-shot detection of logical and structural anomalies in images\n"
     "\n"
     "  samlad bank good/ -o normal.bank             study normal images\n"
-    "  samlad detect --bank normal.bank new/ -o out score others: what is missing, extra, damaged?\n"
+    "  samlad detect --bank normal.bank new/ -o out score others, and name what is missing, extra, damaged\n"
     "\n"
     "  bank      normal images -> template bank\n"
     "  detect    bank + images -> scores, maps, reasons\n"
     "  segment   Segment Anything on one image\n"
-    "  info      what is in a weights file or a bank\n"
+    "  info      the contents of a weights file or a bank\n"
     "  synth     write a data set: trays, DigitAnatomy from MNIST, or LOCO's five categories, drawn\n"
-    "  eval      run a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
-    "  ablate    the same under many settings of the method\n"
-    "  bench     how fast each stage is on this machine\n"
+    "  eval      measure on a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
+    "  ablate    eval under many settings of the method\n"
+    "  bench     the speed of each stage on this machine\n"
     "\n"
-    "samlad COMMAND --help tells more. OMP_NUM_THREADS sets the threads, SAMLAD_WEIGHTS names the folder of\n"
-    "the weights that ship.\n";
+    "See samlad COMMAND --help. OMP_NUM_THREADS sets the number of threads. SAMLAD_WEIGHTS names the folder\n"
+    "of the weights that ship.\n";
 
 static const struct {
     const char *name;
@@ -36,14 +36,12 @@ static const struct {
     const char *takes;
 } COMMANDS[] = {
     {"bank", command_bank, help_bank, "out from backbone sam featup dcga *"},
-    {"detect", command_detect, help_detect,
-     "bank out json no-pictures dump backbone sam featup dcga *"}, /* * for a better message */
+    /* detect takes the method's options (*) only to refuse them with a sentence of its own */
+    {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
      "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "
-     "stability-score-offset "
-     "box-nms-thresh crop-n-layers "
-     "crop-nms-thresh crop-overlap-ratio crop-n-points-downscale-factor crop-own-points "
-     "min-mask-region-area"},
+     "stability-score-offset box-nms-thresh crop-n-layers crop-nms-thresh crop-overlap-ratio "
+     "crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed parts mnist defects"},
     {"eval", command_eval, help_eval,
@@ -60,7 +58,7 @@ static int wants_help(int argc, char **argv)
     return 0;
 }
 
-/* What was printed has arrived, or the status says that it has not. */
+/* The exit status: `status`, or a failure when the printed text was not delivered. */
 static int finish(int status)
 {
     if ((!fflush(stdout) && !ferror(stdout)) || status)

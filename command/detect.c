@@ -20,28 +20,28 @@
 static const char DETECT_HELP[] =
     "usage: samlad detect --bank BANK IMAGE|DIR... [-o OUT] [--json]\n"
     "\n"
-    "Score images against a bank of normal ones: higher is more anomalous. Prints a line an image (score, "
-    "rank,\n"
-    "verdict, path) and below it what is missing, extra or damaged. rank is the part of the bank's own "
-    "leave-one-out\n"
-    "scores that are as high: small means unusual, near 1 means normal. The verdict is 'anomalous' above the "
-    "bank's\n"
-    "threshold, a quantile of those scores (samlad bank --threshold-quantile).\n"
-    "An image that cannot be read is told on stderr, the others are judged, and the status is 1.\n"
+    "Score images against a bank of normal ones; a higher score is more anomalous. Print one line an image\n"
+    "(score, rank, verdict, path), and below it what is missing, extra or damaged.\n"
+    "\n"
+    "  rank      share of the bank's own leave-one-out scores that are at least as high: small is unusual\n"
+    "  verdict   'anomalous' above the bank's threshold, a quantile of those scores\n"
+    "            (samlad bank --threshold-quantile)\n"
+    "\n"
+    "An image that cannot be read is reported on stderr. The others are scored, and the exit status is 1.\n"
     "\n"
     "  samlad detect --bank screws.bank new/ -o results\n"
     "  samlad detect --bank screws.bank photo.jpg --json | jq .score\n"
     "\n"
-    "  --bank BANK           made by samlad bank; settings are taken from it\n"
-    "  -o, --out DIR         write NAME_heat.png, NAME_overlay.png (outlines: green normal, red extra, "
-    "orange\n"
-    "                        damaged, dashed blue missing; a white ring where an anomalous image in which\n"
-    "                        nothing can be named is suspected most), NAME.tiff (float map), results.jsonl\n"
-    "  --no-pictures         only results.jsonl\n"
+    "  --bank BANK           made by samlad bank; it holds the settings\n"
+    "  -o, --out DIR         write NAME_heat.png, NAME_overlay.png, NAME.tiff (float map), results.jsonl.\n"
+    "                        Outlines in the overlay: green normal, red extra, orange damaged, dashed blue\n"
+    "                        missing. A white ring marks the most suspicious place of an anomalous image\n"
+    "                        in which no object is named\n"
+    "  --no-pictures         write results.jsonl only\n"
     "  --json                print JSON lines instead of words\n"
-    "  --backbone, --sam, --featup, --dcga FILE   the weights that the bank was made with, when not the "
-    "shipped ones\n"
-    "  --dump FILE           every intermediate tensor of one image, as safetensors\n";
+    "  --backbone, --sam, --featup, --dcga FILE\n"
+    "                        the weights that the bank was made with, unless they are the shipped ones\n"
+    "  --dump FILE           write every intermediate tensor of one image, as safetensors\n";
 
 typedef struct Detect {
     Args *args;
@@ -52,7 +52,7 @@ typedef struct Detect {
     int stopped;    /* before all images were judged */
 } Detect;
 
-/* OUT/NAME, without its ending unless names need it. */
+/* prefix = OUT/NAME without its ending, unless names need it. Makes the folder. */
 static int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err)
 {
     if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, output_length(list, i), list->names[i]) >= PATH_SIZE - 32)
@@ -86,7 +86,7 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     if (!status && d->jsonl) {
         out_put(d->jsonl, w.text, w.length);
         out_put(d->jsonl, "\n", 1);
-        if (d->jsonl->failed) /* not only at the end of a long list */
+        if (d->jsonl->failed) /* tell it now, not at the end of a long list */
             status = fail(err, "%s: cannot write: %s", d->jsonl->path, strerror(d->jsonl->failed));
         d->n_told += !status;
     }
@@ -102,7 +102,7 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     return status;
 }
 
-/* One image of a batch: read and compared by one thread, then told in the order of the list. */
+/* One image of a batch. One thread reads and scores it; the output follows in the order of the list. */
 typedef struct Detected {
     uint8_t *rgb; /* NULL: it could not be read */
     SamladResult result;
@@ -124,8 +124,8 @@ static void detect_file(Detected *one, Samlad *s, const char *path, const char *
     }
 }
 
-/* Tell of the images base .. base+n-1 in order. One that could not be read is told on stderr, and the others
- * go on; output that cannot be written ends it. Frees them all. */
+/* Print the images base .. base+n-1 in order and free them. An image that could not be read is reported on
+ * stderr, and the others go on. A failure to write output ends the run. */
 static int output_batch(Detect *d, Detected *batch, const ImageList *list, int base, int n,
                         Progress *progress, Error *err)
 {
@@ -141,13 +141,13 @@ static int output_batch(Detect *d, Detected *batch, const ImageList *list, int b
         if (!one->status)
             samlad_result_free(&one->result);
         free(one->rgb);
-        if (!status && !isatty(STDOUT_FILENO)) /* results on a terminal are progress enough */
+        if (!status && !isatty(STDOUT_FILENO)) /* on a terminal the results show the progress */
             show_progress(progress, "images", base + i + 1, list->n);
     }
     return status;
 }
 
-/* As many images at once as pay. shares[0] is the command's own handle. */
+/* Score as many images at once as is worthwhile. shares[0] is the command's own handle. */
 static int detect_images(Detect *d, const ImageList *list, Error *err)
 {
     int at_once = samlad_images_at_once(d->s), n_shares = 1, status = 0;
@@ -197,7 +197,7 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     int status = detect_images(d, list, err);
     d->jsonl = NULL;
     if (d->n_told == 0) {
-        out_drop(&jsonl); /* nothing to say */
+        out_drop(&jsonl); /* no result, no file */
         return status;
     }
     if (!status)
@@ -217,7 +217,7 @@ int command_detect(Args *args)
     Error err;
     ImageList list = {0};
     if (!args->bank)
-        return usage_error(args->command, "%s", "which normal images? --bank BANK is missing");
+        return usage_error(args->command, "%s", "--bank BANK is missing: the bank of normal images");
     if (args->n_inputs == 0)
         return usage_error(args->command, "%s", "no image is given");
     if (args->n_set > 0)

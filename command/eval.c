@@ -20,21 +20,20 @@ static const char EVAL_HELP[] =
     "usage: samlad eval DATA [-o OUT] [options of samlad bank]\n"
     "       samlad eval --merge RUN... [-o OUT]\n"
     "\n"
-    "Run a data set: a bank of each category's normal images, every test image against it, and the tables.\n"
-    "The data set is looked through first: what is missing or cannot be read is told before any work.\n"
+    "Run a data set: make a bank of each category's normal images, score every test image, write the "
+    "tables.\n"
+    "The data set is checked first. Missing and unreadable files are reported before any work.\n"
     "\n"
     "  samlad synth tray trays && samlad eval trays -o out\n"
     "  samlad eval mvtec_loco/ -o loco --sam sam_vit_h.safetensors --backbone dinov2_vits14.safetensors\n"
     "\n"
-    "Killed at any moment, the same command goes on where it stood, to the same bytes. With other settings, "
-    "weights\n"
-    "or images it refuses: what was begun is not mixed.\n"
+    "A run can be killed at any moment: the same command resumes it, and the bytes are the same.\n"
+    "With other settings, weights or images the command refuses to resume.\n"
     "\n"
-    "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and "
-    "below it\n"
-    "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's "
-    "evaluation\n"
-    "                        scripts), records, pictures, banks. Without it only the figures are printed\n"
+    "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and\n"
+    "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's\n"
+    "                        evaluation scripts), records, pictures, banks.\n"
+    "                        Without -o only the figures are printed\n"
     "  --dataset KIND        auto|mvtec-loco|mvtec-ad|visa|digit-anatomy|folder [auto: by the layout]\n"
     "  --category NAME       only this category; may be given several times\n"
     "  --bank BANK           use this bank instead of the normal images (one category)\n"
@@ -42,19 +41,18 @@ static const char EVAL_HELP[] =
     "  --no-pictures         no heat maps and overlays\n"
     "  --json                print the figures as JSON\n"
     "\n"
-    "Many processes, on one machine or on many that share OUT, then the tables:\n"
+    "Several processes can share a run, on one machine or on several that share OUT:\n"
     "\n"
     "  parallel samlad eval DATA -o OUT --shard {}/8 ::: 1 2 3 4 5 6 7 8 && samlad eval --merge OUT\n"
     "\n"
-    "  --shard I/N           do every N-th test image, from the I-th on; N processes make one run\n"
-    "  --merge RUN...        put the results of these folders together (in OUT, or in the only one)\n"
+    "  --shard I/N           do every N-th test image, starting with the I-th; N processes make one run\n"
+    "  --merge RUN...        merge the results of these folders (into OUT, or into the only one)\n"
     "  --data DATA           with --merge: where the data set is now\n"
     "\n"
-    "A folder of your own: DIR/train/good or DIR/normal for the bank, DIR/test/good and DIR/test/KIND to "
-    "judge;\n"
-    "ground_truth/KIND/NAME.png (or NAME_mask.png, or NAME/*.png) where you have it. DIR may hold several "
-    "such\n"
-    "folders.\n";
+    "A folder of your own: DIR/train/good or DIR/normal for the bank, DIR/test/good and DIR/test/KIND for "
+    "the\n"
+    "test. Ground truth is optional: ground_truth/KIND/NAME.png, NAME_mask.png or NAME/*.png.\n"
+    "DIR may hold several such folders.\n";
 
 static void print_json(const Evaluation *e)
 {
@@ -65,7 +63,7 @@ static void print_json(const Evaluation *e)
     json_end(&w);
 }
 
-/* What figures are missing, or of fewer images than one would think. */
+/* Say which figures are missing, and which use fewer images than the category has. */
 static void print_gaps(const DatasetCategory *c)
 {
     int n_good = 0, n_masked = 0;
@@ -89,8 +87,8 @@ static void print_evaluation(const Args *args, const Evaluation *e)
 {
     CategoryFigures all;
     if (!e->categories) {
-        printf("shard %s: %d test images done; when all shards are: samlad eval --merge %s\n", args->shard,
-               e->times.n_images, args->out);
+        printf("shard %s: %d test images done; when all shards are done: samlad eval --merge %s\n",
+               args->shard, e->times.n_images, args->out);
         return;
     }
     if (args->json) {
@@ -116,7 +114,7 @@ static void say_problem(const char *sentence)
     failed(&err);
 }
 
-/* All that is wrong with the data set, a line each, then how many there were; the only one stands alone. */
+/* Print the problems of the data set, a line each, then their number. A single problem stands alone. */
 static int failed_evaluation(const Evaluation *e, const Error *err)
 {
     for (int i = 0; i < e->problems.n && i < PROBLEMS_KEPT; i++)
@@ -137,7 +135,7 @@ static int parse_shard(const char *text, int *shard, int *n_shards)
     return 0;
 }
 
-/* What a merge would not look at: its settings are those of the runs. */
+/* The first option given that a merge cannot use: the settings come from the runs. */
 static const char *not_for_merge(const Args *args)
 {
     const SamladWeights *w = &args->weights;
@@ -167,7 +165,7 @@ static int merge_runs(Args *args, const EvaluateRequest *request)
     return status;
 }
 
-/* What the command line asks for; 0, or an exit status. */
+/* Fill the request from the command line. Returns 0, or an exit status. */
 static int make_request(Args *args, EvaluateRequest *request, Progress *progress)
 {
     *request = (EvaluateRequest){
@@ -199,13 +197,12 @@ int command_eval(Args *args)
     Progress progress = {0};
     EvaluateRequest request;
     if (!args->merge && args->n_inputs != 1)
-        return usage_error(args->command, "%s", "one folder, please");
+        return usage_error(args->command, "%s", "expected one folder");
     if (args->merge && not_for_merge(args))
-        return usage_error(args->command,
-                           "--%s is of no use with --merge: the settings are those of the runs",
+        return usage_error(args->command, "--%s cannot be used with --merge: the settings come from the runs",
                            not_for_merge(args));
     if (!args->merge && args->data)
-        return usage_error(args->command, "%s", "--data is for --merge: where the data set is now");
+        return usage_error(args->command, "%s", "--data needs --merge: it says where the data set is now");
     int status = make_request(args, &request, &progress);
     if (status || args->merge)
         return status ? status : merge_runs(args, &request);
@@ -239,23 +236,22 @@ void help_eval(void)
 static const char ABLATE_HELP[] =
     "usage: samlad ablate DATA -o OUT [--setting 'NAME=VALUE ...']... [options of samlad bank]\n"
     "\n"
-    "What each choice of the method is worth: run a data set (see samlad eval --help) under many settings "
-    "and print\n"
-    "one table. Images are analysed once for all settings that leave features and objects alone. Killed at "
-    "any\n"
-    "moment, the same command goes on where it stood.\n"
+    "Measure the worth of each choice of the method: run a data set (see samlad eval --help) under many\n"
+    "settings and print one table. Settings that leave features and objects alone share the analysed "
+    "images.\n"
+    "A run can be killed at any moment: the same command resumes it.\n"
     "\n"
     "  samlad ablate trays/ -o ablation\n"
     "  samlad ablate trays/ -o ks --setting '' --setting k=1 --setting 'k=3 align=pixel'\n"
     "\n"
-    "  -o, --out OUT         ablation.md, ablation.json, ablation.csv, and a run for each setting below "
-    "settings/\n"
-    "  --setting CHANGES     options that this row changes, '' for none; without any, the list of METHOD.md "
-    "9:\n"
-    "                        FeatUp's stages, both graphs, positions, fixed alpha, nearest neighbours, no\n"
-    "                        verification, no counting, pixel alignment, no claims, no objects, structural\n"
-    "                        only, logical only, k, layers, sizes\n"
-    "  --dataset, --category, --max-bank    as samlad eval\n"
+    "  -o, --out OUT         ablation.md, ablation.json, ablation.csv, and a run for each setting below\n"
+    "                        settings/\n"
+    "  --setting CHANGES     the options that this row changes; '' changes none.\n"
+    "                        Without any --setting, the rows of METHOD.md 9: FeatUp's stages, both graphs,\n"
+    "                        positions, fixed alpha, nearest neighbours, no verification, no counting,\n"
+    "                        pixel alignment, no claims, no objects, structural only, logical only, k,\n"
+    "                        layers, sizes\n"
+    "  --dataset, --category, --max-bank    as in samlad eval\n"
     "  other options         the base that every row starts from\n";
 
 static int run_ablation(Args *args, Samlad *s, AblationTable *t, const EvaluateRequest *request, Error *err)
@@ -274,9 +270,9 @@ int command_ablate(Args *args)
     Progress progress = {0};
     EvaluateRequest request;
     if (args->n_inputs != 1)
-        return usage_error(args->command, "%s", "one folder, please");
+        return usage_error(args->command, "%s", "expected one folder");
     if (!args->out)
-        return usage_error(args->command, "%s", "where to? -o OUT is missing");
+        return usage_error(args->command, "%s", "-o OUT is missing: the folder to write");
     int status = make_request(args, &request, &progress);
     if (status)
         return status;

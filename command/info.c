@@ -13,7 +13,7 @@
 static const char INFO_HELP[] =
     "usage: samlad info FILE...\n"
     "\n"
-    "Print what a weights file or a bank is: its configuration, its tensors, its checksum.\n";
+    "Print the contents of a weights file or a bank: configuration, tensors, checksum.\n";
 
 static void print_tensor(const StTensor *t)
 {
@@ -27,7 +27,8 @@ static void print_tensor(const StTensor *t)
            st_dtype_name(t->dtype), shape);
 }
 
-/* A setting of the method as --help shows it: the file has all digits that it takes to read it back. */
+/* Print a setting of the method in short, as --help does. The file keeps all digits, so that it reads back
+ * exactly. */
 static void print_value(const char *key, const char *value)
 {
     Options o;
@@ -68,7 +69,7 @@ static void print_file(const Safetensors *st, const char *path, const char *titl
         print_tensor(st_at(st, i));
 }
 
-/* Can samlad open the model in the file? 0 also for files that are no SAM and no ViT. */
+/* Can samlad open the model in the file? A file that is neither SAM nor ViT passes. */
 static int check_model(Safetensors *st, const char *model, Error *err)
 {
     int status = 0;
@@ -84,7 +85,7 @@ static int check_model(Safetensors *st, const char *model, Error *err)
     return status;
 }
 
-/* Print the file first: when the model in it cannot be opened, its contents help to find out why. */
+/* Print the contents first: they help to find out why a model cannot be opened. */
 static int info_one(const char *path, Error *err)
 {
     Safetensors *st = st_open(path, err);
@@ -101,7 +102,7 @@ int command_info(Args *args)
 {
     Error err;
     if (args->n_inputs == 0)
-        return usage_error(args->command, "%s", "which file?");
+        return usage_error(args->command, "%s", "no file is given");
     for (int i = 0; i < args->n_inputs; i++)
         if (info_one(args->inputs[i], &err)) {
             fflush(stdout);

@@ -33,15 +33,14 @@ int no_weights(const char *file, const char *option)
     Error err;
     const char *set = getenv("SAMLAD_WEIGHTS");
     if (set && *set)
-        fail(&err, "%s/%s is not there: SAMLAD_WEIGHTS names another folder, or give %s FILE", set, file,
-             option);
+        fail(&err, "%s/%s is missing: correct SAMLAD_WEIGHTS, or give %s FILE", set, file, option);
     else
         fail(&err, "weights/%s is not beside the program: give %s FILE, or set SAMLAD_WEIGHTS to the folder",
              file, option);
     return failed(&err);
 }
 
-/* Weights that were not named are the shipped ones; FeatUp's only when it ships. */
+/* Fill in the shipped weights where none are named. FeatUp's are optional. */
 static int default_weights(Args *args)
 {
     SamladWeights *w = &args->weights;
@@ -56,7 +55,7 @@ static int default_weights(Args *args)
     return w->vit ? 0 : no_weights("vit_tiny.safetensors", "--backbone");
 }
 
-/* Stages of FeatUp that were asked for, without its weights. */
+/* Are stages of FeatUp asked for without its weights? */
 static int has_idle_stages(const Args *args)
 {
     int idle = 0;
@@ -71,8 +70,8 @@ Samlad *open_samlad(Args *args, Error *err)
     if (default_weights(args))
         return NULL;
     if (has_idle_stages(args)) {
-        fprintf(stderr,
-                "samlad: stages of FeatUp are asked for, but no weights are there: give --featup FILE\n");
+        fail(err, "--featup-stages needs FeatUp's weights: give --featup FILE");
+        failed(err);
         return NULL;
     }
     Samlad *s = samlad_open(&args->weights, err);

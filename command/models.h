@@ -5,8 +5,9 @@
 #include "amg.h"
 #include "command/args.h"
 
-/* Look for a shipped file of weights. If $SAMLAD_WEIGHTS is set: there alone. Otherwise the first of: beside the
- * program, one folder above it, PREFIX/share/samlad/weights, ./weights. 1: path names it. */
+/* Look for a shipped weights file. If $SAMLAD_WEIGHTS is set, look there alone. Otherwise take the first
+ * of: beside the program, one folder above it, PREFIX/share/samlad/weights, ./weights. Returns 1 when
+ * `path` names it. */
 int find_weights(char path[PATH_SIZE], const char *file);
 /* Say that the shipped file is missing, and which option can replace it. Returns EXIT_FAILURE. */
 int no_weights(const char *file, const char *option);

@@ -17,13 +17,15 @@
 static const char SEGMENT_HELP[] =
     "usage: samlad segment IMAGE [-o PREFIX] [--point X,Y[,LABEL]]... [--box X0,Y0,X1,Y1] [--single]\n"
     "\n"
-    "Segment Anything on one image. Without a prompt: automatic masks. Writes PREFIX_masks_overlay.png to\n"
-    "look at (a prompt's candidates side by side, best first), PREFIX_masks.png (indexed, in the JSON's "
-    "order)\n"
-    "and PREFIX_masks.json (the official generator's fields; masks as uncompressed COCO run lengths).\n"
+    "Run Segment Anything on one image. Without a prompt it makes automatic masks. It writes\n"
+    "\n"
+    "  PREFIX_masks_overlay.png   to look at; the candidates of a prompt side by side, the best first\n"
+    "  PREFIX_masks.png           indexed, in the order of the JSON\n"
+    "  PREFIX_masks.json          the fields of the official generator; masks as uncompressed COCO run "
+    "lengths\n"
     "\n"
     "  samlad segment photo.jpg                          every object\n"
-    "  samlad segment photo.jpg --point 520,310          three candidates for what is there, best first\n"
+    "  samlad segment photo.jpg --point 520,310          three candidates at this point, the best first\n"
     "  samlad segment photo.jpg --point 520,310 --point 90,40,0 --single\n"
     "\n"
     "  -o, --out PREFIX      default: the image's name without its ending\n"
@@ -31,19 +33,17 @@ static const char SEGMENT_HELP[] =
     "  --point X,Y[,LABEL]   pixel; label 1 (default) inside, 0 outside\n"
     "  --box X0,Y0,X1,Y1     pixels\n"
     "  --single              one mask instead of three\n"
-    "  --precision fp32|bf16 of the image encoder's products: bf16 is faster where the machine has it\n"
-    "  --dump FILE           the encoder's tensors and the masks, as safetensors\n"
-    "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N, "
-    "--box-nms-thresh N,\n"
-    "  --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N, --crop-n-points-downscale-factor N,\n"
-    "  --min-mask-region-area N    as the official generator. Default: what the weights recommend for masks\n"
-    "                        to look at (those for the objects of bank and detect may be others), else\n"
-    "                        the official values\n"
-    "  --crop-own-points 0|1       ours: where crops overlap, ask only the one whose middle is nearer; "
-    "fewer\n"
-    "                        points, sooner done\n";
+    "  --precision fp32|bf16 of the image encoder's products; bf16 is faster on machines that have it\n"
+    "  --dump FILE           write the encoder's tensors and the masks, as safetensors\n"
+    "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N,\n"
+    "  --box-nms-thresh N, --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N,\n"
+    "  --crop-n-points-downscale-factor N, --min-mask-region-area N\n"
+    "                        as in the official generator. Default: the recommendation in the weights file\n"
+    "                        for masks to look at, else the official values. bank and detect may use others\n"
+    "  --crop-own-points 0|1 ours: where crops overlap, only the crop with the nearer middle asks.\n"
+    "                        Fewer points, sooner done\n";
 
-/* Prompts that lie in the picture, at least in part. */
+/* Prompts must lie in the picture, at least in part. */
 static int check_prompts(const Args *args, int height, int width, Error *err)
 {
     for (int i = 0; i < args->n_points; i++) {
@@ -59,7 +59,7 @@ static int check_prompts(const Args *args, int height, int width, Error *err)
     return 0;
 }
 
-/* All that is to be written can be, and is none of what is read: said before the work. */
+/* Before the work: every output can be written, and none of them is an input. */
 static int check_segment_outputs(const Args *args, const char *prefix, Error *err)
 {
     static const char *const endings[] = {"_masks.json", "_masks.png", "_masks_overlay.png"};
@@ -81,7 +81,7 @@ static void print_masks(const char *path, const char *prefix, size_t n)
     printf("_masks.png, _masks.json, _masks_overlay.png\n");
 }
 
-/* The mask generator's progress has no name of its work. */
+/* The mask generator reports its progress without a name. */
 static void show_points(void *user, int done, int total)
 {
     show_progress(user, "prompts", done, total);
@@ -124,19 +124,19 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     return status;
 }
 
-/* What is of no use with a prompt, or without one. */
+/* Refuse options that have no effect with a prompt, or without one. */
 static int check_segment_options(const Args *args)
 {
     static const char *const always[] = {"precision", "stability-score-offset"};
     const int prompted = args->n_points > 0 || args->has_box;
     if (args->single && !prompted)
-        return usage_error(args->command, "%s", "--single is for a --point or a --box");
+        return usage_error(args->command, "%s", "--single needs --point or --box");
     for (int i = 0; prompted && i < args->n_set; i++) {
         int used = 0;
         for (size_t k = 0; k < sizeof always / sizeof *always; k++)
             used |= strcmp(args->set[i]->name, always[k]) == 0;
         if (!used)
-            return usage_error(args->command, "--%s is for automatic masks, not with --point or --box",
+            return usage_error(args->command, "--%s applies to automatic masks, not to --point or --box",
                                args->set[i]->name);
     }
     return 0;
@@ -147,7 +147,7 @@ int command_segment(Args *args)
     Error err;
     Options o;
     if (args->n_inputs != 1)
-        return usage_error(args->command, "%s", "one image, please");
+        return usage_error(args->command, "%s", "expected one image");
     if (check_segment_options(args))
         return EXIT_USAGE;
     if (!args->weights.sam && !find_weights(args->sam, "sam_tiny.safetensors")) {

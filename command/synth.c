@@ -1,4 +1,4 @@
-/* command/synth.c - samlad synth: data sets that are drawn. */
+/* command/synth.c - samlad synth: write drawn data sets. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,17 +14,15 @@ static const char SYNTH_HELP[] =
     "\n"
     "Write a data set in MVTec LOCO's layout, to an empty or new folder. Same seed, same bytes.\n"
     "\n"
-    "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, "
-    "wrong count)\n"
-    "          and structural ones (scratch, stain, dent, broken part), with ground truth; --parts also "
-    "writes which\n"
-    "          pixel shows which part: parts/test/good/000.png (0 none, 1 the first part, ...) and so on\n"
-    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder "
-    "of the four\n"
-    "          idx files, plain or .gz\n"
-    "  loco    a tiny set with MVTec LOCO's five categories: small trays, whose defects take the pixel "
-    "values of\n"
-    "          TABLES/CATEGORY/defects_config.json\n";
+    "  tray    a tray with compartments and parts, and ground truth.\n"
+    "          Logical anomalies: missing, extra, wrong kind, swapped, wrong count.\n"
+    "          Structural anomalies: scratch, stain, dent, broken part.\n"
+    "          --parts also writes which pixel shows which part, as parts/test/good/000.png and so on\n"
+    "          (0 none, 1 the first part, ...)\n"
+    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero).\n"
+    "          MNIST is the folder of the four idx files, plain or .gz\n"
+    "  loco    a tiny set with MVTec LOCO's five categories: small trays.\n"
+    "          Their defects take the pixel values of TABLES/CATEGORY/defects_config.json\n";
 
 /* Each option but --seed belongs to one of the data sets. */
 static int check_synth_options(const Args *args)

@@ -354,9 +354,9 @@ rm -r twins twins.out x.bank
 # what is read is never written over
 cp good/0.ppm kept.ppm
 expect 1 "a bank over one of its images" "$bin" bank kept.ppm good -o kept.ppm $weights
-says "kept.ppm is read and would be written over"
+says "kept.ppm is an input and would be overwritten"
 expect 1 "a bank over a picture" "$bin" bank good -o kept.ppm $weights
-says "kept.ppm: is there already and is no bank"
+says "kept.ppm: this file exists and is not a bank"
 expect 1 "a dump over the image" "$bin" detect --bank n.bank kept.ppm --dump kept.ppm $weights
 cp n.bank kept.bank
 expect 1 "a dump over the bank" "$bin" detect --bank kept.bank kept.ppm --dump ./kept.bank $weights
