@@ -1,19 +1,19 @@
-/* draw.h - a small deterministic drawing library for synthetic inspection scenes.
+/* eval/draw.h - a small deterministic drawing library for synthetic inspection scenes.
  *
- * Everything that samlad draws by itself (the demo's trays, the training scenes of the shipped weights) is
- * drawn here: antialiased outlines, procedural textures, bevels, shadows, damage, light and sensor noise.
- * Only + - * / and sqrt are used on floats (their results are fixed by IEEE 754), with an own random
- * generator and an own sine, so the same seed gives the same bytes on every machine, as long as the compiler
- * keeps to the standard (no fast-math, no fused multiply-add behind our back: gcc -std=c11, or
- * -ffp-contract=off).
+ * It draws the demo's trays and the training scenes of the shipped weights: antialiased outlines,
+ * procedural textures, bevels, shadows, damage, light and sensor noise.
  *
- * Angles are in turns (1 = 360 degrees), x runs right, y runs down, colours are linear in [0,1]. */
+ * Floats see only + - * / and sqrt, whose results IEEE 754 fixes; the random generator and the sine are
+ * our own. So the same seed gives the same bytes on every machine, if the compiler keeps to the standard:
+ * no fast-math, no fused multiply-add (gcc -std=c11, or -ffp-contract=off). Angles are in turns (1 = 360
+ * degrees), x runs right, y runs down, colours are linear in [0,1]. */
 #ifndef SAMLAD_DRAW_H
 #define SAMLAD_DRAW_H
 
 #include <stdint.h>
 
-/* gcc -std=c11 fuses no multiply-adds; clang does unless told, here for the whole file that includes this. */
+/* gcc -std=c11 fuses no multiply-adds. clang does by default; the pragma forbids it in the file that
+ * includes this. */
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF
 #endif
@@ -31,7 +31,7 @@ int rng_below(Rng *rng, int n);                         /* 0 ... n-1; n >= 1 */
 int rng_chance(Rng *rng, float probability);
 float rng_normal(Rng *rng); /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms) */
 
-/* Any colour, a good part of them greyish; and one near another (`amount`: about how far a channel goes). */
+/* A random colour, often greyish; and one near another (`amount`: about how far a channel moves). */
 void rng_color(Rng *rng, float *rgb);
 void rng_color_near(Rng *rng, const float *from, float *to, float amount);
 
@@ -45,8 +45,8 @@ typedef struct {
 
 enum { PATH_MAX_POINTS = 1536, PATH_MAX_OUTLINES = 64 };
 
-/* Closed outlines in a unit frame (the shape fits in about [-1,1]²). Outlines turning one way are filled,
- * those turning the other way are holes; the builders below take care of the direction. */
+/* Closed outlines in a unit frame (the shape fits in about [-1,1]²). One direction of turning is filled,
+ * the other is a hole; the builders below choose the direction. */
 typedef struct {
     int n_points, n_outlines;
     Point points[PATH_MAX_POINTS];
@@ -74,12 +74,12 @@ enum {
     SHAPE_DIGIT,
     SHAPE_FRAME,
     SHAPE_COUNT,
-    SHAPE_PANEL = SHAPE_COUNT /* a square with little rounding, for trays; not among those picked at random */
+    SHAPE_PANEL = SHAPE_COUNT /* a slightly rounded square, for trays; never picked at random */
 };
 
-/* Fills *path with a shape; `form` picks its details (number of teeth, aspect, waviness ...). */
+/* Fill *path with a shape. `form` picks its details (number of teeth, aspect, waviness ...). */
 void draw_shape(Path *path, int shape, uint64_t form);
-/* The aspect that gives this shape (at most as high as wide) the wanted height / width. */
+/* The aspect that gives this shape the wanted height / width; the shape is at most as high as wide. */
 float draw_shape_aspect(int shape, uint64_t form, float height_over_width);
 
 /* ---- surfaces ---- */
@@ -141,14 +141,14 @@ typedef struct {
 int canvas_init(Canvas *canvas, int width, int height); /* 0 ok, -1 no memory (or a senseless size) */
 void canvas_free(Canvas *canvas);
 
-/* Covers everything (id 0) with one surface. */
+/* Cover the whole canvas (id 0) with one surface. */
 void canvas_background(Canvas *canvas, const Look *look);
-/* Draws one part, broken if it is, in front of all others; id (1...) goes to the pixels of which it covers
- * more than half. */
+/* Draw one part in front of all others, broken if it is. The pixels of which it covers more than half get
+ * its id (1...). */
 void canvas_part(Canvas *canvas, const Part *part, int id);
-/* Scratches, stains or dents what was drawn where the part is (canvas_part draws a broken part broken). */
+/* Scratch, stain or dent the drawing in the area of the part (canvas_part draws a broken part broken). */
 void canvas_damage(Canvas *canvas, const Part *part);
-/* Marks (1) in mask [height][width] the pixels of which the part, undamaged, covers more than half. */
+/* mask [height][width] = 1 where the undamaged part covers more than half of the pixel. */
 void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask);
 
 typedef struct {

@@ -12,7 +12,7 @@
 void facts_add(Facts *f, const char *key, const char *value)
 {
     if (f->n == (int)(sizeof f->keys / sizeof *f->keys))
-        return; /* read files are longer than any that we write: they differ anyway */
+        return; /* a longer file is not ours, so its facts differ in any case */
     f->keys[f->n] = strdup(key);
     f->values[f->n] = strdup(value);
     f->n += f->keys[f->n] && f->values[f->n];
@@ -71,7 +71,7 @@ int facts_read(Facts *f, const char *path, Error *err)
     const Json *json = json_read(path, err);
     if (!json)
         return -1;
-    int status = json->type == JSON_OBJECT ? 0 : fail(err, "%s: not what samlad eval writes", path);
+    int status = json->type == JSON_OBJECT ? 0 : fail(err, "%s: this is no file of samlad eval", path);
     for (size_t i = 0; i < json->n && !status; i++) {
         const Json *child = &json->children[i];
         if (child->type == JSON_STRING)
@@ -103,7 +103,7 @@ static int facts_publish(const Facts *f, const char *path, Error *err)
     return status;
 }
 
-/* "option.k" is an option of the command, "weights.sam.sha256" a file. */
+/* A key in words: "option.k" is an option of the command, "weights.sam.sha256" a file. */
 static const char *words_of(const char *key, char text[96])
 {
     if (strncmp(key, "option.", 7) == 0)
@@ -136,11 +136,10 @@ int facts_settle(const Facts *today, const char *path, Error *err)
     if (i >= 0) {
         const char *key = in_then ? then.keys[i] : today->keys[i], *was = facts_get(&then, key),
                    *is = facts_get(today, key);
-        status =
-            fail(err,
-                 "%s: the run in this folder was begun with other settings: %s was %.64s and is %.64s now; "
-                 "go on with the old, or give another folder",
-                 path, words_of(key, what), was ? was : "not there", is ? is : "not there");
+        status = fail(err,
+                      "%s: the run in this folder has other settings: %s was %.64s and is %.64s now; "
+                      "use the old ones, or give another folder",
+                      path, words_of(key, what), was ? was : "missing", is ? is : "missing");
     }
     facts_free(&then);
     return status;

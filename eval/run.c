@@ -39,7 +39,7 @@ int run_path(char path[RUN_PATH], const char *out, const char *folder, const Dat
                : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);
 }
 
-/* The folder that the file will stand in. */
+/* Make the folder of the file. */
 static int make_parent(const char *path, Error *err)
 {
     char dir[RUN_PATH];
@@ -86,7 +86,7 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     return status;
 }
 
-/* A checksum over lines, one a file. */
+/* A checksum over lines, one line a file. */
 typedef struct Digest {
     char *text;
     size_t n, capacity;
@@ -127,7 +127,7 @@ static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
     return 0;
 }
 
-/* Kinds, names and contents of the test images. Not their masks: no record depends on them. */
+/* Kinds, names and contents of the test images. Masks are left out: no record depends on them. */
 static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
 {
     for (int i = 0; i < c->n_images; i++) {
@@ -224,7 +224,7 @@ typedef struct Job {
     int at_once;
     Samlad **shares; /* [at_once] */
     int done, total; /* for progress */
-    int later;       /* test images that are left in the categories after this one */
+    int later;       /* test images to do in the categories after this one */
     Error *err;
 } Job;
 
@@ -248,11 +248,11 @@ static void close_shares(Job *job)
     job->shares = NULL;
 }
 
-/* Something to do for image `index` of the category with one of the handles. */
+/* Work on image `index` of the category, with one of the handles. */
 typedef int (*Work)(const Job *job, Samlad *s, int index, double *seconds, Error *err);
 
-/* Do the work for all indices of the list, as many at once as pay; each writes its own files. The first that
- * fails, in the order of the list, ends it. */
+/* Do the work for all indices of the list, several at once. Each image writes its own files. The first
+ * failure in the order of the list ends it. */
 static int work_through(Job *job, Work work, const int *list, int n, const char *what)
 {
     int status = open_shares(job), at_once = job->at_once;
@@ -297,7 +297,7 @@ static int analyse_normal(const Job *job, Samlad *s, int index, double *seconds,
     char path[RUN_PATH];
     int width, height;
     (void)seconds;
-    if (scene_path(job, index, path, err) || file_exists(path)) /* another process was here */
+    if (scene_path(job, index, path, err) || file_exists(path)) /* another process did it */
         return file_exists(path) ? 0 : -1;
     uint8_t *rgb = image_read_rgb8(job->category->normal[index], &width, &height, err);
     int status = rgb ? samlad_scene_save(s, rgb, height, width, path, err) : -1;
@@ -336,8 +336,8 @@ static int publish_bank(Job *job, const char *path)
     return status;
 }
 
-/* Analyse the normal images that no process has done: each process begins at another place of the list, so
- * that many share the work without waiting for each other. Then make the bank, if it is not there by now. */
+/* Analyse the normal images that are still to do, then make the bank if nobody has made it. Each process
+ * begins at another place of the list, so that many share the work without waiting. */
 static int make_bank(Job *job, const char *path)
 {
     const RunPlan *plan = job->plan;
@@ -361,12 +361,12 @@ static int make_bank(Job *job, const char *path)
     free(left);
     if (!status && !file_exists(path))
         status = calibrate_bank(job, n, job->err) || publish_bank(job, path) ? -1 : 0;
-    if (status && file_exists(path)) /* another process finished it and removed the scenes meanwhile */
+    if (status && file_exists(path)) /* another process made the bank and removed the scenes */
         status = 0;
     return status;
 }
 
-/* The category's bank on the handle: from the file that all processes use. */
+/* Load the category's bank from the file that all processes use; make it first if it is missing. */
 static int have_bank(Job *job)
 {
     char path[RUN_PATH], scenes[RUN_PATH];
@@ -387,7 +387,7 @@ static int have_bank(Job *job)
 
 /* ---- test images -------------------------------------------------------------------------------*/
 
-/* The record is on the disk before it has its name. */
+/* The record reaches the disk before it gets its name. */
 static int write_record(const char *path, const JsonWriter *w, Error *err)
 {
     OutFile out;
@@ -399,7 +399,7 @@ static int write_record(const char *path, const JsonWriter *w, Error *err)
     return out_commit(&out, err);
 }
 
-/* Pictures, map, record, in this order: where the record is, all is. */
+/* Pictures, map, record, in this order: the record marks all as written. */
 static int write_results(const Job *job, const Samlad *s, const SamladResult *r, const uint8_t *rgb,
                          const DatasetImage *image, Error *err)
 {
@@ -422,8 +422,8 @@ static int write_results(const Job *job, const Samlad *s, const SamladResult *r,
     return status;
 }
 
-/* How long it took stands apart, for it differs from run to run; no result depends on it. One short
- * write, so that the lines of several processes do not mix. */
+/* Times stand in a file of their own, because they differ from run to run and no result depends on them.
+ * One short write keeps the lines of several processes apart. */
 static void note_time(const Job *job, const DatasetImage *image, double seconds)
 {
     char path[RUN_PATH], name[RUN_PATH];
@@ -436,19 +436,19 @@ static void note_time(const Job *job, const DatasetImage *image, double seconds)
     json_key(&w, "seconds"), json_number(&w, round(seconds * 1e4) / 1e4);
     json_close(&w, '}');
     if (!w.failed)
-        w.text[w.length++] = '\n'; /* in the place of the NUL */
-    /* not through a link to somebody's file, and not waiting for the reader of a pipe */
+        w.text[w.length++] = '\n'; /* replaces the NUL */
+    /* do not follow a link to somebody's file, and do not wait for the reader of a pipe */
     const int fd =
         w.failed ? -1 : open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (fd >= 0) {
         if (write(fd, w.text, w.length) < 0)
-            w.failed = 1; /* a time that is not noted is no harm */
+            w.failed = 1; /* a lost time does no harm */
         close(fd);
     }
     json_end(&w);
 }
 
-/* From the image, or from the scene that is kept of it. *rgb is left for pictures; the caller frees it. */
+/* Score the image, or the stored scene of it. *rgb is left for pictures; the caller frees it. */
 static int judge(const Job *job, Samlad *s, const DatasetImage *image, SamladResult *result, uint8_t **rgb,
                  Error *err)
 {
@@ -494,7 +494,7 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     return status;
 }
 
-/* Is there a record of it, and pictures when they are wanted? */
+/* *done: there is a record, and there are pictures if they are wanted. */
 static int is_done(const Job *job, const DatasetImage *image, int *done)
 {
     char record[RUN_PATH], picture[RUN_PATH];
@@ -505,7 +505,7 @@ static int is_done(const Job *job, const DatasetImage *image, int *done)
     return 0;
 }
 
-/* The category's test images that are this shard's and not done. */
+/* *left: the category's test images of this shard that are still to do. */
 static int list_left(const Job *job, int **left, int *n_left)
 {
     const DatasetCategory *c = job->category;
@@ -524,7 +524,7 @@ static int list_left(const Job *job, int **left, int *n_left)
     return 0;
 }
 
-/* job->later = what is left in all categories. */
+/* job->later = the number of test images to do in all categories. */
 static int count_left(Job *job, const Dataset *d)
 {
     for (int i = 0; i < d->n; i++) {
@@ -547,9 +547,9 @@ static int do_category(Job *job)
         return -1;
     }
     int status = n_left > 0 ? have_bank(job) : 0;
-    job->later -= n_left; /* another process may have done some meanwhile */
+    job->later -= n_left; /* another process may have done some */
     job->later = job->later > 0 ? job->later : 0;
-    job->done = 0, job->total = n_left + job->later; /* so the estimate is of the whole run, but for banks */
+    job->done = 0, job->total = n_left + job->later; /* the estimate covers the whole run, except for banks */
     double start = clock_seconds();
     if (!status && n_left > 0)
         status = work_through(job, detect_one, left, n_left, job->category->name);
@@ -562,7 +562,7 @@ static int do_category(Job *job)
 int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times, Error *err)
 {
     *times = (RunTimes){0};
-    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings are the bank's */
+    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank */
         return -1;
     if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
         return -1;
@@ -570,14 +570,14 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
     if (count_left(&job, d))
         return -1;
     for (int i = 0; i < d->n; i++) {
-        /* shards begin with different categories, so that their banks are made at the same time */
+        /* each shard begins with another category, so that the banks are made in parallel */
         job.category = &d->categories[(i + plan->shard) % d->n];
         if (do_category(&job))
             return -1;
     }
     char scenes[RUN_PATH];
     snprintf(scenes, sizeof scenes, "%.*s/scenes", RUN_PATH - 32, plan->out);
-    rmdir(scenes); /* when it is empty: another process may still be at work */
+    rmdir(scenes); /* works when it is empty: another process may still use it */
     return 0;
 }
 
@@ -585,8 +585,7 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
  * Results from several folders
  * ============================================================================================== */
 
-/* The file under the other name: as a second name of the same bytes where the file system can, else as a
- * copy. */
+/* Give the file another name: a hard link where the file system can, else a copy. */
 static int take_file(const char *from, const char *to, Error *err)
 {
     return link(from, to) == 0 || errno == EEXIST ? 0 : file_copy(from, to, err);
@@ -600,12 +599,12 @@ static int merge_file(const char *from, const char *to, int must_agree, Error *e
     return same < 0 ? -1
            : same   ? 0
                     : fail(err,
-                           "%s and %s differ: these runs cannot be put together (banks made on machines of "
-                             "different kinds? make them once and copy the folder banks)",
+                           "%s and %s differ: these runs cannot be merged. Machines of different kinds make "
+                             "different banks: make them once and copy the folder banks",
                            from, to);
 }
 
-/* All files in and below from/name, folder by folder. */
+/* Merge all files in and below `from`, folder by folder. */
 static int merge_folder(const char *from, const char *to, int must_agree, int depth, Error *err)
 {
     if (!dir_exists(from))
@@ -634,7 +633,7 @@ static int merge_folder(const char *from, const char *to, int must_agree, int de
 
 static int merge_one(const char *out, const char *from, Error *err)
 {
-    /* records last: where one is, its map is too */
+    /* records last: a record tells that the map is there */
     static const char *const folders[] = {"categories", "banks", "pictures", "anomaly_maps", "records"};
     static const int must_agree[] = {1, 1, 0, 0, 1};
     char a[RUN_PATH], b[RUN_PATH];

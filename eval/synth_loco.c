@@ -1,7 +1,7 @@
-/* eval/synth_loco.c - a tiny data set with MVTec LOCO AD's five categories and the defect tables that it is
- * given, to try an evaluation on. The pictures are trays (synth.c), one product a category; each tray defect
- * takes one of the table's pixel values, so that AU-sPRO meets absolute and relative saturations alike. What
- * the defects are called in the table says nothing about the picture. */
+/* eval/synth_loco.c - a tiny data set to try an evaluation on. It has MVTec LOCO AD's five categories and
+ * the defect tables of the caller. The pictures are trays (synth.c), one product a category. Each tray
+ * defect takes one of the table's pixel values, so that AU-sPRO meets absolute and relative saturations.
+ * The names of the defects in the table say nothing about the picture. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ static Values values_of(const DefectTable *table)
     return v;
 }
 
-/* Tray defect i has value 255 - i: it becomes the table's i-th, round and round. */
+/* Tray defect i has value 255 - i. It becomes the table's value i, modulo the table's length. */
 static void revalue(TrayImage *image, const Values *values, size_t n_pixels)
 {
     for (int t = 0; t < image->n_truths; t++)
@@ -76,7 +76,7 @@ static int write_images(const SynthOutput *out, const TrayProduct *p, const Valu
     return 0;
 }
 
-/* The table is copied as it is. */
+/* Copy the table unchanged. */
 static int write_table(const SynthOutput *out, const char *table, const char *category, Error *err)
 {
     size_t n;
