@@ -1,7 +1,8 @@
 /* io/json.h - a small JSON reader (a tree) and writer (a growing string).
  *
- * Reader: RFC 8259, UTF-8 checked, depth limited to 64, node count bounded by the text's length; numbers
- * as double (integers up to 2^53 exact), duplicate keys refused. Errors name file and byte offset. */
+ * Reader: RFC 8259. UTF-8 is checked, depth is limited to 64, the number of nodes is bounded by the text's
+ * length. Numbers are doubles (integers up to 2^53 are exact). Duplicate keys are refused. Errors name
+ * file and byte offset. */
 #ifndef SAMLAD_IO_JSON_H
 #define SAMLAD_IO_JSON_H
 
@@ -27,11 +28,11 @@ const Json *json_read(const char *path, Error *err); /* whole file, at most 64 M
 void json_free(const Json *root);
 const Json *json_get(const Json *object, const char *key); /* NULL when absent or not an object */
 
-/* ---- writing: commas and quotes take care of themselves ------------------------------------------*/
+/* ---- writing: commas and quotes are put automatically -------------------------------------------------- */
 typedef struct JsonWriter {
     char *text; /* NUL-terminated */
     size_t length, capacity;
-    int needs_comma, failed; /* failed: out of memory, text is unusable */
+    int needs_comma, failed; /* failed: out of memory; the text is unusable */
 } JsonWriter;
 
 void json_begin(JsonWriter *w);

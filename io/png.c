@@ -1,10 +1,10 @@
-/* io/png.c - PNG (ISO/IEC 15948): every colour type, bit depth and interlace is read; 1 to 4 channels of 8 or
- * 16 bits and indexed images are written.
+/* io/png.c - PNG (ISO/IEC 15948). Read: every colour type, bit depth and interlace. Written: 1 to 4
+ * channels of 8 or 16 bits, and indexed images.
  *
  * A file is a signature and chunks (length, type, data, CRC-32). IHDR describes the image, PLTE is its
- * palette, tRNS what is transparent, eXIf which way up it is (exif.h), the IDATs together are one zlib
- * stream: the rows, each with a filter byte ahead. A filter predicts each byte from its left, upper and
- * upper-left neighbours (a whole pixel away) and leaves the difference. */
+ * palette, tRNS its transparency, eXIf its orientation (exif.h). The IDATs together are one zlib stream:
+ * the rows, each behind a filter byte. A filter predicts each byte from its left, upper and upper-left
+ * neighbours (a whole pixel away) and stores the difference. */
 #include "io/image.h"
 
 #include <stdlib.h>
@@ -28,9 +28,9 @@ typedef struct Png {
     int file_channels;       /* samples a pixel in the file: a palette index is one */
     uint8_t palette[256][4]; /* RGBA, alpha 255 unless tRNS says otherwise */
     int n_colors;
-    int has_transparency; /* a tRNS chunk was there */
+    int has_transparency; /* the file has a tRNS chunk */
     int key[3];           /* grey or RGB: this colour is transparent */
-    int orientation;      /* of the first eXIf chunk, 0: none */
+    int orientation;      /* orientation from the first eXIf chunk, 0: none */
     uint8_t *data;        /* all IDATs */
     size_t n_data;
 } Png;
@@ -113,7 +113,7 @@ static int read_trns(Png *png, const uint8_t *p, size_t n)
     return 0;
 }
 
-/* One chunk of the wanted types; `previous` is the type of the one before. */
+/* Read one chunk of the wanted types; `previous` is the type of the chunk before. */
 static int read_chunk(Png *png, const uint8_t *type, const uint8_t *p, size_t n, const uint8_t *previous)
 {
     if (memcmp(type, "PLTE", 4) == 0)
@@ -178,7 +178,7 @@ static inline uint8_t paeth(int left, int up, int corner)
     return (uint8_t)(to_left <= to_up && to_left <= to_corner ? left : to_up <= to_corner ? up : corner);
 }
 
-/* Undo the filter of a row of n bytes in place; above: the row before (zeros for the first); step: bytes a
+/* Undo the filter of a row of n bytes in place. above: the row before (zeros for the first); step: bytes a
  * pixel. */
 static int unfilter(int filter, uint8_t *row, const uint8_t *above, size_t n, size_t step)
 {
@@ -233,8 +233,7 @@ static int expand_indexed(const Png *png, Image *image, size_t at, int index)
     return 0;
 }
 
-/* A pixel's samples to their place, those of low depth scaled to 8 bits, with alpha where tRNS asks for it.
- */
+/* Store a pixel's samples. Low depths are scaled to 8 bits; tRNS gives alpha. */
 static void expand_samples(const Png *png, Image *image, size_t at, const uint8_t *row, size_t x)
 {
     int n = png->file_channels, is_key = png->has_transparency;
@@ -246,7 +245,7 @@ static void expand_samples(const Png *png, Image *image, size_t at, const uint8_
             value = row_sample(row, x * (size_t)n + (size_t)c, png->depth);
             is_key = is_key && value == png->key[c];
             value *= scale;
-        } else { /* alpha by tRNS: the samples before it have all been seen */
+        } else { /* alpha by tRNS: all samples before it are read */
             value = is_key ? 0 : png->depth == 16 ? 65535 : 255;
         }
         if (image->bits == 16)
@@ -256,8 +255,8 @@ static void expand_samples(const Png *png, Image *image, size_t at, const uint8_
     }
 }
 
-/* An interlaced file holds seven small images: pass p has the pixels (x0 + i·dx, y0 + j·dy). A plain file is
- * one pass. */
+/* An interlaced file holds seven small images: pass p has the pixels (x0 + i·dx, y0 + j·dy). Any other
+ * file is one pass. */
 typedef struct Pass {
     int x0, y0, dx, dy;
 } Pass;
@@ -265,7 +264,7 @@ static const Pass ADAM7[7] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4
                               {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}};
 static const Pass PLAIN[1] = {{0, 0, 1, 1}};
 
-static size_t steps(int size, int start, int step) /* how many of start, start + step ... are below size */
+static size_t steps(int size, int start, int step) /* number of start, start + step ... below size */
 {
     return size > start ? (size_t)((size - start + step - 1) / step) : 0;
 }
@@ -281,7 +280,7 @@ static size_t pass_bytes(const Png *png, const Pass *pass)
     return width ? height * (row_bytes(png, width) + 1) : 0;
 }
 
-/* Unfilter and place one pass, whose rows begin at raw. zeros: a row of them. */
+/* Unfilter and store one pass; its rows begin at raw. zeros: a row of zeros. */
 static int read_pass(const Png *png, Image *image, const Pass *pass, uint8_t *raw, const uint8_t *zeros)
 {
     size_t width = steps(png->width, pass->x0, pass->dx), height = steps(png->height, pass->y0, pass->dy);
@@ -332,7 +331,7 @@ static int read_pixels(const Png *png, Image *image)
     size_t expected = 0, n_raw;
     for (int p = 0; p < n_passes; p++)
         expected += pass_bytes(png, &passes[p]);
-    if (expected / 1032 > png->n_data) /* deflate's best is 1032 : 1, so ask for no memory in vain */
+    if (expected / 1032 > png->n_data) /* deflate packs no denser: refuse before memory is asked for */
         return bad(png, "truncated: there is far too little data for its size");
     uint8_t *raw = zlib_inflate(png->data, png->n_data, expected, &n_raw, png->name, png->err);
     if (!raw)
@@ -393,8 +392,7 @@ static void put_chunk(OutFile *out, const char type[4], const uint8_t *data, siz
     out_put(out, tail, 4);
 }
 
-/* Row -> filtered row, and the sum of its bytes taken as signed numbers: the smaller, the better it
- * compresses. */
+/* Filter a row. Returns the sum of its bytes as signed numbers: a smaller sum compresses better. */
 static uint64_t apply_filter(int filter, uint8_t *to, const uint8_t *row, const uint8_t *above, size_t n,
                              size_t step)
 {
@@ -412,8 +410,8 @@ static uint64_t apply_filter(int filter, uint8_t *to, const uint8_t *row, const 
     return sum;
 }
 
-/* Rows of n bytes each -> the same with a filter byte ahead. adaptive: the best of the five for each row,
- * else none (which suits palette indices). Returns NULL without memory. */
+/* Rows of n bytes each -> the same with a filter byte before each. adaptive: the best of the five filters
+ * for each row; otherwise none, which suits palette indices. NULL: no memory. */
 static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t step, int adaptive)
 {
     uint8_t *filtered = malloc((n + 1) * height), *scratch = calloc(2, n);
@@ -441,7 +439,7 @@ static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t
     return filtered;
 }
 
-/* Everything after the samples were brought into file order: rows [height][n]. */
+/* Write the file; the samples are in file order already: rows [height][n]. */
 static int write_file(const char *path, const uint8_t *rows, size_t n, int width, int height, int depth,
                       int color, size_t step, const uint8_t *palette, int n_colors, const uint8_t *alpha,
                       Error *err)
