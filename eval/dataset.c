@@ -198,15 +198,16 @@ static void *grow(void **items, int n, size_t size, Error *err)
     return place;
 }
 
-static int add_normal(DatasetCategory *c, char *path, Error *err)
+/* Append a path. The list takes it over, and a failure frees it. -1 also when path is NULL. */
+static int add_path(char ***paths, int *n, char *path, Error *err)
 {
-    char **place = path ? grow((void **)&c->normal, c->n_normal, sizeof *c->normal, err) : NULL;
+    char **place = path ? grow((void **)paths, *n, sizeof *place, err) : NULL;
     if (!place) {
         free(path);
         return -1;
     }
     *place = path;
-    c->n_normal++;
+    ++*n;
     return 0;
 }
 
@@ -228,18 +229,6 @@ static DatasetImage *add_image(DatasetCategory *c, char *path, const char *kind,
         return image;
     fail_memory(err, "the list of images", strlen(path));
     return NULL;
-}
-
-static int add_mask(DatasetImage *image, char *path, Error *err)
-{
-    char **place = path ? grow((void **)&image->masks, image->n_masks, sizeof *image->masks, err) : NULL;
-    if (!place) {
-        free(path);
-        return -1;
-    }
-    *place = path;
-    image->n_masks++;
-    return 0;
 }
 
 static void category_free(DatasetCategory *c)
@@ -291,14 +280,14 @@ static int find_masks(DatasetImage *image, const char *dir, Error *err)
             char **names = list_images(base, &n, err);
             status = names ? 0 : -1;
             for (size_t i = 0; names && i < n && !status; i++)
-                status = add_mask(image, path_of(err, "%s/%s", base, names[i]), err);
+                status = add_path(&image->masks, &image->n_masks, path_of(err, "%s/%s", base, names[i]), err);
             free(names);
         }
         for (size_t e = 0; !status && !image->n_masks && e < sizeof endings / sizeof *endings; e++) {
             char path[PATH_SIZE + 16];
             snprintf(path, sizeof path, "%s%s", base, endings[e]);
             if (file_exists(path))
-                status = add_mask(image, path_of(err, "%s", path), err);
+                status = add_path(&image->masks, &image->n_masks, path_of(err, "%s", path), err);
         }
         free(base);
         if (status || image->n_masks)
@@ -350,7 +339,7 @@ static int list_category(DatasetCategory *c, const char *dir, Error *err)
     char **names = folder ? list_images(folder, &n, err) : NULL;
     int status = bank && !names ? -1 : 0;
     for (size_t i = 0; i < n && !status; i++)
-        status = add_normal(c, path_of(err, "%s/%s", folder, names[i]), err);
+        status = add_path(&c->normal, &c->n_normal, path_of(err, "%s/%s", folder, names[i]), err);
     free(names), free(folder);
     return status ? status : list_tests(c, err);
 }
@@ -405,12 +394,13 @@ static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int lin
         return 0;
     char *path = path_of(err, "%s/%s", d->root, fields[3]);
     if (!test)
-        return good ? add_normal(c, path, err) : (free(path), 0);
+        return good ? add_path(&c->normal, &c->n_normal, path, err) : (free(path), 0);
     DatasetImage *image = add_image(c, path, good ? "good" : "bad", good, err);
     if (!image)
         return -1;
-    return !good && n == 5 && *fields[4] ? add_mask(image, path_of(err, "%s/%s", d->root, fields[4]), err)
-                                         : 0;
+    return !good && n == 5 && *fields[4]
+               ? add_path(&image->masks, &image->n_masks, path_of(err, "%s/%s", d->root, fields[4]), err)
+               : 0;
 }
 
 static int by_kind(const void *a, const void *b)

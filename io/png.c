@@ -439,32 +439,39 @@ static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t
     return filtered;
 }
 
-/* Write the file; the samples are in file order already: rows [height][n]. */
-static int write_file(const char *path, const uint8_t *rows, size_t n, int width, int height, int depth,
-                      int color, size_t step, const uint8_t *palette, int n_colors, const uint8_t *alpha,
-                      Error *err)
+/* An image whose samples are in file order. */
+typedef struct FileImage {
+    const uint8_t *rows; /* [height][n] */
+    size_t n, step;      /* bytes a row, and a pixel (1 below 8 bits) */
+    int width, height, depth, color;
+    const uint8_t *palette, *alpha; /* [n_colors][3], [n_colors]; or NULL */
+    int n_colors;
+} FileImage;
+
+static int write_file(const char *path, const FileImage *image, Error *err)
 {
+    const size_t height = (size_t)image->height, n_filtered = (image->n + 1) * height;
     size_t n_data = 0;
-    uint8_t *filtered = filter_rows(rows, n, (size_t)height, step, color != INDEXED);
-    uint8_t *data = filtered ? zlib_deflate(filtered, (n + 1) * (size_t)height, &n_data) : NULL;
+    uint8_t *filtered = filter_rows(image->rows, image->n, height, image->step, image->color != INDEXED);
+    uint8_t *data = filtered ? zlib_deflate(filtered, n_filtered, &n_data) : NULL;
     free(filtered);
     if (!data)
-        return fail_memory(err, path, (n + 1) * (size_t)height);
+        return fail_memory(err, path, n_filtered);
     OutFile out;
     if (out_open(&out, path, err)) {
         free(data);
         return -1;
     }
     uint8_t ihdr[13] = {0};
-    put32(ihdr, (uint32_t)width);
-    put32(ihdr + 4, (uint32_t)height);
-    ihdr[8] = (uint8_t)depth, ihdr[9] = (uint8_t)color;
+    put32(ihdr, (uint32_t)image->width);
+    put32(ihdr + 4, (uint32_t)image->height);
+    ihdr[8] = (uint8_t)image->depth, ihdr[9] = (uint8_t)image->color;
     out_put(&out, SIGNATURE, 8);
     put_chunk(&out, "IHDR", ihdr, 13);
-    if (palette)
-        put_chunk(&out, "PLTE", palette, 3 * (size_t)n_colors);
-    if (alpha)
-        put_chunk(&out, "tRNS", alpha, (size_t)n_colors);
+    if (image->palette)
+        put_chunk(&out, "PLTE", image->palette, 3 * (size_t)image->n_colors);
+    if (image->alpha)
+        put_chunk(&out, "tRNS", image->alpha, (size_t)image->n_colors);
     for (size_t at = 0; at < n_data;) {
         size_t part =
             n_data - at < (size_t)1 << 30 ? n_data - at : (size_t)1 << 30; /* a chunk is below 2^31 bytes */
@@ -484,10 +491,17 @@ int png_write(const char *path, const void *samples, int width, int height, int 
         channels > 4 || (bits != 8 && bits != 16))
         return fail(err, "%s: cannot write a PNG of %d x %d pixels with %d channels of %d bits", path, width,
                     height, channels, bits);
-    size_t n = (size_t)width * (size_t)channels * (size_t)(bits / 8), step = (size_t)(channels * bits / 8);
+    const size_t step = (size_t)(channels * bits / 8);
+    FileImage image = {.rows = samples,
+                       .n = (size_t)width * step,
+                       .step = step,
+                       .width = width,
+                       .height = height,
+                       .depth = bits,
+                       .color = colors[channels]};
     if (bits == 8)
-        return write_file(path, samples, n, width, height, bits, colors[channels], step, NULL, 0, NULL, err);
-    size_t n_samples = n / 2 * (size_t)height;
+        return write_file(path, &image, err);
+    size_t n_samples = image.n / 2 * (size_t)height;
     uint8_t *rows = malloc(2 * n_samples); /* big-endian */
     if (!rows)
         return fail_memory(err, path, 2 * n_samples);
@@ -495,7 +509,8 @@ int png_write(const char *path, const void *samples, int width, int height, int 
         rows[2 * i] = (uint8_t)(((const uint16_t *)samples)[i] >> 8);
         rows[2 * i + 1] = (uint8_t)((const uint16_t *)samples)[i];
     }
-    int status = write_file(path, rows, n, width, height, bits, colors[channels], step, NULL, 0, NULL, err);
+    image.rows = rows;
+    int status = write_file(path, &image, err);
     free(rows);
     return status;
 }
@@ -522,7 +537,17 @@ int png_write_indexed(const char *path, const uint8_t *indices, int width, int h
             size_t bit = x * (size_t)depth;
             rows[y * n + bit / 8] |= (uint8_t)(index << (8 - depth - (int)(bit % 8)));
         }
-    int status = write_file(path, rows, n, width, height, depth, INDEXED, 1, palette, n_colors, alpha, err);
+    const FileImage image = {.rows = rows,
+                             .n = n,
+                             .step = 1,
+                             .width = width,
+                             .height = height,
+                             .depth = depth,
+                             .color = INDEXED,
+                             .palette = palette,
+                             .alpha = alpha,
+                             .n_colors = n_colors};
+    int status = write_file(path, &image, err);
     free(rows);
     return status;
 }
