@@ -91,7 +91,7 @@ typedef struct Result {
 } Result;
 
 /* ================================================================================================
- * What the system tells
+ * The system: page faults, memory, processor
  * ============================================================================================== */
 
 static long page_faults(void)

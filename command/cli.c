@@ -15,7 +15,7 @@ static const char HELP[] =
     " - SAM-LAD in C: zero-shot detection of logical and structural anomalies in images\n"
     "\n"
     "  samlad bank good/ -o normal.bank             study normal images\n"
-    "  samlad detect --bank normal.bank new/ -o out score others, and name what is missing, extra, damaged\n"
+    "  samlad detect --bank normal.bank new/ -o out score others, and name missing, extra, damaged objects\n"
     "\n"
     "  bank      normal images -> template bank\n"
     "  detect    bank + images -> scores, maps, reasons\n"

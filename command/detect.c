@@ -21,7 +21,7 @@ static const char DETECT_HELP[] =
     "usage: samlad detect --bank BANK IMAGE|DIR... [-o OUT] [--json]\n"
     "\n"
     "Score images against a bank of normal ones; a higher score is more anomalous. Print one line an image\n"
-    "(score, rank, verdict, path), and below it what is missing, extra or damaged.\n"
+    "(score, rank, verdict, path), and below it every missing, extra or damaged object.\n"
     "\n"
     "  rank      share of the bank's own leave-one-out scores that are at least as high: small is unusual\n"
     "  verdict   'anomalous' above the bank's threshold, a quantile of those scores\n"

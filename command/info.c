@@ -1,4 +1,4 @@
-/* command/info.c - samlad info: what is in a file of weights or in a bank. */
+/* command/info.c - samlad info: the contents of a weights file or a bank. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

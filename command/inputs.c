@@ -160,7 +160,7 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
     return 0;
 }
 
-/* ---- what is refused ---------------------------------------------------------------------------*/
+/* ---- refusals ---------------------------------------------------------------------------------*/
 
 /* The real path of the folder that `path` names or will lie in: parts that do not exist yet are left out.
  * malloc'd; NULL after a sentence. */

@@ -1,4 +1,4 @@
-/* command/messages.h - what the command says on stderr: failures, wrong usage, progress. */
+/* command/messages.h - the command's messages on stderr: failures, wrong usage, progress. */
 #ifndef SAMLAD_COMMAND_MESSAGES_H
 #define SAMLAD_COMMAND_MESSAGES_H
 

@@ -253,7 +253,7 @@ void dataset_free(Dataset *d)
 }
 
 /* ================================================================================================
- * A category whose layout is told by its folders
+ * A category whose folders give its layout
  * ============================================================================================== */
 
 const char *const DATASET_NORMAL_PLACES[] = {"train/good", "train/normal", "normal", NULL};
