@@ -77,7 +77,7 @@ int command_bank(Args *args)
         if (args->set[i]->of_features)
             return usage_error(args->command, "--%s needs the images again: give them instead of --from",
                                args->set[i]->name);
-    /* check everything before the work, which may take hours */
+    /* check everything before the work, which may take hours. */
     int repeats = 0;
     if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err) ||
         list_drop_repeats(&list, &repeats, &err) || check_spared(args->out, args, &list, &err) ||

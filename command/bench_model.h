@@ -13,7 +13,7 @@ typedef struct SamSizes {
 
 typedef struct BenchModel {
     Safetensors *weights;
-    void *memory; /* the bytes behind `weights` */
+    void *memory; /* the bytes behind `weights`. */
 } BenchModel;
 
 /* Segment Anything at 1,024 pixels, patches of 16, windows of 14, with the official decoder. `blank`: all

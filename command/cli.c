@@ -36,7 +36,7 @@ static const struct {
     const char *takes;
 } COMMANDS[] = {
     {"bank", command_bank, help_bank, "out from backbone sam featup dcga *"},
-    /* detect takes the method's options (*) only to refuse them with a sentence of its own */
+    /* detect takes the method's options (*) only to refuse them with a sentence of its own. */
     {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
      "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "

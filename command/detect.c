@@ -47,9 +47,9 @@ typedef struct Detect {
     Args *args;
     Samlad *s;
     OutFile *jsonl; /* results.jsonl, or NULL */
-    int n_failed;   /* images that could not be judged */
+    int n_failed;   /* images that could not be judged. */
     int n_told;     /* lines in results.jsonl */
-    int stopped;    /* before all images were judged */
+    int stopped;    /* before all images were judged. */
 } Detect;
 
 /* prefix = OUT/NAME without its ending, unless names need it. Makes the folder. */
@@ -86,7 +86,7 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
     if (!status && d->jsonl) {
         out_put(d->jsonl, w.text, w.length);
         out_put(d->jsonl, "\n", 1);
-        if (d->jsonl->failed) /* tell it now, not at the end of a long list */
+        if (d->jsonl->failed) /* tell it now, not at the end of a long list. */
             status = fail(err, "%s: cannot write: %s", d->jsonl->path, strerror(d->jsonl->failed));
         d->n_told += !status;
     }
@@ -104,7 +104,7 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
 
 /* One image of a batch. One thread reads and scores it; the output follows in the order of the list. */
 typedef struct Detected {
-    uint8_t *rgb; /* NULL: it could not be read */
+    uint8_t *rgb; /* NULL: it could not be read. */
     SamladResult result;
     int status;
     Error err;
@@ -141,7 +141,7 @@ static int output_batch(Detect *d, Detected *batch, const ImageList *list, int b
         if (!one->status)
             samlad_result_free(&one->result);
         free(one->rgb);
-        if (!status && !isatty(STDOUT_FILENO)) /* on a terminal the results show the progress */
+        if (!status && !isatty(STDOUT_FILENO)) /* on a terminal the results show the progress. */
             show_progress(progress, "images", base + i + 1, list->n);
     }
     return status;
@@ -197,7 +197,7 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     int status = detect_images(d, list, err);
     d->jsonl = NULL;
     if (d->n_told == 0) {
-        out_drop(&jsonl); /* no result, no file */
+        out_drop(&jsonl); /* no result, no file. */
         return status;
     }
     if (!status)

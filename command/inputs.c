@@ -140,7 +140,7 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
         return fail_memory(err, "the list of images", (unsigned long long)list->n * sizeof *ids);
     for (int i = 0; i < list->n; i++) {
         struct stat info;
-        if (stat(list->paths[i], &info) == 0) /* a missing file is reported when it is read */
+        if (stat(list->paths[i], &info) == 0) /* a missing file is reported when it is read. */
             ids[n++] = (FileId){info.st_dev, info.st_ino, i};
     }
     qsort(ids, (size_t)n, sizeof *ids, by_file);
@@ -172,7 +172,7 @@ static char *real_folder(const char *path, Error *err)
         return NULL;
     }
     while (!dir_exists(above)) {
-        if (strcmp(above, ".") == 0) { /* it is unreadable, or gone */
+        if (strcmp(above, ".") == 0) { /* it is unreadable, or gone. */
             fail(err, "%s: the current folder cannot be read", path);
             return NULL;
         }
@@ -180,7 +180,7 @@ static char *real_folder(const char *path, Error *err)
         if (!slash)
             strcpy(above, ".");
         else
-            slash[slash == above] = '\0'; /* the first slash is a folder itself */
+            slash[slash == above] = '\0'; /* the first slash is a folder itself. */
     }
     char *real = realpath(above, NULL);
     if (!real)
@@ -276,7 +276,7 @@ static const char *beside_normal(const ImageList *list, const char *root, int n)
 /* Check one place. The images of a root stand together in the list, so each root is checked once. */
 static int refuse_data_set(const ImageList *list, const char *place, Error *err)
 {
-    const char *looked = ""; /* the root that was checked last */
+    const char *looked = ""; /* the root that was checked last. */
     int n_looked = 0;
     for (int i = 0; i < list->n; i++) {
         char tests[PATH_SIZE];
@@ -298,7 +298,7 @@ static int refuse_data_set(const ImageList *list, const char *place, Error *err)
 
 int refuse_data_sets(const ImageList *list, Error *err)
 {
-    for (int i = 0; i < list->n; i++) { /* VisA as published: CATEGORY/Data/Images/{Normal,Anomaly} */
+    for (int i = 0; i < list->n; i++) { /* VisA as published: CATEGORY/Data/Images/{Normal,Anomaly}. */
         const int n = root_length(list, i, "Images/Anomaly");
         if (n >= 0)
             return fail(err,

@@ -7,10 +7,10 @@
 #include "command/args.h"
 
 typedef struct ImageList {
-    char **paths, **names; /* names: paths below the folder that was given; outputs are named so */
+    char **paths, **names; /* names: paths below the folder that was given; outputs are named so. */
     int n, capacity;
-    int whole_names; /* 1: outputs are named a.jpg_heat.png, because a.png is in the list too */
-    int n_other;     /* files in formats that we cannot read, and the name of the first */
+    int whole_names; /* 1: outputs are named a.jpg_heat.png, because a.png is in the list too. */
+    int n_other;     /* files in formats that we cannot read, and the name of the first. */
     char other[64];
 } ImageList;
 

@@ -14,10 +14,10 @@ int usage_error(const char *command, const char *format, const char *what);
 /* A bar with an estimate. It appears on a terminal only, and only when the work takes over two seconds. */
 typedef struct Progress {
     double start, shown; /* seconds of clock_seconds */
-    const char *what;    /* the work that is under way */
-    int drawn;           /* 1: the bar is on the terminal */
+    const char *what;    /* the work that is under way. */
+    int drawn;           /* 1: the bar is on the terminal. */
 } Progress;
 
-void show_progress(void *user, const char *what, int done, int total); /* a SamladProgress; user: Progress */
+void show_progress(void *user, const char *what, int done, int total); /* a SamladProgress; user: Progress. */
 
 #endif

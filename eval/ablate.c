@@ -83,16 +83,16 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "featup-stages=4",
         "channel-graph=off",
         "channel-graph=softmax",
-        "object-strength=0.1", /* the object graph's lambda_o */
+        "object-strength=0.1", /* the object graph's lambda_o. */
         "object-strength=0.5",
         "position-weight=0",
         "alpha=0.2",       /* fixed */
         "matcher=nearest", /* instead of Sinkhorn */
         "verify=0",
-        "count=0", /* no counting of look-alike objects */
+        "count=0", /* no counting of look-alike objects. */
         "align=pixel",
         "claims=0",
-        "no-objects=1", /* PaDiM on the k references */
+        "no-objects=1", /* PaDiM on the k references. */
         "only=structural",
         "only=logical",
     };
@@ -184,7 +184,7 @@ static int do_setting(Samlad *s, const EvaluateRequest *r, AblationTable *t, Abl
 {
     char folder[128], out[RUN_PATH], scenes[RUN_PATH], results[RUN_PATH];
     int features;
-    RunPlan plan = r->plan; /* with masks, because the maps are removed when a setting is measured */
+    RunPlan plan = r->plan; /* with masks, because the maps are removed when a setting is measured. */
     Evaluation *e = &t->evaluation;
     RunTimes times;
     folder_of(folder, a->changes);
@@ -322,7 +322,7 @@ int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
     Facts base = {0};
     if (evaluation_prepare(r, r->data, &t->evaluation, err) ||
         run_settle(s, &t->evaluation.dataset, &r->plan,
-                   err)) /* the scenes are shared, so there must be one base */
+                   err)) /* the scenes are shared, so there must be one base. */
         return -1;
     facts_describe(&base, s);
     int status = 0, features;

@@ -21,7 +21,7 @@ typedef struct Ablation {
 
 enum { ABLATIONS_MAX = 64 };
 typedef struct AblationTable {
-    Evaluation evaluation; /* the data set and its problems */
+    Evaluation evaluation; /* the data set and its problems. */
     int n;
     Ablation settings[ABLATIONS_MAX];
 } AblationTable;

@@ -106,7 +106,7 @@ static void problem(Problems *p, const char *format, ...)
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (p->n < PROBLEMS_KEPT)
-        p->sentences[p->n] = strdup(text); /* NULL (no memory): it still counts */
+        p->sentences[p->n] = strdup(text); /* NULL (no memory): it still counts. */
     p->n++;
 }
 
@@ -390,7 +390,7 @@ static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int lin
     if (!is_word(fields[2], "normal", "anomaly", &good))
         return fail(err, "%s: line %d: label '%.40s', expected normal or anomaly", csv, line, fields[2]);
     DatasetCategory *c = find_category(d, fields[0]);
-    if (!c) /* not a wanted category */
+    if (!c) /* not a wanted category. */
         return 0;
     char *path = path_of(err, "%s/%s", d->root, fields[3]);
     if (!test)
@@ -426,7 +426,7 @@ static int list_visa(Dataset *d, Error *err)
         if (next)
             *next++ = '\0';
         int found = split_fields(line, fields);
-        if (number > 1 && *line) /* the first names the columns */
+        if (number > 1 && *line) /* the first names the columns. */
             status = visa_row(d, fields, found, csv, number, err);
         line = next;
     }
@@ -563,7 +563,7 @@ static int open_several(Dataset *d, const char *const *wanted, int n_wanted, Pro
         d->root = below;
     }
     status = name_categories(d, wanted, n_wanted, err);
-    if (!status) /* one order, independent of the order of the options */
+    if (!status) /* one order, independent of the order of the options. */
         qsort(d->categories, (size_t)d->n, sizeof *d->categories, by_category);
     if (!status && csv)
         status = list_visa(d, err);
@@ -670,7 +670,7 @@ typedef struct Check {
     DatasetCategory *c;
     DefectTable *table;
     int masks_needed;
-    int done, total; /* files of the data set */
+    int done, total; /* files of the data set. */
 } Check;
 
 /* The number of normal images to look at. */

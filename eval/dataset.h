@@ -28,22 +28,22 @@ typedef enum DatasetKind {
 } DatasetKind;
 
 typedef struct DatasetImage {
-    char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending */
-    int normal;               /* 1: a good image */
-    int width, height;        /* from the file's header; dataset_check fills this and the checksum */
-    char sha256[65];          /* of the file's bytes */
+    char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending. */
+    int normal;               /* 1: a good image. */
+    int width, height;        /* from the file's header; dataset_check fills this and the checksum. */
+    char sha256[65];          /* of the file's bytes. */
     int n_masks;
-    char **masks;          /* [n_masks] files of ground truth; pixels that are not 0: defect */
-    char masks_sha256[65]; /* of their files' checksums; "" unless dataset_check was asked for it */
+    char **masks;          /* [n_masks] files of ground truth; pixels that are not 0: defect. */
+    char masks_sha256[65]; /* of their files' checksums; "" unless dataset_check was asked for it. */
 } DatasetImage;
 
 typedef struct DatasetCategory {
     char name[128];
-    char *dir, *config; /* config: defects_config.json, or NULL */
+    char *dir, *config; /* config: defects_config.json, or NULL. */
     int n_normal;       /* for the bank */
     char **normal;
-    char (*normal_sha256)[65]; /* [n_normal]; "" unless dataset_check was asked for it */
-    int n_images;              /* test images: the good ones first, then kind by kind */
+    char (*normal_sha256)[65]; /* [n_normal]; "" unless dataset_check was asked for it. */
+    int n_images;              /* test images: the good ones first, then kind by kind. */
     DatasetImage *images;
 } DatasetCategory;
 
@@ -62,7 +62,7 @@ typedef struct Problems {
 } Problems;
 
 const char *dataset_kind_name(DatasetKind kind); /* "mvtec-loco" */
-DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind */
+DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind. */
 
 /* List the data set. wanted [n_wanted]: only these categories (0: all). Problems of its layout go to
  * `problems`; -1 only when the data set cannot be listed at all. */
@@ -70,16 +70,16 @@ int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const cha
                  int n_wanted, Problems *problems, Error *err);
 /* What dataset_check reads beside the test images. */
 typedef struct DatasetLook {
-    int with_bank;  /* 1: the headers of the normal images */
-    int n_contents; /* and the contents of this many of a category, for their checksums */
-    int with_masks; /* 1: the checksums of the masks */
+    int with_bank;  /* 1: the headers of the normal images. */
+    int n_contents; /* and the contents of this many of a category, for their checksums. */
+    int with_masks; /* 1: the checksums of the masks. */
     void (*progress)(void *user, const char *what, int done, int total); /* or NULL */
     void *user;
 } DatasetLook;
 /* Read every test image's header and checksum, and every mask: problems must be known before hours of
  * work. */
 void dataset_check(Dataset *dataset, const DatasetLook *look, Problems *problems);
-enum { DATASET_MAX_KINDS = 80 }; /* kinds of tests in a category; more are a problem */
+enum { DATASET_MAX_KINDS = 80 }; /* kinds of tests in a category; more are a problem. */
 void dataset_free(Dataset *dataset);
 void problems_free(Problems *problems);
 
@@ -90,7 +90,7 @@ extern const char *const DATASET_NORMAL_PLACES[];
 int has_ending(const char *name, const char *const *endings);
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);
-/* Did `samlad segment` write this picture? NAME_masks.png and NAME_masks_overlay.png beside
+/* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
  * NAME_masks.json are no inputs. */
 int is_segmented(const char *path);
 

@@ -20,7 +20,7 @@ enum { DIGIT = 28, CELL = 32, GRID = 3, SHEET = GRID * CELL };
 
 /* One split of MNIST: images [n][28][28] and, for each digit, the indices of its images. */
 typedef struct {
-    uint8_t *file; /* the whole file of images; the pixels begin after 16 bytes */
+    uint8_t *file; /* the whole file of images; the pixels begin after 16 bytes. */
     size_t n;
     uint32_t *index[10];
     size_t count[10];
@@ -157,7 +157,7 @@ static void shuffle(int *v, int n, Rng *rng)
 /* The anomalies of DigitAnatomy [METHOD.md section 10]. */
 static DigitPlan plan_digits(DigitsDefect defect, Rng *rng)
 {
-    /* 1 and 8 look alike when mirrored or turned; 2 and 5 when turned, so they are only mirrored */
+    /* 1 and 8 look alike when mirrored or turned; 2 and 5 when turned, so they are only mirrored. */
     static const int flips[] = {2, 3, 4, 5, 6, 7, 9};
     DigitPlan plan = {{1, 2, 3, 4, 5, 6, 7, 8, 9}, {FLIP_NONE}, {0}};
     int cell[9] = {0, 1, 2, 3, 4, 5, 6, 7, 8}, n = 1;
@@ -168,7 +168,7 @@ static DigitPlan plan_digits(DigitsDefect defect, Rng *rng)
         for (int i = 0; i < n; i++)
             plan.digit[cell[i]] = -1;
         break;
-    case DIGITS_DISORDERED: /* each chosen cell gets the digit of the next: two are swapped, more rotate */
+    case DIGITS_DISORDERED: /* each chosen cell gets the digit of the next: two are swapped, more rotate. */
         n = rng_chance(rng, 0.5f) ? 2 : 3 + rng_below(rng, 4);
         for (int i = 0; i < n; i++)
             plan.digit[cell[i]] = cell[(i + 1) % n] + 1;
@@ -207,7 +207,7 @@ static int crop_digit(uint8_t *cell, const uint8_t *digit, Rng *rng)
     float target = DIGIT * DIGIT * rng_uniform(rng, 0.6f, 1.3f);
     int side = 1;
     while ((float)side * (float)(side + 1) + 0.25f < target)
-        side++; /* the square root, rounded */
+        side++; /* the square root, rounded. */
     int slack = DIGIT - side, x0, y0;
     x0 = slack >= 0 ? rng_below(rng, slack + 1) : -rng_below(rng, 1 - slack);
     y0 = slack >= 0 ? rng_below(rng, slack + 1) : -rng_below(rng, 1 - slack);

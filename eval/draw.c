@@ -54,7 +54,7 @@ float rng_uniform(Rng *rng, float low, float high)
 
 float rng_log_uniform(Rng *rng, float low, float high)
 {
-    /* (1 + u·(r-1)) with u squared twice is close enough to r^u here, and needs no exponential */
+    /* (1 + u·(r-1)) with u squared twice is close enough to r^u here, and needs no exponential. */
     float ratio = sqrtf(sqrtf(sqrtf(high / low))), u = rng_uniform(rng, 0, 1);
     float x = 1 + u * (ratio - 1);
     x *= x;
@@ -114,7 +114,7 @@ void rng_color(Rng *rng, float *rgb)
         float h = hue + 2.0f * (float)k;
         if (h >= 6)
             h -= 6;
-        float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3 */
+        float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3. */
         float c = d - 1 < 0 ? 0 : d - 1 > 1 ? 1 : d - 1;
         rgb[k] = value * (1 - saturation * (1 - c));
     }
@@ -390,7 +390,7 @@ static void add_key(Path *path, Rng *rng)
 typedef struct Form {
     Rng rng;
     uint64_t number;
-    float thin, a, b; /* uniform: thin in 0.45..1, a and b in 0..1 */
+    float thin, a, b; /* uniform: thin in 0.45..1, a and b in 0..1. */
 } Form;
 
 static void shape_ellipse(Path *path, Form *f)
@@ -552,7 +552,7 @@ float draw_shape_aspect(int shape, uint64_t form, float height_over_width)
 
 /* ------------------------------------------------------------------------------------- rasteriser */
 
-/* A window of the canvas: origin (x0, y0), size w x h. Its planes have rows of w + 2 floats, because the
+/* A window of the canvas: origin (x0, y0), size w x h. Its planes have rows of w + 2 floats: the
  * rasteriser writes up to two cells past the end of a row. */
 typedef struct {
     int x0, y0, w, h;
@@ -587,7 +587,7 @@ static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
         xa = xa < 0 ? 0 : xa > right ? right : xa;
         xb = xb < 0 ? 0 : xb > right ? right : xb;
         int ia = (int)xa, ib = (int)ceilf(xb);
-        if (ib <= ia + 1) { /* the edge stays within one pixel of this row */
+        if (ib <= ia + 1) { /* the edge stays within one pixel of this row. */
             float middle = 0.5f * (xa + xb) - (float)ia;
             line[ia] += d - d * middle;
             line[ia + 1] += d * middle;
@@ -675,7 +675,7 @@ static void rasterise(const Path *path, const Placement *t, const Window *win, f
         float *line = plane + (long)y * (win->w + 2), sum = 0;
         for (int x = 0; x < win->w; x++) {
             sum += line[x];
-            /* the running sum leaves a rounding error: cut it off */
+            /* the running sum leaves a rounding error: cut it off. */
             float c = sum < 0 ? -sum : sum;
             line[x] = c < 1e-3f ? 0 : c > 0.999f ? 1 : c;
         }
@@ -890,7 +890,7 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
                 if (e > 0)
                     shine = look->gloss * 0.5f * e;
             }
-            /* a curved surface is a little brighter on the side of the light */
+            /* a curved surface is a little brighter on the side of the light. */
             light +=
                 look->relief * 0.18f * (dx * canvas->light[0] + dy * canvas->light[1]) / (part->scale + 1);
             for (int k = 0; k < 3; k++)
@@ -949,7 +949,7 @@ static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, c
     Path line = {.n_points = 0, .n_outlines = 0};
     for (int i = 0, n = 1 + rng_below(rng, 3); i < n; i++) {
         /* from near the edge across the centre; one draw a statement, because C leaves the order within a
-         * statement open */
+         * statement open. */
         Point a = point_on_part(path, t, rng, rng_uniform(rng, 0.5f, 0.95f)), b, middle;
         float reach = rng_uniform(rng, 1.1f, 1.9f);
         b.x = mix(a.x, part->cx, reach);
@@ -1002,7 +1002,7 @@ static void damage_dent(Canvas *canvas, const Part *part, const Path *path, cons
                 float r2 = dx * dx + dy * dy, slope = dx * canvas->light[0] + dy * canvas->light[1];
                 if (side)
                     slope = -slope;
-                /* the steepest place of the hollow's wall is at about 0.7 of its radius */
+                /* the steepest place of the hollow's wall is at about 0.7 of its radius. */
                 over[(long)y * stride + x] = r2 < 1 && slope > 0 ? clamp01(3.2f * slope * (1 - r2)) : 0;
             }
         overlay(canvas, win, cover, over, side ? white : black, side ? 0.6f : 0.75f);
@@ -1139,7 +1139,7 @@ static void lens_blur(Canvas *canvas, float sigma)
 {
     float variance = sigma * sigma;
     int w = canvas->width, h = canvas->height;
-    float *copy = canvas->scratch; /* SCRATCH_PLANES >= 3 planes: room for one rgb image */
+    float *copy = canvas->scratch; /* SCRATCH_PLANES >= 3 planes: room for one rgb image. */
     while (variance > 1e-3f) {
         float v = variance > 0.6f ? 0.6f : variance, side = 0.5f * v, centre = 1 - v;
         variance -= v;

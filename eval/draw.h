@@ -26,10 +26,10 @@ typedef struct {
 void rng_seed(Rng *rng, uint64_t seed, uint64_t stream);
 uint64_t rng_next(Rng *rng);
 float rng_uniform(Rng *rng, float low, float high);     /* [low, high) */
-float rng_log_uniform(Rng *rng, float low, float high); /* roughly uniform in the logarithm; low > 0 */
-int rng_below(Rng *rng, int n);                         /* 0 ... n-1; n >= 1 */
+float rng_log_uniform(Rng *rng, float low, float high); /* roughly uniform in the logarithm; low > 0. */
+int rng_below(Rng *rng, int n);                         /* 0 ... n-1; n >= 1. */
 int rng_chance(Rng *rng, float probability);
-float rng_normal(Rng *rng); /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms) */
+float rng_normal(Rng *rng); /* mean 0, deviation 1, bounded by 3.5 (sum of four uniforms). */
 
 /* A random colour, often greyish; and one near another (`amount`: about how far a channel moves). */
 void rng_color(Rng *rng, float *rgb);
@@ -74,7 +74,7 @@ enum {
     SHAPE_DIGIT,
     SHAPE_FRAME,
     SHAPE_COUNT,
-    SHAPE_PANEL = SHAPE_COUNT /* a slightly rounded square, for trays; never picked at random */
+    SHAPE_PANEL = SHAPE_COUNT /* a slightly rounded square, for trays; never picked at random. */
 };
 
 /* Fill *path with a shape. `form` picks its details (number of teeth, aspect, waviness ...). */
@@ -101,14 +101,14 @@ enum {
 
 typedef struct {
     int texture;
-    float color[3], color2[3]; /* the texture runs between the two */
+    float color[3], color2[3]; /* the texture runs between the two. */
     float period;              /* texture period, pixels */
-    float angle;               /* texture direction within the object, turns */
+    float angle;               /* texture direction within the object, turns. */
     float phase[2];            /* texture offset, pixels */
-    uint32_t grain;            /* seed of the texture's noise */
-    float bevel;               /* width of the rounded edge, pixels; 0 = flat; negative = a recess */
-    float relief;              /* strength of the edge's light and shade, about 0..1 */
-    float gloss;               /* strength of the highlight, 0..1 */
+    uint32_t grain;            /* seed of the texture's noise. */
+    float bevel;               /* width of the rounded edge, pixels; 0 = flat; negative = a recess. */
+    float relief;              /* strength of the edge's light and shade, about 0..1. */
+    float gloss;               /* strength of the highlight, 0..1. */
 } Look;
 
 enum { DAMAGE_NONE, DAMAGE_SCRATCH, DAMAGE_STAIN, DAMAGE_DENT, DAMAGE_BROKEN, DAMAGE_COUNT };
@@ -118,11 +118,11 @@ typedef struct {
     uint64_t form;
     float cx, cy; /* centre, pixels */
     float angle;  /* turns */
-    float scale;  /* unit frame -> pixels */
-    float aspect; /* the unit frame's y is multiplied by this first */
+    float scale;  /* unit frame -> pixels. */
+    float aspect; /* the unit frame's y is multiplied by this first. */
     Look look;
     float shadow; /* 0 = none */
-    float height; /* length of the cast shadow, pixels */
+    float height; /* length of the cast shadow, pixels. */
     int damage;
     uint64_t damage_seed;
 } Part;
@@ -132,13 +132,13 @@ typedef struct {
     int width, height;
     float *rgb;      /* [height][width][3], linear 0..1 */
     uint16_t *ids;   /* [height][width], 0 = background, else the front-most object covering more than half */
-    uint8_t *damage; /* [height][width], 1 = changed by a damage and still visible */
-    float light[2];  /* unit vector towards the light, in the image plane */
-    float unit;      /* pixels per 1/256 of the shorter side */
-    float *scratch;  /* five planes of [height][width + 2] */
+    uint8_t *damage; /* [height][width], 1 = changed by a damage and still visible. */
+    float light[2];  /* unit vector towards the light, in the image plane. */
+    float unit;      /* pixels per 1/256 of the shorter side. */
+    float *scratch;  /* five planes of [height][width + 2]. */
 } Canvas;
 
-int canvas_init(Canvas *canvas, int width, int height); /* 0 ok, -1 no memory (or a senseless size) */
+int canvas_init(Canvas *canvas, int width, int height); /* 0 ok, -1 no memory (or a senseless size). */
 void canvas_free(Canvas *canvas);
 
 /* Cover the whole canvas (id 0) with one surface. */
@@ -152,11 +152,11 @@ void canvas_damage(Canvas *canvas, const Part *part);
 void canvas_silhouette(Canvas *canvas, const Part *part, uint8_t *mask);
 
 typedef struct {
-    float gradient[2]; /* relative brightness change from one side to the other, per axis */
-    float vignette;    /* darkening of the corners, 0..1 */
-    float gain[3];     /* exposure and white balance */
-    float blur;        /* deviation of a Gaussian-like blur, pixels (0..3) */
-    float noise;       /* deviation of white noise, 0..1 */
+    float gradient[2]; /* relative brightness change from one side to the other, per axis. */
+    float vignette;    /* darkening of the corners, 0..1. */
+    float gain[3];     /* exposure and white balance. */
+    float blur;        /* deviation of a Gaussian-like blur, pixels (0..3). */
+    float noise;       /* deviation of white noise, 0..1. */
     uint64_t noise_seed;
 } Camera;
 

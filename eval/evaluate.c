@@ -96,7 +96,7 @@ static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char
     const char *kind = facts_get(&facts, "dataset"), *where = facts_get(&facts, "data"),
                *bank = facts_get(&facts, "bank");
     r->kind = kind ? dataset_kind_find(kind) : DATASET_KINDS;
-    if (bank && strlen(bank) == 64) /* a checksum: the bank was given, so no normal images are needed */
+    if (bank && strlen(bank) == 64) /* a checksum: the bank was given, so no normal images are needed. */
         r->plan.bank = out;
     const char *by = facts_get(&facts, "samlad");
     snprintf(version, sizeof version, "%s", by ? by : "of no version");

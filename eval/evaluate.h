@@ -9,18 +9,18 @@
 
 typedef struct Evaluation {
     Dataset dataset;
-    Problems problems;           /* when there are any, no work was begun */
-    CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work */
-    RunTimes times;              /* work of this process */
+    Problems problems;           /* when there are any, no work was begun. */
+    CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work. */
+    RunTimes times;              /* work of this process. */
 } Evaluation;
 
 typedef struct EvaluateRequest {
     const char *data;
     DatasetKind kind;
-    const char *const *categories; /* [n_categories] the wanted ones; 0: all */
+    const char *const *categories; /* [n_categories] the wanted ones; 0: all. */
     int n_categories;
-    int merging;  /* 1: measure what is there; normal images are not needed */
-    RunPlan plan; /* out NULL: a temporary folder, removed at the end */
+    int merging;  /* 1: measure what is there; normal images are not needed. */
+    RunPlan plan; /* out NULL: a temporary folder, removed at the end. */
 } EvaluateRequest;
 
 /* Run and measure; resumes the run in plan.out. -1 also when the data set has problems: err gives their

@@ -12,7 +12,7 @@
 void facts_add(Facts *f, const char *key, const char *value)
 {
     if (f->n == (int)(sizeof f->keys / sizeof *f->keys))
-        return; /* a longer file is not ours, so its facts differ in any case */
+        return; /* a longer file is not ours, so its facts differ in any case. */
     f->keys[f->n] = strdup(key);
     f->values[f->n] = strdup(value);
     f->n += f->keys[f->n] && f->values[f->n];

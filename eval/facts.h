@@ -14,7 +14,7 @@ typedef struct Facts {
 
 void facts_add(Facts *facts, const char *key, const char *value);
 void facts_add_int(Facts *facts, const char *key, long long value);
-void facts_describe(Facts *facts, const Samlad *s); /* the facts of samlad_describe */
+void facts_describe(Facts *facts, const Samlad *s); /* the facts of samlad_describe. */
 int facts_read(Facts *facts, const char *path, Error *err);
 const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
 void facts_free(Facts *facts);

@@ -31,7 +31,7 @@ int write_pictures(const SamladResult *r, const uint8_t *rgb, const char *prefix
     snprintf(overlay, sizeof overlay, "%.*s_overlay.png", LONGEST_PATH - 32, prefix);
     float *map = full_map(r, err);
     int status = map ? report_heat(heat, map, r->width, r->height, r->map_low, r->map_high, err) : -1;
-    if (!status) /* last: where the overlay is, both pictures are */
+    if (!status) /* last: where the overlay is, both pictures are. */
         status = report_overlay(overlay, r, rgb, err);
     free(map);
     return status;

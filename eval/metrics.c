@@ -52,8 +52,8 @@ static void add(Sum *sum, double term)
 
 typedef struct Walk {
     double n_positive;
-    double fp, tp; /* called anomalous so far */
-    Sum ordered;   /* pairs of a positive above a negative, ties half */
+    double fp, tp; /* called anomalous so far. */
+    Sum ordered;   /* pairs of a positive above a negative, ties half. */
     Sum precision; /* at each positive */
     double best_f1;
     uint32_t best_key;
@@ -64,7 +64,7 @@ static void walk_step(Walk *walk, uint32_t key, double n_negative, double n_posi
     add(&walk->ordered, n_negative * (walk->tp + n_positive / 2));
     walk->fp += n_negative;
     walk->tp += n_positive;
-    if (n_positive == 0) /* recall stays and precision falls: no gain */
+    if (n_positive == 0) /* recall stays and precision falls: no gain. */
         return;
     add(&walk->precision, n_positive * (walk->tp / (walk->tp + walk->fp)));
     double f1 = 2 * walk->tp / (walk->tp + walk->fp + walk->n_positive);
@@ -147,8 +147,8 @@ double auroc(const float *negatives, size_t n_negatives, const float *positives,
 enum { AGAIN = 1 << 30, MAX_REGIONS = AGAIN };
 
 typedef struct Run {
-    uint64_t offset, n; /* place in the file, and number of keys or records */
-    int group, marks;   /* marks: of anomalous pixels */
+    uint64_t offset, n; /* place in the file, and number of keys or records. */
+    int group, marks;   /* marks: of anomalous pixels. */
 } Run;
 
 struct PixelScores {
@@ -347,7 +347,7 @@ int pixel_scores_add(PixelScores *scores, int group, const float *map, int width
 
 /* The curve of mean region overlap over the false positive rate, and the area under it up to each limit. */
 typedef struct Curve {
-    double x, y; /* its end so far */
+    double x, y; /* its end so far. */
     Sum area[SPRO_LIMITS];
 } Curve;
 
@@ -369,7 +369,7 @@ static void curve_to(Curve *c, double x, double y)
 
 /* A run while it is read. Its next records are the bytes [begin, end) of the buffer. */
 typedef struct Reader {
-    Run run; /* the rest in the file */
+    Run run; /* the rest in the file. */
     unsigned char *buffer;
     size_t begin, end;
 } Reader;
@@ -382,8 +382,8 @@ typedef struct Merge {
     unsigned char *buffers; /* [n_readers][buffer_size] */
     size_t heap_size;
     uint64_t
-        *heap; /* [n_readers] record(next key, reader), the smallest first, children of i at 2i+1, 2i+2 */
-    uint32_t *found; /* [n_regions] pixels called anomalous so far */
+        *heap; /* [n_readers] record(next key, reader), the smallest first, children of i at 2i+1, 2i+2. */
+    uint32_t *found; /* [n_regions] pixels called anomalous so far. */
 } Merge;
 
 static size_t run_item(const Run *run)
@@ -479,7 +479,7 @@ static void merge_close(Merge *m)
 typedef struct Step {
     uint32_t key;
     double n_negative, n_positive;
-    Sum overlap; /* sum over regions of min(found / saturation, 1); goes on from step to step */
+    Sum overlap; /* sum over regions of min(found / saturation, 1); goes on from step to step. */
     int marked;  /* some region grew */
 } Step;
 
@@ -548,7 +548,7 @@ int pixel_scores_measure(PixelScores *scores, uint32_t groups, PixelMetrics *met
     while (status > 0 && (status = merge_step(&merge, scores, &step, err)) > 0) {
         double fp_before = walk.fp;
         walk_step(&walk, step.key, step.n_negative, step.n_positive);
-        if (!step.marked || n_negative == 0) /* the curve stays flat, and becomes one line when it rises */
+        if (!step.marked || n_negative == 0) /* the curve stays flat, and becomes one line when it rises. */
             continue;
         curve_to(&curve, fp_before / n_negative, curve.y);
         curve_to(&curve, walk.fp / n_negative, fmin(step.overlap.value / n_regions, 1));

@@ -27,10 +27,10 @@
 /* Fields without a meaning are NAN (no positives; for auroc: no negatives). */
 typedef struct RankMetrics {
     uint64_t n_negative, n_positive;
-    double auroc;             /* probability that a positive scores above a negative, ties half */
-    double average_precision; /* sum over thresholds of (recall step) x precision */
+    double auroc;             /* probability that a positive scores above a negative, ties half. */
+    double average_precision; /* sum over thresholds of (recall step) x precision. */
     double best_f1;           /* largest 2TP / (2TP + FP + FN) over all thresholds .. */
-    float best_f1_threshold;  /* .. and the highest threshold that reaches it */
+    float best_f1_threshold;  /* .. and the highest threshold that reaches it. */
 } RankMetrics;
 
 /* Images, for example test/good against logical_anomalies. MVTec LOCO's detection figure is the mean of
@@ -44,7 +44,7 @@ double auroc(const float *negatives, size_t n_negatives, const float *positives,
 /* ---- scores of pixels, streaming --------------------------------------------------------------------*/
 
 enum { SPRO_LIMITS = 5 };
-extern const double spro_limits[SPRO_LIMITS]; /* false positive rates 0.01, 0.05, 0.1, 0.3, 1 */
+extern const double spro_limits[SPRO_LIMITS]; /* false positive rates 0.01, 0.05, 0.1, 0.3, 1. */
 
 typedef struct PixelMetrics {
     uint64_t n_images, n_regions;

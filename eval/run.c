@@ -57,7 +57,7 @@ static int make_parent(const char *path, Error *err)
 
 static int bank_file_sha256(const char *path, char hex[65], Error *err)
 {
-    Safetensors *st = st_open(path, err); /* mapped: a bank may be larger than memory */
+    Safetensors *st = st_open(path, err); /* mapped: a bank may be larger than memory. */
     if (!st)
         return -1;
     st_sha256(st, hex);
@@ -224,7 +224,7 @@ typedef struct Job {
     int at_once;
     Samlad **shares; /* [at_once] */
     int done, total; /* for progress */
-    int later;       /* test images to do in the categories after this one */
+    int later;       /* test images to do in the categories after this one. */
     Error *err;
 } Job;
 
@@ -297,7 +297,7 @@ static int analyse_normal(const Job *job, Samlad *s, int index, double *seconds,
     char path[RUN_PATH];
     int width, height;
     (void)seconds;
-    if (scene_path(job, index, path, err) || file_exists(path)) /* another process did it */
+    if (scene_path(job, index, path, err) || file_exists(path)) /* another process did it. */
         return file_exists(path) ? 0 : -1;
     uint8_t *rgb = image_read_rgb8(job->category->normal[index], &width, &height, err);
     int status = rgb ? samlad_scene_save(s, rgb, height, width, path, err) : -1;
@@ -361,7 +361,7 @@ static int make_bank(Job *job, const char *path)
     free(left);
     if (!status && !file_exists(path))
         status = calibrate_bank(job, n, job->err) || publish_bank(job, path) ? -1 : 0;
-    if (status && file_exists(path)) /* another process made the bank and removed the scenes */
+    if (status && file_exists(path)) /* another process made the bank and removed the scenes. */
         status = 0;
     return status;
 }
@@ -422,8 +422,8 @@ static int write_results(const Job *job, const Samlad *s, const SamladResult *r,
     return status;
 }
 
-/* Times stand in a file of their own, because they differ from run to run and no result depends on them.
- * One short write keeps the lines of several processes apart. */
+/* Times differ from run to run, so they stand in a file of their own; no result depends on them. One short
+ * write keeps the lines of several processes apart. */
 static void note_time(const Job *job, const DatasetImage *image, double seconds)
 {
     char path[RUN_PATH], name[RUN_PATH];
@@ -437,12 +437,12 @@ static void note_time(const Job *job, const DatasetImage *image, double seconds)
     json_close(&w, '}');
     if (!w.failed)
         w.text[w.length++] = '\n'; /* replaces the NUL */
-    /* do not follow a link to somebody's file, and do not wait for the reader of a pipe */
+    /* do not follow a link to somebody's file, and do not wait for the reader of a pipe. */
     const int fd =
         w.failed ? -1 : open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (fd >= 0) {
         if (write(fd, w.text, w.length) < 0)
-            w.failed = 1; /* a lost time does no harm */
+            w.failed = 1; /* a lost time does no harm. */
         close(fd);
     }
     json_end(&w);
@@ -547,7 +547,7 @@ static int do_category(Job *job)
         return -1;
     }
     int status = n_left > 0 ? have_bank(job) : 0;
-    job->later -= n_left; /* another process may have done some */
+    job->later -= n_left; /* another process may have done some. */
     job->later = job->later > 0 ? job->later : 0;
     job->done = 0, job->total = n_left + job->later; /* the estimate covers the whole run, except for banks */
     double start = clock_seconds();
@@ -562,7 +562,7 @@ static int do_category(Job *job)
 int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times, Error *err)
 {
     *times = (RunTimes){0};
-    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank */
+    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank. */
         return -1;
     if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
         return -1;
@@ -570,14 +570,14 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
     if (count_left(&job, d))
         return -1;
     for (int i = 0; i < d->n; i++) {
-        /* each shard begins with another category, so that the banks are made in parallel */
+        /* each shard begins with another category, so that the banks are made in parallel. */
         job.category = &d->categories[(i + plan->shard) % d->n];
         if (do_category(&job))
             return -1;
     }
     char scenes[RUN_PATH];
     snprintf(scenes, sizeof scenes, "%.*s/scenes", RUN_PATH - 32, plan->out);
-    rmdir(scenes); /* works when it is empty: another process may still use it */
+    rmdir(scenes); /* works when it is empty: another process may still use it. */
     return 0;
 }
 
@@ -633,7 +633,7 @@ static int merge_folder(const char *from, const char *to, int must_agree, int de
 
 static int merge_one(const char *out, const char *from, Error *err)
 {
-    /* records last: a record tells that the map is there */
+    /* records last: a record tells that the map is there. */
     static const char *const folders[] = {"categories", "banks", "pictures", "anomaly_maps", "records"};
     static const int must_agree[] = {1, 1, 0, 0, 1};
     char a[RUN_PATH], b[RUN_PATH];

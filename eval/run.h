@@ -25,19 +25,19 @@ enum { RUN_PATH = 4096 };
 
 typedef struct RunPlan {
     const char *out;     /* the run's folder */
-    const char *bank;    /* use this bank file (one category), or NULL */
-    const char *scenes;  /* keep all analysed images in this folder and reuse them, or NULL */
-    int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all */
-    int max_bank;        /* use at most this many normal images; 0: all */
-    int with_masks;      /* 1: the masks are facts too, because the maps are removed after measuring */
-    int pictures;        /* 1: heat maps and overlays */
+    const char *bank;    /* use this bank file (one category), or NULL. */
+    const char *scenes;  /* keep all analysed images in this folder and reuse them, or NULL. */
+    int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all. */
+    int max_bank;        /* use at most this many normal images; 0: all. */
+    int with_masks;      /* 1: the masks are facts too, because the maps are removed after measuring. */
+    int pictures;        /* 1: heat maps and overlays. */
     SamladProgress progress;
     void *user;
 } RunPlan;
 
 typedef struct RunTimes {
-    double bank, images; /* seconds of this process */
-    int n_images;        /* done by this process */
+    double bank, images; /* seconds of this process. */
+    int n_images;        /* done by this process. */
 } RunTimes;
 
 /* Do the missing work. Refuses a folder of other settings, weights or images, and names the difference. */

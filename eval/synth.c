@@ -25,7 +25,7 @@
 
 void synth_output_drop(SynthOutput *out)
 {
-    dir_remove(out->tmp, NULL); /* our own files: a file that stays does no harm */
+    dir_remove(out->tmp, NULL); /* our own files: a file that stays does no harm. */
 }
 
 /* The name DIR.tmp.HOST.PID, where DIR is the first n characters of dir. */
@@ -66,7 +66,7 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
         closedir(d);
         if (holds)
             return fail(err, "%s: the folder is not empty: name a new or an empty one", dir);
-        if (!realpath(dir, out->target)) /* a link stays; its folder is replaced */
+        if (!realpath(dir, out->target)) /* a link stays; its folder is replaced. */
             return fail(err, "%s: cannot be found: %s", dir, strerror(errno));
     } else if (lstat(out->target, &st) == 0) {
         return fail(err, "%s: is a link that leads nowhere", dir);
@@ -153,9 +153,9 @@ int synth_check_count(const char *what, int n, Error *err)
 enum { MAX_COMPARTMENTS = 6, MAX_COUNT = 5, MAX_PLACED = MAX_COMPARTMENTS * MAX_COUNT + 2, MAX_ENTRIES = 32 };
 
 typedef struct {
-    Part body, cap; /* cap: a smaller part on top of the body, which moves with it */
+    Part body, cap; /* cap: a smaller part on top of the body, which moves with it. */
     int has_cap;
-    int turns; /* it may lie in any direction */
+    int turns; /* it may lie in any direction. */
     const char *name;
 } PartKind;
 
@@ -163,21 +163,21 @@ typedef struct {
 typedef struct {
     float x, y, half_w, half_h;
     int kind, n;
-    int loose; /* parts lie anywhere in it, not on slots */
+    int loose; /* parts lie anywhere in it, not on slots. */
     Point slot[MAX_COUNT];
-    float play_x, play_y; /* the parts deviate from their slots uniformly within this */
+    float play_x, play_y; /* the parts deviate from their slots uniformly within this. */
     float angle;
-    int missing_entry, few_entry; /* rows of the defect table, -1 = none */
+    int missing_entry, few_entry; /* rows of the defect table, -1 = none. */
 } Compartment;
 
 struct TrayProduct {
     SynthTrayOptions options;
-    float unit; /* pixels per 1/256 of the shorter side */
+    float unit; /* pixels per 1/256 of the shorter side. */
     Look table;
     Part tray, floor;
     int n_compartments;
     Compartment compartments[MAX_COMPARTMENTS];
-    PartKind kinds[MAX_COMPARTMENTS + 1]; /* one kind a compartment; the last is foreign */
+    PartKind kinds[MAX_COMPARTMENTS + 1]; /* one kind a compartment; the last is foreign. */
     float light_angle;
     Camera camera;
     int n_entries;
@@ -274,7 +274,7 @@ static void draw_up_tray(TrayProduct *p, Rng *rng)
         rng_color_near(rng, color, bottom->look.color, 0.5f);
     while (color_distance(color, bottom->look.color) < 0.08f || brightness(bottom->look.color) < 0.15f ||
            brightness(bottom->look.color) >
-               0.75f); /* neither black nor overexposed: shades must stay visible */
+               0.75f); /* neither black nor overexposed: shades must stay visible. */
     rng_color_near(rng, bottom->look.color, bottom->look.color2, 0.07f);
     bottom->look.grain++;
     bottom->look.bevel = -unit * rng_uniform(rng, 2, 4);
@@ -452,7 +452,7 @@ static int saturation_of_missing(const TrayProduct *p, Canvas *canvas, const Com
         mark_slot(p, canvas, &p->tray, box, 0, mask + n);
     long own = count_marked(mask, n), all = count_marked(mask + n, n);
     if (box->loose)
-        all -= (box->n - 1) * own; /* pixels under the other parts are not marked */
+        all -= (box->n - 1) * own; /* pixels under the other parts are not marked. */
     long percent = all > 0 ? (100 * own + all / 2) / all : 100;
     *threshold = (double)(percent < 5 ? 5 : percent > 100 ? 100 : percent) / 100;
     free(mask);
@@ -478,7 +478,7 @@ static int write_defect_table(TrayProduct *p, Error *err)
         add_entry(p, threshold, "missing_", p->kinds[box->kind].name);
         box->few_entry = box->n >= 3 ? p->n_entries : -1;
         if (box->loose)
-            threshold = threshold >= 0.5 ? 1 : 2 * threshold; /* one region for both */
+            threshold = threshold >= 0.5 ? 1 : 2 * threshold; /* one region for both. */
         if (box->n >= 3)
             add_entry(p, threshold, "wrong_count_too_few_", p->kinds[box->kind].name);
     }
@@ -508,7 +508,7 @@ TrayProduct *tray_product_new(const SynthTrayOptions *options, Error *err)
     }
     Rng rng;
     int names[N_PART_NAMES];
-    rng_seed(&rng, options->seed, 0x7261790000000000u); /* seeds that the training scenes do not use */
+    rng_seed(&rng, options->seed, 0x7261790000000000u); /* seeds that the training scenes do not use. */
     p->options = *options;
     p->unit = (float)(w < h ? w : h) / 256;
     draw_up_tray(p, &rng);
@@ -548,8 +548,8 @@ void tray_product_free(TrayProduct *product)
 /* ------------------------------------------------------------------------------------------ one image */
 
 typedef struct {
-    int kind, compartment, slot; /* slot -1: on no slot of its own */
-    float x, y, angle;           /* in the tray's frame */
+    int kind, compartment, slot; /* slot -1: on no slot of its own. */
+    float x, y, angle;           /* in the tray's frame. */
     float scale;
     float phase[2];
     int gone, damage;
@@ -569,7 +569,7 @@ typedef struct {
     Part tray; /* moved and turned */
     Placed parts[MAX_PLACED];
     int n_parts;
-    int floor_damage[MAX_COMPARTMENTS]; /* DAMAGE_..., drawn with the seed below */
+    int floor_damage[MAX_COMPARTMENTS]; /* DAMAGE_..., drawn with the seed below. */
     uint64_t floor_seed;
     float table_phase[2], tray_phase[2];
     float light_angle;
@@ -588,7 +588,7 @@ static float free_room(const Arrangement *a, float x, float y, float scale, int 
             continue;
         float dx = other->x - x, dy = other->y - y, touch = 0.95f * (scale + other->scale);
         float room =
-            dx * dx + dy * dy - touch * touch; /* has the sign and the order of the distance itself */
+            dx * dx + dy * dy - touch * touch; /* has the sign and the order of the distance itself. */
         if (room < least)
             least = room;
     }
@@ -757,7 +757,7 @@ static void defect_too_few(Arrangement *a, Rng *rng)
     for (int k = 0; k < 2; k++) {
         a->parts[gone[k]].gone = 1;
         if (box->loose && k > 0)
-            continue; /* one region, the whole floor, for both */
+            continue; /* one region, the whole floor, for both. */
         add_region(a, box->loose ? REGION_FLOOR : REGION_SLOT, gone[k], k, box->few_entry);
     }
 }
@@ -769,7 +769,7 @@ static void defect_too_many(Arrangement *a, int n, int entry, Rng *rng)
     int chosen = 0, first = rng_below(rng, p->n_compartments);
     float roomiest = -1e30f;
     for (int i = 0; i < p->n_compartments && roomiest < 0;
-         i++) { /* the first with room, starting at a random one */
+         i++) { /* the first with room, starting at a random one. */
         int c = (first + i) % p->n_compartments;
         const Compartment *box = &p->compartments[c];
         float x, y, room = find_place(a, box, p->kinds[box->kind].body.scale, -1, rng, &x, &y);
@@ -971,7 +971,7 @@ static void mark_region(const Arrangement *a, const Region *region, Canvas *canv
         mark_slot(a->p, canvas, &a->tray, box, a->parts[region->placed].slot, mask);
     else
         mark_floor(a->p, canvas, &a->tray, box, mask);
-    for (long i = 0; i < n; i++) /* a part stands there, so the place is not empty */
+    for (long i = 0; i < n; i++) /* a part stands there, so the place is not empty. */
         if (canvas->ids[i] >= first_part)
             mask[i] = 0;
 }
@@ -1061,9 +1061,9 @@ SynthTrayOptions synth_tray_defaults(void)
 typedef struct TrayItem {
     TraySplit split;
     TrayDefect defect;
-    int index; /* index among its kind */
+    int index; /* index among its kind. */
     const char *folder;
-    int number; /* index in the folder */
+    int number; /* index in the folder. */
 } TrayItem;
 
 /* Draw and write one image with its ground truths and, when asked for, the map of its parts. */

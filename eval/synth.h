@@ -19,12 +19,12 @@
 
 /* ---- trays ---- */
 typedef struct SynthTrayOptions {
-    uint64_t seed;                     /* decides the product (tray, kinds, counts) and every image */
-    int width, height;                 /* 256 x 256; 64 ... 4096, within a factor of two */
-    int n_train, n_validation, n_good; /* 40, 8, 20 normal images (n_good: in test) */
-    int n_logical;                     /* 6 of each: missing, extra, wrong kind, swapped, wrong count */
-    int n_structural;                  /* 6 of each: scratch, stain, dent, broken */
-    int parts; /* also write parts/test/good/000.png ...: TrayImage's parts of every image */
+    uint64_t seed;                     /* decides the product (tray, kinds, counts) and every image. */
+    int width, height;                 /* 256 x 256; 64 ... 4096, within a factor of two. */
+    int n_train, n_validation, n_good; /* 40, 8, 20 normal images (n_good: in test). */
+    int n_logical;                     /* 6 of each: missing, extra, wrong kind, swapped, wrong count. */
+    int n_structural;                  /* 6 of each: scratch, stain, dent, broken. */
+    int parts; /* also write parts/test/good/000.png ...: TrayImage's parts of every image. */
 } SynthTrayOptions;
 
 SynthTrayOptions synth_tray_defaults(void);
@@ -53,10 +53,10 @@ enum { TRAY_MAX_TRUTHS = 2 };
 
 typedef struct TrayImage {
     uint8_t *rgb;   /* [height][width][3] */
-    uint8_t *parts; /* [height][width], 1 + the part's number (a part with its cap), else 0 */
-    int n_truths;   /* ground truth images: 0 for a normal tray, else 1 or 2 */
-    uint8_t *truth[TRAY_MAX_TRUTHS]; /* [height][width], 0 or value[i] */
-    int value[TRAY_MAX_TRUTHS];      /* the defect's pixel value */
+    uint8_t *parts; /* [height][width], 1 + the part's number (a part with its cap), else 0. */
+    int n_truths;   /* ground truth images: 0 for a normal tray, else 1 or 2. */
+    uint8_t *truth[TRAY_MAX_TRUTHS]; /* [height][width], 0 or value[i]. */
+    int value[TRAY_MAX_TRUTHS];      /* the defect's pixel value. */
 } TrayImage;
 
 typedef struct TrayProduct TrayProduct;
@@ -72,8 +72,8 @@ void tray_image_free(TrayImage *image);
 /* ---- digits ---- */
 typedef struct SynthDigitsOptions {
     uint64_t seed;
-    int n_train, n_validation, n_good; /* 100, 20 from MNIST's training split; 50 from its test split */
-    int n_each;                        /* 50 of each: missing, disordered, flipped, zero */
+    int n_train, n_validation, n_good; /* 100, 20 from MNIST's training split; 50 from its test split. */
+    int n_each;                        /* 50 of each: missing, disordered, flipped, zero. */
 } SynthDigitsOptions;
 
 SynthDigitsOptions synth_digits_defaults(void);
@@ -89,13 +89,13 @@ int synth_loco(const char *tables, const char *dir, uint64_t seed, Error *err);
 /* ---- the folder as a whole, shared by all three ---- */
 typedef struct SynthOutput {
     const char *dir;
-    char target[PATH_MAX]; /* the same with links resolved */
-    char tmp[PATH_MAX];    /* all files are written here; at the end the folder is renamed */
+    char target[PATH_MAX]; /* the same with links resolved. */
+    char tmp[PATH_MAX];    /* all files are written here; at the end the folder is renamed. */
 } SynthOutput;
 
 typedef struct SynthDefect {
     char name[48];
-    double threshold; /* saturation threshold, relative to the area of the ground truth */
+    double threshold; /* saturation threshold, relative to the area of the ground truth. */
 } SynthDefect;
 
 /* Refuse a folder that is not empty: data sets must not mix, and the user's files must survive. */

@@ -47,7 +47,7 @@ void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n)
     *mean = (CategoryFigures){.name = "mean"};
     for (int f = 0; n > 0 && f < categories[0].n; f++) {
         double sum = 0;
-        for (int i = 0; i < n; i++) /* a category without it makes the mean NAN */
+        for (int i = 0; i < n; i++) /* a category without it makes the mean NAN. */
             sum += figure_of(&categories[i], categories[0].figures[f].name);
         if (!isnan(sum) && strncmp(categories[0].figures[f].name, "threshold.", 10) != 0)
             add_figure(mean, sum / n, 0, "%s", categories[0].figures[f].name);
@@ -187,13 +187,13 @@ static int measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCat
             return -1;
         add_figure(f, m.auroc, (int)(end - first), "auroc.%s", c->images[first].kind);
     }
-    if (kind == DATASET_LOCO) /* LOCO's convention: both kinds weigh the same */
+    if (kind == DATASET_LOCO) /* LOCO's convention: both kinds weigh the same. */
         add_figure(f,
                    (figure_of(f, "auroc.logical_anomalies") + figure_of(f, "auroc.structural_anomalies")) / 2,
                    0, "auroc.mean");
     if (rank_metrics(scores, n_good, scores + n_good, n - n_good, &m, err))
         return -1;
-    if (n_good == 0) /* without good images, every threshold is perfect */
+    if (n_good == 0) /* without good images, every threshold is perfect. */
         m.average_precision = m.best_f1 = m.best_f1_threshold = NAN;
     add_figure(f, m.auroc, (int)(n - n_good), "auroc.all");
     add_figure(f, m.average_precision, (int)(n - n_good), "ap.all");
@@ -353,7 +353,7 @@ void put_csv(OutFile *out, const char *text)
         return;
     }
     out_put(out, "\"", 1);
-    for (; *text; text++) /* a quote is doubled */
+    for (; *text; text++) /* a quote is doubled. */
         out_put(out, *text == '"' ? "\"\"" : text, *text == '"' ? 2 : 1);
     out_put(out, "\"", 1);
 }
@@ -363,7 +363,7 @@ void put_markdown(OutFile *out, const char *text)
     for (; *text; text++) {
         if (*text == '|' || *text == '\\')
             out_put(out, "\\", 1);
-        out_put(out, (unsigned char)*text < ' ' ? " " : text, 1); /* a row is a line */
+        out_put(out, (unsigned char)*text < ' ' ? " " : text, 1); /* a row is a line. */
     }
 }
 
@@ -523,6 +523,6 @@ int table_write(const CategoryFigures *categories, const Dataset *d, const char 
     snprintf(path, sizeof path, "%s/results.md", out);
     if (write_markdown(path, categories, &mean, d, err))
         return -1;
-    snprintf(path, sizeof path, "%s/results.json", out); /* last: it marks all as written (ablate.c) */
+    snprintf(path, sizeof path, "%s/results.json", out); /* last: it marks all as written (ablate.c). */
     return write_json(path, categories, d, err);
 }

@@ -9,12 +9,12 @@
 #include "io/json.h"
 #include "eval/dataset.h"
 
-enum { FIGURES_MAX = DATASET_MAX_KINDS + 16 }; /* one a kind, and the figures over all kinds */
+enum { FIGURES_MAX = DATASET_MAX_KINDS + 16 }; /* one a kind, and the figures over all kinds. */
 
 typedef struct Figure {
     char name[96]; /* "auroc.logical_anomalies", "auroc.all", "auroc.pixels", ... */
-    double value;  /* NAN: this data set does not give it */
-    int n;         /* anomalous images in it; 0: does not apply */
+    double value;  /* NAN: this data set does not give it. */
+    int n;         /* anomalous images in it; 0: does not apply. */
 } Figure;
 
 typedef struct CategoryFigures {

@@ -40,7 +40,7 @@ static int read_defect(DefectTable *table, const Json *entry, size_t index, cons
     if (relative->number != 0 ? !(s > 0 && s <= 1) : !(s >= 1 && s <= 4294967295.0) || s != floor(s))
         return fail(err, "%s: %.60s: saturation_threshold is %g, expected %s", path, name->string, s,
                     relative->number != 0 ? "a part in (0, 1]" : "a whole number of pixels");
-    /* two entries of one value: the last counts, as in the scripts */
+    /* two entries of one value: the last counts, as in the scripts. */
     Defect *defect = &table->by_value[(int)value->number];
     snprintf(defect->name, sizeof defect->name, "%s", *name->string ? name->string : "unnamed");
     defect->relative = relative->number != 0;

@@ -21,7 +21,7 @@
  *   {"defect_name": .., "pixel_value": 1..255, "saturation_threshold": .., "relative_saturation": true|false}
  * Relative: a part of the region's own area, in (0, 1]. Absolute: a number of pixels. */
 typedef struct Defect {
-    char name[96]; /* "": no defect has this pixel value */
+    char name[96]; /* "": no defect has this pixel value. */
     int relative;
     double saturation;
 } Defect;
@@ -32,17 +32,17 @@ int defect_table_read(DefectTable *table, const char *path, Error *err);
 
 typedef struct TruthMark {
     uint32_t pixel, region;
-    uint32_t again; /* 1: an earlier mark, of another region, is at the same pixel */
+    uint32_t again; /* 1: an earlier mark, of another region, is at the same pixel. */
 } TruthMark;
 
 typedef struct Truth {
     int width, height;
-    uint8_t *anomalous; /* [height][width] 1: in some region */
+    uint8_t *anomalous; /* [height][width] 1: in some region. */
     size_t n_anomalous;
     size_t n_regions, region_capacity;
-    uint32_t *saturation; /* [n_regions] this many found pixels count as all; at least 1 */
+    uint32_t *saturation; /* [n_regions] this many found pixels count as all; at least 1. */
     size_t n_marks, mark_capacity;
-    TruthMark *marks; /* [n_marks] every pixel of every region */
+    TruthMark *marks; /* [n_marks] every pixel of every region. */
 } Truth;
 
 /* The regions of one image of width x height, from its mask files masks[n_masks] (none: a good image).
@@ -52,7 +52,7 @@ typedef struct Truth {
  * nothing. */
 int truth_read(Truth *truth, int width, int height, const char *const *masks, size_t n_masks,
                const DefectTable *table, Error *err);
-void truth_free(Truth *truth); /* safe on a zeroed struct */
+void truth_free(Truth *truth); /* safe on a zeroed struct. */
 
 /* The same from masks in memory [height][width]: begin, then add. */
 int truth_begin(Truth *truth, int width, int height, Error *err);

@@ -97,7 +97,7 @@ static void host_name(char host[64])
  * others cut alike. */
 char *temporary_name(const char *path)
 {
-    enum { LONGEST = 255 }; /* longest file name on nearly every file system */
+    enum { LONGEST = 255 }; /* longest file name on nearly every file system. */
     char host[64], ending[128];
     host_name(host);
     snprintf(ending, sizeof ending, ".tmp.%s.%ld", host, (long)getpid());
@@ -138,7 +138,7 @@ static int sweep_one(const char *path, const struct stat *info, int type, struct
 {
     (void)info;
     if (type == FTW_F && is_stale(path + at->base))
-        unlink(path); /* another process may have been first */
+        unlink(path); /* another process may have been first. */
     return 0;
 }
 
@@ -171,7 +171,7 @@ void dir_sweep_flat(const char *path)
         const size_t size = strlen(path) + strlen(names[i]) + 2;
         char *file = is_stale(names[i]) ? malloc(size) : NULL;
         if (file && snprintf(file, size, "%s/%s", path, names[i]) > 0)
-            unlink(file); /* another process may have been first */
+            unlink(file); /* another process may have been first. */
         free(file);
     }
     free(names);
@@ -212,7 +212,7 @@ static int prune(const char *path, const char *ending, int depth, Error *err)
         free(names);
     }
     if (!status)
-        rmdir(path); /* fails while something is in it */
+        rmdir(path); /* fails while something is in it. */
     return status;
 }
 
@@ -256,7 +256,7 @@ int file_publish(const char *from, const char *to, Error *err)
     int existed = 0;
     if (link(from, to) != 0) {
         existed = errno == EEXIST;
-        /* file systems without hard links: the last process wins */
+        /* file systems without hard links: the last process wins. */
         if (!existed && rename(from, to) != 0)
             return fail(err, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
     }
@@ -334,7 +334,7 @@ int out_open(OutFile *out, const char *path, Error *err)
         out_release(out);
         return fail_memory(err, path, strlen(path) + 1);
     }
-    /* append to an open stream: the shell's >> must not lose its contents */
+    /* append to an open stream: the shell's >> must not lose its contents. */
     out->stream = fopen(special ? out->path : out->tmp, is_open_file(out->path) ? "abe" : "wbe");
     if (!out->stream) {
         fail(err, "%s: cannot create: %s", out->path, strerror(errno));
@@ -365,7 +365,7 @@ int out_try(const char *path, Error *err)
     OutFile out;
     if (dir_exists(path))
         return fail(err, "%s: is a folder, expected the name of a file", path);
-    if (is_special(path)) /* the reader of a pipe would take this for the end */
+    if (is_special(path)) /* the reader of a pipe would take this for the end. */
         return 0;
     if (out_open(&out, path, err))
         return -1;
@@ -427,7 +427,7 @@ int file_same(const char *a, const char *b, Error *err)
     uint8_t block[2][BLOCK];
     FILE *fa = open_to_read(a, err), *fb = fa ? open_to_read(b, err) : NULL;
     int same = fb ? 1 : -1;
-    for (long n = BLOCK; same == 1 && n == BLOCK;) { /* a short block is the last one */
+    for (long n = BLOCK; same == 1 && n == BLOCK;) { /* a short block is the last one. */
         n = read_block(fa, a, block[0], err);
         long m = n < 0 ? n : read_block(fb, b, block[1], err);
         same = n < 0 || m < 0 ? -1 : n == m && memcmp(block[0], block[1], (size_t)n) == 0;
@@ -488,7 +488,7 @@ int dir_make(const char *path, Error *err)
         char kept = p[1];
         p[1] = 0;
         int why = mkdir(partial, 0777) != 0 ? errno : 0;
-        if (why && !dir_exists(partial)) /* fine: another process may have been first */
+        if (why && !dir_exists(partial)) /* fine: another process may have been first. */
             status = fail(err, "%s: cannot make the folder: %s", partial, strerror(why));
         p[1] = kept;
     }
@@ -560,11 +560,11 @@ char **dir_list(const char *path, int want_dirs, size_t *n, Error *err)
         if (fstatat(dirfd(dir), entry->d_name, &info, 0) == 0) {
             if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
                 full = add_name(&list, entry->d_name);
-        } else if (errno != ENOENT && errno != ELOOP) { /* a link that leads nowhere is no file */
+        } else if (errno != ENOENT && errno != ELOOP) { /* a link that leads nowhere is no file. */
             status = fail(err, "%s/%s: cannot be read: %s", path, entry->d_name, strerror(errno));
         }
     }
-    if (!entry && errno) /* readdir failed: the names so far are not the whole folder */
+    if (!entry && errno) /* readdir failed: the names so far are not the whole folder. */
         status = fail(err, "%s: cannot list the folder: %s", path, strerror(errno));
     closedir(dir);
     if (status) {
@@ -618,7 +618,7 @@ static void sha256_block(uint32_t state[8], const uint8_t block[64])
 #elif defined(__GNUC__)
 #pragma GCC unroll 8
 #endif
-        for (int r = 0; r < 8; r++) { /* roles a..h stand at (0..7 - r) mod 8 */
+        for (int r = 0; r < 8; r++) { /* roles a..h stand at (0..7 - r) mod 8. */
             uint32_t a = v[-r & 7], b = v[(1 - r) & 7], c = v[(2 - r) & 7];
             uint32_t e = v[(4 - r) & 7], f = v[(5 - r) & 7], g = v[(6 - r) & 7], h = v[(7 - r) & 7];
             uint32_t s1 = rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25);

@@ -20,9 +20,9 @@ int file_write(const char *path, const void *bytes, size_t n, Error *err);
  * or an open stream (/dev/stdout) gets the bytes directly, because a rename would replace it. */
 typedef struct OutFile {
     void *stream;     /* FILE * */
-    char *path, *tmp; /* path: with links followed; tmp NULL: write straight to path */
-    int failed;       /* the errno of the first failed put */
-    int sync;         /* set it after open: commit then waits for the disk (weights and banks; slow) */
+    char *path, *tmp; /* path: with links followed; tmp NULL: write straight to path. */
+    int failed;       /* the errno of the first failed put. */
+    int sync;         /* set it after open: commit then waits for the disk (weights and banks; slow). */
 } OutFile;
 int out_open(OutFile *out, const char *path, Error *err);
 void out_put(OutFile *out, const void *bytes, size_t n);
@@ -45,7 +45,7 @@ int file_sync(const char *path, Error *err);
 int file_publish(const char *from, const char *to, Error *err);
 /* Remove temporary files of killed processes of this machine, in and below the folder. */
 int dir_sweep(const char *path, Error *err);
-void dir_sweep_flat(const char *path); /* in the folder alone, if it can be read */
+void dir_sweep_flat(const char *path); /* in the folder alone, if it can be read. */
 /* Remove the folder and its contents; a missing folder is fine. Files that other processes add meanwhile
  * stay, and the folder with them: those processes remove it later. */
 int dir_remove(const char *path, Error *err);
@@ -56,7 +56,7 @@ int dir_prune(const char *path, const char *ending, Error *err);
 
 int file_exists(const char *path);
 int dir_exists(const char *path);
-int dir_make(const char *path, Error *err); /* with parents; an existing folder is fine */
+int dir_make(const char *path, Error *err); /* with parents; an existing folder is fine. */
 /* For qsort of char *: order by bytes. */
 int compare_names(const void *a, const void *b);
 /* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes. Names that

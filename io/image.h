@@ -15,17 +15,17 @@
  * 16-bit samples stay. */
 typedef struct Image {
     int width, height;
-    int channels;  /* 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA */
-    int bits;      /* 8 or 16 per sample */
-    void *samples; /* [height][width][channels] uint8_t or uint16_t (native order); malloc'd */
-    /* PNG palette files: the indices before expansion, else NULL (ground-truth masks need them) */
+    int channels;  /* 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA. */
+    int bits;      /* 8 or 16 per sample. */
+    void *samples; /* [height][width][channels] uint8_t or uint16_t (native order); malloc'd. */
+    /* PNG palette files: the indices before expansion, else NULL (ground-truth masks need them). */
     uint8_t *indices; /* [height][width] */
 } Image;
 
 /* Read any supported file. 0 / -1; on failure *image holds nothing. */
 int image_read(Image *image, const char *path, Error *err);
 int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
-void image_free(Image *image); /* safe on a zeroed struct, and twice */
+void image_free(Image *image); /* safe on a zeroed struct, and twice. */
 
 /* Convert to 8-bit RGB [height][width][3]. 8-bit files: as in PIL's convert("RGB") (grey repeated, alpha
  * dropped). 16-bit samples are scaled, round(v/257). NULL: no memory. */

@@ -14,7 +14,7 @@
 #include "io/fail.h"
 
 #define MAX_CODE_LENGTH 15
-#define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code */
+#define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code. */
 #define N_DISTANCES     30
 #define END_OF_BLOCK    256
 #define WINDOW          32768
@@ -71,7 +71,7 @@ uint32_t adler32_update(uint32_t adler, const uint8_t *bytes, size_t n)
 {
     uint32_t a = adler & 0xffff, b = adler >> 16;
     while (n > 0) {
-        size_t run = n < 5552 ? n : 5552; /* the longest run that keeps b below 2^32 */
+        size_t run = n < 5552 ? n : 5552; /* the longest run that keeps b below 2^32. */
         n -= run;
         for (; run > 0; run--) {
             a += *bytes++;
@@ -90,17 +90,17 @@ uint32_t adler32_update(uint32_t adler, const uint8_t *bytes, size_t n)
 /* A prefix code for decoding. Codes of up to FAST_BITS bits are one look-up of the next bits. Longer codes
  * are rare: a walk along the canonical code, length by length. */
 typedef struct Decoder {
-    uint16_t fast[1 << FAST_BITS];       /* symbol << 4 | length; 0: longer, or no code at all */
-    uint16_t count[MAX_CODE_LENGTH + 1]; /* codes of each length */
+    uint16_t fast[1 << FAST_BITS];       /* symbol << 4 | length; 0: longer, or no code at all. */
+    uint16_t count[MAX_CODE_LENGTH + 1]; /* codes of each length. */
     uint16_t symbols[N_LITERALS];        /* sorted by code */
 } Decoder;
 
 typedef struct Inflate {
     const uint8_t *in;
-    size_t n, at;  /* at: next byte to load */
+    size_t n, at;  /* at: next byte to load. */
     uint64_t bits; /* loaded, lowest first */
     int n_bits;
-    size_t borrowed; /* zero bytes loaded beyond the end */
+    size_t borrowed; /* zero bytes loaded beyond the end. */
     uint8_t *out;
     size_t length, capacity, max_out;
     const char *name;
@@ -142,7 +142,7 @@ static inline int overrun(const Inflate *s)
     return s->borrowed * 8 > (size_t)s->n_bits;
 }
 
-static inline unsigned take(Inflate *s, int n) /* n <= 16, after refill */
+static inline unsigned take(Inflate *s, int n) /* n <= 16, after refill. */
 {
     unsigned value = (unsigned)(s->bits & ((1u << n) - 1));
     s->bits >>= n;
@@ -171,7 +171,7 @@ static int make_decoder(Decoder *d, const uint8_t *lengths, int n, int may_be_in
     for (int length = 1; length <= MAX_CODE_LENGTH; length++) {
         left = 2 * left - d->count[length];
         if (left < 0)
-            return -1; /* more codes than the code space holds */
+            return -1; /* more codes than the code space holds. */
         next_code[length + 1] = (next_code[length] + d->count[length]) << 1;
         first_symbol[length + 1] = first_symbol[length] + d->count[length];
     }
@@ -236,7 +236,7 @@ static int reserve(Inflate *s, size_t n)
 
 static int inflate_stored(Inflate *s)
 {
-    take(s, s->n_bits & 7); /* to the byte boundary */
+    take(s, s->n_bits & 7); /* to the byte boundary. */
     refill(s);
     unsigned length = take(s, 16), complement = take(s, 16);
     if (overrun(s))
@@ -312,7 +312,7 @@ static void fixed_codes(Decoder *literals, Decoder *distances)
     uint8_t lengths[N_LITERALS];
     fixed_lengths(lengths);
     make_decoder(literals, lengths, N_LITERALS, 0);
-    memset(lengths, 5, 32); /* 30 and 31 have codes but never occur */
+    memset(lengths, 5, 32); /* 30 and 31 have codes but never occur. */
     make_decoder(distances, lengths, 32, 0);
 }
 
@@ -330,7 +330,7 @@ static inline void copy_match(uint8_t *to, size_t distance, size_t length)
 static int inflate_coded(Inflate *s, const Decoder *literals, const Decoder *distances)
 {
     for (;;) {
-        refill(s); /* 56 bits hold a whole match: 15 + 5 + 15 + 13 */
+        refill(s); /* 56 bits hold a whole match: 15 + 5 + 15 + 13. */
         int symbol = decode(s, literals);
         if (overrun(s))
             return bad(s, "truncated");
@@ -365,7 +365,7 @@ static int inflate_coded(Inflate *s, const Decoder *literals, const Decoder *dis
 static int inflate_blocks(Inflate *s)
 {
     Decoder literals, distances, fixed_literals, fixed_distances;
-    int last, have_fixed = 0; /* made once, because a block of ten bits must not cost more */
+    int last, have_fixed = 0; /* made once, because a block of ten bits must not cost more. */
     do {
         refill(s);
         last = (int)take(s, 1);
@@ -450,13 +450,13 @@ static size_t gzip_header(const Inflate *s)
         return 0;
     if (p[3] & 4) /* extra field */
         at += 2 + (size_t)(p[10] | p[11] << 8);
-    for (int field = 8; field <= 16; field *= 2) /* file name, comment: up to a NUL each */
+    for (int field = 8; field <= 16; field *= 2) /* file name, comment: up to a NUL each. */
         if (p[3] & field) {
             while (at < n && p[at])
                 at++;
             at++;
         }
-    if (p[3] & 2) /* the checksum of the header */
+    if (p[3] & 2) /* the checksum of the header. */
         at += 2;
     return at < n ? at : 0;
 }
@@ -490,7 +490,7 @@ uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
     if (inflate_begin(&s, in, n, max_out, name, err))
         return NULL;
     int status = inflate_member(&s);
-    while (!status && s.at < n) /* more members, or zeros that pad the file (tapes do that) */
+    while (!status && s.at < n) /* more members, or zeros that pad the file (tapes do that). */
         if (in[s.at] == 0)
             s.at++;
         else
@@ -503,9 +503,9 @@ uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
 #define HASH_BITS    15
 #define HASH_SIZE    (1 << HASH_BITS)
 #define BLOCK_TOKENS 32768
-#define MAX_CHAIN    128 /* candidates tried for one match */
-#define GOOD_MATCH   32  /* a match this long: try a quarter of them at the next position */
-#define LAZY_MATCH   128 /* a match this long: do not try the next position */
+#define MAX_CHAIN    128 /* candidates tried for one match. */
+#define GOOD_MATCH   32  /* a match this long: try a quarter of them at the next position. */
+#define LAZY_MATCH   128 /* a match this long: do not try the next position. */
 
 typedef struct Deflate {
     const uint8_t *in;
@@ -514,10 +514,10 @@ typedef struct Deflate {
     size_t length; /* whole bytes written */
     uint64_t bits;
     int n_bits;
-    size_t *head;     /* [HASH_SIZE] latest position + 1 with this hash, 0: none */
-    size_t *prev;     /* [WINDOW] the position + 1 before it with this hash, by position modulo WINDOW */
-    uint32_t *tokens; /* [BLOCK_TOKENS] distance << 16 | length, or a literal */
-    size_t n_tokens, block_start, block_end; /* the tokens encode in[block_start .. block_end) */
+    size_t *head;     /* [HASH_SIZE] latest position + 1 with this hash, 0: none. */
+    size_t *prev;     /* [WINDOW] the position + 1 before it with this hash, by position modulo WINDOW. */
+    uint32_t *tokens; /* [BLOCK_TOKENS] distance << 16 | length, or a literal. */
+    size_t n_tokens, block_start, block_end; /* the tokens encode in[block_start .. block_end). */
     uint32_t literal_counts[N_LITERALS], distance_counts[32];
 } Deflate;
 
@@ -530,7 +530,7 @@ static inline unsigned hash3(const uint8_t *p)
 static inline size_t match_length(const uint8_t *a, const uint8_t *b, size_t limit)
 {
     size_t n = 0;
-    while (n + 8 <= limit) { /* eight bytes at a time; the lowest differing bit gives the byte */
+    while (n + 8 <= limit) { /* eight bytes at a time; the lowest differing bit gives the byte. */
         uint64_t x, y;
         memcpy(&x, a + n, 8);
         memcpy(&y, b + n, 8);
@@ -562,7 +562,7 @@ static size_t find_match(const Deflate *d, size_t at, size_t candidate, size_t b
     int chain = best >= GOOD_MATCH ? MAX_CHAIN / 4 : MAX_CHAIN;
     for (; candidate && at - (candidate - 1) <= WINDOW && best < limit && chain > 0; chain--) {
         const uint8_t *there = d->in + candidate - 1;
-        if (memcmp(there + best - 1, d->in + at + best - 1, 2) == 0) { /* otherwise it cannot be longer */
+        if (memcmp(there + best - 1, d->in + at + best - 1, 2) == 0) { /* otherwise it cannot be longer. */
             size_t length = match_length(there, d->in + at, limit);
             if (length > best) {
                 best = length;
@@ -570,7 +570,7 @@ static size_t find_match(const Deflate *d, size_t at, size_t candidate, size_t b
             }
         }
         size_t before = d->prev[(candidate - 1) % WINDOW];
-        if (before >= candidate) /* a later position took the slot */
+        if (before >= candidate) /* a later position took the slot. */
             break;
         candidate = before;
     }
@@ -614,15 +614,15 @@ static void add_token(Deflate *d, uint32_t token, size_t n_bytes)
 /* Lazy matching: take a match only when the next position has no longer one. */
 static void find_tokens(Deflate *d)
 {
-    size_t length = MIN_MATCH - 1, distance = 0; /* the match found at at - 1, not yet taken */
-    int pending = 0;                             /* 1: in[at - 1] is not yet encoded */
+    size_t length = MIN_MATCH - 1, distance = 0; /* the match found at at - 1, not yet taken. */
+    int pending = 0;                             /* 1: in[at - 1] is not yet encoded. */
     for (size_t at = 0; at < d->n;) {
         size_t before = insert_position(d, at), new_distance = 0, new_length = MIN_MATCH - 1;
         if (before && length < LAZY_MATCH)
             new_length = find_match(d, at, before, length, &new_distance);
         if (new_distance == 0)
             new_length = MIN_MATCH - 1;
-        if (length >= MIN_MATCH && new_length <= length) { /* the previous match was better: take it */
+        if (length >= MIN_MATCH && new_length <= length) { /* the previous match was better: take it. */
             add_token(d, (uint32_t)(distance << 16 | length), length);
             for (size_t i = at + 1; i < at - 1 + length; i++)
                 insert_position(d, i);
@@ -638,14 +638,14 @@ static void find_tokens(Deflate *d)
         distance = new_distance;
         at++;
     }
-    if (pending) /* no match is pending at the end: it needs two more positions */
+    if (pending) /* no match is pending at the end: it needs two more positions. */
         add_token(d, d->in[d->n - 1], 1);
 }
 
 /* ---- deflate: codes --------------------------------------------------------------------------------*/
 
 typedef struct Encoder {
-    uint16_t codes[N_LITERALS]; /* bits reversed, ready to be put */
+    uint16_t codes[N_LITERALS]; /* bits reversed, ready to be put. */
     uint8_t lengths[N_LITERALS];
 } Encoder;
 
@@ -744,7 +744,7 @@ typedef struct LengthCode {
     uint8_t symbols[N_LITERALS + 32], extra[N_LITERALS + 32]; /* [n] */
     int n, n_literals, n_distances, n_order;
     Encoder encoder;
-    size_t bits; /* of the whole head */
+    size_t bits; /* of the whole head. */
 } LengthCode;
 
 static const uint8_t REPEAT_BITS[19] = {[16] = 2, [17] = 3, [18] = 7};
@@ -905,8 +905,8 @@ uint8_t *zlib_deflate(const uint8_t *in, size_t n, size_t *n_out)
     d.prev = calloc(WINDOW, sizeof *d.prev);
     d.tokens = malloc(BLOCK_TOKENS * sizeof *d.tokens);
     if (d.out && d.head && d.prev && d.tokens) {
-        put_bits(&d, 0x78, 8); /* deflate, 32 KiB window */
-        put_bits(&d, 0x9c, 8); /* default effort; makes the 16 bits a multiple of 31 */
+        put_bits(&d, 0x78, 8); /* deflate, 32 KiB window. */
+        put_bits(&d, 0x9c, 8); /* default effort; makes the 16 bits a multiple of 31. */
         find_tokens(&d);
         flush_block(&d, 1);
         put_bits(&d, 0, (8 - d.n_bits) & 7);

@@ -21,41 +21,41 @@
 #include <string.h>
 
 #define MAX_COMPONENTS 4
-#define MAX_SCANS      200       /* real files have about 10 */
-#define MAX_VISITS     (1 << 28) /* of blocks, half a minute; 10 scans of 200 Mpixels: 60 million */
+#define MAX_SCANS      200       /* real files have about 10. */
+#define MAX_VISITS     (1 << 28) /* of blocks, half a minute; 10 scans of 200 Mpixels: 60 million. */
 #define FAST_BITS      9
 
 typedef struct HuffmanTable {
     int defined;
-    uint16_t fast[1 << FAST_BITS]; /* by the next bits: symbol << 4 | length, 0 where the code is longer */
-    uint32_t limit[18];            /* codes of this length, shifted to 16 bits, lie below limit[length] */
-    int32_t offset[17];            /* code + offset[length]: the place of its symbol */
+    uint16_t fast[1 << FAST_BITS]; /* by the next bits: symbol << 4 | length, 0 where the code is longer. */
+    uint32_t limit[18];            /* codes of this length, shifted to 16 bits, lie below limit[length]. */
+    int32_t offset[17];            /* code + offset[length]: the place of its symbol. */
     uint8_t symbols[256];
 } HuffmanTable;
 
 typedef struct Component {
     int id, h, v;           /* sampling factors */
-    int width, height;      /* samples that belong to the image */
-    int blocks_w, blocks_h; /* blocks that belong to the image */
-    int stored_w, stored_h; /* blocks in memory: whole MCUs */
-    int16_t *coefficients;  /* [stored_h][stored_w][64], in rows, not zigzag */
+    int width, height;      /* samples that belong to the image. */
+    int blocks_w, blocks_h; /* blocks that belong to the image. */
+    int stored_w, stored_h; /* blocks in memory: whole MCUs. */
+    int16_t *coefficients;  /* [stored_h][stored_w][64], in rows, not zigzag. */
     uint8_t *plane;         /* [8 stored_h][8 stored_w] */
     int quant_index;
-    uint16_t quant[64];     /* the table at the beginning of the first scan, in rows */
-    int coded;              /* a scan has held it */
-    int dc_table, ac_table; /* of the current scan */
-    uint32_t dc;            /* DC of the last block; the next is coded as a difference */
+    uint16_t quant[64];     /* the table at the beginning of the first scan, in rows. */
+    int coded;              /* a scan has held it. */
+    int dc_table, ac_table; /* of the current scan. */
+    uint32_t dc;            /* DC of the last block; the next is coded as a difference. */
 } Component;
 
 typedef struct Jpeg {
     const uint8_t *bytes;
-    size_t n, at; /* at: the next byte to look at */
+    size_t n, at; /* at: the next byte to look at. */
     const char *name;
     Error *err;
     int width, height, progressive, n_components, max_h, max_v, mcus_w, mcus_h, n_scans;
-    int64_t n_visits;    /* blocks read by all scans so far */
-    int saw_jfif, adobe; /* adobe: -1 or the transform of its marker */
-    int orientation;     /* orientation from the first Exif segment, 0: none */
+    int64_t n_visits;    /* blocks read by all scans so far. */
+    int saw_jfif, adobe; /* adobe: -1 or the transform of its marker. */
+    int orientation;     /* orientation from the first Exif segment, 0: none. */
     int restart_interval;
     Component components[MAX_COMPONENTS];
     uint16_t quant[4][64];
@@ -63,11 +63,11 @@ typedef struct Jpeg {
     HuffmanTable dc_tables[4], ac_tables[4];
     /* the current scan */
     Component *scan[MAX_COMPONENTS];
-    int n_scan, first, last, high, low; /* spectral selection; successive approximation */
-    unsigned eob_run;                   /* blocks to come without anything in this band */
+    int n_scan, first, last, high, low; /* spectral selection; successive approximation. */
+    unsigned eob_run;                   /* blocks to come without anything in this band. */
     uint64_t bits;
     int n_bits;
-    size_t borrowed; /* zero bytes read behind the end of the scan's data */
+    size_t borrowed; /* zero bytes read behind the end of the scan's data. */
 } Jpeg;
 
 /* The place in the block of the file's k-th coefficient. Corrupt runs may lead up to 16 beyond the last. */
@@ -252,7 +252,7 @@ static void decode_sequential(Jpeg *j, Component *c, int16_t *block)
         k += run;
         if (size)
             block[ZIGZAG[k]] = (int16_t)extend(j, size);
-        else if (run < 15) /* end of block; otherwise sixteen zeros */
+        else if (run < 15) /* end of block; otherwise sixteen zeros. */
             return;
     }
 }
@@ -273,7 +273,7 @@ static void decode_ac_band(Jpeg *j, Component *c, int16_t *block)
     }
     for (int k = j->first; k <= j->last; k++) {
         int symbol = decode(j, table), run = symbol >> 4, size = symbol & 15;
-        if (size == 0 && run < 15) { /* this block and 2^run - 1 + some more end here */
+        if (size == 0 && run < 15) { /* this block and 2^run - 1 + some more end here. */
             j->eob_run = (1u << run) - 1 + (run ? take(j, run) : 0);
             return;
         }
@@ -311,7 +311,7 @@ static void refine_ac_band(Jpeg *j, Component *c, int16_t *block)
     int k = j->first;
     while (j->eob_run == 0 && k <= j->last) {
         int symbol = decode(j, table), run = symbol >> 4, value = 0;
-        if (symbol & 15) { /* a new coefficient: its sign */
+        if (symbol & 15) { /* a new coefficient: its sign. */
             value = take(j, 1) ? 1 << j->low : -(1 << j->low);
         } else if (run < 15) {
             j->eob_run = (1u << run) + (run ? take(j, run) : 0);
@@ -667,7 +667,7 @@ static int read_markers(Jpeg *j)
             return truncated(j);
         if (marker == 0xd9) /* end of image */
             break;
-        if (marker == 1 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length */
+        if (marker == 1 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length. */
             continue;
         if (j->n - j->at < 2)
             return truncated(j);
@@ -736,7 +736,7 @@ static void inverse_block(uint8_t *out, size_t stride, const int16_t *coefficien
         a[i] = coefficients[i] * quant[i];
     idct_columns(b, a, 13 - 2);
     transpose(a, b);
-    idct_columns(b, a, 13 + 2 + 3); /* 3: the factor 1/8 of the two-dimensional transform */
+    idct_columns(b, a, 13 + 2 + 3); /* 3: the factor 1/8 of the two-dimensional transform. */
     for (int y = 0; y < 8; y++)
         for (int x = 0; x < 8; x++)
             out[(size_t)y * stride + (size_t)x] = clamp(b[8 * x + y] + 128);
@@ -872,7 +872,7 @@ static void convert_row(uint8_t *out, const uint8_t *const rows[4], int width, C
             continue;
         }
         uint8_t color[3] = {(uint8_t)first, (uint8_t)second, (uint8_t)third};
-        if (model == MODEL_YCCK) { /* its RGB is the inverse of the stored CMY */
+        if (model == MODEL_YCCK) { /* its RGB is the inverse of the stored CMY. */
             ycc_to_rgb(color, first, second, third);
             for (int i = 0; i < 3; i++)
                 color[i] = (uint8_t)(255 - color[i]);

@@ -18,8 +18,8 @@
 
 #define JSON_MAX_DEPTH  64
 #define JSON_MAX_FILE   ((size_t)1 << 26)
-#define JSON_MAX_VALUES ((size_t)1 << 23) /* a header of 100 MB can hold this many, in 400 MB of memory */
-#define JSON_MAX_NUMBER 400               /* characters; the shortest text of any double needs 25 */
+#define JSON_MAX_VALUES ((size_t)1 << 23) /* a header of 100 MB can hold this many, in 400 MB of memory. */
+#define JSON_MAX_NUMBER 400               /* characters; the shortest text of any double needs 25. */
 
 typedef struct Chunk Chunk;
 struct Chunk {
@@ -41,7 +41,7 @@ typedef struct Parser {
     int depth;
     Document *doc;
     size_t strings_used, n_values;
-    Json *stack; /* values of open containers */
+    Json *stack; /* values of open containers. */
     size_t stack_used, stack_capacity;
     Error *err;
 } Parser;
@@ -65,7 +65,7 @@ static void skip_space(Parser *p)
     }
 }
 
-static int peek(const Parser *p) /* the next byte, -1 at the end */
+static int peek(const Parser *p) /* the next byte, -1 at the end. */
 {
     return p->at < p->length ? (unsigned char)p->text[p->at] : -1;
 }
@@ -433,7 +433,7 @@ void json_free(const Json *root)
 {
     if (!root)
         return;
-    Document *doc = (Document *)(uintptr_t)root; /* root is the first member; const was for readers only */
+    Document *doc = (Document *)(uintptr_t)root; /* root is the first member; const was for readers only. */
     for (Chunk *chunk = doc->chunks, *next; chunk; chunk = next) {
         next = chunk->next;
         free(chunk);
@@ -458,7 +458,7 @@ static void put(JsonWriter *w, const char *bytes, size_t n)
 {
     if (w->failed)
         return;
-    if (w->capacity - w->length <= n) { /* one byte stays for the NUL */
+    if (w->capacity - w->length <= n) { /* one byte stays for the NUL. */
         size_t capacity = 2 * w->capacity + n + 256;
         char *grown = realloc(w->text, capacity);
         if (!grown) {
@@ -515,7 +515,7 @@ static void put_quoted(JsonWriter *w, const char *value)
         char escape[8];
         size_t n = utf8_length(s, left);
         if (n == 0) {
-            put(w, "\xef\xbf\xbd", 3); /* U+FFFD stands for a byte that is not UTF-8 */
+            put(w, "\xef\xbf\xbd", 3); /* U+FFFD stands for a byte that is not UTF-8. */
             n = 1;
         } else if (*s == '"' || *s == '\\') {
             escape[0] = '\\', escape[1] = (char)*s;
@@ -570,7 +570,7 @@ void json_float(JsonWriter *w, float value)
         return;
     }
     char text[40];
-    for (int digits = 6; digits <= 9; digits++) { /* the same for float */
+    for (int digits = 6; digits <= 9; digits++) { /* the same for float. */
         number_write(text, sizeof text, digits, (double)value);
         if ((float)number_read(text, NULL) == value)
             break;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONGEST = 400 }; /* longest number that is read; the shortest text of any double has 25 */
+enum { LONGEST = 400 }; /* longest number that is read; the shortest text of any double has 25. */
 
 /* The locale's decimal point: one character, which may have several bytes (Pashto's momayyez). */
 static const char *locale_point(void)

@@ -25,12 +25,12 @@ typedef struct Png {
     const char *name;
     Error *err;
     int width, height, depth, color, interlaced;
-    int file_channels;       /* samples a pixel in the file: a palette index is one */
-    uint8_t palette[256][4]; /* RGBA, alpha 255 unless tRNS says otherwise */
+    int file_channels;       /* samples a pixel in the file: a palette index is one. */
+    uint8_t palette[256][4]; /* RGBA, alpha 255 unless tRNS says otherwise. */
     int n_colors;
-    int has_transparency; /* the file has a tRNS chunk */
-    int key[3];           /* grey or RGB: this colour is transparent */
-    int orientation;      /* orientation from the first eXIf chunk, 0: none */
+    int has_transparency; /* the file has a tRNS chunk. */
+    int key[3];           /* grey or RGB: this colour is transparent. */
+    int orientation;      /* orientation from the first eXIf chunk, 0: none. */
     uint8_t *data;        /* all IDATs */
     size_t n_data;
 } Png;
@@ -62,7 +62,7 @@ static int read_ihdr(Png *png, const uint8_t *p, size_t n)
     int depth_bit =
         png->depth == 1 || png->depth == 2 || png->depth == 4 || png->depth == 8 || png->depth == 16
             ? png->depth
-            : 0; /* the depths are powers of two, so they serve as a bit set */
+            : 0; /* the depths are powers of two, so they serve as a bit set. */
     int allowed = png->color == GREY                                                    ? 1 | 2 | 4 | 8 | 16
                   : png->color == INDEXED                                               ? 1 | 2 | 4 | 8
                   : png->color == RGB || png->color == GREY_ALPHA || png->color == RGBA ? 8 | 16
@@ -135,7 +135,7 @@ static int read_chunk(Png *png, const uint8_t *type, const uint8_t *p, size_t n,
     }
     if (memcmp(type, "IHDR", 4) == 0)
         return bad(png, "IHDR stands twice");
-    if (!(type[0] & 0x20)) /* a capital letter: the image cannot be shown without it */
+    if (!(type[0] & 0x20)) /* a capital letter: the image cannot be shown without it. */
         return fail(png->err, "%s: bad PNG file: unknown critical chunk", png->name);
     return 0;
 }
@@ -245,7 +245,7 @@ static void expand_samples(const Png *png, Image *image, size_t at, const uint8_
             value = row_sample(row, x * (size_t)n + (size_t)c, png->depth);
             is_key = is_key && value == png->key[c];
             value *= scale;
-        } else { /* alpha by tRNS: all samples before it are read */
+        } else { /* alpha by tRNS: all samples before it are read. */
             value = is_key ? 0 : png->depth == 16 ? 65535 : 255;
         }
         if (image->bits == 16)
@@ -264,7 +264,7 @@ static const Pass ADAM7[7] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4
                               {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}};
 static const Pass PLAIN[1] = {{0, 0, 1, 1}};
 
-static size_t steps(int size, int start, int step) /* number of start, start + step ... below size */
+static size_t steps(int size, int start, int step) /* number of start, start + step ... below size. */
 {
     return size > start ? (size_t)((size - start + step - 1) / step) : 0;
 }
@@ -331,7 +331,7 @@ static int read_pixels(const Png *png, Image *image)
     size_t expected = 0, n_raw;
     for (int p = 0; p < n_passes; p++)
         expected += pass_bytes(png, &passes[p]);
-    if (expected / 1032 > png->n_data) /* deflate packs no denser: refuse before memory is asked for */
+    if (expected / 1032 > png->n_data) /* deflate packs no denser: refuse before memory is asked for. */
         return bad(png, "truncated: there is far too little data for its size");
     uint8_t *raw = zlib_inflate(png->data, png->n_data, expected, &n_raw, png->name, png->err);
     if (!raw)
@@ -420,7 +420,7 @@ static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t
         free(scratch);
         return NULL;
     }
-    uint8_t *trial = scratch + n; /* scratch itself stays zero: the row above the first */
+    uint8_t *trial = scratch + n; /* scratch itself stays zero: the row above the first. */
     for (size_t y = 0; y < height; y++) {
         const uint8_t *row = rows + y * n, *above = y > 0 ? row - n : scratch;
         uint8_t *to = filtered + y * (n + 1);
@@ -442,9 +442,9 @@ static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t
 /* An image whose samples are in file order. */
 typedef struct FileImage {
     const uint8_t *rows; /* [height][n] */
-    size_t n, step;      /* bytes a row, and a pixel (1 below 8 bits) */
+    size_t n, step;      /* bytes a row, and a pixel (1 below 8 bits). */
     int width, height, depth, color;
-    const uint8_t *palette, *alpha; /* [n_colors][3], [n_colors]; or NULL */
+    const uint8_t *palette, *alpha; /* [n_colors][3], [n_colors]; or NULL. */
     int n_colors;
 } FileImage;
 
@@ -474,7 +474,7 @@ static int write_file(const char *path, const FileImage *image, Error *err)
         put_chunk(&out, "tRNS", image->alpha, (size_t)image->n_colors);
     for (size_t at = 0; at < n_data;) {
         size_t part =
-            n_data - at < (size_t)1 << 30 ? n_data - at : (size_t)1 << 30; /* a chunk is below 2^31 bytes */
+            n_data - at < (size_t)1 << 30 ? n_data - at : (size_t)1 << 30; /* a chunk is below 2^31 bytes. */
         put_chunk(&out, "IDAT", data + at, part);
         at += part;
     }

@@ -127,7 +127,7 @@ int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, E
     }
     int channels = type == 3 || type == 6 ? 3 : 1, wide = maxval > 255;
     size_t n_samples = (size_t)width * (size_t)height * (size_t)channels;
-    size_t needed = is_text     ? n_samples /* each sample has at least one digit */
+    size_t needed = is_text     ? n_samples /* each sample has at least one digit. */
                     : is_bitmap ? (((size_t)width + 7) / 8) * (size_t)height
                                 : n_samples << wide;
     if (n - r.at < needed)

@@ -18,7 +18,7 @@ static uint32_t big_endian(const uint8_t *p, size_t n)
     return (uint32_t)bytes_number(p, n, 1);
 }
 
-/* Of Exif data, n bytes from here, as much as is looked at. -> how many */
+/* Of Exif data, n bytes from here, as much as is looked at. -> how many. */
 static size_t read_exif(FILE *f, uint8_t bytes[EXIF_MAX], size_t n)
 {
     return fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f);
@@ -31,7 +31,7 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const 
         return fail(err, "%s: a PNG file without its header", path);
     uint8_t chunk[8], exif[EXIF_MAX];
     int orientation = 0;
-    int64_t at = 8; /* a hostile length would wrap a 32-bit long and restart the walk */
+    int64_t at = 8; /* a hostile length would wrap a 32-bit long and restart the walk. */
     do {
         if (at > (1L << 30) || fseek(f, (long)at, SEEK_SET) || fread(chunk, 1, 8, f) != 8)
             return fail(err, "%s: the PNG file is cut off or damaged at byte %lld", path, (long long)at);
@@ -65,13 +65,13 @@ static int probe_segment(FILE *f, size_t n)
 /* A segment is a marker and, except for restarts, a length. SOF0 ... SOF15 hold height and width. */
 static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
 {
-    uint8_t bytes[7]; /* length, precision, height, width */
+    uint8_t bytes[7]; /* length, precision, height, width. */
     int orientation = 0;
     int marker = fseek(f, 2, SEEK_SET) ? -1 : next_marker(f);
     for (; marker >= 0; marker = next_marker(f)) {
-        if (marker == 0xda || marker == 0xd9) /* the image begins or ends without a frame */
+        if (marker == 0xda || marker == 0xd9) /* the image begins or ends without a frame. */
             break;
-        if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length */
+        if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length. */
             continue;
         if (fread(bytes, 1, 2, f) != 2 || big_endian(bytes, 2) < 2)
             break;
@@ -117,7 +117,7 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
             return fail(err, "%s: the PNM header has no size", path);
         for (; c >= '0' && c <= '9' && size[i] <= IMAGE_MAX_PIXELS; c = fgetc(f))
             size[i] = size[i] * 10 + (uint32_t)(c - '0');
-        ungetc(c, f); /* a comment may follow at once */
+        ungetc(c, f); /* a comment may follow at once. */
     }
     return 0;
 }

@@ -93,7 +93,7 @@ int rle_encode_box(Rle *rle, const uint8_t *mask, int height, int width, const i
     list_starts(rle->counts, next, mask, height, width, &region);
     free(next);
     rle->counts[n_starts] = (uint32_t)((int64_t)height * width);
-    for (size_t i = n_starts; i > 0; i--) /* from starts to lengths */
+    for (size_t i = n_starts; i > 0; i--) /* from starts to lengths. */
         rle->counts[i] -= rle->counts[i - 1];
     rle->height = height;
     rle->width = width;

@@ -11,11 +11,11 @@
 
 typedef struct Rle {
     int height, width;
-    uint32_t *counts; /* [n_counts], sum = height·width */
+    uint32_t *counts; /* [n_counts], sum = height·width. */
     size_t n_counts;
 } Rle;
 
-int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not */, int height, int width,
+int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not. */, int height, int width,
                Error *err);
 /* Encode a mask that is 0 outside of the box x0 y0 x1 y1 (the last included); only the box is read. x1 <
  * x0: it is 0 everywhere. */

@@ -23,18 +23,18 @@
 #error "safetensors data are little-endian and are used in place: this machine needs a byte-swapping reader"
 #endif
 
-#define ST_MAX_HEADER 100000000 /* bytes; the official limit */
+#define ST_MAX_HEADER 100000000 /* bytes; the official limit. */
 
 struct Safetensors {
     char *path;
     const uint8_t *map; /* the whole file */
     size_t map_size;
-    int borrowed; /* map is the caller's memory */
+    int borrowed; /* map is the caller's memory. */
     const Json *header;
-    const Json *meta;         /* the "__metadata__" object or NULL */
-    StTensor *tensors;        /* [n_tensors] in file order */
+    const Json *meta;         /* the "__metadata__" object or NULL. */
+    StTensor *tensors;        /* [n_tensors] in file order. */
     const StTensor **by_name; /* [n_tensors] sorted */
-    float **converted;        /* [n_tensors] converted copies made by st_f32, else NULL */
+    float **converted;        /* [n_tensors] converted copies made by st_f32, else NULL. */
     size_t n_tensors;
 };
 
@@ -94,11 +94,11 @@ uint16_t f32_to_f16(float f)
     memcpy(&u, &f, 4);
     uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
     u &= 0x7fffffff;
-    if (u > 0x7f800000) /* NaN: quiet, the payload's upper bits kept */
+    if (u > 0x7f800000) /* NaN: quiet, the payload's upper bits kept. */
         return (uint16_t)(sign | 0x7e00 | (u >> 13 & 0x1ff));
-    if (u >= 0x47800000) /* 65536 and more; rounding up to it carries over below */
+    if (u >= 0x47800000) /* 65536 and more; rounding up to it carries over below. */
         return (uint16_t)(sign | 0x7c00);
-    if (u < 0x38800000) { /* below 2^-14: the unit is 2^-24, so an addition to 0.5 (unit 2^-24) rounds */
+    if (u < 0x38800000) { /* below 2^-14: the unit is 2^-24, so an addition to 0.5 (unit 2^-24) rounds. */
         union {
             uint32_t u;
             float f;
@@ -106,7 +106,7 @@ uint16_t f32_to_f16(float f)
         x.f += half.f;
         return (uint16_t)(sign | (x.u - half.u));
     }
-    u += 0xfff + (u >> 13 & 1); /* round the 13 bits that are dropped, ties to even */
+    u += 0xfff + (u >> 13 & 1); /* round the 13 bits that are dropped, ties to even. */
     return (uint16_t)(sign | (u - (112u << 23)) >> 13);
 }
 
@@ -177,7 +177,7 @@ static int read_tensor(StTensor *tensor, const Json *info, const uint8_t *data, 
 {
     tensor->name = info->key;
     for (const char *c = info->key; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f) /* would garble messages and terminals */
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) /* would garble messages and terminals. */
             return fail(err, "%s: a tensor's name holds control characters", path);
     if (info->type != JSON_OBJECT)
         return fail(err, "%s: the entry of tensor %.200s is not an object", path, tensor->name);
@@ -204,7 +204,7 @@ static int compare_places(const void *a, const void *b)
     const StTensor *x = a, *y = b;
     if (x->data != y->data)
         return (const uint8_t *)x->data < (const uint8_t *)y->data ? -1 : 1;
-    if (x->n_bytes != y->n_bytes) /* an empty tensor sorts before the tensor that begins at its place */
+    if (x->n_bytes != y->n_bytes) /* an empty tensor sorts before the tensor that begins at its place. */
         return x->n_bytes < y->n_bytes ? -1 : 1;
     return strcmp(x->name, y->name);
 }
@@ -263,7 +263,7 @@ static int read_tensors(Safetensors *st, const uint8_t *data, size_t data_size, 
 
 static int map_file(Safetensors *st, Error *err)
 {
-    int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* refuse a pipe, do not wait for it */
+    int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* refuse a pipe, do not wait for it. */
     if (fd < 0)
         return fail(err, "%s: cannot open: %s", st->path, strerror(errno));
     struct stat info;
@@ -580,7 +580,7 @@ void st_sha256(const Safetensors *st, char hex[65])
 typedef struct StEntry {
     StTensor tensor;
     char *name;
-    void *copy; /* owned data or NULL */
+    void *copy; /* owned data or NULL. */
     size_t order;
 } StEntry;
 
@@ -795,7 +795,7 @@ int st_writer_save(StWriter *w, const char *path, Error *err)
         return -1;
     }
     out.sync = 1;
-    static const char spaces[8] = "        "; /* the data then begin at a multiple of 8 */
+    static const char spaces[8] = "        "; /* the data then begin at a multiple of 8. */
     size_t padding = (8 - json.length % 8) % 8;
     uint64_t length = json.length + padding;
     out_put(&out, &length, 8);

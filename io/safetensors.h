@@ -37,7 +37,7 @@ typedef struct StTensor {
     int n_dims; /* 0: a scalar */
     int64_t shape[ST_MAX_DIMS];
     size_t n_elements, n_bytes;
-    const void *data; /* in the mapping; alignment is NOT guaranteed by the format */
+    const void *data; /* in the mapping; alignment is NOT guaranteed by the format. */
 } StTensor;
 
 typedef struct Safetensors Safetensors;
@@ -46,11 +46,11 @@ typedef struct Safetensors Safetensors;
 Safetensors *st_open(const char *path, Error *err);
 /* Open the bytes of a file in memory. They stay the caller's and must outlive it. `name` is for messages. */
 Safetensors *st_open_memory(const char *name, const void *bytes, size_t n, Error *err);
-void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it */
+void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it. */
 const char *st_path(const Safetensors *st);
 size_t st_count(const Safetensors *st);
 const StTensor *st_at(const Safetensors *st, size_t i);           /* in file order */
-const StTensor *st_find(const Safetensors *st, const char *name); /* NULL when absent; O(log n) */
+const StTensor *st_find(const Safetensors *st, const char *name); /* NULL when absent; O(log n). */
 size_t st_meta_count(const Safetensors *st);
 void st_meta_at(const Safetensors *st, size_t i, const char **key, const char **value);
 const char *st_meta(const Safetensors *st, const char *key); /* NULL when absent */
@@ -65,7 +65,7 @@ int st_meta_floats(const Safetensors *st, const char *key, int n, float *out, Er
  * failure; the sentence names file, tensor and both shapes. Not thread-safe: call it when the model opens. */
 const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err);
 /* st_f32 with a printf-style name, whose values are the varargs:
- *   st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i) */
+ *   st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i). */
 const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *shape, const char *name_format,
                        ...)
 #if defined(__GNUC__)
@@ -95,6 +95,6 @@ size_t st_dtype_size(StDtype dtype);
 const char *st_dtype_name(StDtype dtype);
 float f16_to_f32(uint16_t h);
 void f16_to_f32_row(float *to, const uint16_t *from, size_t n);
-uint16_t f32_to_f16(float f); /* round to nearest even */
+uint16_t f32_to_f16(float f); /* round to nearest even. */
 
 #endif

@@ -16,7 +16,7 @@
 
 #define TIFF_MAX_FILE ((size_t)1 << 31)
 #define TIFF_MAX_RATIO                                                                                       \
-    4096 /* no compression here expands further; refuse larger claims before memory is asked for */
+    4096 /* no compression here expands further; refuse larger claims before memory is asked for. */
 
 enum { /* tags */
        IMAGE_WIDTH = 256,
@@ -50,7 +50,7 @@ typedef struct Tiff {
     unsigned n_fields;
     uint32_t width, height, compression, predictor, photometric, format;
     size_t sample_bytes;
-    uint32_t part_width, part_height; /* of a strip or tile */
+    uint32_t part_width, part_height; /* of a strip or tile. */
     unsigned offsets_tag, counts_tag;
 } Tiff;
 
@@ -237,7 +237,7 @@ static int unpack_lzw(uint8_t *out, size_t n_out, const uint8_t *in, size_t n)
             return -1;
         last_start = to;
         last_length = code < CLEAR ? 1 : length[code];
-        for (size_t i = 0; i < last_length && to < n_out; i++) /* byte by byte: it may overlap itself */
+        for (size_t i = 0; i < last_length && to < n_out; i++) /* byte by byte: it may overlap itself. */
             out[to++] = code < CLEAR ? (uint8_t)code : out[start[code] + i];
         /* The encoder widens its codes one entry early. */
         width = next + 1 >= 2048 ? 12 : next + 1 >= 1024 ? 11 : next + 1 >= 512 ? 10 : 9;
@@ -302,7 +302,7 @@ static float sample_value(const Tiff *t, const uint8_t *p)
     uint32_t u32 = (uint32_t)u;
     float f;
     double d;
-    if (t->format == FORMAT_UINT) /* photometric 0: white is zero */
+    if (t->format == FORMAT_UINT) /* photometric 0: white is zero. */
         return (float)(t->photometric == 0 ? (1u << 8 * t->sample_bytes) - 1 - u32 : u32);
     if (t->sample_bytes == 2)
         return f16_to_f32((uint16_t)u);
@@ -428,7 +428,7 @@ int tiff_write_float(const char *path, const float *values, int width, int heigh
     enum {
         N_FIELDS = 10,
         DATA_AT = 8 + 2 + 12 * N_FIELDS + 4 + 2
-    }; /* 2 bytes, so that the data lie at a multiple of 4 */
+    }; /* 2 bytes, so that the data lie at a multiple of 4. */
     const uint32_t n_bytes = (uint32_t)width * (uint32_t)height * 4;
     const struct {
         uint32_t tag, type, value;
