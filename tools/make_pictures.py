@@ -144,8 +144,8 @@ def matching(files, out):
         for i in lost:
             outlines(draw, weights[k][i], side, (left, right)[k], color)
     y = top + side + 10
-    for color, text in ((dark, "matched (lines: the small objects)"), (RED, "in the query's dustbin: the normal image has nothing like it"),
-                        (BLUE, "in the other dustbin: the query lacks it")):
+    for color, text in ((dark, "matched (lines: the small objects)"), (RED, "in the dustbin: the normal image has nothing like it"),
+                        (BLUE, "the other image's, in the dustbin: the query lacks it")):
         draw.rectangle((0, y + 3, 12, y + 13), fill=color)
         write(draw, 20, y, text, 14)
         y += 20
