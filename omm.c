@@ -19,6 +19,17 @@
  * Retrieval (docs/METHOD.md 2)
  * ============================================================================================== */
 
+void retrieval_mean(float *mean, const float *patches, ptrdiff_t n, ptrdiff_t C)
+{
+    for (ptrdiff_t c = 0; c < C; c++) {
+        double sum = 0;
+        for (ptrdiff_t p = 0; p < n; p++)
+            sum += patches[p * C + c];
+        mean[c] = (float)(sum / n);
+    }
+    l2_normalise(mean, 1, C, 1e-12f);
+}
+
 float retrieval_cosine(const float *a, const float *b, int dim)
 {
     return dot(a, b, dim);

@@ -45,6 +45,8 @@ typedef struct Comparison {
 
 /* ---- retrieval: how near is a normal image; larger is nearer --------------------------------------*/
 
+/* mean [C]: of the n patch tokens [n][C], to unit length [ours]. */
+void retrieval_mean(float *mean, const float *patches, ptrdiff_t n, ptrdiff_t C);
 /* Cosine of two unit vectors [dim] (mean patch tokens [ours], or class tokens). */
 float retrieval_cosine(const float *a, const float *b, int dim);
 /* Minus the squared distance of two maps of n numbers, one of them in float16. */

@@ -16,8 +16,58 @@
 #include "bank/dump.h"
 #include "io/fail.h"
 
+/* The steps; each returns 0, or -1 after a sentence in err. dump: intermediate tensors go there; NULL: nowhere. */
+static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+                    Error *err);
+static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
+static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+                   Error *err);
+static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err);
+static int match(Detection *d, const Bank *bank, Error *err);
+static int measure(Detection *d, const Bank *bank, Error *err);
+static void fuse(Detection *d, const Bank *bank);
+
+int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
+           StWriter *dump, Error *err)
+{
+    const Options *o = &bank->options;
+    *d = (Detection){0}, *scene = (Scene){0};
+    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
+        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
+        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
+        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
+        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
+        measure(d, bank, err))                            /* docs/METHOD.md 7 */
+        return -1;
+    fuse(d, bank); /* docs/METHOD.md 7 */
+    return 0;
+}
+
+/* The same from a scene that is there already. */
+int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+{
+    *d = (Detection){0};
+    if (retrieve(d, bank, scene, exclude, err) || describe(d, bank, scene, err) || match(d, bank, err) ||
+        measure(d, bank, err))
+        return -1;
+    fuse(d, bank);
+    return 0;
+}
+
+/* An image as a scene: what a bank is built from, and what a long run keeps. */
+int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
+{
+    *scene = (Scene){0};
+    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
+        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
+        scene_free(scene);
+        return -1;
+    }
+    return 0;
+}
+
 /* ================================================================================================
- * An image as a scene
+ * The steps that make a scene of an image
  * ============================================================================================== */
 
 static int at_least_one(double x)
@@ -58,18 +108,6 @@ static int fit_vit_state(Networks *n, const FeatureSizes *s, Error *err)
     return n->vit_state ? 0 : -1;
 }
 
-/* mean [C]: the mean patch token, of unit length [ours]. */
-static void mean_unit(float *mean, const float *patches, int n, ptrdiff_t C)
-{
-    for (ptrdiff_t c = 0; c < C; c++) {
-        double sum = 0;
-        for (ptrdiff_t p = 0; p < n; p++)
-            sum += patches[p * C + c];
-        mean[c] = (float)(sum / n);
-    }
-    l2_normalise(mean, 1, C, 1e-12f);
-}
-
 /* pixels [3][in_h][in_w] -> patches [patch_h*patch_w][C] -> the scene's features, mean patch and class token. */
 static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSizes *s, const float *pixels,
                    float *patches, StWriter *dump, Error *err)
@@ -82,7 +120,7 @@ static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSiz
     vit_forward(n->vit, n->vit_state, &image, o->layer, scene->cls, patches, dump ? dump_tap : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;
-    mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
+    retrieval_mean(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
     l2_normalise(scene->cls, 1, C, 1e-12f);
     /* without stages or weights of FeatUp: bilinear (ablation) */
     if (features_to_grid(scene->features, grid, o->featup_stages > 0 ? n->featup : NULL, &in, stages, err))
@@ -174,19 +212,8 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Photo *pho
     return status ? -1 : 0;
 }
 
-int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
-{
-    *scene = (Scene){0};
-    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
-        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
-        scene_free(scene);
-        return -1;
-    }
-    return 0;
-}
-
 /* ================================================================================================
- * The steps of a detection
+ * The steps that compare a scene with the bank
  * ============================================================================================== */
 
 /* The references, nearest first [paper: nearest neighbour search]. */
@@ -333,36 +360,6 @@ static void fuse(Detection *d, const Bank *bank)
         float a = amm_z(&bank->structural, d->structural[p]), l = amm_z(&bank->logical, d->logical[p]);
         d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
     }
-}
-
-/* ================================================================================================
- * Detection
- * ============================================================================================== */
-
-int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
-           StWriter *dump, Error *err)
-{
-    const Options *o = &bank->options;
-    *d = (Detection){0}, *scene = (Scene){0};
-    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
-        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
-        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
-        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
-        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
-        measure(d, bank, err))                            /* docs/METHOD.md 7 */
-        return -1;
-    fuse(d, bank); /* docs/METHOD.md 7 */
-    return 0;
-}
-
-int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
-{
-    *d = (Detection){0};
-    if (retrieve(d, bank, scene, exclude, err) || describe(d, bank, scene, err) || match(d, bank, err) ||
-        measure(d, bank, err))
-        return -1;
-    fuse(d, bank);
-    return 0;
 }
 
 void detection_free(Detection *d)

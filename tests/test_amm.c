@@ -186,7 +186,7 @@ static void three_new(Three *t)
     t->c = (Comparison){objects("q", golden_tensor("q.weights")), 3, t->references, t->matchings};
     t->c.query.features = GOLDEN_F32("q.features");
     for (int i = 0; i < 3; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "r%d", i);
         t->references[i] = objects(name, golden_tensor("r%d.weights", i));
         t->references[i].features16 = golden_tensor("r%d.features", i)->data;
