@@ -31,7 +31,7 @@ OPENMP  ?= 1
 ARCH    ?= -march=native
 PREFIX  ?= /usr/local
 PLAIN   ?= 0
-ifneq ($(PLAIN),0)
+ifneq ($(filter-out 0,$(PLAIN)),)
 BUILD   ?= build-plain
 else
 BUILD   ?= build
@@ -42,8 +42,8 @@ SEED    ?= 1
 WEIGHTS ?=
 DEMO_OUT ?= demo-out
 
-# -ffp-contract=off: results of gcc and clang are the same only if no compiler fuses a product and a sum by itself. PIL's
-# integers and torch's last digits depend on it.
+# -ffp-contract=off: no compiler may fuse a product and a sum by itself. PIL's integers and torch's last digits depend
+# on it.
 WARN    = -Wall -Wextra -Wshadow -Werror
 ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
@@ -55,7 +55,7 @@ endif
 
 # The fast build compiles each file on top, say vit.c, with this: fast/replaces.h then gives the functions that fast/
 # replaces the names plain_*.
-ifneq ($(PLAIN),0)
+ifneq ($(filter-out 0,$(PLAIN)),)
 RENAME  =
 FAST    =
 TESTFLAGS = -DPLAIN
@@ -72,7 +72,7 @@ OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
 # What fast/ alone has: without it these tests have no subject.
 FAST_TESTS = test_planar test_simd test_bf16_kernels
-ifneq ($(PLAIN),0)
+ifneq ($(filter-out 0,$(PLAIN)),)
 LEFT_OUT = $(FAST_TESTS)
 endif
 TESTS   = $(filter-out $(LEFT_OUT:%=$(BUILD)/tests/%),$(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)))
@@ -86,7 +86,7 @@ lib: libsamlad.a
 # A change of compiler or flags rebuilds everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(CC) $(ALL) PLAIN=$(PLAIN)' | cmp -s - $@ || echo '$(CC) $(ALL) PLAIN=$(PLAIN)' > $@
+	@echo '$(CC) $(ALL) $(TESTFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALL) $(TESTFLAGS)' > $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -144,7 +144,7 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/share/samlad
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan build-plain samlad libsamlad.a libvit.a libsam.a
+	rm -rf $(BUILD) $(BUILD)-asan build-plain build-plain-asan samlad libsamlad.a libvit.a libsam.a
 	@sh tests/demo.sh --clean $(DEMO_OUT)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

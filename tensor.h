@@ -91,8 +91,8 @@ static inline int relative_position_stride(int size)
 size_t relative_position_floats(int size, int head_dim);
 void relative_position(float *out, const float *table, int size, int head_dim);
 
-/* Each row of biases is written for the distances -(grid_w - 1) to grid_w - 1, and filled up with zeros so
- * that a vector can be read anywhere. */
+/* Floats in a row of biases: for the distances -(grid_w - 1) to grid_w - 1, then zeros, so that a vector can
+ * be read from any distance on. */
 static inline int distance_bias_stride(int grid_w)
 {
     return 2 * grid_w + REL_ALIGN;

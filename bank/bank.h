@@ -19,9 +19,7 @@
 #include "dcga.h"
 #include "tensor.h"
 
-/* Most objects of one image, and of all: the scores of two images with that many, and their assignment, take 400 MB
- * each. */
-enum { BANK_MAX_OBJECTS = 10000, BANK_MAX_ALL_OBJECTS = 1 << 30 };
+enum { BANK_MAX_OBJECTS = 1 << 30 }; /* of all images together */
 
 /* The weights that made a bank: detection refuses others. */
 typedef struct WeightsId {

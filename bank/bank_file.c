@@ -208,10 +208,10 @@ static int load_objects(Bank *b, Error *err)
     if (!first)
         return -1;
     for (int64_t i = 0; i < N; i++)
-        if (first[0] != 0 || first[i + 1] < first[i] || first[i + 1] - first[i] > BANK_MAX_OBJECTS ||
-            first[i + 1] > BANK_MAX_ALL_OBJECTS)
+        if (first[0] != 0 || first[i + 1] < first[i] || first[i + 1] - first[i] > SCENE_MAX_OBJECTS ||
+            first[i + 1] > BANK_MAX_OBJECTS)
             return fail(err, "%s: objects.first does not rise from 0 by 0 to %d at image %lld", st_path(st),
-                        BANK_MAX_OBJECTS, (long long)i);
+                        SCENE_MAX_OBJECTS, (long long)i);
     const int64_t O = first[N];
     return (b->coverage = expect(st, "objects.weights", ST_U8, 3, (int64_t[]){O, h, w}, err)) &&
                    (b->pooled = expect(st, "objects.pooled", ST_F32, 2, (int64_t[]){O, C}, err)) &&

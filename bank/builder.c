@@ -139,11 +139,11 @@ static int same_shape(BankBuilder *b, const char *name, const Scene *scene, Erro
 
 static int few_enough(const BankBuilder *b, const char *name, int n_objects, Error *err)
 {
-    if (n_objects <= BANK_MAX_OBJECTS && b->n_objects <= BANK_MAX_ALL_OBJECTS - BANK_MAX_OBJECTS)
+    if (n_objects <= SCENE_MAX_OBJECTS && b->n_objects <= BANK_MAX_OBJECTS - SCENE_MAX_OBJECTS)
         return 0;
     return fail(err,
                 "%s: %d objects after %d of other images: a bank holds at most %d an image and %d in all",
-                name, n_objects, b->n_objects, BANK_MAX_OBJECTS, BANK_MAX_ALL_OBJECTS);
+                name, n_objects, b->n_objects, SCENE_MAX_OBJECTS, BANK_MAX_OBJECTS);
 }
 
 int bank_builder_add(BankBuilder *b, const char *name, const Scene *scene, Error *err)

@@ -81,7 +81,8 @@ const OptionSpec option_table[] = {
 };
 /* clang-format on */
 const int option_count = (int)(sizeof option_table / sizeof *option_table);
-_Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS, "callers keep a flag for each option");
+_Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS,
+               "callers keep a flag for each option");
 
 void options_default(Options *o)
 {

@@ -1,17 +1,17 @@
-/* bench.c - `samlad bench`: how fast each stage is on this machine, beside the machine's own limit.
+/* command/bench.c - samlad bench: how fast each stage is on this machine, beside the machine's own limit.
  *
- * Every stage runs on random weights of the published sizes (bench_model.c) or on a file that is given, once
- * to warm up and then several times. Around each run stand short bursts of multiply-adds that stay in
- * registers, on as many threads: the limit. So a machine that is slow for a moment is slow for both, and
- * their ratio means something on a busy machine too. Reported are medians over the runs.
+ * Each stage runs on random weights of the published sizes (bench_model.c), or on a file that is given. It
+ * runs once to warm up, then several times. The limit is the speed of short bursts of multiply-adds in
+ * registers, on as many threads. Bursts stand before and after each run: if the machine is slow for a
+ * moment, both are slow, and their ratio holds. The table shows medians over the runs.
  *
- * Stages that end in .bf16 are the same with the encoders' products in bf16, beside the limit of bf16.
+ * A stage that ends in .bf16 computes the encoder's products in bf16, and its limit is that of bf16.
  *
- *   GFLOP         what the stage's definition asks for, two per multiply-add (exponentials and norms not
- *                 counted). Of the mask decoder: what the official formulation asks for, prompt by prompt;
- *                 samlad needs fewer, so it may pass the limit
- *   peak          most memory resident while the stage ran, its random weights included
- *   page faults   of one run after the warm-up: memory that is asked of the system again and again */
+ *   GFLOP         two per multiply-add of the stage's definition, without exponentials and norms. The mask
+ *                 decoder counts the official formulation, prompt by prompt. samlad needs fewer, so it may
+ *                 pass the limit.
+ *   peak          most memory resident while the stage ran, with its random weights.
+ *   page faults   of one run after the warm-up: memory that is taken from the system again and again. */
 #include "command/bench.h"
 
 #include <math.h>
@@ -24,10 +24,10 @@
 #include "amg.h"
 #include "amm.h"
 #include "bank/bank.h"
+#include "io/clock.h"
 #include "io/fail.h"
 #include "command/bench_model.h"
-#include "command/cli.h"
-#include "eval/run.h"
+#include "command/messages.h"
 #include "featup.h"
 #include "io/image.h"
 #include "io/json.h"
@@ -38,13 +38,13 @@
 enum { MAX_ONLY = 32, MAX_RUNS = 100 };
 
 typedef struct BenchOptions {
-    const char *only[MAX_ONLY]; /* names or their beginnings */
-    int n_only, json, runs;     /* runs 0: at least 3, and more until two seconds are spent */
+    const char *only[MAX_ONLY]; /* beginnings of names */
+    int n_only, json, runs;     /* runs 0: at least 3, until two seconds are spent */
     const char *sam, *backbone, *image, *dump;
     double pred_iou, stability; /* thresholds of masks_1024; NAN: see prepare_masks */
 } BenchOptions;
 
-/* A stage's data while it is measured. What is not used stays NULL. */
+/* A stage's data while it is measured. Unused fields stay NULL. */
 typedef struct Work {
     const BenchOptions *options;
     StWriter *dump;
@@ -91,7 +91,7 @@ typedef struct Result {
 } Result;
 
 /* ================================================================================================
- * What the system tells
+ * The system: page faults, memory, processor
  * ============================================================================================== */
 
 static long page_faults(void)
@@ -101,7 +101,7 @@ static long page_faults(void)
     return usage.ru_minflt + usage.ru_majflt;
 }
 
-/* Linux forgets the highest memory so far when told so; elsewhere the peak is that of the whole program. */
+/* Linux resets the peak when 5 is written here. Elsewhere the peak is that of the whole program. */
 static void forget_peak(void)
 {
     FILE *f = fopen("/proc/self/clear_refs", "w");
@@ -164,7 +164,7 @@ static float *random_buffer(Work *work, size_t n, float mean, float deviation, E
     return buffer;
 }
 
-/* n float16 of it, n even. */
+/* n random float16; n is even. */
 static uint16_t *random_halves(Work *work, size_t n, Error *err)
 {
     enum { BLOCK = 1024 };
@@ -236,9 +236,9 @@ static int prepare_picture(Work *work, int size, Error *err)
 
 /* ---- limit.fma ----------------------------------------------------------------------------------------*/
 
-/* Half a millisecond. Short, because the clock of some processors falls under the load of a stage and
- * recovers within milliseconds (a Sapphire Rapids: by a tenth within 5 ms after a product): the limit is that
- * of the clock at which the stage ran. Of BURSTS the fastest counts, since anything else that runs can stop
+/* A burst takes half a millisecond. Some processors lower their clock under the load of a stage and
+ * recover within milliseconds (a Sapphire Rapids: by a tenth within 5 ms after a product). A short burst
+ * still sees the clock of the stage. The fastest of BURSTS counts, because any other process can interrupt
  * one. */
 enum { BURST_ROUNDS = 300000, BURSTS = 3 };
 
@@ -303,7 +303,7 @@ static int run_matmul(Work *work, Error *err)
 /* ---- sam_vit_b.encoder, mobile_sam.encoder ------------------------------------------------------------*/
 
 static const SamSizes VIT_B = {768, 12, 12, "2,5,8,11"};
-/* Memory does not depend on the depth: one windowed and one global block of ViT-H. */
+/* One windowed and one global block of ViT-H: memory does not depend on the depth. */
 static const SamSizes VIT_H_SHORT = {1280, 2, 16, "1"};
 /* An encoder that costs next to nothing before the official decoder. */
 static const SamSizes SMALL_ENCODER = {64, 1, 1, ""};
@@ -371,8 +371,8 @@ static double sam_decoder_gflop(const SamConfig *c)
     return 2e-9 * sum;
 }
 
-/* Random IoU heads know no good from bad: the threshold is set so that a third of the masks pass, about as
- * many as on photos with trained weights. */
+/* Random IoU heads cannot tell good masks from bad. This threshold lets a third of the masks pass, about
+ * as many as trained weights do on photos. */
 static int third_passes(Work *work, double *threshold, Error *err)
 {
     enum { SIDE = 8 };
@@ -421,7 +421,7 @@ static int run_masks(Work *work, Error *err)
         return -1;
     const double encoder = clock_seconds() - start;
     amg_masks_free(&work->masks);
-    work->not_counted = 2 * encoder; /* this one, and amg_generate's own */
+    work->not_counted = 2 * encoder; /* this run, and the one inside amg_generate */
     return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, work->rgb, work->height,
                         work->width, NULL, NULL, err);
 }
@@ -442,6 +442,33 @@ static int dump_generated(Work *work, Error *err)
     return st_writer_copy(work->dump, "sam.records", ST_F32, 2, (int64_t[]){(int64_t)n, 9}, table, err);
 }
 
+/* ---- sam.prompt : one prompt on an encoded image, as `samlad segment --point` decodes it ---------------*/
+
+static int prepare_prompt(Work *work, Error *err)
+{
+    if (open_sam(work, &SMALL_ENCODER, 0, err) || prepare_picture(work, 1024, err) || run_encoder(work, err))
+        return -1;
+    const SamConfig *c = sam_config(work->sam);
+    const size_t low_res = 16 * (size_t)work->embedding.grid * (size_t)work->embedding.grid;
+    work->gflop = sam_decoder_gflop(c);
+    return new_buffer(work, (size_t)c->n_multimask * low_res, err) ? 0 : -1;
+}
+
+static int run_prompt(Work *work, Error *err)
+{
+    const float point[2] = {0.4f * (float)work->width, 0.6f * (float)work->height};
+    const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
+    float iou[SAM_MAX_MASK_TOKENS];
+    return sam_decode(work->sam, &work->embedding, &prompt, 1, work->buffers[0], iou, NULL, NULL, err);
+}
+
+static int dump_prompt(Work *work, Error *err)
+{
+    const int64_t side = 4 * work->embedding.grid;
+    return st_writer_copy(work->dump, "sam.low_res", ST_F32, 3,
+                          (int64_t[]){sam_config(work->sam)->n_multimask, side, side}, work->buffers[0], err);
+}
+
 /* ---- sam_vit_h.memory : all that segmenting with ViT-H takes beside its weights -----------------------*/
 
 static int prepare_memory(Work *work, Error *err)
@@ -450,7 +477,7 @@ static int prepare_memory(Work *work, Error *err)
         return -1;
     amg_defaults(&work->amg);
     work->amg.points_per_side = 4;
-    work->amg.pred_iou_thresh = work->amg.stability_score_thresh = 0; /* every mask goes all the way */
+    work->amg.pred_iou_thresh = work->amg.stability_score_thresh = 0; /* no mask is rejected */
     work->gflop = 2e-9 * sam_encoder_multiply_adds(work->sam) + 16 * sam_decoder_gflop(sam_config(work->sam));
     return 0;
 }
@@ -547,7 +574,7 @@ static int run_featup(Work *work, Error *err)
 
 enum { AMM_SIDE = 256, AMM_CELLS = AMM_SIDE * AMM_SIDE, AMM_K = 5, AMM_OBJECTS = 16 };
 
-/* Objects are the 4 × 4 squares of the picture; each moved a little in every reference. */
+/* Objects are the 4 × 4 squares of the picture. Each moves a little in every reference. */
 static int prepare_amm(Work *work, Error *err)
 {
     static int match[AMM_OBJECTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -591,8 +618,8 @@ static int prepare_amm(Work *work, Error *err)
         else
             work->comparison = (Comparison){objects, AMM_K, work->references, work->matchings};
     }
-    /* per cell and channel, in multiply-adds: k bilinear samples, centring, d, Gram matrix, Xd, residual,
-     * norm; registration, which is given up early at most places, isn't counted */
+    /* Multiply-adds per cell and channel: k bilinear samples, centring, d, Gram matrix, Xd, residual,
+     * norm. Registration is not counted: most places give it up early. */
     work->gflop =
         2e-9 * AMM_CELLS * CHANNELS * (AMM_K * 4 + AMM_K + 1 + AMM_K * (AMM_K + 1) / 2.0 + 2 * AMM_K + 1);
     return 0;
@@ -668,6 +695,8 @@ static const Stage STAGES[] = {
      run_encoder, dump_encoder, 0, PRECISION_BF16},
     {"sam_vit_b.masks_1024", "automatic masks, 32 x 32 points, without the encoder", 0, prepare_masks,
      run_masks, dump_generated, 0, PRECISION_FP32},
+    {"sam.prompt", "one point on an encoded image, 3 masks", 0, prepare_prompt, run_prompt, dump_prompt, 0,
+     PRECISION_FP32},
     {"sam_vit_h.memory", "2 of 32 blocks, 16 points; peak without weights", 0, prepare_memory, run_memory,
      NULL, 1, PRECISION_FP32},
     {"dinov2_s.518", "ViT-S/14, 518 x 518", 518, prepare_vit, run_vit, dump_vit, 0, PRECISION_FP32},
@@ -704,7 +733,7 @@ static int enough(const BenchOptions *o, const Stage *stage, int runs, double sp
     return runs >= MAX_RUNS || (runs >= 3 && spent >= 2);
 }
 
-/* Runs of a prepared stage, each between two measurements of the limit. */
+/* Run a prepared stage several times, each run between two measurements of the limit. */
 static int measure_runs(Work *work, const Stage *stage, Result *result, Error *err)
 {
     double seconds[MAX_RUNS], percents[MAX_RUNS], spent = 0, before = limit_now(stage->precision);
@@ -760,14 +789,16 @@ static int measure(const BenchOptions *options, StWriter *dump, const Stage *sta
  * ============================================================================================== */
 
 static const char HELP[] =
-    "samlad bench [options] - how fast is each stage here, and how near the machine's limit?\n"
+    "usage: samlad bench [options]\n"
     "\n"
-    "Makes random weights of the published sizes in memory; needs no files. Each stage runs once to warm up, "
-    "then\n"
-    "at least three times; the median is told, and its part of the limit: multiply-adds in registers, timed\n"
-    "between the runs on as many threads. OMP_NUM_THREADS=1 samlad bench measures one core.\n"
+    "Measure the speed of each stage on this machine, beside the machine's own limit.\n"
+    "Random weights of the published sizes are made in memory; no files are needed. Each stage runs once to\n"
+    "warm up, then at least three times. The table shows medians. The limit is the speed of multiply-adds "
+    "in\n"
+    "registers, on as many threads, timed between the runs. OMP_NUM_THREADS=1 samlad bench measures one "
+    "core.\n"
     "\n"
-    "  --only NAME       this stage, or all whose names begin so (may be given several times)\n"
+    "  --only NAME       this stage, or all stages that begin with NAME (may be given several times)\n"
     "  --runs N          exactly N runs of each (1 to 100)\n"
     "  --json            an array of objects: name, seconds, gflop, gflops, percent_of_limit, peak_mb,\n"
     "                    page_faults (of one run), runs\n"
@@ -776,10 +807,10 @@ static const char HELP[] =
     "  --image FILE      a picture instead of the drawn one\n"
     "  --pred-iou-thresh X, --stability-score-thresh X\n"
     "                    of masks_1024; by default the first lets a third of the masks pass\n"
-    "  --dump FILE       the last results as safetensors, to compare them with other programs'\n"
+    "  --dump FILE       write the last results as safetensors, to compare them with other programs'\n"
     "\n"
-    "GFLOP counts two for a multiply-add of the stage's definition. For masks_1024 that is the official\n"
-    "formulation, of which samlad computes only a part, so that it may pass the limit.\n"
+    "GFLOP counts two for a multiply-add of the stage's definition. masks_1024 and sam.prompt count the\n"
+    "official formulation. samlad computes only a part of it, and so may pass the limit.\n"
     "Stages:\n";
 
 static void print_help(void)
@@ -791,8 +822,7 @@ static void print_help(void)
 
 static int usage(const char *format, const char *what)
 {
-    static const Args bench = {.command = "bench"};
-    return usage_error(&bench, format, what);
+    return usage_error("bench", format, what);
 }
 
 static int begins_with(const char *name, const char *beginning)
@@ -873,7 +903,7 @@ static int is_name(const char *text)
     return 0;
 }
 
-/* A whole name means that stage alone, though others may begin so. */
+/* A whole name selects that stage alone, even if other names begin with it. */
 static int is_wanted(const BenchOptions *o, const Stage *stage)
 {
     for (int i = 0; i < o->n_only; i++)

@@ -1,8 +1,8 @@
-/* bench.h - `samlad bench`: how fast each stage is on this machine, beside the machine's own limit. */
+/* command/bench.h - samlad bench: the speed of each stage on this machine, beside the machine's own limit. */
 #ifndef SAMLAD_BENCH_H
 #define SAMLAD_BENCH_H
 
-/* The sub-command with the arguments after its name; returns the exit status. */
+/* Run the sub-command with the arguments after its name. Returns the exit status. */
 int bench_command(int argc, char **argv);
 
 #endif

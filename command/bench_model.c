@@ -1,9 +1,9 @@
-/* bench_model.c - models of the published sizes with random weights, as safetensors in memory.
+/* command/bench_model.c - models of the published sizes with random weights, as safetensors in memory.
  *
  * A Recipe lists the tensors: name, shape, mean and deviation. Linear and convolution weights have the
- * deviation 1/sqrt(inputs), so that activations keep their size from layer to layer, as they do in trained
- * networks; gains of norms are about 1. Then the header (JSON) and the numbers are laid out as in a file, and
- * st_open_memory checks them as it would check a file. */
+ * deviation 1/sqrt(inputs), and gains of norms are about 1. So activations keep their size from layer to
+ * layer, as in trained networks. The header (JSON) and the numbers are then laid out as in a file, and
+ * st_open_memory checks them like a file. */
 #include "command/bench_model.h"
 
 #include <math.h>
@@ -31,7 +31,7 @@ void random_floats(float *x, size_t n, float mean, float deviation, uint64_t see
 {
     uint64_t state = seed * 0x9e3779b97f4a7c15ULL + 1;
     const float width =
-        deviation * 3.4641016f / 16777216.0f; /* sqrt(12): the deviation of [0,1) is its inverse */
+        deviation * 3.4641016f / 16777216.0f; /* sqrt(12): the deviation of [0,1) is its inverse. */
     for (size_t i = 0; i < n; i++) {
         state = state * 6364136223846793005ULL + 1442695040888963407ULL;
         x[i] = mean + width * ((float)(state >> 40) - 8388607.5f);
@@ -70,7 +70,7 @@ __attribute__((format(printf, 3, 4))) static void meta(Recipe *r, const char *ke
     json_key(&r->header, key), json_string(&r->header, value);
 }
 
-/* One more tensor; the name is printf-style. */
+/* Append a tensor to the recipe; its name is printf-style. */
 __attribute__((format(printf, 6, 7))) static void tensor(Recipe *r, float mean, float deviation, int n_dims,
                                                          const int *shape, const char *format, ...)
 {
@@ -121,7 +121,7 @@ static void linear_layer(Recipe *r, const char *name, int n_out, int n_in)
 /* [a][b][kernel][kernel] with n_bias biases (0: none). */
 static void conv_layer(Recipe *r, const char *name, int a, int b, int kernel, int n_bias)
 {
-    const int n_in = n_bias == b && a != b ? a : b * kernel * kernel; /* transposed ones do not overlap */
+    const int n_in = n_bias == b && a != b ? a : b * kernel * kernel; /* transposed ones do not overlap. */
     tensor(r, 0, 1 / sqrtf((float)n_in), SHAPE(a, b, kernel, kernel), "%s.weight", name);
     if (n_bias)
         tensor(r, 0, 0.02f, SHAPE(n_bias), "%s.bias", name);
@@ -137,7 +137,7 @@ static void norm_layer(Recipe *r, const char *name, int dim)
 
 static int lay_out(BenchModel *model, const Recipe *r, const char *name, int blank, Error *err)
 {
-    const size_t before = (8 + r->header.length + 63) & ~(size_t)63; /* padded with spaces: data aligned */
+    const size_t before = (8 + r->header.length + 63) & ~(size_t)63; /* padded with spaces: data aligned. */
     const uint64_t length = before - 8;
     const size_t n_bytes = before + 4 * r->n_floats;
     char *bytes = calloc(n_bytes / 64 + 2, 64);
@@ -160,7 +160,7 @@ static int lay_out(BenchModel *model, const Recipe *r, const char *name, int bla
     return -1;
 }
 
-/* Frees the recipe whatever happens. */
+/* Frees the recipe in any case. */
 static int finish(BenchModel *model, Recipe *r, const char *name, int blank, Error *err)
 {
     *model = (BenchModel){0};

@@ -1,11 +1,11 @@
-/* bench_model.h - models of the published sizes with random weights, made in memory: what `samlad bench`
- * runs when it is given no files. The weights are opened by the same code as a file's. */
+/* command/bench_model.h - models of the published sizes with random weights, made in memory. `samlad
+ * bench` uses them when no file is given. The loader that opens files opens these weights too. */
 #ifndef SAMLAD_BENCH_MODEL_H
 #define SAMLAD_BENCH_MODEL_H
 
 #include "io/safetensors.h"
 
-/* The sizes that make a model cheap or dear; the rest is as published. */
+/* The sizes that decide the cost of a model; the rest is as published. */
 typedef struct SamSizes {
     int embed_dim, depth, n_heads;
     const char *global_blocks; /* "2,5,8,11" */
@@ -13,11 +13,11 @@ typedef struct SamSizes {
 
 typedef struct BenchModel {
     Safetensors *weights;
-    void *memory; /* what the weights point into */
+    void *memory; /* the bytes behind `weights`. */
 } BenchModel;
 
 /* Segment Anything at 1,024 pixels, patches of 16, windows of 14, with the official decoder. `blank`: all
- * weights stay zero, and take address space but no memory as long as nobody writes to them. */
+ * weights are zero. They take address space, but no memory until somebody writes to them. */
 int bench_model_sam(BenchModel *model, const SamSizes *sizes, int blank, Error *err);
 /* MobileSAM: TinyViT at 1,024 pixels, the official decoder. */
 int bench_model_mobile_sam(BenchModel *model, Error *err);
@@ -27,7 +27,7 @@ int bench_model_dinov2_s(BenchModel *model, Error *err);
 int bench_model_featup(BenchModel *model, Error *err);
 void bench_model_free(BenchModel *model);
 
-/* n uniform random numbers of the given mean and standard deviation; the same for the same seed. */
+/* n uniform random numbers of the given mean and standard deviation. The same seed gives the same numbers. */
 void random_floats(float *x, size_t n, float mean, float deviation, uint64_t seed);
 
 #endif

@@ -42,7 +42,7 @@ void list_free(ImageList *list)
     free(list->paths), free(list->names);
 }
 
-/* Pictures that others can read. */
+/* Pictures in formats that samlad does not read. */
 static int is_other_picture(const char *name)
 {
     static const char *const endings[] = {".bmp", ".dng", ".gif",  ".heic", ".heif", ".avif", ".jp2",
@@ -61,8 +61,8 @@ static int is_map(const char *dir, const char *name)
            file_exists(heat);
 }
 
-/* All images of a folder and of the folders in it, sorted. `below` is the path under the folder that was
- * given. */
+/* Add all images of a folder and of the folders in it, sorted. `below` is the path under the folder that
+ * was given. */
 static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
 {
     if (depth > 32)
@@ -112,7 +112,7 @@ void tell_left_out(FILE *out, const ImageList *list)
 {
     if (list->n_other == 0)
         return;
-    fprintf(out, "%d file%s left out, for only PNG, JPEG and PNM are read: ", list->n_other,
+    fprintf(out, "%d file%s left out, because only PNG, JPEG and PNM are read: ", list->n_other,
             list->n_other == 1 ? " is" : "s are");
     report_plain(out, list->other);
     fprintf(out, "%s\n", list->n_other == 1 ? "" : " and others");
@@ -140,7 +140,7 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
         return fail_memory(err, "the list of images", (unsigned long long)list->n * sizeof *ids);
     for (int i = 0; i < list->n; i++) {
         struct stat info;
-        if (stat(list->paths[i], &info) == 0) /* else it is told when it is read */
+        if (stat(list->paths[i], &info) == 0) /* a missing file is reported when it is read. */
             ids[n++] = (FileId){info.st_dev, info.st_ino, i};
     }
     qsort(ids, (size_t)n, sizeof *ids, by_file);
@@ -160,10 +160,10 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
     return 0;
 }
 
-/* ---- what is refused ---------------------------------------------------------------------------*/
+/* ---- refusals ---------------------------------------------------------------------------------*/
 
-/* The folder that the path names or will be in: its real path, without what is not there yet. malloc'd; NULL
- * after a sentence. */
+/* The real path of the folder that `path` names or will lie in: parts that do not exist yet are left out.
+ * malloc'd; NULL after a sentence. */
 static char *real_folder(const char *path, Error *err)
 {
     char above[PATH_SIZE];
@@ -172,7 +172,7 @@ static char *real_folder(const char *path, Error *err)
         return NULL;
     }
     while (!dir_exists(above)) {
-        if (strcmp(above, ".") == 0) { /* it cannot be searched, or is gone */
+        if (strcmp(above, ".") == 0) { /* it is unreadable, or gone. */
             fail(err, "%s: the current folder cannot be read", path);
             return NULL;
         }
@@ -180,7 +180,7 @@ static char *real_folder(const char *path, Error *err)
         if (!slash)
             strcpy(above, ".");
         else
-            slash[slash == above] = '\0'; /* the first slash is a folder itself */
+            slash[slash == above] = '\0'; /* the first slash is a folder itself. */
     }
     char *real = realpath(above, NULL);
     if (!real)
@@ -188,14 +188,14 @@ static char *real_folder(const char *path, Error *err)
     return real;
 }
 
-/* Is the folder `inner` the folder `outer`, or below it? Of real paths. */
+/* Is the folder `inner` the folder `outer`, or below it? Both are real paths. */
 static int is_within(const char *inner, const char *outer)
 {
     size_t n = strlen(outer);
     return strncmp(inner, outer, n) == 0 && (inner[n] == '\0' || inner[n] == '/' || outer[n - 1] == '/');
 }
 
-/* A folder that is given is searched, a file's folder is not. */
+/* Folders that are given are searched. The folder of a file that is given is not. */
 int check_apart(const Args *args, Error *err)
 {
     char *out = real_folder(args->out, err);
@@ -207,16 +207,15 @@ int check_apart(const Args *args, Error *err)
         if (!folder)
             status = -1;
         else if (is_dir ? is_within(out, folder) : dir_exists(args->out) && strcmp(out, folder) == 0)
-            status =
-                fail(err, "%s: the results would lie among the images of %s: give a folder apart from them",
-                     args->out, input);
+            status = fail(err, "%s: the results would lie among the images of %s: give another folder",
+                          args->out, input);
         free(folder);
     }
     free(out);
     return status;
 }
 
-/* By whatever name; that another hard link of it could be written to is not seen. */
+/* Do both names lead to one file? Another hard link is another name that we cannot see. */
 static int is_same_file(const char *a, const char *b)
 {
     struct stat x, y;
@@ -235,7 +234,8 @@ int check_spared(const char *out, const Args *args, const ImageList *list, Error
         lost = is_same_file(out, list->paths[i]) ? list->paths[i] : lost;
     for (int i = 0; i < args->n_inputs; i++)
         lost = is_same_file(out, args->inputs[i]) ? args->inputs[i] : lost;
-    return lost ? fail(err, "%.300s: %.300s is read and would be written over: give another name", out, lost)
+    return lost ? fail(err, "%.300s: %.300s is an input and would be overwritten: give another name", out,
+                       lost)
                 : 0;
 }
 
@@ -246,12 +246,11 @@ int check_replaceable(const char *out, Error *err)
         return 0;
     Safetensors *file = st_open(out, NULL);
     st_close(file);
-    return file
-               ? 0
-               : fail(err, "%s: is there already and is no bank: remove it first, or give another name", out);
+    return file ? 0
+                : fail(err, "%s: this file exists and is not a bank: remove it, or give another name", out);
 }
 
-/* The image lies in ROOT/PLACE/, below the folder that was given: how long its path is up to ROOT/; else
+/* Length of the path up to ROOT/ when the image lies in ROOT/PLACE/ below the folder that was given; else
  * -1. */
 static int root_length(const ImageList *list, int index, const char *place)
 {
@@ -262,7 +261,7 @@ static int root_length(const ImageList *list, int index, const char *place)
     return -1;
 }
 
-/* ROOT/normal may have its tests beside it: an image in another folder of that root, or NULL. */
+/* ROOT/normal may have its tests beside it. Returns an image in another folder of that root, or NULL. */
 static const char *beside_normal(const ImageList *list, const char *root, int n)
 {
     for (int i = 0; i < list->n; i++) {
@@ -274,10 +273,10 @@ static const char *beside_normal(const ImageList *list, const char *root, int n)
     return NULL;
 }
 
-/* Of one place; a root is looked at once, for its images stand together in the list. */
+/* Check one place. The images of a root stand together in the list, so each root is checked once. */
 static int refuse_data_set(const ImageList *list, const char *place, Error *err)
 {
-    const char *looked = ""; /* the root that was looked at last */
+    const char *looked = ""; /* the root that was checked last. */
     int n_looked = 0;
     for (int i = 0; i < list->n; i++) {
         char tests[PATH_SIZE];
@@ -299,7 +298,7 @@ static int refuse_data_set(const ImageList *list, const char *place, Error *err)
 
 int refuse_data_sets(const ImageList *list, Error *err)
 {
-    for (int i = 0; i < list->n; i++) { /* VisA as it comes: CATEGORY/Data/Images/{Normal,Anomaly} */
+    for (int i = 0; i < list->n; i++) { /* VisA as published: CATEGORY/Data/Images/{Normal,Anomaly}. */
         const int n = root_length(list, i, "Images/Anomaly");
         if (n >= 0)
             return fail(err,
@@ -324,7 +323,7 @@ int output_length(const ImageList *list, int i)
     return list->whole_names ? (int)strlen(list->names[i]) : stem_length(list->names[i]);
 }
 
-/* The first of two equal names of outputs, malloc'd, or NULL: there are none. -1: no memory. */
+/* *twin: the first name that two outputs share (malloc'd), or NULL. 0 / -1 (memory). */
 static int find_twins(char **twin, const ImageList *list, Error *err)
 {
     char **names = calloc((size_t)list->n + 1, sizeof *names);
@@ -358,8 +357,8 @@ int check_outputs(ImageList *list, const char *out, Error *err)
     }
     if (!status && twin)
         status = fail(err,
-                      "%s/%.300s_heat.png: two of the images would be written there: give them apart, or a "
-                      "folder above both",
+                      "%s/%.300s_heat.png: two images would write this file: give them in two calls, or "
+                      "give a folder above both",
                       out, twin);
     free(twin);
     return status;

@@ -1,39 +1,41 @@
-/* command/inputs.h - the images that a command is given: files, and folders to be searched. */
+/* command/inputs.h - the images that a command is given, as files and as folders to search. */
 #ifndef SAMLAD_COMMAND_INPUTS_H
 #define SAMLAD_COMMAND_INPUTS_H
 
-#include "command/cli.h"
+#include <stdio.h>
+
+#include "command/args.h"
 
 typedef struct ImageList {
-    char **paths, **names; /* names: below the folder that was given, for output files */
+    char **paths, **names; /* names: paths below the folder that was given; outputs are named so. */
     int n, capacity;
-    int whole_names; /* 1: outputs are called a.jpg_heat.png, for a.png is there too */
-    int n_other;     /* files in the folders of formats that we cannot read, and the name of one */
+    int whole_names; /* 1: outputs are named a.jpg_heat.png, because a.png is in the list too. */
+    int n_other;     /* files in formats that we cannot read, and the name of the first. */
     char other[64];
 } ImageList;
 
-/* The files, and all images in and below the folders, sorted, but for the pictures that `samlad segment` put
- * there. A folder without any is an error. */
+/* List the files, and all images in and below the folders, sorted. The pictures that `samlad segment`
+ * wrote are left out. A folder without images is an error. */
 int list_inputs(ImageList *list, const Args *args, Error *err);
-/* Say when pictures of other formats lie in the folders: nobody should think that they count. */
+/* Report pictures of other formats in the folders: nobody should think that they count. */
 void tell_left_out(FILE *out, const ImageList *list);
 void list_free(ImageList *list);
-/* Take out what is there already: the same file once more, under whatever name. *n_dropped: how many.
- * 0 / -1 (memory). */
+/* Drop repeats: the same file again, under any name. *n_dropped: how many. 0 / -1 (memory). */
 int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
 
-/* Refuse the root of a data set as normal images: its test images, anomalies among them, would all count. */
+/* Refuse the root of a data set as normal images: its test images would count as normal. */
 int refuse_data_sets(const ImageList *list, Error *err);
-/* Refuse an output folder among the images: pictures would replace some of them, and be images next time. */
+/* Refuse an output folder among the images: pictures would replace some, and be inputs next time. */
 int check_apart(const Args *args, Error *err);
-/* Refuse an output that is one of the images, the bank or the weights: it would be lost. list: or NULL. */
+/* Refuse an output that is one of the images, the bank or the weights: it would be overwritten. list may
+ * be NULL. */
 int check_spared(const char *out, const Args *args, const ImageList *list, Error *err);
-/* Refuse to write a bank over a file that is neither a bank nor weights: `bank -o *.png` names an image. */
+/* Refuse to write a bank over a file that is neither bank nor weights: `bank -o *.png` names an image. */
 int check_replaceable(const char *out, Error *err);
-/* Find names for the images' pictures: without endings, or with them where a.jpg and a.png are there. Two
- * images that would have one name even so (good/000.png and bad/000.png given as files) are refused. */
+/* Decide the names of the pictures: without endings, or with them when a.jpg and a.png are both there.
+ * Refuse two images that would share a name even so (good/000.png and bad/000.png given as files). */
 int check_outputs(ImageList *list, const char *out, Error *err);
-/* How much of the image's name its pictures take. */
+/* How many characters of the image's name the names of its pictures take. */
 int output_length(const ImageList *list, int i);
 
 /* Length of a path without its ending. */

@@ -7,7 +7,7 @@
 
 static volatile sig_atomic_t stopped_by;
 
-/* A mapped page that is no longer in its file. Only what is safe in a signal handler. */
+/* SIGBUS: a mapped page is no longer in its file. Only calls that are safe in a signal handler. */
 static void lost_page(int signal_number)
 {
     static const char sentence[] = "samlad: a file of weights, a bank or an image was cut short while it was "
@@ -33,7 +33,7 @@ static void stop(int signal_number)
     signal(signal_number, SIG_DFL);
 }
 
-/* What is to be ignored stays so: nohup ignores SIGHUP, a shell SIGINT for what it runs in the background. */
+/* Ignored signals stay ignored: nohup ignores SIGHUP, and a shell ignores SIGINT for background jobs. */
 static void stop_on(int signal_number)
 {
     struct sigaction before;

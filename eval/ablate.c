@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eval/facts.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -15,8 +16,8 @@
  * Settings
  * ============================================================================================== */
 
-/* Take the next "name=value" of the changes apart; returns what follows, NULL at the end. *bad: it is none.
- */
+/* Split off the next "name=value" of the changes. Returns the rest, NULL at the end. *bad: it is
+ * malformed. */
 static const char *next_change(const char *changes, char name[64], char value[64], int *bad)
 {
     changes += strspn(changes, " ");
@@ -48,7 +49,8 @@ int ablation_add(AblationTable *t, const char *changes, Error *err)
             return -1;
     }
     if (bad || strlen(changes) >= sizeof t->settings[0].changes)
-        return fail(err, "setting '%.100s': expected NAME=VALUE, or several with blanks between", changes);
+        return fail(err, "setting '%.100s': expected NAME=VALUE, or several with blanks between them",
+                    changes);
     for (int i = 0; i < t->n; i++)
         if (strcmp(t->settings[i].changes, changes) == 0)
             return 0;
@@ -81,16 +83,16 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "featup-stages=4",
         "channel-graph=off",
         "channel-graph=softmax",
-        "object-strength=0.1", /* the object graph's lambda_o */
+        "object-strength=0.1", /* the object graph's lambda_o. */
         "object-strength=0.5",
         "position-weight=0",
         "alpha=0.2",       /* fixed */
         "matcher=nearest", /* instead of Sinkhorn */
         "verify=0",
-        "count=0", /* no counting of objects alike */
+        "count=0", /* no counting of look-alike objects. */
         "align=pixel",
         "claims=0",
-        "no-objects=1", /* PaDiM on the k references */
+        "no-objects=1", /* PaDiM on the k references. */
         "only=structural",
         "only=logical",
     };
@@ -112,7 +114,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
     facts_free(&base);
 }
 
-/* The base options, then the changes. *features: one of them concerns features. */
+/* Set the base options, then the changes. *features: a change concerns features. */
 static int apply(Samlad *s, const Facts *base, const char *changes, int *features, Error *err)
 {
     char name[64], value[64];
@@ -144,7 +146,7 @@ static void folder_of(char name[128], const char *changes)
  * One setting after the other
  * ============================================================================================== */
 
-/* The means over the categories, from results.json. */
+/* Read the means over the categories from results.json. */
 static int read_mean(CategoryFigures *mean, const char *path, Error *err)
 {
     const Json *json = json_read(path, err), *row = json ? json_get(json, "mean") : NULL,
@@ -159,10 +161,11 @@ static int read_mean(CategoryFigures *mean, const char *path, Error *err)
         figure->value = f->type == JSON_NUMBER ? f->number : NAN;
     }
     json_free(json);
-    return figures ? 0 : fail(err, "%s: not what samlad eval writes", path);
+    return figures ? 0 : fail(err, "%s: this is no file of samlad eval", path);
 }
 
-/* What a measured setting does not need any more. The user may have files of these folders' names. */
+/* Remove what a measured setting no longer needs. Folders of the same names may hold the user's files,
+ * which stay. */
 static int remove_bulk(const char *out, Error *err)
 {
     static const char *const folders[][2] = {
@@ -181,7 +184,7 @@ static int do_setting(Samlad *s, const EvaluateRequest *r, AblationTable *t, Abl
 {
     char folder[128], out[RUN_PATH], scenes[RUN_PATH], results[RUN_PATH];
     int features;
-    RunPlan plan = r->plan; /* with masks: the maps go when a setting is measured */
+    RunPlan plan = r->plan; /* with masks, because the maps are removed when a setting is measured. */
     Evaluation *e = &t->evaluation;
     RunTimes times;
     folder_of(folder, a->changes);
@@ -210,7 +213,7 @@ static const char *name_of(const Ablation *a)
     return *a->changes ? a->changes : "default";
 }
 
-/* The columns are those figures of the first row that tables show; a row that lacks one says nan there. */
+/* The columns are the figures of the first row that tables show. A row without one says nan. */
 void ablation_print(FILE *to, const AblationTable *t)
 {
     const CategoryFigures *first = &t->settings[0].mean;
@@ -254,7 +257,7 @@ static int write_ablation_json(const AblationTable *t, const char *path, Error *
     return status;
 }
 
-/* Lines of a growing text. */
+/* Append formatted lines to a text. */
 static void put_line(OutFile *out, const char *text)
 {
     out_put(out, text, strlen(text));
@@ -319,7 +322,7 @@ int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
     Facts base = {0};
     if (evaluation_prepare(r, r->data, &t->evaluation, err) ||
         run_settle(s, &t->evaluation.dataset, &r->plan,
-                   err)) /* the scenes below are shared: of one base only */
+                   err)) /* the scenes are shared, so there must be one base. */
         return -1;
     facts_describe(&base, s);
     int status = 0, features;

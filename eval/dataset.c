@@ -15,7 +15,7 @@
 
 enum { PATH_SIZE = 4096 };
 
-/* The categories of the published data sets: one that is not there is named before hours are spent. */
+/* The categories of the published data sets. A missing one is reported before hours of work. */
 static const char *const LOCO[] = {"breakfast_box", "juice_bottle",        "pushpins",
                                    "screw_bag",     "splicing_connectors", NULL};
 static const char *const AD[] = {"bottle",     "cable",     "capsule", "carpet", "grid", "hazelnut",
@@ -106,7 +106,7 @@ static void problem(Problems *p, const char *format, ...)
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (p->n < PROBLEMS_KEPT)
-        p->sentences[p->n] = strdup(text); /* NULL, without memory: counted all the same */
+        p->sentences[p->n] = strdup(text); /* NULL (no memory): it still counts. */
     p->n++;
 }
 
@@ -148,7 +148,7 @@ static char *path_of(Error *err, const char *format, ...)
     return copy;
 }
 
-/* Is there DIR/NAME? With a name of several parts, too. */
+/* Does DIR/NAME exist? NAME may have several parts. */
 static int has_dir(const char *dir, const char *name)
 {
     char path[PATH_SIZE];
@@ -161,7 +161,7 @@ static int has_file(const char *dir, const char *name)
     return snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_SIZE && file_exists(path);
 }
 
-/* dir_list of what looks like an image. */
+/* dir_list of the names that look like an image's. */
 static char **list_images(const char *dir, size_t *n, Error *err)
 {
     char **names = dir_list(dir, 0, n, err);
@@ -181,7 +181,7 @@ static char **list_images(const char *dir, size_t *n, Error *err)
  * Growing lists
  * ============================================================================================== */
 
-/* One more place at the end of *items, zeroed; capacities are powers of two, so none is kept. */
+/* Append a zeroed place to *items. Capacities are powers of two, so none is stored. */
 static void *grow(void **items, int n, size_t size, Error *err)
 {
     if ((n & (n - 1)) == 0) {
@@ -198,19 +198,20 @@ static void *grow(void **items, int n, size_t size, Error *err)
     return place;
 }
 
-static int add_normal(DatasetCategory *c, char *path, Error *err)
+/* Append a path. The list takes it over, and a failure frees it. -1 also when path is NULL. */
+static int add_path(char ***paths, int *n, char *path, Error *err)
 {
-    char **place = path ? grow((void **)&c->normal, c->n_normal, sizeof *c->normal, err) : NULL;
+    char **place = path ? grow((void **)paths, *n, sizeof *place, err) : NULL;
     if (!place) {
         free(path);
         return -1;
     }
     *place = path;
-    c->n_normal++;
+    ++*n;
     return 0;
 }
 
-/* path is the list's from here on. */
+/* Append an image. The list takes over `path`. */
 static DatasetImage *add_image(DatasetCategory *c, char *path, const char *kind, int normal, Error *err)
 {
     DatasetImage *image = path ? grow((void **)&c->images, c->n_images, sizeof *image, err) : NULL;
@@ -228,18 +229,6 @@ static DatasetImage *add_image(DatasetCategory *c, char *path, const char *kind,
         return image;
     fail_memory(err, "the list of images", strlen(path));
     return NULL;
-}
-
-static int add_mask(DatasetImage *image, char *path, Error *err)
-{
-    char **place = path ? grow((void **)&image->masks, image->n_masks, sizeof *image->masks, err) : NULL;
-    if (!place) {
-        free(path);
-        return -1;
-    }
-    *place = path;
-    image->n_masks++;
-    return 0;
 }
 
 static void category_free(DatasetCategory *c)
@@ -264,12 +253,12 @@ void dataset_free(Dataset *d)
 }
 
 /* ================================================================================================
- * A category whose layout is told by its folders
+ * A category whose folders give its layout
  * ============================================================================================== */
 
 const char *const DATASET_NORMAL_PLACES[] = {"train/good", "train/normal", "normal", NULL};
 
-/* Where the normal images lie; NULL: this is no category. */
+/* The folder of the normal images; NULL: this is no category. */
 static const char *bank_folder(const char *dir)
 {
     const char *const *place = DATASET_NORMAL_PLACES;
@@ -291,14 +280,14 @@ static int find_masks(DatasetImage *image, const char *dir, Error *err)
             char **names = list_images(base, &n, err);
             status = names ? 0 : -1;
             for (size_t i = 0; names && i < n && !status; i++)
-                status = add_mask(image, path_of(err, "%s/%s", base, names[i]), err);
+                status = add_path(&image->masks, &image->n_masks, path_of(err, "%s/%s", base, names[i]), err);
             free(names);
         }
         for (size_t e = 0; !status && !image->n_masks && e < sizeof endings / sizeof *endings; e++) {
             char path[PATH_SIZE + 16];
             snprintf(path, sizeof path, "%s%s", base, endings[e]);
             if (file_exists(path))
-                status = add_mask(image, path_of(err, "%s", path), err);
+                status = add_path(&image->masks, &image->n_masks, path_of(err, "%s", path), err);
         }
         free(base);
         if (status || image->n_masks)
@@ -321,7 +310,7 @@ static int list_kind(DatasetCategory *c, const char *tests, const char *kind, Er
     return status;
 }
 
-/* The kinds under `tests`: the good ones first, so that their scores come first; then by name. */
+/* List the kinds under `tests`, by name, but the good ones first: their scores must come first. */
 static int list_tests(DatasetCategory *c, Error *err)
 {
     static const char *const no_kinds[] = {"normal", "train", "validation", "ground_truth", "masks", NULL};
@@ -350,7 +339,7 @@ static int list_category(DatasetCategory *c, const char *dir, Error *err)
     char **names = folder ? list_images(folder, &n, err) : NULL;
     int status = bank && !names ? -1 : 0;
     for (size_t i = 0; i < n && !status; i++)
-        status = add_normal(c, path_of(err, "%s/%s", folder, names[i]), err);
+        status = add_path(&c->normal, &c->n_normal, path_of(err, "%s/%s", folder, names[i]), err);
     free(names), free(folder);
     return status ? status : list_tests(c, err);
 }
@@ -359,7 +348,7 @@ static int list_category(DatasetCategory *c, const char *dir, Error *err)
  * VisA as it is published: split_csv/1cls.csv says object,split,label,image,mask
  * ============================================================================================== */
 
-/* Cut the line at commas; returns how many fields there were, 6 for more. */
+/* Cut the line at commas. Returns the number of fields, 6 for more than 5. */
 static int split_fields(char *line, char *fields[5])
 {
     int n = 0;
@@ -383,14 +372,14 @@ static DatasetCategory *find_category(const Dataset *d, const char *name)
     return NULL;
 }
 
-/* Is the field one of the two words? *first: whether it is the first. */
+/* 1 when the field is one of the two words. *first: it is the first. */
 static int is_word(const char *field, const char *one, const char *other, int *first)
 {
     *first = strcmp(field, one) == 0;
     return *first || strcmp(field, other) == 0;
 }
 
-/* One line: a path that leaves the folder is refused. */
+/* Take one line. A path that leaves the folder is refused. */
 static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int line, Error *err)
 {
     int good, test;
@@ -401,16 +390,17 @@ static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int lin
     if (!is_word(fields[2], "normal", "anomaly", &good))
         return fail(err, "%s: line %d: label '%.40s', expected normal or anomaly", csv, line, fields[2]);
     DatasetCategory *c = find_category(d, fields[0]);
-    if (!c) /* not among the wanted */
+    if (!c) /* not a wanted category. */
         return 0;
     char *path = path_of(err, "%s/%s", d->root, fields[3]);
     if (!test)
-        return good ? add_normal(c, path, err) : (free(path), 0);
+        return good ? add_path(&c->normal, &c->n_normal, path, err) : (free(path), 0);
     DatasetImage *image = add_image(c, path, good ? "good" : "bad", good, err);
     if (!image)
         return -1;
-    return !good && n == 5 && *fields[4] ? add_mask(image, path_of(err, "%s/%s", d->root, fields[4]), err)
-                                         : 0;
+    return !good && n == 5 && *fields[4]
+               ? add_path(&image->masks, &image->n_masks, path_of(err, "%s/%s", d->root, fields[4]), err)
+               : 0;
 }
 
 static int by_kind(const void *a, const void *b)
@@ -436,7 +426,7 @@ static int list_visa(Dataset *d, Error *err)
         if (next)
             *next++ = '\0';
         int found = split_fields(line, fields);
-        if (number > 1 && *line) /* the first names the columns */
+        if (number > 1 && *line) /* the first names the columns. */
             status = visa_row(d, fields, found, csv, number, err);
         line = next;
     }
@@ -455,7 +445,7 @@ static int list_visa(Dataset *d, Error *err)
  * Which layout?
  * ============================================================================================== */
 
-/* The last part of the path, "." and links resolved. */
+/* The last part of the path, with "." and links resolved. */
 static void folder_name(char name[128], const char *dir)
 {
     char *real = realpath(dir, NULL), *slash = real ? strrchr(real, '/') : NULL;
@@ -463,7 +453,7 @@ static void folder_name(char name[128], const char *dir)
     free(real);
 }
 
-/* How many of the names are folders in root that could be categories. */
+/* The number of names that are folders in root and could be categories. */
 static int count_known(const char *root, const char *const *names)
 {
     int n = 0;
@@ -515,7 +505,8 @@ static int add_category(Dataset *d, const char *name, Error *err)
     return 0;
 }
 
-/* The categories' names: the wanted ones, else the published ones, else every folder that looks like one. */
+/* The names of the categories: the wanted ones, else the published ones, else every folder that looks like
+ * one. */
 static int name_categories(Dataset *d, const char *const *wanted, int n_wanted, Error *err)
 {
     const char *const *known = KINDS[d->kind].categories;
@@ -572,7 +563,7 @@ static int open_several(Dataset *d, const char *const *wanted, int n_wanted, Pro
         d->root = below;
     }
     status = name_categories(d, wanted, n_wanted, err);
-    if (!status) /* one order, however they were asked for */
+    if (!status) /* one order, independent of the order of the options. */
         qsort(d->categories, (size_t)d->n, sizeof *d->categories, by_category);
     if (!status && csv)
         status = list_visa(d, err);
@@ -629,7 +620,7 @@ static void file_sha256(const char *path, char hex[65], Problems *problems)
     free(bytes);
 }
 
-/* The mask's checksum goes to the sum of all the image's. */
+/* Add the mask's checksum to the sum over the image's masks. */
 static void add_mask_sha256(char sum[65], const char *mask, Problems *problems)
 {
     char both[130];
@@ -638,7 +629,8 @@ static void add_mask_sha256(char sum[65], const char *mask, Problems *problems)
     sha256(both, strlen(both), sum);
 }
 
-/* table: of defects, or NULL; masks_needed: a defect without one is a problem. */
+/* Check one image and its masks. table: the defects, or NULL. masks_needed: a defect without a mask is a
+ * problem. */
 static void check_image(DatasetImage *image, const DefectTable *table, int masks_needed, int with_masks,
                         Problems *problems)
 {
@@ -672,22 +664,22 @@ static void check_normal(DatasetCategory *c, int index, int with_contents, Probl
         file_sha256(c->normal[index], c->normal_sha256[index], problems);
 }
 
-/* A category on its way through the checks. */
+/* A category while it is checked. */
 typedef struct Check {
     const DatasetLook *look;
     DatasetCategory *c;
     DefectTable *table;
     int masks_needed;
-    int done, total; /* files of the data set */
+    int done, total; /* files of the data set. */
 } Check;
 
-/* How many normal images are looked at. */
+/* The number of normal images to look at. */
 static int n_normal_of(const DatasetLook *look, const DatasetCategory *c)
 {
     return look->with_bank ? c->n_normal : 0;
 }
 
-/* All files of a category, each by itself; what is wrong is told in the order of the list. */
+/* Check all files of a category in parallel. Problems are reported in the order of the list. */
 static void check_each(Check *check, Problems *problems)
 {
     enum { BATCH = 64 };
@@ -719,7 +711,7 @@ static int by_name(const void *a, const void *b)
     return kind ? kind : strcmp(x->stem, y->stem);
 }
 
-/* Two images whose results would have one name: 000.png and 000.jpg of one kind. */
+/* Find two images whose results would share a name: 000.png and 000.jpg of one kind. */
 static void check_names(const DatasetCategory *c, Problems *problems)
 {
     const DatasetImage **sorted = calloc((size_t)c->n_images + 1, sizeof *sorted);
@@ -737,7 +729,7 @@ static void check_names(const DatasetCategory *c, Problems *problems)
     free(sorted);
 }
 
-/* Kinds of tests called like a figure of something else: auroc.all, auroc.pixels, LOCO's auroc.mean. */
+/* Refuse kinds of tests that are named like a figure: auroc.all, auroc.pixels, LOCO's auroc.mean. */
 static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *problems)
 {
     const char *const taken[] = {"all", "pixels", kind == DATASET_LOCO ? "mean" : NULL, NULL};
@@ -754,7 +746,7 @@ static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *pr
     }
 }
 
-/* The category's files, masks by its table of defects when it has one. */
+/* Check the category's files; masks by its table of defects if it has one. */
 static void check_files(Check *check, Problems *problems)
 {
     Error err;
@@ -779,7 +771,7 @@ static void check_category(const Dataset *d, Check *check, Problems *problems)
 {
     int published = KINDS[d->kind].categories != NULL, n_good = 0;
     DatasetCategory *c = check->c;
-    if (!c->dir) /* missing: said already */
+    if (!c->dir) /* missing: reported already */
         return;
     if (check->look->with_bank && c->n_normal == 0)
         problem(problems, "%s: there are no normal images for the bank (train/good or normal)", c->dir);

@@ -1,14 +1,13 @@
-/* eval/dataset.h - data sets for anomaly detection as they lie on disk: found by their layout, listed,
- * checked.
+/* eval/dataset.h - data sets for anomaly detection on disk: recognised by their layout, listed, checked.
  *
  *   mvtec-loco      ROOT/CATEGORY/{train/good, validation/good,
  *                   test/{good,logical_anomalies,structural_anomalies},
  *                   ground_truth/KIND/000/000.png ..., defects_config.json}
  *   mvtec-ad        ROOT/CATEGORY/{train/good, test/{good,KIND...}, ground_truth/KIND/000_mask.png}
  *   visa            ROOT/split_csv/1cls.csv with
- *                   ROOT/CATEGORY/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, or the reorganised
+ *                   ROOT/CATEGORY/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, or reorganised:
  *                   ROOT/1cls/CATEGORY/{train/good, test/{good,bad}, ground_truth/bad/000.png}
- *   digit-anatomy   what `samlad synth digits` writes: LOCO's layout without categories
+ *   digit-anatomy   written by `samlad synth digits`: LOCO's layout without categories
  *   folder          ROOT or ROOT/CATEGORY with train/good or normal/, tests in test/KIND or beside normal/,
  *                   masks (optional) in ground_truth/ or masks/ by any of the names above
  *
@@ -29,22 +28,22 @@ typedef enum DatasetKind {
 } DatasetKind;
 
 typedef struct DatasetImage {
-    char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending */
-    int normal;               /* 1: nothing is wrong with it */
-    int width, height;        /* by the file's header; this and the checksum are dataset_check's */
-    char sha256[65];          /* of the file's bytes */
+    char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending. */
+    int normal;               /* 1: a good image. */
+    int width, height;        /* from the file's header; dataset_check fills this and the checksum. */
+    char sha256[65];          /* of the file's bytes. */
     int n_masks;
-    char **masks;          /* [n_masks] where it is wrong; not 0: defect */
-    char masks_sha256[65]; /* of their files' checksums; "" where dataset_check was not asked for it */
+    char **masks;          /* [n_masks] files of ground truth; pixels that are not 0: defect. */
+    char masks_sha256[65]; /* of their files' checksums; "" unless dataset_check was asked for it. */
 } DatasetImage;
 
 typedef struct DatasetCategory {
     char name[128];
-    char *dir, *config; /* config: defects_config.json, or NULL */
+    char *dir, *config; /* config: defects_config.json, or NULL. */
     int n_normal;       /* for the bank */
     char **normal;
-    char (*normal_sha256)[65]; /* [n_normal]; "" where dataset_check was not asked for it */
-    int n_images;              /* of the test: the good ones first, then kind by kind */
+    char (*normal_sha256)[65]; /* [n_normal]; "" unless dataset_check was asked for it. */
+    int n_images;              /* test images: the good ones first, then kind by kind. */
     DatasetImage *images;
 } DatasetCategory;
 
@@ -55,7 +54,7 @@ typedef struct Dataset {
     DatasetCategory *categories;
 } Dataset;
 
-/* What is wrong with a data set: the first sentences, and how many there were. */
+/* Problems of a data set: the first sentences, and their number. */
 enum { PROBLEMS_KEPT = 20 };
 typedef struct Problems {
     int n;
@@ -63,24 +62,24 @@ typedef struct Problems {
 } Problems;
 
 const char *dataset_kind_name(DatasetKind kind); /* "mvtec-loco" */
-DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind */
+DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind. */
 
-/* List the data set; wanted [n_wanted]: only these categories (0: all). What is wrong with its layout goes to
- * problems; -1 only when nothing can be said of it at all. */
+/* List the data set. wanted [n_wanted]: only these categories (0: all). Problems of its layout go to
+ * `problems`; -1 only when the data set cannot be listed at all. */
 int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const char *const *wanted,
                  int n_wanted, Problems *problems, Error *err);
-/* What dataset_check shall look at beside the test images. */
+/* What dataset_check reads beside the test images. */
 typedef struct DatasetLook {
-    int with_bank;  /* 1: at the normal images' headers, too */
-    int n_contents; /* and at the contents of the first so many of a category, for their checksums */
-    int with_masks; /* 1: at the masks' checksums */
+    int with_bank;  /* 1: the headers of the normal images. */
+    int n_contents; /* and the contents of this many of a category, for their checksums. */
+    int with_masks; /* 1: the checksums of the masks. */
     void (*progress)(void *user, const char *what, int done, int total); /* or NULL */
     void *user;
 } DatasetLook;
-/* Look at every test image's header and checksum, and read every mask: what is wrong shall be known before
- * hours of work. */
+/* Read every test image's header and checksum, and every mask: problems must be known before hours of
+ * work. */
 void dataset_check(Dataset *dataset, const DatasetLook *look, Problems *problems);
-enum { DATASET_MAX_KINDS = 80 }; /* of tests in a category; more are a problem */
+enum { DATASET_MAX_KINDS = 80 }; /* kinds of tests in a category; more are a problem. */
 void dataset_free(Dataset *dataset);
 void problems_free(Problems *problems);
 
@@ -91,8 +90,8 @@ extern const char *const DATASET_NORMAL_PLACES[];
 int has_ending(const char *name, const char *const *endings);
 /* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
 int looks_like_image(const char *name);
-/* Is NAME_masks.png or NAME_masks_overlay.png beside NAME_masks.json what `samlad segment` made of an image,
- * not an image of its own? */
+/* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
+ * NAME_masks.json are no inputs. */
 int is_segmented(const char *path);
 
 #endif

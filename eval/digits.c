@@ -1,9 +1,10 @@
-/* digits.c - DigitAnatomy, the paper's own data set, from MNIST (METHOD.md section 10; declared in synth.h).
+/* eval/digits.c - DigitAnatomy, the paper's own data set, from MNIST (METHOD.md section 10; declared in
+ * synth.h).
  *
- * An image is 96 x 96 grey: 3 x 3 MNIST digits, 1 to 9 in order, each a random resized crop. Anomalies: cells
- * missing, disordered, flipped, or a zero among them. Normal images for the bank come from MNIST's training
- * split, all test images from its test split. The paper's own test set is a file that is not public: this is
- * one like it. */
+ * An image is 96 x 96 grey: 3 x 3 MNIST digits, 1 to 9 in order, each a random resized crop. Anomalies are
+ * missing, disordered or flipped cells, or a zero among them. Normal images for the bank come from MNIST's
+ * training split, all test images from its test split. The paper's own test set is not public; this is one
+ * like it. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,7 @@ enum { DIGIT = 28, CELL = 32, GRID = 3, SHEET = GRID * CELL };
 
 /* One split of MNIST: images [n][28][28] and, for each digit, the indices of its images. */
 typedef struct {
-    uint8_t *file; /* the whole images file; the pixels begin after 16 bytes */
+    uint8_t *file; /* the whole file of images; the pixels begin after 16 bytes. */
     size_t n;
     uint32_t *index[10];
     size_t count[10];
@@ -38,7 +39,8 @@ static uint32_t big_endian(const uint8_t *b)
     return (uint32_t)b[0] << 24 | (uint32_t)b[1] << 16 | (uint32_t)b[2] << 8 | b[3];
 }
 
-/* An idx file of bytes, plain or .gz, whole: [n] items of item_size bytes behind a header of header_size. */
+/* Read a whole idx file of bytes, plain or .gz: [n] items of item_size bytes behind a header of
+ * header_size. */
 static uint8_t *idx_read(const char *dir, const char *name, uint32_t magic, size_t item_size,
                          size_t header_size, size_t *n_items, Error *err)
 {
@@ -83,7 +85,7 @@ static uint8_t *idx_read(const char *dir, const char *name, uint32_t magic, size
     return NULL;
 }
 
-/* Sorts the images by their labels. */
+/* Sort the images by their labels. */
 static int index_labels(Mnist *m, const uint8_t *labels, const char *dir, const char *name, Error *err)
 {
     for (size_t i = 0; i < m->n; i++) {
@@ -136,7 +138,7 @@ typedef enum {
 } DigitsDefect;
 typedef enum { FLIP_NONE, FLIP_MIRROR, FLIP_TURN } Flip;
 
-/* What stands in the nine cells, and which of them are wrong. */
+/* The contents of the nine cells, and which cells are wrong. */
 typedef struct {
     int digit[9]; /* -1: empty */
     Flip flip[9];
@@ -155,7 +157,7 @@ static void shuffle(int *v, int n, Rng *rng)
 /* The anomalies of DigitAnatomy [METHOD.md section 10]. */
 static DigitPlan plan_digits(DigitsDefect defect, Rng *rng)
 {
-    /* 1 and 8 look alike when mirrored or turned; 2 and 5 when turned (so they are mirrored only) */
+    /* 1 and 8 look alike when mirrored or turned; 2 and 5 when turned, so they are only mirrored. */
     static const int flips[] = {2, 3, 4, 5, 6, 7, 9};
     DigitPlan plan = {{1, 2, 3, 4, 5, 6, 7, 8, 9}, {FLIP_NONE}, {0}};
     int cell[9] = {0, 1, 2, 3, 4, 5, 6, 7, 8}, n = 1;
@@ -166,8 +168,7 @@ static DigitPlan plan_digits(DigitsDefect defect, Rng *rng)
         for (int i = 0; i < n; i++)
             plan.digit[cell[i]] = -1;
         break;
-    case DIGITS_DISORDERED: /* every chosen cell gets the digit of the next chosen one: two are swapped, more
-                               turn */
+    case DIGITS_DISORDERED: /* each chosen cell gets the digit of the next: two are swapped, more rotate. */
         n = rng_chance(rng, 0.5f) ? 2 : 3 + rng_below(rng, 4);
         for (int i = 0; i < n; i++)
             plan.digit[cell[i]] = cell[(i + 1) % n] + 1;
@@ -197,16 +198,16 @@ static void flip_digit(uint8_t *to, const uint8_t *from, Flip flip)
         }
 }
 
-/* A random resized crop: a square of 0.6 to 1.3 times the digit's area anywhere within the digit (or, if
- * larger, anywhere that contains it), zero outside, resized to the cell as PIL does it (bilinear). cell:
- * [32][32]. */
+/* A random resized crop: a square of 0.6 to 1.3 times the digit's area. It lies within the digit, or
+ * contains it if it is larger. Outside the digit it is zero. It is resized to the cell as in PIL
+ * (bilinear). cell: [32][32]. */
 static int crop_digit(uint8_t *cell, const uint8_t *digit, Rng *rng)
 {
     uint8_t crop[64 * 64] = {0};
     float target = DIGIT * DIGIT * rng_uniform(rng, 0.6f, 1.3f);
     int side = 1;
     while ((float)side * (float)(side + 1) + 0.25f < target)
-        side++; /* the square root, rounded */
+        side++; /* the square root, rounded. */
     int slack = DIGIT - side, x0, y0;
     x0 = slack >= 0 ? rng_below(rng, slack + 1) : -rng_below(rng, 1 - slack);
     y0 = slack >= 0 ? rng_below(rng, slack + 1) : -rng_below(rng, 1 - slack);
@@ -245,7 +246,7 @@ static void mark_cell(uint8_t *truth, int cell, uint8_t value)
 
 static const char *const digits_folders[DIGITS_COUNT] = {"good", "missing", "disordered", "flipped", "zero"};
 
-/* One ground truth image a defect: each empty cell is one of its own, disordered cells are one together. */
+/* One ground truth image a defect: each empty cell is a defect, disordered cells are one together. */
 static int write_digit_truths(const SynthOutput *out, const DigitPlan *plan, DigitsDefect defect, int index,
                               Error *err)
 {

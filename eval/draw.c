@@ -1,6 +1,7 @@
-/* draw.c - see draw.h. From bottom to top: random numbers, sine, value noise, outlines, the rasteriser (exact
- * area coverage by signed accumulation), textures, parts (shadow, bevel, damage), and the camera. */
-#include "draw.h"
+/* eval/draw.c - see draw.h. From bottom to top: random numbers, sine, value noise, outlines, the
+ * rasteriser, textures, parts (shadow, bevel, damage), and the camera. The rasteriser computes exact area
+ * coverage by signed accumulation. */
+#include "eval/draw.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -53,7 +54,7 @@ float rng_uniform(Rng *rng, float low, float high)
 
 float rng_log_uniform(Rng *rng, float low, float high)
 {
-    /* (1 + u·(r-1)) with u squared twice is close enough to r^u for sizes, and needs no exponential */
+    /* (1 + u·(r-1)) with u squared twice is close enough to r^u here, and needs no exponential. */
     float ratio = sqrtf(sqrtf(sqrtf(high / low))), u = rng_uniform(rng, 0, 1);
     float x = 1 + u * (ratio - 1);
     x *= x;
@@ -113,7 +114,7 @@ void rng_color(Rng *rng, float *rgb)
         float h = hue + 2.0f * (float)k;
         if (h >= 6)
             h -= 6;
-        float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3 */
+        float d = h < 3 ? 3 - h : h - 3; /* distance from the opposite hue, 0..3. */
         float c = d - 1 < 0 ? 0 : d - 1 > 1 ? 1 : d - 1;
         rgb[k] = value * (1 - saturation * (1 - c));
     }
@@ -167,7 +168,7 @@ static void path_point(Path *path, float x, float y)
         path->points[path->n_points++] = (Point){x, y};
 }
 
-/* Ends the outline begun after the previous one; turns it around when its direction is not the wanted one. */
+/* End the outline that began after the previous one. Reverse it when its direction is wrong. */
 static void path_close(Path *path, int hole)
 {
     int first = path->n_outlines ? path->ends[path->n_outlines - 1] : 0, n = path->n_points - first;
@@ -303,7 +304,7 @@ static void add_screw(Path *path, Rng *rng)
     path_close(path, 0);
 }
 
-/* The ten digits as polylines on a 4 x 6 raster, each pair of letters one point (column, row), '|' lifts the
+/* The ten digits as polylines on a 4 x 6 raster. A pair of letters is a point (column, row); '|' lifts the
  * pen. */
 static const char *const digit_strokes[10] = {
     "BACADBDECFBFAEABBA",     "BBCACF|BFDF", "ABBACADBDCAFDF",
@@ -312,8 +313,8 @@ static const char *const digit_strokes[10] = {
     "DCBDACABBACADBDDCF",
 };
 
-/* Handwritten-looking strokes: a digit's polyline (or a random one for letters), shaken and drawn with a
- * thick pen. */
+/* Strokes like handwriting: a polyline with shake, drawn with a thick pen. It is a digit's, or a random
+ * one for letters. */
 static void add_glyph(Path *path, Rng *rng, int digit)
 {
     float pen = rng_uniform(rng, 0.09f, 0.2f), slant = rng_uniform(rng, -0.25f, 0.25f),
@@ -383,85 +384,156 @@ static void add_key(Path *path, Rng *rng)
         add_box(path, 0.9f - 0.22f * (float)i, 0.17f, 0.06f, rng_uniform(rng, 0.1f, 0.2f), 0, 0);
 }
 
+/* ---- the shapes: one function each ------------------------------------------------------------*/
+
+/* The details of one shape, drawn from its form. */
+typedef struct Form {
+    Rng rng;
+    uint64_t number;
+    float thin, a, b; /* uniform: thin in 0.45..1, a and b in 0..1. */
+} Form;
+
+static void shape_ellipse(Path *path, Form *f)
+{
+    add_ellipse(path, 0, 0, 1, f->a < 0.4f ? 1 : f->thin, 0);
+}
+
+static void shape_rect(Path *path, Form *f)
+{
+    add_box(path, 0, 0, 1, f->thin, 0, 0);
+}
+
+static void shape_round_rect(Path *path, Form *f)
+{
+    add_box(path, 0, 0, 1, f->thin, 0.05f + 0.45f * f->a, 0);
+}
+
+static void shape_polygon(Path *path, Form *f)
+{
+    add_polygon(path, 3 + (int)(f->a * 5.99f), 1, f->b, 0);
+}
+
+static void shape_star(Path *path, Form *f)
+{
+    add_star(path, 4 + (int)(f->a * 5.99f), 0.35f + 0.4f * f->b, 0);
+}
+
+static void shape_ring(Path *path, Form *f)
+{
+    add_ellipse(path, 0, 0, 1, 1, 0);
+    add_ellipse(path, 0, 0, 0.3f + 0.5f * f->a, 0.3f + 0.5f * f->a, 1);
+}
+
+static void shape_gear(Path *path, Form *f)
+{
+    add_gear(path, 7 + (int)(f->a * 10), 0.72f + 0.12f * f->b, 0.7f);
+    if (f->thin > 0.6f)
+        add_ellipse(path, 0, 0, 0.3f * f->thin, 0.3f * f->thin, 1);
+}
+
+static void shape_nut(Path *path, Form *f)
+{
+    add_polygon(path, 6, 1, 0, 0);
+    add_ellipse(path, 0, 0, 0.35f + 0.25f * f->a, 0.35f + 0.25f * f->a, 1);
+}
+
+static void shape_screw(Path *path, Form *f)
+{
+    add_screw(path, &f->rng);
+}
+
+static void shape_rod(Path *path, Form *f)
+{
+    add_box(path, 0, 0, 1, 0.07f + 0.15f * f->a, f->b < 0.6f ? 1.0f : 0, 0);
+}
+
+static void shape_cross(Path *path, Form *f)
+{
+    add_box(path, 0, 0, 1, 0.18f + 0.2f * f->a, 0.1f * f->b, 0);
+    add_box(path, 0, 0, 0.18f + 0.2f * f->a, f->thin, 0.1f * f->b, 0);
+}
+
+static void shape_blob(Path *path, Form *f)
+{
+    add_blob(path, &f->rng, 0.1f + 0.5f * f->a);
+}
+
+static void shape_crescent(Path *path, Form *f)
+{
+    add_crescent(path, &f->rng);
+}
+
+static void shape_letter(Path *path, Form *f)
+{
+    add_letter(path, &f->rng);
+}
+
+static void shape_arrow(Path *path, Form *f)
+{
+    add_box(path, -0.35f, 0, 0.65f, 0.12f + 0.15f * f->a, 0, 0);
+    path_point(path, 0.2f, -0.6f * f->thin - 0.2f);
+    path_point(path, 1, 0);
+    path_point(path, 0.2f, 0.6f * f->thin + 0.2f);
+    path_close(path, 0);
+}
+
+static void shape_key(Path *path, Form *f)
+{
+    add_key(path, &f->rng);
+}
+
+static void shape_l(Path *path, Form *f)
+{
+    add_box(path, 0, 0.65f, 0.9f, 0.3f, 0.08f * f->a, 0);
+    add_box(path, -0.62f, 0, 0.28f, 0.95f, 0.08f * f->a, 0);
+}
+
+static void shape_digit(Path *path, Form *f)
+{
+    add_glyph(path, &f->rng, (int)(f->number % 10));
+}
+
+static void shape_panel(Path *path, Form *f)
+{
+    (void)f;
+    add_box(path, 0, 0, 1, 1, 0.14f, 0);
+}
+
+static void shape_frame(Path *path, Form *f)
+{
+    add_box(path, 0, 0, 1, f->thin, 0.1f, 0);
+    add_box(path, 0, 0, 0.72f, f->thin - 0.28f, 0.05f, 1);
+}
+
 void draw_shape(Path *path, int shape, uint64_t form)
 {
-    Rng random, *rng = &random;
-    rng_seed(rng, form, 7);
+    static void (*const draw[])(Path *, Form *) = {[SHAPE_ELLIPSE] = shape_ellipse,
+                                                   [SHAPE_RECT] = shape_rect,
+                                                   [SHAPE_ROUND_RECT] = shape_round_rect,
+                                                   [SHAPE_POLYGON] = shape_polygon,
+                                                   [SHAPE_STAR] = shape_star,
+                                                   [SHAPE_RING] = shape_ring,
+                                                   [SHAPE_GEAR] = shape_gear,
+                                                   [SHAPE_NUT] = shape_nut,
+                                                   [SHAPE_SCREW] = shape_screw,
+                                                   [SHAPE_ROD] = shape_rod,
+                                                   [SHAPE_CROSS] = shape_cross,
+                                                   [SHAPE_BLOB] = shape_blob,
+                                                   [SHAPE_CRESCENT] = shape_crescent,
+                                                   [SHAPE_LETTER] = shape_letter,
+                                                   [SHAPE_ARROW] = shape_arrow,
+                                                   [SHAPE_KEY] = shape_key,
+                                                   [SHAPE_L] = shape_l,
+                                                   [SHAPE_DIGIT] = shape_digit,
+                                                   [SHAPE_PANEL] = shape_panel,
+                                                   [SHAPE_FRAME] = shape_frame};
+    Form f = {.number = form};
+    rng_seed(&f.rng, form, 7);
+    f.thin = rng_uniform(&f.rng, 0.45f, 1.0f);
+    f.a = rng_uniform(&f.rng, 0, 1);
+    f.b = rng_uniform(&f.rng, 0, 1);
     path->n_points = path->n_outlines = 0;
-    float thin = rng_uniform(rng, 0.45f, 1.0f), a = rng_uniform(rng, 0, 1), b = rng_uniform(rng, 0, 1);
-    switch (shape) {
-    case SHAPE_ELLIPSE:
-        add_ellipse(path, 0, 0, 1, a < 0.4f ? 1 : thin, 0);
-        break;
-    case SHAPE_RECT:
-        add_box(path, 0, 0, 1, thin, 0, 0);
-        break;
-    case SHAPE_ROUND_RECT:
-        add_box(path, 0, 0, 1, thin, 0.05f + 0.45f * a, 0);
-        break;
-    case SHAPE_POLYGON:
-        add_polygon(path, 3 + (int)(a * 5.99f), 1, b, 0);
-        break;
-    case SHAPE_STAR:
-        add_star(path, 4 + (int)(a * 5.99f), 0.35f + 0.4f * b, 0);
-        break;
-    case SHAPE_RING:
-        add_ellipse(path, 0, 0, 1, 1, 0);
-        add_ellipse(path, 0, 0, 0.3f + 0.5f * a, 0.3f + 0.5f * a, 1);
-        break;
-    case SHAPE_GEAR:
-        add_gear(path, 7 + (int)(a * 10), 0.72f + 0.12f * b, 0.7f);
-        if (thin > 0.6f)
-            add_ellipse(path, 0, 0, 0.3f * thin, 0.3f * thin, 1);
-        break;
-    case SHAPE_NUT:
-        add_polygon(path, 6, 1, 0, 0);
-        add_ellipse(path, 0, 0, 0.35f + 0.25f * a, 0.35f + 0.25f * a, 1);
-        break;
-    case SHAPE_SCREW:
-        add_screw(path, rng);
-        break;
-    case SHAPE_ROD:
-        add_box(path, 0, 0, 1, 0.07f + 0.15f * a, b < 0.6f ? 1.0f : 0, 0);
-        break;
-    case SHAPE_CROSS:
-        add_box(path, 0, 0, 1, 0.18f + 0.2f * a, 0.1f * b, 0);
-        add_box(path, 0, 0, 0.18f + 0.2f * a, thin, 0.1f * b, 0);
-        break;
-    case SHAPE_BLOB:
-        add_blob(path, rng, 0.1f + 0.5f * a);
-        break;
-    case SHAPE_CRESCENT:
-        add_crescent(path, rng);
-        break;
-    case SHAPE_LETTER:
-        add_letter(path, rng);
-        break;
-    case SHAPE_ARROW:
-        add_box(path, -0.35f, 0, 0.65f, 0.12f + 0.15f * a, 0, 0);
-        path_point(path, 0.2f, -0.6f * thin - 0.2f);
-        path_point(path, 1, 0);
-        path_point(path, 0.2f, 0.6f * thin + 0.2f);
-        path_close(path, 0);
-        break;
-    case SHAPE_KEY:
-        add_key(path, rng);
-        break;
-    case SHAPE_L:
-        add_box(path, 0, 0.65f, 0.9f, 0.3f, 0.08f * a, 0);
-        add_box(path, -0.62f, 0, 0.28f, 0.95f, 0.08f * a, 0);
-        break;
-    case SHAPE_DIGIT:
-        add_glyph(path, rng, (int)(form % 10));
-        break;
-    case SHAPE_PANEL:
-        add_box(path, 0, 0, 1, 1, 0.14f, 0);
-        break;
-    default: /* SHAPE_FRAME */
-        add_box(path, 0, 0, 1, thin, 0.1f, 0);
-        add_box(path, 0, 0, 0.72f, thin - 0.28f, 0.05f, 1);
-        break;
-    }
+    draw[shape](path, &f);
 }
 
 float draw_shape_aspect(int shape, uint64_t form, float height_over_width)
@@ -480,14 +552,14 @@ float draw_shape_aspect(int shape, uint64_t form, float height_over_width)
 
 /* ------------------------------------------------------------------------------------- rasteriser */
 
-/* A window of the canvas: origin (x0, y0), size w x h; planes of it have rows of w + 2 floats (the rasteriser
- * writes up to two cells past the end of a row). */
+/* A window of the canvas: origin (x0, y0), size w x h. Its planes have rows of w + 2 floats: the
+ * rasteriser writes up to two cells past the end of a row. */
 typedef struct {
     int x0, y0, w, h;
 } Window;
 
-/* Adds one edge to the accumulation plane. Each cell receives the change of coverage that the edge causes
- * from this cell to the next: summed along a row they give, exactly, the covered area of every pixel. */
+/* Add one edge to the accumulation plane. Each cell receives the change of coverage from this cell to the
+ * next. The running sum along a row is the exact covered area of every pixel. */
 static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
 {
     if (p0.y == p1.y)
@@ -515,7 +587,7 @@ static void accumulate_edge(float *plane, const Window *win, Point p0, Point p1)
         xa = xa < 0 ? 0 : xa > right ? right : xa;
         xb = xb < 0 ? 0 : xb > right ? right : xb;
         int ia = (int)xa, ib = (int)ceilf(xb);
-        if (ib <= ia + 1) { /* the edge stays within one pixel of this row */
+        if (ib <= ia + 1) { /* the edge stays within one pixel of this row. */
             float middle = 0.5f * (xa + xb) - (float)ia;
             line[ia] += d - d * middle;
             line[ia + 1] += d * middle;
@@ -553,8 +625,8 @@ static Point transform(const Placement *t, Point p)
                    t->cy + t->sin_scale * p.x + t->cos_scale * y};
 }
 
-/* The path's bounding box on the canvas, grown by `margin` and cut at the canvas. Returns 0 when nothing is
- * left. */
+/* The path's bounding box on the canvas, grown by `margin` and cut at the canvas. Returns 0 when it is
+ * empty. */
 static int path_window(const Canvas *canvas, const Path *path, const Placement *t, float margin, Window *win)
 {
     float left = 1e9f, top = 1e9f, right = -1e9f, bottom = -1e9f;
@@ -603,7 +675,7 @@ static void rasterise(const Path *path, const Placement *t, const Window *win, f
         float *line = plane + (long)y * (win->w + 2), sum = 0;
         for (int x = 0; x < win->w; x++) {
             sum += line[x];
-            /* the running sum of many small terms leaves a dust of rounding behind: cut it off */
+            /* the running sum leaves a rounding error: cut it off. */
             float c = sum < 0 ? -sum : sum;
             line[x] = c < 1e-3f ? 0 : c > 0.999f ? 1 : c;
         }
@@ -632,7 +704,7 @@ static void blur_rows(const float *in, float *out, const Window *win, int r)
     }
 }
 
-/* The same along columns, all columns of a row at a time; sum has w floats. */
+/* The same along columns, one row of all columns at a time; sum has w floats. */
 static void blur_columns(const float *in, float *out, const Window *win, int r, float *sum)
 {
     int n = win->h, w = win->w;
@@ -747,7 +819,7 @@ void canvas_background(Canvas *canvas, const Look *look)
 
 /* ------------------------------------------------------------------------------------------ parts */
 
-/* Darkens what lies beneath: the coverage, shifted away from the light and blurred. */
+/* Darken the canvas beneath: the coverage, shifted away from the light and blurred. */
 static void cast_shadow(Canvas *canvas, const Part *part, const Window *win, const float *cover)
 {
     float *soft = scratch_plane(canvas, 1);
@@ -770,8 +842,8 @@ static void cast_shadow(Canvas *canvas, const Part *part, const Window *win, con
         }
 }
 
-/* Light and shade of a rounded edge: the blurred coverage is taken for the surface's height, its slope
- * against the light gives the brightness. Writes the brightness change to scratch plane 1. */
+/* Light and shade of a rounded edge. The blurred coverage is the height of the surface; its slope against
+ * the light gives the brightness. Writes the change of brightness to scratch plane 1. */
 static const float *edge_shade(Canvas *canvas, const Look *look, const Window *win, const float *cover)
 {
     float *h = scratch_plane(canvas, 1), *shade = scratch_plane(canvas, 2);
@@ -793,7 +865,7 @@ static const float *edge_shade(Canvas *canvas, const Look *look, const Window *w
     return shade;
 }
 
-/* Paints the covered pixels with the part's surface. */
+/* Paint the covered pixels with the part's surface. */
 static void paint(Canvas *canvas, const Part *part, const Window *win, const float *cover, const float *shade,
                   int id)
 {
@@ -818,7 +890,7 @@ static void paint(Canvas *canvas, const Part *part, const Window *win, const flo
                 if (e > 0)
                     shine = look->gloss * 0.5f * e;
             }
-            /* a curved surface is a little brighter on the side of the light */
+            /* a curved surface is a little brighter on the side of the light. */
             light +=
                 look->relief * 0.18f * (dx * canvas->light[0] + dy * canvas->light[1]) / (part->scale + 1);
             for (int k = 0; k < 3; k++)
@@ -835,7 +907,7 @@ static float luminance(const float *rgb)
     return 0.3f * rgb[0] + 0.6f * rgb[1] + 0.1f * rgb[2];
 }
 
-/* Blends `color` over the part where overlay x cover is positive and marks what visibly changed. */
+/* Blend `color` over the part where overlay x cover is positive, and mark the visible changes. */
 static void overlay(Canvas *canvas, const Window *win, const float *cover, const float *over,
                     const float *color, float alpha)
 {
@@ -876,8 +948,8 @@ static void damage_scratch(Canvas *canvas, const Part *part, const Path *path, c
         color[0] = color[1] = color[2] = 0.12f;
     Path line = {.n_points = 0, .n_outlines = 0};
     for (int i = 0, n = 1 + rng_below(rng, 3); i < n; i++) {
-        /* from near the edge across the centre; one draw a statement, since C leaves the order within one
-         * open */
+        /* from near the edge across the centre; one draw a statement, because C leaves the order within a
+         * statement open. */
         Point a = point_on_part(path, t, rng, rng_uniform(rng, 0.5f, 0.95f)), b, middle;
         float reach = rng_uniform(rng, 1.1f, 1.9f);
         b.x = mix(a.x, part->cx, reach);
@@ -930,15 +1002,15 @@ static void damage_dent(Canvas *canvas, const Part *part, const Path *path, cons
                 float r2 = dx * dx + dy * dy, slope = dx * canvas->light[0] + dy * canvas->light[1];
                 if (side)
                     slope = -slope;
-                /* the steepest place of the hollow's wall is at about 0.7 of its radius */
+                /* the steepest place of the hollow's wall is at about 0.7 of its radius. */
                 over[(long)y * stride + x] = r2 < 1 && slope > 0 ? clamp01(3.2f * slope * (1 - r2)) : 0;
             }
         overlay(canvas, win, cover, over, side ? white : black, side ? 0.6f : 0.75f);
     }
 }
 
-/* A chunk broken off at the edge: taken out of the coverage before the part is drawn. Its place is kept in
- * `lost`. */
+/* A chunk broken off at the edge. It is removed from the coverage before the part is drawn; `lost` keeps
+ * its place. */
 static void damage_broken(Canvas *canvas, const Part *part, const Path *path, const Placement *t,
                           const Window *win, float *cover, uint8_t *lost, Rng *rng)
 {
@@ -1061,13 +1133,13 @@ void canvas_free(Canvas *canvas)
     memset(canvas, 0, sizeof *canvas);
 }
 
-/* A separable blur of deviation sigma: the five-tap binomial-like kernel with the wanted variance, repeated
- * for larger ones. */
+/* A separable blur of deviation sigma: a five-tap kernel like the binomial one, with the wanted variance.
+ * Larger deviations repeat it. */
 static void lens_blur(Canvas *canvas, float sigma)
 {
     float variance = sigma * sigma;
     int w = canvas->width, h = canvas->height;
-    float *copy = canvas->scratch; /* SCRATCH_PLANES >= 3 planes: room for one rgb image */
+    float *copy = canvas->scratch; /* SCRATCH_PLANES >= 3 planes: room for one rgb image. */
     while (variance > 1e-3f) {
         float v = variance > 0.6f ? 0.6f : variance, side = 0.5f * v, centre = 1 - v;
         variance -= v;

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eval/facts.h"
 #include "io/fail.h"
 #include "io/file.h"
 
-/* The data set, listed and checked; all that is wrong with it is in result->problems. */
 int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)
 {
     *result = (Evaluation){0};
@@ -42,7 +42,7 @@ int evaluation_measure(Evaluation *e, const char *out, Error *err)
     return table_write(e->categories, &e->dataset, out, err);
 }
 
-/* A folder for a run whose results nobody keeps. */
+/* A folder for a run whose results are not kept. malloc'd; NULL after a sentence. */
 static char *temporary_folder(Error *err)
 {
     char name[RUN_PATH];
@@ -72,8 +72,7 @@ int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err
     return status;
 }
 
-/* Of the names [n] those that have the ending, without it; what else lies there may be a temporary file.
- * Returns how many. */
+/* Keep the names [n] that have the ending, without it; other files may be temporary. Returns their number. */
 static int keep_stems(char **names, size_t n, const char *ending)
 {
     int kept = 0;
@@ -87,7 +86,7 @@ static int keep_stems(char **names, size_t n, const char *ending)
     return kept;
 }
 
-/* The kind and place of the data set, and which categories were run, as the run's folder says. */
+/* Read from the run's folder: the kind and place of the data set, and the categories. */
 static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char ***names, Error *err)
 {
     char path[RUN_PATH], version[32];
@@ -97,19 +96,19 @@ static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char
     const char *kind = facts_get(&facts, "dataset"), *where = facts_get(&facts, "data"),
                *bank = facts_get(&facts, "bank");
     r->kind = kind ? dataset_kind_find(kind) : DATASET_KINDS;
-    if (bank && strlen(bank) == 64) /* a checksum: the bank was given, normal images are not needed */
+    if (bank && strlen(bank) == 64) /* a checksum: the bank was given, so no normal images are needed. */
         r->plan.bank = out;
     const char *by = facts_get(&facts, "samlad");
     snprintf(version, sizeof version, "%s", by ? by : "of no version");
     snprintf(data, RUN_PATH, "%s", r->data ? r->data : where ? where : "");
     facts_free(&facts);
     if (r->kind == DATASET_KINDS)
-        return fail(err, "%s: dataset is not one that is known", path);
+        return fail(err, "%s: the kind of data set is unknown", path);
     if (strcmp(version, SAMLAD_VERSION) != 0)
-        return fail(err, "%s: the run was made by samlad %s, this is %s, which tells images apart otherwise",
+        return fail(err, "%s: the run was made by samlad %s; samlad %s identifies images in another way",
                     path, version, SAMLAD_VERSION);
     if (!dir_exists(data))
-        return fail(err, "%s: the data set of this run is not there: say with --data where it is", data);
+        return fail(err, "%s: the data set of this run is missing: give its place with --data", data);
     if (r->n_categories)
         return 0;
     size_t n;

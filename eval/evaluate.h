@@ -9,33 +9,30 @@
 
 typedef struct Evaluation {
     Dataset dataset;
-    Problems problems;           /* when not 0, nothing was begun */
-    CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work */
-    RunTimes times;              /* of this process */
+    Problems problems;           /* when there are any, no work was begun. */
+    CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work. */
+    RunTimes times;              /* work of this process. */
 } Evaluation;
 
 typedef struct EvaluateRequest {
     const char *data;
     DatasetKind kind;
-    const char *const *categories; /* [n_categories] the wanted ones; 0: all */
+    const char *const *categories; /* [n_categories] the wanted ones; 0: all. */
     int n_categories;
-    int merging;  /* 1: what is there is measured, no image is looked at for a bank */
-    RunPlan plan; /* out NULL: a temporary folder, removed at the end */
+    int merging;  /* 1: measure what is there; normal images are not needed. */
+    RunPlan plan; /* out NULL: a temporary folder, removed at the end. */
 } EvaluateRequest;
 
-/* Resumes what is in plan.out. Fails with problems when the data set has some: err says how many. */
+/* Run and measure; resumes the run in plan.out. -1 also when the data set has problems: err gives their
+ * number. */
 int evaluate(Samlad *s, const EvaluateRequest *request, Evaluation *result, Error *err);
-/* Put folders of the same run together in `out` and measure: no models are needed. request: data may be NULL
- * (where the run found it). */
+/* Merge folders of the same run into `out` and measure; no models are needed. request: data may be NULL,
+ * then the data set is where the run found it. */
 int evaluate_merge(const char *const *folders, int n, const char *out, const EvaluateRequest *request,
                    Evaluation *result, Error *err);
-/* The two ends of both: list and check the data set; measure and write the tables. */
+/* The first and last step of both: list and check the data set; measure and write the tables. */
 int evaluation_prepare(const EvaluateRequest *request, const char *data, Evaluation *result, Error *err);
 int evaluation_measure(Evaluation *result, const char *out, Error *err);
 void evaluation_free(Evaluation *result);
-
-/* The pictures of one detected image: PREFIX_heat.png, PREFIX_overlay.png; its map as float TIFF (run.c). */
-int write_pictures(const SamladResult *result, const uint8_t *rgb, const char *prefix, Error *err);
-int write_map(const SamladResult *result, const char *path, Error *err);
 
 #endif

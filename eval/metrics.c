@@ -1,8 +1,7 @@
-/* eval/metrics.c - see metrics.h.
- *
- * Every number here comes from one walk down the scores, from the highest to the lowest, that stops once at
- * every distinct score: whatever has this score is called anomalous from here on. For images the walk is over
- * a sorted array; for pixels, which are too many for memory, over the merge of sorted files. */
+/* eval/metrics.c - see metrics.h. Every number comes from one walk down the scores, from the highest to
+ * the lowest. The walk stops once at every distinct score, and calls everything of this score anomalous
+ * from there on. For images the walk is over a sorted array. Pixels are too many for memory: there it is
+ * over the merge of sorted files. */
 #include "eval/metrics.h"
 
 #include <errno.h>
@@ -17,8 +16,8 @@
 
 const double spro_limits[SPRO_LIMITS] = {0.01, 0.05, 0.1, 0.3, 1};
 
-/* Bits of a float so that unsigned order is the reverse order of the numbers: the highest score has the
- * smallest key. -0 is 0. */
+/* The bits of a float, changed so that unsigned order is the reverse order of the numbers: the highest
+ * score has the smallest key. -0 is 0. */
 static uint32_t descending_key(float score)
 {
     uint32_t bits;
@@ -35,7 +34,7 @@ static float key_score(uint32_t key)
     return score;
 }
 
-/* A sum of very many terms that loses nothing to rounding (Kahan). */
+/* A sum of many terms without loss to rounding (Kahan). */
 typedef struct Sum {
     double value, lost;
 } Sum;
@@ -53,8 +52,8 @@ static void add(Sum *sum, double term)
 
 typedef struct Walk {
     double n_positive;
-    double fp, tp; /* called anomalous so far */
-    Sum ordered;   /* pairs of a positive above a negative, ties half */
+    double fp, tp; /* called anomalous so far. */
+    Sum ordered;   /* pairs of a positive above a negative, ties half. */
     Sum precision; /* at each positive */
     double best_f1;
     uint32_t best_key;
@@ -65,7 +64,7 @@ static void walk_step(Walk *walk, uint32_t key, double n_negative, double n_posi
     add(&walk->ordered, n_negative * (walk->tp + n_positive / 2));
     walk->fp += n_negative;
     walk->tp += n_positive;
-    if (n_positive == 0) /* recall stays, precision falls: nothing to gain */
+    if (n_positive == 0) /* recall stays and precision falls: no gain. */
         return;
     add(&walk->precision, n_positive * (walk->tp / (walk->tp + walk->fp)));
     double f1 = 2 * walk->tp / (walk->tp + walk->fp + walk->n_positive);
@@ -88,7 +87,7 @@ static void walk_end(const Walk *walk, RankMetrics *m)
  * Images
  * ============================================================================================== */
 
-/* A key in the upper half, something about it in the lower. */
+/* A key in the upper half, its payload in the lower. */
 static uint64_t record(uint32_t key, uint32_t what)
 {
     return (uint64_t)key << 32 | what;
@@ -143,13 +142,13 @@ double auroc(const float *negatives, size_t n_negatives, const float *positives,
  * Pixels, first half: each image becomes two sorted runs in the scratch file
  * ============================================================================================== */
 
-/* Normal pixels: their keys, 4 bytes each. Anomalous ones: a record of 8 bytes for each of their regions,
- * with the region's number below and AGAIN where another region's record has counted the pixel. */
+/* Normal pixels are keys of 4 bytes. An anomalous pixel is a record of 8 bytes for each of its regions.
+ * The lower half holds the region's number, and AGAIN when another region's record has counted the pixel. */
 enum { AGAIN = 1 << 30, MAX_REGIONS = AGAIN };
 
 typedef struct Run {
-    uint64_t offset, n; /* where in the file, and how many keys or records */
-    int group, marks;   /* marks: of anomalous pixels */
+    uint64_t offset, n; /* place in the file, and number of keys or records. */
+    int group, marks;   /* marks: of anomalous pixels. */
 } Run;
 
 struct PixelScores {
@@ -159,13 +158,13 @@ struct PixelScores {
     Run *runs;
     size_t n_regions, region_capacity;
     uint32_t *saturation;                                   /* [n_regions] */
-    uint64_t images[PIXEL_GROUPS], regions[PIXEL_GROUPS];   /* how many, by group */
+    uint64_t images[PIXEL_GROUPS], regions[PIXEL_GROUPS];   /* images, by group */
     uint64_t normal[PIXEL_GROUPS], anomalous[PIXEL_GROUPS]; /* pixels */
 };
 
-/* Open a file without a name, which lives no longer than we. The name that it has for a moment is random, so
- * that threads and processes do not meet, and a temporary one, so that a kill just then leaves what dir_sweep
- * removes. -1 after a sentence. */
+/* Open a file without a name, which disappears with the process. For a moment it has a random name, so
+ * that threads and processes do not collide. It is a temporary name, so that dir_sweep removes it after a
+ * kill. -1 after a sentence. */
 static int scratch_file(const char *dir, Error *err)
 {
     char path[4096];
@@ -208,8 +207,8 @@ void pixel_scores_free(PixelScores *scores)
     free(scores);
 }
 
-/* Sort records by key (radix, 11 bits at a time from below). Returns where they then are: `records` or
- * `spare`. */
+/* Sort records by key (radix, 11 bits at a time from below). Returns the array that holds them: `records`
+ * or `spare`. */
 static uint64_t *sort_by_key(uint64_t *records, uint64_t *spare, size_t n)
 {
     enum { BITS = 11, BUCKETS = 1 << BITS };
@@ -287,8 +286,8 @@ static int add_marked_run(PixelScores *s, int group, const float *map, const Tru
                      1, err);
 }
 
-/* The image's regions join the list of all. After its run is written, which counts from the list's old end.
- */
+/* Append the image's regions to the list of all. Call it after the run is written, which counts from the
+ * old end. */
 static int add_regions(PixelScores *s, int group, const Truth *truth, Error *err)
 {
     size_t n = s->n_regions + truth->n_regions;
@@ -310,7 +309,7 @@ static int check_image(const PixelScores *s, int group, const float *map, int wi
                        const Truth *truth, const char *name, Error *err)
 {
     if (group < 0 || group >= PIXEL_GROUPS || width < 1 || height < 1)
-        return fail(err, "%s: a map of %dx%d in group %d cannot be", name, width, height, group);
+        return fail(err, "%s: a map of %dx%d in group %d is impossible", name, width, height, group);
     if (truth && (truth->width != width || truth->height != height))
         return fail(err, "%s: the map is %dx%d, its ground truth %dx%d", name, width, height, truth->width,
                     truth->height);
@@ -348,7 +347,7 @@ int pixel_scores_add(PixelScores *scores, int group, const float *map, int width
 
 /* The curve of mean region overlap over the false positive rate, and the area under it up to each limit. */
 typedef struct Curve {
-    double x, y; /* its end so far */
+    double x, y; /* its end so far. */
     Sum area[SPRO_LIMITS];
 } Curve;
 
@@ -368,9 +367,9 @@ static void curve_to(Curve *c, double x, double y)
     c->y = y;
 }
 
-/* A run while it is read: its next records are buffer[begin .. end) bytes. */
+/* A run while it is read. Its next records are the bytes [begin, end) of the buffer. */
 typedef struct Reader {
-    Run run; /* what of it is still in the file */
+    Run run; /* the rest in the file. */
     unsigned char *buffer;
     size_t begin, end;
 } Reader;
@@ -383,8 +382,8 @@ typedef struct Merge {
     unsigned char *buffers; /* [n_readers][buffer_size] */
     size_t heap_size;
     uint64_t
-        *heap; /* [n_readers] record(next key, reader), the smallest first, children of i at 2i+1, 2i+2 */
-    uint32_t *found; /* [n_regions] pixels called anomalous so far */
+        *heap; /* [n_readers] record(next key, reader), the smallest first, children of i at 2i+1, 2i+2. */
+    uint32_t *found; /* [n_regions] pixels called anomalous so far. */
 } Merge;
 
 static size_t run_item(const Run *run)
@@ -392,7 +391,7 @@ static size_t run_item(const Run *run)
     return run->marks ? sizeof(uint64_t) : sizeof(uint32_t);
 }
 
-/* Fill the reader's empty buffer. 1: there is something in it, 0: the run is at its end, -1. */
+/* Fill the reader's empty buffer. 1: it has records; 0: the run is at its end; -1. */
 static int refill(Merge *m, Reader *r, Error *err)
 {
     size_t item = run_item(&r->run), wanted = m->buffer_size / item;
@@ -426,7 +425,7 @@ static uint32_t next_key(const Reader *r)
     return (uint32_t)(marked >> 32);
 }
 
-/* heap[i] has grown: let it sink to its place. */
+/* heap[i] has grown: sift it down. */
 static void sink(uint64_t *heap, size_t n, size_t i)
 {
     uint64_t value = heap[i];
@@ -476,11 +475,11 @@ static void merge_close(Merge *m)
     free(m->readers), free(m->buffers), free(m->heap), free(m->found);
 }
 
-/* What one step of the walk meets: all pixels of one score. */
+/* One step of the walk: all pixels of one score. */
 typedef struct Step {
     uint32_t key;
     double n_negative, n_positive;
-    Sum overlap; /* over the regions, of min(found / saturation, 1); goes on from step to step */
+    Sum overlap; /* sum over regions of min(found / saturation, 1); goes on from step to step. */
     int marked;  /* some region grew */
 } Step;
 
@@ -549,8 +548,7 @@ int pixel_scores_measure(PixelScores *scores, uint32_t groups, PixelMetrics *met
     while (status > 0 && (status = merge_step(&merge, scores, &step, err)) > 0) {
         double fp_before = walk.fp;
         walk_step(&walk, step.key, step.n_negative, step.n_positive);
-        if (!step.marked ||
-            n_negative == 0) /* the curve stays flat, and is drawn in one line when it rises */
+        if (!step.marked || n_negative == 0) /* the curve stays flat, and becomes one line when it rises. */
             continue;
         curve_to(&curve, fp_before / n_negative, curve.y);
         curve_to(&curve, walk.fp / n_negative, fmin(step.overlap.value / n_regions, 1));

@@ -1,29 +1,22 @@
 /* eval/run.c - see run.h. */
 #include "eval/run.h"
-#include "eval/evaluate.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "eval/facts.h"
+#include "eval/maps.h"
+#include "io/clock.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "report/report.h"
-#include "tensor.h"
-
-double clock_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ================================================================================================
  * Paths
@@ -46,7 +39,7 @@ int run_path(char path[RUN_PATH], const char *out, const char *folder, const Dat
                : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);
 }
 
-/* The folder that the file will stand in. */
+/* Make the folder of the file. */
 static int make_parent(const char *path, Error *err)
 {
     char dir[RUN_PATH];
@@ -59,150 +52,12 @@ static int make_parent(const char *path, Error *err)
 }
 
 /* ================================================================================================
- * Facts: what the results depend on
+ * The facts of a run: all that its results depend on
  * ============================================================================================== */
-
-void facts_add(Facts *f, const char *key, const char *value)
-{
-    if (f->n == (int)(sizeof f->keys / sizeof *f->keys))
-        return; /* read files are longer than any that we write: they differ anyway */
-    f->keys[f->n] = strdup(key);
-    f->values[f->n] = strdup(value);
-    f->n += f->keys[f->n] && f->values[f->n];
-}
-
-static void describe_one(void *facts, const char *key, const char *value)
-{
-    facts_add(facts, key, value);
-}
-
-void facts_describe(Facts *f, const Samlad *s)
-{
-    samlad_describe(s, describe_one, f);
-}
-
-static void facts_add_int(Facts *f, const char *key, long long value)
-{
-    char text[32];
-    snprintf(text, sizeof text, "%lld", value);
-    facts_add(f, key, text);
-}
-
-void facts_free(Facts *f)
-{
-    for (int i = 0; i < f->n; i++)
-        free(f->keys[i]), free(f->values[i]);
-    *f = (Facts){0};
-}
-
-const char *facts_get(const Facts *f, const char *key)
-{
-    for (int i = 0; i < f->n; i++)
-        if (strcmp(f->keys[i], key) == 0)
-            return f->values[i];
-    return NULL;
-}
-
-int facts_differ(const Facts *then, const Facts *today, int *in_then)
-{
-    *in_then = 0;
-    for (int i = 0; i < today->n; i++) {
-        const char *value = facts_get(then, today->keys[i]);
-        if (strcmp(today->keys[i], "data") != 0 && (!value || strcmp(value, today->values[i]) != 0))
-            return i;
-    }
-    *in_then = 1;
-    for (int i = 0; i < then->n; i++)
-        if (!facts_get(today, then->keys[i]))
-            return i;
-    return -1;
-}
-
-int facts_read(Facts *f, const char *path, Error *err)
-{
-    *f = (Facts){0};
-    const Json *json = json_read(path, err);
-    if (!json)
-        return -1;
-    int status = json->type == JSON_OBJECT ? 0 : fail(err, "%s: not what samlad eval writes", path);
-    for (size_t i = 0; i < json->n && !status; i++) {
-        const Json *child = &json->children[i];
-        if (child->type == JSON_STRING)
-            facts_add(f, child->key, child->string);
-        else
-            status = fail(err, "%s: %s is not a string", path, child->key);
-    }
-    json_free(json);
-    if (status)
-        facts_free(f);
-    return status;
-}
-
-/* Write the facts, unless another process was first. */
-static int facts_publish(const Facts *f, const char *path, Error *err)
-{
-    JsonWriter w;
-    char *temporary = temporary_name(path);
-    json_begin(&w);
-    json_open(&w, '{');
-    for (int i = 0; i < f->n; i++)
-        json_key(&w, f->keys[i]), json_string(&w, f->values[i]);
-    json_close(&w, '}');
-    int status = temporary && !w.failed ? json_save(&w, temporary, err) : fail_memory(err, path, w.length);
-    json_end(&w);
-    if (!status)
-        status = file_sync(temporary, err) || file_publish(temporary, path, err) < 0 ? -1 : 0;
-    free(temporary);
-    return status;
-}
-
-/* "option.k" is an option of the command, "weights.sam.sha256" a file. */
-static const char *words_of(const char *key, char text[96])
-{
-    if (strncmp(key, "option.", 7) == 0)
-        snprintf(text, 96, "--%.60s", key + 7);
-    else if (strncmp(key, "weights.", 8) == 0)
-        snprintf(text, 96, "the weights of --%.*s (sha256)", (int)strcspn(key + 8, "."), key + 8);
-    else if (strncmp(key, "normal.", 7) == 0)
-        snprintf(text, 96, "the normal images (%.60s)", key + 7);
-    else if (strncmp(key, "masks.", 6) == 0)
-        snprintf(text, 96, "the masks (%.60s)", key + 6);
-    else if (strncmp(key, "test.", 5) == 0)
-        snprintf(text, 96, "the test images (%.60s)", key + 5);
-    else if (strcmp(key, "samlad") == 0)
-        snprintf(text, 96, "samlad's version");
-    else
-        snprintf(text, 96, "--%.60s", key);
-    return text;
-}
-
-/* Facts already in the folder must be those of today; else they are written. */
-static int facts_settle(const Facts *today, const char *path, Error *err)
-{
-    Facts then;
-    char what[96];
-    int in_then;
-    if (!file_exists(path) && facts_publish(today, path, err))
-        return -1;
-    if (facts_read(&then, path, err))
-        return -1;
-    int i = facts_differ(&then, today, &in_then), status = 0;
-    if (i >= 0) {
-        const char *key = in_then ? then.keys[i] : today->keys[i], *was = facts_get(&then, key),
-                   *is = facts_get(today, key);
-        status =
-            fail(err,
-                 "%s: the run in this folder was begun with other settings: %s was %.64s and is %.64s now; "
-                 "go on with the old, or give another folder",
-                 path, words_of(key, what), was ? was : "not there", is ? is : "not there");
-    }
-    facts_free(&then);
-    return status;
-}
 
 static int bank_file_sha256(const char *path, char hex[65], Error *err)
 {
-    Safetensors *st = st_open(path, err); /* mapped: a bank may be larger than memory */
+    Safetensors *st = st_open(path, err); /* mapped: a bank may be larger than memory. */
     if (!st)
         return -1;
     st_sha256(st, hex);
@@ -231,7 +86,7 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     return status;
 }
 
-/* A checksum over lines, one a file. */
+/* A checksum over lines, one line a file. */
 typedef struct Digest {
     char *text;
     size_t n, capacity;
@@ -272,7 +127,7 @@ static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
     return 0;
 }
 
-/* Kinds, names and contents of the test images. Not their masks: no record depends on them. */
+/* Kinds, names and contents of the test images. Masks are left out: no record depends on them. */
 static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
 {
     for (int i = 0; i < c->n_images; i++) {
@@ -369,7 +224,7 @@ typedef struct Job {
     int at_once;
     Samlad **shares; /* [at_once] */
     int done, total; /* for progress */
-    int later;       /* test images that are left in the categories after this one */
+    int later;       /* test images to do in the categories after this one. */
     Error *err;
 } Job;
 
@@ -393,11 +248,11 @@ static void close_shares(Job *job)
     job->shares = NULL;
 }
 
-/* Something to do for image `index` of the category with one of the handles. */
+/* Work on image `index` of the category, with one of the handles. */
 typedef int (*Work)(const Job *job, Samlad *s, int index, double *seconds, Error *err);
 
-/* Do the work for all indices of the list, as many at once as pay; each writes its own files. The first that
- * fails, in the order of the list, ends it. */
+/* Do the work for all indices of the list, several at once. Each image writes its own files. The first
+ * failure in the order of the list ends it. */
 static int work_through(Job *job, Work work, const int *list, int n, const char *what)
 {
     int status = open_shares(job), at_once = job->at_once;
@@ -442,7 +297,7 @@ static int analyse_normal(const Job *job, Samlad *s, int index, double *seconds,
     char path[RUN_PATH];
     int width, height;
     (void)seconds;
-    if (scene_path(job, index, path, err) || file_exists(path)) /* another process was here */
+    if (scene_path(job, index, path, err) || file_exists(path)) /* another process did it. */
         return file_exists(path) ? 0 : -1;
     uint8_t *rgb = image_read_rgb8(job->category->normal[index], &width, &height, err);
     int status = rgb ? samlad_scene_save(s, rgb, height, width, path, err) : -1;
@@ -481,8 +336,8 @@ static int publish_bank(Job *job, const char *path)
     return status;
 }
 
-/* Analyse the normal images that no process has done: each process begins at another place of the list, so
- * that many share the work without waiting for each other. Then make the bank, if it is not there by now. */
+/* Analyse the normal images that are still to do, then make the bank if nobody has made it. Each process
+ * begins at another place of the list, so that many share the work without waiting. */
 static int make_bank(Job *job, const char *path)
 {
     const RunPlan *plan = job->plan;
@@ -506,12 +361,12 @@ static int make_bank(Job *job, const char *path)
     free(left);
     if (!status && !file_exists(path))
         status = calibrate_bank(job, n, job->err) || publish_bank(job, path) ? -1 : 0;
-    if (status && file_exists(path)) /* another process finished it and removed the scenes meanwhile */
+    if (status && file_exists(path)) /* another process made the bank and removed the scenes. */
         status = 0;
     return status;
 }
 
-/* The category's bank on the handle: from the file that all processes use. */
+/* Load the category's bank from the file that all processes use; make it first if it is missing. */
 static int have_bank(Job *job)
 {
     char path[RUN_PATH], scenes[RUN_PATH];
@@ -532,39 +387,7 @@ static int have_bank(Job *job)
 
 /* ---- test images -------------------------------------------------------------------------------*/
 
-int write_pictures(const SamladResult *r, const uint8_t *rgb, const char *prefix, Error *err)
-{
-    char path[RUN_PATH];
-    size_t n = (size_t)r->width * (size_t)r->height;
-    float *map = aligned_array(n, sizeof *map);
-    if (!map)
-        return fail_memory(err, "a map", n * sizeof *map);
-    samlad_full_map(r, map);
-    int status = snprintf(path, sizeof path, "%s_heat.png", prefix) < RUN_PATH - 16
-                     ? 0
-                     : fail(err, "%s: the path is too long", prefix);
-    if (!status)
-        status = report_heat(path, map, r->width, r->height, r->map_low, r->map_high, err);
-    snprintf(path, sizeof path, "%.*s_overlay.png", RUN_PATH - 32, prefix);
-    if (!status) /* last: where it is, both are */
-        status = report_overlay(path, r, rgb, err);
-    free(map);
-    return status;
-}
-
-int write_map(const SamladResult *r, const char *path, Error *err)
-{
-    size_t n = (size_t)r->width * (size_t)r->height;
-    float *map = aligned_array(n, sizeof *map);
-    if (!map)
-        return fail_memory(err, "a map", n * sizeof *map);
-    samlad_full_map(r, map);
-    int status = tiff_write_float(path, map, r->width, r->height, err);
-    free(map);
-    return status;
-}
-
-/* The record is on the disk before it has its name. */
+/* The record reaches the disk before it gets its name. */
 static int write_record(const char *path, const JsonWriter *w, Error *err)
 {
     OutFile out;
@@ -576,7 +399,7 @@ static int write_record(const char *path, const JsonWriter *w, Error *err)
     return out_commit(&out, err);
 }
 
-/* Pictures, map, record, in this order: where the record is, all is. */
+/* Pictures, map, record, in this order: the record marks all as written. */
 static int write_results(const Job *job, const Samlad *s, const SamladResult *r, const uint8_t *rgb,
                          const DatasetImage *image, Error *err)
 {
@@ -599,8 +422,8 @@ static int write_results(const Job *job, const Samlad *s, const SamladResult *r,
     return status;
 }
 
-/* How long it took stands apart, for it differs from run to run; no result depends on it. One short
- * write, so that the lines of several processes do not mix. */
+/* Times differ from run to run, so they stand in a file of their own; no result depends on them. One short
+ * write keeps the lines of several processes apart. */
 static void note_time(const Job *job, const DatasetImage *image, double seconds)
 {
     char path[RUN_PATH], name[RUN_PATH];
@@ -613,19 +436,19 @@ static void note_time(const Job *job, const DatasetImage *image, double seconds)
     json_key(&w, "seconds"), json_number(&w, round(seconds * 1e4) / 1e4);
     json_close(&w, '}');
     if (!w.failed)
-        w.text[w.length++] = '\n'; /* in the place of the NUL */
-    /* not through a link to somebody's file, and not waiting for the reader of a pipe */
+        w.text[w.length++] = '\n'; /* replaces the NUL */
+    /* do not follow a link to somebody's file, and do not wait for the reader of a pipe. */
     const int fd =
         w.failed ? -1 : open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (fd >= 0) {
         if (write(fd, w.text, w.length) < 0)
-            w.failed = 1; /* a time that is not noted is no harm */
+            w.failed = 1; /* a lost time does no harm. */
         close(fd);
     }
     json_end(&w);
 }
 
-/* From the image, or from the scene that is kept of it. *rgb is left for pictures; the caller frees it. */
+/* Score the image, or the stored scene of it. *rgb is left for pictures; the caller frees it. */
 static int judge(const Job *job, Samlad *s, const DatasetImage *image, SamladResult *result, uint8_t **rgb,
                  Error *err)
 {
@@ -671,7 +494,7 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     return status;
 }
 
-/* Is there a record of it, and pictures when they are wanted? */
+/* *done: there is a record, and there are pictures if they are wanted. */
 static int is_done(const Job *job, const DatasetImage *image, int *done)
 {
     char record[RUN_PATH], picture[RUN_PATH];
@@ -682,7 +505,7 @@ static int is_done(const Job *job, const DatasetImage *image, int *done)
     return 0;
 }
 
-/* The category's test images that are this shard's and not done. */
+/* *left: the category's test images of this shard that are still to do. */
 static int list_left(const Job *job, int **left, int *n_left)
 {
     const DatasetCategory *c = job->category;
@@ -701,7 +524,7 @@ static int list_left(const Job *job, int **left, int *n_left)
     return 0;
 }
 
-/* job->later = what is left in all categories. */
+/* job->later = the number of test images to do in all categories. */
 static int count_left(Job *job, const Dataset *d)
 {
     for (int i = 0; i < d->n; i++) {
@@ -724,9 +547,9 @@ static int do_category(Job *job)
         return -1;
     }
     int status = n_left > 0 ? have_bank(job) : 0;
-    job->later -= n_left; /* another process may have done some meanwhile */
+    job->later -= n_left; /* another process may have done some. */
     job->later = job->later > 0 ? job->later : 0;
-    job->done = 0, job->total = n_left + job->later; /* so the estimate is of the whole run, but for banks */
+    job->done = 0, job->total = n_left + job->later; /* the estimate covers the whole run, except for banks */
     double start = clock_seconds();
     if (!status && n_left > 0)
         status = work_through(job, detect_one, left, n_left, job->category->name);
@@ -739,7 +562,7 @@ static int do_category(Job *job)
 int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times, Error *err)
 {
     *times = (RunTimes){0};
-    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings are the bank's */
+    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank. */
         return -1;
     if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
         return -1;
@@ -747,14 +570,14 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
     if (count_left(&job, d))
         return -1;
     for (int i = 0; i < d->n; i++) {
-        /* shards begin with different categories, so that their banks are made at the same time */
+        /* each shard begins with another category, so that the banks are made in parallel. */
         job.category = &d->categories[(i + plan->shard) % d->n];
         if (do_category(&job))
             return -1;
     }
     char scenes[RUN_PATH];
     snprintf(scenes, sizeof scenes, "%.*s/scenes", RUN_PATH - 32, plan->out);
-    rmdir(scenes); /* when it is empty: another process may still be at work */
+    rmdir(scenes); /* works when it is empty: another process may still use it. */
     return 0;
 }
 
@@ -762,8 +585,7 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
  * Results from several folders
  * ============================================================================================== */
 
-/* The file under the other name: as a second name of the same bytes where the file system can, else as a
- * copy. */
+/* Give the file another name: a hard link where the file system can, else a copy. */
 static int take_file(const char *from, const char *to, Error *err)
 {
     return link(from, to) == 0 || errno == EEXIST ? 0 : file_copy(from, to, err);
@@ -777,12 +599,12 @@ static int merge_file(const char *from, const char *to, int must_agree, Error *e
     return same < 0 ? -1
            : same   ? 0
                     : fail(err,
-                           "%s and %s differ: these runs cannot be put together (banks made on machines of "
-                             "different kinds? make them once and copy the folder banks)",
+                           "%s and %s differ: these runs cannot be merged. Machines of different kinds make "
+                             "different banks: make them once and copy the folder banks",
                            from, to);
 }
 
-/* All files in and below from/name, folder by folder. */
+/* Merge all files in and below `from`, folder by folder. */
 static int merge_folder(const char *from, const char *to, int must_agree, int depth, Error *err)
 {
     if (!dir_exists(from))
@@ -811,7 +633,7 @@ static int merge_folder(const char *from, const char *to, int must_agree, int de
 
 static int merge_one(const char *out, const char *from, Error *err)
 {
-    /* records last: where one is, its map is too */
+    /* records last: a record tells that the map is there. */
     static const char *const folders[] = {"categories", "banks", "pictures", "anomaly_maps", "records"};
     static const int must_agree[] = {1, 1, 0, 0, 1};
     char a[RUN_PATH], b[RUN_PATH];

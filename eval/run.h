@@ -1,18 +1,18 @@
-/* eval/run.h - a long run over a data set that can be killed at any moment and goes on where it stood.
+/* eval/run.h - a long run over a data set. It can be killed at any moment and resumes.
  *
  * The run's folder:
- *   run.json                                   settings and checksums of the weights: what all results
- *                                              depend on
- *   categories/CATEGORY.json                   checksums of what was read: normal images, list of test images
- *   banks/CATEGORY.bank                        made once, by whoever is first
+ *   run.json                                   settings and checksums of the weights: all results depend on
+ *                                              them
+ *   categories/CATEGORY.json                   checksums of the inputs: normal images, list of test images
+ *   banks/CATEGORY.bank                        made once, by the first process
  *   anomaly_maps/CATEGORY/test/KIND/000.tiff   float32, in the layout of MVTec's evaluation scripts
- *   records/CATEGORY/test/KIND/000.json        the result; written last, so that it says: this image is done
+ *   records/CATEGORY/test/KIND/000.json        the result; written last, so it marks the image as done
  *   pictures/CATEGORY/test/KIND/000_*.png      heat map and overlay
- *   scenes/CATEGORY/                           normal images that are analysed, until their bank is there
- *   timings.jsonl                              seconds an image; the only file that differs from run to run
+ *   scenes/CATEGORY/                           analysed normal images, until their bank is made
+ *   timings.jsonl                              seconds an image; no other file differs from run to run
  *
- * Every file appears complete under its name or not at all, and none depends on which process made it: any
- * number of processes, on one machine or on many that share the folder, can work on one run. */
+ * A file appears complete under its name or not at all, and does not depend on the process that made it.
+ * So any number of processes can share one run, on one machine or on several that share the folder. */
 #ifndef SAMLAD_EVAL_RUN_H
 #define SAMLAD_EVAL_RUN_H
 
@@ -25,53 +25,35 @@ enum { RUN_PATH = 4096 };
 
 typedef struct RunPlan {
     const char *out;     /* the run's folder */
-    const char *bank;    /* use this bank file (one category), or NULL */
-    const char *scenes;  /* keep all analysed images in this folder and take them from there, or NULL */
-    int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all */
-    int max_bank;        /* at most so many normal images; 0: all */
-    int with_masks;      /* 1: the masks are facts too: figures are kept, and cannot be measured again */
-    int pictures;        /* 1: heat maps and overlays */
+    const char *bank;    /* use this bank file (one category), or NULL. */
+    const char *scenes;  /* keep all analysed images in this folder and reuse them, or NULL. */
+    int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all. */
+    int max_bank;        /* use at most this many normal images; 0: all. */
+    int with_masks;      /* 1: the masks are facts too, because the maps are removed after measuring. */
+    int pictures;        /* 1: heat maps and overlays. */
     SamladProgress progress;
     void *user;
 } RunPlan;
 
 typedef struct RunTimes {
-    double bank, images; /* seconds of this process */
-    int n_images;        /* that this process did */
+    double bank, images; /* seconds of this process. */
+    int n_images;        /* done by this process. */
 } RunTimes;
 
-/* Do what is not done yet. Refuses a folder of other settings, weights or images, naming what differs. */
+/* Do the missing work. Refuses a folder of other settings, weights or images, and names the difference. */
 int run_images(Samlad *s, const Dataset *dataset, const RunPlan *plan, RunTimes *times, Error *err);
 
-/* Seconds of a clock that never goes back. */
-double clock_seconds(void);
-
-/* The first part of it: what is recorded in the folder is what would be done today, or is recorded now. */
+/* The first step of run_images: check the facts in the folder against today's, or write them. */
 int run_settle(Samlad *s, const Dataset *dataset, const RunPlan *plan, Error *err);
 
-/* Paths of one image's results: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
+/* The path of one image's result: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *category,
              const DatasetImage *image, const char *ending, Error *err);
 
-/* What a run says of itself: keys and values of run.json or categories/CATEGORY.json. */
-typedef struct Facts {
-    int n;
-    char *keys[256], *values[256];
-} Facts;
-
-void facts_add(Facts *facts, const char *key, const char *value);
-void facts_describe(Facts *facts, const Samlad *s); /* what samlad_describe tells */
-int facts_read(Facts *facts, const char *path, Error *err);
-const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
-void facts_free(Facts *facts);
-/* The first fact that differs, but for "data" (where the images lie); -1: none. Index into `today`, or into
- * `then` (and *in_then) when `today` lacks it. */
-int facts_differ(const Facts *then, const Facts *today, int *in_then);
-
-/* Put the results of other folders of the same run into `out`: what each has done, banks too. They must have
- * been made with the same settings, weights and banks. */
+/* Merge the results of other folders of the same run into `out`, banks too. Settings, weights and banks
+ * must be the same. */
 int run_merge(const char *out, const char *const *from, int n, Error *err);
-/* The test images of the category are those that the run was made with? */
+/* 0 when the category's test images are those of the run, else -1. */
 int run_same_images(const char *out, const DatasetCategory *category, Error *err);
 
 #endif

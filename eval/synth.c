@@ -1,8 +1,8 @@
-/* synth.c - see synth.h. A product is drawn up once from the seed (tray, compartments, kinds of parts,
- * counts); an image is the product with small changes of place, light and texture; a defect is a change of
- * the list of parts (logical) or of one part's surface (structural).
+/* eval/synth.c - see synth.h. The seed decides a product once: tray, compartments, kinds of parts, counts.
+ * An image is the product with small changes of place, light and texture. A defect changes the list of
+ * parts (logical) or the surface of one part (structural).
  *
- * Random numbers: one draw a statement, so that the order, and with it every byte, is the same with any
+ * Random numbers: one draw a statement. So the order, and with it every byte, is the same with any
  * compiler. */
 #include "eval/synth.h"
 
@@ -25,10 +25,10 @@
 
 void synth_output_drop(SynthOutput *out)
 {
-    dir_remove(out->tmp, NULL); /* our own files: nothing to say if one stays */
+    dir_remove(out->tmp, NULL); /* our own files: a file that stays does no harm. */
 }
 
-/* DIR.tmp.HOST.PID, of the first n characters of dir. */
+/* The name DIR.tmp.HOST.PID, where DIR is the first n characters of dir. */
 static int temporary_dir(char tmp[PATH_MAX], const char *dir, size_t n, Error *err)
 {
     char *path = strndup(dir, n), *name = path ? temporary_name(path) : NULL;
@@ -39,7 +39,6 @@ static int temporary_dir(char tmp[PATH_MAX], const char *dir, size_t n, Error *e
                                : fail(err, "%s: the path is too long", dir);
 }
 
-/* Refuses a folder that holds anything, so that two data sets never mix and nothing of the user's is lost. */
 int synth_output_open(SynthOutput *out, const char *dir, Error *err)
 {
     struct stat st;
@@ -66,8 +65,8 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
                 holds = 1;
         closedir(d);
         if (holds)
-            return fail(err, "%s: the folder is not empty; name a new or an empty one", dir);
-        if (!realpath(dir, out->target)) /* a link stays, its folder is replaced */
+            return fail(err, "%s: the folder is not empty: name a new or an empty one", dir);
+        if (!realpath(dir, out->target)) /* a link stays; its folder is replaced. */
             return fail(err, "%s: cannot be found: %s", dir, strerror(errno));
     } else if (lstat(out->target, &st) == 0) {
         return fail(err, "%s: is a link that leads nowhere", dir);
@@ -75,7 +74,7 @@ int synth_output_open(SynthOutput *out, const char *dir, Error *err)
     if (temporary_dir(out->tmp, out->target, strlen(out->target), err))
         return -1;
     if (stat(out->tmp, &st) == 0)
-        return fail(err, "%s: is in the way; remove it", out->tmp);
+        return fail(err, "%s: this folder is in the way: remove it", out->tmp);
     return dir_make(out->tmp, err);
 }
 
@@ -103,7 +102,6 @@ static int path_below(const SynthOutput *out, char path[PATH_MAX], Error *err, c
     return length >= 0 && length < PATH_MAX ? 0 : fail(err, "%s: the path is too long", out->dir);
 }
 
-/* Writes an 8-bit image to FOLDER/NNN.png below the output folder, making the folder on the way. */
 int synth_output_image(const SynthOutput *out, const char *folder, int index, const uint8_t *samples,
                        int width, int height, int channels, Error *err)
 {
@@ -115,7 +113,6 @@ int synth_output_image(const SynthOutput *out, const char *folder, int index, co
     return png_write(path, samples, width, height, channels, 8, err);
 }
 
-/* defects_config.json as MVTec LOCO AD has it; entry i has pixel value 255 - i. */
 int synth_output_config(const SynthOutput *out, const SynthDefect *entries, int n, Error *err)
 {
     char path[PATH_MAX];
@@ -156,31 +153,31 @@ int synth_check_count(const char *what, int n, Error *err)
 enum { MAX_COMPARTMENTS = 6, MAX_COUNT = 5, MAX_PLACED = MAX_COMPARTMENTS * MAX_COUNT + 2, MAX_ENTRIES = 32 };
 
 typedef struct {
-    Part body, cap; /* cap: a smaller thing on top of the body, carried along */
+    Part body, cap; /* cap: a smaller part on top of the body, which moves with it. */
     int has_cap;
-    int turns; /* lies in any direction */
+    int turns; /* it may lie in any direction. */
     const char *name;
 } PartKind;
 
-/* Places are in the tray's own frame: pixels from its centre, before it is moved and turned. */
+/* Places are in the tray's own frame: pixels from its centre, before the tray is moved and turned. */
 typedef struct {
     float x, y, half_w, half_h;
     int kind, n;
-    int loose; /* parts lie anywhere in it, not on slots */
+    int loose; /* parts lie anywhere in it, not on slots. */
     Point slot[MAX_COUNT];
-    float play_x, play_y; /* the parts' deviation from their slots is uniform within this */
+    float play_x, play_y; /* the parts deviate from their slots uniformly within this. */
     float angle;
-    int missing_entry, few_entry; /* rows of the defect table, -1 = none */
+    int missing_entry, few_entry; /* rows of the defect table, -1 = none. */
 } Compartment;
 
 struct TrayProduct {
     SynthTrayOptions options;
-    float unit; /* pixels per 1/256 of the shorter side */
+    float unit; /* pixels per 1/256 of the shorter side. */
     Look table;
     Part tray, floor;
     int n_compartments;
     Compartment compartments[MAX_COMPARTMENTS];
-    PartKind kinds[MAX_COMPARTMENTS + 1]; /* one a compartment, and last a foreign one */
+    PartKind kinds[MAX_COMPARTMENTS + 1]; /* one kind a compartment; the last is foreign. */
     float light_angle;
     Camera camera;
     int n_entries;
@@ -188,7 +185,7 @@ struct TrayProduct {
     int entry_of[TRAY_DEFECT_COUNT];
 };
 
-/* What the drawn shapes are called in defects_config.json; slender ones are drawn somewhat stouter. */
+/* Names of the drawn shapes in defects_config.json. Slender shapes are drawn somewhat stouter. */
 static const struct {
     int shape;
     const char *name;
@@ -215,7 +212,7 @@ static float brightness(const float *color)
     return (color[0] + color[1] + color[2]) / 3;
 }
 
-/* A random colour at least `least` away from the floor's and, if it can be, from the n other colours. */
+/* A random colour, at least `least` away from the floor's and, if possible, from the n other colours. */
 static void distinct_color(Rng *rng, float *color, const float *floor, float least, const PartKind *others,
                            int n)
 {
@@ -235,7 +232,7 @@ static void distinct_color(Rng *rng, float *color, const float *floor, float lea
     }
 }
 
-/* A quiet surface: a product's textures are fine and of low contrast. */
+/* A quiet surface: textures of a product are fine and of low contrast. */
 static Look product_look(Rng *rng, const float *color, float unit, float contrast)
 {
     static const int textures[] = {TEXTURE_FLAT, TEXTURE_BRUSHED, TEXTURE_CLOUDS, TEXTURE_SPECKLE,
@@ -277,7 +274,7 @@ static void draw_up_tray(TrayProduct *p, Rng *rng)
         rng_color_near(rng, color, bottom->look.color, 0.5f);
     while (color_distance(color, bottom->look.color) < 0.08f || brightness(bottom->look.color) < 0.15f ||
            brightness(bottom->look.color) >
-               0.75f); /* neither black nor overexposed: shades must be seen on it */
+               0.75f); /* neither black nor overexposed: shades must stay visible. */
     rng_color_near(rng, bottom->look.color, bottom->look.color2, 0.07f);
     bottom->look.grain++;
     bottom->look.bevel = -unit * rng_uniform(rng, 2, 4);
@@ -285,7 +282,7 @@ static void draw_up_tray(TrayProduct *p, Rng *rng)
     p->light_angle = rng_uniform(rng, 0, 1);
 }
 
-/* Two or three rows; all have two or three compartments, six at most, of different widths. */
+/* Two or three rows with two or three compartments each, six at most, of different widths. */
 static void cut_compartments(TrayProduct *p, Rng *rng)
 {
     float half_w = 0.47f * (float)p->options.width, half_h = 0.47f * (float)p->options.height;
@@ -308,7 +305,7 @@ static void cut_compartments(TrayProduct *p, Rng *rng)
     p->n_compartments = n;
 }
 
-/* Puts n slots on the finest raster that gives the largest cells; returns half the smaller side of a cell. */
+/* Put n slots on the raster that gives the largest cells. Returns half the smaller side of a cell. */
 static float lay_out_slots(Compartment *box)
 {
     float best = 0;
@@ -327,8 +324,8 @@ static float lay_out_slots(Compartment *box)
     return best;
 }
 
-/* How many parts of its kind a compartment holds, where, and how large they are. One compartment is always
- * loose and one on slots holds at least three, so that every defect has somewhere to happen. */
+/* The number, places and size of the parts in a compartment. One compartment is always loose, and one on
+ * slots holds at least three, so that every defect has a place. */
 static float fill_plan(TrayProduct *p, Compartment *box, int index, int loose_index, Rng *rng)
 {
     float shorter = box->half_w < box->half_h ? box->half_w : box->half_h;
@@ -401,7 +398,7 @@ static void place_on_tray(const Part *tray, float x, float y, float angle, Part 
     part->angle = tray->angle + angle;
 }
 
-/* Marks all that a part on this slot may cover: its silhouette, moved as far as it has play (all around). */
+/* Mark all pixels that a part on this slot may cover: its silhouette, moved by its play to all sides. */
 static void mark_slot(const TrayProduct *p, Canvas *canvas, const Part *tray, const Compartment *box,
                       int slot, uint8_t *mask)
 {
@@ -436,9 +433,9 @@ static void mark_floor(const TrayProduct *p, Canvas *canvas, const Part *tray, c
     canvas_silhouette(canvas, &part, mask);
 }
 
-/* The share of the ground truth of one missing part that the part itself would cover: a detector that finds
- * this much of "all places where it may stand" has found the defect (LOCO's saturation). Rounded to 2 digits.
- */
+/* The share of the ground truth of one missing part that the part itself would cover (LOCO's saturation).
+ * The ground truth is every place where the part may stand; a detector that finds this share has found the
+ * defect. Rounded to 2 digits. */
 static int saturation_of_missing(const TrayProduct *p, Canvas *canvas, const Compartment *box,
                                  double *threshold, Error *err)
 {
@@ -455,7 +452,7 @@ static int saturation_of_missing(const TrayProduct *p, Canvas *canvas, const Com
         mark_slot(p, canvas, &p->tray, box, 0, mask + n);
     long own = count_marked(mask, n), all = count_marked(mask + n, n);
     if (box->loose)
-        all -= (box->n - 1) * own; /* what the others cover is not marked */
+        all -= (box->n - 1) * own; /* pixels under the other parts are not marked. */
     long percent = all > 0 ? (100 * own + all / 2) / all : 100;
     *threshold = (double)(percent < 5 ? 5 : percent > 100 ? 100 : percent) / 100;
     free(mask);
@@ -481,7 +478,7 @@ static int write_defect_table(TrayProduct *p, Error *err)
         add_entry(p, threshold, "missing_", p->kinds[box->kind].name);
         box->few_entry = box->n >= 3 ? p->n_entries : -1;
         if (box->loose)
-            threshold = threshold >= 0.5 ? 1 : 2 * threshold; /* one region for both */
+            threshold = threshold >= 0.5 ? 1 : 2 * threshold; /* one region for both. */
         if (box->n >= 3)
             add_entry(p, threshold, "wrong_count_too_few_", p->kinds[box->kind].name);
     }
@@ -511,7 +508,7 @@ TrayProduct *tray_product_new(const SynthTrayOptions *options, Error *err)
     }
     Rng rng;
     int names[N_PART_NAMES];
-    rng_seed(&rng, options->seed, 0x7261790000000000u); /* a space of seeds apart from the training scenes' */
+    rng_seed(&rng, options->seed, 0x7261790000000000u); /* seeds that the training scenes do not use. */
     p->options = *options;
     p->unit = (float)(w < h ? w : h) / 256;
     draw_up_tray(p, &rng);
@@ -551,8 +548,8 @@ void tray_product_free(TrayProduct *product)
 /* ------------------------------------------------------------------------------------------ one image */
 
 typedef struct {
-    int kind, compartment, slot; /* slot -1: not on one of its own */
-    float x, y, angle;           /* in the tray's frame */
+    int kind, compartment, slot; /* slot -1: on no slot of its own. */
+    float x, y, angle;           /* in the tray's frame. */
     float scale;
     float phase[2];
     int gone, damage;
@@ -561,7 +558,7 @@ typedef struct {
 
 typedef enum { REGION_NONE, REGION_PART, REGION_SLOT, REGION_FLOOR, REGION_DAMAGE } RegionKind;
 
-/* One piece of ground truth: what it covers, in which truth image, with which row of the defect table. */
+/* One piece of ground truth: its pixels, its truth image, and its row of the defect table. */
 typedef struct {
     RegionKind kind;
     int placed, truth, entry;
@@ -572,7 +569,7 @@ typedef struct {
     Part tray; /* moved and turned */
     Placed parts[MAX_PLACED];
     int n_parts;
-    int floor_damage[MAX_COMPARTMENTS]; /* DAMAGE_..., drawn with the seed below */
+    int floor_damage[MAX_COMPARTMENTS]; /* DAMAGE_..., drawn with the seed below. */
     uint64_t floor_seed;
     float table_phase[2], tray_phase[2];
     float light_angle;
@@ -581,7 +578,7 @@ typedef struct {
     int n_regions;
 } Arrangement;
 
-/* How far a part at (x, y) is from touching its nearest neighbour (negative: overlapping), in pixels. */
+/* Distance in pixels from a part at (x, y) to its nearest neighbour (negative: they overlap). */
 static float free_room(const Arrangement *a, float x, float y, float scale, int self)
 {
     float least = 1e9f;
@@ -590,14 +587,15 @@ static float free_room(const Arrangement *a, float x, float y, float scale, int 
         if (i == self || other->gone)
             continue;
         float dx = other->x - x, dy = other->y - y, touch = 0.95f * (scale + other->scale);
-        float room = dx * dx + dy * dy - touch * touch; /* same sign and order as the distance itself */
+        float room =
+            dx * dx + dy * dy - touch * touch; /* has the sign and the order of the distance itself. */
         if (room < least)
             least = room;
     }
     return least;
 }
 
-/* A random place in the compartment, the best of many: the first where nothing touches, else the roomiest. */
+/* A random place in the compartment: the first of many where nothing touches, else the roomiest. */
 static float find_place(const Arrangement *a, const Compartment *box, float scale, int self, Rng *rng,
                         float *x, float *y)
 {
@@ -744,7 +742,7 @@ static void defect_missing(Arrangement *a, Rng *rng)
     add_region(a, box->loose ? REGION_FLOOR : REGION_SLOT, i, 0, box->missing_entry);
 }
 
-/* Two (or more) parts too few in one compartment that should hold at least three. */
+/* Remove two or more parts from a compartment that should hold at least three. */
 static void defect_too_few(Arrangement *a, Rng *rng)
 {
     const TrayProduct *p = a->p;
@@ -759,19 +757,19 @@ static void defect_too_few(Arrangement *a, Rng *rng)
     for (int k = 0; k < 2; k++) {
         a->parts[gone[k]].gone = 1;
         if (box->loose && k > 0)
-            continue; /* one region, the whole floor, for both */
+            continue; /* one region, the whole floor, for both. */
         add_region(a, box->loose ? REGION_FLOOR : REGION_SLOT, gone[k], k, box->few_entry);
     }
 }
 
-/* n further parts of the kind that lies in a compartment already, where there is room. */
+/* Add n parts of the kind that lies in a compartment already, where there is room. */
 static void defect_too_many(Arrangement *a, int n, int entry, Rng *rng)
 {
     const TrayProduct *p = a->p;
     int chosen = 0, first = rng_below(rng, p->n_compartments);
     float roomiest = -1e30f;
     for (int i = 0; i < p->n_compartments && roomiest < 0;
-         i++) { /* the first with room, from a random one on */
+         i++) { /* the first with room, starting at a random one. */
         int c = (first + i) % p->n_compartments;
         const Compartment *box = &p->compartments[c];
         float x, y, room = find_place(a, box, p->kinds[box->kind].body.scale, -1, rng, &x, &y);
@@ -794,8 +792,7 @@ static void defect_too_many(Arrangement *a, int n, int entry, Rng *rng)
     }
 }
 
-/* One part is of another kind: a foreign one of the same size, or one that belongs elsewhere on the tray and
- * is about as large. */
+/* Replace one part by another kind of about the same size: a foreign one, or one of another compartment. */
 static void defect_wrong_kind(Arrangement *a, Rng *rng)
 {
     const TrayProduct *p = a->p;
@@ -816,8 +813,8 @@ static void defect_wrong_kind(Arrangement *a, Rng *rng)
     add_region(a, REGION_PART, i, 0, p->entry_of[TRAY_WRONG_KIND]);
 }
 
-/* Two parts of different compartments have changed places: a random pair of
- * about the same size, or else the pair most alike of those tried. */
+/* Swap two parts of different compartments: a random pair of about the same size, else the most similar
+ * pair of those tried. */
 static void defect_swapped(Arrangement *a, Rng *rng)
 {
     int best_i = 0, best_j = part_of(a, 1, 0);
@@ -848,7 +845,7 @@ static void defect_swapped(Arrangement *a, Rng *rng)
 
 /* ---------------------------------------------------------------------------------- structural defects */
 
-/* How well a damage can be seen: the number of damaged pixels, or 0 when they hardly differ from the
+/* The visibility of a damage: the number of damaged pixels, or 0 when they hardly differ from the
  * undamaged. */
 static long visible_damage(const Canvas *damaged, const Canvas *whole)
 {
@@ -863,8 +860,8 @@ static long visible_damage(const Canvas *damaged, const Canvas *whole)
     return n > 0 && change / (double)n > 0.13 ? n : 0;
 }
 
-/* Damages one part (or, a third of the scratches and stains, a floor). Draws until the damage can be seen at
- * a glance: a share of the part and of the image; after a number of tries the largest so far. */
+/* Damage one part or, for a third of the scratches and stains, a floor. Draw until the damage covers a
+ * visible share of the part and of the image. After a number of tries take the largest so far. */
 static int defect_structural(Arrangement *a, int damage, int entry, Rng *rng, Canvas *canvas, Error *err)
 {
     const TrayProduct *p = a->p;
@@ -974,7 +971,7 @@ static void mark_region(const Arrangement *a, const Region *region, Canvas *canv
         mark_slot(a->p, canvas, &a->tray, box, a->parts[region->placed].slot, mask);
     else
         mark_floor(a->p, canvas, &a->tray, box, mask);
-    for (long i = 0; i < n; i++) /* what stands there is not missing */
+    for (long i = 0; i < n; i++) /* a part stands there, so the place is not empty. */
         if (canvas->ids[i] >= first_part)
             mask[i] = 0;
 }
@@ -1016,8 +1013,8 @@ int tray_image_new(TrayImage *image, const TrayProduct *p, TraySplit split, Tray
         tray_image_free(image);
         return fail_memory(err, "a tray image", 3 * n);
     }
-    /* two sequences an image: what varies anyway, and the defect, so that both versions agree in all the rest
-     */
+    /* Two random sequences an image: one for ordinary variation, one for the defect. So the good and the
+     * defective version agree in everything else. */
     uint64_t which = (uint64_t)split << 48 | (uint64_t)defect << 40 | (uint64_t)(uint32_t)index;
     rng_seed(&rng, p->options.seed, 0x7261790100000000u ^ which);
     arrange(a, p, &rng);
@@ -1060,16 +1057,16 @@ SynthTrayOptions synth_tray_defaults(void)
                               .n_structural = 6};
 }
 
-/* An image of the data set: what it shows, and its place. */
+/* An image of the data set: its contents and its place. */
 typedef struct TrayItem {
     TraySplit split;
     TrayDefect defect;
-    int index; /* of its kind */
+    int index; /* index among its kind. */
     const char *folder;
-    int number; /* in the folder */
+    int number; /* index in the folder. */
 } TrayItem;
 
-/* Draws and writes one image with its ground truths and, when asked for, the map of its parts. */
+/* Draw and write one image with its ground truths and, when asked for, the map of its parts. */
 static int write_tray_image(const SynthOutput *out, const TrayProduct *p, const TrayItem *item, Error *err)
 {
     TrayImage image;
@@ -1089,7 +1086,7 @@ static int write_tray_image(const SynthOutput *out, const TrayProduct *p, const 
     return status;
 }
 
-/* All images of the data set; NULL: they are counted only. */
+/* List all images of the data set; list NULL: only count them. */
 static int list_tray(const SynthTrayOptions *o, TrayItem *items)
 {
     static const char *const folders[] = {"train/good", "validation/good", "test/good"};
@@ -1109,7 +1106,7 @@ static int list_tray(const SynthTrayOptions *o, TrayItem *items)
     return n;
 }
 
-/* Each image has random numbers of its own, so that threads may take them in any order. */
+/* Each image has its own random numbers, so threads may draw them in any order. */
 static int write_tray(const SynthOutput *out, const TrayProduct *p, Error *err)
 {
     const int n = list_tray(&p->options, NULL);

@@ -1,7 +1,7 @@
-/* eval/synth_loco.c - a tiny data set with MVTec LOCO AD's five categories and the defect tables that it is
- * given, to try an evaluation on. The pictures are trays (synth.c), one product a category; each tray defect
- * takes one of the table's pixel values, so that AU-sPRO meets absolute and relative saturations alike. What
- * the defects are called in the table says nothing about the picture. */
+/* eval/synth_loco.c - a tiny data set to try an evaluation on. It has MVTec LOCO AD's five categories and
+ * the defect tables of the caller. The pictures are trays (synth.c), one product a category. Each tray
+ * defect takes one of the table's pixel values, so that AU-sPRO meets absolute and relative saturations.
+ * The names of the defects in the table say nothing about the picture. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ static Values values_of(const DefectTable *table)
     return v;
 }
 
-/* Tray defect i has value 255 - i: it becomes the table's i-th, round and round. */
+/* Tray defect i has value 255 - i. It becomes the table's value i, modulo the table's length. */
 static void revalue(TrayImage *image, const Values *values, size_t n_pixels)
 {
     for (int t = 0; t < image->n_truths; t++)
@@ -37,46 +37,52 @@ static void revalue(TrayImage *image, const Values *values, size_t n_pixels)
                 image->truth[t][p] = values->value[(255 - image->truth[t][p]) % values->n];
 }
 
-static int write_one(const SynthOutput *out, const TrayProduct *p, const Values *values, const char *category,
-                     TraySplit split, TrayDefect defect, const char *folder, int number, Error *err)
+typedef struct Category {
+    const char *name;
+    const SynthOutput *out;
+    const TrayProduct *product;
+    Values values;
+} Category;
+
+/* Write one image and its ground truths; folder: "test/good". */
+static int write_one(const Category *c, TraySplit split, TrayDefect defect, const char *folder, int number,
+                     Error *err)
 {
     TrayImage image;
     char path[192];
-    if (tray_image_new(&image, p, split, defect, number, 1, err))
+    if (tray_image_new(&image, c->product, split, defect, number, 1, err))
         return -1;
-    revalue(&image, values, (size_t)SIDE * SIDE);
-    snprintf(path, sizeof path, "%s/%s", category, folder);
-    int status = synth_output_image(out, path, number, image.rgb, SIDE, SIDE, 3, err);
+    revalue(&image, &c->values, (size_t)SIDE * SIDE);
+    snprintf(path, sizeof path, "%s/%s", c->name, folder);
+    int status = synth_output_image(c->out, path, number, image.rgb, SIDE, SIDE, 3, err);
     const char *kind = strchr(folder, '/') + 1;
-    snprintf(path, sizeof path, "%s/ground_truth/%s/%03d", category, kind, number);
+    snprintf(path, sizeof path, "%s/ground_truth/%s/%03d", c->name, kind, number);
     for (int t = 0; t < image.n_truths && !status; t++)
-        status = synth_output_image(out, path, t, image.truth[t], SIDE, SIDE, 1, err);
+        status = synth_output_image(c->out, path, t, image.truth[t], SIDE, SIDE, 1, err);
     tray_image_free(&image);
     return status;
 }
 
-static int write_images(const SynthOutput *out, const TrayProduct *p, const Values *values,
-                        const char *category, Error *err)
+static int write_images(const Category *c, Error *err)
 {
     static const char *const folders[] = {"train/good", "validation/good", "test/good"};
     static const int counts[] = {N_TRAIN, N_VALIDATION, N_GOOD};
     int number[2] = {0, 0};
     for (int split = TRAY_TRAIN; split <= TRAY_TEST_GOOD; split++)
         for (int i = 0; i < counts[split]; i++)
-            if (write_one(out, p, values, category, (TraySplit)split, TRAY_GOOD, folders[split], i, err))
+            if (write_one(c, (TraySplit)split, TRAY_GOOD, folders[split], i, err))
                 return -1;
     for (int d = TRAY_MISSING; d < TRAY_DEFECT_COUNT; d++) {
         int structural = d >= TRAY_SCRATCH;
         const char *folder = structural ? "test/structural_anomalies" : "test/logical_anomalies";
         for (int i = 0; i < N_EACH; i++)
-            if (write_one(out, p, values, category, TRAY_TEST_DEFECT, (TrayDefect)d, folder,
-                          number[structural]++, err))
+            if (write_one(c, TRAY_TEST_DEFECT, (TrayDefect)d, folder, number[structural]++, err))
                 return -1;
     }
     return 0;
 }
 
-/* The table is copied as it is. */
+/* Copy the table unchanged. */
 static int write_table(const SynthOutput *out, const char *table, const char *category, Error *err)
 {
     size_t n;
@@ -103,15 +109,16 @@ static int write_category(const SynthOutput *out, const char *tables, const char
         status = snprintf(path, sizeof path, "%s/%s/defects_config.json", tables, category) < PATH_MAX
                      ? defect_table_read(table, path, err)
                      : fail(err, "%s: the path is too long", tables);
-    Values values = status ? (Values){0} : values_of(table);
+    Category c = {.name = category, .out = out, .values = status ? (Values){0} : values_of(table)};
     free(table);
-    if (!status && values.n == 0)
+    if (!status && c.values.n == 0)
         status = fail(err, "%s: there are no defects in this table", path);
-    TrayProduct *p = status ? NULL : tray_product_new(&o, err);
-    if (!p)
+    TrayProduct *product = status ? NULL : tray_product_new(&o, err);
+    if (!product)
         return -1;
-    status = write_images(out, p, &values, category, err) || write_table(out, path, category, err) ? -1 : 0;
-    tray_product_free(p);
+    c.product = product;
+    status = write_images(&c, err) || write_table(out, path, category, err) ? -1 : 0;
+    tray_product_free(product);
     return status;
 }
 

@@ -1,5 +1,5 @@
-/* eval/table.c - see table.h. The definitions of the figures are metrics.h's; what they are taken over is
- * here. */
+/* eval/table.c - see table.h. metrics.h defines the figures; this file decides which images they are taken
+ * over. */
 #include "eval/table.h"
 
 #include <math.h>
@@ -11,6 +11,7 @@
 #include "io/image.h"
 #include "report/report.h"
 #include "tensor.h"
+#include "eval/facts.h"
 #include "eval/metrics.h"
 #include "eval/run.h"
 
@@ -46,7 +47,7 @@ void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n)
     *mean = (CategoryFigures){.name = "mean"};
     for (int f = 0; n > 0 && f < categories[0].n; f++) {
         double sum = 0;
-        for (int i = 0; i < n; i++) /* one that lacks it makes it NAN */
+        for (int i = 0; i < n; i++) /* a category without it makes the mean NAN. */
             sum += figure_of(&categories[i], categories[0].figures[f].name);
         if (!isnan(sum) && strncmp(categories[0].figures[f].name, "threshold.", 10) != 0)
             add_figure(mean, sum / n, 0, "%s", categories[0].figures[f].name);
@@ -62,7 +63,7 @@ void table_mean(CategoryFigures *mean, const CategoryFigures *categories, int n)
  * Measuring
  * ============================================================================================== */
 
-/* The score in an image's record. */
+/* Read the score from an image's record. */
 static int read_score(const char *out, const DatasetCategory *c, const DatasetImage *image, float *score,
                       Error *err)
 {
@@ -81,10 +82,10 @@ static int read_score(const char *out, const DatasetCategory *c, const DatasetIm
     return ok ? 0 : fail(err, "%s: there is no score in this record", path);
 }
 
-/* Groups of the pixel scores: the good images, then a group a kind. */
+/* Groups of the pixel scores: the good images, then one group a kind. */
 enum { GOOD_GROUP = 0 };
 
-/* The group of image i: how many kinds begin before it. */
+/* The group of image i: the number of kinds that begin up to it. */
 static int group_of(const DatasetCategory *c, int i)
 {
     int group = 0;
@@ -94,7 +95,7 @@ static int group_of(const DatasetCategory *c, int i)
     return group < PIXEL_GROUPS ? group : PIXEL_GROUPS - 1;
 }
 
-/* One image's map and truth into the pixel scores. */
+/* Add one image's map and truth to the pixel scores. */
 static int add_map(PixelScores *scores, int group, const DefectTable *table, const char *out,
                    const DatasetCategory *c, const DatasetImage *image, Error *err)
 {
@@ -118,7 +119,7 @@ static int add_map(PixelScores *scores, int group, const DefectTable *table, con
     return status;
 }
 
-/* All maps whose truth is known: a defect without a mask is left out. */
+/* Add all maps with known truth; a defect without a mask is left out. */
 static int add_maps(PixelScores *scores, const DatasetCategory *c, const char *out, Error *err)
 {
     DefectTable *table = c->config ? calloc(1, sizeof *table) : NULL;
@@ -132,7 +133,7 @@ static int add_maps(PixelScores *scores, const DatasetCategory *c, const char *o
     return status;
 }
 
-/* AU-sPRO at each limit. LOCO's convention is the mean of both kinds, each with the good images; without a
+/* AU-sPRO at each limit. LOCO's convention is the mean of both kinds, each with the good images. Without a
  * table of saturations it is AU-PRO. */
 static int measure_spro(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, PixelScores *scores,
                         const PixelMetrics *all, Error *err)
@@ -173,7 +174,7 @@ static int measure_maps(CategoryFigures *f, DatasetKind kind, const DatasetCateg
     return status;
 }
 
-/* scores [n_images], the good ones first: each kind and all together against the good ones. */
+/* Each kind, and all kinds together, against the good images. scores [n_images], the good ones first. */
 static int measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCategory *c, const float *scores,
                           Error *err)
 {
@@ -186,13 +187,13 @@ static int measure_scores(CategoryFigures *f, DatasetKind kind, const DatasetCat
             return -1;
         add_figure(f, m.auroc, (int)(end - first), "auroc.%s", c->images[first].kind);
     }
-    if (kind == DATASET_LOCO) /* the data set's own convention: both kinds weigh the same */
+    if (kind == DATASET_LOCO) /* LOCO's convention: both kinds weigh the same. */
         add_figure(f,
                    (figure_of(f, "auroc.logical_anomalies") + figure_of(f, "auroc.structural_anomalies")) / 2,
                    0, "auroc.mean");
     if (rank_metrics(scores, n_good, scores + n_good, n - n_good, &m, err))
         return -1;
-    if (n_good == 0) /* whatever the scores, all that is found is anomalous */
+    if (n_good == 0) /* without good images, every threshold is perfect. */
         m.average_precision = m.best_f1 = m.best_f1_threshold = NAN;
     add_figure(f, m.auroc, (int)(n - n_good), "auroc.all");
     add_figure(f, m.average_precision, (int)(n - n_good), "ap.all");
@@ -236,7 +237,7 @@ int figure_is_shown(const Figure *f)
            strcmp(f->name, "aupro.30") == 0;
 }
 
-/* A folder's name, of at least 24 characters. */
+/* A folder's name, padded to 24 characters. */
 static void print_name(FILE *to, const char *name)
 {
     report_plain(to, name);
@@ -261,7 +262,7 @@ static void print_one(FILE *to, const CategoryFigures *c)
     }
 }
 
-/* Columns of the tables over several categories: what all of them have. */
+/* The columns are the figures that all categories have. */
 static void print_row(FILE *to, const CategoryFigures *c, const CategoryFigures *mean)
 {
     print_name(to, c->name);
@@ -333,7 +334,7 @@ static int write_json(const char *path, const CategoryFigures *categories, const
     return status;
 }
 
-/* Text that grows into a file. */
+/* Append formatted text to a file. */
 static void put_text(OutFile *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void put_text(OutFile *out, const char *format, ...)
 {
@@ -352,7 +353,7 @@ void put_csv(OutFile *out, const char *text)
         return;
     }
     out_put(out, "\"", 1);
-    for (; *text; text++) /* a quote is doubled */
+    for (; *text; text++) /* a quote is doubled. */
         out_put(out, *text == '"' ? "\"\"" : text, *text == '"' ? 2 : 1);
     out_put(out, "\"", 1);
 }
@@ -362,7 +363,7 @@ void put_markdown(OutFile *out, const char *text)
     for (; *text; text++) {
         if (*text == '|' || *text == '\\')
             out_put(out, "\\", 1);
-        out_put(out, (unsigned char)*text < ' ' ? " " : text, 1); /* a row is a line */
+        out_put(out, (unsigned char)*text < ' ' ? " " : text, 1); /* a row is a line. */
     }
 }
 
@@ -400,8 +401,8 @@ static int write_csv(const char *path, const CategoryFigures *categories, const 
  * Markdown, with the paper's numbers beside ours
  * ============================================================================================== */
 
-/* What the paper's abstract says (Peng et al., arXiv 2406.00625), in percent; its tables could not be read.
- * Ours stands beside it only when the published test set was run, which its number of images tells. */
+/* The numbers of the paper's abstract (Peng et al., arXiv 2406.00625), in percent; its tables could not be
+ * read. Ours stand beside them only for the published test set, which the number of images identifies. */
 static const struct {
     DatasetKind kind;
     const char *what, *figure;
@@ -522,6 +523,6 @@ int table_write(const CategoryFigures *categories, const Dataset *d, const char 
     snprintf(path, sizeof path, "%s/results.md", out);
     if (write_markdown(path, categories, &mean, d, err))
         return -1;
-    snprintf(path, sizeof path, "%s/results.json", out); /* last: where it is, all are (ablate.c) */
+    snprintf(path, sizeof path, "%s/results.json", out); /* last: it marks all as written (ablate.c). */
     return write_json(path, categories, d, err);
 }

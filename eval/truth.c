@@ -40,7 +40,8 @@ static int read_defect(DefectTable *table, const Json *entry, size_t index, cons
     if (relative->number != 0 ? !(s > 0 && s <= 1) : !(s >= 1 && s <= 4294967295.0) || s != floor(s))
         return fail(err, "%s: %.60s: saturation_threshold is %g, expected %s", path, name->string, s,
                     relative->number != 0 ? "a part in (0, 1]" : "a whole number of pixels");
-    Defect *defect = &table->by_value[(int)value->number]; /* of two for a value, the last counts, as there */
+    /* two entries of one value: the last counts, as in the scripts. */
+    Defect *defect = &table->by_value[(int)value->number];
     snprintf(defect->name, sizeof defect->name, "%s", *name->string ? name->string : "unnamed");
     defect->relative = relative->number != 0;
     defect->saturation = s;
@@ -76,7 +77,7 @@ int truth_begin(Truth *truth, int width, int height, Error *err)
 {
     *truth = (Truth){.width = width, .height = height};
     if (width < 1 || height < 1 || (int64_t)width * height > IMAGE_MAX_PIXELS)
-        return fail(err, "a ground truth of %dx%d pixels cannot be", width, height);
+        return fail(err, "a ground truth cannot have %dx%d pixels", width, height);
     size_t n = (size_t)width * (size_t)height;
     truth->anomalous = calloc(n, 1);
     return truth->anomalous ? 0 : fail_memory(err, "a ground truth", n);
@@ -88,7 +89,7 @@ void truth_free(Truth *truth)
     *truth = (Truth){0};
 }
 
-/* Room for one more of `size` bytes in *array. */
+/* Make room for one more item of `size` bytes in *array. */
 static int grow(void **array, size_t n, size_t *capacity, size_t size, Error *err)
 {
     if (n < *capacity)
@@ -132,8 +133,8 @@ int truth_add_region(Truth *truth, const uint8_t *mask, uint32_t saturation, Err
     return close_region(truth, saturation ? saturation : 1, err);
 }
 
-/* Grow the component from `first` over its 8 neighbours. The marks of the component are its own queue: what
- * is marked is visited in turn, and its neighbours are marked behind it. */
+/* Grow the component from `first` over its 8 neighbours. The marks of the component are the queue: each
+ * mark is visited in turn, and appends its neighbours. */
 static int flood(Truth *truth, const uint8_t *mask, uint8_t *seen, size_t first, Error *err)
 {
     int width = truth->width, height = truth->height;
@@ -173,7 +174,7 @@ int truth_add_components(Truth *truth, const uint8_t *mask, Error *err)
  * Mask files
  * ============================================================================================== */
 
-/* The number that the file holds for pixel p in its channel c: a palette image's index, as numpy sees it. */
+/* The value of pixel p in channel c. For a palette image this is the index, as numpy sees it. */
 static unsigned sample(const Image *image, size_t p, size_t c)
 {
     if (image->indices)
@@ -182,7 +183,7 @@ static unsigned sample(const Image *image, size_t p, size_t c)
     return image->bits == 16 ? ((const uint16_t *)image->samples)[i] : ((const uint8_t *)image->samples)[i];
 }
 
-/* How many of the image's channels say something: alpha does not. */
+/* The number of channels without alpha. */
 static size_t n_values(const Image *image)
 {
     return image->indices || image->channels < 3 ? 1 : 3;
@@ -197,8 +198,8 @@ static void merge_mask(uint8_t *mask, const Image *image)
             mask[p] |= sample(image, p, c) != 0;
 }
 
-/* The file's one pixel value that is not 0; -1 with a sentence when there is none or are several, or when no
- * defect has it. */
+/* The file's only pixel value that is not 0. -1 with a sentence when there is none or more than one, or
+ * when no defect has it. */
 static int defect_value(const Image *image, const DefectTable *table, const char *path, Error *err)
 {
     size_t n = (size_t)image->width * (size_t)image->height;

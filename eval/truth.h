@@ -1,12 +1,14 @@
-/* eval/truth.h - what is wrong in a test image, pixel by pixel: its regions.
+/* eval/truth.h - the ground truth of a test image, pixel by pixel: its regions.
  *
- * A region is what the localization metrics count as one thing to be found, with MVTec's definitions:
+ * A region is one thing to be found, in the definitions of MVTec's localization metrics:
  *   without a defect table (MVTec AD)   a connected component, diagonals included, of the pixels that are
- *                                       not 0; it is found in full when all of its pixels are
- *   with one (MVTec LOCO AD)            all pixels of one mask file, connected or not; its pixel value names
- *                                       the defect, and the defect's saturation says how many pixels suffice
+ *                                       not 0. It is found in full when all of its pixels are found
+ *   with one (MVTec LOCO AD)            all pixels of one mask file, connected or not. Its pixel value names
+ *                                       the defect; the defect's saturation is the number of pixels that
+ *                                       suffice
  *
- * Regions may overlap in the second case: a pixel is anomalous once, but counts for each of its regions. */
+ * Regions may overlap in the second case. Such a pixel is anomalous once, but counts for each of its
+ * regions. */
 #ifndef SAMLAD_EVAL_TRUTH_H
 #define SAMLAD_EVAL_TRUTH_H
 
@@ -19,7 +21,7 @@
  *   {"defect_name": .., "pixel_value": 1..255, "saturation_threshold": .., "relative_saturation": true|false}
  * Relative: a part of the region's own area, in (0, 1]. Absolute: a number of pixels. */
 typedef struct Defect {
-    char name[96]; /* "": no defect has this pixel value */
+    char name[96]; /* "": no defect has this pixel value. */
     int relative;
     double saturation;
 } Defect;
@@ -30,35 +32,36 @@ int defect_table_read(DefectTable *table, const char *path, Error *err);
 
 typedef struct TruthMark {
     uint32_t pixel, region;
-    uint32_t again; /* 1: an earlier mark, of another region, has the same pixel */
+    uint32_t again; /* 1: an earlier mark, of another region, is at the same pixel. */
 } TruthMark;
 
 typedef struct Truth {
     int width, height;
-    uint8_t *anomalous; /* [height][width] 1: in some region */
+    uint8_t *anomalous; /* [height][width] 1: in some region. */
     size_t n_anomalous;
     size_t n_regions, region_capacity;
-    uint32_t *saturation; /* [n_regions] so many pixels found count as all; at least 1 */
+    uint32_t *saturation; /* [n_regions] this many found pixels count as all; at least 1. */
     size_t n_marks, mark_capacity;
-    TruthMark *marks; /* [n_marks] every pixel of every region */
+    TruthMark *marks; /* [n_marks] every pixel of every region. */
 } Truth;
 
-/* The regions of one image of width x height, out of its mask files masks[n_masks] (none: nothing is wrong
- * with it). Without a table: the components of their union. With one: a region a file; a file whose values
- * are not 0 and one value of the table is refused, as MVTec's scripts do. Palette images count by index, RGB
- * ones (without a table only) where any channel is not 0. On failure *truth holds nothing. */
+/* The regions of one image of width x height, from its mask files masks[n_masks] (none: a good image).
+ * Without a table: the components of their union. With a table: one region a file. A file with other
+ * values than 0 and one value of the table is refused, as in MVTec's scripts. Palette images count by
+ * index. RGB images (without a table only) count where any channel is not 0. On failure *truth holds
+ * nothing. */
 int truth_read(Truth *truth, int width, int height, const char *const *masks, size_t n_masks,
                const DefectTable *table, Error *err);
-void truth_free(Truth *truth); /* safe on a zeroed struct */
+void truth_free(Truth *truth); /* safe on a zeroed struct. */
 
 /* The same from masks in memory [height][width]: begin, then add. */
 int truth_begin(Truth *truth, int width, int height, Error *err);
 int truth_add_components(Truth *truth, const uint8_t *mask, Error *err);
-/* One region of the pixels where the mask is not 0 (at least one). */
+/* Add the pixels where the mask is not 0 (at least one) as one region. */
 int truth_add_region(Truth *truth, const uint8_t *mask, uint32_t saturation, Error *err);
 
-/* How many of `area` pixels saturate a region of this defect: floor(part x area), or min(pixels, area). At
- * least 1: where MVTec's script would divide by 0 (a relative part of a tiny region), one pixel suffices. */
+/* The number of pixels that saturates a region of `area` pixels: floor(part x area), or min(pixels, area).
+ * At least 1: a relative part of a tiny region can be 0 pixels, and MVTec's script would divide by it. */
 uint32_t defect_saturation(const Defect *defect, size_t area);
 
 #endif

@@ -1,19 +1,19 @@
 /* amx.h - the matrix unit of Intel's server processors since 2023 (AMX), for the products in bf16.c; private
- * to it. Where the compiler or the machine has none, amx_begin() says so and nothing else here is called.
+ * to it. Where the compiler or the machine has none, amx_begin says so, and no other function here is called.
  *
  * The unit has eight registers, the tiles, of 16 rows × 64 bytes. One instruction multiplies two of them:
  *
  *     c[16][16] += a[16 rows][16 pairs] · b[16 pairs][16 columns]          pairs of bf16, sums of float32
  *
- * which is what 256 of AVX512-BF16's dot products do. Four tiles hold 32 × 32 sums, two each a step of both
- * operands, so that every tile that is loaded is used twice:
+ * the work of 256 dot products of AVX512-BF16's. Four tiles hold 32 × 32 sums; two tiles hold a step of each
+ * operand. So each tile is loaded once and used twice:
  *
  *           b0  b1
  *       a0  c0  c1
  *       a1  c2  c3
  *
  * Right operands are panels [pairs][NR] in bf16.c's order already; left ones are rows of pairs. The number of
- * pairs must be a multiple of AMX_STEP, and what pads it zero in *both* operands. */
+ * pairs must be a multiple of AMX_STEP; the padding is zero in *both* operands. */
 #ifndef SAMLAD_AMX_H
 #define SAMLAD_AMX_H
 
@@ -75,7 +75,7 @@ static void amx_rows(Amx *amx, int rows)
     amx->rows = rows;
 }
 
-/* Give the tiles back: a thread that holds them is dearer to interrupt. */
+/* Give the tiles back: interrupting a thread that holds them costs more. */
 static void amx_end(Amx *amx)
 {
     if (amx->rows)
@@ -148,7 +148,7 @@ static void amx_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc, 
         amx_tiles(1, 1, c, ldc, start, a, lda, b, pairs);
 }
 
-/* `rounds` steps without a memory access: what the unit can do at most. Returns the multiply-adds. */
+/* `rounds` steps without a memory access, the unit's limit. Returns the multiply-adds. */
 static double amx_burst(int rounds)
 {
     enum { PRODUCTS = 4 };

@@ -34,8 +34,8 @@
 #define TASKS_A_THREAD  4               /* at least, where there are enough queries */
 #define LOG2_E          1.44269504088896340736f
 
-/* A token's vector stands at first + (y·row_ld + x·ld). Places beyond h × w (of a window that reaches over
- * the edge of the picture) all have the vector `pad`. */
+/* A token's vector stands at first + (y·row_ld + x·ld). Tokens beyond h × w are the padding of a window that
+ * reaches over the edge of the image: all have the vector `pad`. */
 typedef struct Grid {
     const float *first;
     ptrdiff_t row_ld, ld;
@@ -60,12 +60,12 @@ typedef struct Head {
     const float *bias; /* this head's part of rel->bias, or NULL */
 } Head;
 
-/* The rectangle of queries that a task works off. */
+/* The rectangle of queries of a task. */
 typedef struct Rectangle {
     int y, x, h, w;
 } Rectangle;
 
-/* The tile of keys at hand: rows kh .. kh + rows, columns kw .. kw + cols of the grid of keys. */
+/* A tile of keys: rows kh .. kh + rows, columns kw .. kw + cols of the grid of keys. */
 typedef struct KeyTile {
     int kh, kw, rows, cols;
     int padded; /* cols rounded up to whole vectors */
@@ -78,7 +78,7 @@ typedef struct Task {
     float values[KEYS * DIMS] __attribute__((aligned(64))); /* slivers [keys][NR] of v */
     float sum[QUERIES][LANES] __attribute__((aligned(64))); /* lane by lane until the end */
     float max[QUERIES];
-    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the columns at hand */
+    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the tile's columns */
     int rel_h, rel_w;      /* their widths, see row_floats; 0 without */
     Rectangle queries;
 } Task;
@@ -133,7 +133,7 @@ static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, in
         }
 }
 
-/* Dimensions d0 .. d0 + dims of the tile's values; the last sliver is filled with zeros. */
+/* Dimensions d0 .. d0 + dims of the tile's values; the last sliver is padded with zeros. */
 static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int n = t->rows * t->cols;
@@ -194,8 +194,8 @@ static ptrdiff_t head_biases(const RelativePosition *rel)
     return (ptrdiff_t)rel->grid_h * distance_bias_stride(rel->grid_w);
 }
 
-/* How many biases a query has by the keys' rows, and by as many columns as a tile of keys has: whole vectors,
- * of the columns the first once more behind the last, see rel_columns. */
+/* Biases per query: by the keys' rows, and by the columns of a tile of keys. Both are whole vectors; behind
+ * the columns the first vector is repeated, see rel_columns. */
 static int row_floats(int grid_h)
 {
     return round_up(grid_h, LANES);
@@ -206,7 +206,7 @@ static int column_floats(int cols)
     return round_up(cols, LANES) + LANES;
 }
 
-/* The biases by the keys' rows, once a task. */
+/* The biases by the keys' rows, once per task. */
 static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 {
     const RelativePosition *rel = head->rel;
@@ -217,8 +217,8 @@ static void rel_rows(Task *task, const Head *head, const Rectangle *r)
                     head->head_dim);
 }
 
-/* The biases by the keys' columns kw .. kw + cols. What fills the last vector becomes -inf; behind it the
- * first vector stands once more, for a sliver of keys may reach over the end of a row into the next. */
+/* The biases by the keys' columns kw .. kw + cols. The last vector is padded with -inf. Behind it the first
+ * vector is repeated, because a sliver of keys may reach over the end of a row into the next. */
 static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw, int cols)
 {
     const RelativePosition *rel = head->rel;
@@ -245,7 +245,7 @@ static const float *row_biases(const Task *task, const KeyTile *t, int query)
     return task->rel_h ? task->rel + query * (task->rel_h + task->rel_w) + t->kh : none;
 }
 
-/* logits[rows][columns] = the biases by distance: those of a row of keys stand side by side. */
+/* logits[rows][columns] = the biases by distance, a row of keys after the other. */
 static void start_distances(Task *task, const Head *head, const KeyTile *t, int query, int rows)
 {
     const Rectangle *r = &task->queries;
@@ -291,8 +291,8 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
                 task->logits[i * STRIDE + c] = -INFINITY;
 }
 
-/* The running maxima of a group of queries. factor[i]: what was summed up for query i must be scaled by it (1
- * when its maximum stays; at the first tile there is zeros to scale). */
+/* The running maxima of a group of queries. factor[i] scales the earlier sums of query i; it is 1 where the
+ * maximum stays. (Before the first tile there are no sums.) */
 static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
 {
     float grown[MR + LANES] = {0};
@@ -394,8 +394,8 @@ static void tile_of_keys(Task *task, const Head *head, const KeyTile *t, const R
                              y * r->w + x, min_int(r->w - x, step), first_tile);
 }
 
-/* How many columns of keys a tile has, and the grid in how many strips of them: equal, whole vectors, at most
- * KEYS. */
+/* Columns of keys in a tile. The grid is divided into strips of that width: equal, whole vectors, at most
+ * KEYS columns. */
 static int strip_of_keys(int key_w)
 {
     int strips = (key_w + KEYS - 1) / KEYS;
@@ -440,8 +440,8 @@ static void attend(const Head *head, const Rectangle *r)
 
 /* ---- all heads ----------------------------------------------------------------------------------------*/
 
-/* Rows of queries that a task takes; a row that is too long by itself is divided. Equal parts of the whole,
- * at least `parts_wanted` where there are enough queries. */
+/* The queries of a task: whole rows of the grid, or a part of a row that is too long. All tasks are equal,
+ * and there are at least `parts_wanted` of them where there are enough queries. */
 static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel, int parts_wanted)
 {
     int most = (int)(((ptrdiff_t)query_h * query_w + parts_wanted - 1) / parts_wanted);
@@ -460,8 +460,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
-/* All heads: the first, and into how many tasks of which size each is divided: down × across, one head's
- * after the other's. */
+/* All heads: the first one, and the tasks of each: down × across, of `size` queries. Task numbers run through
+ * one head after the other. */
 typedef struct Heads {
     Head first;
     Rectangle size;
@@ -525,7 +525,7 @@ typedef struct Windows {
     const RelativePosition *rel;
 } Windows;
 
-/* One head of one window. Queries beyond the edge of the grid are not asked for; keys and values there are
+/* One head of one window. Beyond the edge of the grid there are no queries; keys and values there are
  * pad's. */
 static void head_of_window(const void *job, int number)
 {

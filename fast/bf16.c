@@ -12,7 +12,7 @@
  * a is broadcast against a vector of b, and one instruction does the work of two. Both operands come in
  * pairs, the low half being the even term; an odd k ends with a pair whose upper half is zero.
  *
- * Processors with a matrix unit (amx.h) do a whole block of 32 rows with it, from the same operands. */
+ * Processors with a matrix unit (amx.h) compute a whole block of 32 rows with it, from the same operands. */
 #include "fast/bf16.h"
 
 #include <math.h>
@@ -24,7 +24,7 @@ static int pairs_of(int k)
     return (k + 1) / 2;
 }
 
-/* What is kept of them: whole steps of the matrix unit, the last one filled up with zeros. */
+/* Pairs in memory: whole steps of the matrix unit, the last one padded with zeros. */
 static int stored_pairs(int k)
 {
     return round_up(pairs_of(k), AMX_STEP);
@@ -39,10 +39,7 @@ INLINE BitsVec load_bits(const uint32_t *p)
     return v;
 }
 
-/* Nearest, ties to even: adding 0x7fff, and one more when the last bit that stays is set, carries into the
- * upper half exactly when it must; up to infinity, as it should. A NaN keeps its upper bits and is made quiet
- * (by them alone it could become infinity). The instruction takes subnormal numbers for zero; so does this.
- */
+/* As tensor.c's bf16_round, lane by lane. The instruction takes subnormal numbers for zero; so does this. */
 INLINE HalfVec round_half(Vec x)
 {
     BitsVec bits = (BitsVec)x, magnitude = bits & 0x7fffffff;
@@ -71,8 +68,8 @@ INLINE BitsVec round_pairs(Vec first, Vec second)
 }
 
 /* A bf16 is a float32 whose lower half is zero, so that both terms of a pair are one operation away. The
- * order of the two sums is that of the AMD processors which have the instruction; Intel's description has
- * them the other way round, and both take subnormal numbers for zero. Hence "within rounding" in bf16.h. */
+ * order of the two sums is that of AMD's processors. Intel's description has them the other way round. Both
+ * take subnormal numbers for zero. */
 INLINE Vec dot_pairs_portable(BitsVec a, BitsVec b, Vec sum)
 {
     sum = fmadd((Vec)(a & 0xffff0000), (Vec)(b & 0xffff0000), sum);
@@ -163,7 +160,7 @@ double bf16_burst(int rounds)
         n_threads++;
     }
     double gflop = 4e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are worked out */
+    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are computed */
 }
 
 /* ---- packing -----------------------------------------------------------------------------------
@@ -174,7 +171,7 @@ double bf16_burst(int rounds)
 #define KC    (2 * PAIRS)
 _Static_assert(PAIRS % AMX_STEP == 0 && PAIRS % LANES == 0, "a block is whole steps and vectors");
 
-/* out[pairs_of(k)] = x[k], the last vector filled up with zeros. */
+/* out[pairs_of(k)] = x[k], the last vector padded with zeros. */
 static void round_row(uint32_t *out, const float *x, int k)
 {
     int p = 0;
@@ -257,9 +254,9 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 
 /* ---- the blocked matrix product ----------------------------------------------------------------*/
 
-/* An output tile: its rows of a, rounded, stay in the second cache, and so do its sums. The matrix unit is so
- * fast that rounding a's rows takes a noticeable share: its tiles are wider, so that each row is rounded less
- * often. */
+/* An output tile: its rounded rows of a stay in the L2 cache, and so do its sums. Beside the matrix unit the
+ * rounding of a's rows takes a noticeable share of the time. So its tiles are wider, and each row is rounded
+ * less often. */
 #define MC     168 /* whole register tiles */
 #define NC     768
 #define AMX_MC 96
@@ -268,7 +265,7 @@ _Static_assert(MC % MR == 0 && NC % NR == 0 && AMX_MC % AMX_ROWS == 0 && AMX_NC 
                "tiles are whole register tiles");
 
 /* c[rows][vecs·LANES] = start + a·b: a [rows][pairs] with rows PAIRS apart, b [pairs][vecs·LANES]. `rows` and
- * `vecs` are constants where this is inlined, so that `sum` lives in registers. */
+ * `vecs` are constants where this is inlined, so that `sum` stays in registers. */
 INLINE void pair_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                       const uint32_t *b, int pairs)
 {
@@ -339,7 +336,7 @@ static void group_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc
         any_tile(rows, width / LANES, c, ldc, start, a, b, pairs);
 }
 
-/* A group whose last vector is not full: worked out beside c, then its `cols` columns are copied. */
+/* A group whose last vector is not full: computed in a buffer, from which its `cols` columns are copied. */
 static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrdiff_t ldc, Start start,
                          const uint32_t *a, const uint32_t *b, int pairs)
 {
@@ -351,7 +348,7 @@ static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrd
 }
 
 /* c[m][cols] = start + a·panel, panel [pairs][width]. `roomy`: the rows of c and start have room for whole
- * vectors, and what is written there does not matter. */
+ * vectors, and may be written there. */
 static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                           const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
 {
@@ -366,9 +363,9 @@ static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const 
     }
 }
 
-/* One output tile (m <= MC): all blocks of the sum, one after the other. The rows of a are rounded anew for
- * every tile beside it: that costs one instruction for 2·LANES terms, against NC products with each. packed:
- * from the tile's first column on. */
+/* One output tile (m <= MC): all blocks of the sum, one after the other. Each tile of a row of tiles rounds
+ * the rows of a again: that is one instruction for 2·LANES terms, against NC products with each. packed: from
+ * the tile's first column on. */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, const uint32_t *packed, int m,
                          int n, int k, int with_gelu)
 {
@@ -397,7 +394,7 @@ typedef struct Product {
     const float *x, *bias;
     const uint32_t *packed;
     int m, n, k, with_gelu;
-    int tile_m, tile_n, across; /* tiles: their size, how many stand side by side */
+    int tile_m, tile_n, across; /* tiles: their size, tiles side by side */
 } Product;
 
 static void numbered_tile(const void *job, int t)
@@ -476,7 +473,7 @@ void linear_pack(Linear *l, Arena *arena)
  * relative positions are made ready in the scratch, once for all of its queries. Then one task = at most
  * QUERIES queries of a problem, which walks over the keys in tiles of KEYS with the online softmax, as in
  * attention.c. Logits are in units of log 2. */
-#define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB a thread; whole groups are used */
+#define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB per thread; whole groups are used */
 #define KEYS    KC /* so that a tile of probabilities is a block of the sum of the product with v */
 #define LOG2_E  1.44269504088896340736f
 
@@ -656,9 +653,9 @@ static void tile_logits(AttentionTask *task, const uint32_t *keys, int dim, int 
     }
 }
 
-/* Turn row i's dot products into probabilities relative to the running maximum; bias: what to add to the
- * scaled ones. What is summed up are the rounded probabilities, so that the weights of the values add up to
- * one. Returns the factor by which what was summed up before must be scaled. */
+/* Turn row i's dot products into probabilities relative to the running maximum; bias is added to the scaled
+ * products. The sum is that of the rounded probabilities, so that the weights of the values add up to one.
+ * Returns the factor that scales the earlier sums. */
 static float tile_softmax(AttentionTask *task, int i, int keys, float scale, const float *bias)
 {
     float *row = task->logits + i * KEYS;
@@ -691,9 +688,8 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
     return factor;
 }
 
-/* bias[keys] = h[kh] + w[kw] of one query and the keys from `first` on. Whole vectors are written: what
- * reaches into the next row of keys is overwritten when its turn comes, and what lies beyond the last key is
- * zero. */
+/* bias[keys] = h[kh] + w[kw] of one query and the keys from `first` on. Whole vectors are written. One that
+ * reaches into the next row of keys is overwritten by that row; beyond the last key stand zeros. */
 static void rel_bias(float *bias, const float *h, const float *w, int key_w, int first, int keys)
 {
     int kh = first / key_w, kw = first % key_w;
@@ -762,7 +758,7 @@ static void attention_task(const Attention *a, int problem, int first_query, int
     }
 }
 
-/* The tasks of an attention by their numbers, those of a problem one after the other. */
+/* The tasks of an attention by number; those of a problem follow each other. */
 
 static int key_tiles(const Attention *a)
 {

@@ -81,7 +81,7 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
     }
 }
 
-/* A pixel of all channels: taps[3·ky + kx] is the pixel of x below that place of the kernel, NULL outside. */
+/* A pixel of all channels: taps[3·ky + kx] is the pixel of x under that tap of the kernel, NULL outside. */
 static void depthwise_pixel(float *y, const float *const taps[9], const float *weight, const float *bias,
                             int channels)
 {
@@ -124,8 +124,8 @@ size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
     return (size_t)min_int(band_rows(w), h) * w * c_out * stride * stride;
 }
 
-/* Every input pixel becomes a square of stride × stride output pixels: one product gives
- * [c_out][stride][stride] for each, which is then put in its place. */
+/* Every input pixel becomes a square of stride × stride output pixels. One product gives
+ * [c_out][stride][stride] for each; then the squares are copied into y. */
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
                       int c_in, int c_out, int stride, float *scratch)
 {

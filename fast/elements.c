@@ -51,7 +51,7 @@ static float row_deviation(const float *x, int n, float mean)
     return sum_lanes(s0 + s1) + tail;
 }
 
-/* Mean and 1/deviation are known when the row is read for the third time, all in the first cache. */
+/* The row is read three times: mean, deviation, output. It stays in the L1 cache meanwhile. */
 static void norm_row(float *y, const float *x, const float *gamma, const float *beta, int dim, float eps)
 {
     float mean = row_sum(x, dim) / dim;

@@ -268,7 +268,7 @@ static void numbered_tile(const void *job, int i)
     product_tile(p, (Tile){row, first_row(p, y + 1) - row, col, min_int(p->n - col, p->tile_n), 0});
 }
 
-/* With few rows a tile is one sliver, so that what is packed is still in the first cache when it is used. */
+/* With few rows a tile is one sliver, so that packed data is still in the L1 cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
                     int n, int k, int with_gelu)
 {

@@ -29,18 +29,18 @@ void skinny_linear(float *y, const float *x, const float *w, const float *bias, 
 /* quadratic[TILE] = zᵀ·G·z of each column of z [n][TILE], given the triangle that tile_triangle makes of
  * the symmetric G; scratch [n][TILE]. */
 void tile_quadratic(float *quadratic, const float *z, const float *triangle, int ld, int n, float *scratch);
-/* In place: zᵀ·Gᵤ·z = zᵀ·G·z with Gᵤ = the upper triangle, what is off the diagonal doubled. */
+/* In place: G becomes Gᵤ, its upper triangle with doubled elements off the diagonal; zᵀ·Gᵤ·z = zᵀ·G·z. */
 void tile_triangle(float *g, int ld, int n);
 /* y[TILE][ld] = xᵀ, zero beyond column `rows`; ld a multiple of TILE_PAD. */
 void tile_transpose(float *y, int ld, const float *x, int rows);
 
 /* y[rows][TILE] = factor[TILE]∘x + z, in every row */
 void tile_scale_add(float *y, const float *factor, const float *x, const float *z, int rows);
-/* Softmax over n of x[heads][n][TILE], which it spoils; y[heads][n-1][TILE] gets all but the last. */
+/* Softmax over n of x[heads][n][TILE], which is overwritten; y[heads][n-1][TILE] gets all but the last. */
 void tile_softmax(float *y, float *x, int heads, int n);
-/* The streaming softmax along the positions (see attention.c) for one tile: scores [rows][TILE],
- * of which the first `used` columns count, become e^(score - max); max[rows] and sum[rows] run along.
- * factor[rows]: by how much what was summed up before must be scaled. */
+/* The online softmax along the positions (see attention.c), for one tile: scores [rows][TILE], of which the
+ * first `used` columns count, become e^(score - max). max[rows] and sum[rows] are kept from tile to tile;
+ * factor[rows] scales the earlier sums. */
 void tile_online_softmax(float *scores, int rows, int used, float *max, float *sum, float *factor);
 
 /* LayerNorm over the rows of x [rows][TILE], then GELU, in place. */

@@ -47,7 +47,7 @@ INLINE Vec load(const float *p)
     return v;
 }
 
-/* LANES float16 at p, exactly; infinite ones and NaNs are for the caller to keep out. Moved to the place of a
+/* LANES float16 at p, exactly; the caller keeps out infinities and NaNs. Moved to the place of a
  * float32's bits, a float16's exponent is short of 112 = 127 - 15. */
 INLINE Vec load_half(const uint16_t *p)
 {
@@ -201,7 +201,7 @@ INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
 #endif
 }
 
-/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. The numbers are moved, never looked at:
+/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. The numbers are only moved:
  * they may be any 32 bits. */
 INLINE void rows_to_columns(float *to, ptrdiff_t ld, const float *const row[LANES], int n)
 {
@@ -237,8 +237,8 @@ INLINE float max_lanes(Vec v)
 /* ---- functions of vectors ----------------------------------------------------------------------*/
 
 /* e^x within 2 ulp: x = n·ln2 + r with |r| <= ln2/2, e^x = 2^n·e^r, e^r by its Taylor series to r^7/5040.
- * Adding 1.5·2^23 rounds n to an integer and leaves it in the low bits. Beyond 88 it saturates, below -87 it
- * is zero (the subnormal numbers that float has left there do not matter to anyone here). */
+ * Adding 1.5·2^23 rounds n to an integer and leaves it in the low bits. Above 88 it saturates; below -87,
+ * where float has subnormal numbers only, it is zero. */
 INLINE Vec vec_exp(Vec x)
 {
     const Vec magic = splat(12582912.0f);
@@ -262,9 +262,9 @@ INLINE Vec vec_exp(Vec x)
 }
 
 /* 2^x for x <= 0, what a softmax needs, within 2 ulp: x = n + f for an integer n, 2^f by the polynomial of
- * degree 6 with the least maximum relative error (2e-9). Below -126 it stays 2^-126, which is nothing beside
- * the largest term of a softmax, 1, while subnormal numbers would be slow. AVX-512 has instructions for x
- * less its floor, so that 0 <= f < 1, and for p·2^n, which finds n itself; elsewhere n is the nearest
+ * degree 6 with the least maximum relative error (2e-9). Below -126 it stays 2^-126: subnormal numbers would
+ * be slow, and beside the largest term of a softmax, 1, it makes no difference. AVX-512 has instructions for
+ * x less its floor, so that 0 <= f < 1, and for p·2^n, which finds n itself; elsewhere n is the nearest
  * integer, |f| <= 1/2, and is added to the exponent. */
 INLINE Vec vec_exp2(Vec x)
 {

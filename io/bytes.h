@@ -1,4 +1,4 @@
-/* io/bytes.h - a number of n bytes (at most 8) as image formats write it, highest byte first or last. */
+/* io/bytes.h - numbers of n bytes (at most 8) in image formats, highest byte first or last. */
 #ifndef SAMLAD_IO_BYTES_H
 #define SAMLAD_IO_BYTES_H
 

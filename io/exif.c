@@ -1,9 +1,11 @@
 /* io/exif.c - the orientation of a photo. See exif.h.
  *
- * JPEG's segment is "Exif\0\0" and a TIFF file, PNG's chunk the TIFF file alone: byte order, 42, the place
- * of the first directory; there the number of entries, each 12 bytes: tag, type, count, value. tiff.c
- * refuses a damaged directory; here damage only means that nothing is said, and what stands before it
- * counts: what a camera wrote beside the picture is no reason to refuse the picture. */
+ * JPEG's segment is "Exif\0\0" and a TIFF file; PNG's chunk is the TIFF file alone. The TIFF file begins
+ * with its byte order, 42, and the offset of the first directory. A directory is the number of entries,
+ * then 12 bytes an entry: tag, type, count, value.
+ *
+ * tiff.c refuses a damaged directory. Here damage ends the search, and the entries before it count.
+ * Damaged metadata are no reason to refuse a picture. */
 #include "io/exif.h"
 
 #include <stdlib.h>
@@ -44,7 +46,7 @@ int exif_of_segment(const uint8_t *p, size_t n)
     return has_prefix(p, n) ? of_tiff(p + PREFIX, n - PREFIX) : 0;
 }
 
-/* Some programs copy the segment as it is. */
+/* Some programs copy the JPEG segment unchanged. */
 int exif_of_chunk(const uint8_t *p, size_t n)
 {
     n = n < EXIF_MAX ? n : EXIF_MAX;
@@ -56,8 +58,9 @@ int exif_swaps(int orientation)
     return orientation >= 5;
 }
 
-/* Seen from the turned image: 5 to 8 run along the file's columns; 2, 3, 7, 8 begin at its right end and 3,
- * 4, 6, 7 at its lower one. in [height][width] of `pixel` bytes each. */
+/* Copy the pixels in the order of the turned image. Orientations 5 to 8 run along the file's columns; 2,
+ * 3, 7, 8 begin at its right end and 3, 4, 6, 7 at its lower one. `in` is [height][width] of `pixel` bytes
+ * each. */
 static void turn(uint8_t *out, const uint8_t *in, size_t width, size_t height, size_t pixel, int orientation)
 {
     const int from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;

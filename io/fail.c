@@ -1,11 +1,11 @@
-/* fail.c - see fail.h and error.h. */
+/* io/fail.c - see fail.h and error.h. */
 #include "io/fail.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Not the first byte of a character in UTF-8. */
+/* 1 for a byte of UTF-8 that continues a character. */
 static int within_character(char c)
 {
     return ((unsigned char)c & 0xc0) == 0x80;
@@ -21,7 +21,7 @@ int fail(Error *err, const char *format, ...)
     va_start(args, format);
     vsnprintf(whole, sizeof whole, format, args);
     va_end(args);
-    /* The path comes first and the reason last: of what does not fit, the middle is left out. */
+    /* The path comes first and the reason last. A sentence that is too long loses its middle. */
     const size_t n = strlen(whole);
     if (n < ERROR_SIZE) {
         memcpy(err->message, whole, n + 1);

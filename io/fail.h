@@ -1,12 +1,12 @@
-/* fail.h - how a function that fails says so. Apart from error.h, which programs that use samlad.h see:
- * these names are the library's own. */
+/* io/fail.h - how a function reports failure. These names are the library's own; error.h is for programs
+ * that use samlad.h. */
 #ifndef SAMLAD_FAIL_H
 #define SAMLAD_FAIL_H
 
 #include "io/error.h"
 
-/* Write the sentence into err (NULL is allowed: the caller does not care) and return -1, so that
- * `return fail(err, "%s: not a PNG file", path);` is the whole of an error path. */
+/* Write the sentence into err and return -1, so that an error path is one line: `return fail(err, "%s: not
+ * a PNG file", path);`. err may be NULL when the caller needs no sentence. */
 int fail(Error *err, const char *format, ...)
 #if defined(__GNUC__)
     __attribute__((format(printf, 2, 3)))

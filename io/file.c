@@ -1,7 +1,6 @@
-/* io/file.c - whole files, folders, and SHA-256 (FIPS 180-4).
- *
- * A file is written under a temporary name and renamed when it is complete, so that a reader never meets half
- * of one and a failed run leaves the old file as it was. */
+/* io/file.c - whole files, folders, and SHA-256 (FIPS 180-4). A file is written under a temporary name and
+ * renamed when it is complete. So a reader never meets half a file, and a failed run leaves the old file
+ * unchanged. */
 #include "io/file.h"
 
 #include <dirent.h>
@@ -20,7 +19,7 @@
 
 /* ---- reading ---------------------------------------------------------------------------------------*/
 
-/* Read until the end, growing by doubling: pipes and /proc files have no size to ask for. */
+/* Read until the end; the buffer doubles. Pipes and /proc files have no size to ask for. */
 static uint8_t *read_all(FILE *f, const char *path, size_t capacity, size_t max_bytes, size_t *n, Error *err)
 {
     uint8_t *bytes = malloc(capacity + 1);
@@ -29,7 +28,7 @@ static uint8_t *read_all(FILE *f, const char *path, size_t capacity, size_t max_
         length += fread(bytes + length, 1, capacity - length, f);
         if (length < capacity)
             break;
-        if (capacity >= max_bytes) { /* full: is there one byte more than allowed? */
+        if (capacity >= max_bytes) { /* full: is there a byte beyond the limit? */
             if (fgetc(f) == EOF)
                 break;
             fail(err, "%s: larger than the %zu bytes allowed here", path, max_bytes);
@@ -74,7 +73,7 @@ uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err)
         fail(err, "%s: %lld bytes, larger than the %zu allowed here", path, (long long)info.st_size,
              max_bytes);
     else {
-        /* One byte more than the size, so that the first read already meets the end. */
+        /* Ask for one byte more than the size: the first read then already meets the end. */
         size_t capacity = S_ISREG(info.st_mode) && info.st_size > 0 ? (size_t)info.st_size + 1 : 4096;
         bytes = read_all(f, path, capacity < max_bytes ? capacity : max_bytes, max_bytes, n, err);
     }
@@ -84,7 +83,7 @@ uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err)
 
 /* ---- temporary names -------------------------------------------------------------------------------*/
 
-/* Machines that share a folder may have equal process numbers: the name of the machine tells them apart. */
+/* Machines that share a folder may have equal process numbers, so the name contains the machine's. */
 static void host_name(char host[64])
 {
     if (gethostname(host, 63) != 0)
@@ -94,11 +93,11 @@ static void host_name(char host[64])
         *c = *c == '/' ? '_' : *c;
 }
 
-/* A name that is too long with the ending is cut, and told from others cut alike by a checksum (FNV-1a) of
- * the whole. */
+/* A name that is too long with the ending is cut. A checksum (FNV-1a) of the whole name tells it from
+ * others cut alike. */
 char *temporary_name(const char *path)
 {
-    enum { LONGEST = 255 }; /* of a file's name, as nearly everywhere */
+    enum { LONGEST = 255 }; /* longest file name on nearly every file system. */
     char host[64], ending[128];
     host_name(host);
     snprintf(ending, sizeof ending, ".tmp.%s.%ld", host, (long)getpid());
@@ -119,7 +118,7 @@ char *temporary_name(const char *path)
     return name;
 }
 
-/* Was the file left by a process of this machine that is no more? */
+/* Did a process of this machine leave the file, and is that process gone? */
 static int is_stale(const char *name)
 {
     char host[64], rest[96];
@@ -139,12 +138,12 @@ static int sweep_one(const char *path, const struct stat *info, int type, struct
 {
     (void)info;
     if (type == FTW_F && is_stale(path + at->base))
-        unlink(path); /* another process may have been first */
+        unlink(path); /* another process may have been first. */
     return 0;
 }
 
-/* nftw for folders where other processes come and go: one that vanishes under it ends its walk, which then
- * begins again. Each time takes a folder that is gone by now, so it ends. */
+/* nftw for folders that other processes change. A folder that vanishes under the walk ends it, and the
+ * walk begins again. Each round needs a folder that vanished, so the rounds end. */
 static int walk(const char *path, int (*visit)(const char *, const struct stat *, int, struct FTW *),
                 int flags)
 {
@@ -172,13 +171,13 @@ void dir_sweep_flat(const char *path)
         const size_t size = strlen(path) + strlen(names[i]) + 2;
         char *file = is_stale(names[i]) ? malloc(size) : NULL;
         if (file && snprintf(file, size, "%s/%s", path, names[i]) > 0)
-            unlink(file); /* another process may have been first */
+            unlink(file); /* another process may have been first. */
         free(file);
     }
     free(names);
 }
 
-/* A folder that another process filled again after it was emptied stays, with what was put there. */
+/* A folder that another process has filled again stays, with its files. */
 static int remove_one(const char *path, const struct stat *info, int type, struct FTW *at)
 {
     (void)info, (void)at;
@@ -197,7 +196,7 @@ int dir_remove(const char *path, Error *err)
 static int prune_entry(const char *dir, const char *name, int is_dir, const char *ending, int depth,
                        Error *err);
 
-/* The folder's entries, files first; what another process removed meanwhile is fine. */
+/* Prune the folder's entries, files first. An entry that another process has removed is fine. */
 static int prune(const char *path, const char *ending, int depth, Error *err)
 {
     if (depth > 32)
@@ -213,7 +212,7 @@ static int prune(const char *path, const char *ending, int depth, Error *err)
         free(names);
     }
     if (!status)
-        rmdir(path); /* unless something stayed */
+        rmdir(path); /* fails while something is in it. */
     return status;
 }
 
@@ -257,7 +256,7 @@ int file_publish(const char *from, const char *to, Error *err)
     int existed = 0;
     if (link(from, to) != 0) {
         existed = errno == EEXIST;
-        /* file systems without hard links: the last one wins */
+        /* file systems without hard links: the last process wins. */
         if (!existed && rename(from, to) != 0)
             return fail(err, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
     }
@@ -267,7 +266,7 @@ int file_publish(const char *from, const char *to, Error *err)
 
 /* ---- writing ---------------------------------------------------------------------------------------*/
 
-/* Names of what is open already, /dev/stdout above all: a rename cannot give them to another file. */
+/* Is the path an open stream, such as /dev/stdout? A rename cannot replace its file. */
 static int is_open_file(const char *path)
 {
     return strncmp(path, "/dev/std", 8) == 0 || strncmp(path, "/dev/fd/", 8) == 0 ||
@@ -280,8 +279,8 @@ static int is_special(const char *path)
     return is_open_file(path) || (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode));
 }
 
-/* Go where the link *at leads to, by one step; 1: there is none to follow. -1: no memory, or a path that is
- * too long. */
+/* Follow the link *at by one step. 1: there is no link to follow. -1: no memory, or a path that is too
+ * long. */
 static int follow_link(char **at)
 {
     char target[PATH_MAX];
@@ -301,7 +300,7 @@ static int follow_link(char **at)
     return 0;
 }
 
-/* The path, or what it leads to when it is a link, there or not. malloc'd; NULL after a sentence. */
+/* The path, or the target of its link, which may be missing. malloc'd; NULL after a sentence. */
 static char *behind_links(const char *path, Error *err)
 {
     enum { MOST_LINKS = 40 }; /* as Linux */
@@ -335,7 +334,7 @@ int out_open(OutFile *out, const char *path, Error *err)
         out_release(out);
         return fail_memory(err, path, strlen(path) + 1);
     }
-    /* what is open already is gone on with: the shell's >> has not begun it anew */
+    /* append to an open stream: the shell's >> must not lose its contents. */
     out->stream = fopen(special ? out->path : out->tmp, is_open_file(out->path) ? "abe" : "wbe");
     if (!out->stream) {
         fail(err, "%s: cannot create: %s", out->path, strerror(errno));
@@ -366,7 +365,7 @@ int out_try(const char *path, Error *err)
     OutFile out;
     if (dir_exists(path))
         return fail(err, "%s: is a folder, expected the name of a file", path);
-    if (is_special(path)) /* a pipe's reader would take this for the end */
+    if (is_special(path)) /* the reader of a pipe would take this for the end. */
         return 0;
     if (out_open(&out, path, err))
         return -1;
@@ -428,7 +427,7 @@ int file_same(const char *a, const char *b, Error *err)
     uint8_t block[2][BLOCK];
     FILE *fa = open_to_read(a, err), *fb = fa ? open_to_read(b, err) : NULL;
     int same = fb ? 1 : -1;
-    for (long n = BLOCK; same == 1 && n == BLOCK;) { /* a short block is the last */
+    for (long n = BLOCK; same == 1 && n == BLOCK;) { /* a short block is the last one. */
         n = read_block(fa, a, block[0], err);
         long m = n < 0 ? n : read_block(fb, b, block[1], err);
         same = n < 0 || m < 0 ? -1 : n == m && memcmp(block[0], block[1], (size_t)n) == 0;
@@ -481,7 +480,7 @@ int dir_make(const char *path, Error *err)
     if (!partial)
         return fail_memory(err, path, strlen(path) + 1);
     int status = 0;
-    /* "a/b/c": make "a", "a/b", then the whole; the first character may be the root's slash. */
+    /* "a/b/c": make "a", "a/b", then the whole. The first character may be the root's slash. */
     for (char *p = partial; !status && *p; p++) {
         int last = p[1] == 0;
         if (p[1] != '/' && !last)
@@ -489,7 +488,7 @@ int dir_make(const char *path, Error *err)
         char kept = p[1];
         p[1] = 0;
         int why = mkdir(partial, 0777) != 0 ? errno : 0;
-        if (why && !dir_exists(partial)) /* another process may have been first: fine */
+        if (why && !dir_exists(partial)) /* fine: another process may have been first. */
             status = fail(err, "%s: cannot make the folder: %s", partial, strerror(why));
         p[1] = kept;
     }
@@ -502,7 +501,7 @@ int compare_names(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* The wanted names one after the other, each with its NUL, in a growing buffer. */
+/* The wanted names one after the other, each with its NUL, in a buffer that grows. */
 typedef struct NameList {
     char *text;
     size_t length, capacity, count;
@@ -561,11 +560,11 @@ char **dir_list(const char *path, int want_dirs, size_t *n, Error *err)
         if (fstatat(dirfd(dir), entry->d_name, &info, 0) == 0) {
             if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
                 full = add_name(&list, entry->d_name);
-        } else if (errno != ENOENT && errno != ELOOP) { /* a link that leads nowhere is no file */
+        } else if (errno != ENOENT && errno != ELOOP) { /* a link that leads nowhere is no file. */
             status = fail(err, "%s/%s: cannot be read: %s", path, entry->d_name, strerror(errno));
         }
     }
-    if (!entry && errno) /* readdir's own: what was listed so far is not the folder */
+    if (!entry && errno) /* readdir failed: the names so far are not the whole folder. */
         status = fail(err, "%s: cannot list the folder: %s", path, strerror(errno));
     closedir(dir);
     if (status) {
@@ -599,8 +598,8 @@ static inline uint32_t rotate_right(uint32_t x, int k)
     return x >> k | x << (32 - k);
 }
 
-/* One block of 64 bytes into the state. The eight working variables keep their array and the round number
- * rotates their roles: unrolled by eight, the compiler turns that into plain registers. */
+/* Compress one block of 64 bytes into the state. The eight working variables stay in their array; the
+ * round number rotates their roles. Unrolled by eight, the compiler keeps them in registers. */
 static void sha256_block(uint32_t state[8], const uint8_t block[64])
 {
     uint32_t w[64], v[8];
@@ -619,7 +618,7 @@ static void sha256_block(uint32_t state[8], const uint8_t block[64])
 #elif defined(__GNUC__)
 #pragma GCC unroll 8
 #endif
-        for (int r = 0; r < 8; r++) { /* roles a..h stand at (0..7 - r) mod 8 */
+        for (int r = 0; r < 8; r++) { /* roles a..h stand at (0..7 - r) mod 8. */
             uint32_t a = v[-r & 7], b = v[(1 - r) & 7], c = v[(2 - r) & 7];
             uint32_t e = v[(4 - r) & 7], f = v[(5 - r) & 7], g = v[(6 - r) & 7], h = v[(7 - r) & 7];
             uint32_t s1 = rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25);
@@ -641,7 +640,8 @@ void sha256(const void *bytes, size_t n, char hex[65])
     size_t left = n;
     for (; left >= 64; left -= 64, p += 64)
         sha256_block(state, p);
-    /* The rest, one bit 1, zeros, the length in bits as 64-bit big-endian: one or two blocks more. */
+    /* Finish: the rest, one bit 1, zeros, the length in bits as 64-bit big-endian. This is one block or
+     * two. */
     uint8_t tail[128] = {0};
     if (left)
         memcpy(tail, p, left);

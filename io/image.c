@@ -1,5 +1,5 @@
-/* io/image.c - which decoder reads a file (its first bytes say, never its name), and conversion to 8-bit RGB.
- */
+/* io/image.c - choice of the decoder by the file's first bytes (never by its name), and conversion to
+ * 8-bit RGB. */
 #include "io/image.h"
 
 #include <stdlib.h>

@@ -1,11 +1,11 @@
-/* io/inflate.c - DEFLATE (RFC 1951) in both directions, its zlib (RFC 1950) and gzip (RFC 1952) envelopes,
- * and their checksums CRC-32 and Adler-32.
+/* io/inflate.c - DEFLATE (RFC 1951) in both directions, with its zlib (RFC 1950) and gzip (RFC 1952)
+ * envelopes. Their checksums are CRC-32 and Adler-32.
  *
- * DEFLATE in one paragraph: the data are a sequence of literals (bytes) and matches (copy `length` bytes from
- * `distance` back, at most 32 KiB). Both go through prefix codes, whose code lengths stand at the head of
- * each block: symbols 0..255 are literals, 256 ends the block, 257..285 begin a match's length; a second code
- * gives the distance. Bits are packed from the lowest upward; the bits of a prefix code come highest first.
- */
+ * DEFLATE in one paragraph: the data are a sequence of literals (bytes) and matches (copy `length` bytes
+ * from `distance` back, at most 32 KiB). Both go through prefix codes; their code lengths stand at the
+ * head of each block. Symbols 0..255 are literals, 256 ends the block, 257..285 begin a match's length. A
+ * second code gives the distance. Bits are packed from the lowest upward; the bits of a prefix code come
+ * highest first. */
 #include "io/file.h"
 
 #include <stdlib.h>
@@ -14,14 +14,14 @@
 #include "io/fail.h"
 
 #define MAX_CODE_LENGTH 15
-#define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code */
+#define N_LITERALS      288 /* literal/length symbols: 286 used, 288 in the fixed code. */
 #define N_DISTANCES     30
 #define END_OF_BLOCK    256
 #define WINDOW          32768
 #define MIN_MATCH       3
 #define MAX_MATCH       258
 
-/* Symbol 257 + i: length LENGTH_BASE[i] plus LENGTH_EXTRA[i] more bits; the same for distances. */
+/* Symbol 257 + i: length LENGTH_BASE[i] plus the next LENGTH_EXTRA[i] bits; the same for distances. */
 static const uint16_t LENGTH_BASE[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
                                          31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
 static const uint8_t LENGTH_EXTRA[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,
@@ -31,13 +31,13 @@ static const uint16_t DISTANCE_BASE[30] = {1,    2,    3,    4,    5,    7,    9
                                            1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
 static const uint8_t DISTANCE_EXTRA[30] = {0, 0, 0, 0, 1, 1, 2, 2,  3,  3,  4,  4,  5,  5,  6,
                                            6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13};
-/* The order in which a block's head gives the lengths of the code for code lengths. */
+/* The order of the code lengths of the code for code lengths in a block's head. */
 static const uint8_t LENGTH_ORDER[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
 
 /* ---- checksums -------------------------------------------------------------------------------------*/
 
-/* Four bytes a step: table[k][b] is the effect of byte b with k zero bytes behind it. The tables are made
- * anew in each call (some 3,000 operations), so short inputs go bit by bit. */
+/* Four bytes a step: table[k][b] is the effect of byte b with k zero bytes behind it. Each call makes the
+ * tables anew (some 3,000 operations), so short inputs go bit by bit. */
 uint32_t crc32_update(uint32_t crc, const uint8_t *bytes, size_t n)
 {
     uint32_t table[4][256];
@@ -71,7 +71,7 @@ uint32_t adler32_update(uint32_t adler, const uint8_t *bytes, size_t n)
 {
     uint32_t a = adler & 0xffff, b = adler >> 16;
     while (n > 0) {
-        size_t run = n < 5552 ? n : 5552; /* the longest run for which b stays below 2^32 */
+        size_t run = n < 5552 ? n : 5552; /* the longest run that keeps b below 2^32. */
         n -= run;
         for (; run > 0; run--) {
             a += *bytes++;
@@ -87,20 +87,20 @@ uint32_t adler32_update(uint32_t adler, const uint8_t *bytes, size_t n)
 
 #define FAST_BITS 10
 
-/* A prefix code for decoding: codes of up to FAST_BITS bits by one look-up of the next bits, longer ones
- * (rare) by walking the canonical code from length to length. */
+/* A prefix code for decoding. Codes of up to FAST_BITS bits are one look-up of the next bits. Longer codes
+ * are rare: a walk along the canonical code, length by length. */
 typedef struct Decoder {
-    uint16_t fast[1 << FAST_BITS];       /* symbol << 4 | length; 0: longer, or no code at all */
-    uint16_t count[MAX_CODE_LENGTH + 1]; /* codes of each length */
+    uint16_t fast[1 << FAST_BITS];       /* symbol << 4 | length; 0: longer, or no code at all. */
+    uint16_t count[MAX_CODE_LENGTH + 1]; /* codes of each length. */
     uint16_t symbols[N_LITERALS];        /* sorted by code */
 } Decoder;
 
 typedef struct Inflate {
     const uint8_t *in;
-    size_t n, at;  /* at: next byte to load */
+    size_t n, at;  /* at: next byte to load. */
     uint64_t bits; /* loaded, lowest first */
     int n_bits;
-    size_t borrowed; /* zero bytes that were loaded beyond the end */
+    size_t borrowed; /* zero bytes loaded beyond the end. */
     uint8_t *out;
     size_t length, capacity, max_out;
     const char *name;
@@ -112,9 +112,8 @@ static int bad(Inflate *s, const char *what)
     return fail(s->err, "%s: corrupt compressed data: %s", s->name, what);
 }
 
-/* At least 56 bits in the buffer; beyond the end come zeros, counted, so that overrun() can tell. Far from
- * the end eight bytes are loaded at once: those that do not fit whole are loaded again, bit for bit the same,
- * next time. */
+/* Fill the buffer to at least 56 bits. Beyond the end come zeros, counted for overrun(). Far from the end
+ * eight bytes are loaded at once; those that do not fit are loaded again next time, to the same bits. */
 static inline void refill(Inflate *s)
 {
     if (s->n - s->at >= 8 && s->n_bits < 56) {
@@ -137,13 +136,13 @@ static inline void refill(Inflate *s)
     }
 }
 
-/* Have bits been taken that the input does not hold? */
+/* 1 when more bits were taken than the input holds. */
 static inline int overrun(const Inflate *s)
 {
     return s->borrowed * 8 > (size_t)s->n_bits;
 }
 
-static inline unsigned take(Inflate *s, int n) /* n <= 16, after refill */
+static inline unsigned take(Inflate *s, int n) /* n <= 16, after refill. */
 {
     unsigned value = (unsigned)(s->bits & ((1u << n) - 1));
     s->bits >>= n;
@@ -159,9 +158,8 @@ static unsigned reverse_bits(unsigned code, int length)
     return reversed;
 }
 
-/* lengths[n] -> decoder. The code must fill the code space exactly, except that no code at all or a single
- * code of one bit is allowed (as zlib does, where may_be_incomplete): a block without matches has nothing to
- * say about distances. */
+/* Make a decoder from lengths[n]. The code must fill the code space exactly. With may_be_incomplete, no
+ * code or a single code of one bit is allowed too, as in zlib: a block without matches needs no distances. */
 static int make_decoder(Decoder *d, const uint8_t *lengths, int n, int may_be_incomplete)
 {
     unsigned next_code[MAX_CODE_LENGTH + 2] = {0}, first_symbol[MAX_CODE_LENGTH + 2] = {0};
@@ -173,7 +171,7 @@ static int make_decoder(Decoder *d, const uint8_t *lengths, int n, int may_be_in
     for (int length = 1; length <= MAX_CODE_LENGTH; length++) {
         left = 2 * left - d->count[length];
         if (left < 0)
-            return -1; /* more codes than fit */
+            return -1; /* more codes than the code space holds. */
         next_code[length + 1] = (next_code[length] + d->count[length]) << 1;
         first_symbol[length + 1] = first_symbol[length] + d->count[length];
     }
@@ -192,7 +190,7 @@ static int make_decoder(Decoder *d, const uint8_t *lengths, int n, int may_be_in
     return 0;
 }
 
-/* The next symbol, or -1 when the bits are no code. */
+/* The next symbol; -1 when the bits are no code. */
 static inline int decode(Inflate *s, const Decoder *d)
 {
     unsigned entry = d->fast[s->bits & ((1u << FAST_BITS) - 1)];
@@ -200,7 +198,7 @@ static inline int decode(Inflate *s, const Decoder *d)
         take(s, (int)(entry & 15));
         return (int)(entry >> 4);
     }
-    /* first: the first code of this length; index: where its symbol stands. */
+    /* first: the first code of this length; index: the place of its symbol. */
     int code = 0, first = 0, index = 0;
     uint64_t bits = s->bits;
     for (int length = 1; length <= MAX_CODE_LENGTH; length++, bits >>= 1) {
@@ -217,7 +215,7 @@ static inline int decode(Inflate *s, const Decoder *d)
     return -1;
 }
 
-/* Room for n bytes more, by doubling, never beyond max_out. */
+/* Make room for n more bytes, by doubling, up to max_out. */
 static int reserve(Inflate *s, size_t n)
 {
     if (n <= s->capacity - s->length)
@@ -238,14 +236,14 @@ static int reserve(Inflate *s, size_t n)
 
 static int inflate_stored(Inflate *s)
 {
-    take(s, s->n_bits & 7); /* to the byte boundary */
+    take(s, s->n_bits & 7); /* to the byte boundary. */
     refill(s);
     unsigned length = take(s, 16), complement = take(s, 16);
     if (overrun(s))
         return bad(s, "truncated");
     if ((length ^ complement) != 0xffff)
         return bad(s, "bad length of a stored block");
-    /* Give the loaded bytes back and copy from the input itself. */
+    /* Return the loaded bytes and copy from the input itself. */
     s->at -= (size_t)s->n_bits / 8 - s->borrowed;
     s->bits = 0, s->n_bits = 0, s->borrowed = 0;
     if (length > s->n - s->at)
@@ -314,11 +312,11 @@ static void fixed_codes(Decoder *literals, Decoder *distances)
     uint8_t lengths[N_LITERALS];
     fixed_lengths(lengths);
     make_decoder(literals, lengths, N_LITERALS, 0);
-    memset(lengths, 5, 32); /* 30 and 31 have codes but never occur */
+    memset(lengths, 5, 32); /* 30 and 31 have codes but never occur. */
     make_decoder(distances, lengths, 32, 0);
 }
 
-/* `length` bytes from `distance` back; they may overlap: distance 1 repeats the last byte. */
+/* Copy `length` bytes from `distance` back. They may overlap: distance 1 repeats the last byte. */
 static inline void copy_match(uint8_t *to, size_t distance, size_t length)
 {
     const uint8_t *from = to - distance;
@@ -332,7 +330,7 @@ static inline void copy_match(uint8_t *to, size_t distance, size_t length)
 static int inflate_coded(Inflate *s, const Decoder *literals, const Decoder *distances)
 {
     for (;;) {
-        refill(s); /* 56 bits serve a whole match: 15 + 5 + 15 + 13 */
+        refill(s); /* 56 bits hold a whole match: 15 + 5 + 15 + 13. */
         int symbol = decode(s, literals);
         if (overrun(s))
             return bad(s, "truncated");
@@ -363,11 +361,11 @@ static int inflate_coded(Inflate *s, const Decoder *literals, const Decoder *dis
     }
 }
 
-/* One DEFLATE stream from in[at..]; afterwards `at` is behind its last byte. */
+/* Decode one DEFLATE stream from in[at..]; afterwards `at` is behind its last byte. */
 static int inflate_blocks(Inflate *s)
 {
     Decoder literals, distances, fixed_literals, fixed_distances;
-    int last, have_fixed = 0; /* made once: a block of ten bits must not cost more than it says */
+    int last, have_fixed = 0; /* made once, because a block of ten bits must not cost more. */
     do {
         refill(s);
         last = (int)take(s, 1);
@@ -443,7 +441,7 @@ uint8_t *zlib_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
     return inflate_end(&s, inflate_zlib(&s), n_out);
 }
 
-/* The length of a gzip member's header at s->at, 0 when it is truncated or not one. */
+/* The length of a gzip member's header at s->at; 0 when it is truncated or no header. */
 static size_t gzip_header(const Inflate *s)
 {
     const uint8_t *p = s->in + s->at;
@@ -452,13 +450,13 @@ static size_t gzip_header(const Inflate *s)
         return 0;
     if (p[3] & 4) /* extra field */
         at += 2 + (size_t)(p[10] | p[11] << 8);
-    for (int field = 8; field <= 16; field *= 2) /* file name, comment: up to a NUL each */
+    for (int field = 8; field <= 16; field *= 2) /* file name, comment: up to a NUL each. */
         if (p[3] & field) {
             while (at < n && p[at])
                 at++;
             at++;
         }
-    if (p[3] & 2) /* the header's own check */
+    if (p[3] & 2) /* the checksum of the header. */
         at += 2;
     return at < n ? at : 0;
 }
@@ -469,7 +467,8 @@ static int inflate_member(Inflate *s)
     if (header == 0)
         return bad(s, "not a gzip file, or truncated");
     s->at += header;
-    /* A match may reach back into the member before; no encoder does that, and the checksum would tell. */
+    /* A match may reach back into the member before. No encoder writes that, and the checksum would reveal
+     * it. */
     if (inflate_blocks(s))
         return -1;
     if (s->n - s->at < 8)
@@ -491,7 +490,7 @@ uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
     if (inflate_begin(&s, in, n, max_out, name, err))
         return NULL;
     int status = inflate_member(&s);
-    while (!status && s.at < n) /* more members, or zeros that pad the file (tapes do that) */
+    while (!status && s.at < n) /* more members, or zeros that pad the file (tapes do that). */
         if (in[s.at] == 0)
             s.at++;
         else
@@ -504,9 +503,9 @@ uint8_t *gzip_inflate(const uint8_t *in, size_t n, size_t max_out, size_t *n_out
 #define HASH_BITS    15
 #define HASH_SIZE    (1 << HASH_BITS)
 #define BLOCK_TOKENS 32768
-#define MAX_CHAIN    128 /* candidates looked at for one match */
-#define GOOD_MATCH   32  /* from here on, look at a quarter of them for the next position */
-#define LAZY_MATCH   128 /* a match this long is taken without a look at the next position */
+#define MAX_CHAIN    128 /* candidates tried for one match. */
+#define GOOD_MATCH   32  /* a match this long: try a quarter of them at the next position. */
+#define LAZY_MATCH   128 /* a match this long: do not try the next position. */
 
 typedef struct Deflate {
     const uint8_t *in;
@@ -515,10 +514,10 @@ typedef struct Deflate {
     size_t length; /* whole bytes written */
     uint64_t bits;
     int n_bits;
-    size_t *head;     /* [HASH_SIZE] latest position + 1 with this hash, 0: none */
-    size_t *prev;     /* [WINDOW] the position + 1 before it, by position modulo WINDOW */
-    uint32_t *tokens; /* [BLOCK_TOKENS] distance << 16 | length, or a literal */
-    size_t n_tokens, block_start, block_end; /* in[block_start .. block_end) is what the tokens say */
+    size_t *head;     /* [HASH_SIZE] latest position + 1 with this hash, 0: none. */
+    size_t *prev;     /* [WINDOW] the position + 1 before it with this hash, by position modulo WINDOW. */
+    uint32_t *tokens; /* [BLOCK_TOKENS] distance << 16 | length, or a literal. */
+    size_t n_tokens, block_start, block_end; /* the tokens encode in[block_start .. block_end). */
     uint32_t literal_counts[N_LITERALS], distance_counts[32];
 } Deflate;
 
@@ -531,7 +530,7 @@ static inline unsigned hash3(const uint8_t *p)
 static inline size_t match_length(const uint8_t *a, const uint8_t *b, size_t limit)
 {
     size_t n = 0;
-    while (n + 8 <= limit) { /* eight bytes at a time; the lowest differing bit tells which byte */
+    while (n + 8 <= limit) { /* eight bytes at a time; the lowest differing bit gives the byte. */
         uint64_t x, y;
         memcpy(&x, a + n, 8);
         memcpy(&y, b + n, 8);
@@ -563,7 +562,7 @@ static size_t find_match(const Deflate *d, size_t at, size_t candidate, size_t b
     int chain = best >= GOOD_MATCH ? MAX_CHAIN / 4 : MAX_CHAIN;
     for (; candidate && at - (candidate - 1) <= WINDOW && best < limit && chain > 0; chain--) {
         const uint8_t *there = d->in + candidate - 1;
-        if (memcmp(there + best - 1, d->in + at + best - 1, 2) == 0) { /* else it cannot be longer */
+        if (memcmp(there + best - 1, d->in + at + best - 1, 2) == 0) { /* otherwise it cannot be longer. */
             size_t length = match_length(there, d->in + at, limit);
             if (length > best) {
                 best = length;
@@ -571,7 +570,7 @@ static size_t find_match(const Deflate *d, size_t at, size_t candidate, size_t b
             }
         }
         size_t before = d->prev[(candidate - 1) % WINDOW];
-        if (before >= candidate) /* the slot was reused for a later position */
+        if (before >= candidate) /* a later position took the slot. */
             break;
         candidate = before;
     }
@@ -591,7 +590,7 @@ static int distance_symbol(size_t distance)
 {
     if (distance <= 4)
         return (int)distance - 1;
-    /* Two symbols for each power of two, told apart by the bit below the highest. */
+    /* Each power of two has two symbols; the bit below the highest selects one. */
     int high = 63 - __builtin_clzll((unsigned long long)distance - 1);
     return 2 * high + (int)((distance - 1) >> (high - 1) & 1);
 }
@@ -612,18 +611,18 @@ static void add_token(Deflate *d, uint32_t token, size_t n_bytes)
     }
 }
 
-/* Lazy matching: a match is only taken when the next position has no longer one. */
+/* Lazy matching: take a match only when the next position has no longer one. */
 static void find_tokens(Deflate *d)
 {
-    size_t length = MIN_MATCH - 1, distance = 0; /* the match found at at - 1, not yet taken */
-    int pending = 0;                             /* is in[at - 1] still to be said? */
+    size_t length = MIN_MATCH - 1, distance = 0; /* the match found at at - 1, not yet taken. */
+    int pending = 0;                             /* 1: in[at - 1] is not yet encoded. */
     for (size_t at = 0; at < d->n;) {
         size_t before = insert_position(d, at), new_distance = 0, new_length = MIN_MATCH - 1;
         if (before && length < LAZY_MATCH)
             new_length = find_match(d, at, before, length, &new_distance);
         if (new_distance == 0)
             new_length = MIN_MATCH - 1;
-        if (length >= MIN_MATCH && new_length <= length) { /* the one before was better: take it */
+        if (length >= MIN_MATCH && new_length <= length) { /* the previous match was better: take it. */
             add_token(d, (uint32_t)(distance << 16 | length), length);
             for (size_t i = at + 1; i < at - 1 + length; i++)
                 insert_position(d, i);
@@ -639,14 +638,14 @@ static void find_tokens(Deflate *d)
         distance = new_distance;
         at++;
     }
-    if (pending) /* a match is always settled before the end: it needs two more positions */
+    if (pending) /* no match is pending at the end: it needs two more positions. */
         add_token(d, d->in[d->n - 1], 1);
 }
 
 /* ---- deflate: codes --------------------------------------------------------------------------------*/
 
 typedef struct Encoder {
-    uint16_t codes[N_LITERALS]; /* bits reversed, ready to be put */
+    uint16_t codes[N_LITERALS]; /* bits reversed, ready to be put. */
     uint8_t lengths[N_LITERALS];
 } Encoder;
 
@@ -663,8 +662,8 @@ static int compare_leaves(const void *a, const void *b)
     return (int)x->symbol - (int)y->symbol;
 }
 
-/* Huffman's algorithm on n >= 2 sorted leaves: the two lightest nodes become one, until one is left. The
- * joined nodes come out in order of weight too, so two queues replace a heap. Returns the greatest depth;
+/* Huffman's algorithm on n >= 2 sorted leaves: join the two lightest nodes until one is left. The joined
+ * nodes come out in order of weight too, so two queues replace a heap. Returns the greatest depth;
  * depths[n]. */
 static int huffman_depths(const Leaf *leaves, int n, uint8_t *depths)
 {
@@ -705,8 +704,8 @@ static void assign_codes(Encoder *e, int n)
         e->codes[i] = e->lengths[i] ? (uint16_t)reverse_bits(next[e->lengths[i]]++, e->lengths[i]) : 0;
 }
 
-/* counts[n] -> the code, no length above max_length: where Huffman's goes deeper the counts are flattened
- * until it does not. At least two symbols get a code, so that the code is complete. */
+/* Make the code from counts[n], with no length above max_length. If Huffman's code is deeper, flatten the
+ * counts until it is not. At least two symbols get a code, so that the code is complete. */
 static void make_encoder(Encoder *e, const uint32_t *counts, int n, int max_length)
 {
     Leaf leaves[N_LITERALS];
@@ -728,7 +727,7 @@ static void make_encoder(Encoder *e, const uint32_t *counts, int n, int max_leng
     assign_codes(e, n);
 }
 
-/* Bits from the lowest upward, at most 32 at a time. The buffer was sized for the worst case. */
+/* Put at most 32 bits, from the lowest upward. The buffer has the size of the worst case. */
 static inline void put_bits(Deflate *d, unsigned value, int n)
 {
     d->bits |= (uint64_t)value << d->n_bits;
@@ -740,12 +739,12 @@ static inline void put_bits(Deflate *d, unsigned value, int n)
     }
 }
 
-/* The code lengths of both codes, in the alphabet 0..15, 16 repeat, 17 and 18 runs of zeros. */
+/* The code lengths of both codes in the alphabet 0..15, 16 (repeat), 17 and 18 (runs of zeros). */
 typedef struct LengthCode {
     uint8_t symbols[N_LITERALS + 32], extra[N_LITERALS + 32]; /* [n] */
     int n, n_literals, n_distances, n_order;
     Encoder encoder;
-    size_t bits; /* of the whole head */
+    size_t bits; /* of the whole head. */
 } LengthCode;
 
 static const uint8_t REPEAT_BITS[19] = {[16] = 2, [17] = 3, [18] = 7};
@@ -858,7 +857,7 @@ static void put_stored(Deflate *d, int last)
     } while (at < d->block_end);
 }
 
-/* Write the collected tokens as whichever kind of block is smallest. */
+/* Write the collected tokens as the smallest kind of block. */
 static void flush_block(Deflate *d, int last)
 {
     Encoder literals, distances, fixed_literals, fixed_distances;
@@ -897,8 +896,8 @@ uint8_t *zlib_deflate(const uint8_t *in, size_t n, size_t *n_out)
     *n_out = 0;
     if (n > SIZE_MAX / 2)
         return NULL;
-    /* No block is larger than stored; each but the last covers at least BLOCK_TOKENS bytes and costs, stored,
-     * at most 42 bits a 65,535 bytes on top. */
+    /* No block is larger than stored. Each block but the last covers at least BLOCK_TOKENS bytes. Stored,
+     * it costs at most 42 bits for 65,535 bytes beyond its bytes. */
     size_t worst = n + 6 * (n / BLOCK_TOKENS + n / 65535 + 4) + 64;
     Deflate d = {.in = in, .n = n};
     d.out = malloc(worst);
@@ -906,8 +905,8 @@ uint8_t *zlib_deflate(const uint8_t *in, size_t n, size_t *n_out)
     d.prev = calloc(WINDOW, sizeof *d.prev);
     d.tokens = malloc(BLOCK_TOKENS * sizeof *d.tokens);
     if (d.out && d.head && d.prev && d.tokens) {
-        put_bits(&d, 0x78, 8); /* deflate, 32 KiB window */
-        put_bits(&d, 0x9c, 8); /* default effort; makes the 16 bits a multiple of 31 */
+        put_bits(&d, 0x78, 8); /* deflate, 32 KiB window. */
+        put_bits(&d, 0x9c, 8); /* default effort; makes the 16 bits a multiple of 31. */
         find_tokens(&d);
         flush_block(&d, 1);
         put_bits(&d, 0, (8 - d.n_bits) & 7);

@@ -1,18 +1,18 @@
-/* io/jpeg.c - JPEG (ITU T.81) with Huffman coding and 8-bit samples: baseline, extended and progressive; 1
- * (grey), 3 (YCbCr or RGB) or 4 (CMYK or YCCK, with Adobe's inversion) components, any sampling factors,
- * restart intervals.
+/* io/jpeg.c - JPEG (ITU T.81) with Huffman coding and 8-bit samples: baseline, extended and progressive.
+ * Components: 1 (grey), 3 (YCbCr or RGB) or 4 (CMYK or YCCK, with Adobe's inversion). Any sampling factors
+ * and restart intervals.
  *
- * The decoder's integers are those of libjpeg's default settings, on which PIL and with it every official
- * pipeline stands: the "islow" inverse DCT, triangular ("fancy") upsampling of chroma, 16-bit fixed-point
- * colour conversion. So the pixels are the same to the last integer, even where the coded data are corrupt,
- * which libjpeg bears with: what is no code reads as 0, what was lost stays grey. Corrupt headers and
- * truncated files are refused. One thing differs: progressive files that lack scans are shown as they are,
- * without libjpeg's smoothing between blocks.
+ * The integers are those of libjpeg's default settings, which PIL and every official pipeline use: the
+ * "islow" inverse DCT, triangular ("fancy") upsampling of chroma, 16-bit fixed-point colour conversion. So
+ * the pixels are the same to the last integer. This holds for corrupt data too, as far as libjpeg
+ * tolerates them: bits that are no code read as 0, and lost blocks stay grey. Corrupt headers and
+ * truncated files are refused. One difference: progressive files without some scans are not smoothed
+ * between blocks.
  *
- * Three steps: the markers and scans fill arrays of quantised coefficients [blocks_h][blocks_w][64] for
- * each component; dequantisation and inverse DCT make planes of samples; row by row these are upsampled
- * and converted to RGB. In the end the picture is turned as its Exif segment says, as every viewer shows
- * it and as OpenCV reads it (exif.h). */
+ * Three steps. Markers and scans fill arrays of quantised coefficients [blocks_h][blocks_w][64] for each
+ * component. Dequantisation and inverse DCT make planes of samples. Row by row, these are upsampled and
+ * converted to RGB. In the end the picture is turned by its Exif segment (exif.h), as viewers and OpenCV
+ * do. */
 #include "io/exif.h"
 #include "io/fail.h"
 #include "io/image.h"
@@ -21,41 +21,41 @@
 #include <string.h>
 
 #define MAX_COMPONENTS 4
-#define MAX_SCANS      200       /* real files have about 10 */
-#define MAX_VISITS     (1 << 28) /* of blocks, half a minute; 10 scans of 200 Mpixels: 60 million */
+#define MAX_SCANS      200       /* real files have about 10. */
+#define MAX_VISITS     (1 << 28) /* of blocks, half a minute; 10 scans of 200 Mpixels: 60 million. */
 #define FAST_BITS      9
 
 typedef struct HuffmanTable {
     int defined;
-    uint16_t fast[1 << FAST_BITS]; /* by the next bits: symbol << 4 | length, 0 where the code is longer */
-    uint32_t limit[18];            /* codes of this length, moved up to 16 bits, lie below limit[length] */
-    int32_t offset[17];            /* code + offset[length]: where its symbol stands */
+    uint16_t fast[1 << FAST_BITS]; /* by the next bits: symbol << 4 | length, 0 where the code is longer. */
+    uint32_t limit[18];            /* codes of this length, shifted to 16 bits, lie below limit[length]. */
+    int32_t offset[17];            /* code + offset[length]: the place of its symbol. */
     uint8_t symbols[256];
 } HuffmanTable;
 
 typedef struct Component {
     int id, h, v;           /* sampling factors */
-    int width, height;      /* samples that belong to the image */
-    int blocks_w, blocks_h; /* blocks that do */
-    int stored_w, stored_h; /* blocks in memory: whole MCUs */
-    int16_t *coefficients;  /* [stored_h][stored_w][64], in rows, not zigzag */
+    int width, height;      /* samples that belong to the image. */
+    int blocks_w, blocks_h; /* blocks that belong to the image. */
+    int stored_w, stored_h; /* blocks in memory: whole MCUs. */
+    int16_t *coefficients;  /* [stored_h][stored_w][64], in rows, not zigzag. */
     uint8_t *plane;         /* [8 stored_h][8 stored_w] */
     int quant_index;
-    uint16_t quant[64];     /* the table as it was when the first scan began, in rows */
-    int coded;              /* some scan was about it */
-    int dc_table, ac_table; /* of the current scan */
-    uint32_t dc;            /* the last block's DC: the next is coded as a difference */
+    uint16_t quant[64];     /* the table at the beginning of the first scan, in rows. */
+    int coded;              /* a scan has held it. */
+    int dc_table, ac_table; /* of the current scan. */
+    uint32_t dc;            /* DC of the last block; the next is coded as a difference. */
 } Component;
 
 typedef struct Jpeg {
     const uint8_t *bytes;
-    size_t n, at; /* at: the next byte to look at */
+    size_t n, at; /* at: the next byte to look at. */
     const char *name;
     Error *err;
     int width, height, progressive, n_components, max_h, max_v, mcus_w, mcus_h, n_scans;
-    int64_t n_visits;    /* of blocks, by all scans so far */
-    int saw_jfif, adobe; /* adobe: -1 or the transform of its marker */
-    int orientation;     /* of the first Exif segment, 0: none */
+    int64_t n_visits;    /* blocks read by all scans so far. */
+    int saw_jfif, adobe; /* adobe: -1 or the transform of its marker. */
+    int orientation;     /* orientation from the first Exif segment, 0: none. */
     int restart_interval;
     Component components[MAX_COMPONENTS];
     uint16_t quant[4][64];
@@ -63,15 +63,14 @@ typedef struct Jpeg {
     HuffmanTable dc_tables[4], ac_tables[4];
     /* the current scan */
     Component *scan[MAX_COMPONENTS];
-    int n_scan, first, last, high, low; /* spectral selection; successive approximation */
-    unsigned eob_run;                   /* blocks to come that have nothing in this band */
+    int n_scan, first, last, high, low; /* spectral selection; successive approximation. */
+    unsigned eob_run;                   /* blocks to come without anything in this band. */
     uint64_t bits;
     int n_bits;
-    size_t borrowed; /* zero bytes given out behind the end of the scan's data */
+    size_t borrowed; /* zero bytes read behind the end of the scan's data. */
 } Jpeg;
 
-/* Where the k-th coefficient of the file stands in the block. Corrupt runs may lead up to 16 beyond the last.
- */
+/* The place in the block of the file's k-th coefficient. Corrupt runs may lead up to 16 beyond the last. */
 static const uint8_t ZIGZAG[80] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
                                    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
                                    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
@@ -90,7 +89,8 @@ static int truncated(const Jpeg *j)
 
 /* ---- Huffman tables --------------------------------------------------------------------------------*/
 
-/* counts[16]: how many codes of each length; symbols[n]: theirs. -1 when there are more codes than fit. */
+/* Make a table. counts[16]: number of codes of each length; symbols[n]: their symbols. -1 when there are
+ * more codes than fit. */
 static int make_table(HuffmanTable *table, const uint8_t counts[16], const uint8_t *symbols, int n)
 {
     uint32_t code = 0;
@@ -112,7 +112,7 @@ static int make_table(HuffmanTable *table, const uint8_t counts[16], const uint8
     return 0;
 }
 
-/* The tables of T.81 annex K.3, which Motion-JPEG frames leave out. */
+/* The tables of T.81 annex K.3. Motion-JPEG frames leave them out. */
 static void default_tables(Jpeg *j)
 {
     static const uint8_t dc_counts[2][16] = {{0, 1, 5, 1, 1, 1, 1, 1, 1}, {0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
@@ -148,7 +148,8 @@ static void default_tables(Jpeg *j)
 
 /* ---- bits ------------------------------------------------------------------------------------------*/
 
-/* The next byte of the scan's data; a 0xff is followed by 0x00, or begins a marker, where the data end. */
+/* The next byte of the scan's data. A 0xff before 0x00 is a byte; otherwise it begins a marker and ends
+ * the data. */
 static int data_byte(Jpeg *j)
 {
     if (j->at >= j->n)
@@ -164,7 +165,7 @@ static int data_byte(Jpeg *j)
     return 0xff;
 }
 
-/* At least 48 bits; behind the end come zeros, counted, so that overrun() can tell. */
+/* Fill the buffer to at least 48 bits. Behind the end come zeros, counted for overrun(). */
 static void refill(Jpeg *j)
 {
     while (j->n_bits <= 48) {
@@ -204,7 +205,7 @@ static inline int overrun(const Jpeg *j)
     return j->borrowed * 8 > (size_t)j->n_bits;
 }
 
-/* The next symbol, 0 when the bits are no code. Leaves at least 15 bits for what follows it. */
+/* The next symbol; 0 when the bits are no code. At least 15 bits stay for the value behind it. */
 static inline int decode(Jpeg *j, const HuffmanTable *table)
 {
     need(j, 32);
@@ -223,7 +224,7 @@ static inline int decode(Jpeg *j, const HuffmanTable *table)
     return table->symbols[(int32_t)(code >> (16 - length)) + table->offset[length]];
 }
 
-/* A value of n bits in T.81's form: those with a leading 0 are negative. */
+/* A value of n bits in T.81's form: a leading 0 means negative. */
 static inline int extend(Jpeg *j, int n)
 {
     if (n == 0)
@@ -234,7 +235,7 @@ static inline int extend(Jpeg *j, int n)
 
 /* ---- blocks ----------------------------------------------------------------------------------------*/
 
-/* The DC coefficient as a difference to the last block's. */
+/* Decode the DC coefficient, a difference to the last block's. */
 static inline void decode_dc(Jpeg *j, Component *c, int16_t *block)
 {
     int size = decode(j, &j->dc_tables[c->dc_table]);
@@ -251,7 +252,7 @@ static void decode_sequential(Jpeg *j, Component *c, int16_t *block)
         k += run;
         if (size)
             block[ZIGZAG[k]] = (int16_t)extend(j, size);
-        else if (run < 15) /* end of block; else these were sixteen zeros */
+        else if (run < 15) /* end of block; otherwise sixteen zeros. */
             return;
     }
 }
@@ -272,7 +273,7 @@ static void decode_ac_band(Jpeg *j, Component *c, int16_t *block)
     }
     for (int k = j->first; k <= j->last; k++) {
         int symbol = decode(j, table), run = symbol >> 4, size = symbol & 15;
-        if (size == 0 && run < 15) { /* this and 2^run - 1 + some more blocks end here */
+        if (size == 0 && run < 15) { /* this block and 2^run - 1 + some more end here. */
             j->eob_run = (1u << run) - 1 + (run ? take(j, run) : 0);
             return;
         }
@@ -282,7 +283,7 @@ static void decode_ac_band(Jpeg *j, Component *c, int16_t *block)
     }
 }
 
-/* One bit more for a coefficient that is not zero already. */
+/* Refine a coefficient that is not zero by one bit. */
 static inline void refine(Jpeg *j, int16_t *coefficient)
 {
     int bit = 1 << j->low;
@@ -290,7 +291,7 @@ static inline void refine(Jpeg *j, int16_t *coefficient)
         *coefficient = (int16_t)(*coefficient + (*coefficient < 0 ? -bit : bit));
 }
 
-/* From k on, refine what is not zero and pass over `zeros` that are; returns where it stops: at the zero
+/* From k on, refine the non-zero coefficients and pass over `zeros` zeros. Returns the place of the zero
  * after those. */
 static int refine_run(Jpeg *j, int16_t *block, int k, int zeros)
 {
@@ -310,7 +311,7 @@ static void refine_ac_band(Jpeg *j, Component *c, int16_t *block)
     int k = j->first;
     while (j->eob_run == 0 && k <= j->last) {
         int symbol = decode(j, table), run = symbol >> 4, value = 0;
-        if (symbol & 15) { /* a coefficient that was zero so far: its sign */
+        if (symbol & 15) { /* a new coefficient: its sign. */
             value = take(j, 1) ? 1 << j->low : -(1 << j->low);
         } else if (run < 15) {
             j->eob_run = (1u << run) + (run ? take(j, run) : 0);
@@ -348,7 +349,7 @@ static void reset_decoder(Jpeg *j)
     j->bits = 0, j->n_bits = 0, j->borrowed = 0;
 }
 
-/* Move to the next marker and return its second byte, -1 at the end of the file. What stands before it is
+/* Move to the next marker and return its second byte, -1 at the end of the file. Bytes before it are
  * skipped. */
 static int next_marker(Jpeg *j)
 {
@@ -365,7 +366,8 @@ static int16_t *block_at(const Component *c, int x, int y)
     return c->coefficients + 64 * ((size_t)y * (size_t)c->stored_w + (size_t)x);
 }
 
-/* All blocks of MCU number i of the scan: of one component a single block, of several h x v of each. */
+/* Decode all blocks of MCU number i of the scan: one block if the scan has one component, h x v blocks of
+ * each if it has several. */
 static void decode_mcu(Jpeg *j, BlockDecoder decoder, int i)
 {
     if (j->n_scan == 1) {
@@ -382,10 +384,10 @@ static void decode_mcu(Jpeg *j, BlockDecoder decoder, int i)
     }
 }
 
-/* To the restart marker that is due. When another one comes first, libjpeg's rule: one that is due soon stays
- * where it is, so that this segment is found empty, as does any other marker; one from before is passed over;
- * what is far away counts as the one that is due. Returns whether the marker was taken, -1 at the end of the
- * file. */
+/* Move to the restart marker that is due. If another marker comes first, follow libjpeg. A restart marker
+ * that is due soon stays, and so does a marker of another kind; this segment is then empty. A restart
+ * marker from before is passed over. One that is far away counts as the one that is due. Returns 1 when
+ * the marker was taken, 0 when not, -1 at the end of the file. */
 static int take_restart(Jpeg *j, int due)
 {
     for (;;) {
@@ -425,8 +427,9 @@ static int decode_scan(Jpeg *j, int n_blocks)
         if (starved)
             continue;
         decode_mcu(j, decoder, i);
-        /* At the end of the file the data are truncated. Before a marker something was lost, but what follows
-         * may be whole: as in libjpeg the blocks up to the next restart stay as they are. */
+        /* The scan's data ended early. At the end of the file they are truncated. Before a marker some
+         * were lost, but the data behind it may be whole. As in libjpeg, the blocks up to the next restart
+         * stay unchanged. */
         starved = overrun(j);
         if (starved && j->at >= j->n)
             return truncated(j);
@@ -504,7 +507,7 @@ static int allocate_coefficients(Jpeg *j)
         c->stored_w = j->mcus_w * c->h, c->stored_h = j->mcus_h * c->v;
         n_blocks += (int64_t)c->blocks_w * c->blocks_h;
     }
-    if ((uint64_t)n_blocks / 8 > j->n) /* a block takes a bit at least, so ask for no memory in vain */
+    if ((uint64_t)n_blocks / 8 > j->n) /* a block takes at least one bit: refuse before memory is asked for */
         return bad(j, "there is far too little data for its size");
     for (int i = 0; i < j->n_components; i++) {
         Component *c = &j->components[i];
@@ -535,7 +538,7 @@ static int read_frame(Jpeg *j, const uint8_t *p, size_t n)
     return read_frame_components(j, p + 6) ? -1 : allocate_coefficients(j);
 }
 
-/* Progressive scans say which coefficients they hold (zigzag first..last), and down to which bit. */
+/* Progressive scans name their coefficients (zigzag first..last) and their lowest bit. */
 static int check_progression(Jpeg *j)
 {
     if (!j->progressive) {
@@ -664,7 +667,7 @@ static int read_markers(Jpeg *j)
             return truncated(j);
         if (marker == 0xd9) /* end of image */
             break;
-        if (marker == 1 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length */
+        if (marker == 1 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length. */
             continue;
         if (j->n - j->at < 2)
             return truncated(j);
@@ -686,9 +689,9 @@ static int read_markers(Jpeg *j)
 
 /* ---- inverse DCT -----------------------------------------------------------------------------------*/
 
-/* Loeffler, Ligtenberg and Moschytz's eight-point transform in fixed point (13 bits), on the eight columns of
- * a block at once: in[k][c], out[k][c], both [8][8]. Between the passes two bits of fraction stay. Unsigned
- * arithmetic: corrupt data may overflow, which then is no undefined behaviour. */
+/* Eight-point transform of Loeffler, Ligtenberg and Moschytz in fixed point (13 bits). It takes the eight
+ * columns of a block at once: in[k][c], out[k][c], both [8][8]. Two bits of fraction stay between the
+ * passes. The arithmetic is unsigned, because corrupt data may overflow. */
 static inline void idct_columns(int32_t *restrict out, const int32_t *restrict in, int shift)
 {
     for (int c = 0; c < 8; c++) {
@@ -733,7 +736,7 @@ static void inverse_block(uint8_t *out, size_t stride, const int16_t *coefficien
         a[i] = coefficients[i] * quant[i];
     idct_columns(b, a, 13 - 2);
     transpose(a, b);
-    idct_columns(b, a, 13 + 2 + 3); /* 3: the two-dimensional transform's factor 1/8 */
+    idct_columns(b, a, 13 + 2 + 3); /* 3: the factor 1/8 of the two-dimensional transform. */
     for (int y = 0; y < 8; y++)
         for (int x = 0; x < 8; x++)
             out[(size_t)y * stride + (size_t)x] = clamp(b[8 * x + y] + 128);
@@ -765,8 +768,8 @@ static const uint8_t *plane_row(const Component *c, int y)
     return c->plane + (size_t)y * 8 * (size_t)c->stored_w;
 }
 
-/* Twice as wide by a triangle filter: 3/4 of the nearer sample, 1/4 of the farther; the two roundings
- * alternate so that no bias builds up. n > 2 samples in, 2 n out. */
+/* Double the width by a triangle filter: 3/4 of the nearer sample, 1/4 of the farther. The two roundings
+ * alternate, so that no bias builds up. n > 2 samples in, 2 n out. */
 static void double_width(uint8_t *out, const uint8_t *in, int n)
 {
     out[0] = in[0];
@@ -779,14 +782,14 @@ static void double_width(uint8_t *out, const uint8_t *in, int n)
     out[2 * n - 1] = in[n - 1];
 }
 
-/* The same vertically: near and far are rows. */
+/* Double the height: near and far are rows. */
 static void double_height(uint8_t *out, const uint8_t *near, const uint8_t *far, int n, int is_lower)
 {
     for (int x = 0; x < n; x++)
         out[x] = (uint8_t)((3 * near[x] + far[x] + (is_lower ? 2 : 1)) >> 2);
 }
 
-/* Both at once, rounded once: weights 9, 3, 3, 1 of 16. */
+/* Double both, rounded once: weights 9, 3, 3, 1 of 16. */
 static void double_both(uint8_t *out, const uint8_t *near, const uint8_t *far, int n)
 {
     int before = 0, sum = 3 * near[0] + far[0];
@@ -799,9 +802,9 @@ static void double_both(uint8_t *out, const uint8_t *near, const uint8_t *far, i
     }
 }
 
-/* Row y of the image for one component: its own plane's row when it has full resolution, else made in
- * scratch. As libjpeg does, two by two with the triangle filter (unless it is narrower than three samples),
- * the rest by repeating. */
+/* Row y of the image for one component. At full resolution this is a row of its plane, otherwise it is
+ * made in scratch. As in libjpeg, factors of two use the triangle filter (unless the row is narrower than
+ * three samples); others repeat samples. */
 static const uint8_t *upsampled_row(const Jpeg *j, const Component *c, int y, uint8_t *scratch)
 {
     int wide = j->max_h == 2 * c->h, high = j->max_v == 2 * c->v, same_h = j->max_h == c->h,
@@ -826,7 +829,8 @@ static const uint8_t *upsampled_row(const Jpeg *j, const Component *c, int y, ui
 
 typedef enum ColorModel { MODEL_GREY, MODEL_RGB, MODEL_YCC, MODEL_CMYK, MODEL_YCCK } ColorModel;
 
-/* What the components mean is not said; libjpeg's rules: the JFIF marker, Adobe's, the identifiers, YCbCr. */
+/* The file does not say which colours the components are. libjpeg's rules: the JFIF marker, Adobe's, the
+ * identifiers, YCbCr. */
 static ColorModel color_model(const Jpeg *j)
 {
     const Component *c = j->components;
@@ -843,7 +847,7 @@ static ColorModel color_model(const Jpeg *j)
 
 #define FIXED(x) ((int32_t)((x)*65536 + 0.5))
 
-/* YCbCr to RGB (ITU-R BT.601, full range); red and blue are rounded before they are added, green after. */
+/* YCbCr to RGB (ITU-R BT.601, full range). Red and blue are rounded before the sum, green after it. */
 static inline void ycc_to_rgb(uint8_t rgb[3], int y, int cb, int cr)
 {
     cb -= 128, cr -= 128;
@@ -852,7 +856,7 @@ static inline void ycc_to_rgb(uint8_t rgb[3], int y, int cb, int cr)
     rgb[2] = clamp(y + ((FIXED(1.77200) * cb + 32768) >> 16));
 }
 
-/* Ink to light as PIL converts it. Adobe stores CMYK inverted, so `c` is 255 minus the ink. */
+/* Ink to light as in PIL. Adobe stores CMYK inverted, so `c` is 255 minus the ink. */
 static inline uint8_t ink_to_light(int c, int k)
 {
     int product = (255 - c) * k + 128;
@@ -868,7 +872,7 @@ static void convert_row(uint8_t *out, const uint8_t *const rows[4], int width, C
             continue;
         }
         uint8_t color[3] = {(uint8_t)first, (uint8_t)second, (uint8_t)third};
-        if (model == MODEL_YCCK) { /* the RGB in it is the inverse of the stored CMY */
+        if (model == MODEL_YCCK) { /* its RGB is the inverse of the stored CMY. */
             ycc_to_rgb(color, first, second, third);
             for (int i = 0; i < 3; i++)
                 color[i] = (uint8_t)(255 - color[i]);

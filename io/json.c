@@ -1,8 +1,9 @@
 /* io/json.c - see json.h. A recursive-descent reader (RFC 8259) that builds a tree, and a writer.
  *
- * Memory of the reader: one buffer for all strings (never longer than the text: each string loses two quotes
- * and gains one NUL), a stack of the values whose container is still open, and chunks that hold the children
- * of closed containers side by side. So a hostile text costs at most a constant times its own length. */
+ * Memory of the reader. One buffer holds all strings; it is never longer than the text, because each
+ * string loses two quotes and gains one NUL. A stack holds the values of open containers. Chunks hold the
+ * children of closed containers side by side. So a hostile text costs at most a constant times its own
+ * length. */
 #include "io/json.h"
 
 #include <math.h>
@@ -17,8 +18,8 @@
 
 #define JSON_MAX_DEPTH  64
 #define JSON_MAX_FILE   ((size_t)1 << 26)
-#define JSON_MAX_VALUES ((size_t)1 << 23) /* a header of 100 MB may hold so many, in 400 MB of memory */
-#define JSON_MAX_NUMBER 400               /* characters; the shortest text of any double needs 25 */
+#define JSON_MAX_VALUES ((size_t)1 << 23) /* a header of 100 MB can hold this many, in 400 MB of memory. */
+#define JSON_MAX_NUMBER 400               /* characters; the shortest text of any double needs 25. */
 
 typedef struct Chunk Chunk;
 struct Chunk {
@@ -27,7 +28,7 @@ struct Chunk {
     Json nodes[];
 };
 
-/* What json_free gets is the address of `root`, the first member. */
+/* json_free gets the address of `root`, the first member. */
 typedef struct Document {
     Json root;
     char *strings;
@@ -40,7 +41,7 @@ typedef struct Parser {
     int depth;
     Document *doc;
     size_t strings_used, n_values;
-    Json *stack; /* values of open containers */
+    Json *stack; /* values of open containers. */
     size_t stack_used, stack_capacity;
     Error *err;
 } Parser;
@@ -64,12 +65,12 @@ static void skip_space(Parser *p)
     }
 }
 
-static int peek(const Parser *p) /* the next byte, -1 at the end */
+static int peek(const Parser *p) /* the next byte, -1 at the end. */
 {
     return p->at < p->length ? (unsigned char)p->text[p->at] : -1;
 }
 
-/* n nodes side by side that live as long as the document. */
+/* n nodes side by side, which live as long as the document. */
 static Json *take_nodes(Parser *p, size_t n)
 {
     Chunk *chunk = p->doc->chunks;
@@ -109,8 +110,8 @@ static int push_value(Parser *p, const Json *value)
 
 /* ---- strings ---------------------------------------------------------------------------------------*/
 
-/* Length of the UTF-8 sequence at s (n bytes are there), 0 when it is not well formed (Unicode 15, table 3-7:
- * no overlong forms, no surrogates, nothing above U+10FFFF). */
+/* Length of the UTF-8 sequence at s, of which n bytes are present; 0 when it is malformed. Unicode 15,
+ * table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF. */
 static size_t utf8_length(const unsigned char *s, size_t n)
 {
     if (n == 0)
@@ -160,7 +161,7 @@ static int parse_hex4(Parser *p, unsigned *value)
     return 0;
 }
 
-/* After "\u": the character, which may take a surrogate pair. */
+/* After "\u": read the character, which may take a surrogate pair. */
 static int parse_unicode(Parser *p, unsigned *c)
 {
     size_t start = p->at;
@@ -240,9 +241,8 @@ static size_t count_digits(const Parser *p, size_t at)
     return n;
 }
 
-/* The grammar by hand (strtod would take "0x10", "+1", "inf"), the value by number_read, which rounds
- * correctly.
- */
+/* The grammar is checked by hand, because strtod would take "0x10", "+1", "inf". number_read gives the
+ * value, correctly rounded. */
 static int parse_number(Parser *p, Json *value)
 {
     size_t start = p->at, at = p->at + (peek(p) == '-');
@@ -286,7 +286,8 @@ static int compare_keys(const void *a, const void *b)
     return strcmp((*(const Json *const *)a)->key, (*(const Json *const *)b)->key);
 }
 
-/* Sort pointers to the members and look at neighbours: n log n however many a hostile file has. */
+/* Find duplicate keys: sort pointers to the members and compare neighbours, in n log n even for a hostile
+ * file. */
 static int check_keys(Parser *p, const Json *members, size_t n, size_t at)
 {
     if (n < 2)
@@ -320,7 +321,8 @@ static int parse_member_key(Parser *p, const char **key)
     return 0;
 }
 
-/* Array or object: its children wait on the stack until the closing bracket, then move side by side. */
+/* Array or object: its children wait on the stack until the closing bracket, then move to a chunk side by
+ * side. */
 static int parse_container(Parser *p, Json *value)
 {
     size_t start = p->at, base = p->stack_used;
@@ -431,8 +433,7 @@ void json_free(const Json *root)
 {
     if (!root)
         return;
-    Document *doc =
-        (Document *)(uintptr_t)root; /* root is its first member; the tree was const for readers only */
+    Document *doc = (Document *)(uintptr_t)root; /* root is the first member; const was for readers only. */
     for (Chunk *chunk = doc->chunks, *next; chunk; chunk = next) {
         next = chunk->next;
         free(chunk);
@@ -457,7 +458,7 @@ static void put(JsonWriter *w, const char *bytes, size_t n)
 {
     if (w->failed)
         return;
-    if (w->capacity - w->length <= n) { /* one byte stays for the NUL */
+    if (w->capacity - w->length <= n) { /* one byte stays for the NUL. */
         size_t capacity = 2 * w->capacity + n + 256;
         char *grown = realloc(w->text, capacity);
         if (!grown) {
@@ -472,7 +473,7 @@ static void put(JsonWriter *w, const char *bytes, size_t n)
     w->text[w->length] = 0;
 }
 
-/* Before any value or key: the comma when something stands before it. After a key none is needed. */
+/* Before any value or key: put the comma if it is needed. After a key none is needed. */
 static void separate(JsonWriter *w)
 {
     if (w->needs_comma)
@@ -514,7 +515,7 @@ static void put_quoted(JsonWriter *w, const char *value)
         char escape[8];
         size_t n = utf8_length(s, left);
         if (n == 0) {
-            put(w, "\xef\xbf\xbd", 3); /* U+FFFD stands for a byte that is not UTF-8 */
+            put(w, "\xef\xbf\xbd", 3); /* U+FFFD stands for a byte that is not UTF-8. */
             n = 1;
         } else if (*s == '"' || *s == '\\') {
             escape[0] = '\\', escape[1] = (char)*s;
@@ -550,8 +551,8 @@ void json_number(JsonWriter *w, double value)
         json_null(w);
         return;
     }
-    /* 15 digits are always kept by a double, and %g drops trailing zeros: so the first that reads back is
-     * shortest. */
+    /* A double always keeps 15 digits, and %g drops trailing zeros: the first precision that reads back is
+     * the shortest. */
     char text[40];
     for (int digits = 15; digits <= 17; digits++) {
         number_write(text, sizeof text, digits, value);
@@ -569,7 +570,7 @@ void json_float(JsonWriter *w, float value)
         return;
     }
     char text[40];
-    for (int digits = 6; digits <= 9; digits++) { /* as above, for float */
+    for (int digits = 6; digits <= 9; digits++) { /* the same for float. */
         number_write(text, sizeof text, digits, (double)value);
         if ((float)number_read(text, NULL) == value)
             break;

@@ -6,11 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    LONGEST = 400
-}; /* characters of a number that are looked at; the shortest text of any double has 25 */
+enum { LONGEST = 400 }; /* longest number that is read; the shortest text of any double has 25. */
 
-/* One character, or one of several bytes (Pashto's momayyez). */
+/* The locale's decimal point: one character, which may have several bytes (Pashto's momayyez). */
 static const char *locale_point(void)
 {
     const struct lconv *conventions = localeconv();
@@ -22,8 +20,8 @@ double number_read(const char *text, char **end)
     const char *point = locale_point();
     if (strcmp(point, ".") == 0)
         return strtod(text, end);
-    /* A copy that strtod understands, with the locale's point for ours. What the locale calls a point is none
-     * here. */
+    /* A copy for strtod, with the locale's point instead of ours. The locale's point in the text ends the
+     * number. */
     char ours[LONGEST + 1], copy[LONGEST + 17], *stop;
     const size_t n = strnlen(text, LONGEST);
     memcpy(ours, text, n);

@@ -1,10 +1,10 @@
-/* io/png.c - PNG (ISO/IEC 15948): every colour type, bit depth and interlace is read; 1 to 4 channels of 8 or
- * 16 bits and indexed images are written.
+/* io/png.c - PNG (ISO/IEC 15948). Read: every colour type, bit depth and interlace. Written: 1 to 4
+ * channels of 8 or 16 bits, and indexed images.
  *
  * A file is a signature and chunks (length, type, data, CRC-32). IHDR describes the image, PLTE is its
- * palette, tRNS what is transparent, eXIf which way up it is (exif.h), the IDATs together are one zlib
- * stream: the rows, each with a filter byte ahead. A filter predicts each byte from its left, upper and
- * upper-left neighbours (a whole pixel away) and leaves the difference. */
+ * palette, tRNS its transparency, eXIf its orientation (exif.h). The IDATs together are one zlib stream:
+ * the rows, each behind a filter byte. A filter predicts each byte from its left, upper and upper-left
+ * neighbours (a whole pixel away) and stores the difference. */
 #include "io/image.h"
 
 #include <stdlib.h>
@@ -25,12 +25,12 @@ typedef struct Png {
     const char *name;
     Error *err;
     int width, height, depth, color, interlaced;
-    int file_channels;       /* samples a pixel in the file: a palette index is one */
-    uint8_t palette[256][4]; /* RGBA, alpha 255 unless tRNS says otherwise */
+    int file_channels;       /* samples a pixel in the file: a palette index is one. */
+    uint8_t palette[256][4]; /* RGBA, alpha 255 unless tRNS says otherwise. */
     int n_colors;
-    int has_transparency; /* a tRNS chunk was there */
-    int key[3];           /* grey or RGB: this colour is transparent */
-    int orientation;      /* of the first eXIf chunk, 0: none */
+    int has_transparency; /* the file has a tRNS chunk. */
+    int key[3];           /* grey or RGB: this colour is transparent. */
+    int orientation;      /* orientation from the first eXIf chunk, 0: none. */
     uint8_t *data;        /* all IDATs */
     size_t n_data;
 } Png;
@@ -62,7 +62,7 @@ static int read_ihdr(Png *png, const uint8_t *p, size_t n)
     int depth_bit =
         png->depth == 1 || png->depth == 2 || png->depth == 4 || png->depth == 8 || png->depth == 16
             ? png->depth
-            : 0; /* the depths are powers of two, so they serve as a bit set */
+            : 0; /* the depths are powers of two, so they serve as a bit set. */
     int allowed = png->color == GREY                                                    ? 1 | 2 | 4 | 8 | 16
                   : png->color == INDEXED                                               ? 1 | 2 | 4 | 8
                   : png->color == RGB || png->color == GREY_ALPHA || png->color == RGBA ? 8 | 16
@@ -113,7 +113,7 @@ static int read_trns(Png *png, const uint8_t *p, size_t n)
     return 0;
 }
 
-/* One chunk of the wanted types; `previous` is the type of the one before. */
+/* Read one chunk of the wanted types; `previous` is the type of the chunk before. */
 static int read_chunk(Png *png, const uint8_t *type, const uint8_t *p, size_t n, const uint8_t *previous)
 {
     if (memcmp(type, "PLTE", 4) == 0)
@@ -135,7 +135,7 @@ static int read_chunk(Png *png, const uint8_t *type, const uint8_t *p, size_t n,
     }
     if (memcmp(type, "IHDR", 4) == 0)
         return bad(png, "IHDR stands twice");
-    if (!(type[0] & 0x20)) /* a capital letter: the image cannot be shown without it */
+    if (!(type[0] & 0x20)) /* a capital letter: the image cannot be shown without it. */
         return fail(png->err, "%s: bad PNG file: unknown critical chunk", png->name);
     return 0;
 }
@@ -178,7 +178,7 @@ static inline uint8_t paeth(int left, int up, int corner)
     return (uint8_t)(to_left <= to_up && to_left <= to_corner ? left : to_up <= to_corner ? up : corner);
 }
 
-/* Undo the filter of a row of n bytes in place; above: the row before (zeros for the first); step: bytes a
+/* Undo the filter of a row of n bytes in place. above: the row before (zeros for the first); step: bytes a
  * pixel. */
 static int unfilter(int filter, uint8_t *row, const uint8_t *above, size_t n, size_t step)
 {
@@ -233,8 +233,7 @@ static int expand_indexed(const Png *png, Image *image, size_t at, int index)
     return 0;
 }
 
-/* A pixel's samples to their place, those of low depth scaled to 8 bits, with alpha where tRNS asks for it.
- */
+/* Store a pixel's samples. Low depths are scaled to 8 bits; tRNS gives alpha. */
 static void expand_samples(const Png *png, Image *image, size_t at, const uint8_t *row, size_t x)
 {
     int n = png->file_channels, is_key = png->has_transparency;
@@ -246,7 +245,7 @@ static void expand_samples(const Png *png, Image *image, size_t at, const uint8_
             value = row_sample(row, x * (size_t)n + (size_t)c, png->depth);
             is_key = is_key && value == png->key[c];
             value *= scale;
-        } else { /* alpha by tRNS: the samples before it have all been seen */
+        } else { /* alpha by tRNS: all samples before it are read. */
             value = is_key ? 0 : png->depth == 16 ? 65535 : 255;
         }
         if (image->bits == 16)
@@ -256,8 +255,8 @@ static void expand_samples(const Png *png, Image *image, size_t at, const uint8_
     }
 }
 
-/* An interlaced file holds seven small images: pass p has the pixels (x0 + i·dx, y0 + j·dy). A plain file is
- * one pass. */
+/* An interlaced file holds seven small images: pass p has the pixels (x0 + i·dx, y0 + j·dy). Any other
+ * file is one pass. */
 typedef struct Pass {
     int x0, y0, dx, dy;
 } Pass;
@@ -265,7 +264,7 @@ static const Pass ADAM7[7] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4
                               {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}};
 static const Pass PLAIN[1] = {{0, 0, 1, 1}};
 
-static size_t steps(int size, int start, int step) /* how many of start, start + step ... are below size */
+static size_t steps(int size, int start, int step) /* number of start, start + step ... below size. */
 {
     return size > start ? (size_t)((size - start + step - 1) / step) : 0;
 }
@@ -281,7 +280,7 @@ static size_t pass_bytes(const Png *png, const Pass *pass)
     return width ? height * (row_bytes(png, width) + 1) : 0;
 }
 
-/* Unfilter and place one pass, whose rows begin at raw. zeros: a row of them. */
+/* Unfilter and store one pass; its rows begin at raw. zeros: a row of zeros. */
 static int read_pass(const Png *png, Image *image, const Pass *pass, uint8_t *raw, const uint8_t *zeros)
 {
     size_t width = steps(png->width, pass->x0, pass->dx), height = steps(png->height, pass->y0, pass->dy);
@@ -332,7 +331,7 @@ static int read_pixels(const Png *png, Image *image)
     size_t expected = 0, n_raw;
     for (int p = 0; p < n_passes; p++)
         expected += pass_bytes(png, &passes[p]);
-    if (expected / 1032 > png->n_data) /* deflate's best is 1032 : 1, so ask for no memory in vain */
+    if (expected / 1032 > png->n_data) /* deflate packs no denser: refuse before memory is asked for. */
         return bad(png, "truncated: there is far too little data for its size");
     uint8_t *raw = zlib_inflate(png->data, png->n_data, expected, &n_raw, png->name, png->err);
     if (!raw)
@@ -393,8 +392,7 @@ static void put_chunk(OutFile *out, const char type[4], const uint8_t *data, siz
     out_put(out, tail, 4);
 }
 
-/* Row -> filtered row, and the sum of its bytes taken as signed numbers: the smaller, the better it
- * compresses. */
+/* Filter a row. Returns the sum of its bytes as signed numbers: a smaller sum compresses better. */
 static uint64_t apply_filter(int filter, uint8_t *to, const uint8_t *row, const uint8_t *above, size_t n,
                              size_t step)
 {
@@ -412,8 +410,8 @@ static uint64_t apply_filter(int filter, uint8_t *to, const uint8_t *row, const 
     return sum;
 }
 
-/* Rows of n bytes each -> the same with a filter byte ahead. adaptive: the best of the five for each row,
- * else none (which suits palette indices). Returns NULL without memory. */
+/* Rows of n bytes each -> the same with a filter byte before each. adaptive: the best of the five filters
+ * for each row; otherwise none, which suits palette indices. NULL: no memory. */
 static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t step, int adaptive)
 {
     uint8_t *filtered = malloc((n + 1) * height), *scratch = calloc(2, n);
@@ -422,7 +420,7 @@ static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t
         free(scratch);
         return NULL;
     }
-    uint8_t *trial = scratch + n; /* scratch itself stays zero: the row above the first */
+    uint8_t *trial = scratch + n; /* scratch itself stays zero: the row above the first. */
     for (size_t y = 0; y < height; y++) {
         const uint8_t *row = rows + y * n, *above = y > 0 ? row - n : scratch;
         uint8_t *to = filtered + y * (n + 1);
@@ -441,35 +439,42 @@ static uint8_t *filter_rows(const uint8_t *rows, size_t n, size_t height, size_t
     return filtered;
 }
 
-/* Everything after the samples were brought into file order: rows [height][n]. */
-static int write_file(const char *path, const uint8_t *rows, size_t n, int width, int height, int depth,
-                      int color, size_t step, const uint8_t *palette, int n_colors, const uint8_t *alpha,
-                      Error *err)
+/* An image whose samples are in file order. */
+typedef struct FileImage {
+    const uint8_t *rows; /* [height][n] */
+    size_t n, step;      /* bytes a row, and a pixel (1 below 8 bits). */
+    int width, height, depth, color;
+    const uint8_t *palette, *alpha; /* [n_colors][3], [n_colors]; or NULL. */
+    int n_colors;
+} FileImage;
+
+static int write_file(const char *path, const FileImage *image, Error *err)
 {
+    const size_t height = (size_t)image->height, n_filtered = (image->n + 1) * height;
     size_t n_data = 0;
-    uint8_t *filtered = filter_rows(rows, n, (size_t)height, step, color != INDEXED);
-    uint8_t *data = filtered ? zlib_deflate(filtered, (n + 1) * (size_t)height, &n_data) : NULL;
+    uint8_t *filtered = filter_rows(image->rows, image->n, height, image->step, image->color != INDEXED);
+    uint8_t *data = filtered ? zlib_deflate(filtered, n_filtered, &n_data) : NULL;
     free(filtered);
     if (!data)
-        return fail_memory(err, path, (n + 1) * (size_t)height);
+        return fail_memory(err, path, n_filtered);
     OutFile out;
     if (out_open(&out, path, err)) {
         free(data);
         return -1;
     }
     uint8_t ihdr[13] = {0};
-    put32(ihdr, (uint32_t)width);
-    put32(ihdr + 4, (uint32_t)height);
-    ihdr[8] = (uint8_t)depth, ihdr[9] = (uint8_t)color;
+    put32(ihdr, (uint32_t)image->width);
+    put32(ihdr + 4, (uint32_t)image->height);
+    ihdr[8] = (uint8_t)image->depth, ihdr[9] = (uint8_t)image->color;
     out_put(&out, SIGNATURE, 8);
     put_chunk(&out, "IHDR", ihdr, 13);
-    if (palette)
-        put_chunk(&out, "PLTE", palette, 3 * (size_t)n_colors);
-    if (alpha)
-        put_chunk(&out, "tRNS", alpha, (size_t)n_colors);
+    if (image->palette)
+        put_chunk(&out, "PLTE", image->palette, 3 * (size_t)image->n_colors);
+    if (image->alpha)
+        put_chunk(&out, "tRNS", image->alpha, (size_t)image->n_colors);
     for (size_t at = 0; at < n_data;) {
         size_t part =
-            n_data - at < (size_t)1 << 30 ? n_data - at : (size_t)1 << 30; /* a chunk is below 2^31 bytes */
+            n_data - at < (size_t)1 << 30 ? n_data - at : (size_t)1 << 30; /* a chunk is below 2^31 bytes. */
         put_chunk(&out, "IDAT", data + at, part);
         at += part;
     }
@@ -486,10 +491,17 @@ int png_write(const char *path, const void *samples, int width, int height, int 
         channels > 4 || (bits != 8 && bits != 16))
         return fail(err, "%s: cannot write a PNG of %d x %d pixels with %d channels of %d bits", path, width,
                     height, channels, bits);
-    size_t n = (size_t)width * (size_t)channels * (size_t)(bits / 8), step = (size_t)(channels * bits / 8);
+    const size_t step = (size_t)(channels * bits / 8);
+    FileImage image = {.rows = samples,
+                       .n = (size_t)width * step,
+                       .step = step,
+                       .width = width,
+                       .height = height,
+                       .depth = bits,
+                       .color = colors[channels]};
     if (bits == 8)
-        return write_file(path, samples, n, width, height, bits, colors[channels], step, NULL, 0, NULL, err);
-    size_t n_samples = n / 2 * (size_t)height;
+        return write_file(path, &image, err);
+    size_t n_samples = image.n / 2 * (size_t)height;
     uint8_t *rows = malloc(2 * n_samples); /* big-endian */
     if (!rows)
         return fail_memory(err, path, 2 * n_samples);
@@ -497,7 +509,8 @@ int png_write(const char *path, const void *samples, int width, int height, int 
         rows[2 * i] = (uint8_t)(((const uint16_t *)samples)[i] >> 8);
         rows[2 * i + 1] = (uint8_t)((const uint16_t *)samples)[i];
     }
-    int status = write_file(path, rows, n, width, height, bits, colors[channels], step, NULL, 0, NULL, err);
+    image.rows = rows;
+    int status = write_file(path, &image, err);
     free(rows);
     return status;
 }
@@ -524,7 +537,17 @@ int png_write_indexed(const char *path, const uint8_t *indices, int width, int h
             size_t bit = x * (size_t)depth;
             rows[y * n + bit / 8] |= (uint8_t)(index << (8 - depth - (int)(bit % 8)));
         }
-    int status = write_file(path, rows, n, width, height, depth, INDEXED, 1, palette, n_colors, alpha, err);
+    const FileImage image = {.rows = rows,
+                             .n = n,
+                             .step = 1,
+                             .width = width,
+                             .height = height,
+                             .depth = depth,
+                             .color = INDEXED,
+                             .palette = palette,
+                             .alpha = alpha,
+                             .n_colors = n_colors};
+    int status = write_file(path, &image, err);
     free(rows);
     return status;
 }

@@ -1,7 +1,6 @@
 /* io/pnm.c - netpbm's portable bitmaps, greymaps and pixmaps: P1 to P3 as text, P4 to P6 in binary.
- *
- * Samples are scaled to the full range of 8 bits (maxval up to 255) or 16 (above), rounded, as PIL does; a
- * sample above maxval is refused. Of a file with several images the first is read. */
+ * Samples are scaled to the full range of 8 bits (maxval up to 255) or 16 (above). Rounding is as in PIL.
+ * A sample above maxval is refused. Of several images in a file, the first is read. */
 #include "io/image.h"
 
 #include <stdio.h>
@@ -23,7 +22,7 @@ static int is_space(int c)
     return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
-/* Over white space and comments ('#' to the end of the line). */
+/* Skip white space and comments ('#' to the end of the line). */
 static void skip_blanks(PnmReader *r)
 {
     while (r->at < r->n && (is_space(r->bytes[r->at]) || r->bytes[r->at] == '#')) {
@@ -128,7 +127,7 @@ int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, E
     }
     int channels = type == 3 || type == 6 ? 3 : 1, wide = maxval > 255;
     size_t n_samples = (size_t)width * (size_t)height * (size_t)channels;
-    size_t needed = is_text     ? n_samples /* each has a digit at least */
+    size_t needed = is_text     ? n_samples /* each sample has at least one digit. */
                     : is_bitmap ? (((size_t)width + 7) / 8) * (size_t)height
                                 : n_samples << wide;
     if (n - r.at < needed)

@@ -1,5 +1,5 @@
-/* io/probe.c - an image's size from its first bytes, without decoding it: data sets are checked before hours
- * are spent on them. A PNG is followed chunk by chunk to its end, so that a cut one is noticed too.
+/* io/probe.c - an image's size from its first bytes, without decoding: data sets are checked before hours
+ * of work. A PNG is followed chunk by chunk to its end, so that a cut file is noticed.
  *
  * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6. */
 #include <errno.h>
@@ -18,20 +18,20 @@ static uint32_t big_endian(const uint8_t *p, size_t n)
     return (uint32_t)bytes_number(p, n, 1);
 }
 
-/* Of Exif data, n bytes from here, as much as is looked at. -> how many */
+/* Of Exif data, n bytes from here, as much as is looked at. -> how many. */
 static size_t read_exif(FILE *f, uint8_t bytes[EXIF_MAX], size_t n)
 {
     return fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f);
 }
 
-/* Chunks are length, type, data, checksum; the last is IEND. */
+/* A chunk is length, type, data, checksum; the last is IEND. */
 static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const char *path, Error *err)
 {
     if (memcmp(head + 12, "IHDR", 4) != 0)
         return fail(err, "%s: a PNG file without its header", path);
     uint8_t chunk[8], exif[EXIF_MAX];
     int orientation = 0;
-    int64_t at = 8; /* a hostile length would wrap a 32-bit long, and the walk begin again */
+    int64_t at = 8; /* a hostile length would wrap a 32-bit long and restart the walk. */
     do {
         if (at > (1L << 30) || fseek(f, (long)at, SEEK_SET) || fread(chunk, 1, 8, f) != 8)
             return fail(err, "%s: the PNG file is cut off or damaged at byte %lld", path, (long long)at);
@@ -44,8 +44,8 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const 
     return 0;
 }
 
-/* The next marker's second byte, -1 at the end of the file. As jpeg.c: an FF that neither 00 nor FF follows;
- * what stands before it is skipped. */
+/* The next marker's second byte, -1 at the end of the file. As in jpeg.c: an FF before neither 00 nor FF.
+ * Bytes before it are skipped. */
 static int next_marker(FILE *f)
 {
     for (int before = 0, c; (c = fgetc(f)) != EOF; before = c)
@@ -54,23 +54,24 @@ static int next_marker(FILE *f)
     return -1;
 }
 
-/* A segment of n bytes that may be Exif: its orientation, or 0; the file stands behind it, or -1. */
+/* The orientation of a segment of n bytes that may be Exif, or 0; afterwards the file stands behind it. -1
+ * on failure. */
 static int probe_segment(FILE *f, size_t n)
 {
     uint8_t exif[EXIF_MAX];
     return read_exif(f, exif, n) == n ? exif_of_segment(exif, n) : -1;
 }
 
-/* Segments are a marker and (but for restarts) a length; SOF0 ... SOF15 tell height and width. */
+/* A segment is a marker and, except for restarts, a length. SOF0 ... SOF15 hold height and width. */
 static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
 {
-    uint8_t bytes[7]; /* length, precision, height, width */
+    uint8_t bytes[7]; /* length, precision, height, width. */
     int orientation = 0;
     int marker = fseek(f, 2, SEEK_SET) ? -1 : next_marker(f);
     for (; marker >= 0; marker = next_marker(f)) {
-        if (marker == 0xda || marker == 0xd9) /* the image begins or ends without a frame */
+        if (marker == 0xda || marker == 0xd9) /* the image begins or ends without a frame. */
             break;
-        if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length */
+        if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) /* these have no length. */
             continue;
         if (fread(bytes, 1, 2, f) != 2 || big_endian(bytes, 2) < 2)
             break;
@@ -93,7 +94,7 @@ static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
     return fail(err, "%s: the JPEG file has no frame header: cut off or damaged", path);
 }
 
-/* The next byte that is neither white space nor in a comment ('#' to the line's end), as pnm.c has it. */
+/* The next byte outside of white space and comments ('#' to the end of the line), as in pnm.c. */
 static int skip_blanks(FILE *f)
 {
     int c, comment = 0;
@@ -116,7 +117,7 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
             return fail(err, "%s: the PNM header has no size", path);
         for (; c >= '0' && c <= '9' && size[i] <= IMAGE_MAX_PIXELS; c = fgetc(f))
             size[i] = size[i] * 10 + (uint32_t)(c - '0');
-        ungetc(c, f); /* a comment may follow at once */
+        ungetc(c, f); /* a comment may follow at once. */
     }
     return 0;
 }

@@ -1,9 +1,7 @@
-/* io/rle.c - see rle.h.
- *
- * Runs go down the columns, but a mask lies in rows. So the encoder looks for the places where a run ends row
- * by row: pixel (y, x) begins a new run when it differs from (y-1, x), or for y = 0 from the bottom of column
- * x-1. One pass counts these places in each column, a second writes each to its column's part of the list,
- * which so comes out in order. */
+/* io/rle.c - see rle.h. Runs go down the columns, but a mask lies in rows. So the encoder looks for the
+ * ends of runs row by row. Pixel (y, x) begins a new run when it differs from (y-1, x), or for y = 0 from
+ * the bottom of column x-1. A first pass counts these places in each column. A second writes each to its
+ * column's part of the list, so the list is in order. */
 #include "io/rle.h"
 
 #include <stdlib.h>
@@ -11,14 +9,14 @@
 
 #include "io/fail.h"
 
-/* The pixel before (0, x) in the order of the runs; before the first stands a zero: counts begin with zeros.
- */
+/* The pixel before (0, x) in the order of the runs. Before the first comes a zero, because counts begin
+ * with zeros. */
 static int above_top(const uint8_t *mask, int height, int width, int x)
 {
     return x > 0 && mask[(size_t)(height - 1) * (size_t)width + (size_t)x - 1] != 0;
 }
 
-/* Where runs can begin: the box, one row below it, and at the top one column right of it. */
+/* Runs can begin in the box, one row below it, and at the top one column right of it. */
 typedef struct Region {
     int x0, x1, top_x1, y0, y1; /* the ends excluded */
 } Region;
@@ -34,7 +32,7 @@ static Region region_of(const int box[4], int height, int width)
                     .y1 = box[3] + 2 < height ? box[3] + 2 : height};
 }
 
-/* How many runs begin in each column. */
+/* Count the runs that begin in each column. */
 static void count_starts(uint32_t *n_starts, const uint8_t *mask, int height, int width, const Region *r)
 {
     for (int x = r->x0; x < r->top_x1; x++)
@@ -46,8 +44,8 @@ static void count_starts(uint32_t *n_starts, const uint8_t *mask, int height, in
     }
 }
 
-/* next[x]: where column x's next start goes. Most pixels equal the one above: eight are passed over at once.
- */
+/* next[x]: the place of column x's next start. Most pixels equal the one above, so eight are skipped at
+ * once. */
 static void list_starts(uint32_t *starts, uint32_t *next, const uint8_t *mask, int height, int width,
                         const Region *r)
 {
@@ -95,7 +93,7 @@ int rle_encode_box(Rle *rle, const uint8_t *mask, int height, int width, const i
     list_starts(rle->counts, next, mask, height, width, &region);
     free(next);
     rle->counts[n_starts] = (uint32_t)((int64_t)height * width);
-    for (size_t i = n_starts; i > 0; i--) /* from starts to lengths */
+    for (size_t i = n_starts; i > 0; i--) /* from starts to lengths. */
         rle->counts[i] -= rle->counts[i - 1];
     rle->height = height;
     rle->width = width;

@@ -1,5 +1,5 @@
-/* io/rle.h - COCO's uncompressed run-length encoding of binary masks (column-major, begins with zeros),
- * as segment_anything/utils/amg.py mask_to_rle_pytorch writes it. */
+/* io/rle.h - COCO's uncompressed run-length encoding of binary masks (column-major, begins with zeros). It
+ * is the output of mask_to_rle_pytorch in segment_anything/utils/amg.py. */
 #ifndef SAMLAD_IO_RLE_H
 #define SAMLAD_IO_RLE_H
 
@@ -11,14 +11,14 @@
 
 typedef struct Rle {
     int height, width;
-    uint32_t *counts; /* [n_counts], sum = height·width */
+    uint32_t *counts; /* [n_counts], sum = height·width. */
     size_t n_counts;
 } Rle;
 
-int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not */, int height, int width,
+int rle_encode(Rle *rle, const uint8_t *mask /* [height][width] 0 or not. */, int height, int width,
                Error *err);
-/* The same for a mask that is 0 outside of the box x0 y0 x1 y1, the last included, which is all that is looked
- * at. x1 < x0: it is 0 everywhere. */
+/* Encode a mask that is 0 outside of the box x0 y0 x1 y1 (the last included); only the box is read. x1 <
+ * x0: it is 0 everywhere. */
 int rle_encode_box(Rle *rle, const uint8_t *mask, int height, int width, const int box[4], Error *err);
 void rle_decode(uint8_t *mask /* [height][width] 0/1 */, const Rle *rle);
 int64_t rle_area(const Rle *rle);

@@ -1,6 +1,6 @@
 /* io/safetensors.c - see safetensors.h. The checks follow the official Rust implementation
- * (huggingface/safetensors, `validate`): sorted by offset the tensors must tile the data exactly, each with
- * as many bytes as its shape and dtype say. */
+ * (huggingface/safetensors, `validate`). Sorted by offset, the tensors must tile the data exactly. Each
+ * must have as many bytes as its shape and dtype need. */
 #include "io/safetensors.h"
 
 #include <errno.h>
@@ -23,18 +23,18 @@
 #error "safetensors data are little-endian and are used in place: this machine needs a byte-swapping reader"
 #endif
 
-#define ST_MAX_HEADER 100000000 /* bytes; the official limit */
+#define ST_MAX_HEADER 100000000 /* bytes; the official limit. */
 
 struct Safetensors {
     char *path;
     const uint8_t *map; /* the whole file */
     size_t map_size;
-    int borrowed; /* map is the caller's memory */
+    int borrowed; /* map is the caller's memory. */
     const Json *header;
-    const Json *meta;         /* the "__metadata__" object or NULL */
-    StTensor *tensors;        /* [n_tensors] in file order */
+    const Json *meta;         /* the "__metadata__" object or NULL. */
+    StTensor *tensors;        /* [n_tensors] in file order. */
     const StTensor **by_name; /* [n_tensors] sorted */
-    float **converted;        /* [n_tensors] what st_f32 had to convert, else NULL */
+    float **converted;        /* [n_tensors] converted copies made by st_f32, else NULL. */
     size_t n_tensors;
 };
 
@@ -60,8 +60,8 @@ const char *st_dtype_name(StDtype dtype)
 
 /* ---- half precision --------------------------------------------------------------------------------*/
 
-/* Without branches, so that loops over it become vector code. The exponent's bias moves from 15 to 127 by an
- * addition; subnormals have no implicit one, which the subtraction of 2^-14 takes off again (exactly). */
+/* Without branches, so that loops over it become vector code. An addition moves the exponent's bias from
+ * 15 to 127. Subnormals have no implicit one; subtracting 2^-14 removes it again (exactly). */
 static inline float half_to_float(uint16_t h)
 {
     uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
@@ -94,11 +94,11 @@ uint16_t f32_to_f16(float f)
     memcpy(&u, &f, 4);
     uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
     u &= 0x7fffffff;
-    if (u > 0x7f800000) /* NaN: quiet, the payload's upper bits kept */
+    if (u > 0x7f800000) /* NaN: quiet, the payload's upper bits kept. */
         return (uint16_t)(sign | 0x7e00 | (u >> 13 & 0x1ff));
-    if (u >= 0x47800000) /* 65536 and more; what rounds up to it carries over below */
+    if (u >= 0x47800000) /* 65536 and more; rounding up to it carries over below. */
         return (uint16_t)(sign | 0x7c00);
-    if (u < 0x38800000) { /* below 2^-14: the unit is 2^-24, so let an addition to 0.5 (unit 2^-24) round */
+    if (u < 0x38800000) { /* below 2^-14: the unit is 2^-24, so an addition to 0.5 (unit 2^-24) rounds. */
         union {
             uint32_t u;
             float f;
@@ -106,7 +106,7 @@ uint16_t f32_to_f16(float f)
         x.f += half.f;
         return (uint16_t)(sign | (x.u - half.u));
     }
-    u += 0xfff + (u >> 13 & 1); /* round the 13 bits that go, ties to even */
+    u += 0xfff + (u >> 13 & 1); /* round the 13 bits that are dropped, ties to even. */
     return (uint16_t)(sign | (u - (112u << 23)) >> 13);
 }
 
@@ -171,13 +171,13 @@ static int read_shape(StTensor *tensor, const Json *info, const char *path, Erro
     return 0;
 }
 
-/* One member of the header. data_size: the bytes behind the header. */
+/* Read one member of the header. data_size: the bytes behind the header. */
 static int read_tensor(StTensor *tensor, const Json *info, const uint8_t *data, size_t data_size,
                        const char *path, Error *err)
 {
     tensor->name = info->key;
     for (const char *c = info->key; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f) /* would garble messages and terminals */
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) /* would garble messages and terminals. */
             return fail(err, "%s: a tensor's name holds control characters", path);
     if (info->type != JSON_OBJECT)
         return fail(err, "%s: the entry of tensor %.200s is not an object", path, tensor->name);
@@ -204,7 +204,7 @@ static int compare_places(const void *a, const void *b)
     const StTensor *x = a, *y = b;
     if (x->data != y->data)
         return (const uint8_t *)x->data < (const uint8_t *)y->data ? -1 : 1;
-    if (x->n_bytes != y->n_bytes) /* empty tensors stand before the one that begins at their place */
+    if (x->n_bytes != y->n_bytes) /* an empty tensor sorts before the tensor that begins at its place. */
         return x->n_bytes < y->n_bytes ? -1 : 1;
     return strcmp(x->name, y->name);
 }
@@ -224,8 +224,7 @@ static int check_meta(const Json *meta, const char *path, Error *err)
     return 0;
 }
 
-/* Fill st->tensors from st->header, in file order, and check that they tile the data without hole or overlap.
- */
+/* Fill st->tensors from st->header, in file order. Check that they tile the data without hole or overlap. */
 static int read_tensors(Safetensors *st, const uint8_t *data, size_t data_size, Error *err)
 {
     const Json *header = st->header;
@@ -264,7 +263,7 @@ static int read_tensors(Safetensors *st, const uint8_t *data, size_t data_size, 
 
 static int map_file(Safetensors *st, Error *err)
 {
-    int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
+    int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* refuse a pipe, do not wait for it. */
     if (fd < 0)
         return fail(err, "%s: cannot open: %s", st->path, strerror(errno));
     struct stat info;
@@ -413,7 +412,7 @@ const char *st_meta(const Safetensors *st, const char *key)
     return value ? value->string : NULL;
 }
 
-/* The number that text begins with; *end is behind it and the spaces that follow. -1: no finite number. */
+/* The number at the beginning of text; *end is behind it and the spaces that follow. -1: no finite number. */
 static int leading_number(const char *text, double *value, const char **end)
 {
     char *stop;
@@ -478,7 +477,7 @@ static int shape_fits(const StTensor *tensor, int n_dims, const int64_t *shape)
     return 1;
 }
 
-/* Any floating dtype -> float32. memcpy loads: the source may stand at an odd address. */
+/* Convert any floating dtype to float32. Loads use memcpy, because the source may have an odd address. */
 static void convert_to_f32(float *out, const StTensor *tensor)
 {
     const uint8_t *in = tensor->data;
@@ -507,8 +506,8 @@ static void convert_to_f32(float *out, const StTensor *tensor)
     }
 }
 
-/* The mapped pages that lie wholly in the tensor are not needed in this process for now: what was converted
- * would else be in memory twice. They stay in the system's cache and come back when they are read again. */
+/* Release the mapped pages that lie wholly in the tensor: otherwise converted data are in memory twice.
+ * They stay in the system's cache, and come back when they are read again. */
 static void let_go(const Safetensors *st, const StTensor *tensor)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)tensor->data,
@@ -581,7 +580,7 @@ void st_sha256(const Safetensors *st, char hex[65])
 typedef struct StEntry {
     StTensor tensor;
     char *name;
-    void *copy; /* owned data or NULL */
+    void *copy; /* owned data or NULL. */
     size_t order;
 } StEntry;
 
@@ -612,7 +611,7 @@ void st_writer_free(StWriter *w)
     free(w);
 }
 
-/* The described tensor into *tensor, its shape checked and its sizes computed. */
+/* Fill *tensor from the description: check its shape and compute its sizes. */
 static int describe(StTensor *tensor, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
                     Error *err)
 {
@@ -699,7 +698,7 @@ int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err)
     return 0;
 }
 
-/* Wide elements first: then every tensor stands at a multiple of its element's size, whatever the shapes. */
+/* Wide elements first: then every tensor lies at a multiple of its element's size, for any shapes. */
 static int compare_entries(const void *a, const void *b)
 {
     const StEntry *x = a, *y = b;
@@ -709,7 +708,7 @@ static int compare_entries(const void *a, const void *b)
     return x->order < y->order ? -1 : x->order > y->order;
 }
 
-/* Sorts n names; returns one that is there twice, or NULL. */
+/* Sort n names; returns a name that occurs twice, or NULL. */
 static const char *find_twice(const char **names, size_t n)
 {
     qsort(names, n, sizeof *names, compare_names);
@@ -719,7 +718,7 @@ static const char *find_twice(const char **names, size_t n)
     return NULL;
 }
 
-/* At the end, all at once: a bank has a key an image. */
+/* Check once at the end, because a bank has a key an image. */
 static int check_names(const StWriter *w, const char *path, Error *err)
 {
     const size_t n = w->n_entries > w->n_meta ? w->n_entries : w->n_meta;
@@ -796,7 +795,7 @@ int st_writer_save(StWriter *w, const char *path, Error *err)
         return -1;
     }
     out.sync = 1;
-    static const char spaces[8] = "        "; /* so that the data begin at a multiple of 8 */
+    static const char spaces[8] = "        "; /* the data then begin at a multiple of 8. */
     size_t padding = (8 - json.length % 8) % 8;
     uint64_t length = json.length + padding;
     out_put(&out, &length, 8);

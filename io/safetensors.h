@@ -1,9 +1,9 @@
-/* io/safetensors.h - read (memory-mapped) and write safetensors files, and take weights out of them.
+/* io/safetensors.h - read (memory-mapped) and write safetensors files, and take weights from them.
  *
  * Format (huggingface/safetensors): u64 little-endian N, N bytes of JSON {name: {dtype, shape,
- * data_offsets}, "__metadata__": {string: string}}, then the data. The reader trusts nothing: header
- * length, JSON depth, duplicate names, overlapping or missing ranges, shape products and offsets are
- * all checked against the file's size when it is opened. */
+ * data_offsets}, "__metadata__": {string: string}}, then the data. The reader trusts nothing. On opening
+ * it checks the header length, the depth of the JSON and duplicate names. It checks ranges (no overlap, no
+ * hole), shape products and offsets against the file's size. */
 #ifndef SAMLAD_IO_SAFETENSORS_H
 #define SAMLAD_IO_SAFETENSORS_H
 
@@ -37,35 +37,35 @@ typedef struct StTensor {
     int n_dims; /* 0: a scalar */
     int64_t shape[ST_MAX_DIMS];
     size_t n_elements, n_bytes;
-    const void *data; /* in the mapping; alignment is NOT guaranteed by the format */
+    const void *data; /* in the mapping; alignment is NOT guaranteed by the format. */
 } StTensor;
 
 typedef struct Safetensors Safetensors;
 
-/* Map the file and check all of it. NULL on failure. The path is remembered for messages. */
+/* Map the file and check all of it. NULL on failure. The path is kept for messages. */
 Safetensors *st_open(const char *path, Error *err);
-/* The same for a file's bytes in memory, which stay the caller's and must outlive it; name: for messages. */
+/* Open the bytes of a file in memory. They stay the caller's and must outlive it. `name` is for messages. */
 Safetensors *st_open_memory(const char *name, const void *bytes, size_t n, Error *err);
-void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it */
+void st_close(Safetensors *st); /* NULL allowed; pointers into it die with it. */
 const char *st_path(const Safetensors *st);
 size_t st_count(const Safetensors *st);
 const StTensor *st_at(const Safetensors *st, size_t i);           /* in file order */
-const StTensor *st_find(const Safetensors *st, const char *name); /* NULL when absent; O(log n) */
+const StTensor *st_find(const Safetensors *st, const char *name); /* NULL when absent; O(log n). */
 size_t st_meta_count(const Safetensors *st);
 void st_meta_at(const Safetensors *st, size_t i, const char **key, const char **value);
 const char *st_meta(const Safetensors *st, const char *key); /* NULL when absent */
 /* Metadata as numbers, with a clear sentence when absent, malformed or outside [min, max]. */
 int st_meta_int(const Safetensors *st, const char *key, int min, int max, int *out, Error *err);
 int st_meta_float(const Safetensors *st, const char *key, double min, double max, double *out, Error *err);
-/* Comma-separated list of exactly n floats. */
+/* A comma-separated list of exactly n floats. */
 int st_meta_floats(const Safetensors *st, const char *key, int n, float *out, Error *err);
 
-/* The tensor as float32 (F32 in place when aligned, else, and for F16/BF16/F64, converted once and kept
- * until st_close). Its shape must be exactly `shape` (-1 matches any). NULL on failure, the sentence
- * naming file, tensor and both shapes. Not thread-safe: do it when the model opens. */
+/* The tensor as float32. F32 is used in place when it is aligned. Otherwise it is converted once and kept
+ * until st_close, as F16, BF16 and F64 are. Its shape must be exactly `shape` (-1 matches any). NULL on
+ * failure; the sentence names file, tensor and both shapes. Not thread-safe: call it when the model opens. */
 const float *st_f32(Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err);
-/* The same with a printf-style name, whose values are the varargs, for brevity in model loaders:
- * st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i) */
+/* st_f32 with a printf-style name, whose values are the varargs:
+ *   st_weight(st, err, 2, (int64_t[]){n, k}, "blocks.%d.attn.qkv.weight", i). */
 const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *shape, const char *name_format,
                        ...)
 #if defined(__GNUC__)
@@ -82,11 +82,12 @@ StWriter *st_writer_new(void); /* NULL: no memory */
 /* `data` must stay valid until st_writer_save. Names and keys are copied. 0 / -1. */
 int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
                   const void *data, Error *err);
-/* Like add, but takes a private copy of the data now. */
+/* Add a private copy of the data. */
 int st_writer_copy(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
                    const void *data, Error *err);
 int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err);
-/* Wide dtypes first, so that all are aligned. -1 also for a name or key that was given twice. */
+/* Write the file. Wide dtypes come first, so that all are aligned. -1 also when a name or key was given
+ * twice. */
 int st_writer_save(StWriter *w, const char *path, Error *err);
 void st_writer_free(StWriter *w);
 
@@ -94,6 +95,6 @@ size_t st_dtype_size(StDtype dtype);
 const char *st_dtype_name(StDtype dtype);
 float f16_to_f32(uint16_t h);
 void f16_to_f32_row(float *to, const uint16_t *from, size_t n);
-uint16_t f32_to_f16(float f); /* round to nearest even */
+uint16_t f32_to_f16(float f); /* round to nearest even. */
 
 #endif

@@ -1,9 +1,9 @@
 /* io/tiff.c - grey TIFF (revision 6.0): anomaly maps are exchanged as one-channel float32 TIFF files.
  *
- * A file is a header (byte order, offset of the first directory) and a directory of fields: tag, type, count,
- * and the values or the offset where they are. The pixels lie in strips (so many rows each) or tiles, each
- * compressed by itself; a predictor may have replaced samples by differences to their left neighbours. Of a
- * file with several images the first is read. */
+ * A file is a header (byte order, offset of the first directory) and a directory of fields. A field is
+ * tag, type, count, and the values or their offset. The pixels lie in strips (groups of rows) or tiles,
+ * each compressed on its own. A predictor may have replaced samples by differences to their left
+ * neighbours. Of several images in a file, the first is read. */
 #include "io/image.h"
 
 #include <stdlib.h>
@@ -16,7 +16,7 @@
 
 #define TIFF_MAX_FILE ((size_t)1 << 31)
 #define TIFF_MAX_RATIO                                                                                       \
-    4096 /* no compression here expands further; a claim beyond it asks for memory in vain */
+    4096 /* no compression here expands further; refuse larger claims before memory is asked for. */
 
 enum { /* tags */
        IMAGE_WIDTH = 256,
@@ -50,7 +50,7 @@ typedef struct Tiff {
     unsigned n_fields;
     uint32_t width, height, compression, predictor, photometric, format;
     size_t sample_bytes;
-    uint32_t part_width, part_height; /* of a strip or tile */
+    uint32_t part_width, part_height; /* of a strip or tile. */
     unsigned offsets_tag, counts_tag;
 } Tiff;
 
@@ -103,7 +103,7 @@ static uint32_t field_value(const Tiff *t, const Field *field, size_t i)
     return (uint32_t)get(t, field->values + i * field->type_size, field->type_size);
 }
 
-/* A field of one number; `absent` when it is not there. */
+/* A field of one number; `absent` when the field is missing. */
 static int find_number(const Tiff *t, unsigned tag, uint32_t absent, uint32_t *value)
 {
     Field field;
@@ -204,9 +204,9 @@ static int unpack_bits(uint8_t *out, size_t n_out, const uint8_t *in, size_t n)
     return 0;
 }
 
-/* TIFF's LZW: codes of 9 to 12 bits, highest bit first; 256 empties the table, 257 ends. Entry c stands for
- * the output string at start[c], length[c]: each is the one before it plus one byte, and so always lies whole
- * in the output. */
+/* TIFF's LZW: codes of 9 to 12 bits, highest bit first; 256 empties the table, 257 ends. Entry c is the
+ * output string at start[c], length[c]. Each is the string before it plus one byte, so it always lies
+ * whole in the output. */
 static int unpack_lzw(uint8_t *out, size_t n_out, const uint8_t *in, size_t n)
 {
     enum { CLEAR = 256, END = 257, FIRST = 258, LAST = 4096 };
@@ -227,7 +227,7 @@ static int unpack_lzw(uint8_t *out, size_t n_out, const uint8_t *in, size_t n)
             next = FIRST, width = 9, last_length = 0;
             continue;
         }
-        /* The new entry: the last string and the byte that follows it in the output, about to be written. */
+        /* The new entry: the last string and the next byte of the output, which is about to be written. */
         if (last_length > 0 && next < LAST) {
             start[next] = last_start;
             length[next] = last_length + 1;
@@ -237,7 +237,7 @@ static int unpack_lzw(uint8_t *out, size_t n_out, const uint8_t *in, size_t n)
             return -1;
         last_start = to;
         last_length = code < CLEAR ? 1 : length[code];
-        for (size_t i = 0; i < last_length && to < n_out; i++) /* byte by byte: it may overlap itself */
+        for (size_t i = 0; i < last_length && to < n_out; i++) /* byte by byte: it may overlap itself. */
             out[to++] = code < CLEAR ? (uint8_t)code : out[start[code] + i];
         /* The encoder widens its codes one entry early. */
         width = next + 1 >= 2048 ? 12 : next + 1 >= 1024 ? 11 : next + 1 >= 512 ? 10 : 9;
@@ -271,7 +271,7 @@ static int unpack_part(const Tiff *t, uint8_t *out, size_t n_out, size_t needed,
 
 /* ---- samples ---------------------------------------------------------------------------------------*/
 
-/* Predictor 2: each sample, taken as an integer, is the difference to its left neighbour. */
+/* Undo predictor 2: each sample, as an integer, is the difference to its left neighbour. */
 static void undo_differences(const Tiff *t, uint8_t *row, size_t width)
 {
     size_t size = t->sample_bytes;
@@ -283,8 +283,8 @@ static void undo_differences(const Tiff *t, uint8_t *row, size_t width)
     }
 }
 
-/* Predictor 3: the row holds first the highest bytes of all samples, then the next, and so on; and of that
- * sequence each byte is the difference to the one before. */
+/* Undo predictor 3. The row holds the highest bytes of all samples first, then the next bytes, and so on.
+ * In that sequence each byte is the difference to the one before. */
 static void undo_float_predictor(const Tiff *t, uint8_t *row, size_t width, uint8_t *scratch)
 {
     size_t size = t->sample_bytes;
@@ -302,7 +302,7 @@ static float sample_value(const Tiff *t, const uint8_t *p)
     uint32_t u32 = (uint32_t)u;
     float f;
     double d;
-    if (t->format == FORMAT_UINT) /* photometric 0: white is zero */
+    if (t->format == FORMAT_UINT) /* photometric 0: white is zero. */
         return (float)(t->photometric == 0 ? (1u << 8 * t->sample_bytes) - 1 - u32 : u32);
     if (t->sample_bytes == 2)
         return f16_to_f32((uint16_t)u);
@@ -311,7 +311,7 @@ static float sample_value(const Tiff *t, const uint8_t *p)
     return t->sample_bytes == 4 ? f : (float)d;
 }
 
-/* One unpacked strip or tile with its upper left corner at (x0, y0) into the image. */
+/* Copy one unpacked strip or tile, with its upper left corner at (x0, y0), into the image. */
 static void place_part(const Tiff *t, float *values, uint8_t *part, uint32_t x0, uint32_t y0, uint32_t n_rows,
                        uint8_t *scratch)
 {
@@ -349,8 +349,8 @@ static int read_parts(const Tiff *t, float *values, uint8_t *part, uint8_t *scra
     return 0;
 }
 
-/* Before memory is asked for: enough offsets, and enough data for the claimed size. Parts that share their
- * bytes would let a small file cost much time, so the counts must add up to less than the file. */
+/* Check before memory is asked for: enough offsets, and enough data for the claimed size. Parts that share
+ * bytes would let a small file cost much time. So the counts must add up to less than the file. */
 static int check_parts(const Tiff *t, const Field *offsets, const Field *counts)
 {
     uint64_t across = ((uint64_t)t->width + t->part_width - 1) / t->part_width;
@@ -428,7 +428,7 @@ int tiff_write_float(const char *path, const float *values, int width, int heigh
     enum {
         N_FIELDS = 10,
         DATA_AT = 8 + 2 + 12 * N_FIELDS + 4 + 2
-    }; /* 2: so that the data stand at a multiple of 4 */
+    }; /* 2 bytes, so that the data lie at a multiple of 4. */
     const uint32_t n_bytes = (uint32_t)width * (uint32_t)height * 4;
     const struct {
         uint32_t tag, type, value;

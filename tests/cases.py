@@ -1,4 +1,4 @@
-"""cases.py - runs the test_* functions of a Python test file; each gets a folder of its own."""
+"""cases.py - run the test_* functions of a Python test file, each in a folder of its own."""
 import sys
 import tempfile
 import traceback

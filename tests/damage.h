@@ -1,4 +1,4 @@
-/* damage.h - copies of a weights file with one thing wrong, which its model must refuse. */
+/* damage.h - copies of a weights file with one error each, which its model must refuse. */
 #ifndef SAMLAD_TEST_DAMAGE_H
 #define SAMLAD_TEST_DAMAGE_H
 
@@ -7,7 +7,7 @@
 
 #include "io/safetensors.h"
 
-/* Names of tensors; NULL: not so. */
+/* Names of tensors; NULL: not used. */
 typedef struct Damage {
     const char *without; /* is left out */
     const char *added;   /* 24 zeros under a new name */
@@ -37,7 +37,7 @@ static inline uint16_t *negative_copy(const StTensor *halves)
     return copy;
 }
 
-/* All of the metadata, `key` with this value (NULL: without it), and without `other`. 0 / -1 */
+/* Copy all metadata, `key` with this value (NULL: without it), and without `other`. 0 / -1 */
 static inline int copy_metadata(StWriter *w, const Safetensors *from, const char *key, const char *value,
                                 const char *other)
 {
@@ -89,8 +89,8 @@ static inline int write_damaged(const Safetensors *from, const Damage *d, const 
     return status;
 }
 
-/* A copy with other widths: all zeros in float16, every dimension sizes[i][0] of a tensor whose name
- * begins with `prefix` being sizes[i][1]. metadata: with that, but for the keys `drop`. 0 / -1 */
+/* A copy with other widths, all zeros in float16. A dimension sizes[i][0] of a tensor whose name begins
+ * with `prefix` becomes sizes[i][1]. metadata: with the metadata, except the keys `drop`. 0 / -1 */
 typedef struct Resize {
     const char *prefix;
     int n_sizes, sizes[4][2];

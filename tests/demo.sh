@@ -1,8 +1,8 @@
 #!/bin/sh
 # make demo: synthesise trays, build the bank, detect every test image, print the figures, leave the pictures.
 # Usage: sh tests/demo.sh SAMLAD [SEED [OUT]]     (make demo SEED=7 DEMO_OUT=/tmp/demo)
-#        sh tests/demo.sh --clean [OUT]           what make clean does with OUT
-# OUT is begun anew when an earlier demo made it; what else lies there is nobody's to remove.
+#        sh tests/demo.sh --clean [OUT]           remove OUT, for make clean
+# An OUT of an earlier demo is made anew. Any other folder stays as it is.
 set -e
 samlad=$1 seed=${2:-1} out=${3:-demo-out}
 [ "$1" != --clean ] || out=${2:-demo-out}
@@ -17,7 +17,7 @@ mkdir -p "$out"
 : > "$out/.samlad-demo"
 echo "1. trays (seed $seed): 40 normal images to learn from, 74 to judge"
 "$samlad" synth tray "$out/tray" --seed "$seed"
-echo "2. what is normal: one bank of them"
+echo "2. one bank of the normal images"
 "$samlad" bank "$out/tray/train/good" -o "$out/tray.bank"
 echo "3. every test image against it"
 "$samlad" eval "$out/tray" --bank "$out/tray.bank" -o "$out/results" > "$out/figures.txt"

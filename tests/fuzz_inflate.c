@@ -1,5 +1,4 @@
-/* fuzz_inflate.c - zlib and gzip streams; and what deflate makes of the bytes inflates to them again. See
- * fuzz.h. */
+/* fuzz_inflate.c - zlib and gzip streams; deflated bytes inflate to themselves. See fuzz.h. */
 #include "fuzz.h"
 
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* fuzz_json.c - JSON: what was read, written out and read again is written the same. See fuzz.h. */
+/* fuzz_json.c - JSON: a text that was read, written and read again is written the same. See fuzz.h. */
 #include "fuzz.h"
 
 #include <stdlib.h>

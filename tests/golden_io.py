@@ -9,13 +9,13 @@ DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", 
 
 
 def aligned(tensors):
-    """The types of larger items first, so that every tensor is aligned to its type."""
+    """Larger item types first, so that every tensor is aligned to its type."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
 
 
 def save(path, tensors, metadata=None, layout=None, spaced=False):
-    """{name: array} in this order; `layout`: the data in the order of these names; `spaced`: the header with blanks, as some of
-    the files have it."""
+    """{name: array} in this order; `layout`: the order of the data by name; `spaced`: the header has blanks, as in some
+    of the files."""
     arrays = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in tensors.items()}
     begin, offset = {}, 0
     for name in layout or arrays:

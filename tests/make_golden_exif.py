@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make tests/golden/exif.safetensors: small JPEG and PNG files that are to be turned as their Exif data say, and what PIL makes
-of them (ImageOps.exif_transpose).
+"""Make tests/golden/exif.safetensors: small JPEG and PNG files with Exif orientations, and PIL's turned images of them
+(ImageOps.exif_transpose).
 
-Tensors NAME.file (bytes), NAME.samples (as the file has them: uint8 or uint16 [height][width] or [height][width][channels], a
-palette's colours as RGB) and, of files with a palette, NAME.indices ([height][width]).
+Tensors NAME.file (bytes) and NAME.samples (as in the file: uint8 or uint16 [height][width] or [height][width][channels], a
+palette's colours as RGB). Files with a palette also have NAME.indices ([height][width]).
 
     make_golden_exif.py tests/golden/exif.safetensors
 """

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make tests/golden/jpeg.safetensors: small JPEG files and the RGB pixels that PIL (libjpeg-turbo) reads from them.
 
-Tensors NAME.file (bytes) and NAME.rgb ([height][width][3]). PIL itself writes the usual kinds; for the rest (any sampling
-factors, scans of single components, restart intervals, RGB and CMYK with and without Adobe's marker) the encoder below writes
-random coefficients: for a decoder a file needs no motif. "damaged" files are such with some bytes overwritten.
+Tensors NAME.file (bytes) and NAME.rgb ([height][width][3]). PIL itself writes the usual kinds. The encoder below
+writes the rest: any sampling factors, scans of single components, restart intervals, RGB and CMYK with and without Adobe's
+marker. Its coefficients are random, because a decoder needs no motif. "damaged" files have some bytes overwritten.
 
     make_golden_jpeg.py tests/golden/jpeg.safetensors
 """

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Make tests/golden/mvtec.safetensors: small data sets with anomaly maps, and what MVTec's own evaluation scripts and
-scikit-learn say about them.
+"""Make tests/golden/mvtec.safetensors: small data sets with anomaly maps, and the figures of MVTec's own evaluation
+scripts and scikit-learn for them.
 
     make_golden_mvtec.py --ad MVTEC_AD_EVALUATION --loco MVTEC_LOCO_AD_EVALUATION [--writer build/tests/test_mvtec]
 
 The two folders are the unpacked archives mvtec_ad_evaluation and mvtec_loco_ad_evaluation from MVTec's data set pages; the
 scripts run unmodified, as commands, on PNG masks and float TIFF maps. Needs numpy, scipy, tifffile, PIL, scikit-learn, tqdm.
-With --writer the maps' files are written by samlad's io/tiff.c (the test program, which reads them from the golden, is asked
-to): tifffile and PIL must then read the same bits, and the scripts must say the same numbers.
+With --writer, samlad's io/tiff.c writes the maps' files (through the test program, which reads them from the golden).
+tifffile and PIL must then read the same bits, and the scripts must give the same numbers.
 
 MVTec AD categories (masks: any number of components)
   bottle    scores all different
@@ -15,9 +15,9 @@ MVTec AD categories (masks: any number of components)
   capsule   one score everywhere
 MVTec LOCO categories (a mask a defect; overlapping, disconnected, saturating relatively and absolutely)
   pushpins  scores on few levels, so that the script with a small --curve_max_distance finds every point of the curve
-  screw_bag scores all different; the script's own threshold search gives up before it has all, so beside its default run
-            its classes are run on all thresholds (the one method that chooses the first thresholds is replaced)
-  juice_bottle  tied image scores, for the record of what the script makes of them
+  screw_bag scores all different; the script's own threshold search stops before it has all. So beside its default run, its
+            classes run on all thresholds (the method that chooses the first thresholds is replaced)
+  juice_bottle  tied image scores, to record the script's result
 """
 import argparse
 import json

@@ -2,8 +2,8 @@
 """Make tests/golden/pngsuite.txt from the PngSuite folder (needs numpy and PIL).
 
 One line a valid file: name, width, height, bits, sha256 of the decoded RGBA samples (8-bit, or 16-bit little-endian).
-The decoder below is written from the PNG specification with zlib for the compression; where PIL decodes a file without loss
-(8 bits or fewer) the two must agree, and for 16 bits their high bytes must.
+The decoder below follows the PNG specification; zlib does the compression. If PIL decodes a file without loss (8 bits or
+fewer) the two must agree. For 16 bits their high bytes must.
 
     make_golden_pngsuite.py PNGSUITE_DIR > tests/golden/pngsuite.txt
 """

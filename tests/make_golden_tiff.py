@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Make tests/golden/tiff.safetensors: small grey TIFF files and what they hold (needs numpy and PIL with libtiff).
+"""Make tests/golden/tiff.safetensors: small grey TIFF files and their values (needs numpy and PIL with libtiff).
 
-Tensors NAME.file (the file's bytes) and NAME.values (float32 [height][width]). LZW, PackBits and some deflate files are written
-by libtiff through PIL; tiles, the floating-point predictor, float16/64 and big-endian files by the writer below, after
+Tensors NAME.file (the file's bytes) and NAME.values (float32 [height][width]). libtiff writes the LZW, PackBits and some
+deflate files, through PIL. The writer below writes tiles, the floating-point predictor, float16/64 and big-endian files, after
 TIFF 6.0 and Adobe's Technical Note 3.
 
     make_golden_tiff.py tests/golden/tiff.safetensors

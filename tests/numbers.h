@@ -1,4 +1,4 @@
-/* numbers.h - what tests fill arrays with: the same numbers in every run. */
+/* numbers.h - numbers for the arrays of tests: the same in every run. */
 #ifndef SAMLAD_TEST_NUMBERS_H
 #define SAMLAD_TEST_NUMBERS_H
 
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A sequence of its own for who keeps its state: 24 bits. */
+/* A sequence for callers with a state of their own: 24 bits. */
 static inline uint32_t next_random(uint32_t *state)
 {
     *state = *state * 1664525u + 1013904223u;
@@ -32,8 +32,8 @@ static inline int random_int(int low, int high)
     return low + (int)((random_float() * 0.5 + 0.5) * (high - low + 1) * 0.999999);
 }
 
-/* n random floats; n = 0 gives a valid pointer too. The caller frees. malloc, so that the address sanitizer
- * sees the first float beyond. */
+/* n random floats; n = 0 gives a valid pointer too. The caller frees it. It comes from malloc, so that the
+ * address sanitizer notices the first float beyond. */
 static inline float *random_array(size_t n)
 {
     float *x = malloc((n ? n : 1) * sizeof *x);

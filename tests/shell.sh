@@ -1,4 +1,4 @@
-# shell.sh - what the test_*.sh begin with: a folder of their own, counts, what failed. Sourced, from sh:
+# shell.sh - the beginning of every test_*.sh: a folder of its own, counts, failures. Sourced, from sh:
 #   here: this folder; dir: an empty one, removed at the end. Commands leave their output in $dir/out and $dir/err.
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,7 +8,7 @@ trap 'exit 1' INT TERM
 passed=0 failed=0 skipped=0
 
 ok() { passed=$((passed + 1)); }
-# bad WHAT: it failed; what the last command said on stderr
+# bad WHAT: count a failure; show the last command's stderr
 bad() {
     failed=$((failed + 1))
     echo "  FAILED: $1"

@@ -1,8 +1,8 @@
-/* test.h - the few lines that every test_*.c shares.
+/* test.h - shared by every test_*.c.
  *
- * A test file holds functions that CHECK things, calls them with RUN, and ends with
- * `return test_summary();`, which prints "N passed, N failed" and gives a non-zero status when one
- * failed. A function counts once, as passed when all its checks held, as skipped when it said SKIP. */
+ * A test file holds functions that CHECK things. It calls them with RUN, and ends with `return
+ * test_summary();`. That prints "N passed, N failed" and gives a non-zero status when one failed. A
+ * function counts once: as passed when all its checks held, as skipped when it said SKIP. */
 #ifndef SAMLAD_TEST_H
 #define SAMLAD_TEST_H
 
@@ -14,64 +14,69 @@
 static int test_n_passed, test_n_failed, test_n_skipped;
 static int test_ok, test_was_skipped;
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            printf("  %s:%d: CHECK(%s) does not hold\n", __FILE__, __LINE__, #condition);         \
-            test_ok = 0;                                                                          \
-        }                                                                                         \
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            printf("  %s:%d: CHECK(%s) does not hold\n", __FILE__, __LINE__, #condition);                    \
+            test_ok = 0;                                                                                     \
+        }                                                                                                    \
     } while (0)
 
-/* CHECK with a printf-style explanation of what was found. */
-#define CHECK_MSG(condition, ...)                                                                 \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            printf("  %s:%d: ", __FILE__, __LINE__);                                              \
-            printf(__VA_ARGS__);                                                                  \
-            printf("\n");                                                                         \
-            test_ok = 0;                                                                          \
-        }                                                                                         \
+/* CHECK with a printf-style message. */
+#define CHECK_MSG(condition, ...)                                                                            \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            printf("  %s:%d: ", __FILE__, __LINE__);                                                         \
+            printf(__VA_ARGS__);                                                                             \
+            printf("\n");                                                                                    \
+            test_ok = 0;                                                                                     \
+        }                                                                                                    \
     } while (0)
 
-/* Stop this test function here when the condition does not hold (what follows would crash). */
-#define REQUIRE(condition)                                                                        \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            printf("  %s:%d: REQUIRE(%s) does not hold\n", __FILE__, __LINE__, #condition);       \
-            test_ok = 0;                                                                          \
-            return;                                                                               \
-        }                                                                                         \
+/* Stop this test function when the condition does not hold, because the code behind it would crash. */
+#define REQUIRE(condition)                                                                                   \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            printf("  %s:%d: REQUIRE(%s) does not hold\n", __FILE__, __LINE__, #condition);                  \
+            test_ok = 0;                                                                                     \
+            return;                                                                                          \
+        }                                                                                                    \
     } while (0)
 
-/* Leave this test function, saying what is missing. */
-#define SKIP(reason)                                                                              \
-    do {                                                                                          \
-        printf("  skipped: %s\n", reason);                                                        \
-        test_was_skipped = 1;                                                                     \
-        return;                                                                                   \
+/* Leave this test function and say what is missing. */
+#define SKIP(reason)                                                                                         \
+    do {                                                                                                     \
+        printf("  skipped: %s\n", reason);                                                                   \
+        test_was_skipped = 1;                                                                                \
+        return;                                                                                              \
     } while (0)
 
-#define RUN(function)                                                                             \
-    do {                                                                                          \
-        test_ok = 1;                                                                              \
-        test_was_skipped = 0;                                                                     \
-        function();                                                                               \
-        const char *verdict = !test_ok ? "FAILED" : test_was_skipped ? "skipped" : "ok";          \
-        printf("%-7s %s\n", verdict, #function);                                                  \
-        if (!test_ok) test_n_failed++;                                                            \
-        else if (test_was_skipped) test_n_skipped++;                                              \
-        else test_n_passed++;                                                                     \
-        fflush(stdout);                                                                           \
+#define RUN(function)                                                                                        \
+    do {                                                                                                     \
+        test_ok = 1;                                                                                         \
+        test_was_skipped = 0;                                                                                \
+        function();                                                                                          \
+        const char *verdict = !test_ok ? "FAILED" : test_was_skipped ? "skipped" : "ok";                     \
+        printf("%-7s %s\n", verdict, #function);                                                             \
+        if (!test_ok)                                                                                        \
+            test_n_failed++;                                                                                 \
+        else if (test_was_skipped)                                                                           \
+            test_n_skipped++;                                                                                \
+        else                                                                                                 \
+            test_n_passed++;                                                                                 \
+        fflush(stdout);                                                                                      \
     } while (0)
 
-/* Largest |a-b| divided by the largest |b|: the measure of parity that this project uses. */
+/* Largest |a-b| divided by the largest |b|: the project's measure of parity. */
 static inline double test_relative_error(const float *a, const float *b, size_t n)
 {
     double worst = 0, scale = 0;
     for (size_t i = 0; i < n; i++) {
         double d = fabs((double)a[i] - (double)b[i]);
-        if (!(d <= worst)) worst = d; /* a NaN is the worst of all */
-        if (fabs((double)b[i]) > scale) scale = fabs((double)b[i]);
+        if (!(d <= worst))
+            worst = d; /* a NaN is the largest difference */
+        if (fabs((double)b[i]) > scale)
+            scale = fabs((double)b[i]);
     }
     return scale > 0 ? worst / scale : worst;
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_cli.sh - the samlad command from outside: statuses, messages, files. Runs $SAMLAD_BIN on small random weights
-# (the models of test_vit.c and test_sam.c), so it needs neither the shipped weights nor data.
+# test_cli.sh - the samlad command from outside: statuses, messages, files. Runs $SAMLAD_BIN on small random weights,
+# the models of test_vit.c and test_sam.c. So it needs neither the shipped weights nor data.
 #
 #   0 success, 1 a failure with exactly one line "samlad: ...", 2 wrong usage with one such line
 
@@ -11,7 +11,7 @@ vit=$here/golden/vit_timm_model.safetensors
 other_vit=$here/golden/vit_registers_model.safetensors
 sam=$here/golden/sam_resampled_model.safetensors
 cd "$dir" || exit 1
-# random weights: every mask that they find is as good as another
+# random weights: no mask is better than another
 masks="--points 3 --pred-iou-thresh -10 --stability-score-thresh 0 --min-area 0.01"
 weights="--backbone $vit --sam $sam --featup none"
 
@@ -95,7 +95,7 @@ done
 for o in --seed=-1 --seed=1.5 --seed=99999999999999999999 --k=3 --out=x; do expect 2 "synth $o" "$bin" synth tray out "$o"; done
 expect 2 "info takes no options" "$bin" info x --json
 expect 2 "max-bank" "$bin" eval x --max-bank=many
-# what --help names, the command takes: with a value missing it says so, not that there is no such option
+# the command takes every option of --help: without its value it reports that, not an unknown option
 for c in bank detect segment synth eval ablate; do
     for o in $("$bin" $c --help | grep -o -- '--[a-z][a-z-]*' | sort -u); do
         case $o in --help) continue ;; --from) [ $c = bank ] || continue ;; esac
@@ -109,7 +109,7 @@ for o in out bank backbone sam; do
 done
 expect 2 "an empty -o" "$bin" bank x.ppm -o ""
 expect 2 "an empty --featup" "$bin" bank x.ppm -o x.bank --featup=
-# what would be of no use
+# options without an effect
 expect 2 "features of a bank's images" "$bin" bank --from a.bank -o x.bank --size 100
 says "needs the images again"
 expect 2 "one mask of all" "$bin" segment x.ppm --single
@@ -213,7 +213,7 @@ if [ -L linked.bank ] && cmp -s elsewhere/k3.bank k3.bank; then ok; else bad "th
 rm -r linked.bank elsewhere
 expect 0 "info of it" "$bin" info k3.bank
 says "option.k = 3"
-says "option.points = 3" # what concerns features stays, and what else is not named
+says "option.points = 3" # options of features stay, and others that are not named
 says "option.channel-graph = softmax"
 expect 0 "recalibrate once more" "$bin" bank --from k3.bank -o k1.bank $weights --k 1
 expect 0 "info of that" "$bin" info k1.bank
@@ -278,7 +278,7 @@ for threads in 1 2 4; do
     OMP_NUM_THREADS=$threads "$bin" detect --bank n.bank new --json $weights >again 2>err
     if cmp -s again lines.jsonl; then ok; else bad "other results with $threads threads"; fi
 done
-# several images at once: told in the order of the list, and nothing after one that fails
+# several images at once: results in the order of the list; a broken one does not stop the others
 mkdir many
 for i in 1 2 3 4 5; do cp new/a.ppm many/$i.ppm; done
 cp new/below/b.ppm many/3.ppm
@@ -291,12 +291,12 @@ OMP_NUM_THREADS=1 "$bin" detect --bank n.bank many -o many5 $weights >one.txt 2>
 OMP_NUM_THREADS=4 "$bin" detect --bank n.bank many -o many6 $weights >four.txt 2>four.err
 if [ -s one.txt ] && cmp -s one.txt four.txt && cmp -s one.err four.err && grep -q "4.ppm" four.err; then ok; else bad "4 images at once, one broken"; fi
 if diff -r many5 many6 >err; then ok; else bad "files beside a broken image"; fi
-there many6/results.jsonl many6/5_heat.png # one that is broken does not take the others' results along
+there many6/results.jsonl many6/5_heat.png # a broken image leaves the others' results
 gone many6/4_heat.png
 n_good=$(($(ls many | wc -l) - 1))
 if [ "$(wc -l <many6/results.jsonl)" -eq $n_good ] && ! grep -q 4.ppm many6/results.jsonl; then ok; else bad "lines beside a broken image"; fi
 rm -r many many?
-# stopped in the middle: what is judged is kept, in whole lines, and nothing under a temporary name
+# stopped in the middle: finished results stay, in whole lines, and no temporary file
 mkdir many
 for i in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do cp new/a.ppm many/$i.ppm; done
 mkdir many1
@@ -325,7 +325,7 @@ n_lines=$(wc -l <many2/results.jsonl)
 if [ "$n_lines" -gt 0 ] && [ "$(grep -c '}$' many2/results.jsonl)" -eq "$n_lines" ]; then ok; else bad "a reader that goes away: $n_lines lines"; fi
 if ls many1 many2 | grep -q tmp; then bad "temporary files of a run that was stopped"; else ok; fi
 rm -r many many?
-# what cannot be read is told, what would be taken for normal refused
+# unreadable formats are reported; test images among normal ones are refused
 mkdir -p mixed visa/c/Data/Images/Normal visa/c/Data/Images/Anomaly
 cp good/0.ppm mixed && cp good/0.ppm visa/c/Data/Images/Normal && cp good/1.ppm visa/c/Data/Images/Anomaly
 : >mixed/a.bmp
@@ -351,12 +351,12 @@ says "image.[0-9] = b/0.ppm"
 says "image.[0-9] = a/1.ppm"
 says "option.crop-overlap-ratio = 0.341333$"
 rm -r twins twins.out x.bank
-# what is read is never written over
+# inputs are never overwritten
 cp good/0.ppm kept.ppm
 expect 1 "a bank over one of its images" "$bin" bank kept.ppm good -o kept.ppm $weights
-says "kept.ppm is read and would be written over"
+says "kept.ppm is an input and would be overwritten"
 expect 1 "a bank over a picture" "$bin" bank good -o kept.ppm $weights
-says "kept.ppm: is there already and is no bank"
+says "kept.ppm: this file exists and is not a bank"
 expect 1 "a dump over the image" "$bin" detect --bank n.bank kept.ppm --dump kept.ppm $weights
 cp n.bank kept.bank
 expect 1 "a dump over the bank" "$bin" detect --bank kept.bank kept.ppm --dump ./kept.bank $weights
@@ -372,13 +372,13 @@ if [ $? -eq 1 ] && grep -q "cannot be written" err; then ok; else bad "standard 
 "$bin" detect --bank n.bank new fake.png -o closed $weights >out 2>&-
 if [ $? -eq 1 ] && [ "$(grep -vc '^{.*}$' closed/results.jsonl)" -eq 0 ]; then ok; else bad "standard error is closed"; fi
 rm -r closed
-# a pipe is no weights file, and nobody waits for its other end
+# a pipe is refused as a weights file, without waiting for its other end
 mkfifo pipe
 expect 1 "a pipe as a bank" timeout 20 "$bin" detect --bank pipe new $weights
 says "not a regular file"
 expect 1 "a pipe as weights" timeout 20 "$bin" info pipe
 rm pipe
-# a sentence stays a line, whatever the names in it, and its end is never lost
+# a sentence stays one line with any names in it, and keeps its end
 odd=$(printf 'bad\nfile\033[31m.png')
 echo junk >"$odd"
 expect 1 "a name with control characters" "$bin" bank "$odd" -o x.bank $weights
@@ -485,7 +485,7 @@ there good/0_masks.png good/0_masks.json good/0_masks_overlay.png
 expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
 says "2 masks"
 there p_masks.png p_masks.json p_masks_overlay.png p.safetensors
-mkdir segmented # what segment puts beside an image is no image of the folder's
+mkdir segmented # the pictures of segment are no images of the folder
 cp good/0.ppm segmented
 expect 0 "beside the image" "$bin" segment segmented/0.ppm --sam "$sam" --point 14,12
 there segmented/0_masks.png segmented/0_masks.json

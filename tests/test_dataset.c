@@ -1,5 +1,5 @@
-/* test_dataset.c - io/probe.c, scene_file.c, the temporary names of io/file.c: what long runs stand on. Data
- * sets and runs themselves are tested from outside, by test_eval.sh. */
+/* test_dataset.c - the base of long runs: io/probe.c, bank/scene.c, the temporary names of io/file.c.
+ * test_eval.sh tests data sets and runs from outside. */
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -24,7 +24,7 @@ static const char *path_in(const char *name)
     return path[at];
 }
 
-/* Whatever the decoder reads, the probe reads with the same size. */
+/* If the decoder reads a file, the probe reads it with the same size. */
 static void check_probe(const char *path, int *n)
 {
     Image image;
@@ -75,7 +75,7 @@ static void test_probe_written(void)
     CHECK(n == 6);
 }
 
-/* What the decoders pass over, the probe passes over too. */
+/* The probe skips the same bytes as the decoders. */
 static void test_probe_odd(void)
 {
     static const char *const pnm[] = {
@@ -94,7 +94,7 @@ static void test_probe_odd(void)
     CHECK(n == 5);
     CHECK(!file_write(path_in("o.pgm"), "P2 3x2 9 1 2 3 4 5 6", 20, &err)); /* neither does */
     CHECK(image_probe(path_in("o.pgm"), &width, &height, &err) == -1);
-    /* a JPEG with bytes that belong to nothing behind its first segment, and FF as padding */
+    /* a JPEG with stray bytes behind its first segment, and FF as padding */
     Safetensors *st = st_open("tests/golden/jpeg.safetensors", &err);
     const StTensor *jpeg = st ? st_find(st, "wide_quant.file") : NULL;
     uint8_t *odd = jpeg ? malloc(jpeg->n_bytes + 8) : NULL;
@@ -111,7 +111,7 @@ static void test_probe_odd(void)
     st_close(st);
 }
 
-/* Photos that lie on their side have the size that the decoder turns them to. */
+/* Photos that lie on their side have the size of the turned image. */
 static void test_probe_turned(void)
 {
     Error err;
@@ -129,7 +129,7 @@ static void test_probe_turned(void)
     st_close(st);
 }
 
-/* A chunk that claims 2^32 - 12 bytes: a walk in 32 bits would begin again at its own start, without end. */
+/* A chunk that claims 2^32 - 12 bytes: a walk in 32 bits would return to its own start forever. */
 static void test_probe_endless(void)
 {
     static const uint8_t samples[3];
@@ -160,8 +160,7 @@ static void test_probe_real(void)
     CHECK_MSG(n > 150, "only %d images", n);
 }
 
-/* Cut anywhere, and with any byte of the header changed: an answer or a sentence, never more. A cut PNG is
- * noticed. */
+/* Cut anywhere, or with any byte of the header changed: an answer or a sentence. A cut PNG is noticed. */
 static void test_probe_damaged(void)
 {
     static uint8_t samples[3 * 40 * 30];
@@ -257,7 +256,7 @@ static void test_scene_file(void)
     scene_free(&back);
     CHECK(scene_load(&back, "other weights", path_in("s.scene"), &err) == -1 &&
           strstr(err.message, "other weights"));
-    s.labels[4] = N; /* an object that is not there */
+    s.labels[4] = N; /* an object that does not exist */
     CHECK(!scene_save(&s, "these weights", path_in("s.scene"), &err));
     CHECK(scene_load(&back, "these weights", path_in("s.scene"), &err) == -1 && strstr(err.message, "label"));
     s.labels[4] = 0;
@@ -290,7 +289,7 @@ static void test_scene_file(void)
 
 /* ---- temporary names ---------------------------------------------------------------------------*/
 
-/* What a process that is gone left is swept away; what this one and others have open stays. */
+/* Temporary files of a dead process are removed; those of this process and of others stay. */
 static void test_sweep(void)
 {
     Error err = {""};
@@ -322,7 +321,7 @@ static void test_sweep(void)
     free(bytes), free(mine);
 }
 
-/* What has the ending goes, and folders that are empty then; all else stays, also behind links. */
+/* Files with the ending are removed, and then empty folders. All else stays, also behind links. */
 static void test_prune(void)
 {
     Error err = {""};
@@ -338,10 +337,10 @@ static void test_prune(void)
     CHECK(!dir_exists(path_in("prune/a")) && dir_exists(path_in("prune/link")));
     CHECK(!unlink(path_in("prune/link")) && !dir_remove(path_in("prune/user"), &err));
     CHECK(!dir_prune(path_in("prune"), ".scene", &err) && !dir_exists(path_in("prune")));
-    CHECK(!dir_prune(path_in("prune"), ".scene", &err)); /* none is fine */
+    CHECK(!dir_prune(path_in("prune"), ".scene", &err)); /* a missing folder is fine */
 }
 
-/* Of any length about whole blocks, and when they differ in one byte or in their length only. */
+/* Files of lengths around whole blocks, different in one byte or in length only. */
 static void test_same_and_copy(void)
 {
     static const size_t lengths[] = {0, 1, 65535, 65536, 65537, 200000};
@@ -368,7 +367,7 @@ static void test_same_and_copy(void)
     CHECK(file_copy(path_in("."), path_in("three"), &err) == -1 && !file_exists(path_in("three")));
 }
 
-/* Shards remove the analysed images of a category as soon as its bank is there, while others still write. */
+/* Shards remove the analysed images of a category once its bank is there. Others still write then. */
 static void test_remove_while_others_write(void)
 {
     Error err = {""};
@@ -377,7 +376,7 @@ static void test_remove_while_others_write(void)
     REQUIRE(!dir_make(shared, &err));
     pid_t child = fork();
     if (child == 0) {
-        /* a write fails when the folder has just gone: that is theirs */
+        /* a write fails when the folder has just been removed: the shard handles that */
         for (unsigned i = 0;; i = (i + 1) % 64) {
             snprintf(file, sizeof file, "%s/%u", shared, i);
             if (dir_make(shared, NULL) == 0)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_eval.sh - samlad eval from outside: data sets in every layout, what is wrong with them, runs that are killed, shared
-# between processes, continued with other settings. Tiny images and small random weights (as test_cli.sh).
+# test_eval.sh - samlad eval from outside: data sets in every layout, and their problems. Runs that are killed, shared
+# between processes, continued with other settings. Tiny images and small random weights (as in test_cli.sh).
 
 . "$(dirname "$0")/shell.sh"
 bin=${SAMLAD_BIN:-$here/../build/samlad}
@@ -126,7 +126,7 @@ says "pixels  *AUROC 0\."
 expect 0 "the kind can be named" "$bin" eval loco/pushpins --dataset folder $small
 expect 2 "a kind that is none" "$bin" eval own --dataset mvtec $small
 
-# ---- what is wrong is told first -----------------------------------------------------------------------
+# ---- problems are reported first -----------------------------------------------------------------------
 expect 1 "a missing category" "$bin" eval visa $small
 says "visa/1cls/candle: the category candle of visa is missing"
 says "11 problems"
@@ -191,7 +191,7 @@ else
     echo "  skipped: JSON and CSV of odd names are not parsed without python3"
     skipped=$((skipped + 1))
 fi
-# a cut image whose header is whole is met on the way: what was done before stays, and it goes on when it is mended
+# a cut image with a whole header is met on the way: earlier results stay, and the run resumes when it is repaired
 cp -r ad cut
 head -c 900 n0.ppm >cut/bottle/test/good/001.ppm
 expect 1 "a cut image" "$bin" eval cut --dataset folder -o out.cut $small
@@ -243,7 +243,7 @@ expect 1 "merged with another data set" "$bin" eval --merge out.ad --data other
 says "are not those of this run"
 same before out.ad "refusals change nothing"
 
-# what is asked for later is made later; masks belong to the figures alone
+# outputs can be added later; masks belong to the figures alone
 expect 0 "no pictures" "$bin" eval ad --dataset folder -o out.late $small
 gone out.late/pictures
 expect 0 "pictures after all" "$bin" eval ad --dataset folder -o out.late $small_run
@@ -298,7 +298,7 @@ printf x | dd of=big.2/banks/bottle.bank bs=1 seek=5000000 conv=notrunc 2>differ
 expect 1 "merge with a large bank that differs" "$bin" eval --merge big.1 big.2 -o large
 says "bottle.bank differ"
 rm -r big.? large
-# what a process that was killed on another machine left beside the facts is no category
+# a temporary file beside the facts, from a process killed on another machine, is no category
 : >merged/categories/bottle.json.tmp.another-machine.1
 : >merged/categories/notes
 expect 0 "merge beside a temporary file" "$bin" eval --merge merged
@@ -338,7 +338,7 @@ random_time() {
     ms=$(($(od -An -N2 -tu2 /dev/urandom) % (whole + 1)))
     echo "$((ms / 1000)).$(printf '%03d' $((ms % 1000)))"
 }
-kills=0 rounds=0 ended_otherwise='' # how many runs end by themselves is chance, so that they count as one
+kills=0 rounds=0 ended_otherwise='' # the number of runs that end by themselves is chance, so they count as one
 while [ $kills -lt 20 ] && [ $rounds -lt 300 ]; do
     rounds=$((rounds + 1))
     "$bin" eval ad --dataset folder -o killed $small >out 2>err </dev/null &
@@ -355,7 +355,7 @@ while [ $kills -lt 20 ] && [ $rounds -lt 300 ]; do
         ended_otherwise="$ended_otherwise $kills"
     fi
 done
-[ -z "$ended_otherwise" ] && ok || bad "runs that ended otherwise, after so many kills:$ended_otherwise"
+[ -z "$ended_otherwise" ] && ok || bad "runs that ended otherwise, after this many kills:$ended_otherwise"
 [ $kills -eq 20 ] && ok || bad "only $kills of 20 kills"
 expect 0 "after the last kill" "$bin" eval ad --dataset folder -o killed $small
 same out.ad killed "after 20 kills"
@@ -418,7 +418,7 @@ while [ $kills -lt 5 ] && [ $rounds -lt 15 ]; do
     wait $pid 2>/dev/null
 done
 mkdir -p ablated/categories
-: >"ablated/categories/screw_bag.json.tmp.$(uname -n).$pid" # what a kill at the wrong moment leaves
+: >"ablated/categories/screw_bag.json.tmp.$(uname -n).$pid" # left by a kill at the wrong moment
 expect 0 "ablate after $kills kills" "$bin" ablate loco -o ablated --category pushpins --category screw_bag $tiny $small_run
 if diff -r -x timings.jsonl ablation ablated >difference 2>&1; then ok; else bad "killed ablation: $(head -n 3 difference)"; fi
 

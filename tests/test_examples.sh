@@ -4,6 +4,7 @@
 . "$(dirname "$0")/shell.sh"
 build=$(cd "$(dirname "${SAMLAD_BIN:-$here/../build/samlad}")" && pwd)
 cd "$here/.." || exit 1 # the examples open weights/
+export ASAN_OPTIONS=detect_leaks=0 # they are short and leave their memory to exit
 
 # check WHAT COMMAND...: it must succeed
 check() {

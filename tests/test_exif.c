@@ -1,12 +1,12 @@
-/* test_exif.c - photos turned as their Exif data say. tests/golden/exif.safetensors holds files and what PIL
- * makes of them (make_golden_exif.py). */
+/* test_exif.c - photos turned by their Exif data. tests/golden/exif.safetensors holds files and PIL's
+ * turned images (make_golden_exif.py). */
 #include "test.h"
 
 #include "io/exif.h"
 #include "io/image.h"
 #include "io/safetensors.h"
 
-/* `suffix` in the place of .file; NULL: no such tensor. */
+/* The tensor whose name has `suffix` instead of .file; NULL: no such tensor. */
 static const StTensor *beside(Safetensors *st, const StTensor *file, const char *suffix)
 {
     char name[128];
@@ -47,7 +47,7 @@ static void test_golden(void)
     st_close(st);
 }
 
-/* Of a copy exactly so long, so that a sanitizer notices what is read behind its end. */
+/* From a copy of exactly this length, so that a sanitizer notices reads behind its end. */
 static int orientation_of_copy(int (*orientation)(const uint8_t *p, size_t n), const uint8_t *bytes, size_t n)
 {
     uint8_t *copy = malloc(n + !n);
@@ -62,9 +62,9 @@ static int orientation_of_copy(int (*orientation)(const uint8_t *p, size_t n), c
 static const uint8_t SEGMENT[] = {'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, '*', 0, 0, 0, 10,
                                   9,   9,   0,   2,   1, 0, 0,   4,   0, 0,   0, 1, 0, 0,
                                   0,   7,   1,   18,  0, 3, 0,   0,   0, 1,   0, 6, 0, 0};
-enum { PREFIX = 6 }; /* "Exif\0\0", which a PNG file's chunk has or has not */
+enum { PREFIX = 6 }; /* "Exif\0\0"; a PNG file's chunk may have it */
 
-/* Damage says nothing. */
+/* Damaged data give no orientation. */
 static void test_damaged(void)
 {
     static const struct {
@@ -93,7 +93,7 @@ static void test_damaged(void)
     }
 }
 
-/* The probe looks no further into a PNG file's chunk than this, so the decoder must not either. */
+/* The probe reads no further into a PNG file's chunk than this, so the decoder must not either. */
 static void test_long_chunk(void)
 {
     const size_t n = EXIF_MAX + 100;
@@ -101,7 +101,7 @@ static void test_long_chunk(void)
     REQUIRE(chunk);
     memcpy(chunk, SEGMENT + PREFIX, sizeof SEGMENT - PREFIX);
     CHECK(exif_of_chunk(chunk, n) == 6);
-    memcpy(chunk + 4, "\0\0\xff\xe6", 4); /* its directory ends with what is seen, or a byte behind */
+    memcpy(chunk + 4, "\0\0\xff\xe6", 4); /* its directory ends at the limit, or one byte behind it */
     memcpy(chunk + 0xffe6, SEGMENT + 16, sizeof SEGMENT - 16);
     CHECK(exif_of_chunk(chunk, n) == 6);
     chunk[7] = 0xe7;

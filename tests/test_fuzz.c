@@ -1,6 +1,6 @@
-/* test_fuzz.c - the fuzz targets over valid files that were damaged in a few hundred reproducible ways each:
- * bytes changed, cut off, doubled, replaced by extreme numbers. A target aborts when its promise is broken;
- * `make asan` sees the rest. */
+/* test_fuzz.c - the fuzz targets over valid files, each damaged in a few hundred reproducible ways. Bytes
+ * are changed, cut off, doubled, or replaced by extreme numbers. A target aborts when its promise is
+ * broken; `make asan` finds the rest. */
 #define FUZZ_TARGET fuzz_png
 #include "fuzz_png.c"
 #undef FUZZ_TARGET
@@ -53,12 +53,12 @@ static size_t damage(uint8_t *bytes, size_t n, uint32_t *state)
         case 3: /* a whole number becomes extreme */
             memset(bytes + at, extremes[next_random(state) % sizeof extremes], n - at < 4 ? n - at : 4);
             break;
-        case 4: /* a piece goes, or the rest does */
+        case 4: /* remove a piece, or the rest */
             run = next_random(state) % 8 == 0 ? n - at : run < n - at ? run : n - at;
             memmove(bytes + at, bytes + at + run, n - at - run);
             n -= run;
             break;
-        default: /* a piece comes twice */
+        default: /* double a piece */
             run = run < n - at ? run : n - at;
             memmove(bytes + at + run, bytes + at, n - at);
             n += run;
@@ -76,7 +76,7 @@ static void attack(Target target, const uint8_t *bytes, size_t n, int n_times, u
     for (int i = 0; i < n_times; i++) {
         memcpy(copy, bytes, n);
         size_t length = damage(copy, n, &seed);
-        uint8_t *exact = malloc(length ? length : 1); /* so that the sanitizer sees one byte too far */
+        uint8_t *exact = malloc(length ? length : 1); /* so that the sanitizer notices one byte too far */
         REQUIRE(exact);
         memcpy(exact, copy, length);
         target(exact, length);
@@ -119,8 +119,7 @@ static void test_tiff(void)
     attack_golden(fuzz_tiff, "tests/golden/tiff.safetensors", 40);
 }
 
-/* CRCs would stop nearly every change, so they are put right again: damage must reach the code behind them.
- */
+/* CRCs would stop nearly every change. They are corrected, so that damage reaches the code behind them. */
 static int fuzz_png_mended(const uint8_t *bytes, size_t n)
 {
     uint8_t *copy = malloc(n ? n : 1);

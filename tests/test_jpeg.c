@@ -1,4 +1,4 @@
-/* test_jpeg.c - JPEG. tests/golden/jpeg.safetensors holds files and what PIL reads from them
+/* test_jpeg.c - JPEG. tests/golden/jpeg.safetensors holds files and PIL's pixels of them
  * (make_golden_jpeg.py). */
 #include "test.h"
 
@@ -6,7 +6,7 @@
 #include "io/image.h"
 #include "io/safetensors.h"
 
-/* Every pixel equal to libjpeg's. */
+/* Every pixel equals libjpeg's. */
 static void test_golden(void)
 {
     Error err = {""};
@@ -40,12 +40,12 @@ static void test_golden(void)
     st_close(st);
 }
 
-/* A file of the golden set, its every truncation, and single changes of its header. */
+/* A file of the golden set, every truncation of it, and single changes of its header. */
 static void test_refuses(void)
 {
     static const struct {
         int from_marker, offset,
-            value; /* which marker's segment, which of its bytes (0: the marker's second) */
+            value; /* the marker of the segment, and the byte in it (0: the marker's second byte) */
         const char *says;
     } cases[] = {
         {0xc1, 0, 0xc3, "lossless"},
@@ -118,7 +118,7 @@ static void check_digest(const char *name, const char *digest)
     free(rgb);
 }
 
-/* Digests of what PIL 9.4 with libjpeg-turbo 2.1.5 reads. */
+/* Digests of the pixels of PIL 9.4 with libjpeg-turbo 2.1.5. */
 static void test_photos(void)
 {
     if (!test_data_dir())
@@ -180,7 +180,7 @@ static void test_reftest(void)
     }
 }
 
-/* Files that crashed other decoders, and lossless ones: a sentence, or an image, but nothing worse. */
+/* Files that crashed other decoders, and lossless ones, must give a sentence or an image. */
 static void test_crashtest(void)
 {
     if (!test_data_dir())

@@ -201,7 +201,7 @@ static void test_writer(void)
     json_end(&w);
 }
 
-/* What is written reads back as the same bits. */
+/* Written numbers read back as the same bits. */
 static void test_writer_exact(void)
 {
     uint64_t state = 1;
@@ -246,7 +246,7 @@ static void test_files(void)
     bytes = file_read(TMP, 0, &n, &err);
     CHECK(bytes && n == 0 && bytes[0] == 0);
     free(bytes);
-    /* an endless device is bounded, and writing to a device does not replace it */
+    /* reading an endless device ends at the limit; writing to a device does not replace it */
     CHECK(!file_read("/dev/zero", 100000, &n, &err) && strstr(err.message, "larger than"));
     CHECK(file_write("/dev/null", "x", 1, &err) == 0);
     struct stat info;
@@ -273,7 +273,8 @@ static int is_link(const char *path)
     return lstat(path, &info) == 0 && S_ISLNK(info.st_mode);
 }
 
-/* The file behind a link is replaced, or made, and the link stays; what the shell opened is written to. */
+/* The file behind a link is replaced or made, and the link stays. An open stream of the shell is written
+ * to. */
 static void test_links(void)
 {
     Error err = {""};
@@ -287,7 +288,7 @@ static void test_links(void)
     CHECK(is_link(link_) && holds(target, "anew"));
     CHECK(unlink(link_) == 0 && symlink("second", link_) == 0);
     CHECK(file_write(second, "x", 1, &err) != 0 && strstr(err.message, "cannot follow the link"));
-    /* a standard output that goes to a file, by a link of our own: named /dev/stdout it is the same */
+    /* standard output goes to a file, through our own link and as /dev/stdout */
     fflush(stdout);
     int kept = dup(STDOUT_FILENO), file = open(target, O_WRONLY | O_APPEND);
     REQUIRE(kept >= 0 && file >= 0 && unlink(link_) == 0 && symlink("/dev/stdout", link_) == 0);
@@ -303,12 +304,12 @@ static void test_links(void)
           strstr(err.message, "nowhere/file: cannot create"));
     size_t n;
     char **names = dir_list(dir, 0, &n, &err);
-    CHECK(names && n <= 2); /* the links: nothing was left behind */
+    CHECK(names && n <= 2); /* only the links: nothing was left behind */
     free(names);
     CHECK(dir_remove(dir, &err) == 0);
 }
 
-/* A put that was dropped leaves the old file as it was. */
+/* A dropped put leaves the old file unchanged. */
 static void test_drop(void)
 {
     Error err = {""};
@@ -328,8 +329,8 @@ static void test_drop(void)
     unlink(TMP);
 }
 
-/* A folder whose names may be read but not its entries (r--): an error, not an empty folder. As another user
- * when root runs the tests, whom no mode bit stops. */
+/* A folder with readable names but unreadable entries (r--) is an error, not an empty folder. Mode bits do
+ * not stop root, so root runs this as another user. */
 static void test_folder_in_part(void)
 {
     Error err = {""};
@@ -405,7 +406,7 @@ static void test_save(void)
     CHECK(!json_read(TMP, &err) && strstr(err.message, TMP));
 }
 
-/* Numbers in files do not change with the locale at hand. */
+/* Numbers in files do not depend on the locale. */
 static void check_numbers(void)
 {
     char text[64], *end;
@@ -441,7 +442,7 @@ static void check_numbers(void)
     json_end(&w);
 }
 
-/* The first of the names that is installed; setlocale has made it the current one. */
+/* Set the first of these locales that is installed, and return its name. */
 static int have_locale(const char *const *names)
 {
     while (*names && !setlocale(LC_NUMERIC, *names))

@@ -17,7 +17,7 @@ float dot(float a) { return a; }
 void fail(const char *why) { printf("%s\n", why); }
 int segment = 3;
 
-/* what a careful program does in a function that threads call */
+/* a careful program's callback, which threads call */
 static void progress(void *user, const char *what, int done, int total)
 {
 #ifdef _OPENMP
@@ -109,7 +109,7 @@ try c $flags
 cp "$dir/program.c" "$dir/program.cc"
 case ${flags%% *} in gcc) cxx=g++ ;; clang) cxx=clang++ ;; *) cxx= ;; esac
 if [ -z "$cxx" ]; then
-    echo "  skipped: C++, for the compiler is neither gcc nor clang"
+    echo "  skipped: C++, because the compiler is neither gcc nor clang"
     skipped=$((skipped + 1))
 elif ! echo '#include <cstdio>' | $cxx -E -x c++ - >/dev/null 2>&1; then
     echo "  skipped: C++, for $cxx is not installed"

@@ -10,7 +10,7 @@ static double pixel_area(const float *map, const uint8_t *mask, size_t n)
     PixelMetrics m = {.pixels.auroc = -1};
     PixelScores *scores = pixel_scores_new(NULL, &err);
     Truth truth = {0};
-    size_t half = n / 2; /* in two parts: it streams */
+    size_t half = n / 2; /* in two parts, because it streams */
     int status = scores ? 0 : -1;
     for (int part = 0; part < 2 && !status; part++) {
         int width = (int)(part ? n - half : half);
@@ -52,8 +52,7 @@ static void test_corners(void)
           isnan(pixel_area(map + 2, truth + 2, 3)));
 }
 
-/* A score that is not a number has no place in an order: the area is not a number either, and nothing hangs.
- */
+/* A score that is not a number has no order: the area is not a number either, and nothing hangs. */
 static void test_not_a_number(void)
 {
     Error err;

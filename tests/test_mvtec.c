@@ -1,9 +1,10 @@
-/* test_mvtec.c - our metrics against MVTec's own evaluation scripts and scikit-learn, on the same masks and
- * maps (tests/golden/mvtec.safetensors, made by make_golden_mvtec.py). Masks go through PNG files and maps
- * through TIFF files, as in a real evaluation.
+/* test_mvtec.c - our metrics against MVTec's own evaluation scripts and scikit-learn, on the same masks
+ * and maps (tests/golden/mvtec.safetensors, made by make_golden_mvtec.py). Masks go through PNG files and
+ * maps through TIFF files, as in a real evaluation.
  *
- *   test_mvtec --write-maps ad.bottle DIR    write the golden's maps to DIR/0.tiff ..: make_golden_mvtec.py
- * lets tifffile, PIL and the scripts read them */
+ *   test_mvtec --write-maps ad.bottle DIR    writes the golden's maps to DIR/0.tiff ..
+ *
+ * make_golden_mvtec.py reads these maps with tifffile, PIL and the scripts. */
 #include <unistd.h>
 
 #include "eval/metrics.h"
@@ -36,7 +37,7 @@ static size_t n_pixels(const Category *c)
     return (size_t)c->width * (size_t)c->height;
 }
 
-/* found[n] is what the golden's float64 tensor says, to the tolerance that this project promises. */
+/* found[n] equals the golden's float64 tensor, to the project's tolerance. */
 static void check_official(const double *found, size_t n, const char *category, const char *what)
 {
     const StTensor *t = golden_tensor("%s.%s", category, what);
@@ -71,7 +72,7 @@ static float map_maximum(const Category *c, int i)
     return top;
 }
 
-/* Add one image, its map by way of a TIFF file. */
+/* Add one image; its map goes through a TIFF file. */
 static int add_image(PixelScores *scores, const Category *c, int i, int group, const Truth *truth, Error *err)
 {
     int width, height;
@@ -104,7 +105,7 @@ static void check_ad(const char *name)
         REQUIRE(png_write(file, masks + (size_t)i * n_pixels(&c), c.width, c.height, 1, 8, &err) == 0);
         CHECK_MSG(truth_read(&truth, c.width, c.height, &file, 1, NULL, &err) == 0, "%s", err.message);
         unlink(file);
-        int anomalous = truth.n_regions > 0; /* by the mask, not by the folder, as the script has it */
+        int anomalous = truth.n_regions > 0; /* by the mask, not by the folder, as in the script */
         tops[anomalous][n_tops[anomalous]++] = map_maximum(&c, i);
         CHECK_MSG(add_image(scores, &c, i, c.kinds[i], &truth, &err) == 0, "%s", err.message);
         truth_free(&truth);
@@ -147,7 +148,7 @@ static int write_table(DefectTable *table, Error *err)
     return status;
 }
 
-/* The truth of image i by way of its PNG files, one a defect. */
+/* The truth of image i, through its PNG files, one a defect. */
 static int read_defects(Truth *truth, const Category *c, int i, const DefectTable *table, Error *err)
 {
     const StTensor *owners = golden_tensor("%s.owners", c->name);
@@ -223,9 +224,9 @@ static void test_loco_continuous(void)
     check_loco("loco.screw_bag", 0);
 }
 
-/* Where good and anomalous images have equal scores, the script sets points of its ROC curve beside the ends
- * of the tied groups and says 0.8 and 0.65; scikit-learn and we say 0.65 and 0.475. Should this test fail
- * because the golden was made with scripts that were mended, let it compare. */
+/* The script handles equal scores of good and anomalous images wrongly: points of its ROC curve lie beside
+ * the ends of the tied groups. It says 0.8 and 0.65; scikit-learn and we say 0.65 and 0.475. If the golden
+ * is ever made with corrected scripts, this test fails: then let it compare. */
 static void test_loco_tied_images(void)
 {
     check_loco("loco.juice_bottle", 1);
@@ -235,7 +236,7 @@ static void test_loco_tied_images(void)
     CHECK(script[0] - sklearn[0] > 0.1 && script[1] - sklearn[4] > 0.1);
 }
 
-/* The script's default search for thresholds is within 1e-3 of the exact curve: what users will see. */
+/* The script's default search for thresholds, which users will see, is within 1e-3 of the exact curve. */
 static void test_loco_default_thresholds(void)
 {
     double worst = 0;

@@ -1,5 +1,6 @@
-/* test_pixels.c - the streaming localization metrics against a plain reckoning of their definitions: every
- * distinct score a threshold, every number counted anew. (test_mvtec.c compares with MVTec's own scripts.) */
+/* test_pixels.c - the streaming localization metrics against a plain computation of their definitions:
+ * each distinct score is a threshold, and everything is counted anew. (test_mvtec.c compares with MVTec's
+ * own scripts.) */
 #include "eval/metrics.h"
 
 #include "test.h"
@@ -17,8 +18,8 @@ static uint32_t next_random(uint32_t *state)
     return *state = *state * 1664525u + 1013904223u;
 }
 
-/* Maps of `levels` distinct scores, some negative; boxes as regions, the second of each pair over the first.
- */
+/* Maps of `levels` distinct scores, some negative. Boxes are regions; the second of each pair overlaps the
+ * first. */
 static int make_images(Image7 *images, uint32_t seed, int levels, Error *err)
 {
     for (int i = 0; i < IMAGES; i++) {
@@ -49,7 +50,7 @@ static int descending(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* One threshold: pixels and regions found by score >= t, counted from nothing. */
+/* One threshold: count the pixels and regions with score >= t from zero. */
 typedef struct Counts {
     double fp, tp, negatives, positives, spro;
 } Counts;
@@ -176,8 +177,8 @@ static void test_against_plain(void)
     }
 }
 
-/* 40,000 normal pixels a map are more than a reader's buffer holds when there are many: the refills join up.
- */
+/* A reader's buffer holds fewer than 40,000 normal pixels when there are many readers: the refills must
+ * join. */
 static void test_refill(void)
 {
     enum { SIDE = 200, MAPS = 150 };
@@ -207,7 +208,7 @@ static void test_refill(void)
     CHECK(close_to(m.pixels.auroc, 0.5)); /* half of the anomalous above all, half below all */
     for (int i = 0; i < SPRO_LIMITS - 1; i++)
         CHECK_MSG(close_to(m.au_spro[i], 0.5), "%.17g", m.au_spro[i]);
-    CHECK(m.pixels.best_f1 == 2.0 / 3); /* 1.5 M found with no false one, of 3 M */
+    CHECK(m.pixels.best_f1 == 2.0 / 3); /* 1.5 of 3 M found without a false one */
     pixel_scores_free(scores);
     truth_free(&truth);
 }
@@ -268,8 +269,8 @@ static void test_refused(void)
     truth_free(&truth);
 }
 
-/* Diagonal neighbours are one component; a ring's inside is not part of it; the border does not wrap round.
- */
+/* Diagonal neighbours are one component. A ring's inside is not part of it. The border does not wrap
+ * round. */
 static void test_components(void)
 {
     Error err;
@@ -294,7 +295,7 @@ static void test_saturation(void)
     const Defect absolute = {"a", 0, 100}, part = {"b", 1, 0.29}, tiny = {"c", 1, 0.01};
     CHECK(defect_saturation(&absolute, 99) == 99 && defect_saturation(&absolute, 101) == 100);
     CHECK(defect_saturation(&part, 100) ==
-          28); /* 0.29 x 100 is below 29 in binary, and the scripts cut off */
+          28); /* 0.29 x 100 is below 29 in binary, and the scripts truncate */
     CHECK(defect_saturation(&tiny, 99) == 1 && defect_saturation(&tiny, 250) == 2);
 }
 

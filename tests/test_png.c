@@ -1,6 +1,5 @@
-/* test_png.c - PNG, PNM, the zlib layer below them, and run-length encoding.
- *
- * tests/golden/pngsuite.txt holds the digests of PngSuite's images, made by make_golden_pngsuite.py. */
+/* test_png.c - PNG, PNM, zlib streams, and run-length encoding. tests/golden/pngsuite.txt holds the
+ * digests of PngSuite's images, made by make_golden_pngsuite.py. */
 #include "numbers.h"
 #include "test.h"
 
@@ -20,7 +19,7 @@ static void test_checksums(void)
     const uint8_t *digits = (const uint8_t *)"123456789";
     CHECK(crc32_update(0, digits, 9) == 0xcbf43926);
     CHECK(adler32_update(1, digits, 9) == 0x091e01de);
-    /* long inputs take the fast way: the same as piece by piece */
+    /* long inputs take the fast path: the result equals that of pieces */
     uint8_t bytes[3000];
     uint32_t state = 1, crc = 0;
     for (int i = 0; i < 3000; i++)
@@ -35,8 +34,8 @@ static void test_checksums(void)
     CHECK(strcmp(hex, "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1") == 0);
 }
 
-/* Ten bits are a whole block of the fixed code with nothing in it: two million of them take no longer to read
- * than their bytes, some hundredths of a second (seconds, when each made its codes anew). */
+/* Ten bits are a whole, empty block of the fixed code. Two million of them must read as fast as their
+ * bytes (some hundredths of a second). It took seconds when each block made its codes anew. */
 static void test_empty_blocks(void)
 {
     enum { FOURS = 500000, SIZE = 2 + 5 * FOURS + 2 + 4 };
@@ -67,7 +66,7 @@ static void check_round_trip(const uint8_t *bytes, size_t n)
     uint8_t *back = zlib_inflate(packed, n_packed, n, &n_back, "round trip", &err);
     CHECK_MSG(back && n_back == n && memcmp(back, bytes, n) == 0, "round trip of %zu bytes", n);
     free(back);
-    if (n > 0) { /* one byte less room than needed is refused, and so is one byte less input */
+    if (n > 0) { /* refuse one byte less room than needed, and one byte less input */
         CHECK(!zlib_inflate(packed, n_packed, n - 1, &n_back, "small", &err));
         CHECK(strstr(err.message, "more than the"));
     }
@@ -102,8 +101,7 @@ static void test_deflate(void)
     free(bytes);
 }
 
-/* Hand-made streams that break one rule each. The last byte of a text stands for nothing: only the rule
- * counts. */
+/* Hand-made streams that break one rule each. The last byte of a text has no meaning. */
 static void test_inflate_refuses(void)
 {
     static const struct {
@@ -307,7 +305,7 @@ static void test_png_indexed(void)
     unlink(TMP);
 }
 
-/* A file whose header claims 16384 x 16384 pixels of 16-bit RGBA but holds nothing must not cost 2 GiB. */
+/* A header that claims 16384 x 16384 pixels of 16-bit RGBA, without data, must not cost 2 GiB. */
 static void test_png_bomb(void)
 {
     uint8_t file[] = "\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x40\0\0\0\x40\0\x10\6\0\0\0CCCC\0\0\0\x8IDAT\x78\x9c"
@@ -473,7 +471,7 @@ static void test_rle(void)
             differences += back[i] != (mask[i] != 0);
         CHECK(differences == 0);
         rle_free(&rle);
-        int box[4] = {width, height, -1, -1}; /* and from its box alone */
+        int box[4] = {width, height, -1, -1}; /* and the same from its box alone */
         for (int i = 0; i < height * width; i++) {
             const int x = i % width, y = i / width;
             if (!mask[i])

@@ -25,7 +25,7 @@ static void write_raw(const char *header, size_t n_data)
 #define T(name, dtype, shape, from, to)                                                                      \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #from "," #to "]}"
 
-/* The same bytes from memory: found in place, and as much checked. */
+/* The same bytes from memory: data are used in place, and all checks are made. */
 static void test_memory(void)
 {
     static const char header[] = "{" T("a", "F32", "[2]", 0, 8) "}";
@@ -178,7 +178,7 @@ static void test_half(void)
         wrong += isnan(expected) ? (f32_to_f16(found) & 0x7fff) <= 0x7c00 : f32_to_f16(found) != h;
     }
     CHECK_MSG(wrong == 0, "%d wrong", wrong);
-    uint16_t row[37]; /* whole rows, which are vector code: a number after the other gives the same */
+    uint16_t row[37]; /* whole rows run as vector code: the same as number by number */
     float converted[37];
     for (unsigned h = 0; h < 65536; h += 37) {
         for (unsigned i = 0; i < 37; i++)
@@ -189,7 +189,7 @@ static void test_half(void)
             CHECK(memcmp(&expected, &converted[i], 4) == 0);
         }
     }
-    /* between neighbours: the nearer, at the middle the even one */
+    /* between neighbours: the nearer one; in the middle the even one */
     for (unsigned h = 0; h < 0x7bff; h++) {
         float a = f16_to_f32((uint16_t)h), b = f16_to_f32((uint16_t)(h + 1)), middle = (a + b) / 2;
         wrong += f32_to_f16(middle) != (h & 1 ? h + 1 : h);
@@ -215,7 +215,7 @@ static void test_f32(void)
     REQUIRE(w);
     CHECK(st_writer_add(w, "b", ST_BF16, 1, shape, bf16, &err) == 0);
     CHECK(st_writer_copy(w, "h", ST_F16, 1, shape, f16, &err) == 0);
-    memset(f16, 0, sizeof f16); /* a copy was taken */
+    memset(f16, 0, sizeof f16); /* the writer has its own copy */
     CHECK(st_writer_add(w, "f", ST_F32, 1, shape, f32, &err) == 0);
     CHECK(st_writer_add(w, "d", ST_F64, 1, shape, f64, &err) == 0);
     CHECK(st_writer_add(w, "layer.3.i", ST_I32, 1, shape, i32, &err) == 0);

@@ -1,6 +1,6 @@
-/* test_synth.c - the drawing library and the two synthetic data sets: exact areas, same bytes for the same
- * seed (also against tests/golden/synth.txt), the folder's layout, ground truth against config and against
- * the image as it would be without the defect, and hostile input. */
+/* test_synth.c - the drawing library and the two synthetic data sets. Areas are exact. The same seed gives
+ * the same bytes (also those of tests/golden/synth.txt). The folder's layout is right. The ground truth
+ * agrees with the config, and with the image without the defect. Hostile input is refused. */
 #include "test.h"
 
 #include <stdint.h>
@@ -22,8 +22,8 @@ static const char *work_path(char path[512], const char *name)
 
 /* ---- folders ---- */
 
-/* SHA-256 over all files of a folder, in order of their names: of the bytes as they are, or of what they mean
- * (PNGs decoded), which does not change when the PNG writer learns to pack better. */
+/* SHA-256 over all files of a folder, in order of their names. It is over the bytes, or over their meaning
+ * (PNGs decoded): the meaning stays when the PNG writer packs better. */
 typedef struct {
     char text[1 << 16];
     size_t length;
@@ -91,7 +91,7 @@ static int folder_hash(const char *dir, int decode, char hex[65])
     return n;
 }
 
-/* Compares with the line "NAME HEX" of the golden file. */
+/* Compare with the line "NAME HEX" of the golden file. */
 static void check_golden(const char *name, const char *hex)
 {
     char line[256], key[64], value[128];
@@ -163,7 +163,7 @@ static void test_sine_and_random_numbers(void)
         CHECK_MSG(abs(counts[i] - n / 7) < 500, "%d came %d times", i, counts[i]);
 }
 
-/* The sum of all coverage is the exact area, wherever the outline lies. */
+/* The sum of all coverage is the exact area, for any place of the outline. */
 static double drawn_area(Canvas *canvas, int shape, uint64_t form, float cx, float cy, float angle,
                          float scale)
 {
@@ -389,8 +389,7 @@ static void grow_truth(const TrayImage *image, int w, int h, int reach, uint8_t 
             }
 }
 
-/* What the ground truth marks differs clearly from the same image without the defect; what is far away does
- * not differ by a single bit. */
+/* Marked pixels differ clearly from the same image without the defect. Pixels far away have the same bits. */
 static void test_truth_is_where_the_image_changed(void)
 {
     Error err = {""};
@@ -419,8 +418,7 @@ static void test_truth_is_where_the_image_changed(void)
                     changed += truth && change > 36;
                     far_changed += !near[i] && change != 0;
                 }
-                /* of all places where a missing part may stand, only some looked different; damage blends
-                 * softly */
+                /* a missing part changes only some of its possible places; damage blends softly */
                 int missing = d == TRAY_MISSING || (d == TRAY_WRONG_COUNT && index == 0);
                 double least = missing ? 0.04 : 0.5;
                 CHECK_MSG(marked >= 12 && (double)changed >= least * (double)marked && changed >= 10,
@@ -436,7 +434,7 @@ static void test_truth_is_where_the_image_changed(void)
     free(near);
 }
 
-/* Any sensible size and seed gives a product whose every defect can be drawn. */
+/* Any sensible size and seed gives a product in which every defect can be drawn. */
 static void test_many_products(void)
 {
     static const int sizes[][2] = {{64, 64}, {64, 128}, {160, 96}, {100, 75}};
@@ -465,7 +463,7 @@ static void test_many_products(void)
     }
 }
 
-/* How many parts the map shows; they are numbered from 1. */
+/* The number of parts in the map; they are numbered from 1. */
 static int count_parts(const uint8_t *parts, size_t n)
 {
     int seen[256] = {0}, count = 0;
@@ -476,8 +474,8 @@ static int count_parts(const uint8_t *parts, size_t n)
     return count;
 }
 
-/* The map of parts: as many as the defect leaves; an extra part's ground truth is that part, and where one is
- * missing none is marked. */
+/* The map shows the parts that the defect leaves. An extra part's ground truth is that part. The place of
+ * a missing part shows none. */
 static void test_parts(void)
 {
     enum { SIZE = 128 };
@@ -582,8 +580,8 @@ static void test_refusals(void)
 
 enum { FAKE_IMAGES = 30 };
 
-/* A stand-in for MNIST: image i shows digit i % 10 as a square of brightness 100 + 15 digit, brighter in its
- * upper left corner (so that every flip shows). */
+/* A stand-in for MNIST: image i shows digit i % 10 as a square of brightness 100 + 15 digit. Its upper
+ * left corner is brighter, so that every flip shows. */
 static void fake_split(const char *dir, const char *prefix, int label_shift)
 {
     uint8_t images[16 + FAKE_IMAGES * 784] = {0, 0, 8, 3, 0, 0, 0, FAKE_IMAGES, 0, 0, 0, 28, 0, 0, 0, 28};
@@ -602,8 +600,8 @@ static void fake_split(const char *dir, const char *prefix, int label_shift)
     CHECK(file_write(path, labels, sizeof labels, &err) == 0);
 }
 
-/* Which fake digit stands in a cell (-1: none) and in which of its four quarters the bright one is.
- * Brightness of the middle of each quarter survives any crop of 0.6 or more of the area. */
+/* The fake digit in a cell (-1: none), and which of its four quarters is the bright one. The brightness in
+ * the middle of each quarter survives any crop of 0.6 or more of the area. */
 static int cell_digit(const uint8_t *sheet, int cell, int *bright)
 {
     int seen[256] = {0}, most = 0;
@@ -786,7 +784,7 @@ static void test_digits_from_mnist(void)
 
 int main(void)
 {
-    if (!mkdtemp(work_dir)) { /* a new name: a process number may come again after a run that was killed */
+    if (!mkdtemp(work_dir)) { /* a new name, because process numbers recur after a killed run */
         perror(work_dir);
         return 1;
     }

@@ -1,5 +1,5 @@
-/* test_tiff.c - grey TIFF. tests/golden/tiff.safetensors holds files by libtiff and by make_golden_tiff.py's
- * own writer. */
+/* test_tiff.c - grey TIFF. tests/golden/tiff.safetensors holds files by libtiff and by the writer in
+ * make_golden_tiff.py. */
 #include "test.h"
 
 #include <unistd.h>
@@ -63,12 +63,12 @@ static void test_round_trip(void)
     unlink(TMP);
 }
 
-/* The float file, one 16-bit word of its directory changed at a time: what must be refused, and by which
+/* The float file with one 16-bit word of its directory changed at a time. Each must be refused with this
  * sentence. */
 static void test_refuses(void)
 {
     static const struct {
-        int field, offset; /* which directory entry, and the byte in it */
+        int field, offset; /* the directory entry, and the byte in it */
         uint16_t value;
         const char *says;
     } cases[] = {

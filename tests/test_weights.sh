@@ -1,5 +1,5 @@
 #!/bin/sh
-# test_weights.sh - tools/get_weights.sh on a small mirror with pins of its own: what is fetched, resumed, refused, left.
+# test_weights.sh - tools/get_weights.sh on a small mirror with pins of its own: files that are fetched, resumed, refused, left.
 # Needs python3 for the conversion; the file:// cases need curl.
 . "$(dirname "$0")/shell.sh"
 get=$here/../tools/get_weights.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times what people use today beside samlad: the same weights, the same picture, in turns.
+"""Times other programs of today beside samlad: the same weights, the same picture, in turns.
 
     python3 tools/bench_peers.py --segment-anything PATH --mobile-sam PATH --dinov2 PATH [--samlad ./samlad] [--quick] [--json]
 
@@ -7,27 +7,24 @@ Works    sam_vit_b.encoder    Segment Anything's ViT-B image encoder at 1024 x 1
          sam_vit_b.masks      its automatic masks without the encoder
          mobile_sam.encoder   MobileSAM's image encoder, a TinyViT, at 1024 x 1024
          dinov2_s.518         DINOv2 ViT-S/14 at 518 x 518
-Peers    pytorch              the official code as it is
+Peers    pytorch              the official code, unchanged
          pytorch, malloc      the same with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 8 GiB, so that
                               freed activations are not given back to the system (glibc)
          onnxruntime          the encoders, and prompt encoder with mask decoder, exported from the official code;
                               when Python can import onnxruntime, or Node.js has onnxruntime-node
                               (npm install onnxruntime-node --ignore-scripts; --onnxruntime-node its node_modules)
 
-PATHs are checkouts of facebookresearch/segment-anything, ChaoningZhang/MobileSAM (which wants the former too) and
-facebookresearch/dinov2. The weights are random, made
-here with the official classes and written to a temporary safetensors for samlad. Every peer runs in a process of
-its own, one after the other, --rounds times; medians are told, and peer/samlad: how many times faster samlad is.
-OMP_NUM_THREADS sets the threads of all of them. Where PyTorch's OpenBLAS is too old to know the processor,
-OPENBLAS_CORETYPE names one that it knows; this program says so.
+PATHs are checkouts of facebookresearch/segment-anything, ChaoningZhang/MobileSAM (which needs the former too) and
+facebookresearch/dinov2. The weights are random. The official classes make them, and a temporary safetensors file
+passes them to samlad. Each peer runs in its own process, one after the other, --rounds times. The table shows
+medians, and peer/samlad: how many times faster samlad is. OMP_NUM_THREADS sets the threads of all of them. An old
+OpenBLAS of PyTorch may not know the processor; OPENBLAS_CORETYPE names a kind that it knows. This program says so.
 
-The masks' peers work off one batch of 64 points, samlad all 1,024; the batch counts 16-fold. ONNX Runtime only
-decodes them: what the official generator does after that, in Python, is not counted. The threshold of the
-predicted IoU is set so that a third of the masks pass it; the stability that is asked for is low, since random
-masks are ragged.
-The outputs are compared: features by the largest difference over the largest value, masks by their boxes (ONNX
-Runtime's by the predicted IoUs).
-Exits with 1 when they disagree. Needs torch, torchvision and numpy.
+The peers decode one batch of 64 points, samlad all 1,024; the batch counts 16-fold. ONNX Runtime only decodes: the
+official generator's later steps, in Python, are not counted. The threshold of the predicted IoU lets a third of the
+masks pass. The required stability is low, because random masks are ragged. The outputs are compared: features by
+the largest difference over the largest value, masks by their boxes (ONNX Runtime's by the predicted IoUs). Exits
+with 1 when they disagree. Needs torch, torchvision and numpy.
 """
 import argparse
 import ctypes
@@ -46,7 +43,7 @@ EIGHT_GIB = str(8 << 30)
 WORKS = ("sam_vit_b.encoder", "sam_vit_b.masks", "mobile_sam.encoder", "dinov2_s.518")
 TOLERANCE = 1e-3  # of features of random networks 12 blocks deep
 POINTS_PER_SIDE, BATCHES = 8, 16  # 64 of 32 x 32 points
-STABILITY, BOX_NMS = 0.5, 1.0  # so that many of a random network's masks are left to compare
+STABILITY, BOX_NMS = 0.5, 1.0  # keeps many masks of a random network for the comparison
 
 
 # ---- the official models ---------------------------------------------------------------------------------
@@ -60,7 +57,7 @@ def sam_metadata(work):
 
 
 def sam_model(work):
-    """Masks come from a model whose encoder costs next to nothing."""
+    """The masks' model has an encoder that costs almost nothing."""
     import torch
     from make_golden_sam import build, build_mobile, randomise
     mobile = work == "mobile_sam.encoder"
@@ -114,7 +111,7 @@ def picture(size):
     return draw(size, size, 1)
 
 
-# ---- workers: a process that prepares a work, then runs it whenever it is told to -------------------------
+# ---- workers: a process that prepares a work, then runs it on request -------------------------
 
 def encoder_input(work):
     import torch
@@ -126,7 +123,7 @@ def encoder_input(work):
 
 
 def encoder_module(work, weights):
-    """A module pixels -> what samlad dumps: tokens [1 + n][dim], or the embedding [h][w][channels]."""
+    """A module: pixels -> the tensor that samlad dumps: tokens [1 + n][dim], or the embedding [h][w][channels]."""
     import torch
 
     class Tokens(torch.nn.Module):
@@ -196,7 +193,7 @@ def decoder_module(weights):
             masks, ious = self.decoder.predict_masks(self.embedding, self.pe, tokens, self.dense)
             return ious[:, 1:], masks[:, 1:]
 
-    # The official decoder repeats the one image for every prompt, in a way that PyTorch 1.13 cannot export.
+    # The official decoder repeats the image for every prompt. PyTorch 1.13 cannot export that code.
     torch.repeat_interleave = lambda image, n, dim: image.expand(int(n), -1, -1, -1)
     return Decoder().eval(), predictor_points(generator.predictor, generator.point_grids[0] * 1024)[0]
 
@@ -280,7 +277,7 @@ def predictor_points(predictor, points):
 
 
 def warn_of_old_blas():
-    """An OpenBLAS that is older than the processor takes it for a Prescott, whose kernels need three times as long."""
+    """An OpenBLAS older than the processor uses the kernels of a Prescott, which need three times as long."""
     with open("/proc/self/maps") as maps, open("/proc/cpuinfo") as cpu:
         libraries = {line.split()[-1] for line in maps if "libopenblas" in line}
         flags = cpu.read().split()
@@ -391,7 +388,7 @@ def feature_difference(samlad, out):
 
 
 def box_difference(samlad, out):
-    """Part of the masks that have no equal: the same box within a pixel, the same predicted IoU within 1e-3."""
+    """Share of the masks without an equal: the same box within a pixel, the same predicted IoU within 1e-3."""
     import numpy as np
     with open(out) as f:
         theirs = json.load(f)["boxes"]
@@ -405,7 +402,7 @@ def box_difference(samlad, out):
 
 
 def iou_difference(samlad, out):
-    """Part of samlad's masks whose predicted IoU is none of the decoder's, within 1e-4."""
+    """Share of samlad's masks whose predicted IoU is not among the decoder's, within 1e-4."""
     import numpy as np
     theirs, ours = np.fromfile(out, np.float32), np.array(samlad.boxes(), dtype=np.float64).reshape(-1, 5)[:, 4]
     if not len(ours) or not len(theirs):

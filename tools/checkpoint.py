@@ -1,18 +1,15 @@
 """checkpoint.py - open a PyTorch checkpoint (or a safetensors file) without PyTorch, and without trusting it.
 
-Three containers: torch.save's zip archive, its older stream (before torch 1.6), and safetensors. All three
-are mapped into memory and end as dicts of Tensors, which only point into the mapping (dtype, shape, strides,
-offset).
+Three containers: torch.save's zip archive, its older stream (before torch 1.6), and safetensors. All three are
+mapped into memory and give dicts of Tensors. A Tensor only points into the mapping (dtype, shape, strides, offset).
 
-The pickle inside is run by our own small stack machine. Python's unpickler calls whatever the file tells it
-to call; ours calls nothing: it knows dicts, lists, numbers, strings and torch's recipes for tensors, and
-everything else (a callback, an optimiser, os.system) becomes an inert marker that is never looked up or
-imported.
+Our own small stack machine runs the pickle inside. Python's unpickler calls every function that the file names.
+Ours calls nothing. It knows dicts, lists, numbers, strings and torch's recipes for tensors. Everything else (a
+callback, an optimiser, os.system) becomes an inert marker, which is never looked up or imported.
 
-A file is hostile until proven otherwise: every length is compared with the file's size before it is believed,
-the pickle machine has a budget of steps, only str keys are kept (a file could choose numbers or nested tuples
-whose hashing takes forever), and nothing is followed recursively. What is refused is refused by a Refusal, in
-one sentence.
+Every file may be hostile. Each length is compared with the file's size before it is used. The pickle machine has a
+budget of steps. Only str keys are kept, because numbers or nested tuples could take forever to hash. Nothing is
+followed recursively. A Refusal refuses a file in one sentence.
 
     checkpoint = Checkpoint("sam_vit_b_01ec64.pth")
     for path, tensors in dicts_with_tensors(checkpoint.root): ...
@@ -29,22 +26,22 @@ import struct
 import zipfile
 
 MAX_PICKLE_BYTES = 64 << 20   # the pickle of SAM ViT-H, without its storages, has about 100 KB
-MAX_PICKLE_STEPS = 2_000_000  # and about 22,000 opcodes; training state adds some times that
+MAX_PICKLE_STEPS = 2_000_000  # and about 22,000 opcodes; training state adds a multiple of that
 MAX_PICKLE_LINE = 4096        # names of modules and classes
 MAX_STRING = 4096             # a longer one is no tensor's name, and not kept
 MAX_INERT_NAME = 100          # so that names made of names cannot grow
 MAX_ST_HEADER = 16 << 20      # about 70 KB for SAM ViT-H
 MAX_DIMS = 8
-CHUNK_ELEMENTS = 1 << 16      # what is converted and written at a time; small enough for the cache
+CHUNK_ELEMENTS = 1 << 16      # elements that are converted and written at a time; small enough for the cache
 
 
 
 class Refusal(Exception):
-    """The one sentence that says why a file is not converted."""
+    """The one sentence with the reason why a file is not converted."""
 
 
 def shown(name):
-    """A name out of a checkpoint, safe to print: no control characters, no kilometres."""
+    """A name out of a checkpoint, safe to print: without control characters, and cut to a sensible length."""
     text = ascii(name)[1:-1]
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -139,7 +136,7 @@ class PickleWindow:
 class PickleMachine:
     """Runs the opcodes that torch.save writes (pickle protocols 2 to 5); pickletools reads them, we act.
 
-    A pickle is a program for a stack machine: push a string, push an int, make a dict of what lies above the
+    A pickle is a program for a stack machine: push a string, push an int, make a dict of the items above the
     mark. The dangerous opcodes are GLOBAL (fetch any function by name), REDUCE (call it) and BUILD (set an
     object's state). Here GLOBAL makes an Inert of that name, REDUCE looks the name up in RECIPES, and BUILD
     does nothing."""
@@ -376,7 +373,7 @@ def is_shape(shape):
 
 class Checkpoint:
     """An open file: `root` is the object in it (dicts and Tensors), `place[key]` = (first byte, number of
-    bytes) of each storage, `metadata` what a safetensors file says about itself."""
+    bytes) of each storage, `metadata` that of a safetensors file."""
 
     def __init__(self, path, official_size=0):
         self.path = path
@@ -421,8 +418,8 @@ class Checkpoint:
             digest.update(self.data[begin:begin + (1 << 24)])
         return digest.hexdigest()
 
-    # -- zip: PREFIX/data.pkl and one member PREFIX/data/KEY a storage, all stored without compression, so
-    #    that each is a range of the file, and no archive can expand into more than it weighs.
+    # -- zip: PREFIX/data.pkl and one member PREFIX/data/KEY a storage, stored without compression.
+    #    So each is a range of the file, and no archive can expand beyond its size.
     def open_zip(self):
         try:
             with open(self.path, "rb") as f, zipfile.ZipFile(f) as archive:
@@ -454,7 +451,7 @@ class Checkpoint:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise Refusal("%s: member %s is compressed or encrypted, which torch.save never does"
                           % (self.path, shown(info.filename)))
-        if info.header_offset < 0:  # zipfile adds to the directory's offset what the directory's place seems to be off by
+        if info.header_offset < 0:  # zipfile shifts offsets when the directory seems to be at the wrong place
             raise Refusal("%s: member %s begins %d bytes before the file; the archive is damaged"
                           % (self.path, shown(info.filename), -info.header_offset))
         header = self.data[info.header_offset:info.header_offset + 30]
@@ -546,9 +543,9 @@ class Checkpoint:
             why = str(e)[:120]
         raise Refusal("%s: the safetensors header is not valid JSON: %s" % (self.path, why))
 
-    # -- what the rest of the program asks for
+    # -- the interface for the rest of the program
     def range_of(self, name, tensor):
-        """First byte of the tensor's storage, checked against what the container has for it."""
+        """First byte of the tensor's storage, checked against the container's size of it."""
         storage = tensor.storage
         n_bytes = (storage.first + storage.n_elements) * ITEM_SIZE[storage.dtype]
         begin, n_there = self.place.get(storage.key, (0, -1))

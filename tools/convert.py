@@ -3,18 +3,17 @@
 
     convert.py CHECKPOINT -o FILE.safetensors [--dtype f32|f16|bf16]
 
-Needs Python 3.8 and nothing else: no torch, no numpy. checkpoint.py opens the file, executing nothing of what
-it says. Here, in this order:
+Needs only Python 3.8: no torch, no numpy. checkpoint.py opens the file and executes no code of it. The steps:
 
-  1. The model is recognised by names and shapes alone and its configuration derived from them. Wrappers
-     ("state_dict", "model", "teacher") and prefixes ("module.", "teacher.backbone.") are seen through;
-     optimisers and heads are left out.
-  2. Every tensor that the architecture has is required, with its exact shape; a tensor that it has no place
-     for means a variant that we would compute wrongly, and is refused.
-  3. The tensors are streamed, chunk by chunk, under their official names into a temporary file that is
-     renamed at the end. The configuration goes into the file's __metadata__, as strings ("vit.depth": "12").
+  1. Recognise the model by names and shapes alone, and derive its configuration from them. Wrappers
+     ("state_dict", "model", "teacher") and prefixes ("module.", "teacher.backbone.") are removed. Optimisers
+     and heads are left out.
+  2. Require every tensor of the architecture, with its exact shape. A tensor without a place in it is refused:
+     the file is a variant that we would compute wrongly.
+  3. Stream the tensors, chunk by chunk, under their official names to a temporary file, then rename it. The
+     configuration goes into the file's __metadata__, as strings ("vit.depth": "12").
 
-What is refused is refused in one sentence, with exit status 1 and no output file (2: wrong usage).
+A refusal is one sentence, with exit status 1 and no output file (2: wrong usage).
 """
 
 import argparse
@@ -25,7 +24,7 @@ import re
 import struct
 import sys
 
-sys.dont_write_bytecode = True  # a tool that is run from a checkout leaves nothing beside itself
+sys.dont_write_bytecode = True  # no .pyc files beside a tool in a checkout
 from checkpoint import ITEM_SIZE, Checkpoint, Inert, Refusal, Tensor, dicts_with_tensors, shape_text, shown
 
 DESCRIPTION = """\
@@ -36,16 +35,16 @@ Nothing in the checkpoint is executed, and neither torch nor numpy is needed.
 EPILOG = """\
 examples:
   convert.py sam_vit_h_4b8939.pth -o sam_vit_h.safetensors --dtype f16
-      Segment Anything, half the size; samlad computes in f32 whatever the file holds. An f32 file is used in
-      place and shared between processes; an f16 or bf16 one becomes f32 in each process's own memory
+      Segment Anything, half the size. samlad always computes in f32. It uses an f32 file in place, shared
+      between processes; an f16 or bf16 file becomes f32 in each process's own memory
   convert.py dinov2_vits14_reg4_pretrain.pth -o dinov2_vits14_reg.safetensors
       DINOv2 S/B/L/g, with or without registers
   convert.py deit_small.pth -o deit_small.safetensors --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-      a plain timm ViT; the file does not say how its images were normalised, so say it when it is not 0.5
+      a plain timm ViT; give the normalisation of its images when it is not 0.5, because the file lacks it
   convert.py dino16_jbu_stack_cocostuff.ckpt -o featup.safetensors
-      FeatUp's JBU stack out of a PyTorch Lightning checkpoint
+      FeatUp's JBU stack from a PyTorch Lightning checkpoint
   convert.py some.pth --list
-      what is in a file, and what this tool takes it for; converts nothing
+      list the contents of a file and the recognised model; convert nothing
 
 weights/README.md lists the official files, their sizes and checksums.
 """
@@ -56,7 +55,7 @@ MAX_PREFIX = 512  # of names, and of the keys of the dicts around them
 
 
 def official_files():
-    """{file name: (size in bytes, sha256)} out of the table in weights/README.md; {} where that is not at hand."""
+    """{file name: (size in bytes, sha256)} from the table in weights/README.md; {} without that file."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "weights", "README.md")
     try:
         with open(path, encoding="utf-8") as f:
@@ -74,9 +73,9 @@ OFFICIAL_FILES = official_files()
 # ---- recognising the model ---------------------------------------------------------------------------------
 
 class Model:
-    """What a state dict turned out to be: `config` for __metadata__, `shapes` = {official name: shape} of all
-    that must be there, `optional` of what may be, `own` = how the names of the model's tensors begin, `unused` = a
-    pattern of those that its forward pass does not ask for."""
+    """The model of a state dict. `config` is for __metadata__. `shapes` = {official name: shape} of the required
+    tensors, `optional` of the others. `own` = the beginning of the names of the model's tensors. `unused` = a
+    pattern of tensors that its forward pass does not need."""
 
     def __init__(self, summary, config, shapes, optional, own):
         self.summary, self.config, self.own = summary, config, own
@@ -86,8 +85,8 @@ class Model:
 
 class StateDict:
     """The tensors below one prefix of one dict, without the prefix, and the sentences that refuse them.
-    `title` is what they look like so far, `n_heads` what the user (or our own metadata) says of a ViT, None
-    for nothing."""
+    `title` names the model that they look like so far. `n_heads` of a ViT is the user's (or our own
+    metadata's), or None."""
 
     def __init__(self, path, where, tensors, n_heads=None):
         self.path, self.where, self.tensors, self.n_heads = path, where, tensors, n_heads
@@ -242,7 +241,7 @@ def recognise_vit(sd):
 # -- SAM: segment_anything/build_sam.py and modeling/
 
 def sam_neck(shapes, dim, out_chans):
-    """What stands behind the blocks of either image encoder."""
+    """The tensors behind the blocks of either image encoder."""
     neck = "image_encoder.neck."
     shapes[neck + "0.weight"] = (out_chans, dim, 1, 1)
     add_norm(shapes, neck + "1", out_chans)
@@ -271,7 +270,7 @@ def sam_encoder(sd, shapes):
     global_blocks, window = [], 0
     for i in range(depth):
         block = e + "blocks.%d." % i
-        # A table of relative positions has 2n-1 rows, n the side of what a block attends to: grid or window.
+        # A table of relative positions has 2n-1 rows; n is the side of the grid or window that a block attends to.
         rows = sd.shape(block + "attn.rel_pos_h", 2)[0]
         if rows == 2 * grid - 1:
             global_blocks.append(i)
@@ -301,7 +300,7 @@ def tiny_vit(sd, shapes):
     dims += [sd.shape(e + "layers.%d.downsample.conv1.c.weight" % i, 4)[0] for i in range(3)]
     if sd.count(e + "layers", "blocks.0.*") != 4:
         sd.refuse("is %s of more than 4 stages" % sd.title)
-    # PatchMerging tells its stride by these widths, and only the last one must keep the grid.
+    # These widths decide the stride of PatchMerging, and only the last one must keep the grid.
     if [dim in (320, 448, 576) for dim in dims] != [False, False, False, True]:
         sd.refuse("is %s with stages of %s channels, expected 320, 448 or 576 in the last and only there"
                   % (sd.title, ", ".join(map(str, dims))))
@@ -410,7 +409,7 @@ def sam_decoder(sd, shapes, c):
 
 
 def sam_rest(sd, shapes, config):
-    """What every SAM has behind its image encoder."""
+    """The tensors of every SAM behind its image encoder."""
     c = int(config["sam.out_chans"])
     config.update(sam_prompt_encoder(sd, shapes, c))
     config.update(sam_decoder(sd, shapes, c))
@@ -475,15 +474,15 @@ def recognise_featup(sd):
                  ("up1.", "up2.", "up3.", "up4.", "fixup_proj."))
 
 
-# A family is found by the end of one name; what stands before that is the prefix ("teacher.backbone.").
-# (its name for --model, that end, what builds its Model, what the names begin with in our file)
+# The end of one name identifies a family; the text before it is the prefix ("teacher.backbone.").
+# (its name for --model, that end, the builder of its Model, the beginning of the names in our file)
 FAMILIES = (
     ("featup", "up1.range_temp", recognise_featup, "upsampler."),
     ("sam", "image_encoder.patch_embed.proj.weight", recognise_sam, ""),
     ("sam", "image_encoder.patch_embed.seq.0.c.weight", recognise_mobile_sam, ""),
     ("vit", "patch_embed.proj.weight", recognise_vit, ""),
 )
-# Models whose names tell them apart, but which samlad does not have.
+# Models that their names identify, but samlad does not have.
 STRANGERS = (
     ("image_encoder.trunk.", "SAM 2, which is not supported; use Segment Anything 1"),
     ("vision_encoder.patch_embed.projection.", "SAM in Hugging Face's naming; use the official .pth"),
@@ -504,7 +503,7 @@ def find_state_dict(checkpoint, wanted, n_heads):
                 if not name.endswith(anchor) or (prefix and not prefix.endswith(".")):
                     continue
                 if len(prefix) > MAX_PREFIX or any(len(part) > MAX_PREFIX for part in path):
-                    continue  # nobody's name, and looking at 100,000 such would take minutes
+                    continue  # no model's name; 100,000 of them would take minutes
                 if wanted not in (None,
                                   kind) or "image_encoder." in prefix:  # some SAM's, not a ViT of its own
                     continue
@@ -542,7 +541,7 @@ def recognise(checkpoint, wanted=None, n_heads=None):
         if tensor.shape != shape:
             found = shape_text(tensor.shape)
             sd.refuse_tensor(name, "has shape %s, expected %s" % (found, shape_text(shape)))
-        if tensor.n_elements > tensor.storage.n_elements:  # or a small file could ask for a full disk
+        if tensor.n_elements > tensor.storage.n_elements:  # otherwise a small file could fill the disk
             sd.refuse_tensor(name, "repeats the %d elements of its storage (torch's expand), which no model needs"
                              % tensor.storage.n_elements)
         if tensor.dtype not in FLOAT_TYPES:
@@ -591,7 +590,7 @@ def to_f32(raw, dtype):
     values = struct.unpack("<%d%s" % (n, "e" if dtype == "F16" else "d"), raw)
     try:
         return struct.pack("<%df" % n, *values)
-    except OverflowError:  # beyond f32: infinite, as torch does it
+    except OverflowError:  # beyond f32: infinite, as in torch
         limit = 3.4028235677973366e38  # halfway between the largest f32 and 2^128
         return struct.pack("<%df" % n,
                            *(math.copysign(math.inf, v) if abs(v) >= limit else v for v in values))
@@ -703,7 +702,7 @@ def parse_arguments(arguments):
     parser.add_argument("--model", choices=("vit", "sam", "featup"),
                         help="which one, of a checkpoint that holds several")
     parser.add_argument("--list", action="store_true",
-                        help="print what the checkpoint holds, and convert nothing")
+                        help="print the contents of the checkpoint, and convert nothing")
     options = parser.parse_args(arguments)
     if not options.list and not options.output:
         parser.error("give -o FILE.safetensors, or --list")

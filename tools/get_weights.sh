@@ -21,16 +21,16 @@ Download official weights, check them, convert them to DIR/NAME.safetensors. Wit
       --dtype TYPE    f32, f16 or bf16, for convert.py (f16 halves the files; samlad computes in f32)
       --keep          keep the checkpoint after its conversion
       --no-convert    only download and check
-      --list          the names, their sizes and addresses, what is pinned; downloads nothing
+      --list          the names, their sizes, addresses and pins; downloads nothing
       --table FILE    pins from another file (default: weights/README.md)
   -h, --help          this text
 
-A download that breaks off goes on where it stood when the same command is given again (a copy from a folder begins anew).
-A file of wrong size or checksum is refused and removed. Where there is no pin, the file's size and sha256 are printed and it is said that they are not
-verified. What is there already (DIR/NAME.safetensors) is left alone.
+The same command resumes a download that broke off; a copy from a folder begins anew. A file of wrong size or checksum is
+refused and removed. Without a pin, the file's size and sha256 are printed as not verified. An existing
+DIR/NAME.safetensors stays as it is.
 
-SAMLAD_MIRROR=PLACE takes the files, by their names, from a folder or an address (file:// or another that curl knows) in
-place of the official ones. PYTHON names the python3.
+SAMLAD_MIRROR=PLACE takes the files, by their names, from a folder or an address (file:// or another that curl knows)
+instead of the official ones. PYTHON names the python3.
 
 examples:
   tools/get_weights.sh mobile_sam dinov2_vits14 featup_dinov2
@@ -42,7 +42,7 @@ END
 say() { printf '%s\n' "$*"; }
 complain() { printf '%s: %s\n' "$program" "$*" >&2; }
 wrong() {
-    complain "$*; --help tells more"
+    complain "$* (see --help)"
     exit 2
 }
 
@@ -129,7 +129,7 @@ check() {
 
 # ---- getting -------------------------------------------------------------------------------------------------------
 
-# fetch ADDRESS PART: add to PART what it lacks
+# fetch ADDRESS PART: add the missing end to PART
 fetch() {
     if command -v curl >/dev/null; then
         bar=-sS
@@ -137,7 +137,7 @@ fetch() {
         status=$(curl -fL $bar --retry 3 -C - -o "$2" -w '%{http_code}' "$1")
         case $?-$status in
         0-*) return 0 ;;
-        33-* | *-416) rm -f "$2" ;; # cannot go on, or nothing comes after what is there, which was not the whole
+        33-* | *-416) rm -f "$2" ;; # the server cannot resume, or has no more bytes than PART
         *) return 1 ;;
         esac
         curl -fL $bar --retry 3 -o "$2" "$1"
@@ -175,8 +175,8 @@ download() {
     fetch "$(place_of "$1")" "$2"
 }
 
-# settle FILE SIZE SHA256 MD5PREFIX: 0 when it is the one; what is not goes, what is short becomes the beginning of the
-# next try
+# settle FILE SIZE SHA256 MD5PREFIX: 0 when it is the right file. A wrong file is removed; a short one becomes the
+# beginning of the next try
 settle() {
     check "$@"
     case $? in
@@ -203,7 +203,7 @@ get() {
         say "$1: $(place_of "$2")"
         if ! download "$2" "$part" "$3"; then
             [ -s "$part" ] || rm -f "$part"
-            from_folder || complain "$file: the download failed; the same command goes on with what has come"
+            from_folder || complain "$file: the download failed; the same command resumes it"
             return 1
         fi
         settle "$part" "$3" "$4" "$5" || return 1

@@ -3,8 +3,8 @@
 
     python eval_sam.py --segment-anything CHECKOUT --weights sam_tiny.safetensors -o sam_tiny.json
 
-Points: for every object larger than 1 % of the image, one random point of its visible pixels; its mask is what is visible of
-it, without the parts that are objects of their own. Masks are compared at the scene's resolution after SAM's own
+Points: for every object larger than 1 % of the image, one random point of its visible pixels; its mask is its visible area,
+without the parts that are objects of their own. Masks are compared at the scene's resolution after SAM's own
 post-processing. Automatic masks: the official generator with the settings in the file's metadata on tray scenes; a part (with
 what is mounted on it) counts as found when a mask has IoU >= 0.75 with it. --samlad PROGRAM makes these masks with `samlad
 segment` (the same ones, sooner, so on more scenes). --products N (with --samlad): also of the parts of N products of `samlad synth tray`,
@@ -74,7 +74,7 @@ def measure_points(predictor, scenes, n_images, size, first=POINT_SEEDS, kind=0,
 
 
 def tray_parts(ids, objects):
-    """Masks of the parts in a tray scene: everything but the tray and its floors; what is mounted on a part belongs to it."""
+    """Masks of the parts in a tray scene, without the tray and its floors; a mounted part belongs to the part below it."""
     marks, roots = families(objects)
     parts = []
     for k in range(1, len(objects)):
@@ -185,7 +185,7 @@ def main():
     parser.add_argument("--tune", action="store_true", help="search the automatic mask settings and stop")
     parser.add_argument("--points-per-side", type=int, help="instead of the file's")
     parser.add_argument("--crop-layers", type=int, default=0, help="layers of crops with --tune")
-    parser.add_argument("--json", "-o", help="write the figures there (into what the file holds already)")
+    parser.add_argument("--json", "-o", help="write the figures there (merged into an existing file)")
     args = parser.parse_args()
     if args.products and not args.samlad:
         parser.error("--products needs --samlad PROGRAM, which draws them")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Judge a ViT backbone by what samlad asks of it, without running samlad.
+"""Judge a ViT backbone by samlad's needs, without running samlad.
 
-The method of METHOD.md, sections 2 and 4 to 7, in a few lines of numpy with *oracle* masks (the generator's
-own), so that only the features are judged. Two tables:
+The method of METHOD.md, sections 2 and 4 to 7, in a few lines of numpy. The masks are *oracle* masks, the
+generator's own, so that only the features are judged. Two tables:
 
   objects   trays and collages: is an object's pooled feature nearest to the same object in another jittered
             view? Is a damaged object farther from its undamaged views than they are from each other (AUROC)?
@@ -34,7 +34,7 @@ HELD_OUT = 2 ** 41
 
 
 def channel_unit(x):
-    """[n][C] -> [C] what dcga.c's channel_unit gives: deviations, 1 for channels that never change."""
+    """[n][C] -> [C] as dcga.c's channel_unit: deviations, 1 for channels that never change."""
     mean, std = x.mean(0), x.std(0)
     return np.where((std > 1e-6) & (std > np.abs(mean) / 1024), std, 1)
 
@@ -462,7 +462,7 @@ def objects_table(backbone, size, kind, n_scenes=24, seed=HELD_OUT, g=56):
 
 
 def write_card(path, weights, meta, figures, yardstick, note=None):
-    """What the weights are, how they were made, and what was measured."""
+    """The model card: the weights, their training, the measurements."""
     with open(weights, 'rb') as f:
         blob = f.read()
     card = {
@@ -504,7 +504,7 @@ def main():
     p.add_argument('--seed', type=int, default=0, help='added to 2^41')
     p.add_argument('--json', help='write the figures there')
     p.add_argument('--card', help='write the model card (JSON) of --weights there')
-    p.add_argument('--note', help='what else the card should say about the training')
+    p.add_argument('--note', help='a note on the training for the card')
     p.add_argument('--yardstick', help="another backbone's --json, to stand beside in the card")
     a = p.parse_args()
     torch.set_num_threads(1)

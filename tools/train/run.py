@@ -1,4 +1,4 @@
-"""What the trainings share: options that a resumed run keeps, the average of the weights, the log, the clock, the saving."""
+"""Shared by the trainings: options that a resumed run keeps, the average of the weights, the log, the clock, the saving."""
 import argparse
 import math
 import os
@@ -12,7 +12,7 @@ import torch
 
 def parse(parser, arguments=None, fixed=lambda saved: {}):
     """-> options, the checkpoint that --resume names (or None). A resumed run keeps every option of its checkpoint that the
-    command line does not give. fixed(checkpoint): {option: value} for what cannot change; giving another value is an error."""
+    command line does not give. fixed(checkpoint): {option: value} of the fixed options; giving another value is an error."""
     options = parser.parse_args(arguments)
     if not options.resume:
         return options, None
@@ -39,7 +39,7 @@ def save_atomically(path, thing):
 
 
 class Log:
-    """Lines with the time, on the terminal and in a file; and the means of what was noted since the last line of them."""
+    """Lines with the time, on the terminal and in a file; and the means of the values noted since the last such line."""
 
     def __init__(self, path):
         self.file, self.sums = open(path, "a", buffering=1), {}

@@ -1,9 +1,9 @@
 """The tiny SAM as it is trained: the official architecture, computed faster.
 
 The parameters carry the names and shapes of segment_anything's Sam.state_dict() and load into the official classes with
-strict=True; `python sam_model.py --segment-anything PATH` proves that both give the same numbers. What differs is how they
-are computed: bf16 matrix products, the passes between them fused in C (sam_kernels.c), window attention without copies of
-padded windows, and in the decoder everything that all prompts of an image share is computed once.
+strict=True; `python sam_model.py --segment-anything PATH` proves that both give the same numbers. The
+computation differs: bf16 matrix products, with the passes between them fused in C (sam_kernels.c), and window attention
+without copies of padded windows. The decoder computes the part that all prompts of an image share only once.
 
 Shapes: B images, N = grid*grid positions, C = out_chans, R prompts per image, P = B*R prompts, T tokens per prompt.
 """

@@ -4,7 +4,7 @@
     scenes = Scenes()
     rgb, ids, damage, objects = scenes.render(seed=7, size=256)
 
-See scenes.c for what the arguments and arrays mean. `python scenes.py --sheet sheet.png` draws a contact
+See scenes.c for the arguments and arrays. `python scenes.py --sheet sheet.png` draws a contact
 sheet.
 """
 import argparse

@@ -35,7 +35,7 @@ from scenes import MIXED, TRAY, Scenes
 
 HELD_OUT = 1 << 41
 EDGE_WEIGHT = 48  # cells at object boundaries count three times (the others 16)
-# What the file recommends: masks to look at (every part among them) and, where they differ, the method's objects (each thing
+# Recommended options: for masks to look at (with every part), and where they differ, for the method's objects (each thing
 # once).
 RECOMMENDED = {"amg.points_per_side": 16, "amg.pred_iou_thresh": 0.5, "amg.stability_score_thresh": 0.6,
                "amg.stability_score_offset": 1.0, "amg.box_nms_thresh": 0.9, "amg.crop_n_layers": 1, "amg.crop_nms_thresh": 0.95,
@@ -168,7 +168,7 @@ class Batch:
 # ---------------------------------------------------------------- another image size
 
 def stretch_tables(tensors, config, image_size):
-    """Absolute and relative positions interpolated from the size that `config` tells to `image_size`; windows keep their
+    """Absolute and relative positions interpolated from the size in `config` to `image_size`; windows keep their
     share of the grid. Everything else of SAM is free of the size. -> tensors, config."""
     c = dict(config, image_size=image_size)
     grid, before = image_size // c["patch_size"], config["image_size"] // c["patch_size"]
@@ -231,7 +231,7 @@ class DenseHead(nn.Module):
 
 
 class Asked(typing.NamedTuple):
-    """P = B*R prompts and what the decoder said to them."""
+    """P = B*R prompts and the decoder's answers."""
     coordinates: torch.Tensor  # [P][2][2]
     labels: torch.Tensor  # [P][2]
     is_box: torch.Tensor  # [P]
@@ -405,7 +405,7 @@ def held_out_average(config, ema, scenes, n_images):
 
 
 def read_weights(path, image_size=None):
-    """-> tensors, config, what else the file's metadata says; for another image size the positions stretched."""
+    """-> tensors, config, the other metadata of the file; positions are stretched for another image size."""
     tensors, meta = safetensors_io.load(path)
     config = config_from_metadata(meta)
     if image_size and image_size != config["image_size"]:
@@ -415,7 +415,7 @@ def read_weights(path, image_size=None):
 
 
 def export(path, model, ema, carried, extra):
-    """The average with its metadata: what the first weights' file said (`carried`), unless this training says otherwise."""
+    """The average with its metadata: that of the first weights' file (`carried`), changed by this training."""
     state = {name: value.numpy().astype(np.float16) for name, value in ema.items()}
     safetensors_io.save(path, state, metadata(model.c, {**carried, **RECOMMENDED, **extra}))
 
@@ -447,7 +447,7 @@ def make_parser():
 
 
 def fixed(saved):
-    """What a resumed run cannot change."""
+    """The options that a resumed run cannot change."""
     return {"image_size": (saved.get("config") or CONFIG)["image_size"], "init": saved["args"].get("init")}
 
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Goes on with the tiny SAM's mask decoder alone, on what the automatic mask generator asks of it.
+"""Trains the tiny SAM's mask decoder further, alone, on the prompts of the automatic mask generator.
 
     python train_sam_decoder.py --init weights/sam_tiny.safetensors --out DIR --minutes 60
 
-train_sam.py asks at objects, in whole pictures. The generator asks on a grid, most of it in crops seen larger, and keeps of
-all masks of a thing the one with the highest predicted IoU: what the IoU head takes for the better mask decides which parts
-are found. So here three of four views are crops of the generator's first layer, a third of the points lie on its grid, and
-the IoU head learns, with a high weight, the IoU with whichever object or composite of the view the mask fits best. The masks'
-losses are train_sam.py's. The image encoder and the prompt encoder stay as they are.
-Hidden matrices by Muon, the rest by AdamW, the learning rate falls with the wall clock, the average (EMA) of the weights ships.
+train_sam.py asks at objects, in whole pictures. The generator asks on a grid, mostly in enlarged crops. Of all masks of a
+thing it keeps the one with the highest predicted IoU, so the IoU head decides which parts are found. Here three of four
+views are crops of the generator's first layer, and a third of the points lie on its grid. The IoU head gets a high weight.
+It learns the IoU with the object or composite of the view that the mask fits best. The masks' losses are train_sam.py's.
+The image encoder and the prompt encoder do not change. Muon trains the hidden matrices, AdamW the rest. The learning rate
+falls with the wall clock. The average (EMA) of the weights ships.
 """
 import argparse
 import os
@@ -108,7 +108,7 @@ class Views:
         self.has_whole = torch.from_numpy(has_whole)
 
     def true_ious(self, masks, grid):
-        """masks [P][M][n] bool -> the IoU of each with what it fits best [P][M], and whether a cut border is touched [P][M]."""
+        """masks [P][M][n] bool -> the IoU of each with its best fit [P][M], and whether it touches a cut border [P][M]."""
         P, M, _ = masks.shape
         R = P // len(self.things)
         best, touches = torch.zeros(P, M), torch.zeros(P, M, dtype=torch.bool)

@@ -2,15 +2,15 @@
 """Train the small ViT that ships as samlad's default backbone, on procedurally generated scenes only.
 
 The network is the official DINOv2 `DinoVisionTransformer` (same parameter names and shapes: its weights
-load there with strict=True) with small dimensions. What samlad asks of its features is written straight into
-the losses; all heads are one linear layer, or none, and are dropped afterwards, so that the final-norm patch
-tokens carry it themselves:
+load there with strict=True) with small dimensions. The losses state directly what
+samlad needs of its features. All heads are one linear layer, or none, and are dropped afterwards. So the
+final-norm patch tokens carry these properties themselves:
 
   attributes   every patch tells its object's shape, texture, colours, axes, size, the patch's place in the
                object, its own mean colour, object borders inside it, the damaged fraction of it, and which
                digit it belongs to on handwritten pages                         (dense supervision)
-  places       two views of a scene, drawn with jitter: what lies at the same place of the same object is a
-               positive, all other objects are negatives                        (InfoNCE, one linear layer)
+  places       two views of a scene, drawn with jitter: the same place of the same object is a positive, all
+               other objects are negatives                        (InfoNCE, one linear layer)
   objects      mean patch token of an object: the same object of the other view against all other objects,
                among them its own mirror image and rotations when the shape shows the difference; on
                handwritten pages the other view is another hand's               (InfoNCE, no head)
@@ -206,7 +206,7 @@ def know_neighbours(model, images, strength=6.0, share=0.35):
 # -------------------------------------------------------------------------------------------------- weights
 
 def metadata(model, carried, extra):
-    """What samlad reads of a weights file; `carried`: what the first weights' file said besides (method.grid, ...)."""
+    """The metadata that samlad reads; `carried`: the other entries of the first weights' file (method.grid, ...)."""
     meta = {
         'samlad.model': 'vit', 'samlad.name': 'vit_tiny', 'vit.family': 'dinov2',
         'vit.image_size': model.image_size, 'vit.patch_size': model.patch_size,
@@ -221,7 +221,7 @@ def metadata(model, carried, extra):
 
 
 def carried_of(meta):
-    """What a file's metadata says that the network itself does not tell."""
+    """The entries of a file's metadata that the network itself does not determine."""
     return {k: v for k, v in meta.items() if not k.startswith(('samlad.', 'vit.')) and k != 'method.size'}
 
 
@@ -230,7 +230,7 @@ def export(path, state, meta):
 
 
 def vit_of(meta):
-    """The untrained network that the metadata of a weights file tells."""
+    """The untrained network of a weights file's metadata."""
     names = ('image_size', 'patch_size', 'dim', 'depth', 'n_heads', 'mlp_ratio')
     model = VisionTransformer(**{name: int(meta['vit.' + name]) for name in names})
     model.input_size = int(meta['method.size'])
@@ -647,7 +647,7 @@ def pair_losses(batch, heads, x, rng):
     hurt = lies & pure & (d_there > .06)
     loss = {}
 
-    # damage: the distance between what lies at the same place, in units of the scene's own deviations, as the
+    # damage: the distance between the features of the same place, in units of the scene's own deviations, as the
     # method measures it in those of its bank
     var = f.view(2, n, g * g, -1).var((0, 2))
     std = (var + .05 * var.mean(0)).add(1e-4).sqrt().detach()[:, None]
@@ -739,8 +739,8 @@ def make_parser():
     p.add_argument('--whole', type=float, default=.3, help='last fraction of the time, with whole images')
     p.add_argument('--init', help='safetensors weights to start from (the heads start anew)')
     p.add_argument('--resume', help="checkpoint.pt to go on with; options that are not given are the checkpoint's")
-    p.add_argument('--image-size', type=int, default=0, help='of whole images (0: 224, or what --init recommends)')
-    p.add_argument('--window', type=int, default=112, help="a side of what is seen of a scene at first, pixels")
+    p.add_argument('--image-size', type=int, default=0, help='of whole images (0: 224, or the recommendation of --init)')
+    p.add_argument('--window', type=int, default=112, help="side of the window on a scene at first, pixels")
     p.add_argument('--enlarged', type=float, default=.5, help='share of the scenes drawn smaller, then enlarged')
     p.add_argument('--scenes', type=int, default=16, help='scenes a step (of whole images a quarter)')
     p.add_argument('--lr', type=float, default=1.5e-3)
@@ -750,13 +750,13 @@ def make_parser():
     p.add_argument('--heads', type=int, default=3)
     p.add_argument('--patch', type=int, default=8)
     p.add_argument('--threads', type=int, default=1)
-    p.add_argument('--steps', type=int, default=0, help='stop after so many steps (0: by the clock)')
+    p.add_argument('--steps', type=int, default=0, help='stop after this many steps (0: by the clock)')
     p.add_argument('--save-every', type=float, default=5, help='minutes')
     return p
 
 
 def fixed(saved):
-    """What a resumed run cannot change."""
+    """The options that a resumed run cannot change."""
     if 'metadata' not in saved:  # an older checkpoint may need --init
         return {k: saved['args'][k] for k in ('patch', 'dim', 'depth', 'heads') if not saved['args']['init']}
     network = {k: int(saved['metadata']['vit.' + name]) for k, name in

@@ -1,108 +1,39 @@
-/* cli_eval.c - the commands that run experiments: samlad synth, samlad eval, samlad
- * ablate. No algorithm: see eval/. */
+/* command/eval.c - samlad eval and samlad ablate: data sets and their figures. No algorithm: see eval/. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "command/cli.h"
+#include "command/commands.h"
+#include "command/messages.h"
+#include "command/models.h"
 #include "eval/ablate.h"
 #include "eval/evaluate.h"
-#include "eval/synth.h"
 #include "io/fail.h"
 #include "io/json.h"
 #include "report/report.h"
 
 /* ================================================================================================
- * samlad synth, samlad eval
+ * samlad eval
  * ============================================================================================== */
-
-static const char SYNTH_HELP[] =
-    "usage: samlad synth tray DIR [--seed N] [--parts]\n"
-    "       samlad synth digits --mnist MNIST OUT [--seed N]\n"
-    "       samlad synth loco --defects TABLES OUT [--seed N]\n"
-    "\n"
-    "Write a data set in MVTec LOCO's layout, to an empty or new folder. Same seed, same bytes.\n"
-    "\n"
-    "  tray    a tray with compartments and parts: logical anomalies (missing, extra, wrong kind, swapped, "
-    "wrong count)\n"
-    "          and structural ones (scratch, stain, dent, broken part), with ground truth; --parts also "
-    "writes which\n"
-    "          pixel shows which part: parts/test/good/000.png (0 none, 1 the first part, ...) and so on\n"
-    "  digits  DigitAnatomy: 3x3 grids of MNIST digits (missing, disordered, flipped, zero) from the folder "
-    "of the four\n"
-    "          idx files, plain or .gz\n"
-    "  loco    a tiny set with MVTec LOCO's five categories: small trays, whose defects take the pixel "
-    "values of\n"
-    "          TABLES/CATEGORY/defects_config.json\n";
-
-/* Each option but --seed belongs to one of the data sets. */
-static int check_synth_options(const Args *args)
-{
-    const struct {
-        int given;
-        const char *set, *sentence;
-    } options[] = {{args->parts, "tray", "--parts belongs to samlad synth tray"},
-                   {args->mnist != NULL, "digits", "--mnist belongs to samlad synth digits"},
-                   {args->defects != NULL, "loco", "--defects belongs to samlad synth loco"}};
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-        if (options[i].given && strcmp(args->inputs[0], options[i].set) != 0)
-            return usage_error(args, "%s", options[i].sentence);
-    return 0;
-}
-
-int command_synth(Args *args)
-{
-    Error err;
-    if (args->n_inputs != 2)
-        return usage_error(args, "%s",
-                           "samlad synth tray DIR, digits --mnist MNIST OUT, or loco --defects TABLES OUT");
-    if (check_synth_options(args))
-        return EXIT_USAGE;
-    int status;
-    if (strcmp(args->inputs[0], "tray") == 0) {
-        SynthTrayOptions o = synth_tray_defaults();
-        o.seed = args->has_seed ? args->seed : o.seed;
-        o.parts = args->parts;
-        status = synth_tray(args->inputs[1], &o, &err);
-    } else if (strcmp(args->inputs[0], "digits") == 0) {
-        SynthDigitsOptions o = synth_digits_defaults();
-        o.seed = args->has_seed ? args->seed : o.seed;
-        if (!args->mnist)
-            return usage_error(args, "%s", "--mnist MNIST is missing: the folder of MNIST's idx files");
-        status = synth_digits(args->mnist, args->inputs[1], &o, &err);
-    } else if (strcmp(args->inputs[0], "loco") == 0) {
-        if (!args->defects)
-            return usage_error(args, "%s",
-                               "--defects TABLES is missing: the folder of CATEGORY/defects_config.json");
-        status = synth_loco(args->defects, args->inputs[1], args->has_seed ? args->seed : 1, &err);
-    } else {
-        return usage_error(args, "'%s' is none of tray, digits, loco", args->inputs[0]);
-    }
-    if (status)
-        return failed(&err);
-    printf("%s: written\n", args->inputs[1]);
-    return EXIT_SUCCESS;
-}
 
 static const char EVAL_HELP[] =
     "usage: samlad eval DATA [-o OUT] [options of samlad bank]\n"
     "       samlad eval --merge RUN... [-o OUT]\n"
     "\n"
-    "Run a data set: a bank of each category's normal images, every test image against it, and the tables.\n"
-    "The data set is looked through first: what is missing or cannot be read is told before any work.\n"
+    "Run a data set: make a bank of each category's normal images, score every test image, write the "
+    "tables.\n"
+    "The data set is checked first. Missing and unreadable files are reported before any work.\n"
     "\n"
     "  samlad synth tray trays && samlad eval trays -o out\n"
     "  samlad eval mvtec_loco/ -o loco --sam sam_vit_h.safetensors --backbone dinov2_vits14.safetensors\n"
     "\n"
-    "Killed at any moment, the same command goes on where it stood, to the same bytes. With other settings, "
-    "weights\n"
-    "or images it refuses: what was begun is not mixed.\n"
+    "A run can be killed at any moment: the same command resumes it, and the bytes are the same.\n"
+    "With other settings, weights or images the command refuses to resume.\n"
     "\n"
-    "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and "
-    "below it\n"
-    "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's "
-    "evaluation\n"
-    "                        scripts), records, pictures, banks. Without it only the figures are printed\n"
+    "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and\n"
+    "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's\n"
+    "                        evaluation scripts), records, pictures, banks.\n"
+    "                        Without -o only the figures are printed\n"
     "  --dataset KIND        auto|mvtec-loco|mvtec-ad|visa|digit-anatomy|folder [auto: by the layout]\n"
     "  --category NAME       only this category; may be given several times\n"
     "  --bank BANK           use this bank instead of the normal images (one category)\n"
@@ -110,19 +41,18 @@ static const char EVAL_HELP[] =
     "  --no-pictures         no heat maps and overlays\n"
     "  --json                print the figures as JSON\n"
     "\n"
-    "Many processes, on one machine or on many that share OUT, then the tables:\n"
+    "Several processes can share a run, on one machine or on several that share OUT:\n"
     "\n"
     "  parallel samlad eval DATA -o OUT --shard {}/8 ::: 1 2 3 4 5 6 7 8 && samlad eval --merge OUT\n"
     "\n"
-    "  --shard I/N           do every N-th test image, from the I-th on; N processes make one run\n"
-    "  --merge RUN...        put the results of these folders together (in OUT, or in the only one)\n"
+    "  --shard I/N           do every N-th test image, starting with the I-th; N processes make one run\n"
+    "  --merge RUN...        merge the results of these folders (into OUT, or into the only one)\n"
     "  --data DATA           with --merge: where the data set is now\n"
     "\n"
-    "A folder of your own: DIR/train/good or DIR/normal for the bank, DIR/test/good and DIR/test/KIND to "
-    "judge;\n"
-    "ground_truth/KIND/NAME.png (or NAME_mask.png, or NAME/*.png) where you have it. DIR may hold several "
-    "such\n"
-    "folders.\n";
+    "A folder of your own: DIR/train/good or DIR/normal for the bank, DIR/test/good and DIR/test/KIND for "
+    "the\n"
+    "test. Ground truth is optional: ground_truth/KIND/NAME.png, NAME_mask.png or NAME/*.png.\n"
+    "DIR may hold several such folders.\n";
 
 static void print_json(const Evaluation *e)
 {
@@ -133,7 +63,7 @@ static void print_json(const Evaluation *e)
     json_end(&w);
 }
 
-/* What figures are missing, or of fewer images than one would think. */
+/* Say which figures are missing, and which use fewer images than the category has. */
 static void print_gaps(const DatasetCategory *c)
 {
     int n_good = 0, n_masked = 0;
@@ -157,8 +87,8 @@ static void print_evaluation(const Args *args, const Evaluation *e)
 {
     CategoryFigures all;
     if (!e->categories) {
-        printf("shard %s: %d test images done; when all shards are: samlad eval --merge %s\n", args->shard,
-               e->times.n_images, args->out);
+        printf("shard %s: %d test images done; when all shards are done: samlad eval --merge %s\n",
+               args->shard, e->times.n_images, args->out);
         return;
     }
     if (args->json) {
@@ -184,7 +114,7 @@ static void say_problem(const char *sentence)
     failed(&err);
 }
 
-/* All that is wrong with the data set, a line each, then how many there were; the only one stands alone. */
+/* Print the problems of the data set, a line each, then their number. A single problem stands alone. */
 static int failed_evaluation(const Evaluation *e, const Error *err)
 {
     for (int i = 0; i < e->problems.n && i < PROBLEMS_KEPT; i++)
@@ -205,7 +135,7 @@ static int parse_shard(const char *text, int *shard, int *n_shards)
     return 0;
 }
 
-/* What a merge would not look at: its settings are those of the runs. */
+/* The first option given that a merge cannot use: the settings come from the runs. */
 static const char *not_for_merge(const Args *args)
 {
     const SamladWeights *w = &args->weights;
@@ -226,7 +156,7 @@ static int merge_runs(Args *args, const EvaluateRequest *request)
     Evaluation e;
     const char *out = args->out ? args->out : args->inputs[0];
     if (args->n_inputs == 0 || (args->n_inputs > 1 && !args->out))
-        return usage_error(args, "%s", "--merge needs the folder of a run, or several and -o OUT");
+        return usage_error(args->command, "%s", "--merge needs the folder of a run, or several and -o OUT");
     int status = evaluate_merge(args->inputs, args->n_inputs, out, request, &e, &err);
     if (!status)
         print_evaluation(args, &e);
@@ -235,7 +165,7 @@ static int merge_runs(Args *args, const EvaluateRequest *request)
     return status;
 }
 
-/* What the command line asks for; 0, or an exit status. */
+/* Fill the request from the command line. Returns 0, or an exit status. */
 static int make_request(Args *args, EvaluateRequest *request, Progress *progress)
 {
     *request = (EvaluateRequest){
@@ -252,10 +182,11 @@ static int make_request(Args *args, EvaluateRequest *request, Progress *progress
     };
     if (request->kind == DATASET_KINDS)
         return usage_error(
-            args, "--dataset '%s' is none of auto, mvtec-loco, mvtec-ad, visa, digit-anatomy, folder",
+            args->command,
+            "--dataset '%s' is none of auto, mvtec-loco, mvtec-ad, visa, digit-anatomy, folder",
             args->dataset);
     if (parse_shard(args->shard, &request->plan.shard, &request->plan.n_shards))
-        return usage_error(args, "--shard '%s' is not I/N with I from 1 to N", args->shard);
+        return usage_error(args->command, "--shard '%s' is not I/N with I from 1 to N", args->shard);
     return 0;
 }
 
@@ -266,21 +197,21 @@ int command_eval(Args *args)
     Progress progress = {0};
     EvaluateRequest request;
     if (!args->merge && args->n_inputs != 1)
-        return usage_error(args, "%s", "one folder, please");
+        return usage_error(args->command, "%s", "expected one folder");
     if (args->merge && not_for_merge(args))
-        return usage_error(args, "--%s is of no use with --merge: the settings are those of the runs",
+        return usage_error(args->command, "--%s cannot be used with --merge: the settings come from the runs",
                            not_for_merge(args));
     if (!args->merge && args->data)
-        return usage_error(args, "%s", "--data is for --merge: where the data set is now");
+        return usage_error(args->command, "%s", "--data needs --merge: it says where the data set is now");
     int status = make_request(args, &request, &progress);
     if (status || args->merge)
         return status ? status : merge_runs(args, &request);
     if (args->bank && args->n_set > 0)
-        return usage_error(args,
+        return usage_error(args->command,
                            "--%s is a setting of the bank: leave out --bank, or make one with samlad bank",
                            args->set[0]->name);
     if (args->shard && !args->out)
-        return usage_error(args, "%s", "--shard needs -o OUT: the folder that the shards work on");
+        return usage_error(args->command, "%s", "--shard needs -o OUT: the folder that the shards work on");
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
@@ -293,26 +224,34 @@ int command_eval(Args *args)
     return status;
 }
 
+void help_eval(void)
+{
+    fputs(EVAL_HELP, stdout);
+}
+
+/* ================================================================================================
+ * samlad ablate
+ * ============================================================================================== */
+
 static const char ABLATE_HELP[] =
     "usage: samlad ablate DATA -o OUT [--setting 'NAME=VALUE ...']... [options of samlad bank]\n"
     "\n"
-    "What each choice of the method is worth: run a data set (see samlad eval --help) under many settings "
-    "and print\n"
-    "one table. Images are analysed once for all settings that leave features and objects alone. Killed at "
-    "any\n"
-    "moment, the same command goes on where it stood.\n"
+    "Measure the worth of each choice of the method: run a data set (see samlad eval --help) under many\n"
+    "settings and print one table. Settings that leave features and objects alone share the analysed "
+    "images.\n"
+    "A run can be killed at any moment: the same command resumes it.\n"
     "\n"
     "  samlad ablate trays/ -o ablation\n"
     "  samlad ablate trays/ -o ks --setting '' --setting k=1 --setting 'k=3 align=pixel'\n"
     "\n"
-    "  -o, --out OUT         ablation.md, ablation.json, ablation.csv, and a run for each setting below "
-    "settings/\n"
-    "  --setting CHANGES     options that this row changes, '' for none; without any, the list of METHOD.md "
-    "9:\n"
-    "                        FeatUp's stages, both graphs, positions, fixed alpha, nearest neighbours, no\n"
-    "                        verification, no counting, pixel alignment, no claims, no objects, structural\n"
-    "                        only, logical only, k, layers, sizes\n"
-    "  --dataset, --category, --max-bank    as samlad eval\n"
+    "  -o, --out OUT         ablation.md, ablation.json, ablation.csv, and a run for each setting below\n"
+    "                        settings/\n"
+    "  --setting CHANGES     the options that this row changes; '' changes none.\n"
+    "                        Without any --setting, the rows of METHOD.md 9: FeatUp's stages, both graphs,\n"
+    "                        positions, fixed alpha, nearest neighbours, no verification, no counting,\n"
+    "                        pixel alignment, no claims, no objects, structural only, logical only, k,\n"
+    "                        layers, sizes\n"
+    "  --dataset, --category, --max-bank    as in samlad eval\n"
     "  other options         the base that every row starts from\n";
 
 static int run_ablation(Args *args, Samlad *s, AblationTable *t, const EvaluateRequest *request, Error *err)
@@ -331,9 +270,9 @@ int command_ablate(Args *args)
     Progress progress = {0};
     EvaluateRequest request;
     if (args->n_inputs != 1)
-        return usage_error(args, "%s", "one folder, please");
+        return usage_error(args->command, "%s", "expected one folder");
     if (!args->out)
-        return usage_error(args, "%s", "where to? -o OUT is missing");
+        return usage_error(args->command, "%s", "-o OUT is missing: the folder to write");
     int status = make_request(args, &request, &progress);
     if (status)
         return status;
@@ -355,15 +294,6 @@ int command_ablate(Args *args)
     return status;
 }
 
-/* The helps of this chapter. */
-void help_synth(void)
-{
-    fputs(SYNTH_HELP, stdout);
-}
-void help_eval(void)
-{
-    fputs(EVAL_HELP, stdout);
-}
 void help_ablate(void)
 {
     fputs(ABLATE_HELP, stdout);

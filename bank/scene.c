@@ -1,4 +1,4 @@
-/* scene_file.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
+/* scene.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
  *
  *   features [h][w][C]    mean_patch [C]    cls [D]                        F32
  *   objects.weights [n][h][w] coverage    objects.pooled [n][C]
@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bank/bank.h"
 #include "io/fail.h"
 #include "tensor.h"
 
@@ -55,8 +54,8 @@ void scene_free(Scene *scene)
 
 int scene_save(const Scene *s, const char *made_by, const char *path, Error *err)
 {
-    if (s->objects.n > BANK_MAX_OBJECTS)
-        return fail(err, "%s: %d objects, at most %d are kept", path, s->objects.n, BANK_MAX_OBJECTS);
+    if (s->objects.n > SCENE_MAX_OBJECTS)
+        return fail(err, "%s: %d objects, at most %d are kept", path, s->objects.n, SCENE_MAX_OBJECTS);
     int16_t *labels = short_labels(s, err);
     if (!labels)
         return -1;
@@ -134,7 +133,7 @@ static int load_sizes(Scene *s, const Safetensors *file, Error *err)
     const int64_t height = features[0], width = features[1], C = features[2], most = 1 << 28;
     if (height < 1 || width < 1 || C < 1 || height > 1024 || width > 1024 || C > 65536 || labels[0] < 1 ||
         labels[1] < 1 || labels[0] > most || labels[1] > most || cls[0] > 65536 ||
-        areas[0] > BANK_MAX_OBJECTS)
+        areas[0] > SCENE_MAX_OBJECTS)
         return fail(err, "%s: a grid of %lldx%lld with %lld channels is not a scene's", st_path(file),
                     (long long)width, (long long)height, (long long)C);
     s->height = (int)labels[0], s->width = (int)labels[1], s->cls_dim = (int)cls[0];

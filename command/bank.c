@@ -1,0 +1,96 @@
+/* command/bank.c - samlad bank: normal images -> a bank. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "command/commands.h"
+#include "command/inputs.h"
+#include "command/messages.h"
+#include "command/models.h"
+#include "io/clock.h"
+#include "io/file.h"
+
+static const char BANK_HELP[] =
+    "usage: samlad bank DIR|IMAGE... -o BANK [options]\n"
+    "\n"
+    "Store the features and objects of normal images in one file, the bank (safetensors).\n"
+    "A few dozen images of one product are enough. Folders are searched for images.\n"
+    "\n"
+    "  samlad bank good/ -o screws.bank             with the weights that ship\n"
+    "  samlad bank good/ -o screws.bank --backbone dinov2_vits14.safetensors --sam sam_vit_h.safetensors\n"
+    "  samlad bank --from screws.bank -o k10.bank --k 10      the same images with another setting\n"
+    "\n"
+    "  -o, --out FILE        the bank to write\n"
+    "  --backbone FILE       ViT weights (samlad info FILE; tools/convert.py makes them)\n"
+    "  --sam FILE            Segment Anything weights\n"
+    "  --featup FILE|none|N  FeatUp weights; none: bilinear; a number: stages\n"
+    "  --dcga FILE           learned graph weights (none by default)\n"
+    "  --from BANK           take images and settings from a bank; recalibrate with the options given\n";
+
+void help_bank(void)
+{
+    Options o;
+    shipped_defaults(&o, AMG_FOR_OBJECTS);
+    fputs(BANK_HELP, stdout);
+    printf("\nFeatures and objects, with the defaults of the SAM weights that ship. Other weights may "
+           "recommend\n"
+           "others; samlad info BANK shows those of a bank:\n");
+    options_help(stdout, &o, 1);
+    printf("\nMethod (can be changed with --from):\n");
+    options_help(stdout, &o, 0);
+}
+
+static int bank_make(Args *args, const ImageList *list, Samlad *s, Error *err)
+{
+    Progress progress = {0};
+    if (args->from)
+        return samlad_bank_recalibrate(s, args->from, show_progress, &progress, err);
+    return samlad_bank_build(s, (const char *const *)list->paths, list->n, show_progress, &progress, err);
+}
+
+static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
+{
+    double start = clock_seconds();
+    if (bank_make(args, list, s, err) || samlad_bank_save(s, args->out, err))
+        return -1;
+    const int n = samlad_bank_size(s);
+    printf("%s: %d normal image%s, %.1f s\n", args->out, n, n == 1 ? "" : "s", clock_seconds() - start);
+    if (!isnan(samlad_bank_threshold(s)))
+        printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
+               (double)samlad_bank_threshold(s));
+    else
+        printf("one image, or copies of one: no verdicts, only the order of the scores will say something\n");
+    return 0;
+}
+
+int command_bank(Args *args)
+{
+    Error err;
+    ImageList list = {0};
+    if (!args->out)
+        return usage_error(args->command, "%s", "-o BANK is missing: the file to write");
+    if ((args->n_inputs == 0) == !args->from)
+        return usage_error(args->command, "%s",
+                           args->from ? "--from and images exclude each other"
+                                      : "no normal images are given");
+    for (int i = 0; args->from && i < args->n_set; i++)
+        if (args->set[i]->of_features)
+            return usage_error(args->command, "--%s needs the images again: give them instead of --from",
+                               args->set[i]->name);
+    /* check everything before the work, which may take hours. */
+    int repeats = 0;
+    if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err) ||
+        list_drop_repeats(&list, &repeats, &err) || check_spared(args->out, args, &list, &err) ||
+        check_replaceable(args->out, &err)) {
+        list_free(&list);
+        return failed(&err);
+    }
+    tell_left_out(stdout, &list);
+    if (repeats)
+        printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
+    Samlad *s = open_samlad(args, &err);
+    int status = !s ? EXIT_FAILURE : write_bank(args, &list, s, &err) ? failed(&err) : EXIT_SUCCESS;
+    samlad_close(s);
+    list_free(&list);
+    return status;
+}

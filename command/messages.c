@@ -1,0 +1,67 @@
+/* command/messages.c - see messages.h. */
+#include "command/messages.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "io/clock.h"
+#include "io/fail.h"
+#include "report/report.h"
+
+/* The line is written in one piece, because other processes may write to the same place. report_plain escapes
+ * control characters: file names and the user's words must not steer the terminal. */
+static void complain(const char *sentence, const char *hint)
+{
+    char *line = NULL;
+    size_t n;
+    FILE *memory = open_memstream(&line, &n);
+    if (memory) {
+        fputs("samlad: ", memory);
+        report_plain(memory, sentence);
+        fprintf(memory, "%s\n", hint);
+        fclose(memory);
+    }
+    fputs(line ? line : "samlad: out of memory for a sentence\n", stderr);
+    free(line);
+}
+
+int failed(const Error *err)
+{
+    complain(err->message, "");
+    return EXIT_FAILURE;
+}
+
+int usage_error(const char *command, const char *format, const char *what)
+{
+    Error err;
+    char hint[64];
+    fail(&err, format, what);
+    snprintf(hint, sizeof hint, " (see samlad %s --help)", command);
+    complain(err.message, hint);
+    return EXIT_USAGE;
+}
+
+void show_progress(void *user, const char *what, int done, int total)
+{
+    Progress *p = user;
+    double t = clock_seconds();
+    if (p->what != what) {
+        p->what = what;
+        p->start = t;
+    }
+    if (!isatty(STDERR_FILENO) || (done < total && (t - p->start < 2 || t - p->shown < 0.2)) ||
+        (done == total && !p->drawn))
+        return;
+    double left = done > 0 ? (t - p->start) * (total - done) / done : 0;
+    int filled = total > 0 ? 30 * done / total : 30;
+    fprintf(stderr, "\r%-14s [%.*s%.*s] %d/%d, %.0f s left   ", what, filled,
+            "##############################", 30 - filled, "..............................", done, total,
+            left);
+    p->drawn = 1;
+    p->shown = t;
+    if (done == total) {
+        fprintf(stderr, "\r%*s\r", 78, "");
+        p->drawn = 0;
+    }
+}

@@ -1,0 +1,28 @@
+/* eval/facts.h - all that the results of a run depend on: settings, checksums of weights and images. A run
+ * keeps them as JSON, and refuses to go on when they differ. */
+#ifndef SAMLAD_EVAL_FACTS_H
+#define SAMLAD_EVAL_FACTS_H
+
+#include "io/error.h"
+#include "samlad.h"
+
+/* Keys and values of run.json or categories/CATEGORY.json. */
+typedef struct Facts {
+    int n;
+    char *keys[256], *values[256];
+} Facts;
+
+void facts_add(Facts *facts, const char *key, const char *value);
+void facts_add_int(Facts *facts, const char *key, long long value);
+void facts_describe(Facts *facts, const Samlad *s); /* the facts of samlad_describe. */
+int facts_read(Facts *facts, const char *path, Error *err);
+const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
+void facts_free(Facts *facts);
+/* Index of the first fact that differs; -1: none. "data" does not count: images may move. The index is
+ * into `today`, or into `then` when `today` lacks the fact (*in_then = 1). */
+int facts_differ(const Facts *then, const Facts *today, int *in_then);
+/* If `path` is missing, write the facts there. Otherwise compare them with the file: -1 and a sentence that
+ * names the first difference. */
+int facts_settle(const Facts *today, const char *path, Error *err);
+
+#endif
