@@ -317,29 +317,27 @@ int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Err
     return status ? -1 : 0;
 }
 
+/* Takes the network's input and its embedding. */
+static void dump_encoder_tensor(void *user, const char *name, int n_dims, const int64_t *shape,
+                                const float *data)
+{
+    Tap *tap = user;
+    if (!tap->status && (!strcmp(name, "sam.pixels") || !strcmp(name, "sam.embedding")))
+        tap->status = dump_floats(tap->dump, name, n_dims, shape, data, tap->err);
+}
+
 /* The encoder's tensors: the mask generator keeps its embeddings to itself, so a dump encodes the image once
  * more. */
 int dump_sam(const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width, StWriter *dump,
              Error *err)
 {
+    const SamPicture picture = {rgb, height, width};
+    Tap tap = {.dump = dump, .err = err};
     SamImage image;
-    if (sam_encode(sam, state, &image, rgb, height, width, 1, NULL, NULL, err))
+    if (sam_encode(sam, state, &image, &picture, &(SamTap){dump_encoder_tensor, &tap}, err))
         return -1;
-    int64_t size = sam_config(sam)->image_size, g = image.grid, C = sam_config(sam)->out_chans;
-    float *embedding = aligned_array((size_t)(g * g * C), sizeof(float));
-    int status =
-        embedding ? 0 : fail_memory(err, "the dump of the embedding", (unsigned long long)(g * g * C * 4));
-    for (int64_t p = 0; embedding && p < g * g; p++) /* to the official [C][h][w] */
-        for (int64_t c = 0; c < C; c++)
-            embedding[c * g * g + p] = image.embedding[p * C + c];
-    if (!status)
-        status = dump_floats(dump, "sam.pixels", 3, (int64_t[]){3, size, size}, image.pixels, err) ||
-                         dump_floats(dump, "sam.embedding", 3, (int64_t[]){C, g, g}, embedding, err)
-                     ? -1
-                     : 0;
-    free(embedding);
     sam_image_free(&image);
-    return status;
+    return tap.status;
 }
 
 /* masks -> labels -> weights -> objects */
@@ -401,8 +399,8 @@ static int compute_objects(Scene *scene, Models *m, const Options *o, const uint
     if (!m->sam)
         return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
     AmgMasks masks = {0};
-    if (amg_generate(m->sam, m->sam_state, &masks, &o->amg, rgb, scene->height, scene->width, NULL, NULL,
-                     err))
+    const SamPicture picture = {rgb, scene->height, scene->width};
+    if (amg_generate(m->sam, m->sam_state, &masks, &o->amg, &picture, NULL, NULL, err))
         return -1;
     int status = dump ? dump_masks(dump, &masks, scene->height, scene->width, err) ||
                             dump_sam(m->sam, m->sam_state, rgb, scene->height, scene->width, dump, err)

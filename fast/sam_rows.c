@@ -1,9 +1,9 @@
 /* sam_rows.c - from SAM's low-res mask logits to the picture (segment_anything: Sam.postprocess_masks).
  *
  * postprocess_masks resizes twice, bilinearly: [4g][4g] -> [S][S], crop to [input_h][input_w], -> [h][w].
- * Here the rows of the result are made one after another and nothing of full size is kept: rows come in order, so
- * of each stage only the two rows between which the current one lies are held. Each number is computed as
- * PyTorch computes it: first between columns, then between rows, in float32.
+ * Here the rows of the result are made one after another and nothing of full size is kept: rows come in
+ * order, so of each stage only the two rows between which the current one lies are held. Each number is
+ * computed as PyTorch computes it: first between columns, then between rows, in float32.
  *
  * Most numbers are not computed at all. Bilinear interpolation gives weighted means, and who asks wants to
  * know on which side of some limits a number lies: where all logits around lie on one side, so does every
@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "io/fail.h"
-#include "sam_model.h"
+#include "sam.h"
 
 #define LEAST_WIDTH 8  /* pixels of the picture to a low-res column, for which runs pay */
 #define BLOCK       64 /* pixels */
@@ -121,11 +121,12 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
         fail_memory(err, "mask rows", sizeof *r);
         return NULL;
     }
-    r->low_size = 4 * sam->grid;
+    r->low_size = 4 * sam->weights.grid;
     r->input_w = image->input_w;
     r->original_h = image->original_h;
     r->original_w = image->original_w;
-    r->factor = sam->config.image_size % r->low_size ? 0 : sam->config.image_size / r->low_size;
+    r->factor =
+        sam->weights.config.image_size % r->low_size ? 0 : sam->weights.config.image_size / r->low_size;
     r->one_resize = image->original_w == image->input_w && image->original_h == image->input_h;
     rows_layout(r, image->input_h);
     if (arena_allocate(&r->arena)) {
@@ -134,12 +135,13 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
         return NULL;
     }
     rows_layout(r, image->input_h);
-    axis_fill(&r->low_x, image->input_w, r->low_size, sam->config.image_size);
-    axis_fill(&r->low_y, image->input_h, r->low_size, sam->config.image_size);
+    axis_fill(&r->low_x, image->input_w, r->low_size, sam->weights.config.image_size);
+    axis_fill(&r->low_y, image->input_h, r->low_size, sam->weights.config.image_size);
     axis_fill(&r->full_x, r->original_w, image->input_w, r->original_w);
     axis_fill(&r->full_y, r->original_h, image->input_h, r->original_h);
     find_groups(r);
-    r->by_runs = (double)r->original_w / r->input_w * sam->config.image_size / r->low_size >= LEAST_WIDTH;
+    r->by_runs =
+        (double)r->original_w / r->input_w * sam->weights.config.image_size / r->low_size >= LEAST_WIDTH;
     return r;
 }
 
@@ -420,19 +422,4 @@ const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs)
         blend(rows->row, above, below, axis->weight0[y], axis->weight1[y], (Span){run->first, run->end});
     }
     return rows->row;
-}
-
-int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err)
-{
-    const size_t width = (size_t)image->original_w;
-    const SamRun *runs;
-    int n_runs; /* one, the whole row */
-    SamRows *rows = sam_rows_new(sam, image, err);
-    if (!rows)
-        return -1;
-    sam_rows_begin(rows, low_res, NULL, 0);
-    for (int y = 0; y < image->original_h; y++)
-        memcpy(logits + (size_t)y * width, sam_rows_next(rows, &runs, &n_runs), width * sizeof(float));
-    sam_rows_free(rows);
-    return 0;
 }

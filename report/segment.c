@@ -47,7 +47,7 @@ static int record(AmgMask *mask, const Sam *sam, const SamImage *image, const fl
                   uint8_t *binary, const SegmentRequest *request, Error *err)
 {
     int height = image->original_h, width = image->original_w;
-    if (sam_postprocess(sam, image, low_res, logits, err))
+    if (sam_postprocess_masks(sam, image, low_res, logits, err))
         return -1;
     float threshold = sam_config(sam)->mask_threshold;
     for (size_t p = 0; p < (size_t)height * (size_t)width; p++)
@@ -76,7 +76,7 @@ static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const 
         status = fail_memory(err, "the masks", pixels * 5);
     SamPrompt prompt = {request->n_points, request->points, request->labels, request->box, NULL};
     if (!status)
-        status = sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, NULL, err) ||
+        status = sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, err) ||
                  sam_check_finite(sam, "IoU prediction", iou, (size_t)n, err) ||
                  sam_check_finite(sam, "array of mask logits", low_res, (size_t)n * low, err);
     for (int i = 0; i < n && !status; i++) {
@@ -95,13 +95,14 @@ static int prompted(AmgMasks *out, const Sam *sam, const SamImage *image, const 
 int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb,
             int height, int width, AmgProgress progress, void *user, StWriter *dump, Error *err)
 {
+    const SamPicture picture = {rgb, height, width};
     *out = (AmgMasks){0};
     if (request->n_points == 0 && !request->box) {
-        if (amg_generate(sam, state, out, &request->amg, rgb, height, width, progress, user, err))
+        if (amg_generate(sam, state, out, &request->amg, &picture, progress, user, err))
             return -1;
     } else {
         SamImage image;
-        if (sam_encode(sam, state, &image, rgb, height, width, 0, NULL, NULL, err))
+        if (sam_encode(sam, state, &image, &picture, NULL, err))
             return -1;
         int status = prompted(out, sam, &image, request, err);
         sam_image_free(&image);
