@@ -55,7 +55,7 @@ static void tap_tensor(const SamTap *tap, const char *name, int n_dims, const in
         tap->call(tap->user, name, n_dims, shape, data);
 }
 
-/* data [n][channels], told as [channels][grid][grid], as PyTorch has it. 0, or -1 (no memory). */
+/* data [n][channels], handed over as PyTorch has it, [channels][grid][grid]. 0, or -1 (no memory). */
 static int tap_planar(const SamTap *tap, const char *name, const float *data, int grid, int channels,
                       Error *err)
 {
@@ -122,10 +122,9 @@ static int open_model(Sam *sam, Safetensors *file, Error *err)
         sam_load_config(w, file, sam->encoder ? sam->encoder->patch_size : 0, err) ||
         open_encoder(sam, file, err) || sam_load_weights(w, file, err))
         return -1;
-    const size_t n_floats = (size_t)w->n_positions * (size_t)w->config.out_chans;
-    sam->image_pe = aligned_array(n_floats, sizeof(float));
+    sam->image_pe = aligned_array(w->n_embedding, sizeof(float));
     if (!sam->image_pe)
-        return fail_memory(err, "SAM's positional encoding", n_floats * sizeof(float));
+        return fail_memory(err, "SAM's positional encoding", w->n_embedding * sizeof(float));
     get_dense_pe(w, sam->image_pe);
     return 0;
 }
@@ -263,7 +262,7 @@ static void layout_state(SamState *s, const Sam *sam)
 {
     const SamWeights *w = &sam->weights;
     const int grid = w->grid, channels = w->config.out_chans;
-    const size_t size = (size_t)w->config.image_size, n_floats = (size_t)w->n_positions * (size_t)channels;
+    const size_t size = (size_t)w->config.image_size;
     Arena *a = &s->arena;
     s->pixels = arena_floats(a, 3 * size * size);
     s->resized = arena_take(a, 3 * size * size);
@@ -271,8 +270,8 @@ static void layout_state(SamState *s, const Sam *sam)
         sam->encoder->layout(sam->encoder_model, s->encoder_state, a);
     else
         layout_vit(s, w);
-    s->neck1 = arena_floats(a, n_floats);
-    s->neck2 = arena_floats(a, n_floats);
+    s->neck1 = arena_floats(a, w->n_embedding);
+    s->neck2 = arena_floats(a, w->n_embedding);
     s->conv_scratch = arena_floats(a, conv2d_scratch(grid, grid, channels, channels, 3, 1, 1));
 }
 
@@ -316,9 +315,9 @@ size_t sam_state_bytes(const SamState *state)
 /* ResizeLongestSide.get_preprocess_shape. A side never becomes 0 [ours: the official code fails there]. */
 static void get_preprocess_shape(const SamWeights *w, SamImage *image)
 {
-    const int h = image->original_h, w0 = image->original_w;
-    const double scale = w->config.image_size * 1.0 / (h > w0 ? h : w0);
-    const int input_h = (int)(h * scale + 0.5), input_w = (int)(w0 * scale + 0.5);
+    const int oldh = image->original_h, oldw = image->original_w;
+    const double scale = w->config.image_size * 1.0 / (oldh > oldw ? oldh : oldw);
+    const int input_h = (int)(oldh * scale + 0.5), input_w = (int)(oldw * scale + 0.5);
     image->input_h = input_h < 1 ? 1 : input_h;
     image->input_w = input_w < 1 ? 1 : input_w;
 }
@@ -466,19 +465,18 @@ int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture 
 {
     const SamWeights *w = &sam->weights;
     const int size = w->config.image_size, channels = w->config.out_chans;
-    const size_t n_embedding = (size_t)w->n_positions * (size_t)channels;
     memset(out, 0, sizeof *out);
     if (picture->h < 1 || picture->w < 1)
         return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->w, picture->h);
     if (preprocess(w, state, out, picture, err))
         return -1;
     tap_tensor(tap, "sam.pixels", 3, (int64_t[]){3, size, size}, state->pixels);
-    out->embedding = aligned_array(n_embedding, sizeof(float));
+    out->embedding = aligned_array(w->n_embedding, sizeof(float));
     if (!out->embedding)
-        return fail_memory(err, "an image embedding", n_embedding * sizeof(float));
+        return fail_memory(err, "an image embedding", w->n_embedding * sizeof(float));
     image_encoder(sam, state, out->embedding, tap);
     if (tap_planar(tap, "sam.embedding", out->embedding, w->grid, channels, err) ||
-        sam_check_finite(sam, "embedding", out->embedding, n_embedding, err)) {
+        sam_check_finite(sam, "embedding", out->embedding, w->n_embedding, err)) {
         sam_image_free(out);
         return -1;
     }
@@ -500,9 +498,9 @@ typedef struct DecoderState {
     Arena arena;
     int n_tokens; /* T */
     /* prompt encoder */
-    float *dense; /* [n][C] */
-    float *mask1, *mask2,
-        *mask_scratch; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
+    float *dense;         /* [n][C] */
+    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
+    float *mask_scratch;
     /* transformer */
     float *tokens;               /* [T][C] as they enter: also their positional encoding, query_pe */
     float *queries, *keys;       /* [T][C] tokens, [n][C] image */
@@ -552,7 +550,7 @@ static void layout_decoder(DecoderState *s, const SamWeights *w, size_t max_toke
                                conv_transpose2d_scratch(2 * grid, 2 * grid, out_chans / 8, 2)));
 }
 
-/* Tokens of a prompt with so many points, at most: a box has two corners, no box one padding point. */
+/* The most tokens of a prompt with n_points: a box has two corners, no box one padding point. */
 static size_t max_tokens(const SamWeights *w, int n_points)
 {
     return 1 + (size_t)w->n_mask_tokens + (size_t)n_points + 2;
@@ -702,8 +700,7 @@ static void two_way_attention_block(const SamWeights *w, DecoderState *s, const 
                                     const float *key_pe, int skip_first_layer_pe)
 {
     const int T = s->n_tokens, n = w->n_positions;
-    const size_t n_queries = (size_t)T * (size_t)w->config.out_chans;
-    const size_t n_keys = (size_t)n * (size_t)w->config.out_chans;
+    const size_t n_queries = (size_t)T * (size_t)w->config.out_chans, n_keys = w->n_embedding;
 
     /* self attention block */
     if (skip_first_layer_pe) {
@@ -740,13 +737,13 @@ static void two_way_attention_block(const SamWeights *w, DecoderState *s, const 
 static void two_way_transformer(const Sam *sam, DecoderState *s)
 {
     const SamWeights *w = &sam->weights;
-    const size_t dim = (size_t)w->config.out_chans, n_queries = (size_t)s->n_tokens * dim;
+    const size_t n_queries = (size_t)s->n_tokens * (size_t)w->config.out_chans;
     memcpy(s->queries, s->tokens, n_queries * sizeof(float));
     for (int i = 0; i < w->config.decoder_depth; i++)
         two_way_attention_block(w, s, &w->mask_decoder.transformer.layers[i], sam->image_pe, i == 0);
     /* the final attention layer from the points to the image */
     sum(s->queries_pe, s->queries, s->tokens, n_queries);
-    sum(s->keys_pe, s->keys, sam->image_pe, (size_t)w->n_positions * dim);
+    sum(s->keys_pe, s->keys, sam->image_pe, w->n_embedding);
     attention_forward(w, s, &w->mask_decoder.transformer.final_attn_token_to_image, s->queries_pe,
                       s->n_tokens, s->keys_pe, s->keys, w->n_positions);
     add(s->queries, s->attn_out, n_queries);
@@ -772,7 +769,7 @@ static void mlp(DecoderState *s, const Linear *layers, int n_layers, float *out,
 static void predict_tokens(const Sam *sam, DecoderState *s, const SamImage *image, float *iou_pred)
 {
     const SamWeights *w = &sam->weights;
-    sum(s->keys, image->embedding, s->dense, (size_t)w->n_positions * (size_t)w->config.out_chans);
+    sum(s->keys, image->embedding, s->dense, w->n_embedding);
     two_way_transformer(sam, s);
     mlp(s, w->mask_decoder.iou_prediction_head, w->config.iou_head_depth, iou_pred, s->queries);
 }
@@ -784,14 +781,13 @@ static void output_upscaling(const SamWeights *w, DecoderState *s, const float *
     const SamConv *conv2 = &w->mask_decoder.output_upscaling.conv2;
     const SamNorm *norm2d = &w->mask_decoder.output_upscaling.norm;
     const int g = w->grid, n = w->n_positions, dim = w->config.out_chans;
-    const size_t n_floats = (size_t)n * (size_t)dim;
     conv_transpose2d(s->upscaled1, src, conv1->weight, conv1->bias, g, g, dim, dim / 4, 2,
                      s->upscale_scratch);
     layer_norm(s->upscaled1, s->upscaled1, norm2d->weight, norm2d->bias, 4 * n, dim / 4, SAM_NORM_2D_EPS);
-    gelu(s->upscaled1, n_floats);
+    gelu(s->upscaled1, w->n_embedding);
     conv_transpose2d(s->upscaled2, s->upscaled1, conv2->weight, conv2->bias, 2 * g, 2 * g, dim / 4, dim / 8,
                      2, s->upscale_scratch);
-    gelu(s->upscaled2, 2 * n_floats);
+    gelu(s->upscaled2, 2 * w->n_embedding);
 }
 
 /* The rest of predict_masks for the wanted mask tokens: masks [n_masks][4g][4g] = hyper_in · upscaled
@@ -904,8 +900,8 @@ struct SamDecoder {
 struct SamScratch {
     DecoderState *state; /* one prompt after the other goes through it */
     int max_prompts;
-    size_t n_hs, n_src; /* floats of hs and src */
-    float *hs, *src;    /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs */
+    size_t n_hs;     /* floats of one prompt's hs */
+    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs */
 };
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
@@ -926,22 +922,21 @@ void sam_decoder_free(SamDecoder *decoder)
 SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err)
 {
     const SamWeights *w = &sam->weights;
-    const size_t dim = (size_t)w->config.out_chans;
     SamScratch *s = calloc(1, sizeof *s);
     if (!s) {
         fail_memory(err, "SAM's decoder", sizeof *s);
         return NULL;
     }
     s->max_prompts = max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
-    s->n_hs = max_tokens(w, max_points) * dim;
-    s->n_src = (size_t)w->n_positions * dim;
+    s->n_hs = max_tokens(w, max_points) * (size_t)w->config.out_chans;
+    const size_t n_prompts = (size_t)s->max_prompts;
     s->state = decoder_state_new(w, max_points, err);
-    s->hs = aligned_array((size_t)s->max_prompts * s->n_hs, sizeof(float));
-    s->src = aligned_array((size_t)s->max_prompts * s->n_src, sizeof(float));
+    s->hs = aligned_array(n_prompts * s->n_hs, sizeof(float));
+    s->src = aligned_array(n_prompts * w->n_embedding, sizeof(float));
     if (s->state && s->hs && s->src)
         return s;
     if (s->state)
-        fail_memory(err, "SAM's decoder", (size_t)s->max_prompts * (s->n_hs + s->n_src) * sizeof(float));
+        fail_memory(err, "SAM's decoder", n_prompts * (s->n_hs + w->n_embedding) * sizeof(float));
     sam_scratch_free(s);
     return NULL;
 }
@@ -966,22 +961,22 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
 {
     const SamWeights *w = &decoder->sam->weights;
     DecoderState *s = scratch->state;
-    for (int i = 0; i < n_prompts; i++) {
-        const size_t at = (size_t)i;
+    float *hs = scratch->hs, *src = scratch->src;
+    for (int i = 0; i < n_prompts; i++, hs += scratch->n_hs, src += w->n_embedding, iou += w->n_mask_tokens) {
         prompt_encoder(w, s, decoder->image, &prompts[i]);
-        predict_tokens(decoder->sam, s, decoder->image, iou + i * w->n_mask_tokens);
-        memcpy(scratch->hs + at * scratch->n_hs, s->queries,
-               (size_t)s->n_tokens * (size_t)w->config.out_chans * sizeof(float));
-        memcpy(scratch->src + at * scratch->n_src, s->keys, scratch->n_src * sizeof(float));
+        predict_tokens(decoder->sam, s, decoder->image, iou);
+        memcpy(hs, s->queries, (size_t)s->n_tokens * (size_t)w->config.out_chans * sizeof *hs);
+        memcpy(src, s->keys, w->n_embedding * sizeof *src);
     }
 }
 
 void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,
                       int n_tokens, float *low_res)
 {
-    const size_t at = (size_t)prompt;
-    predict_masks(&decoder->sam->weights, scratch->state, scratch->hs + at * scratch->n_hs,
-                  scratch->src + at * scratch->n_src, tokens, n_tokens, low_res);
+    const SamWeights *w = &decoder->sam->weights;
+    const float *hs = scratch->hs + (size_t)prompt * scratch->n_hs;
+    const float *src = scratch->src + (size_t)prompt * w->n_embedding;
+    predict_masks(w, scratch->state, hs, src, tokens, n_tokens, low_res);
 }
 
 struct SamRows {

@@ -54,7 +54,7 @@ struct SamScratch {
 
 /* ---- products of few rows ---------------------------------------------------------------------*/
 
-/* Up to so many rows are a skinny product, whose sums go in another order than linear's. */
+/* Products of at most this many rows are skinny; their sums go in another order than those of linear. */
 enum { SKINNY_ROWS = 32 };
 
 static void affine(float *y, const float *x, const Linear *a, int rows)
@@ -95,7 +95,7 @@ static void add_position_encoding(const SamWeights *w, SamScratch *s)
 
 /* ---- memory -----------------------------------------------------------------------------------*/
 
-/* Tokens of a prompt with so many points, at most: a box has two corners, no box one padding point. */
+/* The most tokens of a prompt with n_points: a box has two corners, no box one padding point. */
 static int tokens_for(const SamWeights *w, int n_points)
 {
     return 1 + w->n_mask_tokens + n_points + 2;

@@ -176,6 +176,7 @@ int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size
     weights->file = file;
     weights->grid = c->image_size / c->patch_size;
     weights->n_positions = weights->grid * weights->grid;
+    weights->n_embedding = (size_t)weights->n_positions * (size_t)c->out_chans;
     weights->n_mask_tokens = c->n_multimask + 1;
     return 0;
 }

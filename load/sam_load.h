@@ -109,9 +109,10 @@ typedef struct SamMaskDecoder {
 } SamMaskDecoder;
 
 typedef struct SamWeights {
-    const Safetensors *file; /* of messages */
+    const Safetensors *file; /* for messages */
     SamConfig config;
     int grid, n_positions; /* image_size / patch_size, and its square */
+    size_t n_embedding;    /* n_positions · out_chans: floats of an image embedding */
     int n_mask_tokens;     /* n_multimask + 1 */
     SamImageEncoder image_encoder;
     SamPromptEncoder prompt_encoder;
