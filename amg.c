@@ -350,36 +350,39 @@ static Thresholds thresholds_of(const Generator *g)
     return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative */
 }
 
+/* Of n logits, how many lie above the limit. */
+static int count_logits(const float *logits, int n, float limit)
+{
+    int above = 0;
+    for (int i = 0; i < n; i++)
+        above += logits[i] > limit;
+    return above;
+}
+
 /* Pixels of the row above limit i. */
 static int count_above(const Row *row, const Thresholds *t, int i)
 {
-    const float limit = t->limits[i];
     int n = 0;
-    for (const SamRun *run = row->runs; run < row->runs + row->n_runs; run++)
+    for (const SamRun *run = row->runs; run < row->runs + row->n_runs; run++) {
+        const int length = run->end - run->first;
         if (run->above == SAM_BETWEEN)
-            for (int x = run->first; x < run->end; x++)
-                n += row->logits[x] > limit;
+            n += count_logits(row->logits + run->first, length, t->limits[i]);
         else if (run->above > i)
-            n += run->end - run->first;
+            n += length;
+    }
     return n;
 }
 
-/* mask = logits > limit i, for a row of the mask that is 0. Returns the number of its pixels. */
-static int threshold_row(uint8_t *mask, const Row *row, const Thresholds *t, int i)
+/* mask = logits > limit i, for a row of the mask that is 0. */
+static void threshold_row(uint8_t *mask, const Row *row, const Thresholds *t, int i)
 {
-    const float limit = t->limits[i];
-    int n = 0;
+    const float *logits = row->logits, limit = t->limits[i];
     for (const SamRun *run = row->runs; run < row->runs + row->n_runs; run++)
         if (run->above == SAM_BETWEEN)
-            for (int x = run->first; x < run->end; x++) {
-                mask[x] = row->logits[x] > limit;
-                n += row->logits[x] > limit;
-            }
-        else if (run->above > i) {
+            for (int x = run->first, end = run->end; x < end; x++)
+                mask[x] = logits[x] > limit;
+        else if (run->above > i)
             memset(mask + run->first, 1, (size_t)(run->end - run->first));
-            n += run->end - run->first;
-        }
-    return n;
 }
 
 /* Row y of the mask, which has pixels, all in the row's runs. */
@@ -412,7 +415,8 @@ static Box threshold_mask(const Generator *g, Worker *worker, const float *low_r
         row.logits = sam_rows_next(worker->rows, &row.runs, &row.n_runs);
         intersections += count_above(&row, &thresholds, thresholds.high);
         unions += count_above(&row, &thresholds, thresholds.low);
-        if (threshold_row(mask, &row, &thresholds, thresholds.mask) > 0)
+        threshold_row(mask, &row, &thresholds, thresholds.mask);
+        if (count_above(&row, &thresholds, thresholds.mask) > 0)
             extend_box(&box, y, mask, &row);
     }
     *stability_score =
