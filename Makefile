@@ -162,7 +162,7 @@ SAM_SRC  = $(PART_SRC) $(wildcard load/sam_*.c load/amg_*.c encoders/*.c) sam.c 
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
 
 $(BUILD)/libvit.a: $(VIT_SRC:%.c=$(BUILD)/%.o)
-$(BUILD)/libsam.a: $(patsubst %.c,$(BUILD)/%.o,$(filter-out samlad.c,$(SAM_SRC)))
+$(BUILD)/libsam.a: $(SAM_SRC:%.c=$(BUILD)/%.o)
 $(BUILD)/libvit.a $(BUILD)/libsam.a:
 	rm -f $@
 	$(AR) rcs $@ $^
