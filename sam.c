@@ -725,7 +725,7 @@ static void two_way_attention_block(const SamWeights *w, DecoderState *s, const 
     add(s->queries, s->mlp_out, n_queries);
     norm(w, s->queries, &b->norm3, T);
 
-    /* cross attention block, image embedding attending to tokens */
+    /* cross attention block, image embedding attending to tokens; keys have not changed, nor keys_pe */
     sum(s->queries_pe, s->queries, s->tokens, n_queries);
     attention_forward(w, s, &b->cross_attn_image_to_token, s->keys_pe, n, s->queries_pe, s->queries, T);
     add(s->keys, s->attn_out, n_keys);
