@@ -1,4 +1,5 @@
-/* algorithm.h - the algorithm as samlad.c spells it out: detection in an image, and the calibration of a bank. */
+/* algorithm.h - the algorithm as samlad.c spells it out: detection in an image, and the calibration of a
+ * bank. */
 #ifndef SAMLAD_ALGORITHM_H
 #define SAMLAD_ALGORITHM_H
 
@@ -42,28 +43,29 @@ int scene_analyse(Scene *scene, Networks *networks, const Options *options, cons
 
 /* What is found in a scene, step by step. */
 typedef struct Detection {
-    int k, *references; /* [k] bank indices, nearest first */
-    Comparison
-        comparison;    /* the scene's objects, described, and those of the references, with their matches */
-    Placement *places; /* [n][k] where each object lies in each reference */
-    float *coverage;   /* [n][h*w] of the objects after claims (amm.h) */
-    float *structural; /* [h*w] A before z, blurred, in the objects' units */
-    float *logical;    /* [h*w] L before z */
-    float *map;        /* [h*w] fused z */
-    float *unmatched;  /* [n] mean of U over the references */
-    float *counted;    /* [n] the same of U counted together with that of objects alike (omm_count) */
+    int k, *references;    /* [k] bank indices, nearest first */
+    Comparison comparison; /* the scene's objects, described, those of the references, and their matches */
+    float *descriptors;    /* [n][C] of the scene's objects */
+    Placement *places;     /* [n][k] where each object lies in each reference */
+    float *coverage;       /* [n][h*w] of the objects after claims (amm.h) */
+    float *structural;     /* [h*w] A before z, blurred, in the objects' units */
+    float *logical;        /* [h*w] L before z */
+    float *map;            /* [h*w] fused z */
+    float *unmatched;      /* [n] mean of U over the references */
+    float *counted;        /* [n] the same of U counted together with that of objects alike (omm_count) */
     float structural_score, logical_score;   /* A, L */
     float structural_z, logical_z, score;    /* score: fused */
+    float *reference_coverage;               /* [all objects of the references][h*w] */
     float *features, *inverse_std, *scratch; /* room: [h*w][C] a reference's features, [C], [h*w] */
     Arena memory;                            /* of all from comparison on */
 } Detection;
 
-/* The whole method on an image. dump: intermediate tensors go there under the names of docs/METHOD.md 11; NULL: nowhere.
- * The detection points into the scene. 0 / -1; both are to be freed either way. */
+/* The whole method on an image. dump: intermediate tensors go there under the names of docs/METHOD.md 11;
+ * NULL: nowhere. The detection points into the scene. 0 / -1; both are to be freed either way. */
 int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
            StWriter *dump, Error *err);
-/* The same from a scene that is there already. `exclude`: a bank image that may not be its own reference, nor its copies, or -1. 0 / -1; to
- * be freed with detection_free either way. */
+/* The same from a scene that is there already. `exclude`: a bank image that may not be its own reference,
+ * nor may its copies; -1: none. 0 / -1; to be freed with detection_free either way. */
 int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
 void detection_free(Detection *d);
 

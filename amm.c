@@ -18,13 +18,14 @@
 /* ================================================================================================
  * Where an object lies in a reference [ours]
  *
- * A match's centroids and areas give a first place: shift and zoom. But masks are noisy: one that lost a rim has
- * another centroid and another area, and every edge inside the object would be compared with what lies beside
- * it. So the first place is only a candidate, beside "same centroid, no zoom" and "same position"; the best of
- * them, and its neighbours within `reach` cells, are tried, and the one at which the features differ least wins.
- * The mean of distances (not of their squares) judges: a scratch is a few cells of large distance and must not
- * move the object that carries it. An object without a match is compared with what lies at its place, so that a
- * poor segmentation, in which nothing matched, does not hide a damage there.
+ * A match's centroids and areas give a first place: shift and zoom. But masks are noisy: one that lost a
+ * rim has another centroid and another area, and every edge inside the object would be compared with what
+ * lies beside it. So the first place is only a candidate, beside "same centroid, no zoom" and "same
+ * position"; the best of them, and its neighbours within `reach` cells, are tried, and the one at which the
+ * features differ least wins. The mean of distances (not of their squares) judges: a scratch is a few cells
+ * of large distance and must not move the object that carries it. An object without a match is compared
+ * with what lies at its place, so that a poor segmentation, in which nothing matched, does not hide a
+ * damage there.
  * ============================================================================================== */
 
 enum { ALIGN_CELLS = 64 };
@@ -140,9 +141,9 @@ void amm_places(Placement *places, const Comparison *c, const float *inverse_std
 /* ================================================================================================
  * Claims [ours]
  *
- * A mask ends where a piece broke off, and what lies there is compared with the ground that the references show
- * beside their parts, or under them, as parts never lie exactly alike: nearly anything is normal there. Their
- * masks say that the part should go on.
+ * A mask ends where a piece broke off, and what lies there is compared with the ground that the references
+ * show beside their parts, or under them, as parts never lie exactly alike: nearly anything is normal
+ * there. Their masks say that the part should go on.
  * ============================================================================================== */
 
 /* mask [h·w] at (x, y) in cells (centres at .5), bilinear, 0 beyond the borders. */
@@ -233,8 +234,8 @@ static float held_by_smaller(const Objects *q, int i, ptrdiff_t p)
     return held;
 }
 
-/* Of cell p, the largest claim counts: the claimant gets from larger objects what is expected of it there and no
- * object up to its size holds. claimed, expected [n][h·w]. */
+/* Of cell p, the largest claim counts: the claimant gets from larger objects what is expected of it there
+ * and no object up to its size holds. claimed, expected [n][h·w]. */
 static void settle_cell(float *claimed, const float *expected, const Objects *q, ptrdiff_t p)
 {
     const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
@@ -330,10 +331,10 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
     const float *d_row = work->gram + (ptrdiff_t)m * work->ld; /* X·d, then ‖d‖² */
     if (m == 1)
         return sqrtf(d_row[m] / epsilon);
-    /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m system
-     * in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² +
-     * ε(m-1)‖y‖², and is computed as that: the difference of two large numbers would leave nothing of a d that
-     * lies among the samples. */
+    /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m
+     * system in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d -
+     * Xᵀy‖² + ε(m-1)‖y‖², and is computed as that: the difference of two large numbers would leave nothing
+     * of a d that lies among the samples. */
     const double ridge = (double)epsilon * (m - 1);
     for (int r = 0; r < m; r++) {
         work->solved[r] = d_row[r];
@@ -534,8 +535,8 @@ Spread amm_spread(float *scores, int n, float delta)
     return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
 }
 
-/* smoothmax: log(e^zA + e^zL) - log 2, nearly the larger of the two where they differ, so that the noise of the
- * quiet one does not blur what the other one says. sum: max(zA, -1) + max(zL, -1). */
+/* smoothmax: log(e^zA + e^zL) - log 2, nearly the larger of the two where they differ, so that the noise of
+ * the quiet one does not blur what the other one says. sum: max(zA, -1) + max(zL, -1). */
 float amm_fuse(float a, float l, Fusion fusion, Only only)
 {
     if (only != ONLY_BOTH)

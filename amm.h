@@ -32,15 +32,15 @@ typedef struct Placement {
     float x, y, zoom;
 } Placement;
 
-/* places [n][k]: of every query object in every reference. inverse_std [C]: what features are multiplied by, 1 /
- * the bank's standard deviation. */
+/* places [n][k]: of every query object in every reference. inverse_std [C]: what features are multiplied
+ * by, 1 / the bank's standard deviation. */
 void amm_places(Placement *places, const Comparison *c, const float *inverse_std, const AmmOptions *options);
 
 /* What the references know of the masks: where at least half of them match object i, the share of them that
- * show it at a cell's counterpart is held against the query's mask. A cell that it misses (a piece broke off,
- * or the mask lost a rim) is claimed from larger objects, so that it is compared with what was expected
- * there. claimed [n][grid_h*grid_w]: the query's coverage after all claims; every cell keeps its sum. 0, or -1:
- * no memory. */
+ * show it at a cell's counterpart is held against the query's mask. A cell that it misses (a piece broke
+ * off, or the mask lost a rim) is claimed from larger objects, so that it is compared with what was
+ * expected there. claimed [n][grid_h*grid_w]: the query's coverage after all claims; every cell keeps its
+ * sum. 0, or -1: no memory. */
 int amm_claims(float *claimed, const Comparison *c, const Placement *places, Error *err);
 
 /* ---- the structural map ------------------------------------------------------------------------------*/
@@ -53,8 +53,8 @@ typedef struct AmmInput {
     float epsilon;
 } AmmInput;
 
-/* Room for one distance: rows 0 .. m-1 are the samples, row m the query's vector, as tensor.h has rows. Laid out
- * twice (tensor.h). */
+/* Room for one distance: rows 0 .. m-1 are the samples, row m the query's vector, as tensor.h has rows.
+ * Laid out twice (tensor.h). */
 typedef struct AmmWork {
     int stride, ld;
     float *rows;            /* [k + 1][stride] */
@@ -76,19 +76,19 @@ float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, 
 /* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), before the blur. 0, or -1: no memory. */
 int amm_structural(float *map, const AmmInput *input, Error *err);
 
-/* Divide the map by each object's mean unit over the references it matched; if it matched none, over what lies at
- * its place in them. coverage as in AmmInput. In place. 0, or -1: no memory. */
+/* Divide the map by each object's mean unit over the references it matched; if it matched none, over what
+ * lies at its place in them. coverage as in AmmInput. In place. 0, or -1: no memory. */
 int amm_in_units(float *map, const Comparison *c, const float *coverage, Error *err);
-/* That unit: the quantile of an object's own leave-one-out map over the cells that it mostly covers (the largest
- * value when there is none). coverage [n_cells] of the object; scratch [n_cells]. */
+/* That unit: the quantile of an object's own leave-one-out map over the cells that it mostly covers (the
+ * largest value when there is none). coverage [n_cells] of the object; scratch [n_cells]. */
 float amm_object_quantile(const float *map, const float *coverage, int n_cells, float quantile,
                           float *scratch);
 
 /* ---- the logical map ---------------------------------------------------------------------------------*/
 
-/* L = max(max_i mean_r U_i, mean_r max_j V_j), U and V counted together; map [grid_h*grid_w] = U on the query's
- * objects, mean over r of V on the reference's missing ones [ours]. unmatched, counted [n]: mean of U over the
- * references, and the same of U counted together. */
+/* L = max(max_i mean_r U_i, mean_r max_j V_j), U and V counted together; map [grid_h*grid_w] = U on the
+ * query's objects, mean over r of V on the reference's missing ones [ours]. unmatched, counted [n]: mean of
+ * U over the references, and the same of U counted together. */
 float amm_logical(float *map, float *unmatched, float *counted, const Comparison *c);
 
 /* ---- scores ------------------------------------------------------------------------------------------*/

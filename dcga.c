@@ -464,10 +464,11 @@ static int within_covariance(const Fit *fit, int partners, float shrinkage)
     return 1;
 }
 
-/* The covariance channel graph [ours], in rounds: pairs under h, Σ_w of the pairs' x, h from x by the filter.
- * docs/METHOD.md 5 has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ. Both are square roots of Σ_w^{-1},
- * a rotation apart, and everything after sees only inner products xᵀ Σ_w^{-1} x', which are the same: Cholesky
- * needs no eigenvectors. filter [C][C]; returns 0 when there is nothing to filter by: one image, or all alike. */
+/* The covariance channel graph [ours], in rounds: pairs under h, Σ_w of the pairs' x, h from x by the
+ * filter. docs/METHOD.md 5 has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ. Both are square roots
+ * of Σ_w^{-1}, a rotation apart, and everything after sees only inner products xᵀ Σ_w^{-1} x', which are
+ * the same: Cholesky needs no eigenvectors. filter [C][C]; returns 0 when there is nothing to filter by:
+ * one image, or all alike. */
 static int covariance_filter(float *filter, const Fit *fit, const DcgaOptions *options)
 {
     int found = 0;
@@ -637,7 +638,8 @@ static Box box_of(const float *coverage, int grid_h, int grid_w)
     return b;
 }
 
-/* A channel as a node: its weighted means over a side×side raster of object i's box, nodes [C][side²] [ours]. */
+/* A channel as a node: its weighted means over a side×side raster of object i's box, nodes [C][side²]
+ * [ours]. */
 static void channel_layout(const Dcga *dcga, float *nodes, const Objects *o, ptrdiff_t i, int side)
 {
     const ptrdiff_t C = dcga->channels, bins = side * side;
@@ -687,8 +689,8 @@ static int channel_gat(const Dcga *dcga, float *x, const Objects *o, Error *err)
     return 0;
 }
 
-/* h [n][C] = the channel graph of the standardised objects, not yet unit vectors. A learned graph stands in the
- * place of the others. */
+/* h [n][C] = the channel graph of the standardised objects, not yet unit vectors. A learned graph stands in
+ * the place of the others. */
 static int channel_graph(const Dcga *dcga, float *h, const Objects *o, Error *err)
 {
     const ptrdiff_t C = dcga->channels, n = o->n;
@@ -709,8 +711,8 @@ static int channel_graph(const Dcga *dcga, float *h, const Objects *o, Error *er
     return status;
 }
 
-/* The learned object graph over n nodes h [n][C], in place. A node that stands alone attends to itself: W_l x +
- * b, in the same space as the others. */
+/* The learned object graph over n nodes h [n][C], in place. A node that stands alone attends to itself: W_l
+ * x + b, in the same space as the others. */
 static int object_gat(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
 {
     const ptrdiff_t C = dcga->channels, n_floats = n * C + n * (2 * C + 1);
@@ -723,8 +725,8 @@ static int object_gat(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
     return 0;
 }
 
-/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours], h [n][C] unit
- * vectors before and after. */
+/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours], h [n][C]
+ * unit vectors before and after. */
 static int object_graph(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
 {
     const ptrdiff_t C = dcga->channels;

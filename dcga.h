@@ -43,8 +43,8 @@ typedef struct ObjectsOptions {
 int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, int height, int width,
                    const ObjectsOptions *options, Error *err);
 
-/* Labels [height][width] -> coverage [n][grid_h*grid_w] by exact area averaging. Of `shape`, n, has_background
- * (label -1 is the last object) and the grid count. */
+/* Labels [height][width] -> coverage [n][grid_h*grid_w] by exact area averaging. Of `shape`, n,
+ * has_background (label -1 is the last object) and the grid count. */
 int objects_coverage(float *coverage, const Objects *shape, const int32_t *labels, int height, int width,
                      Error *err);
 

@@ -19,6 +19,17 @@
  * Retrieval (docs/METHOD.md 2)
  * ============================================================================================== */
 
+void retrieval_mean(float *mean, const float *patches, ptrdiff_t n, ptrdiff_t C)
+{
+    for (ptrdiff_t c = 0; c < C; c++) {
+        double sum = 0;
+        for (ptrdiff_t p = 0; p < n; p++)
+            sum += patches[p * C + c];
+        mean[c] = (float)(sum / n);
+    }
+    l2_normalise(mean, 1, C, 1e-12f);
+}
+
 float retrieval_cosine(const float *a, const float *b, int dim)
 {
     return dot(a, b, dim);
@@ -72,9 +83,9 @@ static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, i
     return largest + log(sum);
 }
 
-/* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as much as
- * the other side has objects, so that all may end up unmatched. The potentials u and v are double: where objects
- * fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
+/* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as
+ * much as the other side has objects, so that all may end up unmatched. The potentials u and v are double:
+ * where objects fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
 int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
                  Error *err)
 {
@@ -274,9 +285,9 @@ static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, c
     return 0;
 }
 
-/* An object with U above verify_above is looked for at the same place in the other image. When what lies there
- * is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product, and U becomes
- * 0. The match itself is not made up. */
+/* An object with U above verify_above is looked for at the same place in the other image. When what lies
+ * there is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product,
+ * and U becomes 0. The match itself is not made up. */
 int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
                const OmmOptions *options, Error *err)
 {

@@ -45,6 +45,8 @@ typedef struct Comparison {
 
 /* ---- retrieval: how near is a normal image; larger is nearer --------------------------------------*/
 
+/* mean [C]: of the n patch tokens [n][C], to unit length [ours]. */
+void retrieval_mean(float *mean, const float *patches, ptrdiff_t n, ptrdiff_t C);
 /* Cosine of two unit vectors [dim] (mean patch tokens [ours], or class tokens). */
 float retrieval_cosine(const float *a, const float *b, int dim);
 /* Minus the squared distance of two maps of n numbers, one of them in float16. */
@@ -55,8 +57,8 @@ float retrieval_l2(const float *features, const uint16_t *features16, size_t n);
 /* S_ij = h_i·h_j - w_p·‖c_i - c_j‖², scores [n_q][n_r]. */
 void omm_scores(float *scores, const Objects *q, const Objects *r, float position_weight);
 
-/* The assignment for scores [n][m] with a dustbin of this score: marginals (1,…,1, m) and (1,…,1, n). assignment
- * [n+1][m+1] gets P (not its logarithm). 0, or -1: no memory. */
+/* The assignment for scores [n][m] with a dustbin of this score: marginals (1,…,1, m) and (1,…,1, n).
+ * assignment [n+1][m+1] gets P (not its logarithm). 0, or -1: no memory. */
 int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
                  Error *err);
 
@@ -71,8 +73,8 @@ int omm_match(Matching *matching, const Objects *q, const Objects *r, float alph
 /* Ablation without objects: the one object of either image is the whole of it, and matches. */
 void omm_match_whole(Matching *matching);
 
-/* Verification by mask transfer [ours]. unmatched [mine->n] is U of mine's objects, or V; `other` is the other
- * image, of which features and the grid count. 0, or -1: no memory. */
+/* Verification by mask transfer [ours]. unmatched [mine->n] is U of mine's objects, or V; `other` is the
+ * other image, of which features and the grid count. 0, or -1: no memory. */
 int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
                const OmmOptions *options, Error *err);
 

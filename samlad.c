@@ -1,4 +1,5 @@
-/* samlad.c - SAM-LAD on one page (Peng et al., arXiv 2406.00625), then the calibration of a bank. See algorithm.h.
+/* samlad.c - SAM-LAD on one page (Peng et al., arXiv 2406.00625), then the calibration of a bank. See
+ * algorithm.h.
  *
  *   features   image -> ViT -> FeatUp -> f [h][w][C]                                  docs/METHOD.md 1, 3
  *   retrieve   the k nearest normal images of the bank                                docs/METHOD.md 2
@@ -16,8 +17,59 @@
 #include "bank/dump.h"
 #include "io/fail.h"
 
+/* The steps; each returns 0, or -1 after a sentence in err. dump: intermediate tensors go there; NULL:
+ * nowhere. */
+static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+                    Error *err);
+static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
+static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+                   Error *err);
+static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err);
+static int match(Detection *d, const Bank *bank, Error *err);
+static int measure(Detection *d, const Bank *bank, Error *err);
+static void fuse(Detection *d, const Bank *bank);
+
+int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
+           StWriter *dump, Error *err)
+{
+    const Options *o = &bank->options;
+    *d = (Detection){0}, *scene = (Scene){0};
+    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
+        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
+        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
+        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
+        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
+        measure(d, bank, err))                            /* docs/METHOD.md 7 */
+        return -1;
+    fuse(d, bank); /* docs/METHOD.md 7 */
+    return 0;
+}
+
+/* The same from a scene that is there already. */
+int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+{
+    *d = (Detection){0};
+    if (retrieve(d, bank, scene, exclude, err) || describe(d, bank, scene, err) || match(d, bank, err) ||
+        measure(d, bank, err))
+        return -1;
+    fuse(d, bank);
+    return 0;
+}
+
+/* An image as a scene: what a bank is built from, and what a long run keeps. */
+int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
+{
+    *scene = (Scene){0};
+    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
+        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
+        scene_free(scene);
+        return -1;
+    }
+    return 0;
+}
+
 /* ================================================================================================
- * An image as a scene
+ * The steps that make a scene of an image
  * ============================================================================================== */
 
 static int at_least_one(double x)
@@ -58,19 +110,8 @@ static int fit_vit_state(Networks *n, const FeatureSizes *s, Error *err)
     return n->vit_state ? 0 : -1;
 }
 
-/* mean [C]: the mean patch token, of unit length [ours]. */
-static void mean_unit(float *mean, const float *patches, int n, ptrdiff_t C)
-{
-    for (ptrdiff_t c = 0; c < C; c++) {
-        double sum = 0;
-        for (ptrdiff_t p = 0; p < n; p++)
-            sum += patches[p * C + c];
-        mean[c] = (float)(sum / n);
-    }
-    l2_normalise(mean, 1, C, 1e-12f);
-}
-
-/* pixels [3][in_h][in_w] -> patches [patch_h*patch_w][C] -> the scene's features, mean patch and class token. */
+/* pixels [3][in_h][in_w] -> patches [patch_h*patch_w][C] -> the scene's features, mean patch and class
+ * token. */
 static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSizes *s, const float *pixels,
                    float *patches, StWriter *dump, Error *err)
 {
@@ -82,7 +123,7 @@ static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSiz
     vit_forward(n->vit, n->vit_state, &image, o->layer, scene->cls, patches, dump ? dump_tap : NULL, &tap);
     if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
         return -1;
-    mean_unit(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
+    retrieval_mean(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
     l2_normalise(scene->cls, 1, C, 1e-12f);
     /* without stages or weights of FeatUp: bilinear (ablation) */
     if (features_to_grid(scene->features, grid, o->featup_stages > 0 ? n->featup : NULL, &in, stages, err))
@@ -102,30 +143,38 @@ static int check_finite(const Scene *scene, const Networks *n, const Options *o,
                       sharpened ? st_path(n->featup_file) : "");
 }
 
+/* Room for an image's features on a grid of this size. */
+static int new_features(Scene *scene, const FeatureSizes *s, int channels, Error *err)
+{
+    const size_t C = (size_t)channels, n_cells = (size_t)s->grid_h * (size_t)s->grid_w;
+    scene->features = aligned_array(n_cells * C, sizeof(float));
+    scene->mean_patch = aligned_array(C, sizeof(float));
+    scene->cls = aligned_array(C, sizeof(float));
+    scene->cls_dim = channels;
+    scene->objects = (Objects){
+        .grid_h = s->grid_h, .grid_w = s->grid_w, .channels = channels, .features = scene->features};
+    return scene->features && scene->mean_patch && scene->cls
+               ? 0
+               : fail_memory(err, "features", n_cells * C * sizeof(float));
+}
+
 /* Patch tokens of the ViT, upsampled, on the grid [paper: pre-trained backbone, FeatUp]. */
 static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
                     Error *err)
 {
     const VitConfig *vit = vit_config(n->vit);
     const FeatureSizes s = feature_sizes(o, vit->patch_size, photo->height, photo->width);
-    const size_t C = (size_t)vit->dim, n_cells = (size_t)s.grid_h * (size_t)s.grid_w,
-                 n_pixels = 3 * (size_t)s.in_h * (size_t)s.in_w;
+    const size_t n_pixels = 3 * (size_t)s.in_h * (size_t)s.in_w,
+                 n_patches = (size_t)s.patch_h * (size_t)s.patch_w * (size_t)vit->dim;
     if (o->layer < 1 || o->layer > vit->depth)
         return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer,
                     vit->depth);
-    float *pixels = aligned_array(n_pixels + (size_t)s.patch_h * (size_t)s.patch_w * C, sizeof(float));
-    scene->features = aligned_array(n_cells * C, sizeof(float));
-    scene->mean_patch = aligned_array(C, sizeof(float));
-    scene->cls = aligned_array(C, sizeof(float));
-    scene->cls_dim = vit->dim;
-    scene->objects =
-        (Objects){.grid_h = s.grid_h, .grid_w = s.grid_w, .channels = vit->dim, .features = scene->features};
-    if (!pixels || !scene->features || !scene->mean_patch || !scene->cls) {
-        free(pixels);
-        return fail_memory(err, "features", n_cells * C * sizeof(float));
-    }
+    if (new_features(scene, &s, vit->dim, err) || fit_vit_state(n, &s, err))
+        return -1;
+    float *pixels = aligned_array(n_pixels + n_patches, sizeof *pixels);
+    if (!pixels)
+        return fail_memory(err, "features", (n_pixels + n_patches) * sizeof *pixels);
     const int status =
-        fit_vit_state(n, &s, err) ||
         vit_preprocess(vit, pixels, s.in_h, s.in_w, photo->rgb, photo->height, photo->width, err) ||
         forward(scene, n, o, &s, pixels, pixels + n_pixels, dump, err) || check_finite(scene, n, o, err);
     free(pixels);
@@ -174,26 +223,14 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Photo *pho
     return status ? -1 : 0;
 }
 
-int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
-{
-    *scene = (Scene){0};
-    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
-        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
-        scene_free(scene);
-        return -1;
-    }
-    return 0;
-}
-
 /* ================================================================================================
- * The steps of a detection
+ * The steps that compare a scene with the bank
  * ============================================================================================== */
 
-/* The references, nearest first [paper: nearest neighbour search]. */
-static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+/* Only images of one grid, and of one backbone, can be compared. */
+static int check_shape(const Bank *bank, const Scene *scene, Error *err)
 {
     const Objects *o = &scene->objects;
-    const int k = bank->options.k < bank->n_images ? bank->options.k : bank->n_images;
     if (o->grid_h != bank->grid_h || o->grid_w != bank->grid_w || o->channels != bank->channels)
         return fail(err,
                     "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: "
@@ -202,6 +239,15 @@ static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int excl
     if (scene->cls_dim != bank->cls_dim)
         return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim,
                     bank->cls_dim);
+    return 0;
+}
+
+/* The references, nearest first [paper: nearest neighbour search]. */
+static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+{
+    const int k = bank->options.k < bank->n_images ? bank->options.k : bank->n_images;
+    if (check_shape(bank, scene, err))
+        return -1;
     d->references = aligned_array((size_t)k, sizeof *d->references);
     if (!d->references)
         return fail_memory(err, "retrieval", (unsigned long long)k * sizeof *d->references);
@@ -209,18 +255,13 @@ static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int excl
     return d->k < 0 ? -1 : 0;
 }
 
-/* Room for all that follows. coverage [all objects of the references][h*w], descriptors [n][C]. */
-static void layout(Detection *d, float **coverage, float **descriptors, const Bank *bank, size_t n,
-                   Arena *arena)
+/* Room for all that follows, for n objects of the scene and n_r of all references. */
+static void layout(Detection *d, const Bank *bank, size_t n, size_t n_r, Arena *arena)
 {
     const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, k = (size_t)d->k;
-    size_t n_objects = 0;
-    for (int r = 0; r < d->k; r++)
-        n_objects += (size_t)bank_object_count(bank, d->references[r]);
-    *coverage = arena_floats(arena, n_objects * n_cells);
-    *descriptors = arena_floats(arena, n * C);
     d->comparison.references = arena_take(arena, k * sizeof *d->comparison.references);
     d->comparison.matchings = arena_take(arena, k * sizeof *d->comparison.matchings);
+    d->descriptors = arena_floats(arena, n * C);
     d->places = arena_take(arena, n * k * sizeof *d->places);
     d->coverage = arena_floats(arena, n * n_cells);
     d->structural = arena_floats(arena, n_cells);
@@ -228,30 +269,42 @@ static void layout(Detection *d, float **coverage, float **descriptors, const Ba
     d->map = arena_floats(arena, n_cells);
     d->unmatched = arena_floats(arena, n);
     d->counted = arena_floats(arena, n);
+    d->reference_coverage = arena_floats(arena, n_r * n_cells);
     d->features = arena_floats(arena, n_cells * C);
     d->inverse_std = arena_floats(arena, C);
     d->scratch = arena_floats(arena, n_cells);
 }
 
-/* The scene's objects get descriptors; the references have theirs in the bank. */
-static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err)
+/* Lay the scene's objects beside those of the references. */
+static int open_comparison(Detection *d, const Bank *bank, const Scene *scene, Error *err)
 {
     Comparison *c = &d->comparison;
     const size_t n = (size_t)scene->objects.n;
-    float *coverage, *descriptors;
-    layout(d, &coverage, &descriptors, bank, n, &d->memory);
+    size_t n_r = 0;
+    for (int r = 0; r < d->k; r++)
+        n_r += (size_t)bank_object_count(bank, d->references[r]);
+    layout(d, bank, n, n_r, &d->memory);
     if (arena_allocate(&d->memory))
         return fail_memory(err, "a detection", d->memory.size);
-    layout(d, &coverage, &descriptors, bank, n, &d->memory);
-    memset(c->matchings, 0, (size_t)d->k * sizeof *c->matchings);
-    c->k = d->k;
-    for (int r = 0; r < d->k; r++) {
-        c->references[r] = bank_objects(bank, d->references[r], coverage);
-        coverage += (size_t)c->references[r].n * bank_cells(bank);
-    }
+    layout(d, bank, n, n_r, &d->memory);
     c->query = scene->objects;
-    c->query.descriptors = descriptors;
-    return dcga_describe(&bank->dcga, descriptors, &c->query, err);
+    float *coverage = d->reference_coverage;
+    for (c->k = 0; c->k < d->k; c->k++) {
+        c->references[c->k] = bank_objects(bank, d->references[c->k], coverage);
+        c->matchings[c->k] = (Matching){0};
+        coverage += (size_t)c->references[c->k].n * bank_cells(bank);
+    }
+    return 0;
+}
+
+/* The scene's objects get descriptors; the references' have theirs in the bank. */
+static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err)
+{
+    if (open_comparison(d, bank, scene, err) ||
+        dcga_describe(&bank->dcga, d->descriptors, &d->comparison.query, err))
+        return -1;
+    d->comparison.query.descriptors = d->descriptors;
+    return 0;
 }
 
 /* Reference r with its features as float32, which d->features holds until the next one's. */
@@ -290,8 +343,8 @@ static int match(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* The structural map before it is divided by the objects' units. Every channel counts in units of its standard
- * deviation over the bank. */
+/* The structural map before it is divided by the objects' units. Every channel counts in units of its
+ * standard deviation over the bank. */
 static int measure_distances(Detection *d, const Bank *bank, Error *err)
 {
     const AmmOptions *o = &bank->options.amm;
@@ -333,36 +386,6 @@ static void fuse(Detection *d, const Bank *bank)
         float a = amm_z(&bank->structural, d->structural[p]), l = amm_z(&bank->logical, d->logical[p]);
         d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
     }
-}
-
-/* ================================================================================================
- * Detection
- * ============================================================================================== */
-
-int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
-           StWriter *dump, Error *err)
-{
-    const Options *o = &bank->options;
-    *d = (Detection){0}, *scene = (Scene){0};
-    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
-        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
-        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
-        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
-        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
-        measure(d, bank, err))                            /* docs/METHOD.md 7 */
-        return -1;
-    fuse(d, bank); /* docs/METHOD.md 7 */
-    return 0;
-}
-
-int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
-{
-    *d = (Detection){0};
-    if (retrieve(d, bank, scene, exclude, err) || describe(d, bank, scene, err) || match(d, bank, err) ||
-        measure(d, bank, err))
-        return -1;
-    fuse(d, bank);
-    return 0;
 }
 
 void detection_free(Detection *d)
@@ -475,8 +498,8 @@ static int calibrate_alpha(Bank *b, Error *err)
     return status;
 }
 
-/* The first pass: an object's unit is the object-quantile (99 %) of its own leave-one-out map (-1: it was compared
- * with nothing) [ours]. */
+/* The first pass: an object's unit is the object-quantile (99 %) of its own leave-one-out map (-1: it was
+ * compared with nothing) [ours]. */
 static int measure_units(Bank *b, int image, const Scene *scene, Detection *d, Error *err)
 {
     const ptrdiff_t n_cells = (ptrdiff_t)bank_cells(b);

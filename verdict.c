@@ -1,5 +1,5 @@
-/* verdict.c - from matches and maps to verdicts: extra, damaged, missing. See verdict.h; docs/METHOD.md 7, all of
- * it [ours]. */
+/* verdict.c - from matches and maps to verdicts: extra, damaged, missing. See verdict.h; docs/METHOD.md 7,
+ * all of it [ours]. */
 #include "verdict.h"
 
 #include <float.h>
@@ -28,7 +28,8 @@ static int count_alike(const Objects *o, int i, const VerdictOptions *options)
 
 typedef enum Role { ROLE_OPEN, ROLE_NAMED, ROLE_EXPLAINED } Role;
 
-/* Of all like object `kind`, name as many as are counted, those with the largest U; they explain the others. */
+/* Of all like object `kind`, name as many as are counted, those with the largest U; they explain the
+ * others. */
 static void name_kind(Role *roles, const Objects *o, int kind, const float *unmatched, long n,
                       const VerdictOptions *options)
 {
@@ -106,8 +107,8 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
  * Missing
  * ============================================================================================== */
 
-/* Do two reference objects stand at the same place? Intersection over union of their coverage, in whole 255ths of a
- * cell, as a bank keeps it: the sums are exact. */
+/* Do two reference objects stand at the same place? Intersection over union of their coverage, in whole
+ * 255ths of a cell, as a bank keeps it: the sums are exact. */
 static double soft_iou(const float *a, const float *b, ptrdiff_t n_cells)
 {
     double both = 0, either = 0;

@@ -1,9 +1,10 @@
-/* verdict.h - which objects are extra or damaged, what is missing, and on what evidence [ours] (docs/METHOD.md 7).
+/* verdict.h - which objects are extra or damaged, what is missing, and on what evidence [ours]
+ * (docs/METHOD.md 7).
  *
- * A verdict must be clear in itself (U or V above flag_unmatched, z above flag_damage), and what is extra or
- * missing also clearer than what the bank's normal images show of each other: noise of the segmentation that is
- * usual for this product is not reported. Of objects alike that are one too many, or one too few, together, one
- * stands for all. */
+ * A verdict must be clear in itself (U or V above flag_unmatched, z above flag_damage), and what is extra
+ * or missing also clearer than what the bank's normal images show of each other: noise of the segmentation
+ * that is usual for this product is not reported. Of objects alike that are one too many, or one too few,
+ * together, one stands for all. */
 #ifndef SAMLAD_VERDICT_H
 #define SAMLAD_VERDICT_H
 
@@ -42,8 +43,8 @@ typedef struct MissingList {
     Missing *items; /* free() frees them */
 } MissingList;
 
-/* verdicts [n] of the query's objects. unmatched, counted [n] as of amm_logical; structural [h*w], the map; coverage
- * [n][h*w] as in AmmInput. 0, or -1: no memory. */
+/* verdicts [n] of the query's objects. unmatched, counted [n] as of amm_logical; structural [h*w], the map;
+ * coverage [n][h*w] as in AmmInput. 0, or -1: no memory. */
 typedef struct VerdictInput {
     const Comparison *comparison;
     const float *unmatched, *counted, *structural, *coverage;
@@ -54,8 +55,8 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
 int verdict_missing(MissingList *list, const Comparison *c, const VerdictOptions *options, Error *err);
 
 /* What calibration keeps of a normal image: the largest mean U of its objects, counted together, and the
- * largest evidence for a missing one (0: nothing seems missing). flag_extra and flag_missing of the options do not
- * count. */
+ * largest evidence for a missing one (0: nothing seems missing). flag_extra and flag_missing of the options
+ * do not count. */
 int verdict_evidence(float *extra, float *missing, const Comparison *c, const float *counted,
                      const VerdictOptions *options, Error *err);
 

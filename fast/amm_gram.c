@@ -1,8 +1,8 @@
-/* amm_gram.c - the structural map fast: the sums of tensor.h's "one vector among samples" in vectors, and the map
- * in squares.
+/* amm_gram.c - the structural map fast: the sums of tensor.h's "one vector among samples" in vectors, and
+ * the map in squares.
  *
- * Why the results are those of amm.c: each distance is made by amm_distance_at as there, and cells share nothing.
- * The sums below have another order than tensor.c's, the same one whatever the number of threads. */
+ * Why the results are those of amm.c: each distance is made by amm_distance_at as there, and cells share
+ * nothing. The sums below have another order than tensor.c's, the same one whatever the number of threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,7 +166,8 @@ static void measure_square(float *map, const AmmInput *input, const AmmWork *wor
 }
 
 /* Each thread has a workspace of its own and takes every n_threads-th square, so that an object in a corner
- * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of threads. */
+ * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of
+ * threads. */
 int amm_structural(float *map, const AmmInput *input, Error *err)
 {
     const Objects *q = &input->comparison->query;

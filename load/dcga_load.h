@@ -1,5 +1,5 @@
-/* dcga_load.h - the learned graphs of --dcga: GATv2 (Brody et al., 2022) [block], weights as PyTorch Geometric's
- * GATv2Conv names them, below "object." and "channel.": lin_l.weight, lin_r.weight, att, bias. */
+/* dcga_load.h - the learned graphs of --dcga: GATv2 (Brody et al., 2022) [block], weights as PyTorch
+ * Geometric's GATv2Conv names them, below "object." and "channel.": lin_l.weight, lin_r.weight, att, bias. */
 #ifndef SAMLAD_DCGA_LOAD_H
 #define SAMLAD_DCGA_LOAD_H
 
@@ -12,8 +12,8 @@ typedef struct GatWeights {
     int d_in, d_out;
 } GatWeights;
 
-/* Either graph may be absent, not both. The object graph takes and gives descriptors of `channels` numbers, the
- * channel graph takes a square raster. The weights stay the file's. */
+/* Either graph may be absent, not both. The object graph takes and gives descriptors of `channels` numbers,
+ * the channel graph takes a square raster. The weights stay the file's. */
 int dcga_load(GatWeights *object, GatWeights *channel, Safetensors *file, int channels, Error *err);
 
 #endif

@@ -114,8 +114,8 @@ static void test_kernel(void)
             }
 }
 
-/* tensor.h's routines of one vector among samples, fast and plain: all numbers of rows around a group, channels that
- * fill no vector, places beyond the borders. */
+/* tensor.h's routines of one vector among samples, fast and plain: all numbers of rows around a group,
+ * channels that fill no vector, places beyond the borders. */
 static void test_sums(void)
 {
     enum { H = 3, W = 4, MOST_C = 83, MOST_STRIDE = 96, M = 7 };
@@ -186,7 +186,7 @@ static void three_new(Three *t)
     t->c = (Comparison){objects("q", golden_tensor("q.weights")), 3, t->references, t->matchings};
     t->c.query.features = GOLDEN_F32("q.features");
     for (int i = 0; i < 3; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "r%d", i);
         t->references[i] = objects(name, golden_tensor("r%d.weights", i));
         t->references[i].features16 = golden_tensor("r%d.features", i)->data;
@@ -294,8 +294,8 @@ static void test_claims(void)
     CHECK(memcmp(claimed, q->coverage, (size_t)(q->n * n_cells) * sizeof *claimed) == 0);
 }
 
-/* Features in other units, channel by channel, and the inverse_std that undoes them: the same map. Powers of two,
- * so that float16 loses nothing. */
+/* Features in other units, channel by channel, and the inverse_std that undoes them: the same map. Powers
+ * of two, so that float16 loses nothing. */
 static void test_inverse_std(void)
 {
     REQUIRE(golden_open("method_amm"));
@@ -439,13 +439,13 @@ static void test_one_cell(void)
     CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
 
-/* docs/METHOD.md's example, worked out by hand. Three cells, two channels; two references show (1, 0) and (-1, 0) in
- * every cell, ε = 1/4.
+/* docs/METHOD.md's example, worked out by hand. Three cells, two channels; two references show (1, 0) and
+ * (-1, 0) in every cell, ε = 1/4.
  *     μ = 0, X = (1, 0; -1, 0), Σ = XᵀX/(2 - 1) + ε·I = diag(2.25, 0.25)
  *     f = (0, 0): M = 0;   (3, 0): M² = 9/2.25 = 4, M = 2;   (0, 1): M² = 1/0.25 = 4, M = 2
- * A step of 3 along what the references vary in is as far as a step of 1 across. The same for (3, 0) by the low-rank
- * identity: Xd = (3, -3), ε(m-1)·I + XXᵀ = (1.25, -1; -1, 1.25), y = (4/3, -4/3), ‖d‖² - (Xd)ᵀy = 9 - 8 = 1, M² =
- * 1/ε = 4. */
+ * A step of 3 along what the references vary in is as far as a step of 1 across. The same for (3, 0) by the
+ * low-rank identity: Xd = (3, -3), ε(m-1)·I + XXᵀ = (1.25, -1; -1, 1.25), y = (4/3, -4/3), ‖d‖² - (Xd)ᵀy =
+ * 9 - 8 = 1, M² = 1/ε = 4. */
 static void test_example_mahalanobis(void)
 {
     static const float features[3][2] = {{0, 0}, {3, 0}, {0, 1}}, coverage[3] = {1, 1, 1};

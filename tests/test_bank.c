@@ -955,11 +955,14 @@ static void test_hostile_features(void)
     REQUIRE(!query_new(&scene));
     CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "image 0 (image.png)"));
     ((uint16_t *)bank.owned[0])[17] = 0;
+    detection_free(&c);
     bank.cls_dim++; /* as a bank with another class token would have it: read past the scene's */
     CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "class token"));
+    detection_free(&c);
     bank.cls_dim--;
     bank.grid_h--;
     CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "feature map"));
+    detection_free(&c);
     bank.grid_h++;
     scene_free(&scene);
     bank_free(&bank);

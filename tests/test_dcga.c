@@ -91,8 +91,8 @@ static void test_objects_golden(void)
         one_objects_case(c);
 }
 
-/* Every pixel belongs to one object or the background, so the coverage of a cell adds up to 1: for all shapes,
- * also very large ones. */
+/* Every pixel belongs to one object or the background, so the coverage of a cell adds up to 1: for all
+ * shapes, also very large ones. */
 static void test_coverage_sums_to_one(void)
 {
     static const int shapes[][4] = {{1, 1, 1, 1},     {1, 1, 7, 5},      {1, 5000, 56, 56},  {5000, 1, 3, 2},
@@ -353,10 +353,10 @@ static void test_constant_channel(void)
     CHECK(channel_unit(0, 0) == 1 && channel_unit(5, 0.5) == 0.5f && channel_unit(-5, 4e-3) == 1);
 }
 
-/* ---- docs/METHOD.md's examples, worked out by hand -------------------------------------------------------*/
+/* ---- docs/METHOD.md's examples, worked out by hand -----------------------------------------------------*/
 
-/* Three cells in a row, two channels, f = (0, 0), (3, 0), (0, 6). Object 1 covers cell 1 and half of cell 2, object
- * 2 the rest.
+/* Three cells in a row, two channels, f = (0, 0), (3, 0), (0, 6). Object 1 covers cell 1 and half of cell
+ * 2, object 2 the rest.
  *     a_1 = (1·(0, 0) + ½·(3, 0))/1.5 = (1, 0)      a_2 = (½·(3, 0) + 1·(0, 6))/1.5 = (1, 4)
  *     c_1 = (1·1/6 + ½·1/2)/1.5 = 5/18              c_2 = 1 - 5/18 = 13/18; y = ½
  *     A_1 = 1.5/3 = ½ = A_2 */
@@ -374,8 +374,8 @@ static void test_example_objects(void)
     objects_free(&o);
 }
 
-/* A bank of two images with two objects each, of kinds A and B. The first channel tells the kinds apart, the second
- * one the images: A_1 = (4, 30), B_1 = (6, 30), A_2 = (4, 10), B_2 = (6, 10).
+/* A bank of two images with two objects each, of kinds A and B. The first channel tells the kinds apart,
+ * the second one the images: A_1 = (4, 30), B_1 = (6, 30), A_2 = (4, 10), B_2 = (6, 10).
  *     μ = (5, 20), σ = (1, 10): x = (-1, 1), (1, 1), (-1, -1), (1, -1). All cosines within a kind are 0.
  *     Pairs, each found from both images: A_1 A_2 and B_1 B_2, as cos(A_1, A_2) = 0 and cos(A_1, B_2) = -1.
  *     δ = (0, ±2) four times: Σ δδᵀ/(2·4) = diag(0, 2); tr/C = 1; Σ_w = diag(0, 2) + 0.3·I = diag(0.3, 2.3)

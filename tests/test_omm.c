@@ -143,11 +143,11 @@ static void test_dustbin(void)
 
 /* ---- docs/METHOD.md's examples, worked out by hand ----------------------------------------------------*/
 
-/* Two objects beside two, S = (ln 6, ln 2; ln 2, ln 6), dustbin 0, τ = 1. exp(S/τ) = (6, 2, 1; 2, 6, 1; 1, 1, 1)
- * with the bins. Scaled by rows and columns (1/√12, 1/√12, √(4/3)) on either side it is
+/* Two objects beside two, S = (ln 6, ln 2; ln 2, ln 6), dustbin 0, τ = 1. exp(S/τ) = (6, 2, 1; 2, 6, 1; 1,
+ * 1, 1) with the bins. Scaled by rows and columns (1/√12, 1/√12, √(4/3)) on either side it is
  *     P = (1/2, 1/6, 1/3; 1/6, 1/2, 1/3; 1/3, 1/3, 4/3):
- * rows and columns of objects sum to 1, those of the bins to 2. Each object is matched with its like, P = 1/2, and
- * U = V = 1/3 of it is left over. */
+ * rows and columns of objects sum to 1, those of the bins to 2. Each object is matched with its like, P =
+ * 1/2, and U = V = 1/3 of it is left over. */
 static void test_example_sinkhorn(void)
 {
     static const float expected[9] = {1 / 2.0f, 1 / 6.0f, 1 / 3.0f, 1 / 6.0f, 1 / 2.0f,
@@ -161,16 +161,16 @@ static void test_example_sinkhorn(void)
                   (double)expected[i]);
 }
 
-/* alpha = ln 8, τ = 1, u = 1/2, two objects beside two: u²/(1 - u) = 1/2 = 2·exp(-(ln 8 - dustbin)), so the dustbin
- * is ln 8 - ln 4 = ln 2. */
+/* alpha = ln 8, τ = 1, u = 1/2, two objects beside two: u²/(1 - u) = 1/2 = 2·exp(-(ln 8 - dustbin)), so the
+ * dustbin is ln 8 - ln 4 = ln 2. */
 static void test_example_dustbin(void)
 {
     const OmmOptions options = {.tau = 1, .alpha_unmatched = 0.5f};
     CHECK(fabsf(omm_dustbin(logf(8), 2, 2, &options) - logf(2)) < 1e-6f);
 }
 
-/* Two parts of a kind are expected, three are there, at one place and all alike; each has U = 1/3. Counted together
- * they are left with 1, as much as the area of one: 3·0.1 - 2·0.1. */
+/* Two parts of a kind are expected, three are there, at one place and all alike; each has U = 1/3. Counted
+ * together they are left with 1, as much as the area of one: 3·0.1 - 2·0.1. */
 static void test_example_count(void)
 {
     static const float h[3][2] = {{1, 0}, {1, 0}, {1, 0}}, c[3][2] = {{0}}, areas[3] = {0.1f, 0.1f, 0.1f};
