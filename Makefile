@@ -71,7 +71,7 @@ SRC     = $(wildcard *.c) $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
 # What fast/ alone has: without it these tests have no subject.
-FAST_TESTS = test_planar test_simd test_bf16_kernels
+FAST_TESTS = test_planar test_simd test_bf16_kernels test_sam_fast
 ifneq ($(filter-out 0,$(PLAIN)),)
 LEFT_OUT = $(FAST_TESTS)
 endif
@@ -158,11 +158,11 @@ clean:
 
 PART_SRC = $(wildcard io/*.c) tensor.c $(if $(FAST),$(filter-out fast/featup_% fast/sam_% fast/amm_%,$(wildcard fast/*.c)))
 VIT_SRC  = $(PART_SRC) load/vit_load.c vit.c
-SAM_SRC  = $(PART_SRC) $(wildcard load/sam_*.c encoders/*.c sam*.c) amg.c $(if $(FAST),$(wildcard fast/sam_*.c))
+SAM_SRC  = $(PART_SRC) $(wildcard load/sam_*.c load/amg_*.c encoders/*.c) sam.c amg.c $(if $(FAST),$(wildcard fast/sam_*.c))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
 
 $(BUILD)/libvit.a: $(VIT_SRC:%.c=$(BUILD)/%.o)
-$(BUILD)/libsam.a: $(patsubst %.c,$(BUILD)/%.o,$(filter-out samlad.c,$(SAM_SRC)))
+$(BUILD)/libsam.a: $(SAM_SRC:%.c=$(BUILD)/%.o)
 $(BUILD)/libvit.a $(BUILD)/libsam.a:
 	rm -f $@
 	$(AR) rcs $@ $^

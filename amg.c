@@ -1,94 +1,34 @@
-/* amg.c - automatic mask generation (segment_anything/automatic_mask_generator.py and utils/amg.py).
+/* amg.c - automatic mask generation (segment_anything/automatic_mask_generator.py and utils/amg.py), with the
+ * official names.
  *
- *   picture -> crops (the whole, then 2×2, 4×4, ... overlapping ones)
- *   crop -> embedding -> a grid of points -> SAM's masks of each
+ *   picture -> generate_crop_boxes: the whole, then 2 x 2, 4 x 4, ... overlapping crops
+ *   _process_crop: crop -> embedding -> build_point_grid -> SAM's masks of each point
  *        -> filters: predicted IoU, stability, crop edge -> box NMS within the crop
  *   all crops -> box NMS among them (the smaller crop wins) -> small regions removed, NMS again
+ *   -> records [n]: run lengths, box, area, predicted IoU, stability, point, crop
  *
  * Where crops overlap, each asks about the same things. With crop_own_points [ours] only the crop whose
- * middle is nearest asks, which sees them best: a third of the points fewer.
+ * middle is nearest asks. It sees them best, and a third of the points is saved.
  *
- * The official code decodes 64 points at a time and keeps all their full-size logits. Here few points
- * together (SAM_TOGETHER) are worked off by any thread: masks whose predicted IoU is too low are never
- * upscaled, the others pass row by row through the filters, and only what survives is kept, as run lengths.
- * Each answer has its place by point and mask, so order and bits do not depend on the number of threads.
+ * The official code decodes 64 points at a time and keeps all their full-size logits. Here any thread takes a
+ * few points (SAM_TOGETHER). Masks with a low predicted IoU are never upscaled; the others pass row by row
+ * through the filters, and only survivors are kept, as run lengths. Each answer has its place by point and
+ * mask, so that neither order nor bits depend on the number of threads.
  *
  * Connected components are found on the runs themselves: no label image is made. */
 #include "amg.h"
 
 #include <limits.h>
 #include <math.h>
-#include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/fail.h"
 
-#define POINTS_PER_BATCH 256   /* whose survivors wait to be brought into order */
+#define POINTS_PER_BATCH 256   /* a batch's survivors wait for their order */
 #define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */
 
 /* ---- options ----------------------------------------------------------------------------------*/
-
-void amg_defaults(AmgOptions *options)
-{
-    *options = (AmgOptions){.points_per_side = 32,
-                            .pred_iou_thresh = 0.88,
-                            .stability_score_thresh = 0.95,
-                            .stability_score_offset = 1.0,
-                            .box_nms_thresh = 0.7,
-                            .crop_n_layers = 0,
-                            .crop_nms_thresh = 0.7,
-                            .crop_overlap_ratio = 512.0 / 1500,
-                            .crop_n_points_downscale_factor = 1,
-                            .crop_own_points = 0,
-                            .min_mask_region_area = 0};
-}
-
-typedef struct Recommendation {
-    const char *name;
-    int is_int;
-    size_t offset; /* into AmgOptions */
-    double min, max;
-} Recommendation;
-
-#define AT(field) offsetof(AmgOptions, field)
-static const Recommendation recommendations[] = {
-    {"points_per_side", 1, AT(points_per_side), 1, AMG_MAX_POINTS_PER_SIDE},
-    {"pred_iou_thresh", 0, AT(pred_iou_thresh), -AMG_MAX_LOGIT, AMG_MAX_LOGIT},
-    {"stability_score_thresh", 0, AT(stability_score_thresh), 0, 1},
-    {"stability_score_offset", 0, AT(stability_score_offset), 0, AMG_MAX_LOGIT},
-    {"box_nms_thresh", 0, AT(box_nms_thresh), 0, 1},
-    {"crop_n_layers", 1, AT(crop_n_layers), 0, AMG_MAX_CROP_LAYERS},
-    {"crop_nms_thresh", 0, AT(crop_nms_thresh), 0, 1},
-    {"crop_n_points_downscale_factor", 1, AT(crop_n_points_downscale_factor), 1, AMG_MAX_POINTS_PER_SIDE},
-    {"crop_own_points", 1, AT(crop_own_points), 0, 1},
-    {"min_mask_region_area", 1, AT(min_mask_region_area), 0, AMG_MAX_REGION_AREA},
-};
-#undef AT
-
-/* Overwrite the option when the file has <group>.<name>. */
-static int take_recommendation(AmgOptions *o, const Recommendation *r, const char *group,
-                               const Safetensors *st, Error *err)
-{
-    char key[64], *field = (char *)o + r->offset;
-    snprintf(key, sizeof key, "%s.%s", group, r->name);
-    if (!st_meta(st, key))
-        return 0;
-    return r->is_int ? st_meta_int(st, key, (int)r->min, (int)r->max, (int *)(void *)field, err)
-                     : st_meta_float(st, key, r->min, r->max, (double *)(void *)field, err);
-}
-
-int amg_recommended(AmgOptions *o, AmgUse use, const Safetensors *weights, Error *err)
-{
-    static const char *const groups[] = {"amg", "objects"};
-    amg_defaults(o);
-    for (int g = 0; g <= (use == AMG_FOR_OBJECTS); g++)
-        for (size_t i = 0; i < sizeof recommendations / sizeof *recommendations; i++)
-            if (take_recommendation(o, &recommendations[i], groups[g], weights, err))
-                return -1;
-    return 0;
-}
 
 /* Points a side in a crop layer: int(points_per_side / factor^layer). */
 static int points_in_layer(const AmgOptions *o, int layer)
@@ -126,22 +66,24 @@ static int check_options(const AmgOptions *o, Error *err)
     return 0;
 }
 
-/* ---- candidates -------------------------------------------------------------------------------*/
+/* ---- candidates (MaskData) --------------------------------------------------------------------*/
 
 typedef struct Crop {
     int x0, y0, x1, y1; /* in the picture; x1, y1 exclusive */
     int layer;
-    double own[4]; /* x0 y0 x1 y1 in the picture: what is nearer to this crop's middle than to that of another
-                      of its layer */
+    /* x0 y0 x1 y1 in the picture: the part that lies nearer to this crop's middle than to another's of its
+     * layer */
+    double own[4];
 } Crop;
 
 typedef struct Candidate {
     Rle rle;      /* over the whole picture */
     float box[4]; /* x0 y0 x1 y1, inclusive, as batched_mask_to_box has them */
-    float iou, stability;
+    float iou_pred, stability_score;
     double point[2];
     Crop crop;
-    int used; /* passed all filters */
+    float nms_score; /* of the NMS at hand */
+    int used;        /* passed all filters */
 } Candidate;
 
 typedef struct Candidates {
@@ -157,7 +99,7 @@ static void candidates_free(Candidates *list)
     *list = (Candidates){0};
 }
 
-/* The run lengths pass to the list. */
+/* The run lengths pass to the list; on failure they stay the caller's. */
 static int candidates_push(Candidates *list, const Candidate *candidate, Error *err)
 {
     if (list->n == list->capacity) {
@@ -172,7 +114,18 @@ static int candidates_push(Candidates *list, const Candidate *candidate, Error *
     return 0;
 }
 
-/* ---- non-maximum suppression ------------------------------------------------------------------*/
+/* All of `from` to the end of `to`. */
+static int candidates_move(Candidates *to, Candidates *from, Error *err)
+{
+    for (size_t i = 0; i < from->n; i++) {
+        if (candidates_push(to, &from->items[i], err))
+            return -1;
+        from->items[i].rle = (Rle){0};
+    }
+    return 0;
+}
+
+/* ---- batched_nms (torchvision) ----------------------------------------------------------------*/
 
 typedef struct Ranked {
     float score;
@@ -201,69 +154,46 @@ static float box_iou(const float *a, const float *b)
     return common / (area_a + area_b - common); /* 0/0 for two empty boxes: NaN, which suppresses nothing */
 }
 
-/* Keep the candidates that no better kept one overlaps by more than the threshold, in the order of their
- * scores [list->n]. All are one category, so torchvision's batched_nms is plain NMS. */
-static int suppress(Candidates *list, const float *scores, double threshold, Error *err)
+static int overlaps_any(const Candidate *kept, size_t n_kept, const float *box, double threshold)
+{
+    for (size_t k = 0; k < n_kept; k++)
+        if ((double)box_iou(kept[k].box, box) > threshold)
+            return 1;
+    return 0;
+}
+
+/* Keep the candidates that overlap no kept one of a higher nms_score by more than the threshold, in the order
+ * of their scores. All are one category, so that batched_nms is plain NMS. */
+static int batched_nms(Candidates *list, double threshold, Error *err)
 {
     const size_t n = list->n;
-    if (n == 0)
-        return 0;
-    Ranked *order = malloc(n * sizeof *order);
-    Candidate *kept = malloc(n * sizeof *kept);
+    Ranked *order = malloc((n + 1) * sizeof *order);
+    Candidate *kept = malloc((n + 1) * sizeof *kept);
     if (!order || !kept) {
         free(order);
         free(kept);
         return fail_memory(err, "non-maximum suppression", n * (sizeof *order + sizeof *kept));
     }
     for (size_t i = 0; i < n; i++)
-        order[i] = (Ranked){scores[i], i};
+        order[i] = (Ranked){list->items[i].nms_score, i};
     qsort(order, n, sizeof *order, by_score);
     size_t n_kept = 0;
     for (size_t i = 0; i < n; i++) {
         Candidate *candidate = &list->items[order[i].index];
-        int overlapped = 0;
-        for (size_t k = 0; k < n_kept && !overlapped; k++)
-            overlapped = (double)box_iou(kept[k].box, candidate->box) > threshold;
-        if (overlapped)
+        if (overlaps_any(kept, n_kept, candidate->box, threshold))
             rle_free(&candidate->rle);
         else
             kept[n_kept++] = *candidate;
     }
-    memcpy(list->items, kept, n_kept * sizeof *kept);
+    if (n_kept > 0)
+        memcpy(list->items, kept, n_kept * sizeof *kept);
     list->n = n_kept;
     free(order);
     free(kept);
     return 0;
 }
 
-static int suppress_within_crop(Candidates *list, double threshold, Error *err)
-{
-    float *scores = malloc((list->n + 1) * sizeof *scores);
-    if (!scores)
-        return fail_memory(err, "mask scores", list->n * sizeof *scores);
-    for (size_t i = 0; i < list->n; i++)
-        scores[i] = list->items[i].iou;
-    int status = suppress(list, scores, threshold, err);
-    free(scores);
-    return status;
-}
-
-/* Among crops: masks of smaller crops are preferred. */
-static int suppress_among_crops(Candidates *list, double threshold, Error *err)
-{
-    float *scores = malloc((list->n + 1) * sizeof *scores);
-    if (!scores)
-        return fail_memory(err, "mask scores", list->n * sizeof *scores);
-    for (size_t i = 0; i < list->n; i++) {
-        const Crop *crop = &list->items[i].crop;
-        scores[i] = 1.0f / (float)((int64_t)(crop->x1 - crop->x0) * (crop->y1 - crop->y0));
-    }
-    int status = suppress(list, scores, threshold, err);
-    free(scores);
-    return status;
-}
-
-/* ---- crops ------------------------------------------------------------------------------------*/
+/* ---- generate_crop_boxes ----------------------------------------------------------------------*/
 
 static int crop_length(int length, int n_crops, int overlap)
 {
@@ -277,9 +207,29 @@ static void own_part(double *from, double *to, int i, int n_crops, int length, i
     *to = i == n_crops - 1 ? INFINITY : step * (i + 0.5) + length / 2.0;
 }
 
-/* generate_crop_boxes: the whole picture, then layer after layer 2^layer by 2^layer overlapping crops,
- * column by column. *n crops, malloc'd. */
-static Crop *make_crops(const AmgOptions *o, int h, int w, int *n, Error *err)
+/* The 2^layer by 2^layer overlapping crops of a layer of a picture h x w, column by column; returns their
+ * number. */
+static int crop_boxes_of_layer(Crop *crops, const AmgOptions *o, int layer, int h, int w)
+{
+    const int per_side = 1 << layer;
+    const int overlap = (int)(o->crop_overlap_ratio * (h < w ? h : w) * (2.0 / per_side));
+    const int crop_w = crop_length(w, per_side, overlap), crop_h = crop_length(h, per_side, overlap);
+    int n = 0;
+    for (int i = 0; i < per_side; i++)
+        for (int j = 0; j < per_side; j++) {
+            Crop c = {.x0 = (crop_w - overlap) * i, .y0 = (crop_h - overlap) * j, .layer = layer};
+            own_part(&c.own[0], &c.own[2], i, per_side, crop_w, crop_w - overlap);
+            own_part(&c.own[1], &c.own[3], j, per_side, crop_h, crop_h - overlap);
+            c.x1 = c.x0 + crop_w < w ? c.x0 + crop_w : w;
+            c.y1 = c.y0 + crop_h < h ? c.y0 + crop_h : h;
+            if (c.x1 > c.x0 && c.y1 > c.y0) /* else the others cover a picture of few pixels */
+                crops[n++] = c;
+        }
+    return n;
+}
+
+/* The whole picture, then layer after layer. *n crops, malloc'd. */
+static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture, int *n, Error *err)
 {
     size_t total = 1;
     for (int layer = 1; layer <= o->crop_n_layers; layer++)
@@ -289,200 +239,25 @@ static Crop *make_crops(const AmgOptions *o, int h, int w, int *n, Error *err)
         fail_memory(err, "crops", total * sizeof *crops);
         return NULL;
     }
-    *n = 0;
-    crops[(*n)++] = (Crop){0, 0, w, h, 0, {-INFINITY, -INFINITY, INFINITY, INFINITY}};
-    for (int layer = 1; layer <= o->crop_n_layers; layer++) {
-        const int per_side = 1 << layer;
-        const int overlap = (int)(o->crop_overlap_ratio * (h < w ? h : w) * (2.0 / per_side));
-        const int crop_w = crop_length(w, per_side, overlap), crop_h = crop_length(h, per_side, overlap);
-        for (int i = 0; i < per_side; i++)
-            for (int j = 0; j < per_side; j++) {
-                Crop c = {.x0 = (crop_w - overlap) * i, .y0 = (crop_h - overlap) * j, .layer = layer};
-                own_part(&c.own[0], &c.own[2], i, per_side, crop_w, crop_w - overlap);
-                own_part(&c.own[1], &c.own[3], j, per_side, crop_h, crop_h - overlap);
-                c.x1 = c.x0 + crop_w < w ? c.x0 + crop_w : w;
-                c.y1 = c.y0 + crop_h < h ? c.y0 + crop_h : h;
-                if (c.x1 > c.x0 && c.y1 > c.y0) /* else the others cover a picture of few pixels */
-                    crops[(*n)++] = c;
-            }
-    }
+    crops[0] = (Crop){0, 0, picture->w, picture->h, 0, {-INFINITY, -INFINITY, INFINITY, INFINITY}};
+    *n = 1;
+    for (int layer = 1; layer <= o->crop_n_layers; layer++)
+        *n += crop_boxes_of_layer(crops + *n, o, layer, picture->h, picture->w);
     return crops;
 }
 
-/* Does the box end near an edge of the crop that is not an edge of the picture? */
-static int near_crop_edge(const float *box, const Crop *crop, int h, int w)
+/* Does the box, in the picture, end near an edge of the crop that is not an edge of the picture? */
+static int is_box_near_crop_edge(const float *box, const Crop *crop, const SamPicture *picture)
 {
-    const float edges[4] = {(float)crop->x0, (float)crop->y0, (float)crop->x1, (float)crop->y1};
-    const float picture[4] = {0, 0, (float)w, (float)h};
+    const float crop_box[4] = {(float)crop->x0, (float)crop->y0, (float)crop->x1, (float)crop->y1};
+    const float orig_box[4] = {0, 0, (float)picture->w, (float)picture->h};
     for (int i = 0; i < 4; i++)
-        if (fabsf(box[i] - edges[i]) <= CROP_EDGE && !(fabsf(box[i] - picture[i]) <= CROP_EDGE))
+        if (fabsf(box[i] - crop_box[i]) <= CROP_EDGE && !(fabsf(box[i] - orig_box[i]) <= CROP_EDGE))
             return 1;
     return 0;
 }
 
-/* ---- one point --------------------------------------------------------------------------------*/
-
-/* What a thread needs to work off a point. */
-typedef struct Worker {
-    SamScratch *scratch;
-    SamRows *rows;  /* of the current crop */
-    float *low_res; /* [n_multimask][4g][4g] */
-    float *iou;     /* [prompts together][n_multimask + 1] */
-    int *tokens;    /* [n_multimask] the masks that are worth upscaling */
-    uint8_t *mask;  /* [h][w] of the picture; zero between two masks */
-    int box[4];     /* of the mask, x0 y0 x1 y1 in the picture, the last included; x1 < x0: no pixel */
-    Error error;
-    int failed;
-} Worker;
-
-typedef struct Generator {
-    const Sam *sam;
-    const AmgOptions *options;
-    const uint8_t *rgb;
-    int h, w;
-    SamDecoder *decoder; /* of the current crop */
-    Crop crop;
-    Worker *workers;
-    int n_workers;
-    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops */
-    double *points;    /* [points_per_side²][2] of the current crop */
-    Candidate *batch;  /* [POINTS_PER_BATCH][n_multimask] */
-} Generator;
-
-/* Pass the logits through the thresholds: the mask goes to worker->mask, its box, in the crop, and
- * stability to c. */
-static void threshold_mask(const Generator *g, Worker *worker, const float *low_res, Candidate *c)
-{
-    const float middle = sam_config(g->sam)->mask_threshold;
-    const float high = (float)((double)middle + g->options->stability_score_offset);
-    const float low = (float)((double)middle - g->options->stability_score_offset);
-    const int crop_w = g->crop.x1 - g->crop.x0, crop_h = g->crop.y1 - g->crop.y0;
-    const float limits[3] = {fminf(low, high), middle, fmaxf(low, high)}; /* an offset may be negative */
-    const int for_low = low <= high ? 1 : 3, for_high = 4 - for_low;
-    int64_t above_high = 0, above_low = 0;
-    int x0 = crop_w, x1 = -1, y0 = crop_h, y1 = -1;
-    sam_rows_begin(worker->rows, low_res, limits, 3);
-    for (int y = 0; y < crop_h; y++) {
-        uint8_t *mask = worker->mask + ((size_t)(g->crop.y0 + y) * g->w + g->crop.x0);
-        int n_runs, n_high = 0, n_low = 0, n = 0;
-        const SamRun *runs;
-        const float *logits = sam_rows_next(worker->rows, &runs, &n_runs);
-        for (int i = 0; i < n_runs; i++) {
-            const SamRun run = runs[i];
-            if (run.above != SAM_BETWEEN) {
-                const int length = run.end - run.first;
-                if (run.above >= 2)
-                    memset(mask + run.first, 1, (size_t)length);
-                n += run.above >= 2 ? length : 0;
-                n_high += run.above >= for_high ? length : 0;
-                n_low += run.above >= for_low ? length : 0;
-                continue;
-            }
-            for (int x = run.first; x < run.end; x++) {
-                mask[x] = logits[x] > middle;
-                n += logits[x] > middle;
-                n_high += logits[x] > high;
-                n_low += logits[x] > low;
-            }
-        }
-        above_high += n_high;
-        above_low += n_low;
-        if (n == 0)
-            continue;
-        y0 = y < y0 ? y : y0;
-        y1 = y;
-        int left = runs[0].first, right = runs[n_runs - 1].end - 1; /* beyond, the mask is 0 */
-        while (left < x0 && !mask[left])
-            left++;
-        while (right > x1 && !mask[right])
-            right--;
-        x0 = left < x0 ? left : x0;
-        x1 = right > x1 ? right : x1;
-    }
-    c->stability = (float)above_high / (float)above_low; /* 0/0 is NaN and fails the filter, as in torch */
-    const int empty = y1 < 0;
-    c->box[0] = empty ? 0 : (float)x0;
-    c->box[1] = empty ? 0 : (float)y0;
-    c->box[2] = empty ? 0 : (float)x1;
-    c->box[3] = empty ? 0 : (float)y1;
-    worker->box[0] = g->crop.x0 + x0, worker->box[2] = g->crop.x0 + x1;
-    worker->box[1] = g->crop.y0 + y0, worker->box[3] = g->crop.y0 + y1;
-}
-
-static void clear_mask(const Generator *g, Worker *worker)
-{
-    const int *b = worker->box;
-    for (int y = b[1]; y <= b[3]; y++)
-        memset(worker->mask + (size_t)y * g->w + b[0], 0, (size_t)(b[2] - b[0] + 1));
-}
-
-/* Stability and crop-edge filters; what passes gets its run lengths. The box moves into the picture's
- * frame. */
-static int judge_mask(const Generator *g, Worker *worker, const float *low_res, Candidate *c)
-{
-    const double threshold = g->options->stability_score_thresh;
-    int status = 0;
-    threshold_mask(g, worker, low_res, c);
-    for (int i = 0; i < 4; i++)
-        c->box[i] += (float)(i % 2 == 0 ? g->crop.x0 : g->crop.y0);
-    if ((!(threshold > 0) || c->stability >= (float)threshold) &&
-        !near_crop_edge(c->box, &g->crop, g->h, g->w)) {
-        status = rle_encode_box(&c->rle, worker->mask, g->h, g->w, worker->box, &worker->error);
-        c->used = status == 0;
-    }
-    clear_mask(g, worker);
-    return status;
-}
-
-/* Masks of one of the prompts that have just been decoded; `out` [n_multimask] gets what survives. */
-static void work_off_point(const Generator *g, Worker *worker, int prompt, const double *point,
-                           Candidate *out)
-{
-    const SamConfig *config = sam_config(g->sam);
-    const double threshold = g->options->pred_iou_thresh;
-    const float *iou = worker->iou + (size_t)prompt * (size_t)(config->n_multimask + 1);
-    const size_t n_low =
-        16 * (size_t)(config->image_size / config->patch_size) * (config->image_size / config->patch_size);
-    int n_tokens = 0;
-    for (int i = 1; i <= config->n_multimask; i++)
-        if (!(threshold > 0) || iou[i] > (float)threshold)
-            worker->tokens[n_tokens++] = i;
-    if (n_tokens == 0)
-        return;
-    sam_decode_masks(g->decoder, worker->scratch, prompt, worker->tokens, n_tokens, worker->low_res);
-    worker->failed = sam_check_finite(g->sam, "array of mask logits", worker->low_res,
-                                      n_low * (size_t)n_tokens, &worker->error) != 0;
-    for (int i = 0; i < n_tokens && !worker->failed; i++) {
-        Candidate *c = &out[worker->tokens[i] - 1];
-        c->iou = iou[worker->tokens[i]];
-        c->point[0] = point[0] + g->crop.x0;
-        c->point[1] = point[1] + g->crop.y0;
-        c->crop = g->crop;
-        worker->failed = judge_mask(g, worker, worker->low_res + (size_t)i * n_low, c) != 0;
-    }
-}
-
-/* Prompt SAM with n foreground points [n][2] of the crop, n no more than the worker takes together; out
- * [n][n_multimask]. */
-static void work_off_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
-{
-    static const int foreground = 1;
-    SamPrompt prompts[SAM_TOGETHER];
-    float xy[SAM_TOGETHER][2]; /* the official code has doubles until it encodes them: 6e-8 of a side */
-    for (int i = 0; i < n; i++) {
-        xy[i][0] = (float)points[2 * i];
-        xy[i][1] = (float)points[2 * i + 1];
-        prompts[i] = (SamPrompt){.n_points = 1, .points = xy[i], .labels = &foreground};
-    }
-    sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou);
-    const int n_masks = sam_config(g->sam)->n_multimask;
-    worker->failed = sam_check_finite(g->sam, "IoU prediction", worker->iou,
-                                      (size_t)n * (size_t)(n_masks + 1), &worker->error) != 0;
-    for (int i = 0; i < n && !worker->failed; i++)
-        work_off_point(g, worker, i, points + 2 * i, out + (size_t)i * n_masks);
-}
-
-/* ---- one crop ---------------------------------------------------------------------------------*/
+/* ---- build_point_grid -------------------------------------------------------------------------*/
 
 /* np.linspace(1/2n, 1 - 1/2n, n)[i] */
 static double grid_coordinate(int i, int n)
@@ -493,17 +268,22 @@ static double grid_coordinate(int i, int n)
     return i == n - 1 ? stop : start + i * ((stop - start) / (n - 1));
 }
 
+static int is_own_point(const Crop *crop, double x, double y)
+{
+    return x + crop->x0 >= crop->own[0] && x + crop->x0 < crop->own[2] && y + crop->y0 >= crop->own[1] &&
+           y + crop->y0 < crop->own[3];
+}
+
 /* The points of a crop's grid, row by row, in its own pixels: [n][2], or NULL: counted only. Returns n. */
-static int crop_points(const AmgOptions *o, const Crop *crop, double *points)
+static int build_point_grid(const AmgOptions *o, const Crop *crop, double *points)
 {
     const int per_side = points_in_layer(o, crop->layer);
     int n = 0;
     for (int row = 0; row < per_side; row++)
         for (int column = 0; column < per_side; column++) {
-            const double x = grid_coordinate(column, per_side) * (crop->x1 - crop->x0),
-                         y = grid_coordinate(row, per_side) * (crop->y1 - crop->y0);
-            if (o->crop_own_points && !(x + crop->x0 >= crop->own[0] && x + crop->x0 < crop->own[2] &&
-                                        y + crop->y0 >= crop->own[1] && y + crop->y0 < crop->own[3]))
+            const double x = grid_coordinate(column, per_side) * (crop->x1 - crop->x0);
+            const double y = grid_coordinate(row, per_side) * (crop->y1 - crop->y0);
+            if (o->crop_own_points && !is_own_point(crop, x, y))
                 continue;
             if (points) {
                 points[2 * n] = x;
@@ -512,6 +292,201 @@ static int crop_points(const AmgOptions *o, const Crop *crop, double *points)
             n++;
         }
     return n;
+}
+
+/* ---- one mask ---------------------------------------------------------------------------------*/
+
+/* Inclusive corners; x1 < x0: no pixel. */
+typedef struct Box {
+    int x0, y0, x1, y1;
+} Box;
+
+/* What a thread needs to work off a point. */
+typedef struct Worker {
+    SamScratch *scratch;
+    SamRows *rows;  /* of the current crop */
+    float *low_res; /* [n_multimask][4g][4g] */
+    float *iou;     /* [prompts together][n_multimask + 1] */
+    int *tokens;    /* [n_multimask] the masks that are worth upscaling */
+    uint8_t *mask;  /* [h][w] of the picture; zero between two masks */
+    Error error;
+    int failed;
+} Worker;
+
+typedef struct Generator {
+    const Sam *sam;
+    const AmgOptions *options;
+    const SamPicture *picture;
+    size_t n_masks, n_low_res; /* n_multimask; [4g][4g] */
+    SamDecoder *decoder;       /* of the current crop */
+    Crop crop;
+    Worker *workers;
+    int n_workers;
+    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops */
+    double *points;    /* [points_per_side²][2] of the current crop */
+    Candidate *batch;  /* [POINTS_PER_BATCH][n_multimask] */
+} Generator;
+
+/* A row of a mask's logits, see sam_rows_next. */
+typedef struct Row {
+    const float *logits; /* [crop_w] */
+    const SamRun *runs;
+    int n_runs;
+} Row;
+
+/* The limits that the rows' runs are sorted by, and which of them is which. */
+typedef struct Thresholds {
+    float limits[3]; /* from the lowest */
+    int low, mask, high;
+} Thresholds;
+
+static Thresholds thresholds_of(const Generator *g)
+{
+    const float middle = sam_config(g->sam)->mask_threshold;
+    const float high = (float)((double)middle + g->options->stability_score_offset);
+    const float low = (float)((double)middle - g->options->stability_score_offset);
+    if (low <= high)
+        return (Thresholds){{low, middle, high}, 0, 1, 2};
+    return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative */
+}
+
+/* Of n logits, how many lie above the limit. */
+static int count_logits(const float *logits, int n, float limit)
+{
+    int above = 0;
+    for (int i = 0; i < n; i++)
+        above += logits[i] > limit;
+    return above;
+}
+
+/* Pixels of the row above limit i. */
+static int count_above(const Row *row, const Thresholds *t, int i)
+{
+    int n = 0;
+    for (const SamRun *run = row->runs; run < row->runs + row->n_runs; run++) {
+        const int length = run->end - run->first;
+        if (run->above == SAM_BETWEEN)
+            n += count_logits(row->logits + run->first, length, t->limits[i]);
+        else if (run->above > i)
+            n += length;
+    }
+    return n;
+}
+
+/* mask = logits > limit i, for a row of the mask that is 0. */
+static void threshold_row(uint8_t *mask, const Row *row, const Thresholds *t, int i)
+{
+    const float *logits = row->logits, limit = t->limits[i];
+    for (const SamRun *run = row->runs; run < row->runs + row->n_runs; run++)
+        if (run->above == SAM_BETWEEN)
+            for (int x = run->first, end = run->end; x < end; x++)
+                mask[x] = logits[x] > limit;
+        else if (run->above > i)
+            memset(mask + run->first, 1, (size_t)(run->end - run->first));
+}
+
+/* Row y of the mask, which has pixels, all in the row's runs. */
+static void extend_box(Box *box, int y, const uint8_t *mask, const Row *row)
+{
+    int left = row->runs[0].first, right = row->runs[row->n_runs - 1].end - 1;
+    while (left < box->x0 && !mask[left])
+        left++;
+    while (right > box->x1 && !mask[right])
+        right--;
+    box->x0 = left < box->x0 ? left : box->x0;
+    box->x1 = right > box->x1 ? right : box->x1;
+    box->y0 = y < box->y0 ? y : box->y0;
+    box->y1 = y;
+}
+
+/* masks > mask_threshold into worker->mask, batched_mask_to_box, and calculate_stability_score, all in one
+ * walk over the rows. The box is in the crop. */
+static Box threshold_mask(const Generator *g, Worker *worker, const float *low_res, float *stability_score)
+{
+    const Thresholds thresholds = thresholds_of(g);
+    const size_t w = (size_t)g->picture->w;
+    const int crop_h = g->crop.y1 - g->crop.y0;
+    uint8_t *mask = worker->mask + (size_t)g->crop.y0 * w + (size_t)g->crop.x0;
+    Box box = {.x0 = g->crop.x1 - g->crop.x0, .y0 = crop_h, .x1 = -1, .y1 = -1};
+    int64_t intersections = 0, unions = 0; /* above the high, above the low threshold */
+    sam_rows_begin(worker->rows, low_res, thresholds.limits, 3);
+    for (int y = 0; y < crop_h; y++, mask += w) {
+        Row row;
+        row.logits = sam_rows_next(worker->rows, &row.runs, &row.n_runs);
+        intersections += count_above(&row, &thresholds, thresholds.high);
+        unions += count_above(&row, &thresholds, thresholds.low);
+        threshold_row(mask, &row, &thresholds, thresholds.mask);
+        if (count_above(&row, &thresholds, thresholds.mask) > 0)
+            extend_box(&box, y, mask, &row);
+    }
+    *stability_score =
+        (float)intersections / (float)unions; /* 0/0 is NaN and fails the filter, as in torch */
+    return box;
+}
+
+/* Stability and crop-edge filters. A mask that passes gets its run lengths. */
+static int filter_mask(const Generator *g, Worker *worker, const float *low_res, Candidate *c)
+{
+    const double threshold = g->options->stability_score_thresh;
+    const int h = g->picture->h, w = g->picture->w, x = g->crop.x0, y = g->crop.y0;
+    const Box box = threshold_mask(g, worker, low_res, &c->stability_score);
+    const int in_picture[4] = {box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y}; /* uncrop_boxes_xyxy */
+    for (int i = 0; i < 4; i++) /* the official box of an empty mask is zero */
+        c->box[i] = box.y1 < 0 ? (float)(i % 2 == 0 ? x : y) : (float)in_picture[i];
+    int status = 0;
+    if ((!(threshold > 0) || c->stability_score >= (float)threshold) &&
+        !is_box_near_crop_edge(c->box, &g->crop, g->picture)) {
+        status = rle_encode_box(&c->rle, worker->mask, h, w, in_picture, &worker->error);
+        c->used = status == 0;
+    }
+    for (int row = in_picture[1]; row <= in_picture[3]; row++)
+        memset(worker->mask + (size_t)row * (size_t)w + in_picture[0], 0, (size_t)(box.x1 - box.x0 + 1));
+    return status;
+}
+
+/* ---- _process_batch ---------------------------------------------------------------------------*/
+
+/* Masks of one of the prompts that have just been decoded; `out` [n_multimask] gets the survivors. */
+static void process_point(const Generator *g, Worker *worker, int prompt, const double *point, Candidate *out)
+{
+    const double threshold = g->options->pred_iou_thresh;
+    const float *iou = worker->iou + (size_t)prompt * (g->n_masks + 1);
+    int n_tokens = 0;
+    for (int i = 1; i <= (int)g->n_masks; i++)
+        if (!(threshold > 0) || iou[i] > (float)threshold)
+            worker->tokens[n_tokens++] = i;
+    if (n_tokens == 0)
+        return;
+    sam_decode_masks(g->decoder, worker->scratch, prompt, worker->tokens, n_tokens, worker->low_res);
+    worker->failed = sam_check_finite(g->sam, "array of mask logits", worker->low_res,
+                                      g->n_low_res * (size_t)n_tokens, &worker->error) != 0;
+    for (int i = 0; i < n_tokens && !worker->failed; i++) {
+        Candidate *c = &out[worker->tokens[i] - 1];
+        c->iou_pred = iou[worker->tokens[i]];
+        c->point[0] = point[0] + g->crop.x0;
+        c->point[1] = point[1] + g->crop.y0;
+        c->crop = g->crop;
+        worker->failed = filter_mask(g, worker, worker->low_res + (size_t)i * g->n_low_res, c) != 0;
+    }
+}
+
+/* Prompt SAM with n foreground points [n][2] of the crop, n no more than the worker takes together; out
+ * [n][n_multimask]. */
+static void process_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
+{
+    static const int foreground = 1;
+    SamPrompt prompts[SAM_TOGETHER];
+    float xy[SAM_TOGETHER][2]; /* the official code has doubles until it encodes them: 6e-8 of a side */
+    for (int i = 0; i < n; i++) {
+        xy[i][0] = (float)points[2 * i];
+        xy[i][1] = (float)points[2 * i + 1];
+        prompts[i] = (SamPrompt){.n_points = 1, .points = xy[i], .labels = &foreground};
+    }
+    sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou);
+    worker->failed = sam_check_finite(g->sam, "IoU prediction", worker->iou, (size_t)n * (g->n_masks + 1),
+                                      &worker->error) != 0;
+    for (int i = 0; i < n && !worker->failed; i++)
+        process_point(g, worker, i, points + 2 * i, out + (size_t)i * g->n_masks);
 }
 
 typedef struct Progress {
@@ -532,48 +507,57 @@ static void count_points(Progress *progress, int n)
     progress->call(progress->user, done, progress->total);
 }
 
-/* n points [n][2] of the crop, in parallel; survivors go to the list in the order of the points. */
-static int work_off_batch(Generator *g, Candidates *list, const double *points, int n, Progress *progress,
-                          Error *err)
+/* The survivors of the first n places of the batch go to the list, or are freed when it fails. */
+static int collect_batch(Generator *g, Candidates *list, size_t n, Error *err)
 {
-    const int n_masks = sam_config(g->sam)->n_multimask,
-              together = sam_scratch_prompts(g->workers[0].scratch);
-    memset(g->batch, 0, (size_t)n * n_masks * sizeof *g->batch);
+    int status = 0;
+    for (int i = 0; i < g->n_workers && status == 0; i++)
+        if (g->workers[i].failed)
+            status = fail(err, "%s", g->workers[i].error.message);
+    for (Candidate *c = g->batch; c < g->batch + n; c++) {
+        if (!c->used)
+            continue;
+        if (status == 0)
+            status = candidates_push(list, c, err);
+        if (status != 0)
+            rle_free(&c->rle);
+    }
+    return status;
+}
+
+/* n points [n][2] of the crop, in parallel; survivors go to the list in the order of the points. */
+static int process_batch(Generator *g, Candidates *list, const double *points, int n, Progress *progress,
+                         Error *err)
+{
+    const int together = sam_scratch_prompts(g->workers[0].scratch);
+    const size_t n_places = (size_t)n * g->n_masks;
+    memset(g->batch, 0, n_places * sizeof *g->batch);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(g->n_workers)
     for (int i = 0; i < n; i += together) {
         Worker *worker = &g->workers[tensor_thread()];
         const int count = n - i < together ? n - i : together;
         if (!worker->failed)
-            work_off_points(g, worker, points + 2 * i, count, g->batch + (size_t)i * n_masks);
+            process_points(g, worker, points + 2 * i, count, g->batch + (size_t)i * g->n_masks);
         if (!worker->failed)
             count_points(progress, count);
     }
-    int status = 0;
-    for (int i = 0; i < g->n_workers && status == 0; i++)
-        if (g->workers[i].failed)
-            status = fail(err, "%s", g->workers[i].error.message);
-    for (int i = 0; i < n * n_masks; i++) {
-        if (!g->batch[i].used)
-            continue;
-        if (status == 0)
-            status = candidates_push(list, &g->batch[i], err);
-        if (status != 0)
-            rle_free(&g->batch[i].rle);
-    }
-    return status;
+    return collect_batch(g, list, n_places, err);
 }
 
-/* The crop's pixels, contiguous. */
-static const uint8_t *crop_pixels(Generator *g)
+/* ---- _process_crop ----------------------------------------------------------------------------*/
+
+/* The crop as a picture of its own: contiguous pixels. */
+static SamPicture crop_picture(Generator *g)
 {
     const Crop *c = &g->crop;
-    const size_t row_bytes = 3 * (size_t)(c->x1 - c->x0);
+    const size_t w = (size_t)g->picture->w, row_bytes = 3 * (size_t)(c->x1 - c->x0);
     if (c->layer == 0)
-        return g->rgb;
-    for (int y = c->y0; y < c->y1; y++)
-        memcpy(g->crop_rgb + (size_t)(y - c->y0) * row_bytes, g->rgb + 3 * ((size_t)y * g->w + c->x0),
-               row_bytes);
-    return g->crop_rgb;
+        return *g->picture;
+    const uint8_t *from = g->picture->rgb + 3 * ((size_t)c->y0 * w + (size_t)c->x0);
+    uint8_t *to = g->crop_rgb;
+    for (int y = c->y0; y < c->y1; y++, from += 3 * w, to += row_bytes)
+        memcpy(to, from, row_bytes);
+    return (SamPicture){g->crop_rgb, c->y1 - c->y0, c->x1 - c->x0};
 }
 
 /* Make the workers ready for the current crop, whose image is encoded. */
@@ -600,38 +584,41 @@ static void leave_crop(Generator *g)
     g->decoder = NULL;
 }
 
+/* The grid of points of the crop, batch by batch; then NMS within the crop. */
+static int process_points_of_crop(Generator *g, Candidates *list, Progress *progress, Error *err)
+{
+    const int n_points = build_point_grid(g->options, &g->crop, g->points);
+    for (int first = 0; first < n_points; first += POINTS_PER_BATCH) {
+        const int n = n_points - first < POINTS_PER_BATCH ? n_points - first : POINTS_PER_BATCH;
+        if (process_batch(g, list, g->points + 2 * first, n, progress, err))
+            return -1;
+        count_points(progress, 0); /* another thread may have counted the last */
+    }
+    for (size_t i = 0; i < list->n; i++)
+        list->items[i].nms_score = list->items[i].iou_pred;
+    return batched_nms(list, g->options->box_nms_thresh, err);
+}
+
 /* All points of g->crop; the survivors of its NMS are appended to `all`. */
 static int process_crop(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
-    const int n_points = crop_points(g->options, &g->crop, g->points);
+    const SamPicture picture = crop_picture(g);
     Candidates list = {0};
     SamImage image;
-    if (sam_encode(g->sam, state, &image, crop_pixels(g), g->crop.y1 - g->crop.y0, g->crop.x1 - g->crop.x0, 0,
-                   NULL, NULL, err))
+    if (sam_encode(g->sam, state, &image, &picture, NULL, err))
         return -1;
     int status = enter_crop(g, &image, err);
-    for (int first = 0; first < n_points && status == 0; first += POINTS_PER_BATCH) {
-        const int n = n_points - first < POINTS_PER_BATCH ? n_points - first : POINTS_PER_BATCH;
-        status = work_off_batch(g, &list, g->points + 2 * first, n, progress, err);
-        if (status == 0)
-            count_points(progress, 0); /* another thread may have counted the last */
-    }
+    if (status == 0)
+        status = process_points_of_crop(g, &list, progress, err);
     leave_crop(g);
     sam_image_free(&image);
     if (status == 0)
-        status = suppress_within_crop(&list, g->options->box_nms_thresh, err);
-    size_t moved = 0;
-    while (status == 0 && moved < list.n) {
-        status = candidates_push(all, &list.items[moved], err);
-        moved += status == 0;
-    }
-    for (size_t i = 0; i < moved; i++)
-        list.items[i].rle = (Rle){0}; /* `all` has them now */
+        status = candidates_move(all, &list, err);
     candidates_free(&list);
     return status;
 }
 
-/* ---- small regions ----------------------------------------------------------------------------*/
+/* ---- remove_small_regions ---------------------------------------------------------------------*/
 
 /* A vertical run of one value inside one column: rows y0 to y1 (exclusive). */
 typedef struct Run {
@@ -672,8 +659,8 @@ static size_t find_root(Run *runs, size_t i)
     return i;
 }
 
-/* Join runs of `value` that touch, also by a corner (8-connected), and sum the components' areas. */
-static void connect_runs(Run *runs, size_t n, uint8_t value, int width)
+/* Every run a component of its own. */
+static void isolate_runs(Run *runs, size_t n, int width)
 {
     const int64_t blocks_wide = (width + 1) / 2;
     for (size_t i = 0; i < n; i++) {
@@ -681,8 +668,13 @@ static void connect_runs(Run *runs, size_t n, uint8_t value, int width)
         runs[i].area = runs[i].y1 - runs[i].y0;
         runs[i].first = (int64_t)(runs[i].y0 / 2) * blocks_wide + runs[i].x / 2;
     }
+}
+
+/* Join runs of `value` that touch, also by a corner (8-connected). a walks through the column before b's: a
+ * run that ends first can touch nothing further on. */
+static void connect_runs(Run *runs, size_t n, uint8_t value)
+{
     for (size_t a = 0, b = 0; b < n;) {
-        /* a walks through the column before b's; a run that ends first can touch nothing further on */
         if (runs[b].value != value || runs[b].x == 0)
             b++;
         else if (runs[a].value != value || runs[a].x < runs[b].x - 1)
@@ -698,6 +690,11 @@ static void connect_runs(Run *runs, size_t n, uint8_t value, int width)
                 b++;
         }
     }
+}
+
+/* Each component's area and first block to its root. */
+static void measure_components(Run *runs, size_t n)
+{
     for (size_t i = 0; i < n; i++) {
         const size_t root = find_root(runs, i);
         if (root == i)
@@ -727,44 +724,62 @@ static int join_runs(Rle *rle, const Run *runs, size_t n, Error *err)
     return 0;
 }
 
-/* See amg.h. Each component's area stands at its root; equal largest islands are told apart by where
- * OpenCV's labelling, which goes by 2×2 blocks, meets them first. */
-int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err)
+/* Equally large islands are told apart by the one that OpenCV's labelling, which goes by 2×2 blocks, meets
+ * first. */
+static int is_larger(const Run *a, const Run *b)
 {
-    const uint8_t value = islands != 0;
-    size_t n, n_large = 0, largest = SIZE_MAX;
-    Run *runs = split_runs(rle, &n, err);
-    if (!runs)
-        return -1;
-    connect_runs(runs, n, value, rle->width);
-    *changed = 0;
+    return a->area != b->area ? a->area > b->area : a->first < b->first;
+}
+
+/* The roots of components of `value`: how many are small, how many not, and the largest of all (SIZE_MAX:
+ * none). */
+typedef struct Components {
+    size_t n_small, n_large, largest;
+} Components;
+
+static Components count_components(const Run *runs, size_t n, uint8_t value, int min_area)
+{
+    Components c = {.largest = SIZE_MAX};
     for (size_t i = 0; i < n; i++) {
         if (runs[i].value != value || runs[i].parent != i)
             continue;
         if (runs[i].area < min_area)
-            *changed = 1;
+            c.n_small++;
         else
-            n_large++;
-        if (largest == SIZE_MAX || runs[i].area > runs[largest].area ||
-            (runs[i].area == runs[largest].area && runs[i].first < runs[largest].first))
-            largest = i;
+            c.n_large++;
+        if (c.largest == SIZE_MAX || is_larger(&runs[i], &runs[c.largest]))
+            c.largest = i;
     }
-    const size_t spared = islands && n_large == 0 ? largest : SIZE_MAX;
+    return c;
+}
+
+int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err)
+{
+    const uint8_t value = islands != 0;
+    size_t n;
+    Run *runs = split_runs(rle, &n, err);
+    if (!runs)
+        return -1;
+    isolate_runs(runs, n, rle->width);
+    connect_runs(runs, n, value);
+    measure_components(runs, n);
+    const Components components = count_components(runs, n, value, min_area);
+    const size_t spared = islands && components.n_large == 0 ? components.largest : SIZE_MAX;
     int status = 0;
-    if (*changed) {
-        for (size_t i = 0; i < n; i++) {
-            const size_t root = find_root(runs, i);
-            if (runs[i].value == value && runs[root].area < min_area && root != spared)
-                runs[i].value = !value; /* areas stay at the roots */
-        }
-        status = join_runs(rle, runs, n, err);
+    *changed = components.n_small > 0;
+    for (size_t i = 0; i < n && *changed; i++) {
+        const size_t root = find_root(runs, i);
+        if (runs[i].value == value && runs[root].area < min_area && root != spared)
+            runs[i].value = !value; /* areas stay at the roots */
     }
+    if (*changed)
+        status = join_runs(rle, runs, n, err);
     free(runs);
     return status;
 }
 
 /* batched_mask_to_box: inclusive corners; zeros for an empty mask. */
-static void box_of_rle(const Rle *rle, float box[4])
+static void batched_mask_to_box(const Rle *rle, float box[4])
 {
     const size_t h = (size_t)rle->height;
     size_t at = 0, x0 = SIZE_MAX, y0 = SIZE_MAX, x1 = 0, y1 = 0;
@@ -786,29 +801,22 @@ static void box_of_rle(const Rle *rle, float box[4])
     box[3] = empty ? 0 : (float)y1;
 }
 
-/* postprocess_small_regions: clean every mask, then NMS that prefers masks that needed no cleaning. */
-static int clean_masks(Candidates *list, int min_area, double nms_threshold, Error *err)
+/* Clean every mask; then NMS that prefers masks that needed no cleaning. */
+static int postprocess_small_regions(Candidates *list, int min_area, double nms_thresh, Error *err)
 {
-    float *scores = malloc((list->n + 1) * sizeof *scores);
-    if (!scores)
-        return fail_memory(err, "mask scores", list->n * sizeof *scores);
-    int status = 0;
-    for (size_t i = 0; i < list->n && status == 0; i++) {
-        int filled = 0, erased = 0;
-        status = amg_remove_small_regions(&list->items[i].rle, min_area, 0, &filled, err);
-        if (status == 0)
-            status = amg_remove_small_regions(&list->items[i].rle, min_area, 1, &erased, err);
-        scores[i] = filled || erased ? 0 : 1;
+    for (Candidate *c = list->items; c < list->items + list->n; c++) {
+        int filled, erased;
+        if (amg_remove_small_regions(&c->rle, min_area, 0, &filled, err) ||
+            amg_remove_small_regions(&c->rle, min_area, 1, &erased, err))
+            return -1;
+        c->nms_score = filled || erased ? 0 : 1;
         if (filled || erased)
-            box_of_rle(&list->items[i].rle, list->items[i].box);
+            batched_mask_to_box(&c->rle, c->box);
     }
-    if (status == 0)
-        status = suppress(list, scores, nms_threshold, err);
-    free(scores);
-    return status;
+    return batched_nms(list, nms_thresh, err);
 }
 
-/* ---- the whole --------------------------------------------------------------------------------*/
+/* ---- generate ---------------------------------------------------------------------------------*/
 
 static void generator_free(Generator *g)
 {
@@ -830,62 +838,70 @@ static void generator_free(Generator *g)
 
 static int worker_init(Worker *worker, const Generator *g, Error *err)
 {
-    const SamConfig *c = sam_config(g->sam);
-    const size_t side = 4 * (size_t)(c->image_size / c->patch_size), n_masks = (size_t)c->n_multimask;
+    const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w,
+                 n_logits = g->n_masks * g->n_low_res;
     /* as many points together as the decoder likes, but enough portions of a batch for all workers */
     worker->scratch = sam_scratch_new(g->sam, 1, POINTS_PER_BATCH / (4 * g->n_workers), err);
     if (!worker->scratch)
         return -1;
-    worker->low_res = aligned_array(n_masks * side * side, sizeof(float));
-    worker->iou = malloc(SAM_TOGETHER * (n_masks + 1) * sizeof(float));
-    worker->tokens = malloc(n_masks * sizeof(int));
-    worker->mask = calloc((size_t)g->h, (size_t)g->w);
+    worker->low_res = aligned_array(n_logits, sizeof(float));
+    worker->iou = malloc(SAM_TOGETHER * (g->n_masks + 1) * sizeof(float));
+    worker->tokens = malloc(g->n_masks * sizeof(int));
+    worker->mask = calloc(n_pixels, 1);
     if (!worker->low_res || !worker->iou || !worker->tokens || !worker->mask)
-        return fail_memory(err, "mask generation",
-                           (unsigned long long)g->h * g->w + n_masks * side * side * sizeof(float));
+        return fail_memory(err, "mask generation", n_pixels + n_logits * sizeof(float));
     return 0;
 }
 
 static int generator_init(Generator *g, Error *err)
 {
-    const size_t n_slots = (size_t)POINTS_PER_BATCH * (size_t)sam_config(g->sam)->n_multimask;
-    const size_t n_points = (size_t)g->options->points_per_side * (size_t)g->options->points_per_side;
-    const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * (size_t)g->h * g->w : 0;
+    const size_t side = (size_t)g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
+    const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w;
+    const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * n_pixels : 0;
     int n_threads = tensor_team_size(); /* not more, where each image has a thread */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
     g->workers = calloc((size_t)g->n_workers, sizeof *g->workers);
-    g->batch = calloc(n_slots, sizeof *g->batch);
+    g->batch = calloc(n_places, sizeof *g->batch);
     g->crop_rgb = crop_bytes ? malloc(crop_bytes) : NULL;
-    g->points = malloc(2 * n_points * sizeof *g->points);
+    g->points = malloc(2 * side * side * sizeof *g->points);
     if (!g->workers || !g->batch || !g->points || (crop_bytes && !g->crop_rgb))
-        return fail_memory(err, "mask generation", n_slots * sizeof *g->batch + crop_bytes);
+        return fail_memory(err, "mask generation", n_places * sizeof *g->batch + crop_bytes);
     for (int i = 0; i < g->n_workers; i++)
         if (worker_init(&g->workers[i], g, err))
             return -1;
     return 0;
 }
 
-static int generate(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
+/* NMS among the crops: masks of smaller crops are preferred. */
+static int nms_among_crops(Candidates *all, double threshold, Error *err)
+{
+    for (Candidate *c = all->items; c < all->items + all->n; c++) {
+        const int64_t area = (int64_t)(c->crop.x1 - c->crop.x0) * (c->crop.y1 - c->crop.y0);
+        c->nms_score = 1.0f / (float)area;
+    }
+    return batched_nms(all, threshold, err);
+}
+
+/* _generate_masks, and the small regions. */
+static int generate_masks(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
     const AmgOptions *o = g->options;
+    const double thresh = o->box_nms_thresh > o->crop_nms_thresh ? o->box_nms_thresh : o->crop_nms_thresh;
     int n_crops, status = 0;
-    Crop *crops = make_crops(o, g->h, g->w, &n_crops, err);
+    Crop *crops = generate_crop_boxes(o, g->picture, &n_crops, err);
     if (!crops)
         return -1;
     for (int i = 0; i < n_crops; i++)
-        progress->total += crop_points(o, &crops[i], NULL);
+        progress->total += build_point_grid(o, &crops[i], NULL);
     for (int i = 0; i < n_crops && status == 0; i++) {
         g->crop = crops[i];
         status = process_crop(g, state, all, progress, err);
     }
     free(crops);
-    if (status == 0 && n_crops > 1)
-        status = suppress_among_crops(all, o->crop_nms_thresh, err);
-    if (status == 0 && o->min_mask_region_area > 0)
-        status =
-            clean_masks(all, o->min_mask_region_area,
-                        o->box_nms_thresh > o->crop_nms_thresh ? o->box_nms_thresh : o->crop_nms_thresh, err);
-    return status;
+    if (status != 0 || (n_crops > 1 && nms_among_crops(all, o->crop_nms_thresh, err)))
+        return -1;
+    return o->min_mask_region_area > 0 ? postprocess_small_regions(all, o->min_mask_region_area, thresh, err)
+                                       : 0;
 }
 
 /* The records of the official generator; the run lengths pass to them. */
@@ -901,8 +917,8 @@ static int write_records(AmgMasks *out, Candidates *all, Error *err)
         m->segmentation = c->rle;
         c->rle = (Rle){0};
         m->area = rle_area(&m->segmentation);
-        m->predicted_iou = c->iou;
-        m->stability_score = c->stability;
+        m->predicted_iou = c->iou_pred;
+        m->stability_score = c->stability_score;
         const float bbox[4] = {c->box[0], c->box[1], c->box[2] - c->box[0], c->box[3] - c->box[1]};
         const float crop[4] = {(float)c->crop.x0, (float)c->crop.y0, (float)(c->crop.x1 - c->crop.x0),
                                (float)(c->crop.y1 - c->crop.y0)};
@@ -914,25 +930,28 @@ static int write_records(AmgMasks *out, Candidates *all, Error *err)
 }
 
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
-                 const uint8_t *rgb, int h, int w, AmgProgress progress, void *user, Error *err)
+                 const SamPicture *picture, AmgProgress progress, void *user, Error *err)
 {
+    const SamConfig *c = sam_config(sam);
+    const size_t low_res_side = 4 * (size_t)(c->image_size / c->patch_size);
     *out = (AmgMasks){0};
-    if (h < 1 || w < 1 || (int64_t)h * w > INT_MAX)
-        return fail(err, "mask generation: a picture of %d x %d pixels is not from 1 to %d pixels large", w,
-                    h, INT_MAX);
+    if (picture->h < 1 || picture->w < 1 || (int64_t)picture->h * picture->w > INT_MAX)
+        return fail(err, "mask generation: a picture of %d x %d pixels is not from 1 to %d pixels large",
+                    picture->w, picture->h, INT_MAX);
     if (check_options(options, err))
         return -1;
-    Generator generator = {.sam = sam, .options = options, .rgb = rgb, .h = h, .w = w};
+    Generator generator = {.sam = sam,
+                           .options = options,
+                           .picture = picture,
+                           .n_masks = (size_t)c->n_multimask,
+                           .n_low_res = low_res_side * low_res_side};
     Progress report = {.call = progress, .user = user};
     Candidates all = {0};
-    int status = generator_init(&generator, err);
-    if (status == 0)
-        status = generate(&generator, state, &all, &report, err);
-    if (status == 0)
-        status = write_records(out, &all, err);
+    int status = generator_init(&generator, err) || generate_masks(&generator, state, &all, &report, err) ||
+                 write_records(out, &all, err);
     generator_free(&generator);
     candidates_free(&all);
-    return status;
+    return status ? -1 : 0;
 }
 
 void amg_masks_free(AmgMasks *masks)

@@ -1,452 +1,131 @@
-/* sam.c - Segment Anything: opening a model, and the way from a picture to the network's input
- * (segment_anything: build_sam.py, modeling/sam.py, utils/transforms.py).
+/* sam.c - Segment Anything (Kirillov et al. 2023), the whole network, to be read beside the official code:
+ * segment_anything/modeling/{sam,image_encoder,prompt_encoder,transformer,mask_decoder}.py. Functions and
+ * members have the official names. On the right: the sizes of ViT-B, and of a prompt of one point.
  *
- *   picture [h][w][3] --resize, normalise, pad--> pixels [3][S][S] --sam_encoder.c--> embedding [g][g][C]
- *   prompt + embedding --sam_decoder.c--> low-res logits [4g][4g] --sam_rows.c--> logits [h][w]
+ *   picture [h][w][3]
+ *     Sam.preprocess       longest side to S, normalise, pad      pixels [3][S][S]     S = 1024
+ *     ImageEncoderViT      patches of 16 pixels, pos_embed        [g][g][embed_dim]    64 x 64 x 768
+ *                          blocks: attention and MLP              12 blocks, 12 heads of 64, MLP of 3072
+ *                            in windows of 14 x 14, or global     global: blocks 2, 5, 8, 11
+ *                          neck: two convolutions                 embedding [g][g][C]  64 x 64 x 256
+ *   prompt
+ *     PromptEncoder        points, box -> sparse                  [n_sparse][C]        2 x 256
+ *                          mask, or no_mask_embed -> dense        [g][g][C]            64 x 64 x 256
+ *     MaskDecoder          tokens = iou_token, mask_tokens,       [T][C]               7 x 256
+ *                            sparse
+ *       TwoWayTransformer  blocks: self_attn,                     2 blocks, 8 heads, internal_dim 256
+ *                            cross_attn_token_to_image,           internal_dim 128
+ *                            mlp,                                 2048
+ *                            cross_attn_image_to_token            internal_dim 128
+ *                          final_attn_token_to_image              internal_dim 128
+ *       output_upscaling   two transposed convolutions            [4g][4g][C/8]        256 x 256 x 32
+ *       output_hypernetworks_mlps(mask token) . upscaled image    low-res logits [4g][4g]
+ *       iou_prediction_head(iou token)                            predicted IoU of each mask
+ *     Sam.postprocess_masks                                       logits [h][w]
  *
- * S = image_size, g = S / patch_size, C = out_chans. All sizes come from the weights file's metadata and
- * from the shapes of its tensors, and each shape is checked: a file that lies is refused with the
- * tensor's name. */
+ * g = grid = S / patch_size; n = g * g image positions in row-major order; C = out_chans = transformer_dim.
+ * Everything is channel-last, so that LayerNorm2d is LayerNorm and a 1 x 1 convolution is a Linear. The
+ * weights come from load/sam_load.c. Light models have another image encoder (encoders/) in the place of
+ * ImageEncoderViT's blocks; the neck and all the rest are the same. */
 #include "sam.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/fail.h"
-#include "sam_model.h"
 
-/* ---- configuration ----------------------------------------------------------------------------*/
-
-int sam_dim_of(const Safetensors *st, const char *name, int axis)
+static size_t larger(size_t a, size_t b)
 {
-    const StTensor *tensor = st_find(st, name);
-    if (!tensor || axis >= tensor->n_dims || tensor->shape[axis] > 1 << 24)
-        return 0;
-    return (int)tensor->shape[axis];
+    return a > b ? a : b;
 }
 
-int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit)
+/* out = a + b, n floats */
+static void sum(float *out, const float *a, const float *b, size_t n)
 {
-    char name[160];
-    int n = 0;
-    for (; n <= limit; n++) {
-        snprintf(name, sizeof name, "%s%d%s", before, n, after);
-        if (!st_find(st, name))
-            break;
-    }
-    return n;
+    for (size_t i = 0; i < n; i++)
+        out[i] = a[i] + b[i];
 }
 
-/* The metadata's number, or, when the key is absent, what the tensors' shapes say (0: they do not). */
-static int config_int(const Safetensors *st, const char *key, int from_shapes, int min, int max, int *out,
+static void tap_tensor(const SamTap *tap, const char *name, int n_dims, const int64_t *shape,
+                       const float *data)
+{
+    if (tap)
+        tap->call(tap->user, name, n_dims, shape, data);
+}
+
+/* data [n][channels], handed over as PyTorch has it, [channels][grid][grid]. 0, or -1 (no memory). */
+static int tap_planar(const SamTap *tap, const char *name, const float *data, int grid, int channels,
                       Error *err)
 {
-    if (st_meta(st, key) || from_shapes == 0)
-        return st_meta_int(st, key, min, max, out, err);
-    if (from_shapes < min || from_shapes > max)
-        return fail(err, "%s: the tensors' shapes give %s = %d, expected %d to %d", st_path(st), key,
-                    from_shapes, min, max);
-    *out = from_shapes;
+    const size_t n = (size_t)grid * (size_t)grid, dim = (size_t)channels;
+    if (!tap)
+        return 0;
+    float *planar = aligned_array(n * dim, sizeof *planar);
+    if (!planar)
+        return fail_memory(err, name, n * dim * sizeof *planar);
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < dim; c++)
+            planar[c * n + i] = data[i * dim + c];
+    tap_tensor(tap, name, 3, (int64_t[]){channels, grid, grid}, planar);
+    free(planar);
     return 0;
 }
 
-/* How many layers: as config_int, but a file may not have more of them than it says, for these would be left
- * out without a word. (Fewer: the missing tensor is named when it is looked for.) */
-static int config_depth(const Safetensors *st, const char *key, int n_found, int max, int *out, Error *err)
+/* ---- PositionEmbeddingRandom (prompt_encoder.py) ----------------------------------------------*/
+
+/* _pe_encoding: out [C] = sin and cos of 2·pi·(2·(x, y) - 1)·gaussian, for (x, y) in [0,1] over the padded
+ * input. */
+static void position_encoding(const SamWeights *w, float *out, float x, float y)
 {
-    if (config_int(st, key, n_found, 1, max, out, err))
-        return -1;
-    return n_found > *out ? fail(err, "%s: metadata key %s is %d, but there are tensors of %d layers",
-                                 st_path(st), key, *out, n_found)
-                          : 0;
-}
-
-/* "2,5,8,11"; may be empty. */
-static int config_global_blocks(const Safetensors *st, SamConfig *c, Error *err)
-{
-    const char *key = "sam.global_attn_indexes", *text = st_meta(st, key);
-    if (!text)
-        return fail(err, "%s: metadata key %s is missing", st_path(st), key);
-    c->n_global = 0;
-    for (const char *p = text; *p;) {
-        char *end;
-        long value = strtol(p, &end, 10);
-        if (end == p || value < 0 || value >= c->depth || c->n_global >= SAM_MAX_DEPTH ||
-            (*end && *end != ','))
-            return fail(err,
-                        "%s: metadata key %s is \"%.60s\", expected block numbers from 0 to %d with commas",
-                        st_path(st), key, text, c->depth - 1);
-        c->global_attn_indexes[c->n_global++] = (int)value;
-        p = *end ? end + 1 : end;
-    }
-    return 0;
-}
-
-/* MobileSAM's encoder: its sizes stand in its tensors' shapes, and tiny_vit.c reads them there. */
-static int read_tiny_vit_config(const Safetensors *st, SamConfig *c, Error *err)
-{
-    c->patch_size = TINY_VIT_PATCH;
-    if (config_int(st, "sam.image_size", 0, TINY_VIT_PATCH, 4096, &c->image_size, err) ||
-        config_int(st, "sam.embed_dim", sam_dim_of(st, "image_encoder.neck.0.weight", 1), 1, 8192,
-                   &c->embed_dim, err))
-        return -1;
-    return c->image_size % TINY_VIT_PATCH == 0
-               ? 0
-               : fail(err, "%s: sam.image_size %d is not a multiple of TinyViT's %d", st_path(st),
-                      c->image_size, TINY_VIT_PATCH);
-}
-
-/* hidden / dim such that the official constructor's int(dim * ratio) is hidden again. */
-static double ratio_of(int hidden, int dim)
-{
-    const double ratio = (double)hidden / dim;
-    return (int)(dim * ratio) == hidden ? ratio : (hidden + 0.5) / dim;
-}
-
-static int read_encoder_config(const Safetensors *st, SamConfig *c, Error *err)
-{
-    const char *encoder = st_meta(st, "sam.encoder");
-    if (encoder && strcmp(encoder, "tiny_vit") == 0)
-        return read_tiny_vit_config(st, c, err);
-    if (encoder && strcmp(encoder, "vit") != 0)
-        return fail(err, "%s: metadata key sam.encoder is %.60s, expected vit or tiny_vit", st_path(st),
-                    encoder);
-    const char *patch = "image_encoder.patch_embed.proj.weight";
-    int head_dim = sam_dim_of(st, "image_encoder.blocks.0.attn.rel_pos_h", 1);
-    int grid = sam_dim_of(st, "image_encoder.pos_embed", 1);
-    int depth = sam_count_tensors(st, "image_encoder.blocks.", ".norm1.weight", SAM_MAX_DEPTH);
-    if (config_int(st, "sam.patch_size", sam_dim_of(st, patch, 2), 1, 256, &c->patch_size, err) ||
-        config_int(st, "sam.embed_dim", sam_dim_of(st, patch, 0), 1, 8192, &c->embed_dim, err) ||
-        config_int(st, "sam.image_size", grid <= 4096 ? grid * c->patch_size : 0, 1, 4096, &c->image_size,
-                   err) ||
-        config_depth(st, "sam.depth", depth, SAM_MAX_DEPTH, &c->depth, err) ||
-        config_int(st, "sam.n_heads", head_dim > 0 ? c->embed_dim / head_dim : 0, 1, 256, &c->n_heads, err) ||
-        config_int(st, "sam.window_size", 0, 0, 256, &c->window_size, err) ||
-        config_global_blocks(st, c, err))
-        return -1;
-    c->mlp_ratio = ratio_of(sam_dim_of(st, "image_encoder.blocks.0.mlp.lin1.weight", 0), c->embed_dim);
-    if (st_meta(st, "sam.mlp_ratio") && st_meta_float(st, "sam.mlp_ratio", 1.0 / 64, 64, &c->mlp_ratio, err))
-        return -1;
-    if (c->image_size % c->patch_size != 0 || c->image_size / c->patch_size > 256)
-        return fail(err, "%s: sam.image_size %d is not 1 to 256 times sam.patch_size %d", st_path(st),
-                    c->image_size, c->patch_size);
-    if (c->embed_dim % c->n_heads != 0)
-        return fail(err, "%s: sam.embed_dim %d is not a multiple of sam.n_heads %d", st_path(st),
-                    c->embed_dim, c->n_heads);
-    return 0;
-}
-
-static int read_decoder_config(const Safetensors *st, SamConfig *c, Error *err)
-{
-    int n_layers =
-        sam_count_tensors(st, "mask_decoder.transformer.layers.", ".norm1.weight", SAM_MAX_DECODER_DEPTH);
-    int channels = sam_dim_of(st, "image_encoder.neck.0.weight", 0);
-    int cross_dim = sam_dim_of(st, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight", 0);
-    int n_tokens = sam_dim_of(st, "mask_decoder.mask_tokens.weight", 0);
-    int mlp_dim = sam_dim_of(st, "mask_decoder.transformer.layers.0.mlp.lin1.weight", 0);
-    int iou_depth = sam_count_tensors(st, "mask_decoder.iou_prediction_head.layers.", ".weight", SAM_MAX_MLP);
-    int iou_hidden = sam_dim_of(st, "mask_decoder.iou_prediction_head.layers.0.weight", 0);
-    if (config_int(st, "sam.out_chans", channels, 8, 4096, &c->out_chans, err) ||
-        config_int(st, "sam.mask_in_chans", sam_dim_of(st, "prompt_encoder.mask_downscaling.3.weight", 0), 4,
-                   1024, &c->mask_in_chans, err) ||
-        config_depth(st, "sam.decoder_depth", n_layers, SAM_MAX_DECODER_DEPTH, &c->decoder_depth, err) ||
-        config_int(st, "sam.decoder_mlp_dim", mlp_dim, 1, 65536, &c->decoder_mlp_dim, err) ||
-        config_int(st, "sam.decoder_heads", 0, 1, 64, &c->decoder_heads, err) ||
-        config_int(st, "sam.attention_downsample_rate", cross_dim > 0 ? c->out_chans / cross_dim : 0, 1, 64,
-                   &c->attention_downsample_rate, err) ||
-        config_int(st, "sam.num_multimask_outputs", n_tokens > 1 ? n_tokens - 1 : 0, 1,
-                   SAM_MAX_MASK_TOKENS - 1, &c->n_multimask, err) ||
-        config_depth(st, "sam.iou_head_depth", iou_depth, SAM_MAX_MLP, &c->iou_head_depth, err) ||
-        config_int(st, "sam.iou_head_hidden_dim", c->iou_head_depth > 1 ? iou_hidden : 1, 1, 65536,
-                   &c->iou_head_hidden_dim, err))
-        return -1;
-    int cross = c->out_chans / c->attention_downsample_rate;
-    if (c->out_chans % 8 != 0 || c->out_chans % c->attention_downsample_rate != 0 ||
-        c->out_chans % c->decoder_heads != 0 || cross % c->decoder_heads != 0)
-        return fail(err,
-                    "%s: sam.out_chans %d does not divide by 8, by sam.attention_downsample_rate %d and by "
-                    "sam.decoder_heads %d",
-                    st_path(st), c->out_chans, c->attention_downsample_rate, c->decoder_heads);
-    if (c->mask_in_chans % 4 != 0)
-        return fail(err, "%s: sam.mask_in_chans %d is not a multiple of 4", st_path(st), c->mask_in_chans);
-    return 0;
-}
-
-static int read_config(const Safetensors *st, SamConfig *c, Error *err)
-{
-    const char *model = st_meta(st, "samlad.model");
-    if (!model || strcmp(model, "sam") != 0)
-        return fail(err, "%s: metadata key samlad.model is %.60s, expected \"sam\"", st_path(st),
-                    model ? model : "missing");
-    if (read_encoder_config(st, c, err) || read_decoder_config(st, c, err) ||
-        st_meta_floats(st, "sam.pixel_mean", 3, c->pixel_mean, err) ||
-        st_meta_floats(st, "sam.pixel_std", 3, c->pixel_std, err))
-        return -1;
-    for (int i = 0; i < 3; i++)
-        if (!(c->pixel_std[i] > 0))
-            return fail(err, "%s: metadata key sam.pixel_std has a value that is not above 0", st_path(st));
-    c->mask_threshold = 0; /* a constant of the official class */
-    return 0;
-}
-
-/* ---- weights ----------------------------------------------------------------------------------*/
-
-/* Remembers that a tensor was wrong, so that a loader reads as a list of names and shapes. */
-typedef struct Loader {
-    Safetensors *st;
-    Error *err;
-    int failed;
-} Loader;
-
-static const float *load(Loader *l, int n_dims, const int64_t *shape, const char *name)
-{
-    if (l->failed)
-        return NULL; /* keep the first sentence */
-    const float *data = st_weight(l->st, l->err, n_dims, shape, "%s", name);
-    l->failed |= !data;
-    return data;
-}
-
-/* NAME.weight of the given shape, NAME.bias [n_bias]; NAME is printf-style. */
-static SamAffine load_affine(Loader *l, int n_dims, const int64_t *shape, int n_bias, const char *format,
-                             va_list args)
-{
-    char prefix[120], name[128];
-    vsnprintf(prefix, sizeof prefix, format, args);
-    SamAffine a;
-    snprintf(name, sizeof name, "%s.weight", prefix);
-    a.weight = load(l, n_dims, shape, name);
-    snprintf(name, sizeof name, "%s.bias", prefix);
-    a.bias = load(l, 1, (int64_t[]){n_bias}, name);
-    return a;
-}
-
-__attribute__((format(printf, 4, 5))) static SamAffine load_linear(Loader *l, int n_out, int n_in,
-                                                                   const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    SamAffine a = load_affine(l, 2, (int64_t[]){n_out, n_in}, n_out, format, args);
-    va_end(args);
-    return a;
-}
-
-__attribute__((format(printf, 3, 4))) static SamAffine load_norm(Loader *l, int dim, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    SamAffine a = load_affine(l, 1, (int64_t[]){dim}, dim, format, args);
-    va_end(args);
-    return a;
-}
-
-/* A convolution [a][b][kernel][kernel] with a bias of n_bias (a; for transposed ones b). */
-__attribute__((format(printf, 6, 7))) static SamAffine load_conv(Loader *l, int a, int b, int kernel,
-                                                                 int n_bias, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    SamAffine conv = load_affine(l, 4, (int64_t[]){a, b, kernel, kernel}, n_bias, format, args);
-    va_end(args);
-    return conv;
-}
-
-/* A relative position table [1 to 8191][head_dim]; get_rel_pos resamples it when the length is not the one
- * that is needed. */
-static const float *load_rel_pos(Loader *l, int *length, int head_dim, int block, char axis)
-{
-    char name[80];
-    snprintf(name, sizeof name, "image_encoder.blocks.%d.attn.rel_pos_%c", block, axis);
-    const float *table = load(l, 2, (int64_t[]){-1, head_dim}, name);
-    *length = sam_dim_of(l->st, name, 0);
-    if (table && (*length < 1 || *length > 8191)) {
-        l->failed = 1;
-        fail(l->err, "%s: tensor %s has %d rows, expected 1 to 8191", st_path(l->st), name, *length);
-    }
-    return table;
-}
-
-/* A linear layer of a block of the image encoder. */
-static Linear load_layer(Loader *l, int n_out, int n_in, int block, const char *name)
-{
-    SamAffine a = load_linear(l, n_out, n_in, "image_encoder.blocks.%d.%s", block, name);
-    return (Linear){a.weight, a.bias, NULL, n_out, n_in};
-}
-
-static SamAffine load_patch_embed(Loader *l, int dim, int patch)
-{
-    SamAffine a;
-    a.weight = load(l, 4, (int64_t[]){dim, 3, patch, patch}, "image_encoder.patch_embed.proj.weight");
-    a.bias = load(l, 1, (int64_t[]){dim}, "image_encoder.patch_embed.proj.bias");
-    return a;
-}
-
-static void load_vit(Sam *sam, Loader *l)
-{
-    const SamConfig *c = &sam->config;
-    const char *root = "image_encoder";
-    int dim = c->embed_dim, head_dim = dim / c->n_heads;
-    sam->patch_embed = load_patch_embed(l, dim, c->patch_size);
-    sam->pos_embed = load(l, 4, (int64_t[]){1, sam->grid, sam->grid, dim}, "image_encoder.pos_embed");
-    for (int i = 0; i < c->depth; i++) {
-        SamBlock *b = &sam->blocks[i];
-        b->norm1 = load_norm(l, dim, "%s.blocks.%d.norm1", root, i);
-        b->qkv = load_layer(l, 3 * dim, dim, i, "attn.qkv");
-        b->proj = load_layer(l, dim, dim, i, "attn.proj");
-        b->rel_pos_h = load_rel_pos(l, &b->n_rel_h, head_dim, i, 'h');
-        b->rel_pos_w = load_rel_pos(l, &b->n_rel_w, head_dim, i, 'w');
-        b->norm2 = load_norm(l, dim, "%s.blocks.%d.norm2", root, i);
-        b->lin1 = load_layer(l, sam->hidden, dim, i, "mlp.lin1");
-        b->lin2 = load_layer(l, dim, sam->hidden, i, "mlp.lin2");
-        b->window = c->window_size;
-        for (int k = 0; k < c->n_global; k++)
-            if (c->global_attn_indexes[k] == i)
-                b->window = 0;
-    }
-}
-
-static void load_tiny_vit(Sam *sam, Loader *l)
-{
-    sam->tiny_vit = tiny_vit_open(l->st, sam->config.image_size, l->err);
-    if (!sam->tiny_vit)
-        l->failed = 1;
-    else if (tiny_vit_dim(sam->tiny_vit) != sam->config.embed_dim)
-        l->failed = !!fail(l->err, "%s: TinyViT gives %d channels, its neck takes %d", st_path(l->st),
-                           tiny_vit_dim(sam->tiny_vit), sam->config.embed_dim);
-}
-
-static void load_encoder(Sam *sam, Loader *l)
-{
-    const char *root = "image_encoder";
-    const int dim = sam->config.embed_dim, channels = sam->config.out_chans;
-    if (sam->config.depth > 0)
-        load_vit(sam, l);
-    else
-        load_tiny_vit(sam, l);
-    sam->neck_conv1 = load(l, 4, (int64_t[]){channels, dim, 1, 1}, "image_encoder.neck.0.weight");
-    sam->neck_norm1 = load_norm(l, channels, "%s.neck.1", root);
-    sam->neck_conv2 = load(l, 4, (int64_t[]){channels, channels, 3, 3}, "image_encoder.neck.2.weight");
-    sam->neck_norm2 = load_norm(l, channels, "%s.neck.3", root);
-}
-
-static void load_prompt_encoder(Sam *sam, Loader *l)
-{
-    const char *root = "prompt_encoder";
-    int channels = sam->config.out_chans, m = sam->config.mask_in_chans;
-    char name[80];
-    sam->gaussian = load(l, 2, (int64_t[]){2, channels / 2},
-                         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix");
-    for (int i = 0; i < 4; i++) {
-        snprintf(name, sizeof name, "prompt_encoder.point_embeddings.%d.weight", i);
-        sam->point_embeddings[i] = load(l, 2, (int64_t[]){1, channels}, name);
-    }
-    sam->not_a_point = load(l, 2, (int64_t[]){1, channels}, "prompt_encoder.not_a_point_embed.weight");
-    sam->no_mask = load(l, 2, (int64_t[]){1, channels}, "prompt_encoder.no_mask_embed.weight");
-    sam->mask_conv1 = load_conv(l, m / 4, 1, 2, m / 4, "%s.mask_downscaling.0", root);
-    sam->mask_norm1 = load_norm(l, m / 4, "%s.mask_downscaling.1", root);
-    sam->mask_conv2 = load_conv(l, m, m / 4, 2, m, "%s.mask_downscaling.3", root);
-    sam->mask_norm2 = load_norm(l, m, "%s.mask_downscaling.4", root);
-    sam->mask_conv3 = load_conv(l, channels, m, 1, channels, "%s.mask_downscaling.6", root);
-}
-
-static SamAttention load_attention(Loader *l, int dim, int inner_dim, const char *name)
-{
-    SamAttention a = {.inner_dim = inner_dim};
-    a.q = load_linear(l, inner_dim, dim, "%s.q_proj", name);
-    a.k = load_linear(l, inner_dim, dim, "%s.k_proj", name);
-    a.v = load_linear(l, inner_dim, dim, "%s.v_proj", name);
-    a.out = load_linear(l, dim, inner_dim, "%s.out_proj", name);
-    return a;
-}
-
-static void load_two_way_layer(Sam *sam, Loader *l, int i)
-{
-    SamTwoWayLayer *layer = &sam->layers[i];
-    int dim = sam->config.out_chans, mlp = sam->config.decoder_mlp_dim;
-    int cross = dim / sam->config.attention_downsample_rate;
-    char root[64], name[96];
-    snprintf(root, sizeof root, "mask_decoder.transformer.layers.%d", i);
-    snprintf(name, sizeof name, "%s.self_attn", root);
-    layer->self_attn = load_attention(l, dim, dim, name);
-    snprintf(name, sizeof name, "%s.cross_attn_token_to_image", root);
-    layer->token_to_image = load_attention(l, dim, cross, name);
-    snprintf(name, sizeof name, "%s.cross_attn_image_to_token", root);
-    layer->image_to_token = load_attention(l, dim, cross, name);
-    layer->norm1 = load_norm(l, dim, "%s.norm1", root);
-    layer->norm2 = load_norm(l, dim, "%s.norm2", root);
-    layer->norm3 = load_norm(l, dim, "%s.norm3", root);
-    layer->norm4 = load_norm(l, dim, "%s.norm4", root);
-    layer->lin1 = load_linear(l, mlp, dim, "%s.mlp.lin1", root);
-    layer->lin2 = load_linear(l, dim, mlp, "%s.mlp.lin2", root);
-}
-
-static void load_mask_decoder(Sam *sam, Loader *l)
-{
-    const SamConfig *c = &sam->config;
-    const char *root = "mask_decoder";
-    int dim = c->out_chans;
-    sam->iou_token = load(l, 2, (int64_t[]){1, dim}, "mask_decoder.iou_token.weight");
-    sam->mask_tokens = load(l, 2, (int64_t[]){sam->n_mask_tokens, dim}, "mask_decoder.mask_tokens.weight");
-    for (int i = 0; i < c->decoder_depth; i++)
-        load_two_way_layer(sam, l, i);
-    sam->final_attn = load_attention(l, dim, dim / c->attention_downsample_rate,
-                                     "mask_decoder.transformer.final_attn_token_to_image");
-    sam->norm_final = load_norm(l, dim, "%s.transformer.norm_final_attn", root);
-    sam->up_conv1 = load_conv(l, dim, dim / 4, 2, dim / 4, "%s.output_upscaling.0", root);
-    sam->up_norm = load_norm(l, dim / 4, "%s.output_upscaling.1", root);
-    sam->up_conv2 = load_conv(l, dim / 4, dim / 8, 2, dim / 8, "%s.output_upscaling.3", root);
-    for (int t = 0; t < sam->n_mask_tokens; t++)
-        for (int i = 0; i < 3; i++)
-            sam->hyper[t][i] = load_linear(l, i < 2 ? dim : dim / 8, dim,
-                                           "%s.output_hypernetworks_mlps.%d.layers.%d", root, t, i);
-    for (int i = 0; i < c->iou_head_depth; i++)
-        sam->iou_head[i] =
-            load_linear(l, i == c->iou_head_depth - 1 ? sam->n_mask_tokens : c->iou_head_hidden_dim,
-                        i == 0 ? dim : c->iou_head_hidden_dim, "%s.iou_prediction_head.layers.%d", root, i);
-}
-
-/* ---- what is made of the weights --------------------------------------------------------------*/
-
-void sam_position(const Sam *sam, float *out, float x, float y)
-{
-    const int half = sam->config.out_chans / 2;
+    const float *gaussian = w->prompt_encoder.positional_encoding_gaussian_matrix;
+    const int half = w->config.out_chans / 2;
     const float two_pi = (float)(2 * 3.14159265358979323846);
     const float cx = 2 * x - 1, cy = 2 * y - 1;
     for (int i = 0; i < half; i++) {
-        float angle = two_pi * (cx * sam->gaussian[i] + cy * sam->gaussian[half + i]);
+        float angle = two_pi * (cx * gaussian[i] + cy * gaussian[half + i]);
         out[i] = sinf(angle);
         out[half + i] = cosf(angle);
     }
 }
 
-/* ConvTranspose2d's [c_in][c_out][2][2] as [2·2][c_out][c_in]. */
-static void reorder_upscaling(float *out, const float *weight, int c_in, int c_out)
+/* PromptEncoder.get_dense_pe: the encoding of the centre of each image position, [g][g][C]. */
+static void get_dense_pe(const SamWeights *w, float *image_pe)
 {
-    for (int i = 0; i < c_in; i++)
-        for (int o = 0; o < c_out; o++)
-            for (int s = 0; s < 4; s++)
-                out[((size_t)s * c_out + o) * c_in + i] = weight[((size_t)i * c_out + o) * 4 + s];
+    const float grid = (float)w->grid;
+    for (int y = 0; y < w->grid; y++)
+        for (int x = 0; x < w->grid; x++, image_pe += w->config.out_chans)
+            position_encoding(w, image_pe, ((float)x + 0.5f) / grid, ((float)y + 0.5f) / grid);
 }
 
-static int derive(Sam *sam, Error *err)
+/* ---- the model --------------------------------------------------------------------------------*/
+
+static int open_encoder(Sam *sam, Safetensors *file, Error *err)
 {
-    const size_t channels = (size_t)sam->config.out_chans, n = (size_t)sam->n_positions;
-    const size_t n_up1 = channels * channels, n_up2 = channels / 4 * (channels / 2);
-    sam->derived = aligned_array(n * channels + n_up1 + n_up2, sizeof(float));
-    if (!sam->derived)
-        return fail_memory(err, "SAM's positional encoding", (n * channels + n_up1 + n_up2) * sizeof(float));
-    sam->dense_pe = sam->derived;
-    sam->up_weight1 = sam->dense_pe + n * channels;
-    sam->up_weight2 = sam->up_weight1 + n_up1;
-    for (int y = 0; y < sam->grid; y++)
-        for (int x = 0; x < sam->grid; x++)
-            sam_position(sam, sam->dense_pe + ((size_t)y * sam->grid + x) * channels,
-                         ((float)x + 0.5f) / (float)sam->grid, ((float)y + 0.5f) / (float)sam->grid);
-    reorder_upscaling(sam->up_weight1, sam->up_conv1.weight, (int)channels, (int)channels / 4);
-    reorder_upscaling(sam->up_weight2, sam->up_conv2.weight, (int)channels / 4, (int)channels / 8);
+    const int neck_dim = sam->weights.config.embed_dim;
+    if (!sam->encoder)
+        return 0;
+    sam->encoder_model = sam->encoder->open(file, sam->weights.config.image_size, err);
+    if (!sam->encoder_model)
+        return -1;
+    const int dim = sam->encoder->dim(sam->encoder_model);
+    return dim == neck_dim ? 0
+                           : fail(err, "%s: the image encoder %s gives %d channels, its neck takes %d",
+                                  st_path(file), sam->encoder->name, dim, neck_dim);
+}
+
+static int open_model(Sam *sam, Safetensors *file, Error *err)
+{
+    SamWeights *w = &sam->weights;
+    if (sam_encoder_find(&sam->encoder, file, err) ||
+        sam_load_config(w, file, sam->encoder ? sam->encoder->patch_size : 0, err) ||
+        open_encoder(sam, file, err) || sam_load_weights(w, file, err))
+        return -1;
+    sam->image_pe = aligned_array(w->n_embedding, sizeof(float));
+    if (!sam->image_pe)
+        return fail_memory(err, "SAM's positional encoding", w->n_embedding * sizeof(float));
+    get_dense_pe(w, sam->image_pe);
     return 0;
 }
 
@@ -457,20 +136,7 @@ Sam *sam_open(Safetensors *weights, Error *err)
         fail_memory(err, "a SAM model", sizeof *sam);
         return NULL;
     }
-    if (read_config(weights, &sam->config, err)) {
-        sam_close(sam);
-        return NULL;
-    }
-    sam->file = weights;
-    sam->grid = sam->config.image_size / sam->config.patch_size;
-    sam->n_positions = sam->grid * sam->grid;
-    sam->hidden = (int)(sam->config.embed_dim * sam->config.mlp_ratio);
-    sam->n_mask_tokens = sam->config.n_multimask + 1;
-    Loader loader = {weights, err, 0};
-    load_encoder(sam, &loader);
-    load_prompt_encoder(sam, &loader);
-    load_mask_decoder(sam, &loader);
-    if (loader.failed || derive(sam, err)) {
+    if (open_model(sam, weights, err)) {
         sam_close(sam);
         return NULL;
     }
@@ -481,23 +147,18 @@ void sam_close(Sam *sam)
 {
     if (!sam)
         return;
-    tiny_vit_close(sam->tiny_vit);
-    free(sam->derived);
+    if (sam->encoder)
+        sam->encoder->close(sam->encoder_model);
+    free(sam->image_pe);
     free(sam->packed);
     free(sam);
 }
 
-/* Called twice: to count, and with memory. */
-static void pack_blocks(Sam *sam, Arena *arena)
+static void pack(Sam *sam, Arena *arena)
 {
-    if (sam->tiny_vit)
-        tiny_vit_pack(sam->tiny_vit, arena);
-    for (SamBlock *b = sam->blocks; b < sam->blocks + sam->config.depth; b++) {
-        linear_pack(&b->qkv, arena);
-        linear_pack(&b->proj, arena);
-        linear_pack(&b->lin1, arena);
-        linear_pack(&b->lin2, arena);
-    }
+    if (sam->encoder)
+        sam->encoder->pack(sam->encoder_model, arena);
+    sam_pack_weights(&sam->weights, arena);
 }
 
 int sam_set_precision(Sam *sam, Precision precision, Error *err)
@@ -505,7 +166,7 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
     if (precision == (sam->packed ? PRECISION_BF16 : PRECISION_FP32))
         return 0;
     Arena arena = {0};
-    pack_blocks(sam, &arena); /* leaves no layer packed */
+    pack(sam, &arena); /* only counts, and leaves no layer packed */
     free(sam->packed);
     sam->packed = NULL;
     if (precision == PRECISION_FP32)
@@ -513,13 +174,13 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
     if (arena_allocate(&arena))
         return fail_memory(err, "SAM's weights in bf16", arena.size);
     sam->packed = arena.base;
-    pack_blocks(sam, &arena);
+    pack(sam, &arena);
     return 0;
 }
 
 const SamConfig *sam_config(const Sam *sam)
 {
-    return &sam->config;
+    return &sam->weights.config;
 }
 
 int sam_check_finite(const Sam *sam, const char *what, const float *values, size_t n, Error *err)
@@ -527,92 +188,295 @@ int sam_check_finite(const Sam *sam, const char *what, const float *values, size
     return all_finite(values, n)
                ? 0
                : fail(err, "%s: these weights give an %s with values that are not finite numbers",
-                      st_path(sam->file), what);
+                      st_path(sam->weights.file), what);
 }
 
 double sam_encoder_multiply_adds(const Sam *sam)
 {
-    const SamConfig *c = &sam->config;
-    const double dim = c->embed_dim, side = sam->grid, n = side * side;
+    const SamConfig *c = sam_config(sam);
+    const double dim = c->embed_dim, side = sam->weights.grid, n = side * side;
     const double patch = c->patch_size, out = c->out_chans, window = c->window_size;
     const double neck = n * out * (dim + 9 * out);
-    if (sam->tiny_vit)
-        return tiny_vit_multiply_adds(sam->tiny_vit) + neck;
-    double sum = n * dim * 3 * patch * patch + neck;
+    if (sam->encoder)
+        return sam->encoder->multiply_adds(sam->encoder_model) + neck;
+    double total = n * dim * 3 * patch * patch + neck;
     for (int i = 0; i < c->depth; i++) {
-        const int global = sam->blocks[i].window == 0;
+        const int global = sam->weights.image_encoder.blocks[i].window_size == 0;
         const double keys = global ? n : window * window, places = 2 * (global ? side : window);
-        sum += n * dim * dim * (4 + 2 * c->mlp_ratio) + n * dim * (2 * keys + places);
+        total += n * dim * dim * (4 + 2 * c->mlp_ratio) + n * dim * (2 * keys + places);
     }
-    return sum;
+    return total;
 }
 
-/* ---- from the picture to the network's input --------------------------------------------------*/
+/* ---- memory of the image encoder --------------------------------------------------------------*/
+
+/* The MLP takes this many tokens at a time, all of the official grid, so that the hidden layer of a larger
+ * grid needs little memory. */
+#define MLP_ROWS 4096
+
+struct SamState {
+    Arena arena;
+    float *pixels;    /* [3][S][S] network input */
+    uint8_t *resized; /* [S][S][3] */
+    /* of ImageEncoderViT */
+    float *patches;       /* [n][3·patch·patch] */
+    float *x, *norm;      /* [n][dim] the residual stream and its normalised copy */
+    float *qkv;           /* [n][3·dim] */
+    float *heads;         /* [n][dim] attention's output before proj */
+    float *branch;        /* [n][dim] what a block adds to x */
+    float *hidden;        /* [n or MLP_ROWS][hidden] */
+    float *rel_resampled; /* [2·size-1][head_dim] */
+    float *rel_h, *rel_w; /* of the block at hand, see RelativePosition */
+    void *scratch;        /* bf16 attention's; in float32 never touched, so that it takes no memory */
+    /* of another encoder */
+    void *encoder_state;
+    /* of the neck behind either */
+    float *neck1, *neck2; /* [n][out_chans] */
+    float *conv_scratch;
+};
+
+static void layout_vit(SamState *s, const SamWeights *w)
+{
+    const SamConfig *c = &w->config;
+    const int grid = w->grid, heads = c->n_heads, head_dim = c->embed_dim / heads, window = c->window_size;
+    const int side = window > grid ? window : grid;
+    const size_t n = (size_t)w->n_positions, dim = (size_t)c->embed_dim, patch = (size_t)c->patch_size;
+    const size_t hidden = (size_t)w->image_encoder.blocks[0].lin1.n_out;
+    Arena *a = &s->arena;
+    s->patches = arena_floats(a, n * 3 * patch * patch);
+    s->x = arena_floats(a, n * dim);
+    s->norm = arena_floats(a, n * dim);
+    s->qkv = arena_floats(a, n * 3 * dim);
+    s->heads = arena_floats(a, n * dim);
+    s->branch = arena_floats(a, n * dim);
+    s->hidden = arena_floats(a, (n < MLP_ROWS ? n : MLP_ROWS) * hidden);
+    s->rel_resampled = arena_floats(a, (2 * (size_t)side - 1) * (size_t)head_dim);
+    s->rel_h = arena_floats(a, relative_position_floats(side, head_dim));
+    s->rel_w = arena_floats(a, relative_position_floats(side, head_dim));
+    const size_t global = bf16_attention_scratch(w->n_positions, w->n_positions, heads, head_dim, grid, grid);
+    const size_t windows = window ? bf16_window_scratch(grid, grid, window, window, heads, head_dim) : 0;
+    s->scratch = arena_take(a, larger(global, windows));
+}
+
+static void layout_state(SamState *s, const Sam *sam)
+{
+    const SamWeights *w = &sam->weights;
+    const int grid = w->grid, channels = w->config.out_chans;
+    const size_t size = (size_t)w->config.image_size;
+    Arena *a = &s->arena;
+    s->pixels = arena_floats(a, 3 * size * size);
+    s->resized = arena_take(a, 3 * size * size);
+    if (sam->encoder)
+        sam->encoder->layout(sam->encoder_model, s->encoder_state, a);
+    else
+        layout_vit(s, w);
+    s->neck1 = arena_floats(a, w->n_embedding);
+    s->neck2 = arena_floats(a, w->n_embedding);
+    s->conv_scratch = arena_floats(a, conv2d_scratch(grid, grid, channels, channels, 3, 1, 1));
+}
+
+SamState *sam_state_new(const Sam *sam, Error *err)
+{
+    const size_t encoder_size = sam->encoder ? sam->encoder->state_size : 0;
+    SamState *s = calloc(1, sizeof *s);
+    if (s && encoder_size)
+        s->encoder_state = calloc(1, encoder_size);
+    if (!s || (encoder_size && !s->encoder_state)) {
+        fail_memory(err, "SAM's encoder", sizeof *s + encoder_size);
+        sam_state_free(s);
+        return NULL;
+    }
+    layout_state(s, sam);
+    if (arena_allocate(&s->arena)) {
+        fail_memory(err, "SAM's encoder", s->arena.size);
+        sam_state_free(s);
+        return NULL;
+    }
+    layout_state(s, sam);
+    return s;
+}
+
+void sam_state_free(SamState *state)
+{
+    if (!state)
+        return;
+    free(state->arena.base);
+    free(state->encoder_state);
+    free(state);
+}
+
+size_t sam_state_bytes(const SamState *state)
+{
+    return state->arena.size;
+}
+
+/* ---- Sam.preprocess (sam.py, utils/transforms.py) ---------------------------------------------*/
 
 /* ResizeLongestSide.get_preprocess_shape. A side never becomes 0 [ours: the official code fails there]. */
-static void input_size(const Sam *sam, int h, int w, int *input_h, int *input_w)
+static void get_preprocess_shape(const SamWeights *w, SamImage *image)
 {
-    double scale = sam->config.image_size * 1.0 / (h > w ? h : w);
-    *input_h = (int)(h * scale + 0.5);
-    *input_w = (int)(w * scale + 0.5);
-    if (*input_h < 1)
-        *input_h = 1;
-    if (*input_w < 1)
-        *input_w = 1;
+    const int oldh = image->original_h, oldw = image->original_w;
+    const double scale = w->config.image_size * 1.0 / (oldh > oldw ? oldh : oldw);
+    const int input_h = (int)(oldh * scale + 0.5), input_w = (int)(oldw * scale + 0.5);
+    image->input_h = input_h < 1 ? 1 : input_h;
+    image->input_w = input_w < 1 ? 1 : input_w;
 }
 
-/* rgb [ih][iw][3] -> pixels [3][S][S]: (value - mean) / std, zeros right of and below the picture. */
-static void normalise_and_pad(const Sam *sam, float *pixels, const uint8_t *rgb, int ih, int iw)
+/* rgb [input_h][input_w][3] -> pixels [3][S][S]: (value - mean) / std, zeros right of and below the
+ * picture. */
+static void normalize_and_pad(const SamConfig *c, float *pixels, const uint8_t *rgb, const SamImage *image)
 {
-    const int size = sam->config.image_size;
-    memset(pixels, 0, 3 * (size_t)size * size * sizeof(float));
-    for (int c = 0; c < 3; c++)
-        for (int y = 0; y < ih; y++) {
-            float *row = pixels + ((size_t)c * size + y) * size;
-            const uint8_t *from = rgb + (size_t)y * iw * 3 + c;
-            for (int x = 0; x < iw; x++)
-                row[x] = ((float)from[3 * x] - sam->config.pixel_mean[c]) / sam->config.pixel_std[c];
+    const size_t size = (size_t)c->image_size, h = (size_t)image->input_h, w = (size_t)image->input_w;
+    memset(pixels, 0, 3 * size * size * sizeof *pixels);
+    for (size_t channel = 0; channel < 3; channel++)
+        for (size_t y = 0; y < h; y++) {
+            float *row = pixels + (channel * size + y) * size;
+            const uint8_t *from = rgb + y * w * 3 + channel;
+            for (size_t x = 0; x < w; x++)
+                row[x] = ((float)from[3 * x] - c->pixel_mean[channel]) / c->pixel_std[channel];
         }
 }
 
-static int preprocess(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w,
+/* 0, or -1 (no memory) */
+static int preprocess(const SamWeights *w, SamState *s, SamImage *image, const SamPicture *picture,
                       Error *err)
 {
-    uint8_t *resized = sam_state_resized(state);
-    out->original_h = h;
-    out->original_w = w;
-    out->grid = sam->grid;
-    input_size(sam, h, w, &out->input_h, &out->input_w);
-    if (resize_u8(resized, out->input_h, out->input_w, rgb, h, w, 3, RESIZE_BILINEAR))
-        return fail_memory(err, "resizing a picture", (unsigned long long)h * out->input_w * 3);
-    normalise_and_pad(sam, sam_state_pixels(state), resized, out->input_h, out->input_w);
+    image->original_h = picture->h;
+    image->original_w = picture->w;
+    image->grid = w->grid;
+    get_preprocess_shape(w, image);
+    if (resize_u8(s->resized, image->input_h, image->input_w, picture->rgb, picture->h, picture->w, 3,
+                  RESIZE_BILINEAR))
+        return fail_memory(err, "resizing a picture", (unsigned long long)picture->h * image->input_w * 3);
+    normalize_and_pad(&w->config, s->pixels, s->resized, image);
     return 0;
 }
 
-int sam_encode(const Sam *sam, SamState *state, SamImage *out, const uint8_t *rgb, int h, int w,
-               int keep_pixels, TensorTap tap, void *tap_user, Error *err)
+/* ---- ImageEncoderViT (image_encoder.py; after ViTDet, Li et al. 2022) -------------------------*/
+
+/* PatchEmbed: x[token] = proj(patch) */
+static void patch_embed(const SamWeights *w, SamState *s)
 {
-    const size_t size = (size_t)sam->config.image_size, n_pixels = 3 * size * size;
-    const size_t n_embedding = (size_t)sam->n_positions * sam->config.out_chans;
-    memset(out, 0, sizeof *out);
-    if (h < 1 || w < 1)
-        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", w, h);
-    if (preprocess(sam, state, out, rgb, h, w, err))
-        return -1;
-    const float *pixels = sam_state_pixels(state);
-    if (tap)
-        tap(tap_user, "sam.pixels", 3, (int64_t[]){3, (int64_t)size, (int64_t)size}, pixels);
-    out->embedding = aligned_array(n_embedding, sizeof(float));
-    if (keep_pixels)
-        out->pixels = aligned_array(n_pixels, sizeof(float));
-    if (!out->embedding || (keep_pixels && !out->pixels)) {
-        sam_image_free(out);
-        return fail_memory(err, "an image embedding", (n_embedding + n_pixels) * sizeof(float));
+    gather_patches(s->patches, s->pixels, w->config.image_size, w->config.image_size, w->config.patch_size);
+    linear_layer(s->x, s->patches, &w->image_encoder.patch_embed, w->n_positions);
+}
+
+/* get_rel_pos for queries and keys on the same axis of `size` places. A table [n_rows][head_dim] of another
+ * length than 2·size - 1 is resampled linearly first. */
+static void get_rel_pos(SamState *s, float *out, const float *table, int n_rows, int size, int head_dim)
+{
+    const int n_needed = 2 * size - 1;
+    if (n_rows != n_needed) {
+        interpolate_bilinear(s->rel_resampled, 1, n_needed, table, 1, n_rows, head_dim, 0, 0);
+        table = s->rel_resampled;
     }
-    if (keep_pixels)
-        memcpy(out->pixels, pixels, n_pixels * sizeof(float));
-    if (sam_encode_pixels(sam, state, out->embedding, pixels, tap, tap_user, err) ||
-        sam_check_finite(sam, "embedding", out->embedding, n_embedding, err)) {
+    relative_position(out, table, size, head_dim);
+}
+
+/* Attention.forward with decomposed relative positions: branch = proj(attention(qkv(norm))), in windows or
+ * global.
+ *
+ * Padded window tokens. window_partition pads the grid, after norm1, with zero tokens below and on the right,
+ * until windows fill it: 64 tokens a side become 5 windows of 14 = 70. Padding takes part in attention as
+ * keys and values. Its q, k, v are qkv(0), which is the bias of qkv. So no token is padded here: qkv and proj
+ * act on single tokens, need not know of windows and see the real ones only, and window_attention takes each
+ * padding token's key and value from qkv.bias. window_unpartition drops the padding's own outputs; they are
+ * never computed. */
+static void attn(const SamWeights *w, SamState *s, const SamBlock *b, int bf16)
+{
+    const int dim = w->config.embed_dim, n_heads = w->config.n_heads, head_dim = dim / n_heads;
+    const int n = w->n_positions, grid = w->grid, side = b->window_size ? b->window_size : grid;
+    const float scale = (float)(1 / sqrt(head_dim));
+    const RelativePosition rel = {s->rel_h, s->rel_w, side, side, NULL};
+    void *scratch = bf16 ? s->scratch : NULL;
+    get_rel_pos(s, s->rel_h, b->rel_pos_h, b->n_rel_h, side, head_dim);
+    get_rel_pos(s, s->rel_w, b->rel_pos_w, b->n_rel_w, side, head_dim);
+    linear_layer(s->qkv, s->norm, &b->qkv, n);
+    if (b->window_size)
+        window_attention_any(s->heads, s->qkv, b->qkv.bias, grid, grid, n_heads, head_dim, scale, &rel,
+                             scratch);
+    else
+        attention_any(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
+                      n_heads, head_dim, scale, &rel, scratch);
+    linear_layer(s->branch, s->heads, &b->proj, n);
+}
+
+/* MLPBlock.forward: branch = lin2(gelu(lin1(norm))) */
+static void mlp_block(const SamWeights *w, SamState *s, const SamBlock *b)
+{
+    const size_t dim = (size_t)w->config.embed_dim;
+    for (int row = 0; row < w->n_positions; row += MLP_ROWS) {
+        const int rows = w->n_positions - row < MLP_ROWS ? w->n_positions - row : MLP_ROWS;
+        linear_layer_gelu(s->hidden, s->norm + (size_t)row * dim, &b->lin1, rows);
+        linear_layer(s->branch + (size_t)row * dim, s->hidden, &b->lin2, rows);
+    }
+}
+
+/* Block.forward: x += attn(norm1(x)), x += mlp(norm2(x)) */
+static void block_forward(const SamWeights *w, SamState *s, const SamBlock *b, int bf16)
+{
+    const int dim = w->config.embed_dim, n = w->n_positions;
+    layer_norm(s->norm, s->x, b->norm1.weight, b->norm1.bias, n, dim, SAM_NORM_2D_EPS);
+    attn(w, s, b, bf16);
+    add_layer_norm(s->norm, s->x, s->branch, NULL, b->norm2.weight, b->norm2.bias, n, dim, SAM_NORM_2D_EPS);
+    mlp_block(w, s, b);
+    add(s->x, s->branch, (size_t)n * (size_t)dim);
+}
+
+/* ImageEncoderViT.forward up to the neck: s->pixels -> [n][embed_dim] */
+static const float *vit_forward(const SamWeights *w, SamState *s, int bf16, const SamTap *tap)
+{
+    const int64_t shape[3] = {w->grid, w->grid, w->config.embed_dim};
+    char name[32];
+    patch_embed(w, s);
+    tap_tensor(tap, "sam.patch_embed", 3, shape, s->x);
+    add(s->x, w->image_encoder.pos_embed, (size_t)w->n_positions * (size_t)w->config.embed_dim);
+    for (int i = 0; i < w->config.depth; i++) {
+        block_forward(w, s, &w->image_encoder.blocks[i], bf16);
+        snprintf(name, sizeof name, "sam.blocks.%d", i);
+        tap_tensor(tap, name, 3, shape, s->x);
+    }
+    return s->x;
+}
+
+/* neck: 1 x 1 convolution, LayerNorm2d, 3 x 3 convolution, LayerNorm2d; x [n][embed_dim] -> embedding
+ * [n][C] */
+static void neck(const SamWeights *w, SamState *s, const float *x, float *embedding)
+{
+    const SamImageEncoder *e = &w->image_encoder;
+    const int channels = w->config.out_chans, n = w->n_positions, grid = w->grid;
+    linear_layer(s->neck1, x, &e->neck_conv1, n);
+    layer_norm(s->neck1, s->neck1, e->neck_norm1.weight, e->neck_norm1.bias, n, channels, SAM_NORM_2D_EPS);
+    conv2d(s->neck2, s->neck1, e->neck_conv2.weight, NULL, grid, grid, channels, channels, 3, 1, 1,
+           s->conv_scratch);
+    layer_norm(embedding, s->neck2, e->neck_norm2.weight, e->neck_norm2.bias, n, channels, SAM_NORM_2D_EPS);
+}
+
+static void image_encoder(const Sam *sam, SamState *s, float *embedding, const SamTap *tap)
+{
+    const float *x = sam->encoder ? sam->encoder->forward(sam->encoder_model, s->encoder_state, s->pixels,
+                                                          tap ? tap->call : NULL, tap ? tap->user : NULL)
+                                  : vit_forward(&sam->weights, s, sam->packed != NULL, tap);
+    neck(&sam->weights, s, x, embedding);
+}
+
+int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture *picture, const SamTap *tap,
+               Error *err)
+{
+    const SamWeights *w = &sam->weights;
+    const int size = w->config.image_size, channels = w->config.out_chans;
+    memset(out, 0, sizeof *out);
+    if (picture->h < 1 || picture->w < 1)
+        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->w, picture->h);
+    if (preprocess(w, state, out, picture, err))
+        return -1;
+    tap_tensor(tap, "sam.pixels", 3, (int64_t[]){3, size, size}, state->pixels);
+    out->embedding = aligned_array(w->n_embedding, sizeof(float));
+    if (!out->embedding)
+        return fail_memory(err, "an image embedding", w->n_embedding * sizeof(float));
+    image_encoder(sam, state, out->embedding, tap);
+    if (tap_planar(tap, "sam.embedding", out->embedding, w->grid, channels, err) ||
+        sam_check_finite(sam, "embedding", out->embedding, w->n_embedding, err)) {
         sam_image_free(out);
         return -1;
     }
@@ -624,23 +488,543 @@ void sam_image_free(SamImage *image)
     if (!image)
         return;
     free(image->embedding);
-    free(image->pixels);
-    image->embedding = image->pixels = NULL;
+    image->embedding = NULL;
 }
 
-int sam_tap_planar(TensorTap tap, void *user, const char *name, const float *data, int h, int w, int channels,
-                   Error *err)
+/* ---- memory of the prompt encoder and the mask decoder ----------------------------------------*/
+
+/* For one prompt. m: the larger of T and n. */
+typedef struct DecoderState {
+    Arena arena;
+    int n_tokens; /* T */
+    /* prompt encoder */
+    float *dense;         /* [n][C] */
+    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
+    float *mask_scratch;
+    /* transformer */
+    float *tokens;               /* [T][C] as they enter: also their positional encoding, query_pe */
+    float *queries, *keys;       /* [T][C] tokens, [n][C] image */
+    float *queries_pe, *keys_pe; /* [T][C], [n][C] with their positional encodings added */
+    float *q, *k, *v, *heads;    /* [m][internal_dim] of an attention */
+    float *attn_out;             /* [m][C] its output */
+    float *mlp_hidden, *mlp_out; /* [T][decoder_mlp_dim], [T][C] */
+    /* heads */
+    float *mlp_layers[2];         /* [the widest layer of an MLP] */
+    float *hyper_in;              /* [n_mask_tokens][C/8] */
+    float *upscaled1, *upscaled2; /* [2g][2g][C/4], [4g][4g][C/8] */
+    float *upscale_scratch;
+} DecoderState;
+
+static void layout_decoder(DecoderState *s, const SamWeights *w, size_t max_tokens)
 {
-    const size_t n = (size_t)h * w;
-    if (!tap)
-        return 0;
-    float *planar = aligned_array(n * channels, sizeof(float));
-    if (!planar)
-        return fail_memory(err, name, n * channels * sizeof(float));
-    for (size_t i = 0; i < n; i++)
-        for (int c = 0; c < channels; c++)
-            planar[c * n + i] = data[i * channels + c];
-    tap(user, name, 3, (int64_t[]){channels, h, w}, planar);
-    free(planar);
+    const SamConfig *c = &w->config;
+    const int grid = w->grid, mask_chans = c->mask_in_chans, out_chans = c->out_chans;
+    const size_t n = (size_t)w->n_positions, dim = (size_t)out_chans, m = larger(max_tokens, n);
+    const size_t widest = larger(dim, (size_t)c->iou_head_hidden_dim);
+    Arena *a = &s->arena;
+    s->dense = arena_floats(a, n * dim);
+    s->mask1 = arena_floats(a, n * (size_t)mask_chans);
+    s->mask2 = arena_floats(a, n * (size_t)mask_chans);
+    s->mask_scratch =
+        arena_floats(a, larger(conv2d_scratch(4 * grid, 4 * grid, 1, mask_chans / 4, 2, 2, 0),
+                               conv2d_scratch(2 * grid, 2 * grid, mask_chans / 4, mask_chans, 2, 2, 0)));
+    s->tokens = arena_floats(a, max_tokens * dim);
+    s->queries = arena_floats(a, max_tokens * dim);
+    s->keys = arena_floats(a, n * dim);
+    s->queries_pe = arena_floats(a, max_tokens * dim);
+    s->keys_pe = arena_floats(a, n * dim);
+    s->q = arena_floats(a, m * dim);
+    s->k = arena_floats(a, m * dim);
+    s->v = arena_floats(a, m * dim);
+    s->heads = arena_floats(a, m * dim);
+    s->attn_out = arena_floats(a, m * dim);
+    s->mlp_hidden = arena_floats(a, max_tokens * (size_t)c->decoder_mlp_dim);
+    s->mlp_out = arena_floats(a, max_tokens * dim);
+    s->mlp_layers[0] = arena_floats(a, widest);
+    s->mlp_layers[1] = arena_floats(a, widest);
+    s->hyper_in = arena_floats(a, (size_t)w->n_mask_tokens * dim / 8);
+    s->upscaled1 = arena_floats(a, n * dim);
+    s->upscaled2 = arena_floats(a, 2 * n * dim);
+    s->upscale_scratch =
+        arena_floats(a, larger(conv_transpose2d_scratch(grid, grid, out_chans / 4, 2),
+                               conv_transpose2d_scratch(2 * grid, 2 * grid, out_chans / 8, 2)));
+}
+
+/* The most tokens of a prompt with n_points: a box has two corners, no box one padding point. */
+static size_t max_tokens(const SamWeights *w, int n_points)
+{
+    return 1 + (size_t)w->n_mask_tokens + (size_t)n_points + 2;
+}
+
+static DecoderState *decoder_state_new(const SamWeights *w, int n_points, Error *err)
+{
+    DecoderState *s = calloc(1, sizeof *s);
+    if (!s) {
+        fail_memory(err, "SAM's decoder", sizeof *s);
+        return NULL;
+    }
+    layout_decoder(s, w, max_tokens(w, n_points));
+    if (arena_allocate(&s->arena)) {
+        fail_memory(err, "SAM's decoder", s->arena.size);
+        free(s);
+        return NULL;
+    }
+    layout_decoder(s, w, max_tokens(w, n_points));
+    return s;
+}
+
+static void decoder_state_free(DecoderState *s)
+{
+    if (!s)
+        return;
+    free(s->arena.base);
+    free(s);
+}
+
+/* ---- PromptEncoder (prompt_encoder.py) --------------------------------------------------------*/
+
+/* PositionEmbeddingRandom.forward_with_coords of the centre of pixel (x, y) of the original picture. */
+static void forward_with_coords(const SamWeights *w, const SamImage *image, float *out, double x, double y)
+{
+    const double size = w->config.image_size;
+    double input_x = x * ((double)image->input_w / image->original_w); /* ResizeLongestSide.apply_coords */
+    double input_y = y * ((double)image->input_h / image->original_h);
+    position_encoding(w, out, (float)((input_x + 0.5) / size), (float)((input_y + 0.5) / size));
+}
+
+/* _embed_points: returns the number of tokens. */
+static int embed_points(const SamWeights *w, const SamImage *image, const SamPrompt *prompt, float *out)
+{
+    const SamPromptEncoder *e = &w->prompt_encoder;
+    const size_t dim = (size_t)w->config.out_chans;
+    const int pad = prompt->n_points > 0 && !prompt->box;
+    for (int i = 0; i < prompt->n_points; i++, out += dim) {
+        const int label = prompt->labels[i];
+        if (label < 0) {
+            memcpy(out, e->not_a_point_embed, dim * sizeof *out);
+            continue;
+        }
+        forward_with_coords(w, image, out, prompt->points[2 * i], prompt->points[2 * i + 1]);
+        add(out, e->point_embeddings[label], dim);
+    }
+    if (pad)
+        memcpy(out, e->not_a_point_embed, dim * sizeof *out);
+    return prompt->n_points + pad;
+}
+
+/* _embed_boxes: two tokens, the corners. */
+static void embed_box(const SamWeights *w, const SamImage *image, const float *box, float *out)
+{
+    const size_t dim = (size_t)w->config.out_chans;
+    for (int corner = 0; corner < 2; corner++, out += dim) {
+        forward_with_coords(w, image, out, box[2 * corner], box[2 * corner + 1]);
+        add(out, w->prompt_encoder.point_embeddings[2 + corner], dim);
+    }
+}
+
+int sam_embed_sparse(const SamWeights *weights, const SamImage *image, const SamPrompt *prompt, float *out)
+{
+    const int n = embed_points(weights, image, prompt, out);
+    if (!prompt->box)
+        return n;
+    embed_box(weights, image, prompt->box, out + (size_t)n * (size_t)weights->config.out_chans);
+    return n + 2;
+}
+
+/* _embed_masks: mask [4g][4g] -> s->dense [n][C] */
+static void embed_mask(const SamWeights *w, DecoderState *s, const float *mask)
+{
+    const SamConv *conv1 = &w->prompt_encoder.mask_downscaling.conv1;
+    const SamConv *conv2 = &w->prompt_encoder.mask_downscaling.conv2;
+    const SamNorm *norm1 = &w->prompt_encoder.mask_downscaling.norm1;
+    const SamNorm *norm2 = &w->prompt_encoder.mask_downscaling.norm2;
+    const int g = w->grid, n = w->n_positions, m = w->config.mask_in_chans;
+    const size_t n_floats = (size_t)n * (size_t)m;
+    conv2d(s->mask1, mask, conv1->weight, conv1->bias, 4 * g, 4 * g, 1, m / 4, 2, 2, 0, s->mask_scratch);
+    layer_norm(s->mask1, s->mask1, norm1->weight, norm1->bias, 4 * n, m / 4, SAM_NORM_2D_EPS);
+    gelu(s->mask1, n_floats);
+    conv2d(s->mask2, s->mask1, conv2->weight, conv2->bias, 2 * g, 2 * g, m / 4, m, 2, 2, 0, s->mask_scratch);
+    layer_norm(s->mask2, s->mask2, norm2->weight, norm2->bias, n, m, SAM_NORM_2D_EPS);
+    gelu(s->mask2, n_floats);
+    linear_layer(s->dense, s->mask2, &w->prompt_encoder.mask_downscaling.conv3, n);
+}
+
+/* PromptEncoder.forward: s->dense, and s->tokens, to which MaskDecoder.predict_masks puts the output tokens
+ * in front: iou_token, mask_tokens, sparse. */
+static void prompt_encoder(const SamWeights *w, DecoderState *s, const SamImage *image,
+                           const SamPrompt *prompt)
+{
+    const size_t dim = (size_t)w->config.out_chans, n_mask = (size_t)w->n_mask_tokens;
+    memcpy(s->tokens, w->mask_decoder.iou_token, dim * sizeof(float));
+    memcpy(s->tokens + dim, w->mask_decoder.mask_tokens, n_mask * dim * sizeof(float));
+    s->n_tokens = 1 + w->n_mask_tokens + sam_embed_sparse(w, image, prompt, s->tokens + (1 + n_mask) * dim);
+    if (prompt->mask) {
+        embed_mask(w, s, prompt->mask);
+    } else {
+        for (size_t i = 0; i < (size_t)w->n_positions; i++)
+            memcpy(s->dense + i * dim, w->prompt_encoder.no_mask_embed, dim * sizeof(float));
+    }
+}
+
+/* ---- TwoWayTransformer (transformer.py) -------------------------------------------------------*/
+
+static void norm(const SamWeights *w, float *x, const SamNorm *a, int rows)
+{
+    layer_norm(x, x, a->weight, a->bias, rows, w->config.out_chans, SAM_NORM_EPS);
+}
+
+/* Attention.forward: s->attn_out [n_q][C], of q [n_q][C] to k, v [n_k][C]. */
+static void attention_forward(const SamWeights *w, DecoderState *s, const SamAttention *a, const float *q,
+                              int n_q, const float *k, const float *v, int n_k)
+{
+    const int n_heads = w->config.decoder_heads, dim = a->internal_dim, head_dim = dim / n_heads;
+    const float scale = (float)(1 / sqrt(head_dim));
+    linear_layer(s->q, q, &a->q_proj, n_q);
+    linear_layer(s->k, k, &a->k_proj, n_k);
+    linear_layer(s->v, v, &a->v_proj, n_k);
+    attention(s->heads, dim, s->q, dim, s->k, dim, s->v, dim, n_q, n_k, n_heads, head_dim, scale, NULL);
+    linear_layer(s->attn_out, s->heads, &a->out_proj, n_q);
+}
+
+/* MLPBlock.forward, with ReLU: s->mlp_out [T][C] */
+static void token_mlp(DecoderState *s, const SamTwoWayAttentionBlock *b)
+{
+    linear_layer(s->mlp_hidden, s->queries, &b->lin1, s->n_tokens);
+    relu(s->mlp_hidden, (size_t)s->n_tokens * (size_t)b->lin1.n_out);
+    linear_layer(s->mlp_out, s->mlp_hidden, &b->lin2, s->n_tokens);
+}
+
+/* TwoWayAttentionBlock.forward: queries [T][C] and keys [n][C] in place. query_pe: s->tokens, key_pe
+ * [n][C]. */
+static void two_way_attention_block(const SamWeights *w, DecoderState *s, const SamTwoWayAttentionBlock *b,
+                                    const float *key_pe, int skip_first_layer_pe)
+{
+    const int T = s->n_tokens, n = w->n_positions;
+    const size_t n_queries = (size_t)T * (size_t)w->config.out_chans, n_keys = w->n_embedding;
+
+    /* self attention block */
+    if (skip_first_layer_pe) {
+        attention_forward(w, s, &b->self_attn, s->queries, T, s->queries, s->queries, T);
+        memcpy(s->queries, s->attn_out, n_queries * sizeof(float));
+    } else {
+        sum(s->queries_pe, s->queries, s->tokens, n_queries);
+        attention_forward(w, s, &b->self_attn, s->queries_pe, T, s->queries_pe, s->queries, T);
+        add(s->queries, s->attn_out, n_queries);
+    }
+    norm(w, s->queries, &b->norm1, T);
+
+    /* cross attention block, tokens attending to image embedding */
+    sum(s->queries_pe, s->queries, s->tokens, n_queries);
+    sum(s->keys_pe, s->keys, key_pe, n_keys);
+    attention_forward(w, s, &b->cross_attn_token_to_image, s->queries_pe, T, s->keys_pe, s->keys, n);
+    add(s->queries, s->attn_out, n_queries);
+    norm(w, s->queries, &b->norm2, T);
+
+    /* MLP block */
+    token_mlp(s, b);
+    add(s->queries, s->mlp_out, n_queries);
+    norm(w, s->queries, &b->norm3, T);
+
+    /* cross attention block, image embedding attending to tokens; keys have not changed, nor keys_pe */
+    sum(s->queries_pe, s->queries, s->tokens, n_queries);
+    attention_forward(w, s, &b->cross_attn_image_to_token, s->keys_pe, n, s->queries_pe, s->queries, T);
+    add(s->keys, s->attn_out, n_keys);
+    norm(w, s->keys, &b->norm4, n);
+}
+
+/* TwoWayTransformer.forward: s->queries [T][C] from s->tokens, and s->keys [n][C] from src, which it
+ * holds. */
+static void two_way_transformer(const Sam *sam, DecoderState *s)
+{
+    const SamWeights *w = &sam->weights;
+    const size_t n_queries = (size_t)s->n_tokens * (size_t)w->config.out_chans;
+    memcpy(s->queries, s->tokens, n_queries * sizeof(float));
+    for (int i = 0; i < w->config.decoder_depth; i++)
+        two_way_attention_block(w, s, &w->mask_decoder.transformer.layers[i], sam->image_pe, i == 0);
+    /* the final attention layer from the points to the image */
+    sum(s->queries_pe, s->queries, s->tokens, n_queries);
+    sum(s->keys_pe, s->keys, sam->image_pe, w->n_embedding);
+    attention_forward(w, s, &w->mask_decoder.transformer.final_attn_token_to_image, s->queries_pe,
+                      s->n_tokens, s->keys_pe, s->keys, w->n_positions);
+    add(s->queries, s->attn_out, n_queries);
+    norm(w, s->queries, &w->mask_decoder.transformer.norm_final_attn, s->n_tokens);
+}
+
+/* ---- MaskDecoder (mask_decoder.py) ------------------------------------------------------------*/
+
+/* MLP.forward of one token x: ReLU between the layers. */
+static void mlp(DecoderState *s, const Linear *layers, int n_layers, float *out, const float *x)
+{
+    for (int i = 0; i < n_layers - 1; i++) {
+        float *y = s->mlp_layers[i % 2];
+        linear_layer(y, x, &layers[i], 1);
+        relu(y, (size_t)layers[i].n_out);
+        x = y;
+    }
+    linear_layer(out, x, &layers[n_layers - 1], 1);
+}
+
+/* predict_masks up to the transformer's outputs hs, s->queries, and src, s->keys; then the IoU head:
+ * iou_pred [n_mask_tokens]. */
+static void predict_tokens(const Sam *sam, DecoderState *s, const SamImage *image, float *iou_pred)
+{
+    const SamWeights *w = &sam->weights;
+    sum(s->keys, image->embedding, s->dense, w->n_embedding);
+    two_way_transformer(sam, s);
+    mlp(s, w->mask_decoder.iou_prediction_head, w->config.iou_head_depth, iou_pred, s->queries);
+}
+
+/* output_upscaling: src [g][g][C] -> s->upscaled2 [4g][4g][C/8] */
+static void output_upscaling(const SamWeights *w, DecoderState *s, const float *src)
+{
+    const SamConv *conv1 = &w->mask_decoder.output_upscaling.conv1;
+    const SamConv *conv2 = &w->mask_decoder.output_upscaling.conv2;
+    const SamNorm *norm2d = &w->mask_decoder.output_upscaling.norm;
+    const int g = w->grid, n = w->n_positions, dim = w->config.out_chans;
+    conv_transpose2d(s->upscaled1, src, conv1->weight, conv1->bias, g, g, dim, dim / 4, 2,
+                     s->upscale_scratch);
+    layer_norm(s->upscaled1, s->upscaled1, norm2d->weight, norm2d->bias, 4 * n, dim / 4, SAM_NORM_2D_EPS);
+    gelu(s->upscaled1, w->n_embedding);
+    conv_transpose2d(s->upscaled2, s->upscaled1, conv2->weight, conv2->bias, 2 * g, 2 * g, dim / 4, dim / 8,
+                     2, s->upscale_scratch);
+    gelu(s->upscaled2, 2 * w->n_embedding);
+}
+
+/* The rest of predict_masks for the wanted mask tokens: masks [n_masks][4g][4g] = hyper_in · upscaled
+ * embedding. hs [T][C] and src [n][C] are the transformer's outputs. */
+static void predict_masks(const SamWeights *w, DecoderState *s, const float *hs, const float *src,
+                          const int *mask_tokens, int n_masks, float *masks)
+{
+    const int dim = w->config.out_chans, n_pixels = 16 * w->n_positions;
+    const float *mask_tokens_out = hs + dim; /* behind the IoU token */
+    for (int i = 0; i < n_masks; i++)
+        mlp(s, w->mask_decoder.output_hypernetworks_mlps[mask_tokens[i]], 3, s->hyper_in + i * (dim / 8),
+            mask_tokens_out + (size_t)mask_tokens[i] * (size_t)dim);
+    output_upscaling(w, s, src);
+    matmul_nt(masks, n_pixels, s->hyper_in, dim / 8, s->upscaled2, dim / 8, n_masks, n_pixels, dim / 8, 0);
+}
+
+/* ---- one prompt: SamPredictor.predict_torch ---------------------------------------------------*/
+
+static int check_prompt(const SamPrompt *prompt, Error *err)
+{
+    if (prompt->n_points < 0 || prompt->n_points > 4096)
+        return fail(err, "SAM: a prompt of %d points, expected 0 to 4096", prompt->n_points);
+    for (int i = 0; i < prompt->n_points; i++) {
+        if (prompt->labels[i] < -1 || prompt->labels[i] > 1)
+            return fail(err,
+                        "SAM: point %d has label %d, expected 1 (foreground), 0 (background) or -1 (none)", i,
+                        prompt->labels[i]);
+        if (!isfinite(prompt->points[2 * i]) || !isfinite(prompt->points[2 * i + 1]))
+            return fail(err, "SAM: point %d is not finite", i);
+    }
+    for (int i = 0; prompt->box && i < 4; i++)
+        if (!isfinite(prompt->box[i]))
+            return fail(err, "SAM: the box is not finite");
     return 0;
+}
+
+/* The prompt encoder's outputs as the official one returns them. 0, or -1 (no memory). */
+static int tap_prompt(const SamWeights *w, const DecoderState *s, const SamTap *tap, Error *err)
+{
+    const int dim = w->config.out_chans, n_output = 1 + w->n_mask_tokens;
+    tap_tensor(tap, "sam.sparse", 2, (int64_t[]){s->n_tokens - n_output, dim},
+               s->tokens + (size_t)n_output * (size_t)dim);
+    return tap_planar(tap, "sam.dense", s->dense, w->grid, dim, err);
+}
+
+int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, int multimask_output,
+               float *low_res, float *iou, const SamTap *tap, Error *err)
+{
+    const SamWeights *w = &sam->weights;
+    const int first = multimask_output ? 1 : 0, n_out = multimask_output ? w->config.n_multimask : 1;
+    const int side = 4 * w->grid;
+    float iou_pred[SAM_MAX_MASK_TOKENS];
+    int mask_tokens[SAM_MAX_MASK_TOKENS];
+    if (check_prompt(prompt, err))
+        return -1;
+    DecoderState *s = decoder_state_new(w, prompt->n_points, err);
+    if (!s)
+        return -1;
+    prompt_encoder(w, s, image, prompt);
+    if (tap_prompt(w, s, tap, err)) {
+        decoder_state_free(s);
+        return -1;
+    }
+    predict_tokens(sam, s, image, iou_pred);
+    for (int i = 0; i < n_out; i++) {
+        mask_tokens[i] = first + i;
+        iou[i] = iou_pred[first + i];
+    }
+    predict_masks(w, s, s->queries, s->keys, mask_tokens, n_out, low_res);
+    tap_tensor(tap, "sam.low_res", 3, (int64_t[]){n_out, side, side}, low_res);
+    tap_tensor(tap, "sam.iou_predictions", 1, (int64_t[]){n_out}, iou);
+    decoder_state_free(s);
+    return 0;
+}
+
+/* ---- Sam.postprocess_masks (sam.py) -----------------------------------------------------------*/
+
+/* low_res [4g][4g] -> padded [S][S] -> crop to [input_h][input_w], in place -> logits
+ * [original_h][original_w] */
+static void postprocess_masks(const SamWeights *w, const SamImage *image, const float *low_res, float *padded,
+                              float *logits)
+{
+    const int size = w->config.image_size, side = 4 * w->grid, ih = image->input_h, iw = image->input_w;
+    interpolate_bilinear(padded, size, size, low_res, side, side, 1, 0, 0);
+    for (int y = 1; y < ih; y++)
+        memmove(padded + (size_t)y * (size_t)iw, padded + (size_t)y * (size_t)size,
+                (size_t)iw * sizeof(float));
+    interpolate_bilinear(logits, image->original_h, image->original_w, padded, ih, iw, 1, 0, 0);
+}
+
+int sam_postprocess_masks(const Sam *sam, const SamImage *image, const float *low_res, float *logits,
+                          Error *err)
+{
+    const size_t size = (size_t)sam_config(sam)->image_size;
+    float *padded = aligned_array(size * size, sizeof *padded);
+    if (!padded)
+        return fail_memory(err, "a mask's logits", size * size * sizeof *padded);
+    postprocess_masks(&sam->weights, image, low_res, padded, logits);
+    free(padded);
+    return 0;
+}
+
+/* ---- many prompts on one image: the plain form of what fast/ replaces -------------------------*/
+
+struct SamDecoder {
+    const Sam *sam;
+    const SamImage *image;
+};
+
+struct SamScratch {
+    DecoderState *state; /* one prompt after the other goes through it */
+    int max_prompts;
+    size_t n_hs;     /* floats of one prompt's hs */
+    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs */
+};
+
+SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
+{
+    SamDecoder *d = malloc(sizeof *d);
+    if (d)
+        *d = (SamDecoder){sam, image};
+    else
+        fail_memory(err, "an image's decoder", sizeof *d);
+    return d;
+}
+
+void sam_decoder_free(SamDecoder *decoder)
+{
+    free(decoder);
+}
+
+SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err)
+{
+    const SamWeights *w = &sam->weights;
+    SamScratch *s = calloc(1, sizeof *s);
+    if (!s) {
+        fail_memory(err, "SAM's decoder", sizeof *s);
+        return NULL;
+    }
+    s->max_prompts = max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
+    s->n_hs = max_tokens(w, max_points) * (size_t)w->config.out_chans;
+    const size_t n_prompts = (size_t)s->max_prompts;
+    s->state = decoder_state_new(w, max_points, err);
+    s->hs = aligned_array(n_prompts * s->n_hs, sizeof(float));
+    s->src = aligned_array(n_prompts * w->n_embedding, sizeof(float));
+    if (s->state && s->hs && s->src)
+        return s;
+    if (s->state)
+        fail_memory(err, "SAM's decoder", n_prompts * (s->n_hs + w->n_embedding) * sizeof(float));
+    sam_scratch_free(s);
+    return NULL;
+}
+
+int sam_scratch_prompts(const SamScratch *scratch)
+{
+    return scratch->max_prompts;
+}
+
+void sam_scratch_free(SamScratch *scratch)
+{
+    if (!scratch)
+        return;
+    decoder_state_free(scratch->state);
+    free(scratch->hs);
+    free(scratch->src);
+    free(scratch);
+}
+
+void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                        int n_prompts, float *iou)
+{
+    const SamWeights *w = &decoder->sam->weights;
+    DecoderState *s = scratch->state;
+    float *hs = scratch->hs, *src = scratch->src;
+    for (int i = 0; i < n_prompts; i++, hs += scratch->n_hs, src += w->n_embedding, iou += w->n_mask_tokens) {
+        prompt_encoder(w, s, decoder->image, &prompts[i]);
+        predict_tokens(decoder->sam, s, decoder->image, iou);
+        memcpy(hs, s->queries, (size_t)s->n_tokens * (size_t)w->config.out_chans * sizeof *hs);
+        memcpy(src, s->keys, w->n_embedding * sizeof *src);
+    }
+}
+
+void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,
+                      int n_tokens, float *low_res)
+{
+    const SamWeights *w = &decoder->sam->weights;
+    const float *hs = scratch->hs + (size_t)prompt * scratch->n_hs;
+    const float *src = scratch->src + (size_t)prompt * w->n_embedding;
+    predict_masks(w, scratch->state, hs, src, tokens, n_tokens, low_res);
+}
+
+struct SamRows {
+    const Sam *sam;
+    const SamImage *image;
+    float *padded, *logits; /* [S][S], [original_h][original_w] */
+    int next;               /* the row that sam_rows_next will give */
+    SamRun whole_row;
+};
+
+SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
+{
+    const size_t size = (size_t)sam_config(sam)->image_size;
+    const size_t n_pixels = (size_t)image->original_h * (size_t)image->original_w;
+    SamRows *r = calloc(1, sizeof *r);
+    if (r) {
+        *r = (SamRows){.sam = sam, .image = image, .whole_row = {0, image->original_w, SAM_BETWEEN}};
+        r->padded = aligned_array(size * size, sizeof(float));
+        r->logits = aligned_array(n_pixels, sizeof(float));
+    }
+    if (!r || !r->padded || !r->logits) {
+        fail_memory(err, "mask rows", (size * size + n_pixels) * sizeof(float));
+        sam_rows_free(r);
+        return NULL;
+    }
+    return r;
+}
+
+void sam_rows_free(SamRows *rows)
+{
+    if (!rows)
+        return;
+    free(rows->padded);
+    free(rows->logits);
+    free(rows);
+}
+
+/* All logits are computed, so that no limit is needed. */
+void sam_rows_begin(SamRows *rows, const float *low_res, const float *limits, int n)
+{
+    (void)limits, (void)n;
+    rows->next = 0;
+    postprocess_masks(&rows->sam->weights, rows->image, low_res, rows->padded, rows->logits);
+}
+
+const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs)
+{
+    *runs = &rows->whole_row;
+    *n_runs = 1;
+    return rows->logits + (size_t)rows->next++ * (size_t)rows->image->original_w;
 }

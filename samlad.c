@@ -212,7 +212,7 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Photo *pho
     }
     if (!n->sam)
         return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
-    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, photo->rgb, h, w, NULL, NULL, err))
+    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, &(SamPicture){photo->rgb, h, w}, NULL, NULL, err))
         return -1;
     int status = objects_of_masks(scene, &masks, o, err);
     if (!status && dump)

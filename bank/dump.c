@@ -66,32 +66,31 @@ int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Err
     return dump_segmentations(dump, masks, height, width, err) || dump_records(dump, masks, err) ? -1 : 0;
 }
 
-/* embedding [g·g][C] -> the official [C][g][g]. */
-static int dump_embedding(StWriter *dump, const float *embedding, int g, int C, Error *err)
+/* Takes two of the encoder's tensors: the network's input and the embedding. */
+typedef struct EncoderTap {
+    StWriter *dump;
+    Error *err;
+    int status;
+} EncoderTap;
+
+static void take_encoder_tensor(void *user, const char *name, int n_dims, const int64_t *shape,
+                                const float *data)
 {
-    const size_t n_cells = (size_t)g * (size_t)g, n = n_cells * (size_t)C;
-    float *turned = aligned_array(n, sizeof *turned);
-    if (!turned)
-        return fail_memory(err, "the dump of the embedding", n * sizeof *turned);
-    for (size_t p = 0; p < n_cells; p++)
-        for (int c = 0; c < C; c++)
-            turned[c * n_cells + p] = *embedding++;
-    int status = dump_floats(dump, "sam.embedding", 3, (int64_t[]){C, g, g}, turned, err);
-    free(turned);
-    return status;
+    EncoderTap *tap = user;
+    if (!tap->status && (!strcmp(name, "sam.pixels") || !strcmp(name, "sam.embedding")))
+        tap->status = dump_floats(tap->dump, name, n_dims, shape, data, tap->err);
 }
 
 int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width,
              Error *err)
 {
+    EncoderTap tap = {.dump = dump, .err = err};
     SamImage image;
-    if (sam_encode(sam, state, &image, rgb, height, width, 1, NULL, NULL, err))
+    if (sam_encode(sam, state, &image, &(SamPicture){rgb, height, width},
+                   &(SamTap){take_encoder_tensor, &tap}, err))
         return -1;
-    const int64_t size = sam_config(sam)->image_size;
-    int status = dump_floats(dump, "sam.pixels", 3, (int64_t[]){3, size, size}, image.pixels, err) ||
-                 dump_embedding(dump, image.embedding, image.grid, sam_config(sam)->out_chans, err);
     sam_image_free(&image);
-    return status ? -1 : 0;
+    return tap.status;
 }
 
 /* ================================================================================================

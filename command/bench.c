@@ -346,8 +346,8 @@ static int prepare_mobile(Work *work, Error *err)
 static int run_encoder(Work *work, Error *err)
 {
     sam_image_free(&work->embedding);
-    return sam_encode(work->sam, work->sam_state, &work->embedding, work->rgb, work->height, work->width, 0,
-                      NULL, NULL, err);
+    const SamPicture picture = {work->rgb, work->height, work->width};
+    return sam_encode(work->sam, work->sam_state, &work->embedding, &picture, NULL, err);
 }
 
 static int dump_encoder(Work *work, Error *err)
@@ -422,8 +422,8 @@ static int run_masks(Work *work, Error *err)
     const double encoder = clock_seconds() - start;
     amg_masks_free(&work->masks);
     work->not_counted = 2 * encoder; /* this run, and the one inside amg_generate */
-    return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, work->rgb, work->height,
-                        work->width, NULL, NULL, err);
+    const SamPicture picture = {work->rgb, work->height, work->width};
+    return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, &picture, NULL, NULL, err);
 }
 
 static int dump_generated(Work *work, Error *err)
@@ -459,7 +459,7 @@ static int run_prompt(Work *work, Error *err)
     const float point[2] = {0.4f * (float)work->width, 0.6f * (float)work->height};
     const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
     float iou[SAM_MAX_MASK_TOKENS];
-    return sam_decode(work->sam, &work->embedding, &prompt, 1, work->buffers[0], iou, NULL, NULL, err);
+    return sam_decode(work->sam, &work->embedding, &prompt, 1, work->buffers[0], iou, NULL, err);
 }
 
 static int dump_prompt(Work *work, Error *err)
@@ -485,8 +485,8 @@ static int prepare_memory(Work *work, Error *err)
 static int run_memory(Work *work, Error *err)
 {
     amg_masks_free(&work->masks);
-    return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, work->rgb, work->height,
-                        work->width, NULL, NULL, err);
+    const SamPicture picture = {work->rgb, work->height, work->width};
+    return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, &picture, NULL, NULL, err);
 }
 
 /* ---- dinov2_s.518 -------------------------------------------------------------------------------------*/

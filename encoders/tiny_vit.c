@@ -1,71 +1,90 @@
 /* tiny_vit.c - TinyViT (Wu et al. 2022), a ViT that begins as a convolutional network, as MobileSAM has it in
  * the place of SAM's image encoder (ChaoningZhang/MobileSAM, modeling/tiny_vit_sam.py; Zhang et al. 2023).
  *
- *   pixels [3][S][S] -> two 3×3 convolutions of stride 2          [S/4][S/4][dim 0]
- *     -> stage 0: bottlenecks with a residual      -> merging     [S/8][S/8][dim 1]
- *     -> stage 1: blocks with attention in windows -> merging     [S/16][S/16][dim 2]
- *     -> stage 2: such blocks -> merging that keeps the grid      [S/16][S/16][dim 3]
- *     -> stage 3: such blocks                                     -> SAM's neck, in sam_encoder.c
+ *   pixels [3][S][S] -> PatchEmbed: two 3x3 convolutions of stride 2    [S/4][S/4][dim 0]
+ *     -> layer 0 (ConvLayer): MBConvs          -> PatchMerging          [S/8][S/8][dim 1]
+ *     -> layer 1 (BasicLayer): TinyViTBlocks   -> PatchMerging          [S/16][S/16][dim 2]
+ *     -> layer 2 (BasicLayer): TinyViTBlocks   -> PatchMerging, stride 1 [S/16][S/16][dim 3]
+ *     -> layer 3 (BasicLayer): TinyViTBlocks                            -> SAM's neck, in sam.c
  *
- * A bottleneck is a pointwise convolution, one of 3×3 for each channel by itself, and a pointwise one, GELU
- * between them; a merging is one whose middle has stride 2 (the last: 1). A block: attention, a 3×3
- * convolution of single channels on the residual stream itself, MLP.
+ * An MBConv is a pointwise, a depthwise 3x3 and a pointwise convolution with GELU between them, and a
+ * shortcut; PatchMerging is the same without the shortcut, and its depthwise convolution has the stride. A
+ * TinyViTBlock is attention in windows, a depthwise convolution on the residual stream itself (local_conv),
+ * and an MLP.
  *
- * Every convolution has a batch norm behind it. Its statistics are constants by now, so that both are one
- * affine map; they are folded into one convolution when the model is opened. Everything is channel-last, and
- * a pointwise convolution is a Linear. */
-#include "encoders/tiny_vit.h"
-
+ * Every convolution has a batch norm behind it (Conv2d_BN). Its statistics are constants by now, so that both
+ * are one affine map; they are folded into one convolution when the model is opened. Everything is
+ * channel-last, and a pointwise convolution is a Linear. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "encoders/encoder.h"
 #include "io/fail.h"
-#include "sam_model.h"
+#include "load/sam_load.h"
 
-#define MAX_DEPTH  16    /* blocks of a stage */
-#define MAX_DIM    4096  /* channels of the stem or of a stage */
-#define MAX_HIDDEN 8192  /* channels of a bottleneck's middle, or of an MLP */
-#define STRIP_ROWS 16    /* of a bottleneck's output, so that its hidden channels stay in the cache */
+#define N_LAYERS   4
+#define PATCH_SIZE 16    /* pixels a side of a place of the output */
+#define MAX_DEPTH  16    /* blocks of a layer */
+#define MAX_DIM    4096  /* channels of the stem or of a layer */
+#define MAX_HIDDEN 8192  /* channels of an MBConv's middle, or of an MLP */
+#define STRIP_ROWS 16    /* of an MBConv's output, so that its hidden channels stay in the cache */
 #define MLP_ROWS   2048  /* tokens at a time, likewise */
 #define BATCH_EPS  1e-5f /* BatchNorm2d's and LayerNorm's default */
 #define NORM_EPS   1e-5f
 
-/* A 3×3 convolution: weight [c_out][c_in][3][3], or, of single channels, [3][3][c]. */
+/* A 3x3 convolution: weight [c_out][c_in][3][3], or, of a depthwise one, [3][3][c]. */
 typedef struct Conv {
     const float *weight, *bias;
 } Conv;
 
-typedef struct Bottleneck {
-    Linear conv1, conv3;
-    Conv conv2; /* of single channels */
+/* MBConv, and PatchMerging, whose tensors have the same names. */
+typedef struct MBConv {
+    Linear conv1, conv3; /* pointwise */
+    Conv conv2;          /* depthwise */
     int stride;
-} Bottleneck;
+} MBConv;
 
-typedef struct Block {
-    SamAffine attn_norm, mlp_norm;
+typedef struct TinyViTBlock {
+    SamNorm attn_norm, mlp_norm;
     Linear qkv, proj, fc1, fc2;
-    const float *biases; /* see distance_bias */
-    const float *pad;    /* [3·dim] qkv of a token of zeros */
-    Conv local_conv;     /* of single channels */
-} Block;
+    const float *attention_biases; /* see distance_bias */
+    const float *pad;              /* [3·dim] qkv of a token of zeros */
+    Conv local_conv;               /* depthwise */
+} TinyViTBlock;
 
-typedef struct Stage {
-    int size, dim, depth; /* a map of size × size */
-    int n_heads, window;  /* of stages 1 to 3 */
-    Block blocks[MAX_DEPTH];
-    Bottleneck merging; /* not of the last stage */
-} Stage;
+/* ConvLayer (layer 0) or BasicLayer, on a map of size x size. */
+typedef struct Layer {
+    int size, dim, depth;
+    int n_heads, window_size;       /* of layers 1 to 3 */
+    MBConv mb_convs[MAX_DEPTH];     /* of layer 0 */
+    TinyViTBlock blocks[MAX_DEPTH]; /* of layers 1 to 3 */
+    MBConv downsample;              /* PatchMerging, not of the last layer */
+} Layer;
 
-struct TinyVit {
+typedef struct TinyVit {
     int image_size, stem_dim;
-    Conv stem1, stem2;
-    Bottleneck mbconv[MAX_DEPTH]; /* the blocks of stage 0 */
-    Stage stages[TINY_VIT_STAGES];
+    Conv patch_embed1, patch_embed2; /* seq.0, seq.2 */
+    Layer layers[N_LAYERS];
     float *derived; /* what is made of the weights */
-};
+} TinyVit;
+
+/* Activations. The two maps are the residual stream and what becomes of it, by turns. */
+typedef struct TinyVitState {
+    float *maps[2];                      /* [size][size][dim] of any layer */
+    float *interleaved, *stem, *scratch; /* [S][S][3], [S/2][S/2][stem_dim], conv2d's */
+    float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2 */
+    float *norm, *heads, *branch;        /* [n][dim] */
+    float *qkv;                          /* [n][3·dim] */
+    float *hidden;                       /* of some rows of an MLP */
+} TinyVitState;
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
 
 /* ---- weights ------------------------------------------------------------------------------------------*/
 
@@ -93,10 +112,10 @@ __attribute__((format(printf, 4, 5))) static const float *tensor(Reader *r, int 
     return data;
 }
 
-static SamAffine affine(Reader *r, int dim, const char *name)
+static SamNorm norm(Reader *r, int dim, const char *name)
 {
-    return (SamAffine){tensor(r, 1, (int64_t[]){dim}, "%s.weight", name),
-                       tensor(r, 1, (int64_t[]){dim}, "%s.bias", name)};
+    return (SamNorm){tensor(r, 1, (int64_t[]){dim}, "%s.weight", name),
+                     tensor(r, 1, (int64_t[]){dim}, "%s.bias", name)};
 }
 
 static Linear layer(Reader *r, int n_out, int n_in, const char *name)
@@ -107,32 +126,67 @@ static Linear layer(Reader *r, int n_out, int n_in, const char *name)
                     .n_in = n_in};
 }
 
-/* Conv2d_BN: NAME.c, then NAME.bn, which is γ·(c(x) - mean)/√(var + ε) + β, as one convolution. taps_last: as
- * the official weight, [c_out][c_in·kernel²], else turned round. */
-static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, int taps_last, const char *name)
+/* Conv2d_BN: NAME.c, then NAME.bn, which is γ·(c(x) - mean)/√(var + ε) + β. */
+typedef struct Conv2dBn {
+    const float *c; /* [n_out][n_in·kernel²] */
+    const float *gamma, *beta, *mean, *var;
+} Conv2dBn;
+
+static Conv2dBn read_conv2d_bn(Reader *r, int n_out, int n_in, int kernel, const char *name)
 {
-    const int fan = n_in * kernel * kernel;
     const int64_t channels[1] = {n_out};
-    const float *c = tensor(r, 4, (int64_t[]){n_out, n_in, kernel, kernel}, "%s.c.weight", name);
-    const float *gamma = tensor(r, 1, channels, "%s.bn.weight", name);
-    const float *beta = tensor(r, 1, channels, "%s.bn.bias", name);
-    const float *mean = tensor(r, 1, channels, "%s.bn.running_mean", name);
-    const float *var = tensor(r, 1, channels, "%s.bn.running_var", name);
-    float *weight = arena_floats(&r->arena, (size_t)n_out * (size_t)fan);
-    float *bias = arena_floats(&r->arena, (size_t)n_out);
-    for (int o = 0; !r->failed && o < n_out; o++) {
-        if (!(var[o] >= 0)) {
-            r->failed = 1;
-            fail(r->err, "%s: tensor image_encoder.%s.bn.running_var holds %g, expected a variance",
-                 st_path(r->st), name, (double)var[o]);
-        } else if (weight) {
-            const double factor = gamma[o] / sqrt((double)var[o] + (double)BATCH_EPS);
-            for (int i = 0; i < fan; i++)
-                weight[taps_last ? (size_t)o * fan + i : (size_t)i * n_out + o] =
-                    (float)(factor * c[(size_t)o * fan + i]);
-            bias[o] = (float)(beta[o] - factor * mean[o]);
-        }
-    }
+    Conv2dBn official = {.c = tensor(r, 4, (int64_t[]){n_out, n_in, kernel, kernel}, "%s.c.weight", name),
+                         .gamma = tensor(r, 1, channels, "%s.bn.weight", name),
+                         .beta = tensor(r, 1, channels, "%s.bn.bias", name),
+                         .mean = tensor(r, 1, channels, "%s.bn.running_mean", name),
+                         .var = tensor(r, 1, channels, "%s.bn.running_var", name)};
+    for (int o = 0; !r->failed && o < n_out; o++)
+        if (!(official.var[o] >= 0))
+            r->failed =
+                !!fail(r->err, "%s: tensor image_encoder.%s.bn.running_var holds %g, expected a variance",
+                       st_path(r->st), name, (double)official.var[o]);
+    return official;
+}
+
+/* What the batch norm multiplies output o of the convolution with. */
+static double batch_factor(const Conv2dBn *official, size_t o)
+{
+    return official->gamma[o] / sqrt((double)official->var[o] + (double)BATCH_EPS);
+}
+
+static void fold_bias(float *bias, const Conv2dBn *official, size_t n_out)
+{
+    for (size_t o = 0; o < n_out; o++)
+        bias[o] = (float)(official->beta[o] - batch_factor(official, o) * official->mean[o]);
+}
+
+/* Both as one convolution in the official layout [n_out][n_in][kernel][kernel]. */
+static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, const char *name)
+{
+    const size_t channels = (size_t)n_out, fan = (size_t)(n_in * kernel * kernel);
+    const Conv2dBn official = read_conv2d_bn(r, n_out, n_in, kernel, name);
+    float *weight = arena_floats(&r->arena, channels * fan), *bias = arena_floats(&r->arena, channels);
+    if (r->failed || !weight)
+        return (Conv){NULL, NULL};
+    for (size_t o = 0; o < channels; o++)
+        for (size_t i = 0; i < fan; i++)
+            weight[o * fan + i] = (float)(batch_factor(&official, o) * official.c[o * fan + i]);
+    fold_bias(bias, &official, channels);
+    return (Conv){weight, bias};
+}
+
+/* The same of a depthwise 3x3 convolution, as [3][3][c]: what depthwise_conv3x3 takes. */
+static Conv depthwise_conv_bn(Reader *r, int n_channels, const char *name)
+{
+    const size_t channels = (size_t)n_channels;
+    const Conv2dBn official = read_conv2d_bn(r, n_channels, 1, 3, name);
+    float *weight = arena_floats(&r->arena, 9 * channels), *bias = arena_floats(&r->arena, channels);
+    if (r->failed || !weight)
+        return (Conv){NULL, NULL};
+    for (size_t o = 0; o < channels; o++)
+        for (size_t i = 0; i < 9; i++)
+            weight[i * channels + o] = (float)(batch_factor(&official, o) * official.c[9 * o + i]);
+    fold_bias(bias, &official, channels);
     return (Conv){weight, bias};
 }
 
@@ -166,18 +220,18 @@ static int hidden_of(Reader *r, const char *layer_name)
 
 static Linear pointwise(Reader *r, int n_out, int n_in, const char *name)
 {
-    const Conv c = conv_bn(r, n_out, n_in, 1, 1, name);
+    const Conv c = conv_bn(r, n_out, n_in, 1, name);
     return (Linear){c.weight, c.bias, NULL, n_out, n_in};
 }
 
-static Bottleneck bottleneck(Reader *r, int n_in, int hidden, int n_out, int stride, const char *name)
+static MBConv mb_conv(Reader *r, int n_in, int hidden, int n_out, int stride, const char *name)
 {
     char conv[96];
-    Bottleneck b = {.stride = stride};
+    MBConv b = {.stride = stride};
     snprintf(conv, sizeof conv, "%s.conv1", name);
     b.conv1 = pointwise(r, hidden, n_in, conv);
     snprintf(conv, sizeof conv, "%s.conv2", name);
-    b.conv2 = conv_bn(r, hidden, 1, 3, 0, conv);
+    b.conv2 = depthwise_conv_bn(r, hidden, conv);
     snprintf(conv, sizeof conv, "%s.conv3", name);
     b.conv3 = pointwise(r, n_out, hidden, conv);
     return b;
@@ -186,7 +240,7 @@ static Bottleneck bottleneck(Reader *r, int n_in, int hidden, int n_out, int str
 /* The official qkv stands as [head][q, k, v][head_dim]; ours as [q, k, v][head][head_dim], which is what
  * window_attention takes. A padding token is zero before its norm, so that its qkv is that of the norm's
  * β. */
-static void read_qkv(Reader *r, Block *b, int dim, int n_heads, const char *name)
+static void read_qkv(Reader *r, TinyViTBlock *b, int dim, int n_heads, const char *name)
 {
     const Linear official = layer(r, 3 * dim, dim, name);
     float *weight = arena_floats(&r->arena, 3 * (size_t)dim * (size_t)dim);
@@ -206,25 +260,26 @@ static void read_qkv(Reader *r, Block *b, int dim, int n_heads, const char *name
     linear(pad, b->attn_norm.bias, weight, bias, 1, 3 * dim, dim);
 }
 
-static void read_block(Reader *r, Block *b, const Stage *s, const char *name)
+static void read_block(Reader *r, TinyViTBlock *b, const Layer *s, const char *name)
 {
-    const int dim = s->dim, n_biases = s->window * s->window;
+    const int dim = s->dim, n_biases = s->window_size * s->window_size;
     char part[96];
     snprintf(part, sizeof part, "%s.attn.norm", name);
-    b->attn_norm = affine(r, dim, part);
+    b->attn_norm = norm(r, dim, part);
     const float *biases = tensor(r, 2, (int64_t[]){s->n_heads, n_biases}, "%s.attn.attention_biases", name);
-    float *laid_out = arena_floats(&r->arena, distance_bias_floats(s->n_heads, s->window, s->window));
+    float *laid_out =
+        arena_floats(&r->arena, distance_bias_floats(s->n_heads, s->window_size, s->window_size));
     if (biases && laid_out)
-        distance_bias(laid_out, biases, s->n_heads, s->window, s->window);
-    b->biases = laid_out;
+        distance_bias(laid_out, biases, s->n_heads, s->window_size, s->window_size);
+    b->attention_biases = laid_out;
     snprintf(part, sizeof part, "%s.attn.qkv", name);
     read_qkv(r, b, dim, s->n_heads, part);
     snprintf(part, sizeof part, "%s.attn.proj", name);
     b->proj = layer(r, dim, dim, part);
     snprintf(part, sizeof part, "%s.local_conv", name);
-    b->local_conv = conv_bn(r, dim, 1, 3, 0, part);
+    b->local_conv = depthwise_conv_bn(r, dim, part);
     snprintf(part, sizeof part, "%s.mlp.norm", name);
-    b->mlp_norm = affine(r, dim, part);
+    b->mlp_norm = norm(r, dim, part);
     snprintf(part, sizeof part, "%s.mlp.fc1", name);
     const int hidden = hidden_of(r, part);
     b->fc1 = layer(r, hidden, dim, part);
@@ -235,29 +290,29 @@ static void read_block(Reader *r, Block *b, const Stage *s, const char *name)
 static void read_weights(Reader *r, TinyVit *vit)
 {
     char name[64], first[80];
-    Stage *s = vit->stages;
-    vit->stem1 = conv_bn(r, vit->stem_dim, 3, 3, 1, "patch_embed.seq.0");
-    vit->stem2 = conv_bn(r, s->dim, vit->stem_dim, 3, 1, "patch_embed.seq.2");
+    Layer *s = vit->layers;
+    vit->patch_embed1 = conv_bn(r, vit->stem_dim, 3, 3, "patch_embed.seq.0");
+    vit->patch_embed2 = conv_bn(r, s->dim, vit->stem_dim, 3, "patch_embed.seq.2");
     for (int i = 0; i < s->depth; i++) {
         snprintf(name, sizeof name, "layers.0.blocks.%d", i);
         snprintf(first, sizeof first, "%s.conv1.c", name);
-        vit->mbconv[i] = bottleneck(r, s->dim, hidden_of(r, first), s->dim, 1, name);
+        s->mb_convs[i] = mb_conv(r, s->dim, hidden_of(r, first), s->dim, 1, name);
     }
-    for (int stage = 0; stage < TINY_VIT_STAGES; stage++, s++) {
-        for (int i = 0; stage > 0 && i < s->depth; i++) {
-            snprintf(name, sizeof name, "layers.%d.blocks.%d", stage, i);
+    for (int l = 0; l < N_LAYERS; l++, s++) {
+        for (int i = 0; l > 0 && i < s->depth; i++) {
+            snprintf(name, sizeof name, "layers.%d.blocks.%d", l, i);
             read_block(r, &s->blocks[i], s, name);
         }
-        snprintf(name, sizeof name, "layers.%d.downsample", stage);
-        if (stage + 1 < TINY_VIT_STAGES)
-            s->merging = bottleneck(r, s->dim, s[1].dim, s[1].dim, s->size / s[1].size, name);
+        snprintf(name, sizeof name, "layers.%d.downsample", l);
+        if (l + 1 < N_LAYERS)
+            s->downsample = mb_conv(r, s->dim, s[1].dim, s[1].dim, s->size / s[1].size, name);
     }
 }
 
 /* ---- sizes --------------------------------------------------------------------------------------------*/
 
-/* Depth, heads and window of stage i. */
-static int read_stage(Safetensors *st, Stage *s, int i, Error *err)
+/* Depth, heads and window of layer i. */
+static int read_layer(Safetensors *st, Layer *s, int i, Error *err)
 {
     char before[64], name[96];
     snprintf(before, sizeof before, "image_encoder.layers.%d.blocks.", i);
@@ -271,9 +326,9 @@ static int read_stage(Safetensors *st, Stage *s, int i, Error *err)
     snprintf(name, sizeof name, "%s0.attn.attention_biases", before);
     const int area = sam_dim_of(st, name, 1);
     s->n_heads = sam_dim_of(st, name, 0);
-    s->window = (int)lround(sqrt(area));
-    if (s->n_heads < 1 || s->n_heads > 256 || s->dim % s->n_heads != 0 || s->window < 1 || s->window > 128 ||
-        s->window * s->window != area)
+    s->window_size = (int)lround(sqrt(area));
+    if (s->n_heads < 1 || s->n_heads > 256 || s->dim % s->n_heads != 0 || s->window_size < 1 ||
+        s->window_size > 128 || s->window_size * s->window_size != area)
         return bad_shape(st, name, "heads that divide the channels, and the square of a window of 1 to 128",
                          err);
     return 0;
@@ -283,27 +338,41 @@ static int read_sizes(TinyVit *vit, Safetensors *st, Error *err)
 {
     char name[96];
     if (read_dim(st, "image_encoder.patch_embed.seq.0.c.weight", MAX_DIM, "channels", &vit->stem_dim, err) ||
-        read_dim(st, "image_encoder.patch_embed.seq.2.c.weight", MAX_DIM, "channels", &vit->stages[0].dim,
+        read_dim(st, "image_encoder.patch_embed.seq.2.c.weight", MAX_DIM, "channels", &vit->layers[0].dim,
                  err))
         return -1;
-    for (int i = 1; i < TINY_VIT_STAGES; i++) {
+    for (int i = 1; i < N_LAYERS; i++) {
         snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", i - 1);
-        if (read_dim(st, name, MAX_DIM, "channels", &vit->stages[i].dim, err))
+        if (read_dim(st, name, MAX_DIM, "channels", &vit->layers[i].dim, err))
             return -1;
     }
-    for (int i = 0; i < TINY_VIT_STAGES; i++) {
-        vit->stages[i].size = vit->image_size / (i == 0 ? 4 : i == 1 ? 8 : 16);
-        if (read_stage(st, &vit->stages[i], i, err))
+    for (int i = 0; i < N_LAYERS; i++) {
+        vit->layers[i].size = vit->image_size / (i == 0 ? 4 : i == 1 ? 8 : 16);
+        if (read_layer(st, &vit->layers[i], i, err))
             return -1;
     }
-    snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", TINY_VIT_STAGES - 1);
+    snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", N_LAYERS - 1);
     if (st_find(st, name))
-        return fail(err, "%s: TinyViT has more than %d stages", st_path(st), TINY_VIT_STAGES);
+        return fail(err, "%s: TinyViT has more than %d stages", st_path(st), N_LAYERS);
     return 0;
 }
 
-TinyVit *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
+static void tiny_vit_close(void *model)
 {
+    TinyVit *vit = model;
+    if (!vit)
+        return;
+    free(vit->derived);
+    free(vit);
+}
+
+static void *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
+{
+    if (image_size % PATCH_SIZE != 0) {
+        fail(err, "%s: sam.image_size %d is not a multiple of TinyViT's %d", st_path(weights), image_size,
+             PATCH_SIZE);
+        return NULL;
+    }
     TinyVit *vit = calloc(1, sizeof *vit);
     if (!vit) {
         fail_memory(err, "a TinyViT", sizeof *vit);
@@ -312,16 +381,14 @@ TinyVit *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
     vit->image_size = image_size;
     Reader r = {.st = weights, .err = err};
     if (!read_sizes(vit, weights, err))
-        read_weights(&r, vit);
+        read_weights(&r, vit); /* counts what is derived */
     else
         r.failed = 1;
-    if (!r.failed) {
-        if (arena_allocate(&r.arena))
-            r.failed = fail_memory(err, "TinyViT's weights", r.arena.size);
-        else
-            read_weights(&r, vit);
-        vit->derived = (void *)r.arena.base;
-    }
+    if (!r.failed && arena_allocate(&r.arena))
+        r.failed = !!fail_memory(err, "TinyViT's weights", r.arena.size);
+    vit->derived = (void *)r.arena.base;
+    if (!r.failed)
+        read_weights(&r, vit);
     if (r.failed) {
         tiny_vit_close(vit);
         return NULL;
@@ -329,111 +396,122 @@ TinyVit *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
     return vit;
 }
 
-void tiny_vit_close(TinyVit *vit)
+static int tiny_vit_dim(const void *model)
 {
-    if (!vit)
-        return;
-    free(vit->derived);
-    free(vit);
+    const TinyVit *vit = model;
+    return vit->layers[N_LAYERS - 1].dim;
 }
 
-int tiny_vit_dim(const TinyVit *vit)
-{
-    return vit->stages[TINY_VIT_STAGES - 1].dim;
-}
-
-static double bottleneck_multiply_adds(const Bottleneck *b, int size)
+static double mb_conv_multiply_adds(const MBConv *b, int size)
 {
     const double n = (double)size * size, out = (double)((size - 1) / b->stride + 1), hidden = b->conv1.n_out;
     return n * b->conv1.n_in * hidden + out * out * hidden * (9 + b->conv3.n_out);
 }
 
-double tiny_vit_multiply_adds(const TinyVit *vit)
+static double tiny_vit_multiply_adds(const void *model)
 {
+    const TinyVit *vit = model;
     const double stem = vit->stem_dim, half = vit->image_size / 2.0;
-    double sum = half * half * stem * (27 + 9.0 / 4 * vit->stages[0].dim);
-    for (int i = 0; i < TINY_VIT_STAGES; i++) {
-        const Stage *s = &vit->stages[i];
-        const double n = (double)s->size * s->size, dim = s->dim, keys = (double)s->window * s->window;
+    double sum = half * half * stem * (27 + 9.0 / 4 * vit->layers[0].dim);
+    for (int i = 0; i < N_LAYERS; i++) {
+        const Layer *s = &vit->layers[i];
+        const double n = (double)s->size * s->size, dim = s->dim;
+        const double keys = (double)s->window_size * s->window_size;
         for (int k = 0; k < s->depth; k++)
-            sum += i == 0 ? bottleneck_multiply_adds(&vit->mbconv[k], s->size)
+            sum += i == 0 ? mb_conv_multiply_adds(&s->mb_convs[k], s->size)
                           : n * dim * (4 * dim + 2 * keys + 9 + 2.0 * s->blocks[k].fc1.n_out);
-        if (i + 1 < TINY_VIT_STAGES)
-            sum += bottleneck_multiply_adds(&s->merging, s->size);
+        if (i + 1 < N_LAYERS)
+            sum += mb_conv_multiply_adds(&s->downsample, s->size);
     }
     return sum;
 }
 
-static void pack_bottleneck(Bottleneck *b, Arena *arena)
+static void pack_mb_conv(MBConv *b, Arena *arena)
 {
     linear_pack(&b->conv1, arena);
     linear_pack(&b->conv3, arena);
 }
 
-void tiny_vit_pack(TinyVit *vit, Arena *arena)
+static void tiny_vit_pack(void *model, Arena *arena)
 {
-    for (int i = 0; i < vit->stages[0].depth; i++)
-        pack_bottleneck(&vit->mbconv[i], arena);
-    for (int stage = 0; stage < TINY_VIT_STAGES; stage++) {
-        Stage *s = &vit->stages[stage];
-        for (int i = 0; stage > 0 && i < s->depth; i++) {
+    TinyVit *vit = model;
+    for (int i = 0; i < vit->layers[0].depth; i++)
+        pack_mb_conv(&vit->layers[0].mb_convs[i], arena);
+    for (int l = 0; l < N_LAYERS; l++) {
+        Layer *s = &vit->layers[l];
+        for (int i = 0; l > 0 && i < s->depth; i++) {
             linear_pack(&s->blocks[i].qkv, arena);
             linear_pack(&s->blocks[i].proj, arena);
             linear_pack(&s->blocks[i].fc1, arena);
             linear_pack(&s->blocks[i].fc2, arena);
         }
-        if (stage + 1 < TINY_VIT_STAGES)
-            pack_bottleneck(&s->merging, arena);
+        if (l + 1 < N_LAYERS)
+            pack_mb_conv(&s->downsample, arena);
     }
 }
 
 /* ---- activations --------------------------------------------------------------------------------------*/
 
 /* Floats that the hidden channels of a strip take, before and after conv2. */
-static void strip_room(size_t room[2], const Bottleneck *b, int size)
+static void strip_floats(size_t n_floats[2], const MBConv *b, int size)
 {
     const int rows = (STRIP_ROWS - 1) * b->stride + 3;
     const size_t row = (size_t)size * (size_t)b->conv1.n_out;
-    room[0] = largest(room[0], (size_t)(rows < size ? rows : size) * row);
-    room[1] = largest(room[1], STRIP_ROWS * row);
+    n_floats[0] = larger(n_floats[0], (size_t)(rows < size ? rows : size) * row);
+    n_floats[1] = larger(n_floats[1], STRIP_ROWS * row);
 }
 
-void tiny_vit_layout(TinyVitState *state, const TinyVit *vit, Arena *arena)
+/* The largest of each buffer over all layers. */
+typedef struct Sizes {
+    size_t map, tokens, hidden, strip[2];
+} Sizes;
+
+static Sizes largest_sizes(const TinyVit *vit)
 {
-    const size_t S = (size_t)vit->image_size, half = S / 2;
-    size_t map = 0, tokens = 0, hidden = 0, strip[2] = {0, 0};
-    for (int i = 0; i < TINY_VIT_STAGES; i++) {
-        const Stage *s = &vit->stages[i];
+    Sizes most = {0};
+    for (int l = 0; l < N_LAYERS; l++) {
+        const Layer *s = &vit->layers[l];
         const size_t n = (size_t)s->size * (size_t)s->size, floats = n * (size_t)s->dim;
-        map = largest(map, floats);
-        for (int k = 0; i == 0 && k < s->depth; k++)
-            strip_room(strip, &vit->mbconv[k], s->size);
-        for (int k = 0; i > 0 && k < s->depth; k++) {
-            tokens = largest(tokens, floats);
-            hidden = largest(hidden, (n < MLP_ROWS ? n : MLP_ROWS) * (size_t)s->blocks[k].fc1.n_out);
+        most.map = larger(most.map, floats);
+        for (int k = 0; l == 0 && k < s->depth; k++)
+            strip_floats(most.strip, &s->mb_convs[k], s->size);
+        for (int k = 0; l > 0 && k < s->depth; k++) {
+            const size_t rows = n < MLP_ROWS ? n : MLP_ROWS;
+            most.tokens = larger(most.tokens, floats);
+            most.hidden = larger(most.hidden, rows * (size_t)s->blocks[k].fc1.n_out);
         }
-        if (i + 1 < TINY_VIT_STAGES)
-            strip_room(strip, &s->merging, s->size);
+        if (l + 1 < N_LAYERS)
+            strip_floats(most.strip, &s->downsample, s->size);
     }
-    state->maps[0] = arena_floats(arena, map);
-    state->maps[1] = arena_floats(arena, map);
-    /* the stem's share its room with what comes after it */
+    return most;
+}
+
+static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
+{
+    const TinyVit *vit = model;
+    TinyVitState *state = state_struct;
+    const int S = vit->image_size, half = S / 2, stem_dim = vit->stem_dim;
+    const size_t n = (size_t)S * (size_t)S;
+    const Sizes most = largest_sizes(vit);
+    state->maps[0] = arena_floats(arena, most.map);
+    state->maps[1] = arena_floats(arena, most.map);
+    /* PatchEmbed is done before the layers begin: both use the same memory */
     const size_t mark = arena->used;
-    state->interleaved = arena_floats(arena, 3 * S * S);
-    state->stem = arena_floats(arena, half * half * (size_t)vit->stem_dim);
-    state->scratch = arena_floats(
-        arena, largest(conv2d_scratch((int)S, (int)S, 3, vit->stem_dim, 3, 2, 1),
-                       conv2d_scratch((int)half, (int)half, vit->stem_dim, vit->stages[0].dim, 3, 2, 1)));
+    state->interleaved = arena_floats(arena, 3 * n);
+    state->stem = arena_floats(arena, n / 4 * (size_t)stem_dim);
+    state->scratch =
+        arena_floats(arena, larger(conv2d_scratch(S, S, 3, stem_dim, 3, 2, 1),
+                                   conv2d_scratch(half, half, stem_dim, vit->layers[0].dim, 3, 2, 1)));
     const size_t end = arena->used;
     arena->used = mark;
-    state->strips[0] = arena_floats(arena, strip[0]);
-    state->strips[1] = arena_floats(arena, strip[1]);
-    state->norm = arena_floats(arena, tokens);
-    state->heads = arena_floats(arena, tokens);
-    state->branch = arena_floats(arena, tokens);
-    state->qkv = arena_floats(arena, 3 * tokens);
-    state->hidden = arena_floats(arena, hidden);
-    arena->used = largest(arena->used, end);
+    state->strips[0] = arena_floats(arena, most.strip[0]);
+    state->strips[1] = arena_floats(arena, most.strip[1]);
+    state->norm = arena_floats(arena, most.tokens);
+    state->heads = arena_floats(arena, most.tokens);
+    state->branch = arena_floats(arena, most.tokens);
+    state->qkv = arena_floats(arena, 3 * most.tokens);
+    state->hidden = arena_floats(arena, most.hidden);
+    arena->used = larger(arena->used, end);
 }
 
 /* ---- the forward pass ---------------------------------------------------------------------------------*/
@@ -446,52 +524,68 @@ static void swap_maps(TinyVitState *state)
     state->maps[1] = other;
 }
 
-/* PatchEmbed */
-static void run_stem(const TinyVit *vit, TinyVitState *state, const float *pixels)
+/* PatchEmbed: seq.0, GELU, seq.2 */
+static void patch_embed(const TinyVit *vit, TinyVitState *state, const float *pixels)
 {
-    const int S = vit->image_size, half = S / 2;
+    const int S = vit->image_size, half = S / 2, stem_dim = vit->stem_dim;
+    const Conv *seq0 = &vit->patch_embed1, *seq2 = &vit->patch_embed2;
     const size_t n = (size_t)S * (size_t)S;
     for (size_t i = 0; i < n; i++)
         for (size_t c = 0; c < 3; c++)
             state->interleaved[3 * i + c] = pixels[c * n + i];
-    conv2d(state->stem, state->interleaved, vit->stem1.weight, vit->stem1.bias, S, S, 3, vit->stem_dim, 3, 2,
-           1, state->scratch);
-    gelu(state->stem, (size_t)half * (size_t)half * (size_t)vit->stem_dim);
-    conv2d(state->maps[0], state->stem, vit->stem2.weight, vit->stem2.bias, half, half, vit->stem_dim,
-           vit->stages[0].dim, 3, 2, 1, state->scratch);
+    conv2d(state->stem, state->interleaved, seq0->weight, seq0->bias, S, S, 3, stem_dim, 3, 2, 1,
+           state->scratch);
+    gelu(state->stem, n / 4 * (size_t)stem_dim);
+    conv2d(state->maps[0], state->stem, seq2->weight, seq2->bias, half, half, stem_dim, vit->layers[0].dim, 3,
+           2, 1, state->scratch);
 }
 
-/* MBConv: x = gelu(x + conv3(gelu(conv2(gelu(conv1(x)))))), or without the residual PatchMerging: conv3(…).
- * A strip of rows at a time; the rows next to it are computed twice. */
-static void run_bottleneck(TinyVitState *state, const Bottleneck *b, int size, int residual)
+/* Rows `first` .. of conv3(gelu(conv2(gelu(conv1(x))))), of the map's residual stream x, into the other map.
+ * The rows above and below a strip are computed twice. Returns the strip. */
+static float *mb_conv_strip(TinyVitState *state, const MBConv *b, int size, int first, int rows)
 {
-    const int out = (size - 1) / b->stride + 1, hidden = b->conv1.n_out, n_in = b->conv1.n_in;
-    const float *x = state->maps[0];
-    for (int first = 0; first < out; first += STRIP_ROWS) {
-        const int rows = out - first < STRIP_ROWS ? out - first : STRIP_ROWS;
-        const int above = first > 0 ? first * b->stride - 1 : 0;
-        const int below = (first + rows - 1) * b->stride + 2, end = below < size ? below : size;
-        const size_t n = (size_t)rows * (size_t)out * (size_t)b->conv3.n_out;
-        float *y = state->maps[1] + (size_t)first * (size_t)out * (size_t)b->conv3.n_out;
-        linear_layer_gelu(state->strips[0], x + (size_t)above * (size_t)size * (size_t)n_in, &b->conv1,
-                          (end - above) * size);
-        depthwise_conv3x3(state->strips[1], first, rows, state->strips[0], above, b->conv2.weight,
-                          b->conv2.bias, size, size, hidden, b->stride);
-        gelu(state->strips[1], (size_t)rows * (size_t)out * (size_t)hidden);
-        linear_layer(y, state->strips[1], &b->conv3, rows * out);
-        if (residual) {
-            add(y, x + (size_t)first * (size_t)size * (size_t)n_in, n);
-            gelu(y, n);
-        }
+    const int out = (size - 1) / b->stride + 1, hidden = b->conv1.n_out;
+    const size_t x_row = (size_t)size * (size_t)b->conv1.n_in, y_row = (size_t)out * (size_t)b->conv3.n_out;
+    const int above = first > 0 ? first * b->stride - 1 : 0;
+    const int below = (first + rows - 1) * b->stride + 2, end = below < size ? below : size;
+    float *y = state->maps[1] + (size_t)first * y_row;
+    linear_layer_gelu(state->strips[0], state->maps[0] + (size_t)above * x_row, &b->conv1,
+                      (end - above) * size);
+    depthwise_conv3x3(state->strips[1], first, rows, state->strips[0], above, b->conv2.weight, b->conv2.bias,
+                      size, size, hidden, b->stride);
+    gelu(state->strips[1], (size_t)rows * (size_t)out * (size_t)hidden);
+    linear_layer(y, state->strips[1], &b->conv3, rows * out);
+    return y;
+}
+
+/* MBConv: x = gelu(x + conv3(gelu(conv2(gelu(conv1(x)))))), a strip of rows at a time. */
+static void mb_conv_forward(TinyVitState *state, const MBConv *b, int size)
+{
+    const size_t row = (size_t)size * (size_t)b->conv3.n_out;
+    for (int first = 0; first < size; first += STRIP_ROWS) {
+        const int rows = size - first < STRIP_ROWS ? size - first : STRIP_ROWS;
+        float *y = mb_conv_strip(state, b, size, first, rows);
+        add(y, state->maps[0] + (size_t)first * row, (size_t)rows * row); /* shortcut */
+        gelu(y, (size_t)rows * row);
     }
     swap_maps(state);
 }
 
-/* x += proj(attention(norm(x))) */
-static void attend(TinyVitState *state, const Stage *s, const Block *b)
+/* PatchMerging: x = conv3(gelu(conv2(gelu(conv1(x))))) */
+static void patch_merging_forward(TinyVitState *state, const MBConv *b, int size)
+{
+    const int out = (size - 1) / b->stride + 1;
+    for (int first = 0; first < out; first += STRIP_ROWS)
+        mb_conv_strip(state, b, size, first, out - first < STRIP_ROWS ? out - first : STRIP_ROWS);
+    swap_maps(state);
+}
+
+/* x += attn(x): proj(attention(norm(x))). Where windows reach over the map's lower and right edges, the
+ * official code pads x with zeros before attn.norm, so that such a token's qkv is qkv(β): b->pad. */
+static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size, head_dim = s->dim / s->n_heads;
-    const RelativePosition rel = {NULL, NULL, s->window, s->window, b->biases};
+    const RelativePosition rel = {NULL, NULL, s->window_size, s->window_size, b->attention_biases};
     layer_norm(state->norm, state->maps[0], b->attn_norm.weight, b->attn_norm.bias, n, s->dim, NORM_EPS);
     linear_layer(state->qkv, state->norm, &b->qkv, n);
     window_attention(state->heads, state->qkv, b->pad, s->size, s->size, s->n_heads, head_dim,
@@ -500,8 +594,8 @@ static void attend(TinyVitState *state, const Stage *s, const Block *b)
     add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
 }
 
-/* x += fc2(gelu(fc1(norm(x)))) */
-static void feed_forward(TinyVitState *state, const Stage *s, const Block *b)
+/* x += mlp(x): fc2(gelu(fc1(norm(x)))) */
+static void mlp(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size;
     layer_norm(state->norm, state->maps[0], b->mlp_norm.weight, b->mlp_norm.bias, n, s->dim, NORM_EPS);
@@ -514,39 +608,53 @@ static void feed_forward(TinyVitState *state, const Stage *s, const Block *b)
     add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
 }
 
-/* TinyViTBlock */
-static void run_block(TinyVitState *state, const Stage *s, const Block *b)
+static void tiny_vit_block_forward(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
-    attend(state, s, b);
+    attn(state, s, b);
     depthwise_conv3x3(state->maps[1], 0, s->size, state->maps[0], 0, b->local_conv.weight, b->local_conv.bias,
                       s->size, s->size, s->dim, 1);
     swap_maps(state);
-    feed_forward(state, s, b);
+    mlp(state, s, b);
 }
 
-const float *tiny_vit_forward(const TinyVit *vit, TinyVitState *state, const float *pixels, TensorTap tap,
-                              void *tap_user)
+static void tap_map(const TinyVitState *state, const Layer *s, const char *name, TensorTap tap,
+                    void *tap_user)
 {
-    run_stem(vit, state, pixels);
     if (tap)
-        tap(tap_user, "sam.patch_embed", 3,
-            (int64_t[]){vit->stages[0].size, vit->stages[0].size, vit->stages[0].dim}, state->maps[0]);
-    for (int stage = 0; stage < TINY_VIT_STAGES; stage++) {
-        const Stage *s = &vit->stages[stage];
-        for (int i = 0; i < s->depth; i++) {
-            if (stage == 0)
-                run_bottleneck(state, &vit->mbconv[i], s->size, 1);
+        tap(tap_user, name, 3, (int64_t[]){s->size, s->size, s->dim}, state->maps[0]);
+}
+
+/* Taps: sam.patch_embed, sam.layers.0 to 3 [h][w][channels]. */
+static const float *tiny_vit_forward(const void *model, void *state_struct, const float *pixels,
+                                     TensorTap tap, void *tap_user)
+{
+    const TinyVit *vit = model;
+    TinyVitState *state = state_struct;
+    patch_embed(vit, state, pixels);
+    tap_map(state, vit->layers, "sam.patch_embed", tap, tap_user);
+    for (int l = 0; l < N_LAYERS; l++) {
+        const Layer *s = &vit->layers[l];
+        for (int i = 0; i < s->depth; i++)
+            if (l == 0)
+                mb_conv_forward(state, &s->mb_convs[i], s->size);
             else
-                run_block(state, s, &s->blocks[i]);
-        }
-        if (stage + 1 < TINY_VIT_STAGES)
-            run_bottleneck(state, &s->merging, s->size, 0);
-        if (tap) {
-            const Stage *next = stage + 1 < TINY_VIT_STAGES ? s + 1 : s;
-            char name[32];
-            snprintf(name, sizeof name, "sam.layers.%d", stage);
-            tap(tap_user, name, 3, (int64_t[]){next->size, next->size, next->dim}, state->maps[0]);
-        }
+                tiny_vit_block_forward(state, s, &s->blocks[i]);
+        if (l + 1 < N_LAYERS)
+            patch_merging_forward(state, &s->downsample, s->size);
+        char name[32];
+        snprintf(name, sizeof name, "sam.layers.%d", l);
+        tap_map(state, l + 1 < N_LAYERS ? s + 1 : s, name, tap, tap_user);
     }
     return state->maps[0];
 }
+
+const SamEncoder tiny_vit_encoder = {.name = "tiny_vit",
+                                     .patch_size = PATCH_SIZE,
+                                     .state_size = sizeof(TinyVitState),
+                                     .open = tiny_vit_open,
+                                     .close = tiny_vit_close,
+                                     .dim = tiny_vit_dim,
+                                     .multiply_adds = tiny_vit_multiply_adds,
+                                     .pack = tiny_vit_pack,
+                                     .layout = tiny_vit_layout,
+                                     .forward = tiny_vit_forward};

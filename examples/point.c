@@ -17,7 +17,7 @@ int main(int argc, char **argv)
     Sam *sam = st ? sam_open(st, &err) : NULL;
     SamState *state = sam ? sam_state_new(sam, &err) : NULL;
     SamImage image;
-    if (!state || sam_encode(sam, state, &image, rgb, h, w, 0, NULL, NULL, &err))
+    if (!state || sam_encode(sam, state, &image, &(SamPicture){rgb, h, w}, NULL, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
 
     /* One point gives several masks, from a part to the whole thing. The model predicts how good each is. */
@@ -28,12 +28,12 @@ int main(int argc, char **argv)
     float *logits = malloc(sizeof *logits * h * w), iou[SAM_MAX_MASK_TOKENS];
     if (!low_res || !logits)
         return fprintf(stderr, "no memory\n"), 1;
-    if (sam_decode(sam, &image, &prompt, 1, low_res, iou, NULL, NULL, &err))
+    if (sam_decode(sam, &image, &prompt, 1, low_res, iou, NULL, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
     int best = 0, n_pixels = 0;
     for (int i = 1; i < n_masks; i++)
         best = iou[i] > iou[best] ? i : best;
-    if (sam_postprocess(sam, &image, low_res + best * low_side * low_side, logits, &err))
+    if (sam_postprocess_masks(sam, &image, low_res + best * low_side * low_side, logits, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
 
     for (int i = 0; i < h * w; i++) {

@@ -10,6 +10,8 @@
 #ifndef SAMLAD_PLANAR_H
 #define SAMLAD_PLANAR_H
 
+#include <stddef.h>
+
 #define TILE     64
 #define TILE_PAD 16 /* widths of the small products are multiples of this */
 
@@ -26,6 +28,12 @@ void small_product(float *c, int ldc, const float *a, int lda, const float *b, i
 /* linear of tensor.h for a few rows (a skinny GEMM): w is read once and never packed. It adds up in another
  * order than linear, so it belongs to SAM's tokens alone. */
 void skinny_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+/* x *= factor */
+static inline void multiply_floats(float *x, float factor, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] *= factor;
+}
 /* quadratic[TILE] = zᵀ·G·z of each column of z [n][TILE], given the triangle that tile_triangle makes of
  * the symmetric G; scratch [n][TILE]. */
 void tile_quadratic(float *quadratic, const float *z, const float *triangle, int ld, int n, float *scratch);

@@ -1,49 +1,55 @@
-/* sam_positions.c - the image's side of SAM's mask decoder (segment_anything/modeling: transformer.py,
- * mask_decoder.py), for many prompts on one image without a mask prompt. The same function as
- * sam_decode_plain, in another order.
+/* sam_positions.c - the image's side of SAM's two-way transformer, for many prompts on one image without a
+ * mask prompt: the same function as sam.c's, with the products taken in another order.
  *
- * An image has n = 4,096 positions of C = 256 channels, a prompt T = 7 tokens, an attention H = 8 heads of
- * 16 dimensions. The official code multiplies all positions of every prompt with a dozen matrices. But all
- * that a prompt ever does to a position's vector x is
+ * What it saves. An image has n = 4,096 positions of C = 256 channels, a prompt T = 7 tokens, an attention H
+ * = 8 heads of 16 dimensions. The official code multiplies all positions with a dozen matrices, for every
+ * prompt anew. But a layer of the transformer does only two things to a position's vector x:
  *
- *     y = x + Dᵀ·a + b          the image attends to the tokens: a are the position's own softmaxed
- *                               scores, D = W_o·v of each token and head, the same everywhere
- *     x' = γ∘(y - mean y)·s + β  LayerNorm: s is one number a position
+ *     y  = x + Dᵀ·a + b            cross_attn_image_to_token: a [H·T] are the position's softmaxed scores,
+ *                                  D [H·T][C] = out_proj·v of each head and token, the same for all positions
+ *     x' = γ∘(y - mean y)·s + β    norm4: s = 1/√(variance + ε) is one number for each position
  *
- * Both are linear but for a and s. So after l layers, with P = "subtract the mean" and u the image's vector,
+ * Both are linear but for the numbers a and s.
  *
- *     x_l = reach·u_l + Bᵀ·z      u_0 = x_0, u_{l+1} = γ_l∘P·u_l   of the image alone: no prompt in it
- *                                 B [rank][C]                      of the prompt alone: no position in it
- *                                 z [rank], reach = s_0·s_1···     few numbers a position and prompt
+ * The form. So after l layers each position is a fixed vector of the image, scaled, and a low-rank rest. With
+ * P = "subtract the mean of the channels",
  *
- * where a layer turns z into [s·z, s·a, 1] and B into [γ∘P·B, γ∘P·D, β]. (The T scores of a head sum to one:
- * the last token's is 1 - the others, so that a and D have H·(T-1) rows, of differences to the last token,
- * and b its share.) rank = 1 + l·(H·(T-1) + 1), 50 after the first layer. Whatever matrix W comes next, W·u_l
- * is a *plane*, computed once an image, and W·Bᵀ is small. A score q·W_k·x costs 16 + 50 multiplications
- * where it cost its part of a product with all of x, x is never written down, and a prompt is left with 5
- * times less arithmetic.
+ *     x_l = σ·u_l + Bᵀ·z           u_0 = x_0, u_{l+1} = γ_l∘P·u_l   the image's alone: no prompt in it
+ *                                  B [rank][C]                      the prompt's alone: no position in it
+ *                                  σ = s_0·s_1···, z [rank]         few numbers a position and prompt
  *
- * LayerNorm needs ‖P·y‖². With E = P·[B; D] (b in the row that z multiplies with 1) and ζ = [z; a]:
+ * A layer takes z to [s·z, s·a, 1], B to [γ∘P·B, γ∘P·D, β], and σ to s·σ. (The T scores of a head sum to one:
+ * that of the last token is 1 minus the others. So a and D have H·(T-1) rows, of differences to the last
+ * token, whose own part is in b.) rank = 1 + l·(H·(T-1) + 1): 50 after the first layer.
  *
- *     ‖P·y‖² = reach²·‖P·u‖² + 2·reach·ζ·(E·P·u) + ζᵀ·(E·Eᵀ)·ζ
+ * Products. Whatever matrix W comes next, W·x_l = σ·(W·u_l) + (W·Bᵀ)·z. W·u_l is a *plane*, computed once an
+ * image; W·Bᵀ is small. A score q·W_k·x costs 16 + 50 multiplications for each position instead of its part
+ * of a product with the whole x. x is never written down, and a prompt is left with a fifth of the
+ * arithmetic.
  *
- * The first is a plane of one row. E's rows of layer m <= l are D_m, sent through the norms since; D_m·t =
- * v·(W_oᵀ·t) head by head, so the planes W_oᵀ·t_m are stored, t_l = P·u_l, t_{m-1} = P·(γ_{m-1}∘t_m).
+ * Norm4 needs ‖P·y‖². With E = P·[B; D] (b in the row that z multiplies with 1) and ζ = [z; a]:
  *
- * Softmax runs over the positions when tokens attend to the image, so that keys' biases drop out and the
- * weighted mean of W_v·x + b_v is that of the planes, plus W_v·Bᵀ·(mean of z), plus b_v.
- * Upscaling's two transposed convolutions do not overlap (stride 2, kernel 2): a position makes its own 16
- * logits.
+ *     ‖P·y‖² = σ²·‖P·u‖² + 2·σ·ζ·(E·P·u) + ζᵀ·(E·Eᵀ)·ζ
  *
- * Positions go through in tiles of TILE, as lanes (planar.h); those beyond the last are zero and unused. */
+ * The first term is a plane of one row, E·Eᵀ a small matrix of the prompt. For the middle one, E's rows of
+ * layer m <= l are D_m, sent through the norms since, and D_m·t = v·(W_oᵀ·t) head by head. So the planes
+ * W_oᵀ·t_m are kept, where t_l = P·u_l and t_{m-1} = P·(γ_{m-1}∘t_m).
+ *
+ * Softmax over the positions, when tokens attend to the image: key biases add the same to all scores of a
+ * query and drop out. The weighted mean of W_v·x + b_v is that of the planes, plus W_v·Bᵀ·(weighted mean of
+ * z), plus b_v. Upscaling: the two transposed convolutions do not overlap (stride 2, kernel 2), so that a
+ * position makes its own 16 logits.
+ *
+ * Positions go through in tiles of TILE, as lanes (planar.h); those beyond the last are zero and unused.
+ * docs/METHOD.md 4 has the derivation as well. */
 #include "fast/sam_positions.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/fail.h"
 #include "fast/planar.h"
+#include "io/fail.h"
 
 #define MAX_LEVELS 4   /* layers of the transformer that this way is written for; SAM has 2 */
 #define MAX_FOLDED 512 /* H·T; beyond, the rank is no longer small */
@@ -59,31 +65,38 @@ typedef struct Level {
 } Level;
 
 struct SamPlanes {
-    const Sam *sam;
+    const SamWeights *w;
     int n_tiles;
     Arena arena;
     Level levels[MAX_LEVELS + 1];
-    float *up; /* [C] first transposed convolution of the last level */
+    float *up;                      /* [C] first transposed convolution of the last level */
+    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in] */
 };
 
-static int tiles_of(const Sam *sam)
+/* Of the cross attentions. */
+static int internal_dim(const SamWeights *w)
 {
-    return (sam->n_positions + TILE - 1) / TILE;
+    return w->mask_decoder.transformer.final_attn_token_to_image.internal_dim;
 }
 
-int sam_trail_fits(const Sam *sam, int n_tokens)
+static int tiles_of(const SamWeights *w)
 {
-    return sam->config.decoder_depth <= MAX_LEVELS && n_tokens * sam->config.decoder_heads <= MAX_FOLDED;
+    return (w->n_positions + TILE - 1) / TILE;
+}
+
+int sam_positions_fit(const SamWeights *w, int n_tokens)
+{
+    return w->config.decoder_depth <= MAX_LEVELS && n_tokens * w->config.decoder_heads <= MAX_FOLDED;
 }
 
 /* ---- planes of an image -----------------------------------------------------------------------*/
 
 static void layout_planes(SamPlanes *p)
 {
-    const Sam *sam = p->sam;
-    const size_t n = (size_t)p->n_tiles * TILE, inner = (size_t)sam->final_attn.inner_dim;
-    const int n_heads = sam->config.decoder_heads, depth = sam->config.decoder_depth;
-    const size_t padded = (size_t)round_up(sam->final_attn.inner_dim / n_heads, TILE_PAD);
+    const SamWeights *w = p->w;
+    const size_t n = (size_t)p->n_tiles * TILE, inner = (size_t)internal_dim(w);
+    const int n_heads = w->config.decoder_heads, depth = w->config.decoder_depth;
+    const size_t padded = (size_t)round_up(internal_dim(w) / n_heads, TILE_PAD);
     for (int l = 0; l <= depth; l++) {
         Level *level = &p->levels[l];
         level->keys = arena_floats(&p->arena, n * inner);
@@ -97,14 +110,17 @@ static void layout_planes(SamPlanes *p)
             level->back[m] = arena_floats(&p->arena, n * (inner + 1));
         level->square = arena_floats(&p->arena, n);
     }
-    p->up = arena_floats(&p->arena, n * (size_t)sam->config.out_chans);
+    const size_t dim = (size_t)w->config.out_chans;
+    p->up = arena_floats(&p->arena, n * dim);
+    p->up_weight1 = arena_floats(&p->arena, dim * dim);
+    p->up_weight2 = arena_floats(&p->arena, dim / 4 * (dim / 2));
 }
 
 /* plane [tiles][rows][TILE] = weight [rows][C] · x [tiles·TILE][C]ᵀ + bias (or NULL) */
 static void fill_plane(const SamPlanes *p, float *plane, const float *weight, const float *bias, int rows,
                        const float *x)
 {
-    const int dim = p->sam->config.out_chans;
+    const int dim = p->w->config.out_chans;
     for (int tile = 0; tile < p->n_tiles; tile++, plane += (size_t)rows * TILE) {
         matmul_nt(plane, TILE, weight, dim, x + (size_t)tile * TILE * dim, dim, rows, TILE, dim, 0);
         for (int i = 0; bias && i < rows; i++)
@@ -114,11 +130,11 @@ static void fill_plane(const SamPlanes *p, float *plane, const float *weight, co
 }
 
 /* The projection of u_l and that of the positional encoding, in one plane or two. sum: room for u + pe. */
-static void fill_projection(const SamPlanes *p, float *plane, float *plane_pe, const SamAffine *a,
+static void fill_projection(const SamPlanes *p, float *plane, float *plane_pe, const Linear *a,
                             const float *bias, const float *u, const float *pe, float *sum)
 {
-    const int inner = p->sam->final_attn.inner_dim;
-    const size_t n = (size_t)p->n_tiles * TILE * p->sam->config.out_chans;
+    const int inner = internal_dim(p->w);
+    const size_t n = (size_t)p->n_tiles * TILE * p->w->config.out_chans;
     if (plane_pe) {
         fill_plane(p, plane, a->weight, NULL, inner, u);
         fill_plane(p, plane_pe, a->weight, bias, inner, pe);
@@ -131,8 +147,8 @@ static void fill_projection(const SamPlanes *p, float *plane, float *plane_pe, c
 
 static void fill_values(const SamPlanes *p, float *values, const float *weight, const float *u)
 {
-    const int dim = p->sam->config.out_chans, n_heads = p->sam->config.decoder_heads;
-    const int head_dim = p->sam->final_attn.inner_dim / n_heads, padded = round_up(head_dim, TILE_PAD);
+    const int dim = p->w->config.out_chans, n_heads = p->w->config.decoder_heads;
+    const int head_dim = internal_dim(p->w) / n_heads, padded = round_up(head_dim, TILE_PAD);
     const int n = p->n_tiles * TILE;
     memset(values, 0, (size_t)n * n_heads * padded * sizeof *values);
     for (int h = 0; h < n_heads; h++)
@@ -157,67 +173,78 @@ static void scale_and_centre(float *x, const float *gamma, int rows, int dim, fl
     }
 }
 
-/* weight [inner + 1][C]: what multiplies t_m, see Level.back. */
-static void transpose_output(const Sam *sam, float *weight, int m)
+/* ConvTranspose2d's [c_in][c_out][2][2] as [2·2][c_out][c_in]. */
+static void reorder_upscaling(float *out, const float *weight, size_t c_in, size_t c_out)
 {
-    const int dim = sam->config.out_chans;
-    const SamAttention *a = &sam->layers[m].image_to_token;
-    for (int i = 0; i < a->inner_dim; i++)
+    for (size_t i = 0; i < c_in; i++)
+        for (size_t o = 0; o < c_out; o++)
+            for (size_t s = 0; s < 4; s++)
+                out[(s * c_out + o) * c_in + i] = weight[(i * c_out + o) * 4 + s];
+}
+
+/* weight [inner + 1][C]: what multiplies t_m, see Level.back. */
+static void transpose_output(const SamWeights *w, float *weight, int m)
+{
+    const int dim = w->config.out_chans;
+    const SamAttention *a = &w->mask_decoder.transformer.layers[m].cross_attn_image_to_token;
+    for (int i = 0; i < a->internal_dim; i++)
         for (int c = 0; c < dim; c++)
-            weight[(size_t)i * dim + c] = a->out.weight[(size_t)c * a->inner_dim + i];
+            weight[(size_t)i * dim + c] = a->out_proj.weight[(size_t)c * a->internal_dim + i];
     for (int c = 0; c < dim; c++)
-        weight[(size_t)a->inner_dim * dim + c] =
-            a->out.bias[c] + (m > 0 ? sam->layers[m - 1].norm4.bias[c] : 0);
+        weight[(size_t)a->internal_dim * dim + c] =
+            a->out_proj.bias[c] + (m > 0 ? w->mask_decoder.transformer.layers[m - 1].norm4.bias[c] : 0);
 }
 
 /* Everything of level l but its keys and values; u [n][C] becomes P·u_l, t is room for as much. */
 static void fill_way_back(SamPlanes *p, int l, float *u, float *t, float *weight)
 {
-    const Sam *sam = p->sam;
-    const int dim = sam->config.out_chans, n = p->n_tiles * TILE;
+    const SamWeights *w = p->w;
+    const int dim = w->config.out_chans, n = p->n_tiles * TILE;
     Level *level = &p->levels[l];
     scale_and_centre(u, NULL, n, dim, level->square);
     memcpy(t, u, (size_t)n * dim * sizeof *t);
     for (int m = l; m >= 0; m--) {
-        transpose_output(sam, weight, m);
-        fill_plane(p, level->back[m], weight, NULL, sam->layers[m].image_to_token.inner_dim + 1, t);
+        transpose_output(w, weight, m);
+        fill_plane(p, level->back[m], weight, NULL, internal_dim(w) + 1, t);
         if (m > 0)
-            scale_and_centre(t, sam->layers[m - 1].norm4.weight, n, dim, NULL);
+            scale_and_centre(t, w->mask_decoder.transformer.layers[m - 1].norm4.weight, n, dim, NULL);
     }
 }
 
 static void fill_planes(SamPlanes *p, float *u, float *t, const float *pe, float *weight)
 {
-    const Sam *sam = p->sam;
-    const int dim = sam->config.out_chans, depth = sam->config.decoder_depth, n = p->n_tiles * TILE;
+    const SamWeights *w = p->w;
+    const int dim = w->config.out_chans, depth = w->config.decoder_depth, n = p->n_tiles * TILE;
     for (int l = 0; l <= depth; l++) {
-        const SamTwoWayLayer *layer = l < depth ? &sam->layers[l] : NULL;
-        const SamAttention *to_image = layer ? &layer->token_to_image : &sam->final_attn;
+        const SamTwoWayAttentionBlock *layer = l < depth ? &w->mask_decoder.transformer.layers[l] : NULL;
+        const SamAttention *to_image = layer ? &layer->cross_attn_token_to_image
+                                             : &w->mask_decoder.transformer.final_attn_token_to_image;
         Level *level = &p->levels[l];
-        fill_projection(p, level->keys, level->keys_pe, &to_image->k, NULL, u, pe, t);
-        fill_values(p, level->values, to_image->v.weight, u);
+        fill_projection(p, level->keys, level->keys_pe, &to_image->k_proj, NULL, u, pe, t);
+        fill_values(p, level->values, to_image->v_proj.weight, u);
         if (!layer)
             break;
-        fill_projection(p, level->queries, level->queries_pe, &layer->image_to_token.q,
-                        layer->image_to_token.q.bias, u, pe, t);
+        fill_projection(p, level->queries, level->queries_pe, &layer->cross_attn_image_to_token.q_proj,
+                        layer->cross_attn_image_to_token.q_proj.bias, u, pe, t);
         fill_way_back(p, l, u, t, weight);
         for (int i = 0; i < n; i++)
             for (int c = 0; c < dim; c++)
                 u[(size_t)i * dim + c] *= layer->norm4.weight[c];
     }
-    fill_plane(p, p->up, sam->up_weight1, NULL, dim, u);
+    fill_plane(p, p->up, p->up_weight1, NULL, dim, u);
 }
 
-SamPlanes *sam_planes_new(const Sam *sam, const float *source, Error *err)
+SamPlanes *sam_planes_new(const Sam *sam, const float *embedding, Error *err)
 {
-    const size_t dim = (size_t)sam->config.out_chans, n_source = (size_t)sam->n_positions * dim;
-    const size_t n_padded = (size_t)tiles_of(sam) * TILE * dim;
-    const size_t n_weight = ((size_t)sam->final_attn.inner_dim + 1) * dim;
+    const SamWeights *w = &sam->weights;
+    const SamMaskDecoder *m = &w->mask_decoder;
+    const size_t dim = (size_t)w->config.out_chans, n_source = (size_t)w->n_positions * dim;
+    const size_t n_padded = (size_t)tiles_of(w) * TILE * dim, n_weight = ((size_t)internal_dim(w) + 1) * dim;
     SamPlanes *p = calloc(1, sizeof *p);
     float *work = aligned_array(3 * n_padded + n_weight, sizeof *work);
     if (p) {
-        p->sam = sam;
-        p->n_tiles = tiles_of(sam);
+        p->w = w;
+        p->n_tiles = tiles_of(w);
         layout_planes(p);
     }
     if (!p || !work || arena_allocate(&p->arena)) {
@@ -227,10 +254,13 @@ SamPlanes *sam_planes_new(const Sam *sam, const float *source, Error *err)
         return NULL;
     }
     layout_planes(p);
+    reorder_upscaling(p->up_weight1, m->output_upscaling.conv1.weight, dim, dim / 4);
+    reorder_upscaling(p->up_weight2, m->output_upscaling.conv2.weight, dim / 4, dim / 8);
     float *u = work, *t = u + n_padded, *pe = t + n_padded;
     memset(work, 0, 3 * n_padded * sizeof *work);
-    memcpy(u, source, n_source * sizeof *u);
-    memcpy(pe, sam->dense_pe, n_source * sizeof *pe);
+    memcpy(u, embedding, n_source * sizeof *u);
+    add_rows(u, w->prompt_encoder.no_mask_embed, w->n_positions, (int)dim);
+    memcpy(pe, sam->image_pe, n_source * sizeof *pe);
     fill_planes(p, u, t, pe, pe + n_padded);
     free(work);
     return p;
@@ -246,22 +276,22 @@ void sam_planes_free(SamPlanes *planes)
 
 /* ---- the trail of a prompt --------------------------------------------------------------------*/
 
-void sam_trail_layout(SamTrail *s, const Sam *sam, int max_tokens, Arena *arena)
+void sam_positions_layout(SamPositions *s, const SamWeights *w, int max_tokens, Arena *arena)
 {
-    const SamConfig *c = &sam->config;
-    const size_t dim = (size_t)c->out_chans, inner = (size_t)sam->final_attn.inner_dim;
+    const SamConfig *c = &w->config;
+    const size_t dim = (size_t)c->out_chans, inner = (size_t)internal_dim(w);
     const size_t n_folded = (size_t)max_tokens * (size_t)c->decoder_heads;
     const size_t rank = 1 + (size_t)c->decoder_depth * (n_folded - (size_t)c->decoder_heads + 1);
     const size_t padded = (size_t)round_up((int)rank, TILE_PAD);
-    s->sam = sam;
+    s->weights = w;
     s->n_heads = c->decoder_heads;
     s->head_dim = (int)inner / s->n_heads;
     s->head_padded = round_up(s->head_dim, TILE_PAD);
-    s->n_tiles = tiles_of(sam);
+    s->n_tiles = tiles_of(w);
     s->max_rank = (int)rank;
     s->max_tokens = max_tokens;
     s->z = arena_floats(arena, (size_t)s->n_tiles * rank * TILE);
-    s->reach = arena_floats(arena, (size_t)s->n_tiles * TILE);
+    s->sigma = arena_floats(arena, (size_t)s->n_tiles * TILE);
     s->basis = arena_floats(arena, rank * dim);
     s->centred = arena_floats(arena, rank * dim);
     s->gram = arena_floats(arena, rank * rank);
@@ -282,38 +312,38 @@ void sam_trail_layout(SamTrail *s, const Sam *sam, int max_tokens, Arena *arena)
     s->gram_z = arena_floats(arena, rank * TILE);
     s->up1 = arena_floats(arena, dim * TILE);
     s->up2 = arena_floats(arena, dim / 2 * TILE);
-    s->logits = arena_floats(arena, 16 * (size_t)sam->n_mask_tokens * TILE);
+    s->logits = arena_floats(arena, 16 * (size_t)w->n_mask_tokens * TILE);
 }
 
-static float *tile_of_z(const SamTrail *s, int tile)
+static float *tile_of_z(const SamPositions *s, int tile)
 {
     return s->z + (size_t)tile * s->max_rank * TILE;
 }
 
 /* x_0 = u_0: z = [1] with a row of zeros in B. */
-void sam_trail_begin(SamTrail *s, int n_tokens)
+void sam_positions_begin(SamPositions *s, int n_tokens)
 {
     s->n_tokens = n_tokens;
     s->n_free = (n_tokens - 1) * s->n_heads;
     s->level = 0;
     s->rank = 1;
-    memset(s->basis, 0, (size_t)s->sam->config.out_chans * sizeof *s->basis);
+    memset(s->basis, 0, (size_t)s->weights->config.out_chans * sizeof *s->basis);
     for (int tile = 0; tile < s->n_tiles; tile++)
         for (int j = 0; j < TILE; j++)
-            tile_of_z(s, tile)[j] = s->reach[tile * TILE + j] = 1;
+            tile_of_z(s, tile)[j] = s->sigma[tile * TILE + j] = 1;
 }
 
 /* Before the first layer B is a row of zeros, and no product with it is owed. */
-static int has_basis(const SamTrail *s)
+static int has_basis(const SamPositions *s)
 {
     return s->level > 0;
 }
 
 /* mix [H·n][rank]: what row (h, t) of the scores owes to z. x [n][inner] of n tokens is folded through
  * `weight` [inner][C], x_hᵀ·W_h, and multiplied with B. */
-static void mix_heads(SamTrail *s, const float *x, int n, const float *weight)
+static void mix_heads(SamPositions *s, const float *x, int n, const float *weight)
 {
-    const int dim = s->sam->config.out_chans, inner = s->head_dim * s->n_heads;
+    const int dim = s->weights->config.out_chans, inner = s->head_dim * s->n_heads;
     if (!has_basis(s))
         return;
     for (int h = 0; h < s->n_heads; h++)
@@ -323,7 +353,7 @@ static void mix_heads(SamTrail *s, const float *x, int n, const float *weight)
 }
 
 /* Head h of x [n][inner], times the rows of that head in a tile's plane [inner][TILE]. */
-static SmallTerm head_term(const SamTrail *s, int h, const float *x, const float *plane)
+static SmallTerm head_term(const SamPositions *s, int h, const float *x, const float *plane)
 {
     return (SmallTerm){.a = x + (size_t)h * s->head_dim,
                        .b = plane + (size_t)h * s->head_dim * TILE,
@@ -333,13 +363,13 @@ static SmallTerm head_term(const SamTrail *s, int h, const float *x, const float
 }
 
 /* s->scores [H·n][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z */
-static void score_tile(SamTrail *s, int tile, const float *x, int n, const float *plane,
+static void score_tile(SamPositions *s, int tile, const float *x, int n, const float *plane,
                        const float *plane_pe)
 {
     const int inner = s->head_dim * s->n_heads;
     const size_t at = (size_t)tile * inner * TILE;
     if (plane_pe)
-        tile_scale_add(s->projected, s->reach + tile * TILE, plane + at, plane_pe + at, inner);
+        tile_scale_add(s->projected, s->sigma + tile * TILE, plane + at, plane_pe + at, inner);
     for (int h = 0; h < s->n_heads; h++) {
         const SmallTerm terms[2] = {head_term(s, h, x, plane_pe ? s->projected : plane + at),
                                     {.a = s->mix + (size_t)h * n * s->max_rank,
@@ -354,18 +384,18 @@ static void score_tile(SamTrail *s, int tile, const float *x, int n, const float
 /* ---- tokens attend to the image ---------------------------------------------------------------*/
 
 /* Add the tile's weighted values and z to what has been pooled; s->scores are its weights. */
-static void pool_tile(SamTrail *s, int n, const float *values, int tile)
+static void pool_tile(SamPositions *s, int n, const float *values, int tile)
 {
     const int padded = s->head_padded, ldv = s->n_heads * padded;
     const int z_padded = round_up(s->rank, TILE_PAD);
-    const float *reach = s->reach + tile * TILE;
+    const float *sigma = s->sigma + tile * TILE;
     for (int i = 0; i < s->n_heads * n; i++) {
         if (s->factor[i] != 1) {
-            scale(s->pooled_values + (size_t)i * padded, s->factor[i], (size_t)padded);
-            scale(s->pooled_z + (size_t)i * z_padded, s->factor[i], (size_t)z_padded);
+            multiply_floats(s->pooled_values + (size_t)i * padded, s->factor[i], (size_t)padded);
+            multiply_floats(s->pooled_z + (size_t)i * z_padded, s->factor[i], (size_t)z_padded);
         }
         for (int j = 0; j < TILE; j++)
-            s->weighted[i * TILE + j] = s->scores[i * TILE + j] * reach[j];
+            s->weighted[i * TILE + j] = s->scores[i * TILE + j] * sigma[j];
     }
     for (int h = 0; h < s->n_heads; h++)
         small_product(s->pooled_values + (size_t)h * n * padded, padded, s->weighted + (size_t)h * n * TILE,
@@ -378,9 +408,9 @@ static void pool_tile(SamTrail *s, int n, const float *values, int tile)
 }
 
 /* heads [n][inner] from what has been pooled: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
-static void finish_heads(SamTrail *s, int n, const SamAttention *a, float *heads)
+static void finish_heads(SamPositions *s, int n, const SamAttention *a, float *heads)
 {
-    const int dim = s->sam->config.out_chans, inner = a->inner_dim, head_dim = s->head_dim;
+    const int dim = s->weights->config.out_chans, inner = a->internal_dim, head_dim = s->head_dim;
     if (has_basis(s))
         matmul(s->pooled, dim, s->pooled_z, round_up(s->rank, TILE_PAD), s->basis, dim, s->n_heads * n, dim,
                s->rank, 0);
@@ -389,28 +419,28 @@ static void finish_heads(SamTrail *s, int n, const SamAttention *a, float *heads
     for (int h = 0; h < s->n_heads; h++) {
         if (has_basis(s))
             matmul_nt(heads + (size_t)h * head_dim, inner, s->pooled + (size_t)h * n * dim, dim,
-                      a->v.weight + (size_t)h * head_dim * dim, dim, n, head_dim, dim, 0);
+                      a->v_proj.weight + (size_t)h * head_dim * dim, dim, n, head_dim, dim, 0);
         for (int t = 0; t < n; t++) {
             const int row = h * n + t;
             float *out = heads + (size_t)t * inner + (size_t)h * head_dim;
             for (int i = 0; i < head_dim; i++)
                 out[i] = (out[i] + s->pooled_values[(size_t)row * s->head_padded + i]) / s->sum[row] +
-                         a->v.bias[h * head_dim + i];
+                         a->v_proj.bias[h * head_dim + i];
         }
     }
 }
 
-void sam_trail_tokens_to_image(SamTrail *s, const SamPlanes *planes, const SamAttention *a, const float *q,
-                               int n, float *heads)
+void sam_positions_token_to_image(SamPositions *s, const SamPlanes *planes, const SamAttention *a,
+                                  const float *q, int n, float *heads)
 {
     const Level *level = &planes->levels[s->level];
-    mix_heads(s, q, n, a->k.weight);
+    mix_heads(s, q, n, a->k_proj.weight);
     memset(s->pooled_values, 0, (size_t)s->n_heads * n * s->head_padded * sizeof(float));
     memset(s->pooled_z, 0, (size_t)s->n_heads * n * round_up(s->rank, TILE_PAD) * sizeof(float));
     for (int i = 0; i < s->n_heads * n; i++)
         s->max[i] = -INFINITY, s->sum[i] = 0;
     for (int tile = 0; tile < s->n_tiles; tile++) {
-        const int left = s->sam->n_positions - tile * TILE;
+        const int left = s->weights->n_positions - tile * TILE;
         score_tile(s, tile, q, n, level->keys, level->keys_pe);
         tile_online_softmax(s->scores, s->n_heads * n, left < TILE ? left : TILE, s->max, s->sum, s->factor);
         pool_tile(s, n, level->values, tile);
@@ -421,12 +451,12 @@ void sam_trail_tokens_to_image(SamTrail *s, const SamPlanes *planes, const SamAt
 /* ---- the image attends to the tokens ----------------------------------------------------------*/
 
 /* The values of level l: T-1 rows of differences to the last token's, which is the last row. */
-static float *values_of(const SamTrail *s, int l)
+static float *values_of(const SamPositions *s, int l)
 {
     return s->values + (size_t)l * s->max_tokens * s->n_heads * s->head_dim;
 }
 
-static void take_values(SamTrail *s, const float *v)
+static void take_values(SamPositions *s, const float *v)
 {
     const int inner = s->n_heads * s->head_dim;
     const float *last = v + (size_t)(s->n_tokens - 1) * inner;
@@ -437,25 +467,25 @@ static void take_values(SamTrail *s, const float *v)
 }
 
 /* E into s->centred, E·Eᵀ into s->gram: B, with what every position gets in its last row, then D = W_o·v. */
-static void make_gram(SamTrail *s, const SamAttention *a)
+static void make_gram(SamPositions *s, const SamAttention *a)
 {
-    const int dim = s->sam->config.out_chans, inner = a->inner_dim, rows = s->rank + s->n_free;
+    const int dim = s->weights->config.out_chans, inner = a->internal_dim, rows = s->rank + s->n_free;
     const int n = s->n_tokens - 1;
     const float *v = values_of(s, s->level);
     float *constant = s->centred + (size_t)(s->rank - 1) * dim, *c = constant + dim;
     memcpy(s->centred, s->basis, (size_t)s->rank * dim * sizeof(float));
-    matmul_nt(constant, dim, v + (size_t)n * inner, inner, a->out.weight, inner, 1, dim, inner, 1);
-    add(constant, a->out.bias, (size_t)dim);
+    matmul_nt(constant, dim, v + (size_t)n * inner, inner, a->out_proj.weight, inner, 1, dim, inner, 1);
+    add(constant, a->out_proj.bias, (size_t)dim);
     for (int h = 0; h < s->n_heads; h++)
         matmul_nt(c + (size_t)h * n * dim, dim, v + (size_t)h * s->head_dim, inner,
-                  a->out.weight + (size_t)h * s->head_dim, inner, n, dim, s->head_dim, 0);
+                  a->out_proj.weight + (size_t)h * s->head_dim, inner, n, dim, s->head_dim, 0);
     scale_and_centre(s->centred, NULL, rows, dim, NULL);
     matmul_nt(s->gram, s->max_rank, s->centred, dim, s->centred, dim, rows, rows, dim, 0);
     tile_triangle(s->gram, s->max_rank, rows);
 }
 
 /* s->products [rank + H·(T-1)][TILE] = E·P·u of a tile. */
-static void multiply_image(SamTrail *s, const Level *level, int tile)
+static void multiply_image(SamPositions *s, const Level *level, int tile)
 {
     const int inner = s->head_dim * s->n_heads, n = s->n_tokens - 1;
     for (int m = 0; m <= s->level; m++) {
@@ -471,10 +501,10 @@ static void multiply_image(SamTrail *s, const Level *level, int tile)
 }
 
 /* From z and a, which stands behind it, to the next level's z; the tile's reach with it. */
-static void normalise_tile(SamTrail *s, const Level *level, int tile)
+static void normalise_tile(SamPositions *s, const Level *level, int tile)
 {
-    const int dim = s->sam->config.out_chans, rows = s->rank + s->n_free;
-    float *z = tile_of_z(s, tile), *reach = s->reach + tile * TILE;
+    const int dim = s->weights->config.out_chans, rows = s->rank + s->n_free;
+    float *z = tile_of_z(s, tile), *sigma = s->sigma + tile * TILE;
     const float *square = level->square + tile * TILE;
     float own[TILE], cross[TILE] = {0}, scale[TILE];
     tile_quadratic(own, z, s->gram, s->max_rank, rows, s->gram_z);
@@ -482,7 +512,7 @@ static void normalise_tile(SamTrail *s, const Level *level, int tile)
         for (int j = 0; j < TILE; j++)
             cross[j] += z[i * TILE + j] * s->products[i * TILE + j];
     for (int j = 0; j < TILE; j++) {
-        const float sum = reach[j] * (reach[j] * square[j] + 2 * cross[j]) + own[j];
+        const float sum = sigma[j] * (sigma[j] * square[j] + 2 * cross[j]) + own[j];
         scale[j] = 1 / sqrtf((sum > 0 ? sum : 0) / (float)dim + SAM_NORM_EPS);
     }
     for (int i = 0; i < rows; i++)
@@ -490,18 +520,18 @@ static void normalise_tile(SamTrail *s, const Level *level, int tile)
             z[i * TILE + j] *= scale[j];
     for (int j = 0; j < TILE; j++) {
         z[rows * TILE + j] = 1;
-        reach[j] *= scale[j];
+        sigma[j] *= scale[j];
     }
 }
 
-void sam_trail_image_to_tokens(SamTrail *s, const SamPlanes *planes, const SamTwoWayLayer *layer,
-                               const float *k, const float *v)
+void sam_positions_image_to_token(SamPositions *s, const SamPlanes *planes,
+                                  const SamTwoWayAttentionBlock *layer, const float *k, const float *v)
 {
-    const SamAttention *a = &layer->image_to_token;
+    const SamAttention *a = &layer->cross_attn_image_to_token;
     const Level *level = &planes->levels[s->level];
-    const int dim = s->sam->config.out_chans, rows = s->rank + s->n_free;
+    const int dim = s->weights->config.out_chans, rows = s->rank + s->n_free;
     take_values(s, v);
-    mix_heads(s, k, s->n_tokens, a->q.weight);
+    mix_heads(s, k, s->n_tokens, a->q_proj.weight);
     make_gram(s, a);
     for (int tile = 0; tile < s->n_tiles; tile++) {
         score_tile(s, tile, k, s->n_tokens, level->queries, level->queries_pe);
@@ -521,10 +551,10 @@ void sam_trail_image_to_tokens(SamTrail *s, const SamPlanes *planes, const SamTw
 
 /* The 16 logits of each of the tile's positions go to their places in the masks. Their order comes from the
  * two transposed convolutions: [2·2 of the first][2·2 of the second]. */
-static void place_logits(const SamTrail *s, float *low_res, int n_masks, int tile)
+static void place_logits(const SamPositions *s, float *low_res, int n_masks, int tile)
 {
-    const int grid = s->sam->grid, side = 4 * grid, first = tile * TILE;
-    const int left = s->sam->n_positions - first, used = left < TILE ? left : TILE;
+    const int grid = s->weights->grid, side = 4 * grid, first = tile * TILE;
+    const int left = s->weights->n_positions - first, used = left < TILE ? left : TILE;
     for (int mask = 0; mask < n_masks; mask++)
         for (int sub = 0; sub < 16; sub++) {
             const float *from = s->logits + ((size_t)sub * n_masks + mask) * TILE;
@@ -542,32 +572,34 @@ static void place_logits(const SamTrail *s, float *low_res, int n_masks, int til
 }
 
 /* up1 [2·2][C/4][TILE] = the first transposed convolution of a tile */
-static void upscale_once(SamTrail *s, const float *up, int tile)
+static void upscale_once(SamPositions *s, const float *up, int tile)
 {
-    const int dim = s->sam->config.out_chans;
-    const float *reach = s->reach + tile * TILE, *plane = up + (size_t)tile * dim * TILE;
+    const int dim = s->weights->config.out_chans;
+    const float *sigma = s->sigma + tile * TILE, *plane = up + (size_t)tile * dim * TILE;
     for (int i = 0; i < dim; i++) {
-        const float bias = s->sam->up_conv1.bias[i % (dim / 4)];
+        const float bias = s->weights->mask_decoder.output_upscaling.conv1.bias[i % (dim / 4)];
         for (int j = 0; j < TILE; j++)
-            s->up1[i * TILE + j] = reach[j] * plane[i * TILE + j] + bias;
+            s->up1[i * TILE + j] = sigma[j] * plane[i * TILE + j] + bias;
     }
     small_product(s->up1, TILE, s->mix, s->max_rank, tile_of_z(s, tile), TILE, dim, TILE, s->rank, 1);
 }
 
-void sam_trail_upscale(SamTrail *s, const SamPlanes *planes, const float *hyper, int n_masks, float *low_res)
+void sam_positions_upscale(SamPositions *s, const SamPlanes *planes, const float *hyper, int n_masks,
+                           float *low_res)
 {
-    const Sam *sam = s->sam;
-    const int dim = sam->config.out_chans, dim4 = dim / 4, dim8 = dim / 8;
-    matmul_nt(s->mix, s->max_rank, sam->up_weight1, dim, s->basis, dim, dim, s->rank, dim, 0);
+    const SamWeights *w = s->weights;
+    const int dim = w->config.out_chans, dim4 = dim / 4, dim8 = dim / 8;
+    matmul_nt(s->mix, s->max_rank, planes->up_weight1, dim, s->basis, dim, dim, s->rank, dim, 0);
     for (int tile = 0; tile < s->n_tiles; tile++) {
         upscale_once(s, planes->up, tile);
         for (int sub = 0; sub < 4; sub++) {
             float *x = s->up1 + (size_t)sub * dim4 * TILE;
-            tile_norm_gelu(x, sam->up_norm.weight, sam->up_norm.bias, dim4, SAM_NORM_2D_EPS);
-            small_product(s->up2, TILE, sam->up_weight2, dim4, x, TILE, 4 * dim8, TILE, dim4, 0);
+            tile_norm_gelu(x, w->mask_decoder.output_upscaling.norm.weight,
+                           w->mask_decoder.output_upscaling.norm.bias, dim4, SAM_NORM_2D_EPS);
+            small_product(s->up2, TILE, planes->up_weight2, dim4, x, TILE, 4 * dim8, TILE, dim4, 0);
             for (int i = 0; i < 4; i++) {
                 float *y = s->up2 + (size_t)i * dim8 * TILE;
-                tile_bias_gelu(y, sam->up_conv2.bias, dim8);
+                tile_bias_gelu(y, w->mask_decoder.output_upscaling.conv2.bias, dim8);
                 small_product(s->logits + (size_t)(4 * sub + i) * n_masks * TILE, TILE, hyper, dim8, y, TILE,
                               n_masks, TILE, dim8, 0);
             }

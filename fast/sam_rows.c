@@ -1,21 +1,22 @@
-/* sam_rows.c - from SAM's low-res mask logits to the picture (segment_anything: Sam.postprocess_masks).
+/* sam_rows.c - the fast form of sam.h's SamRows: from SAM's low-res mask logits to the picture, row by row
+ * (segment_anything: Sam.postprocess_masks).
  *
  * postprocess_masks resizes twice, bilinearly: [4g][4g] -> [S][S], crop to [input_h][input_w], -> [h][w].
- * Here the rows of the result are made one after another and nothing of full size is kept: rows come in order, so
- * of each stage only the two rows between which the current one lies are held. Each number is computed as
- * PyTorch computes it: first between columns, then between rows, in float32.
+ * sam.c does just that. Here the rows of the result are made one after another, and nothing of full size is
+ * kept: of each stage only the two rows are held between which the current one lies. Each number has the same
+ * bits as in sam.c: first a mean of two columns, then one of two rows, in float32.
  *
- * Most numbers are not computed at all. Bilinear interpolation gives weighted means, and who asks wants to
- * know on which side of some limits a number lies: where all logits around lie on one side, so does every
- * pixel between them. What is left in a large picture is a seam along the mask's edge. */
+ * Most numbers are not computed at all. Bilinear interpolation gives weighted means, and the caller only asks
+ * on which side of some limits a number lies. Where all logits around lie on one side, so does every pixel
+ * between them. In a large picture only a seam along the mask's edge is left to compute. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/fail.h"
-#include "sam_model.h"
+#include "sam.h"
 
-#define LEAST_WIDTH 8  /* pixels of the picture to a low-res column, for which runs pay */
+#define LEAST_WIDTH 8  /* pixels of the picture to a low-res column; with fewer, runs save nothing */
 #define BLOCK       64 /* pixels */
 
 /* align_corners=False: out[i] = weight0[i]·in[index0[i]] + weight1[i]·in[index1[i]]. */
@@ -29,7 +30,7 @@ typedef struct Span {
     int first, end;
 } Span;
 
-/* Columns of the picture, first to end - 1, that are made of the same low-res columns, low to high. */
+/* Columns of the picture, first to end - 1, that depend on the same low-res columns, low to high. */
 typedef struct Group {
     int first, end, low, high;
 } Group;
@@ -40,7 +41,7 @@ struct SamRows {
     float limits[SAM_MAX_LIMITS];
     int n_limits;
     int low_size, input_w, original_w, original_h;
-    int factor;     /* the network's input is so many times as long as the low-res logits; 0: not whole */
+    int factor;     /* sides of the network's input to those of the low-res logits; 0: not whole */
     int one_resize; /* the picture has the input's size: the second resize would change nothing */
     int next;       /* the row that sam_rows_next will give */
     Axis low_x, low_y, full_x, full_y;
@@ -48,12 +49,12 @@ struct SamRows {
     float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width */
     int low_at[2], full_at[2];
     float *input_row, *row;      /* [input_w], [original_w] */
-    uint8_t *reaches;            /* [low_size] does a logit of this low-res row reach the limit? */
-    Span input_span, final_span; /* columns of the input and of the picture that any of those has a part in */
-    int by_runs;                 /* 1: low-res columns are wide enough for runs to pay */
+    uint8_t *reaches;            /* [low_size] does a logit of this low-res row reach the lowest limit? */
+    Span input_span, final_span; /* columns of the input and of the picture that depend on such rows */
+    int by_runs;                 /* 1: low-res columns are wide enough for runs to save time */
     Group *groups;               /* [n_groups] all columns of the picture, from the left */
     int n_groups, n_runs;
-    SamRun *runs;        /* [n_runs] of the rows of the picture that are made of low-res rows runs_of[] */
+    SamRun *runs;        /* [n_runs] of the picture's rows that depend on low-res rows runs_of[] */
     int runs_of[2];      /* the first and the last of them */
     float *most, *least; /* [low_size] of these rows' logits, column by column */
 };
@@ -121,11 +122,12 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
         fail_memory(err, "mask rows", sizeof *r);
         return NULL;
     }
-    r->low_size = 4 * sam->grid;
+    r->low_size = 4 * sam->weights.grid;
     r->input_w = image->input_w;
     r->original_h = image->original_h;
     r->original_w = image->original_w;
-    r->factor = sam->config.image_size % r->low_size ? 0 : sam->config.image_size / r->low_size;
+    r->factor =
+        sam->weights.config.image_size % r->low_size ? 0 : sam->weights.config.image_size / r->low_size;
     r->one_resize = image->original_w == image->input_w && image->original_h == image->input_h;
     rows_layout(r, image->input_h);
     if (arena_allocate(&r->arena)) {
@@ -134,12 +136,13 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
         return NULL;
     }
     rows_layout(r, image->input_h);
-    axis_fill(&r->low_x, image->input_w, r->low_size, sam->config.image_size);
-    axis_fill(&r->low_y, image->input_h, r->low_size, sam->config.image_size);
+    axis_fill(&r->low_x, image->input_w, r->low_size, sam->weights.config.image_size);
+    axis_fill(&r->low_y, image->input_h, r->low_size, sam->weights.config.image_size);
     axis_fill(&r->full_x, r->original_w, image->input_w, r->original_w);
     axis_fill(&r->full_y, r->original_h, image->input_h, r->original_h);
     find_groups(r);
-    r->by_runs = (double)r->original_w / r->input_w * sam->config.image_size / r->low_size >= LEAST_WIDTH;
+    r->by_runs =
+        (double)r->original_w / r->input_w * sam->weights.config.image_size / r->low_size >= LEAST_WIDTH;
     return r;
 }
 
@@ -152,11 +155,11 @@ void sam_rows_free(SamRows *rows)
 }
 
 /* The low-res columns at which a logit of the row reaches the limit; none: an empty span. Both resizes take
- * weighted means, so that no number of the result exceeds the largest that it is made of, but for rounding: a
- * few units in the last place of the largest |logit|, for which 1e-5 is ample. */
+ * weighted means, so that no result exceeds the largest number in it, but for rounding. That is a few units
+ * in the last place of the largest |logit|, and 1e-5 of it is ample. */
 static Span reaching_columns(const float *row, int n, float limit)
 {
-    enum { APART = 16 }; /* maxima that do not wait for each other */
+    enum { APART = 16 }; /* independent maxima, for vectors */
     float high[APART], low[APART];
     for (int i = 0; i < APART; i++)
         high[i] = -INFINITY, low[i] = INFINITY;
@@ -186,7 +189,7 @@ static Span reaching_columns(const float *row, int n, float limit)
     return span;
 }
 
-/* Columns of the picture, and of the input, that are made of low-res columns of the span. */
+/* Columns of the picture, and of the input, that depend on low-res columns of the span. */
 static void find_columns(SamRows *r, Span low)
 {
     const Axis *in = &r->low_x, *out = &r->full_x;
@@ -229,8 +232,8 @@ static void stretch(float *out, const float *in, const Axis *x, Span span)
         out[i] = x->weight0[i] * in[x->index0[i]] + x->weight1[i] * in[x->index1[i]];
 }
 
-/* The same for an axis that is `factor` times as long, 2 or 4: the weights repeat, and no place needs to be
- * looked up, so that this loop becomes vectors. Its ends are for `stretch`. */
+/* The same for an axis that is `factor` times as long, 2 or 4: the weights repeat and no index is looked up,
+ * so that the compiler makes vectors of this loop. `stretch` does both ends. */
 static inline void stretch_evenly(float *restrict out, const float *restrict in, const Axis *x, Span span,
                                   int factor)
 {
@@ -293,7 +296,7 @@ static const float *full_row(SamRows *r, int y)
     return r->full_rows[slot];
 }
 
-/* The low-res rows that row y of the picture is made of. */
+/* The low-res rows in row y of the picture. */
 static void rows_below(const SamRows *r, int y, int below[2])
 {
     below[0] = r->low_y.index0[r->full_y.index0[y]];
@@ -335,8 +338,8 @@ static void add_run(SamRows *r, int first, int end, int above)
         r->runs[r->n_runs++] = (SamRun){first, end, above};
 }
 
-/* How many of the limits all that is made of logits from `least` to `most` lies above; `slack`: for rounding,
- * see reaching_columns. SAM_BETWEEN: not the same for all, or one of them is not a number. */
+/* The number of limits below all weighted means of logits from `least` to `most`; SAM_BETWEEN: not the same
+ * for all, or one of them is not a number. slack: for rounding, see reaching_columns. */
 static int side_of(const SamRows *r, float least, float most, float slack)
 {
     int n = 0;
@@ -345,13 +348,13 @@ static int side_of(const SamRows *r, float least, float most, float slack)
     return n == r->n_limits || most + slack < r->limits[n] ? n : SAM_BETWEEN;
 }
 
-/* Runs that are worked out begin and end at multiples of BLOCK, for whole vectors; what is known beside them
- * gives way. Runs below all limits are left out. */
+/* Runs to be computed grow to multiples of BLOCK, for whole vectors, at the cost of known ones beside them.
+ * Runs below all limits are left out. */
 static void widen_unknown(SamRows *r)
 {
     const int found = r->n_runs;
     int done = 0;  /* columns */
-    r->n_runs = 0; /* never more than were looked at: they are rewritten in place */
+    r->n_runs = 0; /* the runs are rewritten in place: never more than were read */
     for (int i = 0; i < found; i++) {
         SamRun run = r->runs[i];
         run.first = run.first > done ? run.first : done;
@@ -373,7 +376,7 @@ static void widen_unknown(SamRows *r)
     }
 }
 
-/* Where all logits that a pixel is made of lie on one side of each limit, so does the pixel. */
+/* Where all logits in a pixel's mean lie on one side of each limit, so does the pixel. */
 static void find_runs(SamRows *r, const int rows[2])
 {
     if (r->runs_of[0] == rows[0] && r->runs_of[1] == rows[1])
@@ -413,26 +416,11 @@ const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs)
         const SamRun *run = &rows->runs[i];
         if (run->above != SAM_BETWEEN)
             continue;
-        if (!above) { /* where one resize is enough the second would be 1·row + 0·neighbour, twice */
+        if (!above) { /* one_resize: the second would be 1·row + 0·neighbour, twice */
             above = rows->one_resize ? low_row(rows, axis->index0[y]) : full_row(rows, axis->index0[y]);
             below = rows->one_resize ? low_row(rows, axis->index1[y]) : full_row(rows, axis->index1[y]);
         }
         blend(rows->row, above, below, axis->weight0[y], axis->weight1[y], (Span){run->first, run->end});
     }
     return rows->row;
-}
-
-int sam_postprocess(const Sam *sam, const SamImage *image, const float *low_res, float *logits, Error *err)
-{
-    const size_t width = (size_t)image->original_w;
-    const SamRun *runs;
-    int n_runs; /* one, the whole row */
-    SamRows *rows = sam_rows_new(sam, image, err);
-    if (!rows)
-        return -1;
-    sam_rows_begin(rows, low_res, NULL, 0);
-    for (int y = 0; y < image->original_h; y++)
-        memcpy(logits + (size_t)y * width, sam_rows_next(rows, &runs, &n_runs), width * sizeof(float));
-    sam_rows_free(rows);
-    return 0;
 }

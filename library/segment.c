@@ -54,7 +54,7 @@ static int record_mask(AmgMask *mask, FullMask *full, const Sam *sam, const SamI
     const int height = image->original_h, width = image->original_w;
     const ptrdiff_t n_pixels = (ptrdiff_t)height * width;
     const float threshold = sam_config(sam)->mask_threshold;
-    if (sam_postprocess(sam, image, low_res, full->logits, err))
+    if (sam_postprocess_masks(sam, image, low_res, full->logits, err))
         return -1;
     for (ptrdiff_t p = 0; p < n_pixels; p++)
         full->binary[p] = full->logits[p] > threshold;
@@ -77,7 +77,7 @@ static int decode_prompt(AmgMasks *out, float *low_res, int n, FullMask *full, c
     const size_t low = 16 * (size_t)image->grid * (size_t)image->grid;
     const SamPrompt prompt = {request->n_points, request->points, request->labels, request->box, NULL};
     float iou[SAM_MAX_MASK_TOKENS] = {0};
-    if (sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, NULL, err) ||
+    if (sam_decode(sam, image, &prompt, !request->single, low_res, iou, NULL, err) ||
         sam_check_finite(sam, "IoU prediction", iou, n, err) ||
         sam_check_finite(sam, "array of mask logits", low_res, n * low, err))
         return -1;
@@ -118,7 +118,7 @@ static int prompted(AmgMasks *out, const Sam *sam, SamState *state, const Segmen
                     const uint8_t *rgb, int height, int width, Error *err)
 {
     SamImage image;
-    if (sam_encode(sam, state, &image, rgb, height, width, 0, NULL, NULL, err))
+    if (sam_encode(sam, state, &image, &(SamPicture){rgb, height, width}, NULL, err))
         return -1;
     int status = image_masks(out, sam, &image, request, err);
     sam_image_free(&image);
@@ -131,7 +131,8 @@ int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest
     StWriter *dump = request->dump;
     *out = (AmgMasks){0};
     int status = segment_prompted(request) ? prompted(out, sam, state, request, rgb, height, width, err)
-                                           : amg_generate(sam, state, out, &request->amg, rgb, height, width,
+                                           : amg_generate(sam, state, out, &request->amg,
+                                                          &(SamPicture){rgb, height, width},
                                                           request->progress, request->user, err);
     if (!status && dump)
         status =

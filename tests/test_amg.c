@@ -1,6 +1,7 @@
 /* test_amg.c - automatic mask generation against the official generator (make_golden_amg.py): small
  * goldens that stand in the repository, and a real photo with the shipped weights. */
 #include "numbers.h"
+#include "sam_case.h"
 #include "test.h"
 
 #include "amg.h"
@@ -12,8 +13,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-#define GOLDEN "tests/golden/"
 
 /* ---- a case of a golden file ------------------------------------------------------------------*/
 
@@ -248,8 +247,7 @@ typedef struct Model {
     Safetensors *weights, *golden;
     Sam *sam;
     SamState *state;
-    const uint8_t *rgb;
-    int h, w;
+    SamPicture picture;
 } Model;
 
 static void model_close(Model *m)
@@ -273,9 +271,7 @@ static int model_open(Model *m)
         model_close(m);
         return 0;
     }
-    m->rgb = image->data;
-    m->h = (int)image->shape[0];
-    m->w = (int)image->shape[1];
+    m->picture = (SamPicture){image->data, (int)image->shape[0], (int)image->shape[1]};
     return 1;
 }
 
@@ -300,10 +296,10 @@ static void check_case(const char *name, int at_least)
     Error err = {""};
     REQUIRE(model_open(&model));
     amg_defaults(&defaults);
-    REQUIRE(golden_open(&golden, model.golden, name, &defaults, model.h, model.w) == 0);
+    REQUIRE(golden_open(&golden, model.golden, name, &defaults, model.picture.h, model.picture.w) == 0);
     CHECK_MSG(golden.n >= at_least, "%s: the golden holds %d masks only", name, golden.n);
-    CHECK_MSG(amg_generate(model.sam, model.state, &masks, &golden.options, model.rgb, model.h, model.w,
-                           count_calls, &calls, &err) == 0,
+    CHECK_MSG(amg_generate(model.sam, model.state, &masks, &golden.options, &model.picture, count_calls,
+                           &calls, &err) == 0,
               "%s", err.message);
     CHECK(calls.n > 0 && calls.done == calls.total);
     check_masks(&golden, &masks);
@@ -370,11 +366,9 @@ static void test_own_points(void)
     o.box_nms_thresh = o.crop_nms_thresh = 1;
     o.crop_n_layers = 1;
     o.crop_overlap_ratio = 0.75;
-    REQUIRE(amg_generate(model.sam, model.state, &all, &o, model.rgb, model.h, model.w, NULL, NULL, NULL) ==
-            0);
+    REQUIRE(amg_generate(model.sam, model.state, &all, &o, &model.picture, NULL, NULL, NULL) == 0);
     o.crop_own_points = 1;
-    REQUIRE(amg_generate(model.sam, model.state, &own, &o, model.rgb, model.h, model.w, NULL, NULL, NULL) ==
-            0);
+    REQUIRE(amg_generate(model.sam, model.state, &own, &o, &model.picture, NULL, NULL, NULL) == 0);
     size_t at = 0;
     for (size_t i = 0; i < all.n; i++) {
         const AmgMask *expected = &all.masks[i];
@@ -402,11 +396,11 @@ static void test_threads_do_not_change_bits(void)
     const int before = omp_get_max_threads();
     REQUIRE(model_open(&model));
     amg_defaults(&defaults);
-    REQUIRE(golden_open(&golden, model.golden, "all", &defaults, model.h, model.w) == 0);
+    REQUIRE(golden_open(&golden, model.golden, "all", &defaults, model.picture.h, model.picture.w) == 0);
     for (int i = 0; i < 2; i++) {
         omp_set_num_threads(i == 0 ? 1 : 5);
-        CHECK(amg_generate(model.sam, model.state, &masks[i], &golden.options, model.rgb, model.h, model.w,
-                           NULL, NULL, NULL) == 0);
+        CHECK(amg_generate(model.sam, model.state, &masks[i], &golden.options, &model.picture, NULL, NULL,
+                           NULL) == 0);
     }
     omp_set_num_threads(before);
     REQUIRE(masks[0].n == masks[1].n);
@@ -496,14 +490,14 @@ static void test_options_are_checked(void)
         o.min_mask_region_area = bad[i].area;
         o.crop_overlap_ratio = bad[i].overlap;
         o.pred_iou_thresh = bad[i].iou;
-        CHECK(amg_generate(model.sam, model.state, &masks, &o, model.rgb, model.h, model.w, NULL, NULL,
-                           &err) == -1);
+        CHECK(amg_generate(model.sam, model.state, &masks, &o, &model.picture, NULL, NULL, &err) == -1);
         CHECK_MSG(strstr(err.message, bad[i].expected), "expected a word on %s, got: %s", bad[i].expected,
                   err.message);
         CHECK(masks.n == 0 && masks.masks == NULL);
     }
     amg_defaults(&o);
-    CHECK(amg_generate(model.sam, model.state, &masks, &o, model.rgb, 0, 7, NULL, NULL, &err) == -1);
+    CHECK(amg_generate(model.sam, model.state, &masks, &o, &(SamPicture){model.picture.rgb, 0, 7}, NULL, NULL,
+                       &err) == -1);
     model_close(&model);
 }
 
@@ -538,7 +532,7 @@ static void test_damaged_weights(void)
         Sam *sam = sam_open(file, &err);
         SamState *state = sam ? sam_state_new(sam, &err) : NULL;
         REQUIRE(state != NULL);
-        CHECK(amg_generate(sam, state, &masks, &o, model.rgb, model.h, model.w, NULL, NULL, &err) == -1);
+        CHECK(amg_generate(sam, state, &masks, &o, &model.picture, NULL, NULL, &err) == -1);
         CHECK_MSG(strstr(err.message, damages[i].expected) && strstr(err.message, "damaged"),
                   "expected a word on %s, got: %s", damages[i].expected, err.message);
         memcpy(at, &whole, sizeof whole);
@@ -588,21 +582,6 @@ static void check_mask(const AmgMasks *masks, const float *logits, int h, int w,
           mask->bbox[3] == (float)(y1 - y0));
 }
 
-/* How many pixels of the mask lie in runs that need not be worked out. */
-static int64_t count_known(SamRows *rows, const float *low_res, int h)
-{
-    int64_t known = 0;
-    sam_rows_begin(rows, low_res, (float[]){-1, 0, 1}, 3);
-    for (int y = 0; y < h; y++) {
-        const SamRun *runs;
-        int n;
-        sam_rows_next(rows, &runs, &n);
-        for (int i = 0; i < n; i++)
-            known += runs[i].above != SAM_BETWEEN ? runs[i].end - runs[i].first : 0;
-    }
-    return known;
-}
-
 /* A picture so large that masks are worked out along their edges only: the same as from all logits. */
 static void test_large_picture(void)
 {
@@ -614,36 +593,27 @@ static void test_large_picture(void)
     Error err = {""};
     REQUIRE(model_open(&model));
     const int n_masks = sam_config(model.sam)->n_multimask;
-    const size_t n_low = 16 *
-                         (size_t)(sam_config(model.sam)->image_size / sam_config(model.sam)->patch_size) *
-                         (size_t)(sam_config(model.sam)->image_size / sam_config(model.sam)->patch_size);
-    uint8_t *rgb = malloc(3 * W * H), *binary = malloc(W * H);
+    const size_t side = 4 * (size_t)model.sam->weights.grid, n_low = side * side;
+    uint8_t *rgb = enlarged(&model.picture, H, W), *binary = malloc(W * H);
     float *low_res = malloc((size_t)n_masks * n_low * sizeof *low_res),
           *logits = malloc(W * H * sizeof *logits);
+    const SamPicture large = {rgb, H, W};
     REQUIRE(rgb && binary && low_res && logits);
-    for (int i = 0; i < W * H; i++)
-        memcpy(rgb + 3 * i, model.rgb + 3 * (i / W * model.h / H * model.w + i % W * model.w / W), 3);
     amg_defaults(&o);
     o.points_per_side = SIDE, o.pred_iou_thresh = -10, o.stability_score_thresh = 0, o.box_nms_thresh = 1;
     o.stability_score_offset = 1;
-    REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, rgb, H, W, NULL, NULL, &err));
-    REQUIRE(!sam_encode(model.sam, model.state, &image, rgb, H, W, 0, NULL, NULL, &err));
-    SamRows *rows = sam_rows_new(model.sam, &image, &err);
-    REQUIRE(rows);
-    int64_t known = 0;
+    REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, &large, NULL, NULL, &err));
+    REQUIRE(!sam_encode(model.sam, model.state, &image, &large, NULL, &err));
     for (int i = 0; i < SIDE * SIDE; i++) {
         const float point[2] = {(float)(W * (i % SIDE + 0.5) / SIDE), (float)(H * (i / SIDE + 0.5) / SIDE)};
         const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
-        float iou[8];
-        REQUIRE(!sam_decode(model.sam, &image, &prompt, 1, low_res, iou, NULL, NULL, &err));
+        float iou[SAM_MAX_MASK_TOKENS];
+        REQUIRE(!decode_by_scratch(model.sam, &image, &prompt, 1, low_res, iou));
         for (int k = 0; k < n_masks; k++) {
-            REQUIRE(!sam_postprocess(model.sam, &image, low_res + (size_t)k * n_low, logits, &err));
+            REQUIRE(!sam_postprocess_masks(model.sam, &image, low_res + (size_t)k * n_low, logits, &err));
             check_mask(&masks, logits, H, W, iou[k], binary);
-            known += count_known(rows, low_res + (size_t)k * n_low, H);
         }
     }
-    CHECK_MSG(known > (int64_t)W * H, "%lld pixels known", (long long)known);
-    sam_rows_free(rows);
     sam_image_free(&image);
     amg_masks_free(&masks);
     free(rgb), free(binary), free(low_res), free(logits);
@@ -663,7 +633,8 @@ static void test_small_pictures(void)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         AmgMasks masks;
         const int h = sizes[i][0], w = sizes[i][1];
-        REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, model.rgb, h, w, NULL, NULL, &err));
+        REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, &(SamPicture){model.picture.rgb, h, w},
+                              NULL, NULL, &err));
         for (size_t m = 0; m < masks.n; m++) {
             const float *crop = masks.masks[m].crop_box;
             CHECK(crop[2] >= 1 && crop[3] >= 1 && crop[0] + crop[2] <= (float)w &&
@@ -780,8 +751,9 @@ static void check_photo(Safetensors *golden_file, Safetensors *weights, const ui
     REQUIRE(amg_recommended(&recommended, AMG_FOR_MASKS, weights, &err) == 0);
     REQUIRE(golden_open(&golden, golden_file, "photo", &recommended, h, w) == 0);
     CHECK(golden.n > 0);
-    CHECK_MSG(amg_generate(sam, state, &masks, &golden.options, rgb, h, w, NULL, NULL, &err) == 0, "%s",
-              err.message);
+    CHECK_MSG(amg_generate(sam, state, &masks, &golden.options, &(SamPicture){rgb, h, w}, NULL, NULL, &err) ==
+                  0,
+              "%s", err.message);
     check_masks(&golden, &masks);
     amg_masks_free(&masks);
     golden_free(&golden);

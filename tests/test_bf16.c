@@ -216,7 +216,7 @@ static int decode(const Sam *sam, const SamImage *image, const float *point, flo
     Error err = {""};
     const int label = 1;
     const SamPrompt prompt = {.n_points = 1, .points = point, .labels = &label};
-    int status = sam_decode(sam, image, &prompt, 1, low_res, iou, NULL, NULL, &err);
+    int status = sam_decode(sam, image, &prompt, 1, low_res, iou, NULL, &err);
     CHECK_MSG(!status, "%s", err.message);
     return status;
 }
@@ -251,15 +251,15 @@ static void compare_masks(Overlap *o, const Sam *sam, const SamImage *single, co
 static void compare_precisions(Overlap *o, Sam *sam, SamState *state, const TrayImage *picture, int size,
                                int side, int narrow)
 {
+    const SamPicture rgb = {picture->rgb, size, size};
     SamImage single, half, again;
     Error err = {""};
     const size_t n = (size_t)(sam_config(sam)->image_size / sam_config(sam)->patch_size);
     const size_t n_floats = n * n * (size_t)sam_config(sam)->out_chans;
-    int status = sam_encode(sam, state, &single, picture->rgb, size, size, 0, NULL, NULL, &err) ||
-                 sam_set_precision(sam, PRECISION_BF16, &err) ||
-                 sam_encode(sam, state, &half, picture->rgb, size, size, 0, NULL, NULL, &err) ||
-                 sam_set_precision(sam, PRECISION_FP32, &err) ||
-                 sam_encode(sam, state, &again, picture->rgb, size, size, 0, NULL, NULL, &err);
+    int status =
+        sam_encode(sam, state, &single, &rgb, NULL, &err) || sam_set_precision(sam, PRECISION_BF16, &err) ||
+        sam_encode(sam, state, &half, &rgb, NULL, &err) || sam_set_precision(sam, PRECISION_FP32, &err) ||
+        sam_encode(sam, state, &again, &rgb, NULL, &err);
     CHECK_MSG(!status, "%s", err.message);
     if (status)
         return;
