@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "bank/dump.h"
+#include "bank/pass.h"
 #include "io/fail.h"
 
 /* The steps; each returns 0, or -1 after a sentence in err. dump: intermediate tensors go there; NULL:
@@ -498,100 +499,52 @@ static int calibrate_alpha(Bank *b, Error *err)
     return status;
 }
 
-/* The first pass: an object's unit is the object-quantile (99 %) of its own leave-one-out map (-1: it was
- * compared with nothing) [ours]. */
-static int measure_units(Bank *b, int image, const Scene *scene, Detection *d, Error *err)
+/* An object's unit is the object-quantile (99 %) of its own leave-one-out map (-1: it was compared with
+ * nothing) [ours]. */
+static void measure_units(float *units, const Detection *d, const Options *o)
 {
-    const ptrdiff_t n_cells = (ptrdiff_t)bank_cells(b);
-    if (retrieve(d, b, scene, image, err) || describe(d, b, scene, err) || match(d, b, err) ||
-        measure_distances(d, b, err))
-        return -1;
     const Comparison *c = &d->comparison;
+    const ptrdiff_t n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
     for (int i = 0; i < c->query.n; i++) {
-        int matched = b->options.amm.register_unmatched;
+        int matched = o->amm.register_unmatched;
         for (int r = 0; r < c->k; r++)
             matched |= c->matchings[r].match_q[i] >= 0;
-        float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, (int)n_cells,
-                                         (float)b->options.object_quantile, d->scratch);
-        b->units[b->first[image] + i] = matched && unit > 0 ? unit : -1;
+        const float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, (int)n_cells,
+                                               (float)o->object_quantile, d->scratch);
+        units[i] = matched && unit > 0 ? unit : -1;
     }
-    return 0;
 }
 
-/* The second pass: leave-one-out scores, and the evidence for verdicts. */
-static int measure_scores(Bank *b, int at, const Scene *scene, Detection *d, Error *err)
+/* The first pass: an image against the others, up to the structural map before units. */
+static int first_pass(void *context, int image, Error *err)
 {
-    const VerdictOptions verdicts = bank_verdicts(b);
-    if (detect_in_scene(d, b, scene, b->loo_index[at], err))
-        return -1;
-    b->loo_structural[at] = d->structural_score;
-    b->loo_logical[at] = d->logical_score;
-    return verdict_evidence(&b->loo_extra[at], &b->loo_missing[at], &d->comparison, d->counted, &verdicts,
-                            err);
-}
-
-/* A pass over images of the bank, each compared with the others. */
-typedef struct Pass {
-    Bank *bank;
-    int (*image)(Bank *bank, int at, const Scene *scene, Detection *d, Error *err);
-    const int *index; /* the images to do, or NULL: all */
-    int n, done, told, status;
-    Error *err;
-    CalibrateProgress progress;
-    void *user;
-    int done_before, total;
-} Pass;
-
-static int do_image(const Pass *pass, int at, Error *err)
-{
+    Bank *b = context;
     Scene scene;
     Detection d = {0};
-    if (bank_scene(&scene, pass->bank, pass->index ? pass->index[at] : at, err))
-        return -1;
-    const int status = pass->image(pass->bank, at, &scene, &d, err);
-    detection_free(&d);
-    scene_free(&scene);
-    return status;
+    const int status = bank_scene(&scene, b, image, err) || retrieve(&d, b, &scene, image, err) ||
+                       describe(&d, b, &scene, err) || match(&d, b, err) || measure_distances(&d, b, err);
+    if (!status)
+        measure_units(b->units + b->first[image], &d, &b->options);
+    detection_free(&d), scene_free(&scene);
+    return status ? -1 : 0;
 }
 
-/* The first failure of all threads' is the one that is told. */
-static void take_failure(Pass *pass, const Error *err)
+/* The second pass: leave-one-out scores with these units, and the evidence for verdicts. */
+static int second_pass(void *context, int at, Error *err)
 {
-    int before;
-#pragma omp atomic capture
-    {
-        before = pass->status;
-        pass->status = -1;
-    }
-    if (before == 0)
-        fail(pass->err, "%s", err->message);
-}
-
-static void tell(Pass *pass, int done)
-{
-    if (pass->progress && done != pass->told)
-        pass->progress(pass->user, pass->done_before + done, pass->total);
-    pass->told = done;
-}
-
-/* The images are independent of each other: threads take one at a time, each writes only its own places.
- * Every thread counts, the caller's tells what is new: progress is the program's, and what it locks may be
- * locked around us. */
-static int run_pass(Pass *pass)
-{
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int at = 0; at < pass->n; at++) {
-        Error err;
-        int done;
-        if (do_image(pass, at, &err))
-            take_failure(pass, &err);
-#pragma omp atomic capture
-        done = ++pass->done;
-        if (tensor_thread() == 0)
-            tell(pass, done);
-    }
-    tell(pass, pass->done);
-    return pass->status;
+    Bank *b = context;
+    const VerdictOptions verdicts = bank_verdicts(b);
+    const int image = b->loo_index[at];
+    Scene scene;
+    Detection d = {0};
+    const int status =
+        bank_scene(&scene, b, image, err) || retrieve(&d, b, &scene, image, err) ||
+        describe(&d, b, &scene, err) || match(&d, b, err) || measure(&d, b, err) ||
+        verdict_evidence(&b->loo_extra[at], &b->loo_missing[at], &d.comparison, d.counted, &verdicts, err);
+    b->loo_structural[at] = d.structural_score;
+    b->loo_logical[at] = d.logical_score;
+    detection_free(&d), scene_free(&scene);
+    return status ? -1 : 0;
 }
 
 /* Objects that matched nothing in their own leave-one-out get the median of the others. */
@@ -653,14 +606,12 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
         return -1;
 
     /* First pass: every image against the others, for the units of its objects. */
-    Pass units = {.bank = b, .image = measure_units, .n = b->n_loo ? b->n_images : 0, .err = err};
-    units.progress = progress, units.user = user, units.total = b->n_images + b->n_loo;
-    if (run_pass(&units) || (b->n_loo && fill_units(b, err)))
+    const int n_first = b->n_loo ? b->n_images : 0, total = b->n_images + b->n_loo;
+    const Pass first = {n_first, first_pass, b, progress, user, 0, total};
+    if (run_pass(&first, err) || (b->n_loo && fill_units(b, err)))
         return -1;
 
-    /* Second pass: with these units, the scores of some images, and from them spreads and thresholds. */
-    Pass scores = {.bank = b, .image = measure_scores, .index = b->loo_index, .n = b->n_loo, .err = err};
-    scores.progress = progress, scores.user = user, scores.total = units.total,
-    scores.done_before = units.done;
-    return run_pass(&scores) || spread_scores(b, err) ? -1 : 0;
+    /* Second pass: the scores of some images, and from them spreads and thresholds. */
+    const Pass second = {b->n_loo, second_pass, b, progress, user, n_first, total};
+    return run_pass(&second, err) || spread_scores(b, err) ? -1 : 0;
 }
