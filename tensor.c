@@ -924,19 +924,18 @@ const char *instruction_set(void)
 double fma_burst(int rounds, Precision precision)
 {
     enum { CHAINS = 12 };
-    int n_threads = 0;
-    float total = 0;
+    const int n_threads = tensor_team_size();
     (void)precision;
-#pragma omp parallel reduction(+ : n_threads, total)
-    {
+#pragma omp parallel for
+    for (int thread = 0; thread < n_threads; thread++) {
         float sum[CHAINS] = {0};
         for (int r = 0; r < rounds; r++)
             for (int i = 0; i < CHAINS; i++)
                 sum[i] = sum[i] * 0.999f + 1e-3f;
-        for (int i = 0; i < CHAINS; i++)
-            total += sum[i];
-        n_threads++;
+        for (int i = 0; i < CHAINS; i++) {
+            volatile float used = sum[i]; /* so that the sum is computed */
+            (void)used;
+        }
     }
-    const double gflop = 2e-9 * CHAINS * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are computed */
+    return 2e-9 * CHAINS * (double)rounds * n_threads;
 }
