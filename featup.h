@@ -24,14 +24,14 @@ typedef struct GridSize {
     int h, w;
 } GridSize;
 
-/* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell; a grid finer than
+/* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell. A grid finer than
  * the upsampled features is their bilinear enlargement. Fails as featup_upsample. */
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
                      Error *err);
 
 /* ---- steps that the fast form shares (fast/featup_fold.c) ---------------------------------------------*/
 
-/* 0 when these arguments of featup_upsample are in order, else -1 and a sentence. */
+/* 0 if these arguments of featup_upsample are valid, else -1 and a sentence. */
 int featup_check(const Featup *featup, const FeatupInput *in, int stages, Error *err);
 /* 1 when the stack's fixup_proj applies. */
 int featup_has_fixup(const Featup *featup, int channels, int stages);

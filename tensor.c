@@ -522,8 +522,8 @@ size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
     return 0;
 }
 
-/* Output (oy, ox) belongs to one input pixel, (oy / stride, ox / stride), and to one place of the kernel,
- * (oy % stride, ox % stride). */
+/* Output (oy, ox) belongs to one input pixel, (oy / stride, ox / stride). It belongs to one tap of the
+ * kernel, (oy % stride, ox % stride). */
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
                       int c_in, int c_out, int stride, float *scratch)
 {
@@ -717,7 +717,7 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
         }
 }
 
-/* The index of cell i when the n cells are continued by mirror images (d c b a | a b c d | d c b a). */
+/* The index of cell i when mirror images continue the n cells: d c b a | a b c d | d c b a. */
 static int reflect(int i, int n)
 {
     int period = 2 * n; /* n < 2^30: maps are far smaller */
