@@ -247,7 +247,7 @@ static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture,
     return crops;
 }
 
-/* Does the box, in the picture, end near an edge of the crop that is not an edge of the picture? */
+/* Does the box, in the picture, end near an edge of the crop? Edges of the picture do not count. */
 static int is_box_near_crop_edge(const float *box, const Crop *crop, const SamPicture *picture)
 {
     const float crop_box[4] = {(float)crop->x0, (float)crop->y0, (float)crop->x1, (float)crop->y1};
