@@ -13,8 +13,8 @@
 
 /* ---- masks -> objects ---------------------------------------------------------------------------*/
 
-/* The objects of one image on the feature grid. Either they own their memory (objects_new, objects_copy, then
- * objects_free), or they are a view of arrays elsewhere, such as in a bank. In a view memory.base is NULL. */
+/* The objects of one image on the feature grid. They either own their memory (objects_new, objects_copy, then
+ * objects_free) or are a view of other arrays, such as a bank's. In a view memory.base is NULL. */
 typedef struct Objects {
     int n, has_background; /* the background, if there is one, is the last */
     int grid_h, grid_w, channels;
