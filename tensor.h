@@ -221,11 +221,4 @@ float residual_rows(const float *x, int stride, int m, const float *y);
 /* Receives a network's intermediate tensors, for parity tests and --dump. NULL: off. */
 typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
 
-/* The instructions that the routines use, such as "AVX-512"; "plain C" in the plain form. */
-const char *instruction_set(void);
-/* Run `rounds` times a dozen multiply-adds on every thread, all in registers. This is an upper limit for
- * every product of this precision. Returns the work in 10^9 floating-point operations; the caller takes the
- * time. */
-double fma_burst(int rounds, Precision precision);
-
 #endif
