@@ -6,7 +6,7 @@
 
 #include "tensor.h"
 
-#ifdef PLAIN
+#ifdef SAMLAD_PLAIN
 #define plain_linear               linear
 #define plain_matmul               matmul
 #define plain_matmul_nt            matmul_nt

@@ -15,7 +15,7 @@
 static const double TOLERANCE = 1e-5; /* of the output's largest magnitude */
 
 /* The plain form is plain_* in the fast build, and the only one with PLAIN=1. */
-#ifdef PLAIN
+#ifdef SAMLAD_PLAIN
 #define plain_featup_upsample  featup_upsample
 #define plain_features_to_grid features_to_grid
 #else
