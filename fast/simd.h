@@ -129,7 +129,7 @@ INLINE Vec vec_max(Vec a, Vec b)
 #endif
 }
 
-/* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on, always added in the same order. */
+/* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on. The order of the additions is fixed. */
 INLINE Vec4 fold_lanes(Vec v)
 {
     Vec4 part[LANES / 4];
