@@ -7,8 +7,8 @@
  *
  *     sum[lane] += a[2·lane]·b[2·lane] + a[2·lane+1]·b[2·lane+1]
  *
- * So a pair, one uint32_t, takes the place of a float in gemm.c. A register holds
- * LANES pairs. One pair of a is broadcast against a vector of b, and one instruction does the work of two. Both operands come in pairs,
+ * So a pair, one uint32_t, takes the place of a float in gemm.c. A register holds LANES pairs. One pair of a
+ * is broadcast against a vector of b, and one instruction does the work of two. Both operands come in pairs,
  * the even term in the low half. An odd k ends with a pair whose upper half is zero.
  *
  * Processors with a matrix unit (amx.h) compute a whole block of 32 rows with it, from the same operands. */
@@ -164,10 +164,10 @@ double bf16_burst(int rounds)
 }
 
 /* ---- packing -----------------------------------------------------------------------------------
- * Left operands are rows of pairs, PAIRS apart. Right operands are panels of NR columns;
- * the last may be one vector wide. Each panel is [stored pairs of the whole sum][width]. The register tile reads a panel from one end to
- * the other. The panel that begins with column j starts at j·pairs, because all panels before it are NR
- * wide. */
+ * Left operands are rows of pairs, PAIRS apart. Right operands are panels of NR columns; the last may be one
+ * vector wide. Each panel is [stored pairs of the whole sum][width]. The register tile reads a panel from one
+ * end to the other. The panel that begins with column j starts at j·pairs, because all panels before it are
+ * NR wide. */
 #define PAIRS 128 /* of a block of the sum */
 #define KC    (2 * PAIRS)
 _Static_assert(PAIRS % AMX_STEP == 0 && PAIRS % LANES == 0, "a block is whole steps and vectors");
