@@ -348,16 +348,15 @@ static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrd
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
-/* c[m][cols] = start + a·panel, panel [pairs][width]. `roomy`: the rows of c and start have room for whole
- * vectors, and the room may be overwritten. */
+/* c[m][cols] = start + a·panel, panel [pairs][width]; only these cols columns of c and start are touched. */
 static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
-                          const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
+                          const uint32_t *panel, int width, int m, int cols, int pairs)
 {
     const int group = group_rows(amx->usable);
     for (int i = 0; i < m; i += group) {
         int rows = min_int(m - i, group);
         Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
-        if (roomy || cols == width)
+        if (cols == width)
             group_product(amx, rows, width, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
         else
             edge_product(amx, rows, width, cols, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
@@ -368,7 +367,7 @@ static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const 
  * the rows of a again. That is one instruction for 2·LANES terms, against NC products with each. packed
  * points to the tile's first column. */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, const uint32_t *packed, int m,
-                         int n, int k, int with_gelu)
+                         int n, int k, Epilogue epilogue)
 {
     uint32_t block[MC * PAIRS] __attribute__((aligned(64)));
     Amx amx = amx_begin();
@@ -380,8 +379,8 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, c
             int cols = min_int(n - (int)j, NR), width = panel_width(cols);
             Start s = {start.data ? start.data + j : NULL, start.ld};
             product_panel(&amx, c + j, ldc, s, block, packed + j * stored_pairs(k) + p / 2 * width, width, m,
-                          cols, pairs_of(kc), 0);
-            if (with_gelu && p + KC >= k)
+                          cols, pairs_of(kc));
+            if (epilogue == EPILOGUE_GELU && p + KC >= k)
                 gelu_rows(c + j, ldc, m, cols);
         }
         start = (Start){c, ldc};
@@ -394,7 +393,8 @@ typedef struct Product {
     float *y;
     const float *x, *bias;
     const uint32_t *packed;
-    int m, n, k, with_gelu;
+    int m, n, k;
+    Epilogue epilogue;
     int tile_m, tile_n, across; /* tiles: their size, tiles side by side */
 } Product;
 
@@ -406,11 +406,11 @@ static void numbered_tile(const void *job, int t)
         return;
     product_tile(p->y + i * p->n + j, p->n, (Start){p->bias ? p->bias + j : NULL, 0}, p->x + i * p->k,
                  p->packed + j * stored_pairs(p->k), min_int(p->m - (int)i, p->tile_m),
-                 min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
+                 min_int(p->n - (int)j, p->tile_n), p->k, p->epilogue);
 }
 
 static void product(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k,
-                    int with_gelu)
+                    Epilogue epilogue)
 {
     if (m <= 0 || n <= 0)
         return;
@@ -423,28 +423,17 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
                        .m = m,
                        .n = n,
                        .k = k,
-                       .with_gelu = with_gelu,
+                       .epilogue = epilogue,
                        .tile_m = round_up((m + down - 1) / down, group_rows(amx)),
                        .tile_n = round_up((n + across - 1) / across, NR),
                        .across = across};
     run_tasks(down * across, threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT), numbered_tile, NULL, &p);
 }
 
-void bf16_linear(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k)
-{
-    product(y, x, packed, bias, m, n, k, 0);
-}
-
-void bf16_linear_gelu(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n,
-                      int k)
-{
-    product(y, x, packed, bias, m, n, k, 1);
-}
-
 void linear_layer(float *y, const float *x, const Linear *l, int m)
 {
     if (l->packed)
-        bf16_linear(y, x, l->packed, l->bias, m, l->n_out, l->n_in);
+        product(y, x, l->packed, l->bias, m, l->n_out, l->n_in, EPILOGUE_NONE);
     else
         linear(y, x, l->weight, l->bias, m, l->n_out, l->n_in);
 }
@@ -452,9 +441,9 @@ void linear_layer(float *y, const float *x, const Linear *l, int m)
 void linear_layer_gelu(float *y, const float *x, const Linear *l, int m)
 {
     if (l->packed)
-        bf16_linear_gelu(y, x, l->packed, l->bias, m, l->n_out, l->n_in);
+        product(y, x, l->packed, l->bias, m, l->n_out, l->n_in, EPILOGUE_GELU);
     else
-        linear_gelu(y, x, l->weight, l->bias, m, l->n_out, l->n_in);
+        linear_epilogue(y, x, l->weight, l->bias, m, l->n_out, l->n_in, EPILOGUE_GELU);
 }
 
 void linear_pack(Linear *l, Arena *arena)
@@ -630,15 +619,15 @@ typedef struct AttentionTask {
 } AttentionTask;
 
 /* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`. B has `all_pairs` stored
- * pairs. */
+ * pairs. The rows of c and start have room for whole vectors, so all columns of a panel are computed. */
 static void product_block(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                           const uint32_t *b, int all_pairs, int m, int n, int first, int pairs)
 {
     for (ptrdiff_t j = 0; j < n; j += NR) {
-        int cols = min_int(n - (int)j, NR), width = panel_width(cols);
+        const int width = panel_width(n - (int)j);
         Start s = {start.data ? start.data + j : NULL, start.ld};
-        product_panel(amx, c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, cols,
-                      pairs, 1);
+        product_panel(amx, c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, width,
+                      pairs);
     }
 }
 

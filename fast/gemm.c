@@ -156,7 +156,8 @@ typedef struct Product {
     Operand b;
     Start start;
     ptrdiff_t ldc, lda;
-    int m, n, k, with_gelu;   /* GELU follows while the rows are in the cache */
+    int m, n, k;
+    Epilogue epilogue;
     int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile */
     int step;                 /* terms in a block, fewer in the last */
     Stealing *stealing;       /* NULL for one thread */
@@ -202,7 +203,7 @@ static void product_block(const Product *p, Tile *t)
         float *c = p->c + row * p->ldc + t->col;
         Start s = {start.data ? start.data + row * start.ld + t->col : NULL, start.ld};
         product_rows(c, p->ldc, s, panel, block, rows, t->cols, kc, group + MR * p->lda, p->lda);
-        if (p->with_gelu && is_last)
+        if (p->epilogue == EPILOGUE_GELU && is_last)
             gelu_rows(c, p->ldc, rows, t->cols);
     }
     t->done += p->step;
@@ -271,7 +272,7 @@ static void numbered_tile(const void *job, int i)
 
 /* With few rows a tile is one sliver. So packed data is still in the L1 cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
-                    int n, int k, int with_gelu)
+                    int n, int k, Epilogue epilogue)
 {
     if (m <= 0 || n <= 0)
         return;
@@ -292,7 +293,7 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
                        .m = m,
                        .n = n,
                        .k = k,
-                       .with_gelu = with_gelu,
+                       .epilogue = epilogue,
                        .down = down,
                        .across = across,
                        .tile_n = round_up((n + across - 1) / across, NR),
@@ -301,24 +302,27 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     run_tasks(n_tiles, threads, numbered_tile, threads > 1 ? steal_tiles : NULL, &p);
 }
 
-void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+void linear_epilogue(float *y, const float *x, const float *w, const float *bias, int m, int n, int k,
+                     Epilogue epilogue)
 {
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 0);
+    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, epilogue);
 }
 
-void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
 {
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 1);
+    linear_epilogue(y, x, w, bias, m, n, k, EPILOGUE_NONE);
 }
 
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate)
 {
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k, 0);
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k,
+            EPILOGUE_NONE);
 }
 
 void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                int accumulate)
 {
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k, 0);
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k,
+            EPILOGUE_NONE);
 }

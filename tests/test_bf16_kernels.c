@@ -129,7 +129,7 @@ static void compare_linear(int m, int n, int k, int with_bias)
         for (int j = 0; j < n; j++)
             truth[i * n + j] = with_bias ? bias[j] : 0;
     plain_matmul_nt(truth, n, rx, k, rw, k, m, n, k, 1);
-    bf16_linear(y, x, packed, with_bias ? bias : NULL, m, n, k);
+    linear_layer(y, x, &(Linear){NULL, with_bias ? bias : NULL, packed, n, k}, m);
     double error = test_relative_error(y, truth, (size_t)m * (size_t)n);
     CHECK_MSG(error < 2e-6, "%d x %d x %d: relative error %.2g", m, n, k, error);
     free(x), free(w), free(bias), free(y), free(truth), free(rx), free(rw), free(packed);
@@ -160,9 +160,9 @@ static void gelu_follows_its_product(void)
         float *x = random_array((size_t)m * (size_t)k), *w = random_array((size_t)n * (size_t)k);
         float *bias = random_array((size_t)n), *y = random_array(size), *truth = random_array(size);
         uint32_t *packed = packed_copy(w, n, k);
-        bf16_linear(truth, x, packed, bias, m, n, k);
+        linear_layer(truth, x, &(Linear){NULL, bias, packed, n, k}, m);
         gelu(truth, size);
-        bf16_linear_gelu(y, x, packed, bias, m, n, k);
+        linear_layer_gelu(y, x, &(Linear){NULL, bias, packed, n, k}, m);
         CHECK_MSG(memcmp(y, truth, size * sizeof *y) == 0, "%d x %d x %d", m, n, k);
         free(x), free(w), free(bias), free(y), free(truth), free(packed);
     }
@@ -185,7 +185,7 @@ static void a_layer_has_its_precision(void)
     arena = (Arena){memory, arena.used, 0};
     linear_pack(&layer, &arena);
     REQUIRE(layer.packed && arena.used == arena.size);
-    bf16_linear(half, x, layer.packed, bias, M, N, K);
+    linear_layer(half, x, &(Linear){NULL, bias, layer.packed, N, K}, M);
     linear_layer(y, x, &layer, M);
     CHECK(memcmp(y, half, sizeof y) == 0);
     double error = test_relative_error(half, single, M * N);
@@ -203,7 +203,7 @@ static void linear_keeps_non_finite_numbers_in_place(void)
     x[3 * K + 11] = NAN;
     x[7 * K + 69] = INFINITY;
     uint32_t *packed = packed_copy(w, N, K);
-    bf16_linear(y, x, packed, NULL, M, N, K);
+    linear_layer(y, x, &(Linear){NULL, NULL, packed, N, K}, M);
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++)
             CHECK(i == 3 ? isnan(y[i * N + j]) : i == 7 ? isinf(y[i * N + j]) : isfinite(y[i * N + j]));
@@ -372,12 +372,12 @@ static void bits_do_not_depend_on_threads(void)
     uint32_t *packed = packed_copy(w, N, K);
     Heads h = heads_new(529, 529, 3, 32, 23, 23);
     set_threads(1);
-    bf16_linear(first, x, packed, w, M, N, K);
+    linear_layer(first, x, &(Linear){NULL, w, packed, N, K}, M);
     heads_run(&h, 0.2f);
     memcpy(h.truth, h.out, 529 * 96 * sizeof(float));
     for (int threads = 2; threads <= 5; threads++) {
         set_threads(threads);
-        bf16_linear(y, x, packed, w, M, N, K);
+        linear_layer(y, x, &(Linear){NULL, w, packed, N, K}, M);
         CHECK(memcmp(y, first, M * N * sizeof *y) == 0);
         heads_run(&h, 0.2f);
         CHECK(memcmp(h.out, h.truth, 529 * 96 * sizeof(float)) == 0);
@@ -393,10 +393,10 @@ static void vectors_do_what_the_matrix_unit_does(void)
     enum { M = 70, N = 100, K = 333 };
     float *x = random_array(M * K), *w = random_array(N * K), unit[M * N], vectors[M * N];
     uint32_t *packed = packed_copy(w, N, K);
-    bf16_linear(unit, x, packed, NULL, M, N, K);
+    linear_layer(unit, x, &(Linear){NULL, NULL, packed, N, K}, M);
     bf16_without_matrix_unit(1);
     CHECK(!bf16_matrix_unit());
-    bf16_linear(vectors, x, packed, NULL, M, N, K);
+    linear_layer(vectors, x, &(Linear){NULL, NULL, packed, N, K}, M);
     double error = test_relative_error(vectors, unit, M * N);
     CHECK_MSG(error < 2e-6, "the matrix unit and the vectors differ by %.2g", error);
     linear_equals_the_plain_one();
