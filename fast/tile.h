@@ -41,7 +41,7 @@ void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*
 /* y = gelu(x·wᵀ + bias). GELU is applied while the rows are in the cache. In gemm.c. */
 void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
 
-/* Prefetch row[n]. (A prefetch of an invalid address does nothing.) */
+/* Prefetch row[n]. (A prefetch of an invalid address does nothing.). */
 INLINE void prefetch_row(const float *row, int n)
 {
     for (int i = 0; i < n; i += 16)

@@ -550,7 +550,7 @@ def rectangles(r, n, height, width, largest=0.6):
 def make_objects(out):
     r, tensors = np.random.RandomState(1), {}
     channels = 5
-    ninety = np.zeros((3, 10, 10), np.uint8)  # areas 90, 91 (more than 90 %), and 50, which no mask covers
+    ninety = np.zeros((3, 10, 10), np.uint8)  # areas 90, 91 (more than 90 %), 50
     ninety[0, :9] = 1
     ninety[1].reshape(-1)[:91] = 1
     ninety[2, 5:] = 1
