@@ -372,8 +372,10 @@ float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, 
         return 0;
     const float *f = q->features + ((ptrdiff_t)y * q->grid_w + x) * C;
     float *row = work->rows + m * stride;
-    for (ptrdiff_t channel = 0; channel < stride; channel++)
-        row[channel] = channel < C ? f[channel] * input->inverse_std[channel] : 0;
+    for (ptrdiff_t channel = 0; channel < C; channel++)
+        row[channel] = f[channel] * input->inverse_std[channel];
+    for (ptrdiff_t channel = C; channel < stride; channel++)
+        row[channel] = 0;
     return amm_mahalanobis(work, m, input->epsilon);
 }
 

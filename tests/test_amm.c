@@ -439,30 +439,32 @@ static void test_one_cell(void)
     CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
 
-/* docs/METHOD.md's example, worked out by hand. Three cells, two channels; two references show (1, 0) and
- * (-1, 0) in every cell, ε = 1/4.
- *     μ = 0, X = (1, 0; -1, 0), Σ = XᵀX/(2 - 1) + ε·I = diag(2.25, 0.25)
- *     f = (0, 0): M = 0;   (3, 0): M² = 9/2.25 = 4, M = 2;   (0, 1): M² = 1/0.25 = 4, M = 2
- * A step of 3 along what the references vary in is as far as a step of 1 across. The same for (3, 0) by the
- * low-rank identity: Xd = (3, -3), ε(m-1)·I + XXᵀ = (1.25, -1; -1, 1.25), y = (4/3, -4/3), ‖d‖² - (Xd)ᵀy =
- * 9 - 8 = 1, M² = 1/ε = 4. */
-static void test_example_mahalanobis(void)
+/* docs/METHOD.md's example, worked out by hand: f = (3, 5) among the references' (0, 0), (2, 0), (1, 3), ε = 1.
+ *     μ = (1, 1), d = (2, 4), X = (-1, -1; 1, -1; 0, 2), Σ = XᵀX/2 + I = diag(2, 4), M² = 4/2 + 16/4 = 6
+ *     low rank: Xd = (-6, -2, 8), XXᵀ + 2·I = (4, 0, -2; 0, 4, -2; -2, -2, 6), y = (-1, 0, 1)
+ *     d - Xᵀy = (1, 1), M² = 2 + 1·2·‖y‖² = 6 */
+static void test_example(void)
 {
-    static const float features[3][2] = {{0, 0}, {3, 0}, {0, 1}}, coverage[3] = {1, 1, 1};
-    static const uint16_t plus[6] = {0x3c00, 0, 0x3c00, 0, 0x3c00, 0},
-                          minus[6] = {0xbc00, 0, 0xbc00, 0, 0xbc00, 0};
-    Objects references[2] = {{.features16 = plus}, {.features16 = minus}};
+    static const uint16_t cells[3][2] = {{0, 0}, {0x4000, 0}, {0x3c00, 0x4200}};
+    static const float f[2] = {3, 5}, samples[6] = {0, 0, 2, 0, 1, 3}, y[3] = {-1, 0, 1}, whole[1] = {1};
+    static const Placement same[3] = {{1, 0, 0, 1}, {1, 0, 0, 1}, {1, 0, 0, 1}};
+    Objects references[3] = {{.features16 = cells[0]}, {.features16 = cells[1]}, {.features16 = cells[2]}};
     const Comparison c = {
-        .query =
-            {.n = 1, .grid_h = 1, .grid_w = 3, .channels = 2, .features = features[0], .coverage = coverage},
-        .k = 2,
+        .query = {.n = 1, .grid_h = 1, .grid_w = 1, .channels = 2, .features = f, .coverage = whole},
+        .k = 3,
         .references = references};
-    const Placement same[2] = {{1, 0, 0, 1}, {1, 0, 0, 1}};
-    const AmmInput input = {&c, ONES, same, coverage, 0.25f};
-    float map[3];
+    const AmmInput input = {&c, ONES, same, whole, 1};
+    float map[1];
+    void *memory;
     Error err;
     REQUIRE(!amm_structural(map, &input, &err));
-    CHECK(fabsf(map[0]) < 1e-6f && fabsf(map[1] - 2) < 1e-6f && fabsf(map[2] - 2) < 1e-6f);
+    CHECK_MSG(fabsf(map[0] - sqrtf(6)) < 1e-6f, "%g", (double)map[0]);
+    AmmWork work = make_work(3, 2, &memory);
+    REQUIRE(memory);
+    CHECK(fabsf(distance(&work, samples, f, 3, 2, 1) - sqrtf(6)) < 1e-6f);
+    for (int r = 0; r < 3; r++)
+        CHECK(fabsf(work.y[r] - y[r]) < 1e-6f);
+    free(memory);
 }
 
 int main(void)
@@ -479,7 +481,7 @@ int main(void)
     RUN(test_units_and_scores);
     RUN(test_quantiles);
     RUN(test_one_cell);
-    RUN(test_example_mahalanobis);
+    RUN(test_example);
     st_close(golden);
     return test_summary();
 }

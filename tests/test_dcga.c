@@ -353,50 +353,41 @@ static void test_constant_channel(void)
     CHECK(channel_unit(0, 0) == 1 && channel_unit(5, 0.5) == 0.5f && channel_unit(-5, 4e-3) == 1);
 }
 
-/* ---- docs/METHOD.md's examples, worked out by hand -----------------------------------------------------*/
+/* ---- docs/METHOD.md's example, worked out by hand ----------------------------------------------------*/
 
-/* Three cells in a row, two channels, f = (0, 0), (3, 0), (0, 6). Object 1 covers cell 1 and half of cell
- * 2, object 2 the rest.
- *     a_1 = (1·(0, 0) + ½·(3, 0))/1.5 = (1, 0)      a_2 = (½·(3, 0) + 1·(0, 6))/1.5 = (1, 4)
- *     c_1 = (1·1/6 + ½·1/2)/1.5 = 5/18              c_2 = 1 - 5/18 = 13/18; y = ½
- *     A_1 = 1.5/3 = ½ = A_2 */
-static void test_example_objects(void)
+/* A grid of 1×4 cells, two channels, two objects; a bank of two images with a left and a right object each.
+ *     a_1 = ((4, 0.1) + 0.5·(5.5, 1))/1.5 = (4.5, 0.4)      a_2 = (0.5·(-8, 0.5) + (-5, 0.2))/1.5 = (-6, 0.3)
+ *     c_1 = (0.125 + 0.5·0.375)/1.5 = 0.2083, A_1 = 1.5/4;  c_2 and A_2 likewise from the right
+ *     μ = (0, 0), σ = (√((49 + 1 + 1 + 49)/4), 1) = (5, 1); of left with left and right with right δ = ±(1.2, 0)
+ *     Σ_w = diag(0.72, 0) + 0.25·0.36·I = diag(0.81, 0.09), L = diag(0.9, 0.3)
+ *     x_1 = (0.9, 0.4), L⁻¹x_1 = (1, 4/3), h_1 = (0.6, 0.8); x_2 = (-1.2, 0.3), h_2 = (-0.8, 0.6) */
+static void test_example(void)
 {
-    static const float features[3][2] = {{0, 0}, {3, 0}, {0, 6}},
-                       coverage[2][3] = {{1, 0.5f, 0}, {0, 0.5f, 1}};
-    static const float pooled[4] = {1, 0, 1, 4}, centroids[4] = {5 / 18.0f, 0.5f, 13 / 18.0f, 0.5f};
-    Objects o = {.n = 2, .grid_h = 1, .grid_w = 3, .channels = 2, .features = features[0]};
-    Error err;
-    REQUIRE(!objects_new(&o, coverage[0], &err));
-    for (int i = 0; i < 4; i++)
-        CHECK(fabsf(o.pooled[i] - pooled[i]) < 1e-6f && fabsf(o.centroids[i] - centroids[i]) < 1e-6f);
-    CHECK(o.areas[0] == 0.5f && o.areas[1] == 0.5f);
-    objects_free(&o);
-}
-
-/* A bank of two images with two objects each, of kinds A and B. The first channel tells the kinds apart,
- * the second one the images: A_1 = (4, 30), B_1 = (6, 30), A_2 = (4, 10), B_2 = (6, 10).
- *     μ = (5, 20), σ = (1, 10): x = (-1, 1), (1, 1), (-1, -1), (1, -1). All cosines within a kind are 0.
- *     Pairs, each found from both images: A_1 A_2 and B_1 B_2, as cos(A_1, A_2) = 0 and cos(A_1, B_2) = -1.
- *     δ = (0, ±2) four times: Σ δδᵀ/(2·4) = diag(0, 2); tr/C = 1; Σ_w = diag(0, 2) + 0.3·I = diag(0.3, 2.3)
- *     h = x/√diag(Σ_w), to unit length: (∓√(2.3/2.6), ±√(0.3/2.6)) = (∓0.9405, ±0.3397)
- *     cos within a kind: (2.3 - 0.3)/2.6 = 0.769, and between the two of an image -0.769: both were 0. */
-static void test_example_descriptors(void)
-{
-    static const float pooled[4][2] = {{4, 30}, {6, 30}, {4, 10}, {6, 10}}, centroids[4][2] = {{0}};
+    static const float features[4][2] = {{4, 0.1f}, {5.5f, 1}, {-8, 0.5f}, {-5, 0.2f}};
+    static const float coverage[2][4] = {{1, 0.5f, 0, 0}, {0, 0, 0.5f, 1}};
+    static const float bank[4][2] = {{7, 1}, {-1, -1}, {1, 1}, {-7, -1}};
+    static const float places[4][2] = {{0.25f, 0.5f}, {0.75f, 0.5f}, {0.25f, 0.5f}, {0.75f, 0.5f}};
+    static const float pooled[4] = {4.5f, 0.4f, -6, 0.3f}, expected[4] = {0.6f, 0.8f, -0.8f, 0.6f};
+    static const float centroids[4] = {0.3125f / 1.5f, 0.5f, 1 - 0.3125f / 1.5f, 0.5f};
     static const int first[3] = {0, 2, 4};
-    const Objects first_image = {.n = 2, .channels = 2, .pooled = pooled[0]};
-    const float long_side = sqrtf(2.3f / 2.6f), short_side = sqrtf(0.3f / 2.6f);
-    float h[2][2];
+    Objects o = {.n = 2, .grid_h = 1, .grid_w = 4, .channels = 2, .features = features[0]};
+    DcgaOptions options = DCGA;
+    float h[4];
     Dcga d;
     Error err;
-    REQUIRE(!dcga_fit(&d, &DCGA, 2, pooled[0], centroids[0], first, 2, &err));
-    CHECK(d.mean[0] == 5 && d.mean[1] == 20 && d.std[0] == 1 && d.std[1] == 10);
-    REQUIRE(d.filter && !dcga_describe(&d, h[0], &first_image, &err));
-    CHECK(fabsf(h[0][0] + long_side) < 1e-6f && fabsf(h[0][1] - short_side) < 1e-6f);
-    CHECK(fabsf(h[1][0] - long_side) < 1e-6f && fabsf(h[1][1] - short_side) < 1e-6f);
-    CHECK(fabsf(dot(h[0], h[1], 2) + 2 / 2.6f) < 1e-6f);
+    options.shrinkage = 0.25f;
+    REQUIRE(!objects_new(&o, coverage[0], &err));
+    REQUIRE(!dcga_fit(&d, &options, 2, bank[0], places[0], first, 2, &err));
+    CHECK(d.mean[0] == 0 && d.mean[1] == 0 && d.std[0] == 5 && d.std[1] == 1);
+    CHECK(d.filter && fabsf(d.filter[0] - 1 / 0.9f) < 1e-6f && fabsf(d.filter[3] - 1 / 0.3f) < 1e-5f);
+    REQUIRE(!dcga_describe(&d, h, &o, &err));
+    for (int i = 0; i < 4; i++) {
+        CHECK(fabsf(o.pooled[i] - pooled[i]) < 1e-6f && fabsf(o.centroids[i] - centroids[i]) < 1e-6f);
+        CHECK_MSG(fabsf(h[i] - expected[i]) < 1e-6f, "h[%d] is %g", i, (double)h[i]);
+    }
+    CHECK(o.areas[0] == 0.375f && o.areas[1] == 0.375f);
     dcga_free(&d);
+    objects_free(&o);
 }
 
 static void test_mutual_pairs(void)
@@ -416,8 +407,7 @@ int main(void)
     RUN(test_objects_golden);
     RUN(test_coverage_sums_to_one);
     RUN(test_objects_options);
-    RUN(test_example_objects);
-    RUN(test_example_descriptors);
+    RUN(test_example);
     RUN(test_mutual_pairs);
     RUN(test_constant_channel);
     RUN(test_covariance);

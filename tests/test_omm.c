@@ -143,30 +143,30 @@ static void test_dustbin(void)
 
 /* ---- docs/METHOD.md's examples, worked out by hand ----------------------------------------------------*/
 
-/* Two objects beside two, S = (ln 6, ln 2; ln 2, ln 6), dustbin 0, τ = 1. exp(S/τ) = (6, 2, 1; 2, 6, 1; 1,
- * 1, 1) with the bins. Scaled by rows and columns (1/√12, 1/√12, √(4/3)) on either side it is
- *     P = (1/2, 1/6, 1/3; 1/6, 1/2, 1/3; 1/3, 1/3, 4/3):
- * rows and columns of objects sum to 1, those of the bins to 2. Each object is matched with its like, P =
- * 1/2, and U = V = 1/3 of it is left over. */
+/* Two objects beside two, S = (log 31, 0; 0, log 31), τ = 1, the bin's score 0. P = (p, q, U; q, p, U; U, U, W):
+ *     p·W/U² = 31, q·W/U² = 1, p + q + U = 1, 2U + W = 2, so U = 0.2, W = 1.6, p = 0.775, q = 0.025 */
 static void test_example_sinkhorn(void)
 {
-    static const float expected[9] = {1 / 2.0f, 1 / 6.0f, 1 / 3.0f, 1 / 6.0f, 1 / 2.0f,
-                                      1 / 3.0f, 1 / 3.0f, 1 / 3.0f, 4 / 3.0f};
-    const float scores[4] = {logf(6), logf(2), logf(2), logf(6)};
+    static const float expected[9] = {0.775f, 0.025f, 0.2f, 0.025f, 0.775f, 0.2f, 0.2f, 0.2f, 1.6f};
+    const float scores[4] = {logf(31), 0, 0, logf(31)};
     float p[9];
     Error err;
     REQUIRE(!omm_sinkhorn(p, scores, 2, 2, 0, 1, 100, &err));
     for (int i = 0; i < 9; i++)
         CHECK_MSG(fabsf(p[i] - expected[i]) < 1e-6f, "P[%d] is %g, not %g", i, (double)p[i],
                   (double)expected[i]);
+    REQUIRE(!omm_sinkhorn(p, scores, 2, 2, 0, 1, 1, &err));
+    CHECK(fabsf(p[0] - 0.574f) < 5e-4f && fabsf(p[2] - 0.083f) < 5e-4f);
+    REQUIRE(!omm_sinkhorn(p, scores, 2, 2, 0, 1, 10, &err));
+    CHECK(fabsf(p[0] - 0.774985f) < 1e-6f && fabsf(p[2] - 0.199985f) < 1e-6f);
 }
 
-/* alpha = ln 8, τ = 1, u = 1/2, two objects beside two: u²/(1 - u) = 1/2 = 2·exp(-(ln 8 - dustbin)), so the
- * dustbin is ln 8 - ln 4 = ln 2. */
+/* In this example the dustbin's derivation says U²/(1 - U) = 2·exp(-log 31), U = 0.22 instead of 0.2. */
 static void test_example_dustbin(void)
 {
-    const OmmOptions options = {.tau = 1, .alpha_unmatched = 0.5f};
-    CHECK(fabsf(omm_dustbin(logf(8), 2, 2, &options) - logf(2)) < 1e-6f);
+    const float ratio = 2 / 31.0f, u = (sqrtf(ratio * ratio + 4 * ratio) - ratio) / 2;
+    const OmmOptions options = {.tau = 1, .alpha_unmatched = u};
+    CHECK(fabsf(u - 0.22f) < 0.005f && fabsf(omm_dustbin(logf(31), 2, 2, &options)) < 1e-5f);
 }
 
 /* Two parts of a kind are expected, three are there, at one place and all alike; each has U = 1/3. Counted
