@@ -217,7 +217,7 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Photo *pho
     int status = objects_of_masks(scene, &masks, o, err);
     if (!status && dump)
         status = dump_masks(dump, &masks, h, w, err) ||
-                 dump_sam(dump, n->sam, n->sam_state, photo->rgb, h, w, err) ||
+                 dump_sam(dump, n->sam, n->sam_state, &(SamPicture){photo->rgb, h, w}, err) ||
                  dump_objects(dump, &scene->objects, err);
     amg_masks_free(&masks);
     return status ? -1 : 0;

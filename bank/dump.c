@@ -66,28 +66,18 @@ int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Err
     return dump_segmentations(dump, masks, height, width, err) || dump_records(dump, masks, err) ? -1 : 0;
 }
 
-/* Takes two of the encoder's tensors: the network's input and the embedding. */
-typedef struct EncoderTap {
-    StWriter *dump;
-    Error *err;
-    int status;
-} EncoderTap;
-
-static void take_encoder_tensor(void *user, const char *name, int n_dims, const int64_t *shape,
-                                const float *data)
+/* Of the encoder's tensors two: the network's input and the embedding. */
+static void encoder_tap(void *user, const char *name, int n_dims, const int64_t *shape, const float *data)
 {
-    EncoderTap *tap = user;
-    if (!tap->status && (!strcmp(name, "sam.pixels") || !strcmp(name, "sam.embedding")))
-        tap->status = dump_floats(tap->dump, name, n_dims, shape, data, tap->err);
+    if (strcmp(name, "sam.pixels") == 0 || strcmp(name, "sam.embedding") == 0)
+        dump_tap(user, name, n_dims, shape, data);
 }
 
-int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const uint8_t *rgb, int height, int width,
-             Error *err)
+int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const SamPicture *picture, Error *err)
 {
-    EncoderTap tap = {.dump = dump, .err = err};
+    DumpTap tap = {.dump = dump, .err = err};
     SamImage image;
-    if (sam_encode(sam, state, &image, &(SamPicture){rgb, height, width},
-                   &(SamTap){take_encoder_tensor, &tap}, err))
+    if (sam_encode(sam, state, &image, picture, &(SamTap){encoder_tap, &tap}, err))
         return -1;
     sam_image_free(&image);
     return tap.status;

@@ -100,6 +100,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
     if (!rgb)
         return -1;
+    const SamPicture picture = {rgb, height, width};
     Progress progress = {0};
     AmgMasks masks;
     StWriter *dump = args->dump ? st_writer_new() : NULL;
@@ -116,9 +117,9 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     if (!status)
         status = check_prompts(args, height, width, err);
     if (!status)
-        status = segment(&masks, sam, state, &request, rgb, height, width, err);
+        status = segment(&masks, sam, state, &request, &picture, err);
     if (!status) {
-        status = segment_write(&masks, &request, rgb, prefix, height, width, err);
+        status = segment_write(prefix, &masks, &request, &picture, err);
         if (!status && dump)
             status = st_writer_save(dump, args->dump, err);
         if (!status)

@@ -115,28 +115,27 @@ int segment_prompted(const SegmentRequest *request)
 
 /* The masks of the request's prompt. */
 static int prompted(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
-                    const uint8_t *rgb, int height, int width, Error *err)
+                    const SamPicture *picture, Error *err)
 {
     SamImage image;
-    if (sam_encode(sam, state, &image, &(SamPicture){rgb, height, width}, NULL, err))
+    if (sam_encode(sam, state, &image, picture, NULL, err))
         return -1;
     int status = image_masks(out, sam, &image, request, err);
     sam_image_free(&image);
     return status;
 }
 
-int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb,
-            int height, int width, Error *err)
+int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
+            const SamPicture *picture, Error *err)
 {
     StWriter *dump = request->dump;
     *out = (AmgMasks){0};
-    int status = segment_prompted(request) ? prompted(out, sam, state, request, rgb, height, width, err)
-                                           : amg_generate(sam, state, out, &request->amg,
-                                                          &(SamPicture){rgb, height, width},
+    int status = segment_prompted(request) ? prompted(out, sam, state, request, picture, err)
+                                           : amg_generate(sam, state, out, &request->amg, picture,
                                                           request->progress, request->user, err);
     if (!status && dump)
         status =
-            dump_masks(dump, out, height, width, err) || dump_sam(dump, sam, state, rgb, height, width, err);
+            dump_masks(dump, out, picture->h, picture->w, err) || dump_sam(dump, sam, state, picture, err);
     if (status)
         amg_masks_free(out);
     return status ? -1 : 0;

@@ -19,9 +19,9 @@ typedef struct SegmentRequest {
 /* Does the request have a point or a box? */
 int segment_prompted(const SegmentRequest *request);
 
-/* Automatic masks, or the masks of one prompt as records of the same kind (best predicted IoU first). rgb
- * [height][width][3]; *out is to be freed with amg_masks_free. */
-int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request, const uint8_t *rgb,
-            int height, int width, Error *err);
+/* Automatic masks, or the masks of one prompt as records of the same kind (best predicted IoU first). *out is to
+ * be freed with amg_masks_free. */
+int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
+            const SamPicture *picture, Error *err);
 
 #endif

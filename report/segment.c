@@ -223,21 +223,21 @@ static int write_json(const AmgMasks *masks, const char *path, Error *err)
     return status;
 }
 
-int segment_write(const AmgMasks *masks, const SegmentRequest *request, const uint8_t *rgb,
-                  const char *prefix, int height, int width, Error *err)
+int segment_write(const char *prefix, const AmgMasks *masks, const SegmentRequest *request,
+                  const SamPicture *picture, Error *err)
 {
     char json[4096], png[4096], overlay[4096];
-    const size_t n_pixels = (size_t)height * (size_t)width;
+    const size_t n_pixels = (size_t)picture->h * (size_t)picture->w;
     if (snprintf(overlay, sizeof overlay, "%s_masks_overlay.png", prefix) >= (int)sizeof overlay ||
         snprintf(json, sizeof json, "%s_masks.json", prefix) < 0 ||
         snprintf(png, sizeof png, "%s_masks.png", prefix) < 0)
         return fail(err, "%s: the path is too long", prefix);
-    Labels labels = {width, height, aligned_array(n_pixels, sizeof *labels.of)};
+    Labels labels = {picture->w, picture->h, aligned_array(n_pixels, sizeof *labels.of)};
     if (!labels.of)
         return fail_memory(err, "the masks' picture", n_pixels * sizeof *labels.of);
     int status = write_json(masks, json, err) || paint_masks(&labels, masks, err) ||
                  write_indexed(&labels, png, err) ||
-                 write_overlay(overlay, masks, request, rgb, &labels, err);
+                 write_overlay(overlay, masks, request, picture->rgb, &labels, err);
     free(labels.of);
     return status ? -1 : 0;
 }

@@ -9,9 +9,8 @@
  *                             from 1; small masks lie on top of large ones
  *   PREFIX_masks.json         the official generator's fields, masks as uncompressed COCO RLE
  *   PREFIX_masks_overlay.png  the masks on the picture, or a prompt's candidates side by side, best first, with
- *                             the prompt; at most 4,096 pixels wide
- * rgb [height][width][3] is the picture. */
-int segment_write(const AmgMasks *masks, const SegmentRequest *request, const uint8_t *rgb,
-                  const char *prefix, int height, int width, Error *err);
+ *                             the prompt; at most 4,096 pixels wide */
+int segment_write(const char *prefix, const AmgMasks *masks, const SegmentRequest *request,
+                  const SamPicture *picture, Error *err);
 
 #endif
