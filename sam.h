@@ -30,7 +30,7 @@ void sam_close(Sam *sam);
 int sam_set_precision(Sam *sam, Precision precision, Error *err);
 const SamConfig *sam_config(const Sam *sam);
 /* 0 when all n values that the model computed are finite numbers. Else -1 and a sentence that names the file
- * of its weights, because damaged weights are the likely cause. what names the values: "embedding". */
+ * of its weights, because damaged weights are the likely cause. `what` names the values: "embedding". */
 int sam_check_finite(const Sam *sam, const char *what, const float *values, size_t n, Error *err);
 /* Multiply-adds of the image encoder's forward pass, in products and attention. Padding tokens of windows are
  * counted only as keys. */
