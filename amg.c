@@ -938,8 +938,8 @@ int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOption
     const size_t low_res_side = 4 * (size_t)(c->image_size / c->patch_size);
     *out = (AmgMasks){0};
     if (picture->h < 1 || picture->w < 1 || (int64_t)picture->h * picture->w > INT_MAX)
-        return fail(err, "mask generation: a picture of %d x %d pixels is not from 1 to %d pixels large",
-                    picture->w, picture->h, INT_MAX);
+        return fail(err, "mask generation: a picture of %d x %d pixels, expected 1 to %d pixels", picture->w,
+                    picture->h, INT_MAX);
     if (check_options(options, err))
         return -1;
     Generator generator = {.sam = sam,

@@ -466,7 +466,7 @@ int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture 
     const int size = w->config.image_size, channels = w->config.out_chans;
     memset(out, 0, sizeof *out);
     if (picture->h < 1 || picture->w < 1)
-        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->w, picture->h);
+        return fail(err, "SAM: a picture of %d x %d pixels is empty", picture->w, picture->h);
     if (preprocess(w, state, out, picture, err))
         return -1;
     tap_tensor(tap, "sam.pixels", 3, (int64_t[]){3, size, size}, state->pixels);
