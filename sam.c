@@ -166,7 +166,7 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
     if (precision == (sam->packed ? PRECISION_BF16 : PRECISION_FP32))
         return 0;
     Arena arena = {0};
-    pack(sam, &arena); /* only counts, and leaves no layer packed */
+    pack(sam, &arena); /* only counts, and leaves no layer packed. */
     free(sam->packed);
     sam->packed = NULL;
     if (precision == PRECISION_FP32)
@@ -220,14 +220,14 @@ struct SamState {
     uint8_t *resized; /* [S][S][3] */
     /* of ImageEncoderViT: */
     float *patches;       /* [n][3·patch·patch] */
-    float *x, *norm;      /* [n][dim] the residual stream and its normalised copy */
+    float *x, *norm;      /* [n][dim] the residual stream and its normalised copy. */
     float *qkv;           /* [n][3·dim] */
-    float *heads;         /* [n][dim] attention's output before proj */
-    float *branch;        /* [n][dim] the output of attn or MLP, to be added to x */
+    float *heads;         /* [n][dim] attention's output before proj. */
+    float *branch;        /* [n][dim] the output of attn or MLP, to be added to x. */
     float *hidden;        /* [n or MLP_ROWS][hidden] */
     float *rel_resampled; /* [2·size-1][head_dim] */
-    float *rel_h, *rel_w; /* of the current block, see RelativePosition */
-    void *scratch;        /* bf16 attention's; float32 never touches it, so it takes no memory */
+    float *rel_h, *rel_w; /* of the current block, see RelativePosition. */
+    void *scratch;        /* bf16 attention's; float32 never touches it, so it takes no memory. */
     /* of another encoder: */
     void *encoder_state;
     /* of the neck behind either: */
@@ -465,7 +465,7 @@ int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture 
     const int size = w->config.image_size, channels = w->config.out_chans;
     memset(out, 0, sizeof *out);
     if (picture->h < 1 || picture->w < 1)
-        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->w, picture->h);
+        return fail(err, "SAM: a picture of %d x %d pixels is empty", picture->w, picture->h);
     if (preprocess(w, state, out, picture, err))
         return -1;
     tap_tensor(tap, "sam.pixels", 3, (int64_t[]){3, size, size}, state->pixels);
@@ -497,17 +497,17 @@ typedef struct DecoderState {
     int n_tokens; /* T */
     /* prompt encoder: */
     float *dense;         /* [n][C] */
-    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
+    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt. */
     float *mask_scratch;
     /* transformer: */
-    float *tokens;               /* [T][C] the input tokens: also their positional encoding, query_pe */
+    float *tokens;               /* [T][C] the input tokens: also their positional encoding, query_pe. */
     float *queries, *keys;       /* [T][C] tokens, [n][C] image */
-    float *queries_pe, *keys_pe; /* [T][C], [n][C] with their positional encodings added */
-    float *q, *k, *v, *heads;    /* [m][internal_dim] of an attention */
+    float *queries_pe, *keys_pe; /* [T][C], [n][C] with their positional encodings added. */
+    float *q, *k, *v, *heads;    /* [m][internal_dim] of an attention. */
     float *attn_out;             /* [m][C] its output */
     float *mlp_hidden, *mlp_out; /* [T][decoder_mlp_dim], [T][C] */
     /* heads: */
-    float *mlp_layers[2];         /* [the widest layer of an MLP] */
+    float *mlp_layers[2];         /* [the widest layer of an MLP]. */
     float *hyper_in;              /* [n_mask_tokens][C/8] */
     float *upscaled1, *upscaled2; /* [2g][2g][C/4], [4g][4g][C/8] */
     float *upscale_scratch;
@@ -794,7 +794,7 @@ static void predict_masks(const SamWeights *w, DecoderState *s, const float *hs,
                           const int *mask_tokens, int n_masks, float *masks)
 {
     const int dim = w->config.out_chans, n_pixels = 16 * w->n_positions;
-    const float *mask_tokens_out = hs + dim; /* behind the IoU token */
+    const float *mask_tokens_out = hs + dim; /* behind the IoU token. */
     for (int i = 0; i < n_masks; i++)
         mlp(s, w->mask_decoder.output_hypernetworks_mlps[mask_tokens[i]], 3, s->hyper_in + i * (dim / 8),
             mask_tokens_out + (size_t)mask_tokens[i] * (size_t)dim);
@@ -896,10 +896,10 @@ struct SamDecoder {
 };
 
 struct SamScratch {
-    DecoderState *state; /* prompts go through it one after the other */
+    DecoderState *state; /* prompts go through it one after the other. */
     int max_prompts;
-    size_t n_hs;     /* floats of one prompt's hs */
-    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs */
+    size_t n_hs;     /* floats of one prompt's hs. */
+    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs. */
 };
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
@@ -981,7 +981,7 @@ struct SamRows {
     const Sam *sam;
     const SamImage *image;
     float *padded, *logits; /* [S][S], [original_h][original_w] */
-    int next;               /* the row that sam_rows_next gives next */
+    int next;               /* the row that sam_rows_next gives next. */
     SamRun whole_row;
 };
 

@@ -146,7 +146,7 @@ double bf16_burst(int rounds)
     if (amx_usable()) {
         double multiply_adds = 0;
 #pragma omp parallel reduction(+ : multiply_adds)
-        multiply_adds += amx_burst(rounds / 32); /* for about the same time */
+        multiply_adds += amx_burst(rounds / 32); /* for about the same time. */
         return 2e-9 * multiply_adds;
     }
 #pragma omp parallel reduction(+ : n_threads, total)
@@ -160,7 +160,7 @@ double bf16_burst(int rounds)
         n_threads++;
     }
     double gflop = 4e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed */
+    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed. */
 }
 
 /* ---- packing -----------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ double bf16_burst(int rounds)
  * vector wide. Each panel is [stored pairs of the whole sum][width]. The register tile reads a panel from one
  * end to the other. The panel that begins with column j starts at j·pairs, because all panels before it are
  * NR wide. */
-#define PAIRS 128 /* of a block of the sum */
+#define PAIRS 128 /* of a block of the sum. */
 #define KC    (2 * PAIRS)
 _Static_assert(PAIRS % AMX_STEP == 0 && PAIRS % LANES == 0, "a block is whole steps and vectors");
 
@@ -258,7 +258,7 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 /* An output tile: its rounded rows of a stay in the L2 cache, and so do its sums. Beside the matrix unit the
  * rounding of a's rows takes a noticeable share of the time. So its tiles are wider, and each row is rounded
  * less often. */
-#define MC     168 /* whole register tiles */
+#define MC     168 /* whole register tiles. */
 #define NC     768
 #define AMX_MC 96
 #define AMX_NC 1536
@@ -371,7 +371,7 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, c
 {
     uint32_t block[MC * PAIRS] __attribute__((aligned(64)));
     Amx amx = amx_begin();
-    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
+    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start. */
         int kc = min_int(k - p, KC);
         for (ptrdiff_t i = 0; i < m && kc > 0; i++)
             round_row(block + i * PAIRS, a + i * k + p, kc);
@@ -395,7 +395,7 @@ typedef struct Product {
     const uint32_t *packed;
     int m, n, k;
     Epilogue epilogue;
-    int tile_m, tile_n, across; /* tiles: their size, tiles side by side */
+    int tile_m, tile_n, across; /* tiles: their size, tiles side by side. */
 } Product;
 
 static void numbered_tile(const void *job, int t)
@@ -463,11 +463,9 @@ void linear_pack(Linear *l, Arena *arena)
  * relative positions are prepared in the scratch, once for all of its queries. A task is at most QUERIES
  * queries of a problem. It goes through the keys in tiles of KEYS with the online softmax, as in attention.c.
  * Logits are in units of log 2. */
-#define QUERIES                                                                                              \
-    (98 / MR * MR) /* the buffers below stay under 200 KiB per thread; a multiple of MR uses whole
-                                  groups */
-#define KEYS   KC  /* so a tile of probabilities is a block of the sum of the product with v */
-#define LOG2_E 1.44269504088896340736f
+#define QUERIES (98 / MR * MR) /* whole groups of rows; the buffers below stay under 200 KiB per thread. */
+#define KEYS    KC             /* so a tile of probabilities is a block of the sum of the product with v. */
+#define LOG2_E  1.44269504088896340736f
 
 typedef struct Grid {
     int h, w;
@@ -477,16 +475,16 @@ typedef struct Attention {
     float *out;
     const float *q, *k, *v;
     ptrdiff_t ldo, ldq, ldk, ldv;
-    const float *pad_k, *pad_v;    /* of keys beyond the edge of the grid, or NULL without windows */
-    Grid queries, keys;            /* whole grids; 1 × n without relative positions */
-    Grid query_window, key_window; /* grids of a problem, padding included */
-    int across, n_problems;        /* windows side by side; windows × heads */
-    int query_blocks, block;       /* blocks of a problem, and queries of a block */
+    const float *pad_k, *pad_v;    /* of keys beyond the edge of the grid, or NULL without windows. */
+    Grid queries, keys;            /* whole grids; 1 × n without relative positions. */
+    Grid query_window, key_window; /* grids of a problem, padding included. */
+    int across, n_problems;        /* windows side by side; windows × heads. */
+    int query_blocks, block;       /* blocks of a problem, and queries of a block. */
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel; /* or NULL */
-    int rel_h_ld, rel_w_ld;      /* rows of rel_h and rel_w below; 0 without */
-    int sums_ld;                 /* head_dim in whole vectors */
+    int rel_h_ld, rel_w_ld;      /* rows of rel_h and rel_w below; 0 without. */
+    int sums_ld;                 /* head_dim in whole vectors. */
     size_t keys_size, values_size;
     uint32_t *packed_keys, *packed_values; /* [n_problems][keys_size], [n_problems][values_size] */
     float *rel_h, *rel_w;                  /* [n_problems][n_q][rel_*_ld]: log2(e)·q·rel */
@@ -610,9 +608,9 @@ static void rel_line(const Attention *a, int problem, int line)
 }
 
 typedef struct AttentionTask {
-    uint32_t q[QUERIES * PAIRS] __attribute__((aligned(64)));             /* a block of columns of q */
+    uint32_t q[QUERIES * PAIRS] __attribute__((aligned(64)));             /* a block of columns of q. */
     float logits[QUERIES * KEYS] __attribute__((aligned(64)));            /* of a tile */
-    uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, rounded */
+    uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, rounded. */
     float max[QUERIES], sum[QUERIES];
     const float *rows[QUERIES]; /* of q */
     Amx amx;
@@ -675,7 +673,7 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
         memcpy(probability + j / 2, &pairs, sizeof pairs);
         sum = dot_pairs(pairs, ones, sum);
     }
-    float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0 */
+    float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0. */
     task->sum[i] = task->sum[i] * factor + sum_lanes(sum);
     task->max[i] = max;
     return factor;

@@ -24,10 +24,10 @@
 #define MC       2048
 #define OWN_ROWS 512 /* see rows_of_tiles */
 #if LANES >= 16
-#define NC 768 /* 786 KB of b: machines with AVX-512 have an L2 cache of 1 MB or more */
+#define NC 768 /* 786 KB of b: machines with AVX-512 have an L2 cache of 1 MB or more. */
 #define KC 256
 #else
-#define NC 384 /* 295 KB. Both are multiples of every NR */
+#define NC 384 /* 295 KB. Both are multiples of every NR. */
 #define KC 192
 #endif
 
@@ -61,7 +61,7 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
 /* panel[k][width] = b[k][cols], padded with zero columns. */
 static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
 {
-    if (cols == width && width == NR) { /* the usual case, with a copy of constant size */
+    if (cols == width && width == NR) { /* the usual case, with a copy of constant size. */
         for (int p = 0; p < k; p++) {
             prefetch_row((const float *)((uintptr_t)b + (p + PREFETCH_ROWS) * ldb * sizeof *b), NR);
             store(panel + p * NR, load(b + p * ldb));
@@ -127,15 +127,15 @@ typedef struct Tile {
  * its own tile. If all threads are equally fast, no thread waits, and stealing costs nothing. */
 enum { MAX_STOLEN = 256 };
 typedef struct Stealing {
-    atomic_flag locked;    /* guards the members below, which change together */
-    atomic_int waiting;    /* waiting threads that have no tile in `stolen` yet */
-    atomic_int unfinished; /* tiles, stolen ones included */
+    atomic_flag locked;    /* guards the members below, which change together. */
+    atomic_int waiting;    /* waiting threads that have no tile in `stolen` yet. */
+    atomic_int unfinished; /* tiles, stolen ones included. */
     atomic_int n_stolen;
     Tile stolen[MAX_STOLEN];
 } Stealing;
 
 /* A spin lock, held for a few instructions. (The names of OpenMP's critical sections would be visible to a
- * user's program.) */
+ * user's program.). */
 static void lock(Stealing *s)
 {
     while (atomic_flag_test_and_set_explicit(&s->locked, memory_order_acquire))
@@ -147,7 +147,7 @@ static void unlock(Stealing *s)
     atomic_flag_clear_explicit(&s->locked, memory_order_release);
 }
 
-#define LEAST_STOLEN (8 * MR) /* rows: fewer are not worth packing b again */
+#define LEAST_STOLEN (8 * MR) /* rows: fewer are not worth packing b again. */
 
 /* The whole product: equal tiles, at most MC × NC; the last ones are smaller. */
 typedef struct Product {
@@ -158,9 +158,9 @@ typedef struct Product {
     ptrdiff_t ldc, lda;
     int m, n, k;
     Epilogue epilogue;
-    int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile */
-    int step;                 /* terms in a block, fewer in the last */
-    Stealing *stealing;       /* NULL for one thread */
+    int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile. */
+    int step;                 /* terms in a block, fewer in the last. */
+    Stealing *stealing;       /* NULL for one thread. */
 } Product;
 
 /* Give the last rows of a tile to a waiting thread. Rows from i on have yet to get their current block of
@@ -183,7 +183,7 @@ static void split_tile(const Product *p, Tile *t, int i)
     unlock(s);
 }
 
-/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.) */
+/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.). */
 static void product_block(const Product *p, Tile *t)
 {
     float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
@@ -239,7 +239,7 @@ static void steal_tiles(const void *job)
             product_tile(p, stolen);
             p->stealing->waiting++;
         } else {
-            sched_yield(); /* with more threads than cores, other threads need this core */
+            sched_yield(); /* with more threads than cores, other threads need this core. */
         }
     }
 }
@@ -280,7 +280,7 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     const int most_n = m <= 2 * MR ? NR : NC, across = (n + most_n - 1) / most_n;
     const int down = rows_of_tiles(m, across, threads), n_tiles = down * across;
     const int blocks = (k + KC - 1) / KC;
-    Stealing stealing; /* `stolen` is left unset: a product may be a prompt's few rows */
+    Stealing stealing; /* `stolen` is left unset: a product may be a prompt's few rows. */
     stealing.unfinished = n_tiles;
     stealing.waiting = stealing.n_stolen = 0;
     unlock(&stealing);

@@ -229,7 +229,7 @@ void tile_online_softmax(float *scores, int rows, int used, float *max, float *s
             store(scores + j, e);
             total += e;
         }
-        factor[i] = now > before ? expf(before - now) : 1; /* the first time e^-inf = 0 */
+        factor[i] = now > before ? expf(before - now) : 1; /* the first time e^-inf = 0. */
         sum[i] = sum[i] * factor[i] + sum_lanes(total);
     }
 }

@@ -15,7 +15,7 @@
 #include "tensor.h"
 
 #define TILE     64
-#define TILE_PAD 16 /* widths of the small products are multiples of this */
+#define TILE_PAD 16 /* widths of the small products are multiples of this. */
 
 /* c[m][n] = the sum of the terms a[m][k]·b[k][n], or c += that sum. n is a multiple of TILE_PAD; ld* is the
  * distance between rows. Each sum goes through the terms, and through k, in order. */

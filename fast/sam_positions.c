@@ -50,17 +50,17 @@
 #include "fast/planar.h"
 #include "io/fail.h"
 
-#define MAX_LEVELS 4   /* the most layers of the transformer; SAM has 2 */
-#define MAX_FOLDED 512 /* the most H·T; beyond, the rank is no longer small */
+#define MAX_LEVELS 4   /* the most layers of the transformer; SAM has 2. */
+#define MAX_FOLDED 512 /* the most H·T; beyond, the rank is no longer small. */
 
 /* The products with an image's u_l, each [tiles][rows][TILE]. The last level has no queries, because only the
  * final attention and upscaling read it. */
 typedef struct Level {
-    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 included in keys */
-    float *queries, *queries_pe; /* [inner]; b_q with the encoding */
+    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 included in keys. */
+    float *queries, *queries_pe; /* [inner]; b_q with the encoding. */
     float *values;           /* [tiles·TILE][H][head_padded]: positions as rows, because the sum runs over
-                                    them */
-    float *back[MAX_LEVELS]; /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m */
+                                    them. */
+    float *back[MAX_LEVELS]; /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m. */
     float *square;           /* [1] ‖P·u‖² */
 } Level;
 
@@ -69,8 +69,8 @@ struct SamPlanes {
     int n_tiles;
     Arena arena;
     Level levels[MAX_LEVELS + 1];
-    float *up;                      /* [C] the last level after the first transposed convolution */
-    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in] */
+    float *up;                      /* [C] the last level after the first transposed convolution. */
+    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in]. */
 };
 
 /* The internal dimension of the cross attentions. */

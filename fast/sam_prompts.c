@@ -31,21 +31,21 @@ void plain_sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int 
 struct SamDecoder {
     const Sam *sam;
     const SamImage *image;
-    SamPlanes *planes; /* NULL: no prompt fits */
-    SamDecoder *plain; /* for prompts that do not fit */
+    SamPlanes *planes; /* NULL: no prompt fits. */
+    SamDecoder *plain; /* for prompts that do not fit. */
 };
 
 struct SamScratch {
-    SamScratch *plain; /* for such prompts; NULL: the members below are used */
+    SamScratch *plain; /* for such prompts; NULL: the members below are used. */
     Arena arena;
     size_t max_tokens;
     int max_prompts;
     /* the current prompts, of the same shape: their tokens lie one prompt after the other. */
     int n_prompts, n_tokens, n_rows; /* P, T, P·T */
-    float *tokens;                   /* [P·T][C] the input tokens: also their positional encoding */
-    float *queries, *queries_pe;     /* [P·T][C], and with the positional encoding added */
-    float *q, *k, *v, *heads;        /* [P·T][internal_dim] of an attention */
-    float *out;                      /* [P·T][C] of an attention or the MLP */
+    float *tokens;                   /* [P·T][C] the input tokens: also their positional encoding. */
+    float *queries, *queries_pe;     /* [P·T][C], and with the positional encoding added. */
+    float *q, *k, *v, *heads;        /* [P·T][internal_dim] of an attention. */
+    float *out;                      /* [P·T][C] of an attention or the MLP. */
     float *hidden[2];                /* [P·T][the widest MLP] */
     float *hyper_in;                 /* [n_mask_tokens][C/8] */
     SamPositions positions[SAM_TOGETHER];
@@ -316,7 +316,7 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
     }
     embed_prompts(decoder, scratch, prompts, n_prompts);
     two_way_transformer(decoder, scratch);
-    float *iou_tokens = scratch->out; /* the first of each prompt */
+    float *iou_tokens = scratch->out; /* the first of each prompt. */
     for (int i = 0; i < n_prompts; i++)
         memcpy(iou_tokens + (size_t)i * (size_t)dim, scratch->queries + prompt_at(scratch, i, dim),
                (size_t)dim * sizeof *iou_tokens);

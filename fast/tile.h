@@ -45,7 +45,7 @@ typedef enum Epilogue { EPILOGUE_NONE, EPILOGUE_GELU } Epilogue;
 void linear_epilogue(float *y, const float *x, const float *w, const float *bias, int m, int n, int k,
                      Epilogue epilogue);
 
-/* Prefetch row[n]. (A prefetch of an invalid address does nothing.) */
+/* Prefetch row[n]. (A prefetch of an invalid address does nothing.). */
 INLINE void prefetch_row(const float *row, int n)
 {
     for (int i = 0; i < n; i += 16)

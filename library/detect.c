@@ -19,7 +19,7 @@ static int make_result(SamladResult *result, const Bank *bank, Detection *d, Sce
     if (dump && dump_detection(dump, d, err))
         return -1;
     if (!isfinite(d->score))
-        return fail(err, "the score is no finite number: the bank's calibration is damaged");
+        return fail(err, "the score is not a finite number: the bank's calibration is damaged");
     return result_make(result, bank, d, scene, err);
 }
 
@@ -40,7 +40,7 @@ static int check_photo(const Photo *photo, Error *err)
 {
     return photo->height > 0 && photo->width > 0
                ? 0
-               : fail(err, "a picture of %d x %d pixels has nothing to look at", photo->width, photo->height);
+               : fail(err, "a picture of %d x %d pixels is empty", photo->width, photo->height);
 }
 
 int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
