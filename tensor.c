@@ -22,7 +22,7 @@ float dot(const float *a, const float *b, int n)
     double sum = 0;
     for (int i = 0; i < n; i++)
         sum += (double)a[i] * b[i];
-    return (float)sum;
+    return sum;
 }
 
 /* y_ij = sum_p x_ip·w_jp + bias_j. */
@@ -44,7 +44,7 @@ void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb,
             double sum = accumulate ? c[i * ldc + j] : 0;
             for (ptrdiff_t p = 0; p < k; p++)
                 sum += (double)a[i * lda + p] * b[p * ldb + j];
-            c[i * ldc + j] = (float)sum;
+            c[i * ldc + j] = sum;
         }
 }
 
@@ -58,7 +58,7 @@ void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int l
             double sum = accumulate ? c[i * ldc + j] : 0;
             for (ptrdiff_t p = 0; p < k; p++)
                 sum += (double)a[i * lda + p] * b[j * ldb + p];
-            c[i * ldc + j] = (float)sum;
+            c[i * ldc + j] = sum;
         }
 }
 
@@ -72,10 +72,10 @@ static uint16_t upper_half(float x)
     memcpy(&bits, &x, sizeof bits);
     const uint32_t magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
     if (magnitude > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40);
+        return bits >> 16 | 0x40;
     if (magnitude < 0x00800000)
-        return (uint16_t)sign;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        return sign;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
 void bf16_round(uint16_t *y, const float *x, size_t n)
@@ -97,7 +97,7 @@ static void round_floats(float *y, const float *x, size_t n)
 static void round_rows(float *y, const float *x, int ldx, int rows, int dim)
 {
     for (ptrdiff_t r = 0; r < rows; r++)
-        round_floats(y + r * dim, x + r * ldx, (size_t)dim);
+        round_floats(y + r * dim, x + r * ldx, dim);
 }
 
 void linear_layer(float *y, const float *x, const Linear *layer, int m)
@@ -111,7 +111,7 @@ void linear_layer(float *y, const float *x, const Linear *layer, int m)
 #pragma omp parallel for
     for (ptrdiff_t i = 0; i < m; i++) {
         float rounded[n_in];
-        round_floats(rounded, x + i * n_in, (size_t)n_in);
+        round_floats(rounded, x + i * n_in, n_in);
         for (ptrdiff_t j = 0; j < n_out; j++)
             y[i * n_out + j] =
                 dot(rounded, weight + j * n_in, layer->n_in) + (layer->bias ? layer->bias[j] : 0);
@@ -121,13 +121,13 @@ void linear_layer(float *y, const float *x, const Linear *layer, int m)
 void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m)
 {
     linear_layer(y, x, layer, m);
-    gelu(y, (size_t)m * (size_t)layer->n_out);
+    gelu(y, (size_t)m * layer->n_out);
 }
 
 /* The packed weight of the plain form is the rounded one, as floats in the weight's own order. */
 void linear_pack(Linear *layer, Arena *arena)
 {
-    const size_t n = (size_t)layer->n_out * (size_t)layer->n_in;
+    const size_t n = (size_t)layer->n_out * layer->n_in;
     layer->packed = NULL;
     if (layer->n_in < BF16_LEAST_TERMS)
         return;
@@ -141,7 +141,7 @@ void linear_pack(Linear *layer, Arena *arena)
 
 size_t relative_position_floats(int size, int head_dim)
 {
-    return (size_t)size * (size_t)head_dim * (size_t)relative_position_stride(size);
+    return (size_t)size * head_dim * relative_position_stride(size);
 }
 
 void relative_position(float *out, const float *table, int size, int head_dim)
@@ -155,7 +155,7 @@ void relative_position(float *out, const float *table, int size, int head_dim)
 
 size_t distance_bias_floats(int n_heads, int grid_h, int grid_w)
 {
-    return (size_t)n_heads * (size_t)grid_h * (size_t)distance_bias_stride(grid_w);
+    return (size_t)n_heads * grid_h * distance_bias_stride(grid_w);
 }
 
 void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w)
@@ -173,7 +173,7 @@ static float axis_bias(const float *rel, const float *q, int at, int k, int size
     double sum = 0;
     for (ptrdiff_t d = 0; d < head_dim; d++)
         sum += (double)q[d] * rel[(at * head_dim + d) * stride + k];
-    return (float)sum;
+    return sum;
 }
 
 /* bias[grid_h*grid_w]: for every key, the positions' term of the logit of query q at (qh, qw) of head h. */
@@ -213,7 +213,7 @@ static void softmax(float *x, int n)
         sum += x[i];
     }
     for (int i = 0; i < n; i++)
-        x[i] = (float)(x[i] / sum);
+        x[i] /= sum;
 }
 
 void softmax_rows(float *x, int rows, int cols)
@@ -241,7 +241,7 @@ static void attend(float *out, const float *q, const float *const *k, const floa
         for (int d = 0; d < head_dim; d++)
             sum[d] += (double)probability[j] * v[j][d];
     for (int d = 0; d < head_dim; d++)
-        out[d] = (float)sum[d];
+        out[d] = sum[d];
 }
 
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
@@ -268,8 +268,7 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                 values[j] = v + j * ldv + head;
             }
             if (rel)
-                position_bias(bias, rel, query, (int)i / rel->grid_w, (int)i % rel->grid_w, head / head_dim,
-                              head_dim);
+                position_bias(bias, rel, query, i / rel->grid_w, i % rel->grid_w, head / head_dim, head_dim);
             attend(out + i * ldo + head, query, keys, values, rel ? bias : NULL, n_k, head_dim, scale);
         }
 }
@@ -293,7 +292,7 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
 #pragma omp parallel for
     for (ptrdiff_t i = 0; i < n; i++)
         for (int head = 0; head < dim; head += head_dim) {
-            const int query_y = (int)i / grid_w, query_x = (int)i % grid_w;
+            const int query_y = i / grid_w, query_x = i % grid_w;
             const int y = query_y % rel->grid_h, x = query_x % rel->grid_w; /* in the window */
             const float *query = qkv + i * token + head, *keys[n_k], *values[n_k];
             float bias[n_k];
@@ -312,13 +311,13 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
 size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w)
 {
     (void)rel_h, (void)rel_w;
-    return ((size_t)n_q + 2 * (size_t)n_k) * (size_t)n_heads * (size_t)head_dim * sizeof(float);
+    return ((size_t)n_q + 2 * (size_t)n_k) * n_heads * head_dim * sizeof(float);
 }
 
 size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, int n_heads, int head_dim)
 {
     (void)window_h, (void)window_w;
-    return ((size_t)grid_h * (size_t)grid_w + 1) * 3 * (size_t)n_heads * (size_t)head_dim * sizeof(float);
+    return ((size_t)grid_h * grid_w + 1) * 3 * n_heads * head_dim * sizeof(float);
 }
 
 /* ---- rows --------------------------------------------------------------------------------------*/
@@ -335,8 +334,7 @@ void layer_norm(float *y, const float *x, const float *gamma, const float *beta,
         for (int i = 0; i < dim; i++)
             variance += (in[i] - mean) * (in[i] - mean) / dim;
         for (int i = 0; i < dim; i++)
-            out[i] = (float)((in[i] - mean) / sqrt(variance + eps) * (gamma ? gamma[i] : 1) +
-                             (beta ? beta[i] : 0));
+            out[i] = (in[i] - mean) / sqrt(variance + eps) * (gamma ? gamma[i] : 1) + (beta ? beta[i] : 0);
     }
 }
 
@@ -381,7 +379,7 @@ void swiglu(float *y, const float *x12, int rows, int dim)
     for (ptrdiff_t r = 0; r < rows; r++) {
         const float *a = x12 + r * 2 * dim, *b = a + dim;
         for (int i = 0; i < dim; i++)
-            y[r * dim + i] = (float)(a[i] / (1 + exp(-(double)a[i])) * b[i]);
+            y[r * dim + i] = a[i] / (1 + exp(-a[i])) * b[i];
     }
 }
 
@@ -391,7 +389,7 @@ void gelu(float *x, size_t n)
 {
 #pragma omp parallel for
     for (size_t i = 0; i < n; i++)
-        x[i] = (float)(0.5 * x[i] * (1 + erf(x[i] / sqrt(2))));
+        x[i] = 0.5 * x[i] * (1 + erf(x[i] / sqrt(2)));
 }
 
 void relu(float *x, size_t n)
@@ -403,7 +401,7 @@ void relu(float *x, size_t n)
 void sigmoid(float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        x[i] = (float)(1 / (1 + exp(-(double)x[i])));
+        x[i] = 1 / (1 + exp(-x[i]));
 }
 
 void add(float *y, const float *x, size_t n)
@@ -478,9 +476,9 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
     for (ptrdiff_t oy = 0; oy < oh; oy++)
         for (int ox = 0; ox < ow; ox++)
             for (int co = 0; co < c_out; co++) {
-                const double sum = conv_sum(x, h, w, c_in, weight + co * filter, kernel,
-                                            (int)oy * stride - pad, ox * stride - pad);
-                y[(oy * ow + ox) * c_out + co] = (float)(sum + (bias ? bias[co] : 0));
+                const double sum = conv_sum(x, h, w, c_in, weight + co * filter, kernel, oy * stride - pad,
+                                            ox * stride - pad);
+                y[(oy * ow + ox) * c_out + co] = sum + (bias ? bias[co] : 0);
             }
 }
 
@@ -491,8 +489,7 @@ void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_
 #pragma omp parallel for
     for (ptrdiff_t row = 0; row < y_rows; row++)
         for (ptrdiff_t i = 0; i < (ptrdiff_t)ow * c; i++) {
-            const int channel = (int)(i % c), y0 = (y_first + (int)row) * stride - 1,
-                      x0 = (int)(i / c) * stride - 1;
+            const int channel = i % c, y0 = (y_first + row) * stride - 1, x0 = i / c * stride - 1;
             double sum = bias[channel];
             for (int t = 0; t < 9; t++) {
                 const int iy = y0 + t / 3, ix = x0 + t % 3;
@@ -500,7 +497,7 @@ void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_
                     sum += (double)x[((ptrdiff_t)(iy - x_first) * w + ix) * c + channel] *
                            weight[t * c + channel];
             }
-            y[row * ow * c + i] = (float)sum;
+            y[row * ow * c + i] = sum;
         }
 }
 
@@ -526,7 +523,7 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
                 double sum = bias ? bias[co] : 0;
                 for (ptrdiff_t ci = 0; ci < c_in; ci++)
                     sum += (double)pixel[ci] * tap[ci * c_out * square];
-                y[(oy * w * stride + ox) * c_out + co] = (float)sum;
+                y[(oy * w * stride + ox) * c_out + co] = sum;
             }
 }
 
@@ -547,7 +544,7 @@ static int clamp_int(int i, int low, int high)
 
 float interpolation_step(int in, int out, double scale_factor)
 {
-    return scale_factor > 0 ? (float)(1.0 / scale_factor) : (float)in / (float)out;
+    return scale_factor > 0 ? 1.0 / scale_factor : (float)in / out;
 }
 
 static double coordinate(int i, float step)
@@ -561,7 +558,7 @@ void bilinear_places(int at[2], float weight[2], int i, int in, float step)
     if (!(real > 0))
         real = 0;
     int first = real < in - 1 ? (int)real : in - 1;
-    float t = (float)(real - first);
+    float t = real - first;
     if (t > 1)
         t = 1;
     at[0] = first, at[1] = min_int(first + 1, in - 1);
@@ -581,7 +578,7 @@ void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int 
         for (int ox = 0; ox < ow; ox++) {
             int rows[2], cols[2];
             float wy[2], wx[2];
-            bilinear_places(rows, wy, (int)oy, ih, step_h);
+            bilinear_places(rows, wy, oy, ih, step_h);
             bilinear_places(cols, wx, ox, iw, step_w);
             const float *top = x + (ptrdiff_t)rows[0] * iw * channels;
             const float *bottom = x + (ptrdiff_t)rows[1] * iw * channels;
@@ -617,7 +614,7 @@ static Window cubic_window(float weight[4], int i, int in, float step)
 {
     const float a = -0.75f;
     const double real = coordinate(i, step), whole = floor(real);
-    const float t = (float)(real - whole);
+    const float t = real - whole;
     weight[0] = cubic_far(t + 1, a), weight[1] = cubic_near(t, a);
     weight[2] = cubic_near(1 - t, a), weight[3] = cubic_far(1 - t + 1, a);
     const int first = whole < -4 ? -4 : whole > in + 4.0 ? in + 4 : (int)whole;
@@ -627,7 +624,7 @@ static Window cubic_window(float weight[4], int i, int in, float step)
 /* Inputs in the widest antialiased window. */
 static int antialias_taps(int in, float step)
 {
-    return (int)fminf(4 * (step >= 1 ? step : 1) + 3, (float)in + 1);
+    return (int)fminf(4 * (step >= 1 ? step : 1) + 3, in + 1.0f);
 }
 
 /* Bicubic with antialiasing (_upsample_bicubic2d_aa). The filter, here with PIL's a = -0.5, is stretched by
@@ -635,13 +632,12 @@ static int antialias_taps(int in, float step)
 static Window antialias_window(float *weight, int i, int in, float step)
 {
     const float a = -0.5f, support = step >= 1 ? 2 * step : 2, shrink = step >= 1 ? 1 / step : 1;
-    const float centre = step * ((float)i + 0.5f), low = centre - support + 0.5f,
-                high = centre + support + 0.5f;
-    const int first = low > 0 ? min_int((int)fminf(low, (float)in), in - 1) : 0;
-    const int end = high < (float)in ? (int)high : in, count = end > first ? end - first : 1;
+    const float centre = step * (i + 0.5f), low = centre - support + 0.5f, high = centre + support + 0.5f;
+    const int first = low > 0 ? min_int(fminf(low, in), in - 1) : 0;
+    const int end = high < in ? (int)high : in, count = end > first ? end - first : 1;
     float total = 0;
     for (int j = 0; j < count; j++) {
-        const float x = fabsf(((float)(j + first) - centre + 0.5f) * shrink);
+        const float x = fabsf((j + first - centre + 0.5f) * shrink);
         weight[j] = x < 1 ? cubic_near(x, a) : x < 2 ? cubic_far(x, a) : 0;
         total += weight[j];
     }
@@ -663,7 +659,7 @@ void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int i
         for (int ox = 0; ox < ow; ox++) {
             float wy[most_h], wx[most_w];
             const Window rows =
-                antialias ? antialias_window(wy, (int)oy, ih, step_h) : cubic_window(wy, (int)oy, ih, step_h);
+                antialias ? antialias_window(wy, oy, ih, step_h) : cubic_window(wy, oy, ih, step_h);
             const Window cols =
                 antialias ? antialias_window(wx, ox, iw, step_w) : cubic_window(wx, ox, iw, step_w);
             for (int c = 0; c < channels; c++) {
@@ -699,7 +695,7 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
                     for (int c = 0; c < channels; c++)
                         out[c] += in[c];
                 }
-            float height = (float)(y1 - y0), width = (float)(x1 - x0);
+            float height = y1 - y0, width = x1 - x0;
             for (int c = 0; c < channels; c++)
                 out[c] = out[c] / height / width;
         }
@@ -719,15 +715,15 @@ static int reflect(int i, int n)
 static void blur_axis(float *out, const float *in, int n, int run, float sigma)
 {
     /* A radius of 40 axes is enough: beyond it the weights of a huge sigma are all alike. */
-    double radius_limit = 40.0 * n, radius_wanted = ceil(4.0 * (double)sigma);
-    int radius = (int)(radius_wanted < radius_limit || radius_wanted < 64 ? radius_wanted : radius_limit);
-    double total = 1, k = -0.5 / ((double)sigma * (double)sigma);
+    double radius_limit = 40.0 * n, radius_wanted = ceil(4.0 * sigma);
+    int radius = radius_wanted < radius_limit || radius_wanted < 64 ? radius_wanted : radius_limit;
+    double total = 1, k = -0.5 / ((double)sigma * sigma);
     for (int t = 1; t <= radius; t++)
         total += 2 * exp(k * t * t);
     for (ptrdiff_t i = 0; i < (ptrdiff_t)n * run; i++)
         out[i] = 0;
     for (int t = -radius; t <= radius; t++) {
-        float weight = (float)(exp(k * t * t) / total);
+        float weight = exp(k * t * t) / total;
         for (int i = 0; i < n; i++) {
             const float *from = in + (ptrdiff_t)reflect(i + t, n) * run;
             float *to = out + (ptrdiff_t)i * run;
@@ -787,7 +783,7 @@ int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFi
 {
     const double step = (double)in / out, centre = (i + 0.5) * step, shrink = 1 / (step < 1 ? 1 : step);
     const double support = pil_support(in, out, filter);
-    int begin = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
+    int begin = centre - support + 0.5, end = centre + support + 0.5;
     begin = begin < 0 ? 0 : begin;
     end = end > in ? in : end;
     double total = 0;
@@ -796,7 +792,7 @@ int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFi
     for (int j = begin; j < end; j++) {
         double w = pil_filter(filter, (j - centre + 0.5) * shrink);
         double v = (total != 0 ? w / total : w) * (1 << RESIZE_PRECISION_BITS);
-        weight[j - begin] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+        weight[j - begin] = v < 0 ? v - 0.5 : v + 0.5;
     }
     *first = begin;
     return end - begin;
@@ -806,7 +802,7 @@ int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFi
 static int resize_axis(uint8_t *y, int out, const uint8_t *x, int in, ptrdiff_t outer, ptrdiff_t inner,
                        ResizeFilter filter)
 {
-    int32_t *weight = aligned_array((size_t)resize_taps(in, out, filter), sizeof *weight);
+    int32_t *weight = aligned_array(resize_taps(in, out, filter), sizeof *weight);
     if (!weight)
         return -1;
     for (int i = 0; i < out; i++) {
@@ -816,7 +812,7 @@ static int resize_axis(uint8_t *y, int out, const uint8_t *x, int in, ptrdiff_t 
                 int32_t sum = 1 << (RESIZE_PRECISION_BITS - 1); /* one half, to round to the nearest. */
                 for (int j = 0; j < count; j++)
                     sum += x[(o * in + first + j) * inner + c] * weight[j];
-                y[(o * out + i) * inner + c] = (uint8_t)clamp_int(sum >> RESIZE_PRECISION_BITS, 0, 255);
+                y[(o * out + i) * inner + c] = clamp_int(sum >> RESIZE_PRECISION_BITS, 0, 255);
             }
     }
     free(weight);
@@ -836,7 +832,7 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
         return resize_axis(y, ow, x, iw, ih, channels, filter);
     if (ow == iw)
         return resize_axis(y, oh, x, ih, 1, (ptrdiff_t)ow * channels, filter);
-    uint8_t *across = aligned_array((size_t)ih * ow, (size_t)channels); /* [ih][ow][channels] */
+    uint8_t *across = aligned_array((size_t)ih * ow, channels); /* [ih][ow][channels] */
     int status = across ? resize_axis(across, ow, x, iw, ih, channels, filter) : -1;
     if (!status)
         status = resize_axis(y, oh, across, ih, 1, (ptrdiff_t)ow * channels, filter);
@@ -849,11 +845,11 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
 void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y,
                  const float *inverse_std)
 {
-    at_x = fminf(fmaxf(at_x - 0.5f, 0), (float)(w - 1));
-    at_y = fminf(fmaxf(at_y - 0.5f, 0), (float)(h - 1));
-    const ptrdiff_t x0 = (ptrdiff_t)at_x, x1 = x0 + 1 < w ? x0 + 1 : x0;
-    const ptrdiff_t y0 = (ptrdiff_t)at_y, y1 = y0 + 1 < h ? y0 + 1 : y0;
-    const float fx = at_x - (float)x0, fy = at_y - (float)y0;
+    at_x = fminf(fmaxf(at_x - 0.5f, 0), w - 1);
+    at_y = fminf(fmaxf(at_y - 0.5f, 0), h - 1);
+    const ptrdiff_t x0 = at_x, x1 = x0 + 1 < w ? x0 + 1 : x0;
+    const ptrdiff_t y0 = at_y, y1 = y0 + 1 < h ? y0 + 1 : y0;
+    const float fx = at_x - x0, fy = at_y - y0;
     for (ptrdiff_t i = 0; i < c; i++) {
         const float top =
             (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) + fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
@@ -872,7 +868,7 @@ float distance_half(const float *a, const uint16_t *b, const float *inverse_std,
         const double d = (a[i] - f16_to_f32(b[i])) * inverse_std[i];
         sum += d * d;
     }
-    return (float)sqrt(sum);
+    return sqrt(sum);
 }
 
 void centre_rows(float *x, int stride, int m)
@@ -882,7 +878,7 @@ void centre_rows(float *x, int stride, int m)
         for (ptrdiff_t r = 0; r < m; r++)
             mean += x[r * stride + c] / (double)m;
         for (ptrdiff_t r = 0; r <= m; r++)
-            x[r * stride + c] -= (float)mean;
+            x[r * stride + c] -= mean;
     }
 }
 
@@ -902,5 +898,5 @@ float residual_rows(const float *x, int stride, int m, const float *y)
             d -= (double)y[r] * x[r * stride + c];
         sum += d * d;
     }
-    return (float)sum;
+    return sum;
 }
