@@ -76,7 +76,7 @@ typedef struct Linear {
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
 /* y = gelu(x·weightᵀ + bias). */
 void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m);
-/* Take room for the packed weight from the arena, and fill it if the arena has memory. A layer with fewer
+/* Take memory for the packed weight, and fill it unless the arena only counts. A layer with fewer
  * than BF16_LEAST_TERMS inputs stays in float32. */
 void linear_pack(Linear *layer, Arena *arena);
 
@@ -207,8 +207,8 @@ void gaussian_blur(float *y, const float *x, int h, int w, int channels, float s
 typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);
-/* PIL's fixed-point weights of output i, normalised: weight[j] belongs to input first + j. weight has room
- * for resize_taps(...) numbers. Returns the number of weights. */
+/* PIL's fixed-point weights of output i, normalised: weight[j] belongs to input first + j. weight holds at
+ * most resize_taps(...) numbers. Returns the number of weights. */
 int resize_taps(int in, int out, ResizeFilter filter);
 int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFilter filter);
 enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32. */

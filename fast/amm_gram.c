@@ -178,7 +178,7 @@ int amm_structural(float *map, const AmmInput *input, Error *err)
     amm_work(&work, &count, k, q->channels);
     char *memory = aligned_array((size_t)n_threads, count.used);
     if (!memory)
-        return fail_memory(err, "the structural map", (unsigned long long)n_threads * count.used);
+        return fail_memory(err, "the structural map", n_threads * count.used);
     memset(map, 0, (size_t)q->grid_h * (size_t)q->grid_w * sizeof *map);
 #pragma omp parallel for schedule(static, 1) private(work)
     for (int t = 0; t < n_threads; t++) {

@@ -28,7 +28,7 @@
 
 #define QUERIES         672             /* of a task; the keys are packed once for all of them. */
 #define KEYS            512             /* columns of a tile of logits. */
-#define STRIDE          (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end. */
+#define STRIDE          (KEYS + LANES)  /* between rows of logits: a whole vector fits at the end. */
 #define DIMS            96              /* of a head at a time; a multiple of every NR. */
 #define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: 144 each for SAM's grid of 64 × 64. */
 #define PREFETCH_TOKENS 24              /* see NextKeys */

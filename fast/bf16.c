@@ -622,7 +622,7 @@ typedef struct PackedBlock {
     int all_pairs, first, pairs;
 } PackedBlock;
 
-/* c[m][n] = start + a·b. The rows of c and start have room for whole vectors, so all columns of a panel are
+/* c[m][n] = start + a·b. The rows of c and start are padded to whole vectors, so all columns of a panel are
  * computed. */
 static void product_block(Amx *amx, Out out, const uint32_t *a, PackedBlock b, int m, int n)
 {

@@ -1,6 +1,6 @@
 /* replaces.h - the functions of the plain form that fast/ replaces.
  *
- * tensor.c and the chapters are plain and complete: `make PLAIN=1` builds them without this room. The fast
+ * tensor.c and the chapters are plain and complete: `make PLAIN=1` builds them without fast/. The fast
  * build compiles each of them, X.c, with -DCOMPILES_X and this header in front. Each function listed in X's
  * section below then gets the name plain_*. fast/ defines the function itself, under the same name and
  * contract. Callers need no change. The plain form stays in the library as the truth of the tests.
