@@ -503,7 +503,7 @@ static void count_points(Progress *progress, int n)
     int done;
 #pragma omp atomic capture
     done = progress->done += n;
-    if (!progress->call || tensor_thread() != 0 || done == progress->told)
+    if (!progress->call || thread_number() != 0 || done == progress->told)
         return;
     progress->told = done;
     progress->call(progress->user, done, progress->total);
@@ -536,7 +536,7 @@ static int process_batch(Generator *g, Candidates *list, const double *points, i
     memset(g->batch, 0, n_places * sizeof *g->batch);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(g->n_workers)
     for (int i = 0; i < n; i += together) {
-        Worker *worker = &g->workers[tensor_thread()];
+        Worker *worker = &g->workers[thread_number()];
         const int count = n - i < together ? n - i : together;
         if (!worker->failed)
             process_points(g, worker, points + 2 * i, count, g->batch + (size_t)i * g->n_masks);
@@ -860,7 +860,7 @@ static int generator_init(Generator *g, Error *err)
     const size_t side = (size_t)g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
     const size_t n_pixels = (size_t)g->picture->height * (size_t)g->picture->width;
     const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * n_pixels : 0;
-    int n_threads = tensor_team_size(); /* 1 if the caller runs one image per thread */
+    int n_threads = thread_team_size(); /* 1 if the caller runs one image per thread */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
     g->workers = calloc((size_t)g->n_workers, sizeof *g->workers);
     g->batch = calloc(n_places, sizeof *g->batch);

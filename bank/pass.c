@@ -44,7 +44,7 @@ int run_pass(const Pass *pass, Error *err)
             take_failure(&r, &own);
 #pragma omp atomic capture
         done = ++r.done;
-        if (tensor_thread() == 0)
+        if (thread_number() == 0)
             tell(&r, done);
     }
     tell(&r, r.done);
