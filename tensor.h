@@ -59,6 +59,11 @@ typedef struct Linear {
     int n_out, n_in;
 } Linear;
 
+/* LayerNorm's affine part, or LayerNorm2d's. */
+typedef struct Norm {
+    const float *weight, *bias; /* [dim] */
+} Norm;
+
 /* y[m][n_out] = x[m][n_in]·weightᵀ + bias, in the layer's precision. */
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
 /* y = gelu(x·weightᵀ + bias). */
