@@ -324,7 +324,7 @@ typedef struct Generator {
     Crop crop;
     Worker *workers;
     int n_workers;
-    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops */
+    uint8_t *crop_rgb; /* buffer for the largest crop, NULL without crops */
     double *points;    /* [points_per_side²][2] of the current crop */
     Candidate *batch;  /* [POINTS_PER_BATCH][n_multimask] */
 } Generator;
