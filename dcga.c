@@ -25,7 +25,7 @@
 typedef struct Candidate {
     int mask;
     int64_t area;  /* in pixels */
-    int64_t owned; /* pixels that smaller masks do not cover */
+    int64_t owned; /* pixels that smaller masks do not cover. */
 } Candidate;
 
 static int larger_first(const void *a, const void *b)
@@ -166,7 +166,7 @@ int objects_coverage(float *coverage, const Objects *o, const int32_t *labels, i
         }
     }
     for (ptrdiff_t i = 0; i < n_sums; i++)
-        coverage[i] = (float)fmin(sums[i], 1); /* only rounding can exceed 1 */
+        coverage[i] = (float)fmin(sums[i], 1); /* only rounding can exceed 1. */
     free(sums);
     return 0;
 }
@@ -396,11 +396,11 @@ static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
 typedef struct Fit {
     const float *centroids;             /* [total][2] */
     const int *first;                   /* [n_images + 1] */
-    ptrdiff_t n_images, C, total, most; /* most: the largest number of objects of an image */
-    float *x, *h;                       /* [total][C] standardised; filtered to unit vectors */
-    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L */
+    ptrdiff_t n_images, C, total, most; /* most: the largest number of objects of an image. */
+    float *x, *h;                       /* [total][C] standardised; filtered to unit vectors. */
+    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L. */
     double *inverse;                    /* [C][C] L⁻¹ */
-    float *score;                       /* [most][most] objects of two images */
+    float *score;                       /* [most][most] objects of two images. */
     int (*pairs)[2];                    /* [most] */
     double *delta;                      /* [C] */
 } Fit;
@@ -583,7 +583,7 @@ static int channel_softmax(const Dcga *dcga, float *x, const Objects *o, Error *
     for (ptrdiff_t i = 0; i < o->n; i++, x += C) {
         ptrdiff_t n = standardised_cells(dcga, z, o->features, o->coverage + i * n_cells, n_cells);
         if (n == 0)
-            continue; /* covers half of no cell: nothing to attend to */
+            continue; /* covers half of no cell: nothing to attend to. */
         float share = 1 / ((float)n * dcga->options.channel_tau);
         matmul_nt(attention, C, z, n_cells, z, n_cells, C, C, n, 0);
         for (ptrdiff_t c = 0; c < C * C; c++)

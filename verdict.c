@@ -40,7 +40,7 @@ static void name_kind(Role *roles, const Objects *o, int kind, const float *unma
                 (best < 0 || unmatched[j] > unmatched[best]))
                 best = j;
         if (best < 0)
-            break; /* all of the kind are named */
+            break; /* all of the kind are named. */
         roles[best] = ROLE_NAMED;
     }
     for (int j = 0; j < o->n; j++)
@@ -94,7 +94,7 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
         v->alike = count_alike(o, i, options);
         v->extra = options->only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED;
         v->damage_cell = worst_cell(input->structural, coverage, n_cells, 0.5f);
-        if (v->damage_cell < 0) /* too thin to cover half of a cell: take all cells that it touches */
+        if (v->damage_cell < 0) /* too thin to cover half of a cell: take all cells that it touches. */
             v->damage_cell = worst_cell(input->structural, coverage, n_cells, FLT_TRUE_MIN);
         v->damaged = options->only != ONLY_LOGICAL && options->spread && v->damage_cell >= 0 &&
                      amm_z(options->spread, input->structural[v->damage_cell]) > options->flag_damage;
@@ -167,7 +167,7 @@ static void list_missing_of(MissingList *list, const Comparison *c, int r, Role 
                                    .object = j,
                                    .unmatched = v,
                                    .alike = count_alike(o, j, options),
-                                   .evidence = v, /* a sum at first; list_missing divides it */
+                                   .evidence = v, /* a sum at first; list_missing divides it. */
                                    .support = 1,
                                    .last_reference = r};
             join_missing(list, c, &found, options);

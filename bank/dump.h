@@ -8,11 +8,11 @@
 #include "io/safetensors.h"
 #include "sam.h"
 
-/* A float32 tensor; nothing when dump is NULL. */
+/* A float32 tensor; dump NULL: nothing. */
 int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
                 Error *err);
 
-/* A TensorTap and its user data: adds every tensor that it is given. The first failure sets status. */
+/* A TensorTap and its user data. It adds every tensor to the dump. The first failure sets status. */
 typedef struct DumpTap {
     StWriter *dump;
     Error *err;

@@ -19,9 +19,9 @@
 #include "tensor.h"
 
 typedef struct SamEncoder {
-    const char *name;  /* value of the weights' metadata key sam.encoder */
-    int patch_size;    /* pixels a side of an output position */
-    size_t state_size; /* size of the struct that layout fills */
+    const char *name;  /* value of the weights' metadata key sam.encoder. */
+    int patch_size;    /* pixels a side of an output position. */
+    size_t state_size; /* size of the struct that layout fills. */
     /* The model, from the tensors below image_encoder. The picture has image_size pixels a side. The weights
      * must outlive the model. NULL: no memory, or a sentence that names the wrong tensor. */
     void *(*open)(Safetensors *weights, int image_size, Error *err);

@@ -26,12 +26,12 @@
 #include "load/sam_load.h"
 
 #define N_LAYERS   4
-#define PATCH_SIZE 16    /* pixels a side of an output position */
-#define MAX_DEPTH  16    /* blocks of a layer */
-#define MAX_DIM    4096  /* channels of the stem or of a layer */
-#define MAX_HIDDEN 8192  /* channels of an MBConv's middle, or of an MLP */
-#define STRIP_ROWS 16    /* of an MBConv's output, so that its hidden channels stay in the cache */
-#define MLP_ROWS   2048  /* tokens at a time, for the same reason */
+#define PATCH_SIZE 16    /* pixels a side of an output position. */
+#define MAX_DEPTH  16    /* blocks of a layer. */
+#define MAX_DIM    4096  /* channels of the stem or of a layer. */
+#define MAX_HIDDEN 8192  /* channels of an MBConv's middle, or of an MLP. */
+#define STRIP_ROWS 16    /* of an MBConv's output, so that its hidden channels stay in the cache. */
+#define MLP_ROWS   2048  /* tokens at a time, for the same reason. */
 #define BATCH_EPS  1e-5f /* BatchNorm2d's and LayerNorm's default */
 #define NORM_EPS   1e-5f
 
@@ -51,34 +51,34 @@ typedef struct TinyViTBlock {
     Norm attn_norm, mlp_norm;
     Linear qkv, proj, fc1, fc2;
     const float *attention_biases; /* see distance_bias */
-    const float *pad;              /* [3·dim] qkv of a token of zeros */
+    const float *pad;              /* [3·dim] qkv of a token of zeros. */
     Conv local_conv;               /* depthwise */
 } TinyViTBlock;
 
 /* ConvLayer (layer 0) or BasicLayer, on a map of size x size. */
 typedef struct Layer {
     int size, dim, depth;
-    int n_heads, window_size;       /* of layers 1 to 3 */
+    int n_heads, window_size;       /* of layers 1 to 3. */
     MBConv mb_convs[MAX_DEPTH];     /* of layer 0 */
-    TinyViTBlock blocks[MAX_DEPTH]; /* of layers 1 to 3 */
-    MBConv downsample;              /* PatchMerging; the last layer has none */
+    TinyViTBlock blocks[MAX_DEPTH]; /* of layers 1 to 3. */
+    MBConv downsample;              /* PatchMerging; the last layer has none. */
 } Layer;
 
 typedef struct TinyVit {
     int image_size, stem_dim;
     Conv patch_embed1, patch_embed2; /* seq.0, seq.2 */
     Layer layers[N_LAYERS];
-    float *derived; /* arrays computed from the weights */
+    float *derived; /* arrays computed from the weights. */
 } TinyVit;
 
 /* Activations. The two maps take turns: one is the residual stream, the other the next one. */
 typedef struct TinyVitState {
-    float *maps[2];                      /* [size][size][dim] of any layer */
+    float *maps[2];                      /* [size][size][dim] of any layer. */
     float *interleaved, *stem, *scratch; /* [S][S][3], [S/2][S/2][stem_dim], conv2d's */
     float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2 */
     float *normed, *attended, *branch;   /* [n][dim] */
     float *qkv;                          /* [n][3·dim] */
-    float *hidden;                       /* of some rows of an MLP */
+    float *hidden;                       /* of some rows of an MLP. */
 } TinyVitState;
 
 static size_t larger(size_t a, size_t b)
@@ -106,7 +106,7 @@ __attribute__((format(printf, 4, 5))) static const float *tensor(Reader *r, int 
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
     if (r->failed)
-        return NULL; /* keep the first sentence */
+        return NULL; /* keep the first sentence. */
     const float *data = st_weight(r->st, r->err, n_dims, shape, "image_encoder.%s", name);
     r->failed |= !data;
     return data;

@@ -50,18 +50,18 @@
 #include "fast/planar.h"
 #include "io/fail.h"
 
-#define MAX_LEVELS 4   /* the most layers of the transformer; SAM has 2 */
-#define MAX_FOLDED 512 /* the most H·T; beyond, the rank is no longer small */
+#define MAX_LEVELS 4   /* the most layers of the transformer; SAM has 2. */
+#define MAX_FOLDED 512 /* the most H·T; beyond, the rank is no longer small. */
 
 /* The products with an image's u_l, each [tiles][rows][TILE]. The last level has no queries, because only the
  * final attention and upscaling read it. */
 typedef struct Level {
-    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 included in keys */
-    float *queries, *queries_pe; /* [inner]; b_q with the encoding */
-    float *values;               /* [tiles·TILE][H][head_padded]: positions as rows, because the sum runs over
-                                    them */
-    float *back[MAX_LEVELS];     /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m */
-    float *square;               /* [1] ‖P·u‖² */
+    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 included in keys. */
+    float *queries, *queries_pe; /* [inner]; b_q with the encoding. */
+    float *values;           /* [tiles·TILE][H][head_padded]: positions as rows, because the sum runs over
+                                    them. */
+    float *back[MAX_LEVELS]; /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m. */
+    float *square;           /* [1] ‖P·u‖² */
 } Level;
 
 struct SamPlanes {
@@ -69,8 +69,8 @@ struct SamPlanes {
     int n_tiles;
     Arena arena;
     Level levels[MAX_LEVELS + 1];
-    float *up;                      /* [C] the last level after the first transposed convolution */
-    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in] */
+    float *up;                      /* [C] the last level after the first transposed convolution. */
+    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in]. */
 };
 
 /* The internal dimension of the cross attentions. */
@@ -398,13 +398,15 @@ static void pool_tile(SamPositions *s, int n, const float *values, ptrdiff_t til
             s->weighted[i * TILE + j] = s->scores[i * TILE + j] * sigma[j];
     }
     for (ptrdiff_t h = 0; h < s->n_heads; h++)
-        small_product(s->pooled_values + h * n * padded, padded, s->weighted + h * n * TILE, TILE,
-                      values + tile * TILE * ldv + h * padded, ldv, n, padded, TILE, 1);
+        small_products(s->pooled_values + h * n * padded, padded,
+                       &(SmallTerm){s->weighted + h * n * TILE, values + tile * TILE * ldv + h * padded, TILE,
+                                    ldv, TILE},
+                       1, n, padded, 1);
     if (!has_basis(s))
         return;
     tile_transpose(s->turned, z_padded, tile_of_z(s, tile), s->rank);
-    small_product(s->pooled_z, z_padded, s->scores, TILE, s->turned, z_padded, s->n_heads * n, z_padded, TILE,
-                  1);
+    small_products(s->pooled_z, z_padded, &(SmallTerm){s->scores, s->turned, TILE, z_padded, TILE}, 1,
+                   s->n_heads * n, z_padded, 1);
 }
 
 /* attended [n][inner] from the pooled sums: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
@@ -493,7 +495,7 @@ static void multiply_image(SamPositions *s, const Level *level, ptrdiff_t tile)
         const float *back = level->back[m] + tile * (inner + 1) * TILE, *v = values_of(s, m);
         float *rows = s->products + m * (s->n_free + 1) * TILE;
         memcpy(rows, back + inner * TILE, TILE * sizeof(float));
-        small_product(rows, TILE, v + n * inner, inner, back, TILE, 1, TILE, inner, 1);
+        small_products(rows, TILE, &(SmallTerm){v + n * inner, back, inner, TILE, inner}, 1, 1, TILE, 1);
         for (ptrdiff_t h = 0; h < s->n_heads; h++) {
             const SmallTerm term = head_term(s, h, v, back);
             small_products(rows + (1 + h * n) * TILE, TILE, &term, 1, n, TILE, 0);
@@ -582,7 +584,8 @@ static void upscale_once(SamPositions *s, const float *up, ptrdiff_t tile)
         for (int j = 0; j < TILE; j++)
             s->up1[i * TILE + j] = sigma[j] * plane[i * TILE + j] + bias;
     }
-    small_product(s->up1, TILE, s->mix, s->max_rank, tile_of_z(s, tile), TILE, dim, TILE, s->rank, 1);
+    small_products(s->up1, TILE, &(SmallTerm){s->mix, tile_of_z(s, tile), s->max_rank, TILE, s->rank}, 1, dim,
+                   TILE, 1);
 }
 
 void sam_positions_upscale(SamPositions *s, const SamPlanes *planes, const float *hyper, int n_masks,
@@ -597,12 +600,13 @@ void sam_positions_upscale(SamPositions *s, const SamPlanes *planes, const float
             float *x = s->up1 + sub * dim4 * TILE;
             tile_norm_gelu(x, w->mask_decoder.output_upscaling.norm.weight,
                            w->mask_decoder.output_upscaling.norm.bias, dim4, SAM_LAYER_NORM_2D_EPS);
-            small_product(s->up2, TILE, planes->up_weight2, dim4, x, TILE, 4 * dim8, TILE, dim4, 0);
+            small_products(s->up2, TILE, &(SmallTerm){planes->up_weight2, x, dim4, TILE, dim4}, 1, 4 * dim8,
+                           TILE, 0);
             for (int i = 0; i < 4; i++) {
                 float *y = s->up2 + i * dim8 * TILE;
                 tile_bias_gelu(y, w->mask_decoder.output_upscaling.conv2.bias, dim8);
-                small_product(s->logits + (4 * sub + i) * n_masks * TILE, TILE, hyper, dim8, y, TILE, n_masks,
-                              TILE, dim8, 0);
+                small_products(s->logits + (4 * sub + i) * n_masks * TILE, TILE,
+                               &(SmallTerm){hyper, y, dim8, TILE, dim8}, 1, n_masks, TILE, 0);
             }
         }
         place_logits(s, low_res, n_masks, tile);

@@ -18,7 +18,7 @@ typedef struct SamPositions {
         head_padded; /* head_padded: floats stored of a head's values, a multiple of TILE_PAD */
     int n_tiles, max_rank, max_tokens;
     int n_tokens, n_free;      /* T, H·(T-1) */
-    int level, rank;           /* layers done; used rows of z and basis */
+    int level, rank;           /* layers done; used rows of z and basis. */
     float *z;                  /* [tiles][max_rank][TILE] */
     float *sigma;              /* [tiles][TILE] */
     float *basis, *centred;    /* [max_rank][C] B and E */
@@ -28,7 +28,7 @@ typedef struct SamPositions {
     float *mix;                /* [H·T or C][max_rank] */
     float *pooled_values;      /* [H·T][head_padded] */
     float *pooled_z;           /* [H·T][max_rank, padded] */
-    float *max, *sum, *factor; /* [H·T] of the online softmax */
+    float *max, *sum, *factor; /* [H·T] of the online softmax. */
     /* one tile: */
     float *projected;         /* [internal_dim][TILE] */
     float *scores, *weighted; /* [H·T][TILE] */

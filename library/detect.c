@@ -12,14 +12,14 @@ static int needs_bank(const Samlad *s, Error *err)
     return s->has_bank ? 0 : fail(err, "no bank: build or load one before detecting");
 }
 
-/* The result of a detection, which also goes to the dump unless that is NULL. */
+/* Make the result of a detection. It also goes to the dump, unless dump is NULL. */
 static int make_result(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, StWriter *dump,
                        Error *err)
 {
     if (dump && dump_detection(dump, d, err))
         return -1;
     if (!isfinite(d->score))
-        return fail(err, "the score is no finite number: the bank's calibration is damaged");
+        return fail(err, "the score is not a finite number: the bank's calibration is damaged");
     return result_make(result, bank, d, scene, err);
 }
 
