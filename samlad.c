@@ -432,10 +432,20 @@ static int channel_spread(Bank *b, Error *err)
     }
     for (size_t c = 0; c < C; c++) {
         double mean = sums[c] / (double)n, variance = sums[C + c] / (double)n - mean * mean;
-        b->channel_std[c] = channel_unit(mean, sqrt(fmax(variance, 0)));
+        b->channel_std[c] = channel_deviation(mean, sqrt(fmax(variance, 0)));
     }
     free(sums), free(cell);
     return 0;
+}
+
+/* The statistics of the channel graph, and the learned graphs if there are any. */
+static int fit_descriptors(Bank *b, Safetensors *weights, Error *err)
+{
+    Objects *images = bank_all_objects(b, err);
+    const int status = !images || dcga_fit(&b->dcga, &b->options.dcga, images, b->n_images, err) ||
+                       (weights && dcga_learned(&b->dcga, weights, err));
+    free(images);
+    return status ? -1 : 0;
 }
 
 /* Descriptors of all objects, from the pooled features before the bank rounded them. */
@@ -599,11 +609,8 @@ static int spread_scores(Bank *b, Error *err)
 int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, void *user, Error *err)
 {
     /* The statistics that describe and match objects. */
-    if (bank_begin_calibration(b, err) || channel_spread(b, err) ||
-        dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images,
-                 err) ||
-        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, dcga_weights, err) ||
-        calibrate_alpha(b, err))
+    if (bank_begin_calibration(b, err) || channel_spread(b, err) || fit_descriptors(b, dcga_weights, err) ||
+        describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err))
         return -1;
 
     /* First pass: every image against the others, for the units of its objects. */

@@ -41,6 +41,16 @@ Objects bank_objects(const Bank *bank, int image, float *coverage)
     return o;
 }
 
+Objects *bank_all_objects(const Bank *bank, Error *err)
+{
+    Objects *images = aligned_array(bank->n_images, sizeof *images);
+    if (!images)
+        fail_memory(err, "the bank's objects", bank->n_images * sizeof *images);
+    for (int i = 0; images && i < bank->n_images; i++)
+        images[i] = bank_objects(bank, i, NULL);
+    return images;
+}
+
 void bank_features(const Bank *bank, int image, float *features)
 {
     const size_t n = bank_cells(bank) * (size_t)bank->channels;

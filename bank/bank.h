@@ -84,6 +84,8 @@ int bank_object_count(const Bank *bank, int image);
 /* The image's objects as a view of the bank, with features16 and no features. coverage [n][h*w]: room for theirs as
  * float32; NULL: the view has none. */
 Objects bank_objects(const Bank *bank, int image, float *coverage);
+/* The views of all images [n_images], without coverage; free() frees the array. NULL: no memory. */
+Objects *bank_all_objects(const Bank *bank, Error *err);
 void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
 /* The image as a scene: features and objects, no labels. Its objects are measured anew from the rounded features and
  * coverage. 0, or -1: no memory. */
