@@ -230,7 +230,7 @@ static int crop_boxes_of_layer(Crop *crops, const AmgOptions *o, int layer, int 
 }
 
 /* The whole picture, then layer after layer. *n crops, malloc'd. */
-static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture, int *n, Error *err)
+static Crop *generate_crop_boxes(const AmgOptions *o, const Picture *picture, int *n, Error *err)
 {
     size_t total = 1;
     for (int layer = 1; layer <= o->crop_n_layers; layer++)
@@ -240,18 +240,18 @@ static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture,
         fail_memory(err, "crops", total * sizeof *crops);
         return NULL;
     }
-    crops[0] = (Crop){0, 0, picture->w, picture->h, 0, {-INFINITY, -INFINITY, INFINITY, INFINITY}};
+    crops[0] = (Crop){0, 0, picture->width, picture->height, 0, {-INFINITY, -INFINITY, INFINITY, INFINITY}};
     *n = 1;
     for (int layer = 1; layer <= o->crop_n_layers; layer++)
-        *n += crop_boxes_of_layer(crops + *n, o, layer, picture->h, picture->w);
+        *n += crop_boxes_of_layer(crops + *n, o, layer, picture->height, picture->width);
     return crops;
 }
 
 /* Does the box, in the picture, end near an edge of the crop? Edges of the picture do not count. */
-static int is_box_near_crop_edge(const float *box, const Crop *crop, const SamPicture *picture)
+static int is_box_near_crop_edge(const float *box, const Crop *crop, const Picture *picture)
 {
     const float crop_box[4] = {(float)crop->x0, (float)crop->y0, (float)crop->x1, (float)crop->y1};
-    const float orig_box[4] = {0, 0, (float)picture->w, (float)picture->h};
+    const float orig_box[4] = {0, 0, (float)picture->width, (float)picture->height};
     for (int i = 0; i < 4; i++)
         if (fabsf(box[i] - crop_box[i]) <= CROP_EDGE && !(fabsf(box[i] - orig_box[i]) <= CROP_EDGE))
             return 1;
@@ -318,7 +318,7 @@ typedef struct Worker {
 typedef struct Generator {
     const Sam *sam;
     const AmgOptions *options;
-    const SamPicture *picture;
+    const Picture *picture;
     size_t n_masks, n_low_res; /* n_multimask; [4g][4g] */
     SamDecoder *decoder;       /* of the current crop */
     Crop crop;
@@ -406,7 +406,7 @@ static void extend_box(Box *box, int y, const uint8_t *mask, const Row *row)
 static Box threshold_mask(const Generator *g, Worker *worker, const float *low_res, float *stability_score)
 {
     const Thresholds thresholds = thresholds_of(g);
-    const size_t w = (size_t)g->picture->w;
+    const size_t w = (size_t)g->picture->width;
     const int crop_h = g->crop.y1 - g->crop.y0;
     uint8_t *mask = worker->mask + (size_t)g->crop.y0 * w + (size_t)g->crop.x0;
     Box box = {.x0 = g->crop.x1 - g->crop.x0, .y0 = crop_h, .x1 = -1, .y1 = -1};
@@ -430,7 +430,7 @@ static Box threshold_mask(const Generator *g, Worker *worker, const float *low_r
 static int filter_mask(const Generator *g, Worker *worker, const float *low_res, Candidate *c)
 {
     const double threshold = g->options->stability_score_thresh;
-    const int h = g->picture->h, w = g->picture->w, x = g->crop.x0, y = g->crop.y0;
+    const int h = g->picture->height, w = g->picture->width, x = g->crop.x0, y = g->crop.y0;
     const Box box = threshold_mask(g, worker, low_res, &c->stability_score);
     const int in_picture[4] = {box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y}; /* uncrop_boxes_xyxy */
     for (int i = 0; i < 4; i++) /* the official box of an empty mask is zero */
@@ -549,17 +549,17 @@ static int process_batch(Generator *g, Candidates *list, const double *points, i
 /* ---- _process_crop ----------------------------------------------------------------------------*/
 
 /* The crop as a picture with contiguous pixels. */
-static SamPicture crop_picture(Generator *g)
+static Picture crop_picture(Generator *g)
 {
     const Crop *c = &g->crop;
-    const size_t w = (size_t)g->picture->w, row_bytes = 3 * (size_t)(c->x1 - c->x0);
+    const size_t w = (size_t)g->picture->width, row_bytes = 3 * (size_t)(c->x1 - c->x0);
     if (c->layer == 0)
         return *g->picture;
     const uint8_t *from = g->picture->rgb + 3 * ((size_t)c->y0 * w + (size_t)c->x0);
     uint8_t *to = g->crop_rgb;
     for (int y = c->y0; y < c->y1; y++, from += 3 * w, to += row_bytes)
         memcpy(to, from, row_bytes);
-    return (SamPicture){g->crop_rgb, c->y1 - c->y0, c->x1 - c->x0};
+    return (Picture){g->crop_rgb, c->y1 - c->y0, c->x1 - c->x0};
 }
 
 /* Make the workers ready for the current crop. Its image is encoded already. */
@@ -604,7 +604,7 @@ static int process_points_of_crop(Generator *g, Candidates *list, Progress *prog
 /* Process all points of g->crop. The survivors of its NMS are appended to `all`. */
 static int process_crop(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
-    const SamPicture picture = crop_picture(g);
+    const Picture picture = crop_picture(g);
     Candidates list = {0};
     SamImage image;
     if (sam_encode(g->sam, state, &image, &picture, NULL, err))
@@ -840,7 +840,7 @@ static void generator_free(Generator *g)
 
 static int worker_init(Worker *worker, const Generator *g, Error *err)
 {
-    const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w,
+    const size_t n_pixels = (size_t)g->picture->height * (size_t)g->picture->width,
                  n_logits = g->n_masks * g->n_low_res;
     /* As many points at a time as the decoder takes, but enough portions of a batch for all workers. */
     worker->scratch = sam_scratch_new(g->sam, 1, POINTS_PER_BATCH / (4 * g->n_workers), err);
@@ -858,7 +858,7 @@ static int worker_init(Worker *worker, const Generator *g, Error *err)
 static int generator_init(Generator *g, Error *err)
 {
     const size_t side = (size_t)g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
-    const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w;
+    const size_t n_pixels = (size_t)g->picture->height * (size_t)g->picture->width;
     const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * n_pixels : 0;
     int n_threads = tensor_team_size(); /* 1 if the caller runs one image per thread */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
@@ -932,14 +932,14 @@ static int write_records(AmgMasks *out, Candidates *all, Error *err)
 }
 
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
-                 const SamPicture *picture, AmgProgress progress, void *user, Error *err)
+                 const Picture *picture, AmgProgress progress, void *user, Error *err)
 {
     const SamConfig *c = sam_config(sam);
     const size_t low_res_side = 4 * (size_t)(c->image_size / c->patch_size);
     *out = (AmgMasks){0};
-    if (picture->h < 1 || picture->w < 1 || (int64_t)picture->h * picture->w > INT_MAX)
+    if (picture->height < 1 || picture->width < 1 || (int64_t)picture->height * picture->width > INT_MAX)
         return fail(err, "mask generation: a picture of %d x %d pixels is not from 1 to %d pixels large",
-                    picture->w, picture->h, INT_MAX);
+                    picture->width, picture->height, INT_MAX);
     if (check_options(options, err))
         return -1;
     Generator generator = {.sam = sam,

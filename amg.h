@@ -27,7 +27,7 @@ typedef void (*AmgProgress)(void *user, int done, int total);
 /* SamAutomaticMaskGenerator.generate: all masks of a picture. Free *out with amg_masks_free. progress (or
  * NULL) counts points. Only the caller's thread calls it, each time with a larger count. 0 / -1. */
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
-                 const SamPicture *picture, AmgProgress progress, void *user, Error *err);
+                 const Picture *picture, AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);
 
 /* remove_small_regions: fill the mask's holes (islands 0), or erase its islands (1), of less than min_area

@@ -338,16 +338,16 @@ static void normalize_and_pad(const SamConfig *c, float *pixels, const uint8_t *
 }
 
 /* 0, or -1 (no memory). */
-static int preprocess(const SamWeights *w, SamState *s, SamImage *image, const SamPicture *picture,
-                      Error *err)
+static int preprocess(const SamWeights *w, SamState *s, SamImage *image, const Picture *picture, Error *err)
 {
-    image->original_h = picture->h;
-    image->original_w = picture->w;
+    image->original_h = picture->height;
+    image->original_w = picture->width;
     image->grid = w->grid;
     get_preprocess_shape(w, image);
-    if (resize_u8(s->resized, image->input_h, image->input_w, picture->rgb, picture->h, picture->w, 3,
-                  RESIZE_BILINEAR))
-        return fail_memory(err, "resizing a picture", (unsigned long long)picture->h * image->input_w * 3);
+    if (resize_u8(s->resized, image->input_h, image->input_w, picture->rgb, picture->height, picture->width,
+                  3, RESIZE_BILINEAR))
+        return fail_memory(err, "resizing a picture",
+                           (unsigned long long)picture->height * image->input_w * 3);
     normalize_and_pad(&w->config, s->pixels, s->resized, image);
     return 0;
 }
@@ -459,14 +459,15 @@ static void image_encoder(const Sam *sam, SamState *s, float *embedding, const S
     neck(&sam->weights, s, x, embedding);
 }
 
-int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture *picture, const SamTap *tap,
+int sam_encode(const Sam *sam, SamState *state, SamImage *out, const Picture *picture, const SamTap *tap,
                Error *err)
 {
     const SamWeights *w = &sam->weights;
     const int size = w->config.image_size, channels = w->config.out_chans;
     memset(out, 0, sizeof *out);
-    if (picture->h < 1 || picture->w < 1)
-        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->w, picture->h);
+    if (picture->height < 1 || picture->width < 1)
+        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->width,
+                    picture->height);
     if (preprocess(w, state, out, picture, err))
         return -1;
     tap_tensor(tap, "sam.pixels", 3, (int64_t[]){3, size, size}, state->pixels);

@@ -6,6 +6,7 @@
 
 #include "encoders/encoder.h"
 #include "io/error.h"
+#include "io/image.h"
 #include "io/safetensors.h"
 #include "load/sam_load.h"
 #include "tensor.h"
@@ -50,11 +51,6 @@ SamState *sam_state_new(const Sam *sam, Error *err);
 void sam_state_free(SamState *state);
 size_t sam_state_bytes(const SamState *state);
 
-typedef struct SamPicture {
-    const uint8_t *rgb; /* [h][w][3] */
-    int h, w;
-} SamPicture;
-
 /* An image that is ready for prompts. */
 typedef struct SamImage {
     int original_h, original_w; /* of the picture */
@@ -66,7 +62,7 @@ typedef struct SamImage {
 /* Sam.preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros), then the
  * image encoder. 0 / -1 (no memory, or an embedding that is not finite). Free *out with sam_image_free. Taps:
  * sam.pixels [3][S][S], sam.patch_embed, sam.blocks.N, sam.embedding [C][grid][grid]. */
-int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture *picture, const SamTap *tap,
+int sam_encode(const Sam *sam, SamState *state, SamImage *out, const Picture *picture, const SamTap *tap,
                Error *err);
 void sam_image_free(SamImage *image);
 

@@ -20,27 +20,27 @@
 
 /* The steps. Each returns 0, or -1 after a sentence in err. dump receives the intermediate tensors; NULL:
  * none. */
-static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int features(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                     Error *err);
 static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
-static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int segment(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                    Error *err);
 static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err);
 static int match(Detection *d, const Bank *bank, Error *err);
 static int measure(Detection *d, const Bank *bank, Error *err);
 static void fuse(Detection *d, const Bank *bank);
 
-int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
+int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Picture *picture,
            StWriter *dump, Error *err)
 {
     const Options *o = &bank->options;
     *d = (Detection){0}, *scene = (Scene){0};
-    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
-        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
-        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
-        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
-        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
-        measure(d, bank, err))                            /* docs/METHOD.md 7 */
+    if (features(scene, networks, o, picture, dump, err) || /* docs/METHOD.md 1, 3 */
+        retrieve(d, bank, scene, -1, err) ||                /* docs/METHOD.md 2 */
+        segment(scene, networks, o, picture, dump, err) ||  /* docs/METHOD.md 4 */
+        describe(d, bank, scene, err) ||                    /* docs/METHOD.md 5 */
+        match(d, bank, err) ||                              /* docs/METHOD.md 6 */
+        measure(d, bank, err))                              /* docs/METHOD.md 7 */
         return -1;
     fuse(d, bank); /* docs/METHOD.md 7 */
     return 0;
@@ -58,11 +58,12 @@ int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int excl
 }
 
 /* An image as a scene: a bank is built from scenes, and a long run keeps them. */
-int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
+int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Picture *picture,
+                  Error *err)
 {
     *scene = (Scene){0};
-    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
-        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
+    if (features(scene, networks, options, picture, NULL, err) || /* docs/METHOD.md 1, 3 */
+        segment(scene, networks, options, picture, NULL, err)) {  /* docs/METHOD.md 4 */
         scene_free(scene);
         return -1;
     }
@@ -160,11 +161,11 @@ static int new_features(Scene *scene, const FeatureSizes *s, int channels, Error
 }
 
 /* Patch tokens of the ViT, upsampled, on the grid [paper: pre-trained backbone, FeatUp]. */
-static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int features(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                     Error *err)
 {
     const VitConfig *vit = vit_config(n->vit);
-    const FeatureSizes s = feature_sizes(o, vit->patch_size, photo->height, photo->width);
+    const FeatureSizes s = feature_sizes(o, vit->patch_size, picture->height, picture->width);
     const size_t n_pixels = 3 * (size_t)s.in_h * (size_t)s.in_w,
                  n_patches = (size_t)s.patch_h * (size_t)s.patch_w * (size_t)vit->dim;
     if (o->layer < 1 || o->layer > vit->depth)
@@ -175,9 +176,9 @@ static int features(Scene *scene, Networks *n, const Options *o, const Photo *ph
     float *pixels = aligned_array(n_pixels + n_patches, sizeof *pixels);
     if (!pixels)
         return fail_memory(err, "features", (n_pixels + n_patches) * sizeof *pixels);
-    const int status =
-        vit_preprocess(vit, pixels, s.in_h, s.in_w, photo->rgb, photo->height, photo->width, err) ||
-        forward(scene, n, o, &s, pixels, pixels + n_pixels, dump, err) || check_finite(scene, n, o, err);
+    const int status = vit_preprocess(vit, pixels, s.in_h, s.in_w, picture, err) ||
+                       forward(scene, n, o, &s, pixels, pixels + n_pixels, dump, err) ||
+                       check_finite(scene, n, o, err);
     free(pixels);
     return status ? -1 : 0;
 }
@@ -196,10 +197,10 @@ static int objects_of_masks(Scene *scene, const AmgMasks *masks, const Options *
 }
 
 /* Segment Anything's automatic masks [paper], as objects on the features' grid. */
-static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int segment(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                    Error *err)
 {
-    const int h = photo->height, w = photo->width;
+    const int h = picture->height, w = picture->width;
     const size_t n_pixels = (size_t)h * (size_t)w;
     AmgMasks masks = {0};
     scene->height = h, scene->width = w;
@@ -213,12 +214,11 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Photo *pho
     }
     if (!n->sam)
         return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
-    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, &(SamPicture){photo->rgb, h, w}, NULL, NULL, err))
+    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, picture, NULL, NULL, err))
         return -1;
     int status = objects_of_masks(scene, &masks, o, err);
     if (!status && dump)
-        status = dump_masks(dump, &masks, h, w, err) ||
-                 dump_sam(dump, n->sam, n->sam_state, &(SamPicture){photo->rgb, h, w}, err) ||
+        status = dump_masks(dump, &masks, h, w, err) || dump_sam(dump, n->sam, n->sam_state, picture, err) ||
                  dump_objects(dump, &scene->objects, err);
     amg_masks_free(&masks);
     return status ? -1 : 0;

@@ -236,14 +236,13 @@ void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, 
 /* PIL's bicubic resize on uint8, as in both families' own evaluation (dinov2/data/transforms.py, timm's
  * default_cfg). Then torchvision's to_tensor and normalize. A byte has 256 values, so a table gives the same
  * floats as a division for each pixel. */
-int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const uint8_t *rgb, int h, int w,
-                   Error *err)
+int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const Picture *picture, Error *err)
 {
     const size_t n = (size_t)oh * ow;
     uint8_t *resized = aligned_array(n, 3);
     if (!resized)
         return fail_memory(err, "the resized image", n * 3);
-    if (resize_u8(resized, oh, ow, rgb, h, w, 3, RESIZE_BICUBIC)) {
+    if (resize_u8(resized, oh, ow, picture->rgb, picture->height, picture->width, 3, RESIZE_BICUBIC)) {
         free(resized);
         return fail_memory(err, "resizing the image", n * 3);
     }
