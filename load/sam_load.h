@@ -2,8 +2,8 @@
  * modeling/).
  *
  * The structs below are the official modules, with the official names of their members. All sizes come from
- * the file's metadata and from the shapes of its tensors. Each shape is checked: a file that lies is refused
- * with the tensor's name. sam.c has the forward pass. */
+ * the file's metadata and from the shapes of its tensors. Each shape is checked. A file with a wrong shape is
+ * refused, with the tensor's name. sam.c has the forward pass. */
 #ifndef SAMLAD_SAM_LOAD_H
 #define SAMLAD_SAM_LOAD_H
 
@@ -19,7 +19,7 @@ enum {
 };
 
 typedef struct SamConfig {
-    /* The image encoder. Of another one than the ViT only the first three are known here; depth is 0. */
+    /* The image encoder. If it is not the ViT, only the first three sizes are known here, and depth is 0. */
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
     double mlp_ratio;
     int n_global, global_attn_indexes[SAM_MAX_DEPTH];
@@ -53,11 +53,11 @@ typedef struct SamBlock {
 } SamBlock;
 
 typedef struct SamImageEncoder {
-    /* ImageEncoderViT; empty when another encoder stands in its place */
+    /* ImageEncoderViT; empty if another encoder replaces it: */
     Linear patch_embed;     /* proj [embed_dim][3·patch·patch]: a convolution whose stride is its kernel */
     const float *pos_embed; /* [grid][grid][embed_dim] */
     SamBlock blocks[SAM_MAX_DEPTH];
-    /* the neck, behind either */
+    /* the neck, behind either: */
     Linear neck_conv1;  /* 1 x 1: [out_chans][embed_dim] */
     SamConv neck_conv2; /* [out_chans][out_chans][3][3] */
     SamNorm neck_norm1, neck_norm2;
@@ -119,18 +119,17 @@ typedef struct SamWeights {
     SamMaskDecoder mask_decoder;
 } SamWeights;
 
-/* The sizes, from metadata and shapes. patch_size: of the encoder that stands in the ViT's place, 0: the ViT.
- * 0 / -1. */
+/* The sizes, from metadata and shapes. patch_size is that of the encoder that replaces the ViT, 0: the ViT. 0
+ * / -1. */
 int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size, Error *err);
-/* The tensors, which stay in the file: it must outlive them. 0 / -1, with the name of the tensor that is
- * wrong. */
+/* The tensors, which stay in the file: it must outlive them. 0 / -1, with the name of the wrong tensor. */
 int sam_load_weights(SamWeights *weights, Safetensors *file, Error *err);
-/* The blocks' layers rounded to bf16, by linear_pack: twice, to count and with memory. */
+/* Round the blocks' layers to bf16 with linear_pack. It is called twice: to count, and with memory. */
 void sam_pack_weights(SamWeights *weights, Arena *arena);
 
-/* Size of dimension `axis` of a tensor; 0 when there is no such tensor or dimension. */
+/* Size of dimension `axis` of a tensor; 0 if there is no such tensor or dimension. */
 int sam_dim_of(const Safetensors *st, const char *name, int axis);
-/* How many tensors BEFORE0AFTER, BEFORE1AFTER, ... exist in an unbroken row; at most limit + 1. */
+/* The number of tensors BEFORE0AFTER, BEFORE1AFTER, ... without a gap; at most limit + 1. */
 int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
 
 #endif

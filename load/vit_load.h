@@ -1,9 +1,9 @@
-/* vit_load.h - the weights of a Vision Transformer under their official names, and its configuration.
- * vit.c is the forward pass on them.
+/* vit_load.h - the weights of a Vision Transformer under their official names, and its configuration. vit.c
+ * is the forward pass on them.
  *
- * DINOv2 S/B/L/g with and without registers (facebookresearch/dinov2), and timm's plain ViT. A file that
- * tools/convert.py made has its configuration in the metadata. A published file is recognised by names and
- * shapes. */
+ * Supported are DINOv2 S/B/L/g with and without registers (facebookresearch/dinov2), and timm's plain ViT. A
+ * file made by tools/convert.py has its configuration in the metadata. A published file is recognised by
+ * names and shapes. */
 #ifndef SAMLAD_VIT_LOAD_H
 #define SAMLAD_VIT_LOAD_H
 
@@ -50,13 +50,13 @@ typedef struct Vit {
     VitBlock blocks[];                      /* [depth] */
 } Vit;
 
-/* Opens the weights and checks every tensor. A tensor that has no place in the network is refused. The
+/* Open the weights and check every tensor. A tensor that has no place in the network is refused. The
  * Safetensors stays the caller's and must outlive the model. NULL on failure. */
 Vit *vit_open(Safetensors *weights, Error *err);
 void vit_close(Vit *vit); /* NULL allowed */
 const VitConfig *vit_config(const Vit *vit);
-/* The precision of the blocks' products; a new model has float32. bf16 keeps a rounded copy of the weights.
- * No other thread may run the model meanwhile. 0 / -1 (no memory: the model is float32 then). */
+/* Set the precision of the blocks' products; a new model has float32. bf16 keeps a rounded copy of the
+ * weights. No other thread may run the model meanwhile. 0 / -1 (no memory: the model is float32 then). */
 int vit_set_precision(Vit *vit, Precision precision, Error *err);
 
 #endif
