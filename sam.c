@@ -392,11 +392,10 @@ static void attn(const SamWeights *w, SamState *s, const SamBlock *b, int bf16)
     get_rel_pos(s, s->rel_w, b->rel_pos_w, b->n_rel_w, side, head_dim);
     linear_layer(s->qkv, s->norm, &b->qkv, n);
     if (b->window_size)
-        window_attention_any(s->heads, s->qkv, b->qkv.bias, grid, grid, n_heads, head_dim, scale, &rel,
-                             scratch);
+        window_attention(s->heads, s->qkv, b->qkv.bias, grid, grid, n_heads, head_dim, scale, &rel, scratch);
     else
-        attention_any(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
-                      n_heads, head_dim, scale, &rel, scratch);
+        attention(s->heads, dim, s->qkv, 3 * dim, s->qkv + dim, 3 * dim, s->qkv + 2 * dim, 3 * dim, n, n,
+                  n_heads, head_dim, scale, &rel, scratch);
     linear_layer(s->branch, s->heads, &b->proj, n);
 }
 
@@ -682,7 +681,7 @@ static void attention_forward(const SamWeights *w, DecoderState *s, const SamAtt
     linear_layer(s->q, q, &a->q_proj, n_q);
     linear_layer(s->k, k, &a->k_proj, n_k);
     linear_layer(s->v, v, &a->v_proj, n_k);
-    attention(s->heads, dim, s->q, dim, s->k, dim, s->v, dim, n_q, n_k, n_heads, head_dim, scale, NULL);
+    attention(s->heads, dim, s->q, dim, s->k, dim, s->v, dim, n_q, n_k, n_heads, head_dim, scale, NULL, NULL);
     linear_layer(s->attn_out, s->heads, &a->out_proj, n_q);
 }
 

@@ -93,6 +93,13 @@ static void round_floats(float *y, const float *x, size_t n)
     }
 }
 
+/* y [rows][dim] = round_floats of rows that lie ldx floats apart. */
+static void round_rows(float *y, const float *x, int ldx, int rows, int dim)
+{
+    for (ptrdiff_t r = 0; r < rows; r++)
+        round_floats(y + r * dim, x + r * ldx, (size_t)dim);
+}
+
 void linear_layer(float *y, const float *x, const Linear *layer, int m)
 {
     const ptrdiff_t n_in = layer->n_in, n_out = layer->n_out;
@@ -238,12 +245,22 @@ static void attend(float *out, const float *q, const float *const *k, const floa
 }
 
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
-               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel,
+               void *bf16_scratch)
 {
+    const int dim = n_heads * head_dim;
+    if (bf16_scratch && head_dim >= BF16_LEAST_TERMS) {
+        float *rounded_q = bf16_scratch, *rounded_k = rounded_q + (ptrdiff_t)n_q * dim;
+        float *rounded_v = rounded_k + (ptrdiff_t)n_k * dim;
+        round_rows(rounded_q, q, ldq, n_q, dim);
+        round_rows(rounded_k, k, ldk, n_k, dim);
+        round_rows(rounded_v, v, ldv, n_k, dim);
+        q = rounded_q, k = rounded_k, v = rounded_v;
+        ldq = ldk = ldv = dim;
+    }
 #pragma omp parallel for
     for (ptrdiff_t i = 0; i < n_q; i++)
-        for (int h = 0; h < n_heads; h++) {
-            const ptrdiff_t head = (ptrdiff_t)h * head_dim;
+        for (int head = 0; head < dim; head += head_dim) {
             const float *query = q + i * ldq + head, *keys[n_k + 1], *values[n_k + 1];
             float bias[n_k + 1];
             for (ptrdiff_t j = 0; j < n_k; j++) {
@@ -251,7 +268,8 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                 values[j] = v + j * ldv + head;
             }
             if (rel)
-                position_bias(bias, rel, query, (int)i / rel->grid_w, (int)i % rel->grid_w, h, head_dim);
+                position_bias(bias, rel, query, (int)i / rel->grid_w, (int)i % rel->grid_w, head / head_dim,
+                              head_dim);
             attend(out + i * ldo + head, query, keys, values, rel ? bias : NULL, n_k, head_dim, scale);
         }
 }
@@ -262,27 +280,31 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
  * they are the same for all padding tokens: `pad`. As keys and values these tokens count like all others. As
  * queries they are left out, because window_unpartition drops their outputs. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
-                      int head_dim, float scale, const RelativePosition *rel)
+                      int head_dim, float scale, const RelativePosition *rel, void *bf16_scratch)
 {
-    const int n_k = rel->grid_h * rel->grid_w;
-    const ptrdiff_t dim = (ptrdiff_t)n_heads * head_dim;
+    const int n = grid_h * grid_w, n_k = rel->grid_h * rel->grid_w;
+    const int dim = n_heads * head_dim, token = 3 * dim; /* floats of a token: its q, k, and v */
+    if (bf16_scratch && head_dim >= BF16_LEAST_TERMS) {
+        float *rounded_qkv = bf16_scratch, *rounded_pad = rounded_qkv + (ptrdiff_t)n * token;
+        round_rows(rounded_qkv, qkv, token, n, token);
+        round_rows(rounded_pad, pad, token, 1, token);
+        qkv = rounded_qkv, pad = rounded_pad;
+    }
 #pragma omp parallel for
-    for (ptrdiff_t i = 0; i < (ptrdiff_t)grid_h * grid_w; i++)
-        for (int h = 0; h < n_heads; h++) {
-            const ptrdiff_t head = (ptrdiff_t)h * head_dim;
-            const int y = (int)i / grid_w % rel->grid_h,
-                      x = (int)i % grid_w % rel->grid_w; /* in the window */
-            const int top = (int)i / grid_w - y, left = (int)i % grid_w - x;
-            const float *query = qkv + i * 3 * dim + head, *keys[n_k], *values[n_k];
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (int head = 0; head < dim; head += head_dim) {
+            const int query_y = (int)i / grid_w, query_x = (int)i % grid_w;
+            const int y = query_y % rel->grid_h, x = query_x % rel->grid_w; /* in the window */
+            const float *query = qkv + i * token + head, *keys[n_k], *values[n_k];
             float bias[n_k];
             for (int j = 0; j < n_k; j++) {
-                const int ky = top + j / rel->grid_w, kx = left + j % rel->grid_w;
-                const int inside = ky < grid_h && kx < grid_w;
-                const float *token = inside ? qkv + ((ptrdiff_t)ky * grid_w + kx) * 3 * dim : pad;
-                keys[j] = token + dim + head;
-                values[j] = token + 2 * dim + head;
+                const int key_y = query_y - y + j / rel->grid_w, key_x = query_x - x + j % rel->grid_w;
+                const int inside = key_y < grid_h && key_x < grid_w;
+                const float *at = inside ? qkv + ((ptrdiff_t)key_y * grid_w + key_x) * token : pad;
+                keys[j] = at + dim + head;
+                values[j] = at + 2 * dim + head;
             }
-            position_bias(bias, rel, query, y, x, h, head_dim);
+            position_bias(bias, rel, query, y, x, head / head_dim, head_dim);
             attend(out + i * dim + head, query, keys, values, bias, n_k, head_dim, scale);
         }
 }
@@ -297,40 +319,6 @@ size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, i
 {
     (void)window_h, (void)window_w;
     return ((size_t)grid_h * (size_t)grid_w + 1) * 3 * (size_t)n_heads * (size_t)head_dim * sizeof(float);
-}
-
-void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
-                   int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
-                   const RelativePosition *rel, void *scratch)
-{
-    if (!scratch || head_dim < BF16_LEAST_TERMS) {
-        attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel);
-        return;
-    }
-    const int dim = n_heads * head_dim;
-    const ptrdiff_t width = dim;
-    float *q16 = scratch, *k16 = q16 + n_q * width, *v16 = k16 + n_k * width;
-    for (ptrdiff_t i = 0; i < n_q; i++)
-        round_floats(q16 + i * width, q + i * ldq, (size_t)dim);
-    for (ptrdiff_t j = 0; j < n_k; j++) {
-        round_floats(k16 + j * width, k + j * ldk, (size_t)dim);
-        round_floats(v16 + j * width, v + j * ldv, (size_t)dim);
-    }
-    attention(out, ldo, q16, dim, k16, dim, v16, dim, n_q, n_k, n_heads, head_dim, scale, rel);
-}
-
-void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
-                          int head_dim, float scale, const RelativePosition *rel, void *scratch)
-{
-    if (!scratch || head_dim < BF16_LEAST_TERMS) {
-        window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel);
-        return;
-    }
-    const size_t token = 3 * (size_t)n_heads * (size_t)head_dim, n = (size_t)grid_h * (size_t)grid_w * token;
-    float *qkv16 = scratch, *pad16 = qkv16 + n;
-    round_floats(qkv16, qkv, n);
-    round_floats(pad16, pad, token);
-    window_attention(out, qkv16, pad16, grid_h, grid_w, n_heads, head_dim, scale, rel);
 }
 
 /* ---- rows --------------------------------------------------------------------------------------*/
@@ -866,10 +854,10 @@ void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, f
     const ptrdiff_t y0 = (ptrdiff_t)at_y, y1 = y0 + 1 < h ? y0 + 1 : y0;
     const float fx = at_x - (float)x0, fy = at_y - (float)y0;
     for (ptrdiff_t i = 0; i < c; i++) {
-        const float top = (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) +
-                          fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
-        const float bottom = (1 - fx) * f16_to_f32(x[(y1 * w + x0) * c + i]) +
-                             fx * f16_to_f32(x[(y1 * w + x1) * c + i]);
+        const float top =
+            (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) + fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
+        const float bottom =
+            (1 - fx) * f16_to_f32(x[(y1 * w + x0) * c + i]) + fx * f16_to_f32(x[(y1 * w + x1) * c + i]);
         y[i] = ((1 - fy) * top + fy * bottom) * scale[i];
     }
     for (int i = c; i < round_up(c, ROW_STEP); i++)

@@ -104,24 +104,20 @@ size_t distance_bias_floats(int n_heads, int grid_h, int grid_w);
 void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w);
 
 /* For every head h: out[i][h*head_dim+d] = sum_j softmax_j(scale·q_i·k_j (+ rel)) v_j[d]. q, k, v, out are
- * [n][n_heads*head_dim]; they can be slices of one qkv matrix. rel NULL: no positions. */
+ * [n][n_heads*head_dim]; they can be slices of one qkv matrix. rel NULL: no positions.
+ *
+ * bf16_scratch NULL: in float32. Else q, k, and v are rounded to bf16, unless head_dim is below
+ * BF16_LEAST_TERMS. The fast form also rounds the softmax's probabilities, but not q for the relative
+ * positions. The scratch is aligned to 64 bytes. */
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
-               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel);
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel,
+               void *bf16_scratch);
 /* Attention inside windows of rel->grid_h × rel->grid_w tokens of a grid [grid_h][grid_w]. qkv
  * [grid_h*grid_w][3][n_heads*head_dim], out [grid_h*grid_w][n_heads*head_dim]. Where a window reaches over
  * the lower or right edge of the grid, its tokens are padding. Their keys and values are those of pad
- * [3][n_heads*head_dim]. rel is needed. */
+ * [3][n_heads*head_dim]. rel is needed; bf16_scratch as above. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
-                      int head_dim, float scale, const RelativePosition *rel);
-
-/* Both in bf16: q, k, and v are rounded. The fast form also rounds the softmax's probabilities, but not q for
- * the relative positions. Without scratch (NULL), or if head_dim is below BF16_LEAST_TERMS, they compute in
- * float32. scratch is aligned to 64 bytes. */
-void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
-                   int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
-                   const RelativePosition *rel, void *scratch);
-void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
-                          int head_dim, float scale, const RelativePosition *rel, void *scratch);
+                      int head_dim, float scale, const RelativePosition *rel, void *bf16_scratch);
 /* Bytes of scratch. rel_h × rel_w is the grid of relative positions, 0 without. */
 size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w);
 size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, int n_heads, int head_dim);

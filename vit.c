@@ -157,8 +157,8 @@ static void attn(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
     const int dim = vit->config.dim, n_heads = vit->config.n_heads, head_dim = dim / n_heads;
     const float *q = s->qkv, *k = q + dim, *v = k + dim;
     linear_layer(s->qkv, s->normed, &b->qkv, n_tokens);
-    attention_any(s->attended, dim, q, 3 * dim, k, 3 * dim, v, 3 * dim, n_tokens, n_tokens, n_heads, head_dim,
-                  1.0f / sqrtf((float)head_dim), NULL, vit->packed ? s->scratch : NULL);
+    attention(s->attended, dim, q, 3 * dim, k, 3 * dim, v, 3 * dim, n_tokens, n_tokens, n_heads, head_dim,
+              1.0f / sqrtf((float)head_dim), NULL, vit->packed ? s->scratch : NULL);
     linear_layer(s->branch, s->attended, &b->proj, n_tokens);
 }
 

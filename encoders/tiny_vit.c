@@ -588,7 +588,7 @@ static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
     layer_norm(state->norm, state->maps[0], b->attn_norm.weight, b->attn_norm.bias, n, s->dim, NORM_EPS);
     linear_layer(state->qkv, state->norm, &b->qkv, n);
     window_attention(state->heads, state->qkv, b->pad, s->size, s->size, s->n_heads, head_dim,
-                     (float)(1 / sqrt(head_dim)), &rel);
+                     (float)(1 / sqrt(head_dim)), &rel, NULL);
     linear_layer(state->branch, state->heads, &b->proj, n);
     add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
 }

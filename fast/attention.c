@@ -19,16 +19,17 @@
  * grid row of keys begins at a whole vector and is padded with -inf. The exponentials are then stored without
  * the padding: each row overwrites the end of the row before. */
 #include "tensor.h"
+#include "fast/bf16.h"
 #include "fast/tile.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES         672            /* of a task; the keys are packed once for all of them */
-#define KEYS            512            /* columns of a tile of logits */
-#define STRIDE          (KEYS + LANES) /* between rows of logits: also room for a whole vector at the end */
-#define DIMS            96             /* of a head at a time; a multiple of every NR */
+#define QUERIES         672             /* of a task; the keys are packed once for all of them */
+#define KEYS            512             /* columns of a tile of logits */
+#define STRIDE          (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
+#define DIMS            96              /* of a head at a time; a multiple of every NR */
 #define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: 144 each for SAM's grid of 64 × 64 */
 #define PREFETCH_TOKENS 24              /* see NextKeys */
 #define TASKS_A_THREAD  4               /* at least, if there are enough queries */
@@ -488,10 +489,16 @@ static void numbered_task(const void *job, int number)
 }
 
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
-               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel)
+               int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel,
+               void *bf16_scratch)
 {
     if (n_q <= 0)
         return;
+    if (bf16_scratch && head_dim >= BF16_LEAST_TERMS) {
+        bf16_attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel,
+                       bf16_scratch);
+        return;
+    }
     const int query_h = rel ? rel->grid_h : 1, query_w = rel ? rel->grid_w : n_q;
     const int key_h = rel ? rel->grid_h : 1, key_w = rel ? rel->grid_w : n_k;
     const int threads = threads_for((double)n_q * n_k * head_dim * n_heads, PARALLEL_PRODUCT);
@@ -558,8 +565,12 @@ static void head_of_window(const void *job, int number)
 }
 
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
-                      int head_dim, float scale, const RelativePosition *rel)
+                      int head_dim, float scale, const RelativePosition *rel, void *bf16_scratch)
 {
+    if (bf16_scratch && head_dim >= BF16_LEAST_TERMS) {
+        bf16_window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel, bf16_scratch);
+        return;
+    }
     const int down = (grid_h + rel->grid_h - 1) / rel->grid_h,
               across = (grid_w + rel->grid_w - 1) / rel->grid_w;
     const Windows all = {out, qkv, pad, grid_h, grid_w, across, n_heads, head_dim, scale, rel};

@@ -474,10 +474,11 @@ void linear_pack(Linear *l, Arena *arena)
  * relative positions are prepared in the scratch, once for all of its queries. A task is at most QUERIES
  * queries of a problem. It goes through the keys in tiles of KEYS with the online softmax, as in attention.c.
  * Logits are in units of log 2. */
-#define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB per thread; a multiple of MR uses whole
+#define QUERIES                                                                                              \
+    (98 / MR * MR) /* the buffers below stay under 200 KiB per thread; a multiple of MR uses whole
                                   groups */
-#define KEYS    KC /* so a tile of probabilities is a block of the sum of the product with v */
-#define LOG2_E  1.44269504088896340736f
+#define KEYS   KC  /* so a tile of probabilities is a block of the sum of the product with v */
+#define LOG2_E 1.44269504088896340736f
 
 typedef struct Grid {
     int h, w;
@@ -856,23 +857,4 @@ void bf16_window_attention(float *out, const float *qkv, const float *pad, int g
     set_windows(&a, grid, grid, window, window);
     lay_out(&a, &(Arena){.base = scratch, .size = SIZE_MAX}, 1);
     attend(&a);
-}
-
-void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
-                   int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
-                   const RelativePosition *rel, void *scratch)
-{
-    if (scratch && head_dim >= BF16_LEAST_TERMS)
-        bf16_attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel, scratch);
-    else
-        attention(out, ldo, q, ldq, k, ldk, v, ldv, n_q, n_k, n_heads, head_dim, scale, rel);
-}
-
-void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
-                          int head_dim, float scale, const RelativePosition *rel, void *scratch)
-{
-    if (scratch && head_dim >= BF16_LEAST_TERMS)
-        bf16_window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel, scratch);
-    else
-        window_attention(out, qkv, pad, grid_h, grid_w, n_heads, head_dim, scale, rel);
 }

@@ -22,7 +22,7 @@ void bf16_linear_gelu(float *y, const float *x, const uint32_t *packed, const fl
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
-/* As attention_any and window_attention_any, for every head_dim. */
+/* attention and window_attention in bf16, for every head_dim. */
 void bf16_attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
                     const RelativePosition *rel, void *scratch);

@@ -20,8 +20,6 @@
 #define linear_layer           plain_linear_layer
 #define linear_layer_gelu      plain_linear_layer_gelu
 #define linear_pack            plain_linear_pack
-#define attention_any          plain_attention_any
-#define window_attention_any   plain_window_attention_any
 #define bf16_attention_scratch plain_bf16_attention_scratch
 #define bf16_window_scratch    plain_bf16_window_scratch
 /* attention.c: */

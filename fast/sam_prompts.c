@@ -225,7 +225,7 @@ static void self_attention(const SamWeights *w, SamScratch *s, const SamAttentio
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, dim);
         attention(s->heads + at, dim, s->q + at, dim, s->k + at, dim, s->v + at, dim, T, T, n_heads,
-                  dim / n_heads, attention_scale(w, a), NULL);
+                  dim / n_heads, attention_scale(w, a), NULL, NULL);
     }
     affine(s->out, s->heads, &a->out_proj, s->n_rows);
 }

@@ -138,19 +138,33 @@ static void compare_attention(int n_q, int n_k, int n_heads, int dim, int grid_h
     void *scratch = aligned_array(bf16_attention_scratch(n_q, n_k, n_heads, dim, grid_h, grid_w), 1);
     const RelativePosition rel = {rel_h, rel_w, grid_h, grid_w, NULL}, *r = grid_h ? &rel : NULL;
     REQUIRE(scratch);
-    plain_attention(truth, width, rq, width, rk, width, rv, width, n_q, n_k, n_heads, dim, scale, r);
-    attention_any(out, width, rq, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r, scratch);
+    plain_attention(truth, width, rq, width, rk, width, rv, width, n_q, n_k, n_heads, dim, scale, r, NULL);
+    attention(out, width, rq, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r, scratch);
     double error = 0;
     for (size_t i = 0; i < n; i++)
         if (!(fabs((double)out[i] - (double)truth[i]) <= error))
             error = fabs((double)out[i] - (double)truth[i]);
     CHECK_MSG(error < 2e-3, "%d x %d, %d heads of %d, grid %d x %d: error %.2g", n_q, n_k, n_heads, dim,
               grid_h, grid_w, error);
-    attention(single, width, q, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r);
-    attention_any(out, width, q, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r, NULL);
-    CHECK(memcmp(single, out, n * sizeof *out) == 0); /* without scratch: float32 */
+    plain_attention(truth, width, q, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r, NULL);
+    attention(single, width, q, width, k, width, v, width, n_q, n_k, n_heads, dim, scale, r, NULL);
+    error = test_relative_error(single, truth, n);
+    CHECK_MSG(error < 1e-5, "without scratch, float32: relative error %.2g", error);
     free(q), free(k), free(v), free(out), free(truth), free(single), free(rel_h), free(rel_w);
     free(rq), free(rk), free(rv), free(scratch);
+}
+
+/* A head of too few dimensions stays in float32, scratch or not. */
+static void a_narrow_head_stays_in_float32(void)
+{
+    enum { N = 20, DIM = BF16_LEAST_TERMS - 1 };
+    float *x = random_array(N * DIM), single[N * DIM], out[N * DIM];
+    void *scratch = aligned_array(bf16_attention_scratch(N, N, 1, DIM, 0, 0), 1);
+    REQUIRE(scratch);
+    attention(single, DIM, x, DIM, x, DIM, x, DIM, N, N, 1, DIM, 0.2f, NULL, NULL);
+    attention(out, DIM, x, DIM, x, DIM, x, DIM, N, N, 1, DIM, 0.2f, NULL, scratch);
+    CHECK(memcmp(single, out, sizeof out) == 0);
+    free(x), free(scratch);
 }
 
 static void attention_equals_the_plain_one(void)
@@ -184,7 +198,7 @@ static void windows_equal_copies(void)
     void *scratch = aligned_array(bf16_window_scratch(H, W, WINDOW_H, WINDOW_W, HEADS, DIM), 1);
     void *copy_scratch = aligned_array(bf16_attention_scratch(N, N, HEADS, DIM, WINDOW_H, WINDOW_W), 1);
     REQUIRE(scratch && copy_scratch);
-    window_attention_any(out, qkv, pad, H, W, HEADS, DIM, 0.3f, &rel, scratch);
+    window_attention(out, qkv, pad, H, W, HEADS, DIM, 0.3f, &rel, scratch);
     for (int y0 = 0; y0 < H; y0 += WINDOW_H)
         for (int x0 = 0; x0 < W; x0 += WINDOW_W) {
             for (int i = 0; i < N; i++) {
@@ -192,8 +206,8 @@ static void windows_equal_copies(void)
                 memcpy(in + i * 3 * WIDTH, y < H && x < W ? qkv + (y * W + x) * 3 * WIDTH : pad,
                        3 * WIDTH * sizeof *in);
             }
-            attention_any(copy, WIDTH, in, 3 * WIDTH, in + WIDTH, 3 * WIDTH, in + 2 * WIDTH, 3 * WIDTH, N, N,
-                          HEADS, DIM, 0.3f, &rel, copy_scratch);
+            attention(copy, WIDTH, in, 3 * WIDTH, in + WIDTH, 3 * WIDTH, in + 2 * WIDTH, 3 * WIDTH, N, N,
+                      HEADS, DIM, 0.3f, &rel, copy_scratch);
             for (int i = 0; i < N; i++) {
                 const int y = y0 + i / WINDOW_W, x = x0 + i % WINDOW_W;
                 if (y < H && x < W)
@@ -366,6 +380,7 @@ int main(void)
     RUN(rounding_equals_the_plain_one);
     RUN(layers_equal_the_plain_product);
     RUN(a_layer_has_its_precision);
+    RUN(a_narrow_head_stays_in_float32);
     RUN(attention_equals_the_plain_one);
     RUN(windows_equal_copies);
     RUN(masks_are_those_of_float32);

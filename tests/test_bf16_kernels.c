@@ -260,7 +260,7 @@ static void compare_attention(int n_q, int n_k, int n_heads, int dim, int grid_h
     float *rounded[3] = {rounded_copy(h.q, n), rounded_copy(h.k, nk), rounded_copy(h.v, nk)};
     memcpy(h.q, rounded[0], n * sizeof(float)); /* relative positions see q unrounded */
     plain_attention(h.truth, width, h.q, width, rounded[1], width, rounded[2], width, n_q, n_k, n_heads, dim,
-                    scale, grid_h ? &h.rel : NULL);
+                    scale, grid_h ? &h.rel : NULL, NULL);
     heads_run(&h, scale);
     double error = 0;
     for (size_t i = 0; i < n; i++)

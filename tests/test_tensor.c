@@ -142,8 +142,8 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     float *bias = random_biases(heads, grid_h, grid_w);
     RelativePosition rel = {rel_h, rel_w, grid_h, grid_w, biased ? bias : NULL}, *r = grid_h ? &rel : NULL;
     float scale = 1 / sqrtf((float)dim);
-    attention(fast, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
-    plain_attention(truth, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
+    attention(fast, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r, NULL);
+    plain_attention(truth, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r, NULL);
     double error = test_relative_error(fast, truth, (size_t)n_q * ldo);
     /* logits of size s have errors of s·1e-7, which the exponential turns into relative errors */
     double bound = 3e-6 + 2e-6 * size;
@@ -188,7 +188,7 @@ static void check_windows(int grid_h, int grid_w, int window_h, int window_w, in
     float *in = random_array((size_t)n * 3 * width), *out = random_array((size_t)n * width);
     float *bias = random_biases(heads, window_h, window_w);
     RelativePosition rel = {rel_h, rel_w, window_h, window_w, biased ? bias : NULL};
-    window_attention(fast, qkv, pad, grid_h, grid_w, heads, dim, 0.3f, &rel);
+    window_attention(fast, qkv, pad, grid_h, grid_w, heads, dim, 0.3f, &rel, NULL);
     for (int y0 = 0; y0 < grid_h; y0 += window_h)
         for (int x0 = 0; x0 < grid_w; x0 += window_w) {
             for (int i = 0; i < n; i++) {
@@ -198,7 +198,7 @@ static void check_windows(int grid_h, int grid_w, int window_h, int window_w, in
                        3 * width * sizeof *in);
             }
             plain_attention(out, width, in, 3 * width, in + width, 3 * width, in + 2 * width, 3 * width, n, n,
-                            heads, dim, 0.3f, &rel);
+                            heads, dim, 0.3f, &rel, NULL);
             for (int i = 0; i < n; i++) {
                 int y = y0 + i / window_w, x = x0 + i % window_w;
                 if (y < grid_h && x < grid_w)
@@ -237,7 +237,7 @@ static void biases_go_by_distance(void)
     for (int key = 0; key < N; key++) { /* the values are 1 at this key: out is its probability */
         for (int i = 0; i < N * HEADS; i++)
             v[i] = i / HEADS == key;
-        attention(out, HEADS, zeros, HEADS, zeros, HEADS, v, HEADS, N, N, HEADS, 1, 1, &rel);
+        attention(out, HEADS, zeros, HEADS, zeros, HEADS, v, HEADS, N, N, HEADS, 1, 1, &rel, NULL);
         for (int i = 0; i < N * HEADS; i++) {
             const int query = i / HEADS, h = i % HEADS;
             double total = 0, wanted = 0;
@@ -472,12 +472,12 @@ static void run_all(Results *r)
     float *x = random_array(M * K), *w = random_array(N * K), *b = random_array(N);
     linear(result(r, M * N), x, w, b, M, N, K);
     matmul(result(r, M * N), N, x, K, w, N, M, N, K, 0);
-    attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, NULL);
+    attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, NULL, NULL);
     RelativePosition rel = {x, x + 20000, 20, 20, NULL};
-    attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, &rel);
+    attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, &rel, NULL);
     linear(result(r, 1100 * 40), x, w, b, 1100, 40, 117); /* rows for each thread */
     const RelativePosition window = {x, x + 20000, 7, 6, NULL};
-    window_attention(result(r, 20 * 19 * 96), w, b, 20, 19, 2, 48, 0.2f, &window);
+    window_attention(result(r, 20 * 19 * 96), w, b, 20, 19, 2, 48, 0.2f, &window, NULL);
     layer_norm(result(r, M * K), x, b, b, M, K, 1e-6f);
     float *y = result(r, M * K);
     memcpy(y, x, M * K * sizeof *x);
@@ -824,7 +824,7 @@ static void attention_equals_torch(void)
         float *rel_w = table_w ? packed_relative(table_w, grid[i][1], dim) : NULL;
         RelativePosition rel = {rel_h, rel_w, grid[i][0], grid[i][1], NULL};
         attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n, heads,
-                  dim, 1 / sqrtf((float)dim), rel_h ? &rel : NULL);
+                  dim, 1 / sqrtf((float)dim), rel_h ? &rel : NULL, NULL);
         double error = test_relative_error(y, truth, ty->n_elements);
         CHECK_MSG(error < 3e-6, "attention.%d: error %g", i, error);
         free(qkv), free(truth), free(y), free(rel_h), free(rel_w), free(table_h), free(table_w);
@@ -917,7 +917,7 @@ static void print_speed(void)
         for (int i = 0; i < 5; i++) {
             double start = seconds();
             attention(y, width, qkv, 3 * width, qkv + width, 3 * width, qkv + 2 * width, 3 * width, n, n,
-                      heads[s][1], heads[s][2], 0.125f, grid ? &rel : NULL);
+                      heads[s][1], heads[s][2], 0.125f, grid ? &rel : NULL, NULL);
             best = fmin(best, seconds() - start);
         }
         printf("  attention %d, %d heads of %d, grid %d: %.1f GFLOP/s\n", n, heads[s][1], heads[s][2], grid,
