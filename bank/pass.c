@@ -1,18 +1,19 @@
-/* pass.c - see pass.h. The images are independent of each other: threads take one at a time. Every thread counts,
- * the caller's tells what is new: progress is the program's, and what it locks may be locked around us. */
+/* pass.c - see pass.h. The images are independent of each other; each thread takes one at a time. Every
+ * thread counts, but only the caller's thread reports progress. So the program's callback may take locks that
+ * the caller's thread holds. */
 #include "bank/pass.h"
 
 #include "io/fail.h"
 #include "io/threads.h"
 
-/* What the threads of a pass share. */
+/* The data that the threads of a pass share. */
 typedef struct Running {
     const Pass *pass;
     int done, told, status;
     Error *err;
 } Running;
 
-/* The first failure of all threads' is the one that is told. */
+/* The first failure of all threads is reported. */
 static void take_failure(Running *r, const Error *err)
 {
     int before;

@@ -6,14 +6,15 @@
 
 typedef struct Pass {
     int n;                                           /* images */
-    int (*image)(void *context, int at, Error *err); /* one of them: 0 / -1; it writes only its own places */
+    int (*image)(void *context, int at, Error *err); /* work on one of them: 0 / -1; it writes only its own
+                                                        places */
     void *context;
     void (*progress)(void *user, int done, int total); /* called by the caller's thread; or NULL */
     void *user;
     int before, total; /* progress: done before this pass, and in all passes */
 } Pass;
 
-/* All images; 0, or -1 and the first failure's sentence. */
+/* Work on all images. 0, or -1 and the first failure's sentence. */
 int run_pass(const Pass *pass, Error *err);
 
 #endif

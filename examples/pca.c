@@ -10,7 +10,7 @@
 #include "io/image.h"
 #include "vit.h"
 
-/* x [n][dim] loses its largest principal component, found by power iteration: value [n] */
+/* x [n][dim] loses its largest principal component, found by power iteration; its values go to value [n]. */
 static void component(float *value, float *x, int n, int dim)
 {
     float direction[dim];

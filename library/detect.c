@@ -12,7 +12,7 @@ static int needs_bank(const Samlad *s, Error *err)
     return s->has_bank ? 0 : fail(err, "no bank: build or load one before detecting");
 }
 
-/* The result of a detection, which also goes to the dump unless that is NULL. */
+/* Make the result of a detection. It also goes to the dump, unless dump is NULL. */
 static int make_result(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, StWriter *dump,
                        Error *err)
 {
@@ -23,7 +23,7 @@ static int make_result(SamladResult *result, const Bank *bank, Detection *d, Sce
     return result_make(result, bank, d, scene, err);
 }
 
-/* dump: or NULL. */
+/* dump may be NULL. */
 static int detect_image(SamladResult *result, Samlad *s, const Picture *picture, StWriter *dump, Error *err)
 {
     Detection d;
@@ -35,7 +35,7 @@ static int detect_image(SamladResult *result, Samlad *s, const Picture *picture,
     return status;
 }
 
-/* A picture without pixels shows nothing. */
+/* A picture without pixels is refused. */
 static int check_picture(const Picture *picture, Error *err)
 {
     return picture->height > 0 && picture->width > 0

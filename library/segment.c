@@ -8,8 +8,8 @@
 #include "io/fail.h"
 #include "tensor.h"
 
-/* Area, box (XYWH) and stability of a mask from its logits, as the official generator has them. Its thresholds
- * are float32 numbers too. An empty mask's stability, 0/0 there, is 0. */
+/* Area, box (XYWH) and stability of a mask from its logits, as in the official generator. The thresholds are
+ * float32 too. An empty mask's stability, 0/0 there, is 0. */
 static void measure_mask(AmgMask *mask, const float *logits, int height, int width, float threshold,
                          double offset)
 {
@@ -33,7 +33,7 @@ static void measure_mask(AmgMask *mask, const float *logits, int height, int wid
     }
 }
 
-/* Where the prompt is: its first point, or the middle of its box. */
+/* The place of the prompt: its first point, or the middle of its box. */
 static void prompt_place(double place[2], const SegmentRequest *request)
 {
     const float *box = request->box;

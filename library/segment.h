@@ -16,11 +16,11 @@ typedef struct SegmentRequest {
     StWriter *dump;       /* the encoder's and the masks' tensors (docs/METHOD.md 11), or NULL */
 } SegmentRequest;
 
-/* Does the request have a point or a box? */
+/* 1 if the request has a point or a box. */
 int segment_prompted(const SegmentRequest *request);
 
-/* Automatic masks, or the masks of one prompt as records of the same kind (best predicted IoU first). *out is to
- * be freed with amg_masks_free. */
+/* Automatic masks, or the masks of one prompt as records of the same kind, the best predicted IoU first. Free
+ * *out with amg_masks_free. */
 int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
             const Picture *picture, Error *err);
 

@@ -76,7 +76,7 @@ void report_plain(FILE *out, const char *text)
     }
 }
 
-/* One reason, indented below the rank: scores take nine characters. */
+/* One reason, indented below the rank. Scores take nine characters. */
 static void print_reason(FILE *out, const char *kind, const char *text)
 {
     fprintf(out, "           %s: ", kind);
