@@ -102,8 +102,9 @@ static void set_verdict(SamladObject *object, const Verdict *v, const Spread *sp
                         const SamladResult *r)
 {
     const int at = v->damage_cell, h = d->comparison.query.grid_h, w = d->comparison.query.grid_w;
+    static const SamladVerdict verdicts[] = {VERDICT_NORMAL, VERDICT_EXTRA, VERDICT_DAMAGED};
     object->alike = v->alike;
-    object->verdict = v->extra ? VERDICT_EXTRA : v->damaged ? VERDICT_DAMAGED : VERDICT_NORMAL;
+    object->verdict = verdicts[v->verdict];
     if (at < 0)
         return;
     object->damage = amm_z(spread, d->structural[at]);
@@ -111,8 +112,8 @@ static void set_verdict(SamladObject *object, const Verdict *v, const Spread *sp
     object->damage_at[1] = ((float)(at / w) + 0.5f) * (float)r->height / (float)h;
 }
 
-/* Room for n objects and their matches with k references. */
-static int objects_room(SamladResult *r, int n, int k, Error *err)
+/* Arrays of n objects and their matches with k references. */
+static int new_objects(SamladResult *r, int n, int k, Error *err)
 {
     const size_t n_matches = (size_t)n * (size_t)k;
     r->n_objects = n;
@@ -128,8 +129,8 @@ int result_objects(SamladResult *r, const Bank *bank, const Detection *d, Error 
 {
     const Objects *o = &d->comparison.query;
     const VerdictOptions options = bank_verdicts(bank);
-    const VerdictInput input = {&d->comparison, d->unmatched, d->counted, d->structural, d->coverage};
-    if (objects_room(r, o->n, d->k, err))
+    const VerdictInput input = {&d->comparison, d->unmatched, d->counted, d->structural, d->claimed};
+    if (new_objects(r, o->n, d->k, err))
         return -1;
     Verdict *verdicts = aligned_array((size_t)o->n, sizeof *verdicts);
     if (!verdicts || verdict_objects(verdicts, &input, &options, err)) {
