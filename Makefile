@@ -57,7 +57,7 @@ endif
 ifneq ($(filter-out 0,$(PLAIN)),)
 RENAME  =
 FAST    =
-TESTFLAGS = -DPLAIN
+ALL    += -DPLAIN
 else
 RENAME  = $(if $(findstring /,$*),,-DCOMPILES_$* -include fast/replaces.h)
 FAST    = fast
@@ -85,7 +85,7 @@ lib: libsamlad.a
 # A change of compiler or flags rebuilds everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(CC) $(ALL) $(TESTFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALL) $(TESTFLAGS)' > $@
+	@echo '$(CC) $(ALL)' | cmp -s - $@ || echo '$(CC) $(ALL)' > $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -114,7 +114,7 @@ $(BUILD)/samlad: $(CLI:%.c=$(BUILD)/%.o) $(LIB)
 
 $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(ALL) $(TESTFLAGS) -MMD -MP $< $(LIB) $(LIBS) -o $@
+	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
 
 test: $(TESTS) $(BUILD)/samlad $(BUILD)/libsamlad.a
 	@sh tests/run.sh $(BUILD) $(LEFT_OUT)

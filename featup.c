@@ -193,7 +193,7 @@ typedef struct Scratch {
     float *fixup_row; /* [W][channels] of the stack's fixup_proj */
 } Scratch;
 
-static void lay_out(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
+static void layout_scratch(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
 {
     const size_t H = (size_t)in->h << stages, W = (size_t)in->w << stages, c = in->channels;
     size_t key_dim = 0; /* the largest */
@@ -226,10 +226,10 @@ int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int
 
     Scratch scratch = {0};
     Arena arena = {0};
-    lay_out(&scratch, &arena, featup, in, stages);
+    layout_scratch(&scratch, &arena, featup, in, stages);
     if (arena_allocate(&arena))
         return fail_memory(err, "FeatUp's activations", arena.size);
-    lay_out(&scratch, &arena, featup, in, stages);
+    layout_scratch(&scratch, &arena, featup, in, stages);
     scratch.results[stages - 1] = out;
 
     Stage *stage = &scratch.stage;

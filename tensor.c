@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/safetensors.h" /* f16_to_f32 */
+#include "io/number.h"
 
 /* ---- matrix products ---------------------------------------------------------------------------*/
 
@@ -919,30 +919,4 @@ float quantile_sorted(const float *sorted, size_t n, double q)
     double at = q * (double)(n - 1);
     size_t low = (size_t)at, high = low + 1 < n ? low + 1 : low;
     return (float)(sorted[low] + (at - (double)low) * ((double)sorted[high] - sorted[low]));
-}
-
-/* ---- the machine -------------------------------------------------------------------------------*/
-
-const char *instruction_set(void)
-{
-    return "plain C";
-}
-
-double fma_burst(int rounds, Precision precision)
-{
-    enum { CHAINS = 12 };
-    const int n_threads = tensor_team_size();
-    (void)precision;
-#pragma omp parallel for
-    for (int thread = 0; thread < n_threads; thread++) {
-        float sum[CHAINS] = {0};
-        for (int r = 0; r < rounds; r++)
-            for (int i = 0; i < CHAINS; i++)
-                sum[i] = sum[i] * 0.999f + 1e-3f;
-        for (int i = 0; i < CHAINS; i++) {
-            volatile float used = sum[i]; /* so that the sum is computed */
-            (void)used;
-        }
-    }
-    return 2e-9 * CHAINS * (double)rounds * n_threads;
 }

@@ -59,6 +59,11 @@ typedef struct Linear {
     int n_out, n_in;
 } Linear;
 
+/* LayerNorm's affine part, or LayerNorm2d's. */
+typedef struct Norm {
+    const float *weight, *bias; /* [dim] */
+} Norm;
+
 /* y[m][n_out] = x[m][n_in]·weightᵀ + bias, in the layer's precision. */
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
 /* y = gelu(x·weightᵀ + bias). */
@@ -226,12 +231,5 @@ float quantile_sorted(const float *sorted, size_t n, double q);
 
 /* Receives a network's intermediate tensors, for parity tests and --dump. NULL: off. */
 typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
-
-/* The instructions that the routines use, such as "AVX-512"; "plain C" in the plain form. */
-const char *instruction_set(void);
-/* Run `rounds` times a dozen multiply-adds on every thread, all in registers. This is an upper limit for
- * every product of this precision. Returns the work in 10^9 floating-point operations; the caller takes the
- * time. */
-double fma_burst(int rounds, Precision precision);
 
 #endif

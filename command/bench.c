@@ -34,6 +34,9 @@
 #include "sam.h"
 #include "tensor.h"
 #include "vit.h"
+#ifndef PLAIN
+#include "fast/machine.h"
+#endif
 
 enum { MAX_ONLY = 32, MAX_RUNS = 100 };
 
@@ -241,6 +244,32 @@ static int prepare_picture(Work *work, int size, Error *err)
  * still sees the clock of the stage. The fastest of BURSTS counts, because any other process can interrupt
  * one. */
 enum { BURST_ROUNDS = 300000, BURSTS = 3 };
+
+#ifdef PLAIN /* the plain form has no instructions of its own; its limit is that of a plain loop */
+static const char *instruction_set(void)
+{
+    return "plain C";
+}
+
+static double fma_burst(int rounds, Precision precision)
+{
+    enum { CHAINS = 12 };
+    const int n_threads = thread_team_size();
+    (void)precision;
+#pragma omp parallel for
+    for (int thread = 0; thread < n_threads; thread++) {
+        float sum[CHAINS] = {0};
+        for (int r = 0; r < rounds; r++)
+            for (int i = 0; i < CHAINS; i++)
+                sum[i] = sum[i] * 0.999f + 1e-3f;
+        for (int i = 0; i < CHAINS; i++) {
+            volatile float used = sum[i]; /* so that the sum is computed */
+            (void)used;
+        }
+    }
+    return 2e-9 * CHAINS * (double)rounds * n_threads;
+}
+#endif
 
 static int run_limit(Work *work, Error *err)
 {
@@ -579,7 +608,8 @@ static int prepare_amm(Work *work, Error *err)
 {
     static int match[AMM_OBJECTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     float *coverage = new_buffer(work, (size_t)AMM_OBJECTS * AMM_CELLS, err);
-    float *numbers = coverage ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS + CHANNELS, err) : NULL;
+    float *numbers =
+        coverage ? new_buffer(work, (size_t)(AMM_K + 1) * 4 * AMM_OBJECTS + CHANNELS, err) : NULL;
     if (!numbers || !new_buffer(work, AMM_CELLS, err) || !new_buffer(work, AMM_CELLS, err))
         return -1;
     memset(coverage, 0, sizeof *coverage * AMM_OBJECTS * AMM_CELLS);
@@ -946,7 +976,7 @@ static void print_head(void)
 {
     char machine[128];
     machine_name(machine, sizeof machine);
-    printf("%s, %d threads, %s; medians of the runs\n", machine, tensor_max_threads(), instruction_set());
+    printf("%s, %d threads, %s; medians of the runs\n", machine, thread_max(), instruction_set());
     printf("%-22s %10s %9s %9s %9s %8s %8s %5s\n", "stage", "seconds", "GFLOP", "GFLOP/s", "of limit",
            "peak MB", "faults", "runs");
 }

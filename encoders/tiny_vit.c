@@ -48,7 +48,7 @@ typedef struct MBConv {
 } MBConv;
 
 typedef struct TinyViTBlock {
-    SamNorm attn_norm, mlp_norm;
+    Norm attn_norm, mlp_norm;
     Linear qkv, proj, fc1, fc2;
     const float *attention_biases; /* see distance_bias */
     const float *pad;              /* [3·dim] qkv of a token of zeros */
@@ -76,7 +76,7 @@ typedef struct TinyVitState {
     float *maps[2];                      /* [size][size][dim] of any layer */
     float *interleaved, *stem, *scratch; /* [S][S][3], [S/2][S/2][stem_dim], conv2d's */
     float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2 */
-    float *norm, *heads, *branch;        /* [n][dim] */
+    float *normed, *attended, *branch;   /* [n][dim] */
     float *qkv;                          /* [n][3·dim] */
     float *hidden;                       /* of some rows of an MLP */
 } TinyVitState;
@@ -112,10 +112,10 @@ __attribute__((format(printf, 4, 5))) static const float *tensor(Reader *r, int 
     return data;
 }
 
-static SamNorm norm(Reader *r, int dim, const char *name)
+static Norm norm(Reader *r, int dim, const char *name)
 {
-    return (SamNorm){tensor(r, 1, (int64_t[]){dim}, "%s.weight", name),
-                     tensor(r, 1, (int64_t[]){dim}, "%s.bias", name)};
+    return (Norm){tensor(r, 1, (int64_t[]){dim}, "%s.weight", name),
+                  tensor(r, 1, (int64_t[]){dim}, "%s.bias", name)};
 }
 
 static Linear layer(Reader *r, int n_out, int n_in, const char *name)
@@ -317,7 +317,7 @@ static int read_layer(Safetensors *st, Layer *s, int i, Error *err)
     snprintf(before, sizeof before, "image_encoder.layers.%d.blocks.", i);
     s->depth = sam_count_tensors(st, before, i == 0 ? ".conv1.c.weight" : ".attn.qkv.weight", MAX_DEPTH);
     if (s->depth < 1 || s->depth > MAX_DEPTH)
-        return fail(err, "%s: TinyViT's stage %d has %s%d blocks, expected 1 to %d", st_path(st), i,
+        return fail(err, "%s: TinyViT's layer %d has %s%d blocks, expected 1 to %d", st_path(st), i,
                     s->depth > MAX_DEPTH ? "more than " : "", s->depth > MAX_DEPTH ? MAX_DEPTH : s->depth,
                     MAX_DEPTH);
     if (i == 0)
@@ -352,7 +352,7 @@ static int read_sizes(TinyVit *vit, Safetensors *st, Error *err)
     }
     snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", N_LAYERS - 1);
     if (st_find(st, name))
-        return fail(err, "%s: TinyViT has more than %d stages", st_path(st), N_LAYERS);
+        return fail(err, "%s: TinyViT has more than %d layers", st_path(st), N_LAYERS);
     return 0;
 }
 
@@ -485,7 +485,7 @@ static Sizes largest_sizes(const TinyVit *vit)
     return most;
 }
 
-static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
+static void layout_tiny_vit(const void *model, void *state_struct, Arena *arena)
 {
     const TinyVit *vit = model;
     TinyVitState *state = state_struct;
@@ -505,8 +505,8 @@ static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
     arena->used = mark;
     state->strips[0] = arena_floats(arena, most.strip[0]);
     state->strips[1] = arena_floats(arena, most.strip[1]);
-    state->norm = arena_floats(arena, most.tokens);
-    state->heads = arena_floats(arena, most.tokens);
+    state->normed = arena_floats(arena, most.tokens);
+    state->attended = arena_floats(arena, most.tokens);
     state->branch = arena_floats(arena, most.tokens);
     state->qkv = arena_floats(arena, 3 * most.tokens);
     state->hidden = arena_floats(arena, most.hidden);
@@ -585,11 +585,11 @@ static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size, head_dim = s->dim / s->n_heads;
     const RelativePosition rel = {NULL, NULL, s->window_size, s->window_size, b->attention_biases};
-    layer_norm(state->norm, state->maps[0], b->attn_norm.weight, b->attn_norm.bias, n, s->dim, NORM_EPS);
-    linear_layer(state->qkv, state->norm, &b->qkv, n);
-    window_attention(state->heads, state->qkv, b->pad, s->size, s->size, s->n_heads, head_dim,
+    layer_norm(state->normed, state->maps[0], b->attn_norm.weight, b->attn_norm.bias, n, s->dim, NORM_EPS);
+    linear_layer(state->qkv, state->normed, &b->qkv, n);
+    window_attention(state->attended, state->qkv, b->pad, s->size, s->size, s->n_heads, head_dim,
                      (float)(1 / sqrt(head_dim)), &rel, NULL);
-    linear_layer(state->branch, state->heads, &b->proj, n);
+    linear_layer(state->branch, state->attended, &b->proj, n);
     add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
 }
 
@@ -597,11 +597,11 @@ static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 static void mlp(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size;
-    layer_norm(state->norm, state->maps[0], b->mlp_norm.weight, b->mlp_norm.bias, n, s->dim, NORM_EPS);
+    layer_norm(state->normed, state->maps[0], b->mlp_norm.weight, b->mlp_norm.bias, n, s->dim, NORM_EPS);
     for (int row = 0; row < n; row += MLP_ROWS) {
         const int rows = n - row < MLP_ROWS ? n - row : MLP_ROWS;
         const size_t from = (size_t)row * (size_t)s->dim;
-        linear_layer_gelu(state->hidden, state->norm + from, &b->fc1, rows);
+        linear_layer_gelu(state->hidden, state->normed + from, &b->fc1, rows);
         linear_layer(state->branch + from, state->hidden, &b->fc2, rows);
     }
     add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
@@ -655,5 +655,5 @@ const SamEncoder tiny_vit_encoder = {.name = "tiny_vit",
                                      .dim = tiny_vit_dim,
                                      .multiply_adds = tiny_vit_multiply_adds,
                                      .pack = tiny_vit_pack,
-                                     .layout = tiny_vit_layout,
+                                     .layout = layout_tiny_vit,
                                      .forward = tiny_vit_forward};

@@ -171,7 +171,7 @@ static void measure_square(float *map, const AmmInput *input, const AmmWork *wor
 int amm_structural(float *map, const AmmInput *input, Error *err)
 {
     const Objects *q = &input->comparison->query;
-    const int k = input->comparison->k, n_threads = tensor_team_size(), side = square_side(q, n_threads);
+    const int k = input->comparison->k, n_threads = thread_team_size(), side = square_side(q, n_threads);
     const int n_squares = squares(q->grid_h, side) * squares(q->grid_w, side);
     Arena count = {0};
     AmmWork work;

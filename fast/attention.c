@@ -574,5 +574,5 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
     const int down = (grid_h + rel->grid_h - 1) / rel->grid_h,
               across = (grid_w + rel->grid_w - 1) / rel->grid_w;
     const Windows all = {out, qkv, pad, grid_h, grid_w, across, n_heads, head_dim, scale, rel};
-    run_tasks(down * across * n_heads, tensor_team_size(), head_of_window, NULL, &all);
+    run_tasks(down * across * n_heads, thread_team_size(), head_of_window, NULL, &all);
 }

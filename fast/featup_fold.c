@@ -305,7 +305,7 @@ typedef struct Scratch {
     float *fixup_row; /* [2w][channels] of the stack's fixup_proj */
 } Scratch;
 
-static void lay_out(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
+static void layout_scratch(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
 {
     const size_t h2 = (size_t)in->h << stages, w2 = (size_t)in->w << stages, c = (size_t)in->channels;
     size_t key_dim = 0; /* the largest */
@@ -333,10 +333,10 @@ int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int
 
     Scratch scratch = {0};
     Arena arena = {0};
-    lay_out(&scratch, &arena, featup, in, stages);
+    layout_scratch(&scratch, &arena, featup, in, stages);
     if (arena_allocate(&arena))
         return fail_memory(err, "FeatUp's activations", arena.size);
-    lay_out(&scratch, &arena, featup, in, stages);
+    layout_scratch(&scratch, &arena, featup, in, stages);
     scratch.results[stages - 1] = out;
 
     Job *job = &scratch.job;

@@ -1,4 +1,6 @@
-/* machine.c - the instructions that fast/ is compiled for, and their speed limit. */
+/* machine.c - see machine.h. */
+#include "fast/machine.h"
+
 #include "fast/bf16.h"
 #include "fast/simd.h"
 

@@ -53,9 +53,6 @@
 #define centre_rows   plain_centre_rows
 #define gram_rows     plain_gram_rows
 #define residual_rows plain_residual_rows
-/* machine.c: */
-#define instruction_set plain_instruction_set
-#define fma_burst       plain_fma_burst
 #endif
 
 #ifdef COMPILES_featup

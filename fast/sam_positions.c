@@ -276,7 +276,7 @@ void sam_planes_free(SamPlanes *planes)
 
 /* ---- the trail of a prompt --------------------------------------------------------------------*/
 
-void sam_positions_layout(SamPositions *s, const SamWeights *w, int max_tokens, Arena *arena)
+void sam_layout_positions(SamPositions *s, const SamWeights *w, int max_tokens, Arena *arena)
 {
     const SamConfig *c = &w->config;
     const size_t dim = (size_t)c->out_chans, inner = (size_t)internal_dim(w);
@@ -514,7 +514,7 @@ static void normalise_tile(SamPositions *s, const Level *level, int tile)
             cross[j] += z[i * TILE + j] * s->products[i * TILE + j];
     for (int j = 0; j < TILE; j++) {
         const float sum = sigma[j] * (sigma[j] * square[j] + 2 * cross[j]) + own[j];
-        scale[j] = 1 / sqrtf((sum > 0 ? sum : 0) / (float)dim + SAM_NORM_EPS);
+        scale[j] = 1 / sqrtf((sum > 0 ? sum : 0) / (float)dim + SAM_TRANSFORMER_EPS);
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE; j++)
@@ -596,7 +596,7 @@ void sam_positions_upscale(SamPositions *s, const SamPlanes *planes, const float
         for (int sub = 0; sub < 4; sub++) {
             float *x = s->up1 + (size_t)sub * dim4 * TILE;
             tile_norm_gelu(x, w->mask_decoder.output_upscaling.norm.weight,
-                           w->mask_decoder.output_upscaling.norm.bias, dim4, SAM_NORM_2D_EPS);
+                           w->mask_decoder.output_upscaling.norm.bias, dim4, SAM_LAYER_NORM_2D_EPS);
             small_product(s->up2, TILE, planes->up_weight2, dim4, x, TILE, 4 * dim8, TILE, dim4, 0);
             for (int i = 0; i < 4; i++) {
                 float *y = s->up2 + (size_t)i * dim8 * TILE;

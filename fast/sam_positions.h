@@ -40,7 +40,7 @@ typedef struct SamPositions {
 /* 1 if prompts of n_tokens can use the planes. The planes are written for decoders of few layers, and pay
  * only while heads times tokens are few. Automatic masks of the published models fit: 2 layers, 8·7. */
 int sam_positions_fit(const SamWeights *weights, int n_tokens);
-void sam_positions_layout(SamPositions *positions, const SamWeights *weights, int max_tokens, Arena *arena);
+void sam_layout_positions(SamPositions *positions, const SamWeights *weights, int max_tokens, Arena *arena);
 /* A new prompt of n_tokens <= max_tokens tokens. */
 void sam_positions_begin(SamPositions *positions, int n_tokens);
 /* heads [n][internal_dim] of n <= T tokens that attend to the image, before out_proj. q [n][internal_dim] is

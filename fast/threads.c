@@ -27,7 +27,7 @@ void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*
     }
 #pragma omp parallel num_threads(threads) /* all of them: a smaller team would end the other threads */
     {
-        for (int k = 0, own = tensor_thread(); k < chunks; k++) {
+        for (int k = 0, own = thread_number(); k < chunks; k++) {
             const int c = (own + k) % chunks;
             const int first = (int)((int64_t)n * c / chunks);
             const int end = (int)((int64_t)n * (c + 1) / chunks);

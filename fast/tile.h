@@ -24,7 +24,7 @@
  * prompt's few rows. */
 static inline int threads_for(double work, double least)
 {
-    return work > least ? tensor_team_size() : 1;
+    return work > least ? thread_team_size() : 1;
 }
 
 static inline int min_int(int a, int b)

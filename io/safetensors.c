@@ -58,58 +58,6 @@ const char *st_dtype_name(StDtype dtype)
     return (unsigned)dtype < ST_N_DTYPES ? DTYPES[dtype].name : "?";
 }
 
-/* ---- half precision --------------------------------------------------------------------------------*/
-
-/* Without branches, so that loops over it become vector code. An addition moves the exponent's bias from
- * 15 to 127. Subnormals have no implicit one; subtracting 2^-14 removes it again (exactly). */
-static inline float half_to_float(uint16_t h)
-{
-    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
-    uint32_t exponent = magnitude & 0x0f800000;
-    union {
-        uint32_t u;
-        float f;
-    } normal = {magnitude + (112u << 23)}, subnormal = {magnitude + (113u << 23)}, one = {113u << 23};
-    normal.u += exponent == 0x0f800000 ? 112u << 23 : 0; /* infinity and NaN */
-    subnormal.f -= one.f;
-    normal.u = exponent == 0 ? subnormal.u : normal.u;
-    normal.u |= (uint32_t)(h & 0x8000) << 16;
-    return normal.f;
-}
-
-float f16_to_f32(uint16_t h)
-{
-    return half_to_float(h);
-}
-
-void f16_to_f32_row(float *to, const uint16_t *from, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        to[i] = half_to_float(from[i]);
-}
-
-uint16_t f32_to_f16(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
-    u &= 0x7fffffff;
-    if (u > 0x7f800000) /* NaN: quiet, the payload's upper bits kept. */
-        return (uint16_t)(sign | 0x7e00 | (u >> 13 & 0x1ff));
-    if (u >= 0x47800000) /* 65536 and more; rounding up to it carries over below. */
-        return (uint16_t)(sign | 0x7c00);
-    if (u < 0x38800000) { /* below 2^-14: the unit is 2^-24, so an addition to 0.5 (unit 2^-24) rounds. */
-        union {
-            uint32_t u;
-            float f;
-        } x = {u}, half = {0x3f000000};
-        x.f += half.f;
-        return (uint16_t)(sign | (x.u - half.u));
-    }
-    u += 0xfff + (u >> 13 & 1); /* round the 13 bits that are dropped, ties to even. */
-    return (uint16_t)(sign | (u - (112u << 23)) >> 13);
-}
-
 /* ---- reading the header ----------------------------------------------------------------------------*/
 
 /* "[2,3,?]" into text, for messages. */
@@ -488,7 +436,7 @@ static void convert_to_f32(float *out, const StTensor *tensor)
         for (size_t i = 0; i < n; i++) {
             uint16_t h;
             memcpy(&h, in + 2 * i, 2);
-            out[i] = half_to_float(h);
+            out[i] = f16_to_f32(h);
         }
     } else if (tensor->dtype == ST_BF16) {
         for (size_t i = 0; i < n; i++) {

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "io/error.h"
+#include "io/number.h" /* float16, the conversion of an F16 tensor */
 
 #define ST_MAX_DIMS 8
 
@@ -93,8 +94,5 @@ void st_writer_free(StWriter *w);
 
 size_t st_dtype_size(StDtype dtype);
 const char *st_dtype_name(StDtype dtype);
-float f16_to_f32(uint16_t h);
-void f16_to_f32_row(float *to, const uint16_t *from, size_t n);
-uint16_t f32_to_f16(float f); /* round to nearest even. */
 
 #endif

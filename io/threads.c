@@ -5,7 +5,7 @@
 #include <omp.h>
 #endif
 
-int tensor_max_threads(void)
+int thread_max(void)
 {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -14,7 +14,7 @@ int tensor_max_threads(void)
 #endif
 }
 
-int tensor_team_size(void)
+int thread_team_size(void)
 {
 #ifdef _OPENMP
     return omp_in_parallel() ? 1 : omp_get_max_threads();
@@ -23,11 +23,19 @@ int tensor_team_size(void)
 #endif
 }
 
-int tensor_thread(void)
+int thread_number(void)
 {
 #ifdef _OPENMP
     return omp_get_thread_num();
 #else
     return 0;
 #endif
+}
+
+int count_done(int *done, int n)
+{
+    int sum;
+#pragma omp atomic capture
+    sum = *done += n;
+    return sum;
 }

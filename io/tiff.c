@@ -12,7 +12,7 @@
 #include "io/fail.h"
 #include "io/bytes.h"
 #include "io/file.h"
-#include "io/safetensors.h" /* f16_to_f32 */
+#include "io/number.h"
 
 #define TIFF_MAX_FILE ((size_t)1 << 31)
 #define TIFF_MAX_RATIO                                                                                       \

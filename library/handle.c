@@ -98,7 +98,7 @@ int samlad_images_at_once(const Samlad *s)
 {
     const size_t budget = (size_t)512 << 20; /* bytes of all handles' activations together [ours] */
     const size_t at_most = budget / networks_image_bytes(&s->networks, &s->options);
-    const int n_threads = tensor_max_threads();
+    const int n_threads = thread_max();
     return (size_t)n_threads <= at_most ? n_threads : 1;
 }
 

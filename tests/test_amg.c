@@ -723,7 +723,8 @@ static void test_small_regions_against_flood_fill(void)
         Rle rle;
         int changed;
         REQUIRE(rle_encode(&rle, mask, h, w, NULL) == 0);
-        CHECK(amg_remove_small_regions(&rle, min_area, islands, &changed, NULL) == 0);
+        CHECK(amg_remove_small_regions(&rle, min_area, islands ? REGION_ISLANDS : REGION_HOLES, &changed,
+                                       NULL) == 0);
         CHECK(remove_plainly(&filler, min_area, islands) == changed);
         rle_decode(ours, &rle);
         CHECK_MSG(memcmp(ours, mask, (size_t)n) == 0, "round %d: %d x %d, least area %d, islands %d", round,

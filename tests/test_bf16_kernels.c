@@ -382,7 +382,7 @@ static void bits_do_not_depend_on_threads(void)
         heads_run(&h, 0.2f);
         CHECK(memcmp(h.out, h.truth, 529 * 96 * sizeof(float)) == 0);
     }
-    set_threads(tensor_max_threads());
+    set_threads(thread_max());
     free(x), free(w), free(first), free(y), free(packed);
     heads_free(&h);
 }

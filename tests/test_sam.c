@@ -342,7 +342,7 @@ static void test_wrong_tiny_vits_are_refused(void)
         {.without = "image_encoder.patch_embed.seq.0.c.weight", .expected = "seq.0.c.weight is missing"},
         {.without = "image_encoder.patch_embed.seq.2.bn.running_mean", .expected = "seq.2.bn.running_mean"},
         {.flat = "image_encoder.layers.0.blocks.1.conv2.c.weight", .expected = "blocks.1.conv2.c.weight"},
-        {.without = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "stage 0 has 0 blocks"},
+        {.without = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "layer 0 has 0 blocks"},
         {.without = "image_encoder.layers.1.downsample.conv1.c.weight",
          .expected = "layers.1.downsample.conv1"},
         {.without = "image_encoder.layers.2.downsample.conv3.bn.bias",

@@ -1,6 +1,6 @@
 /* test_simd.c - fast/simd.h's functions of vectors. Left out with PLAIN=1. */
 #include "fast/simd.h"
-#include "io/safetensors.h"
+#include "io/number.h"
 #include "test.h"
 
 #include <float.h>

@@ -509,11 +509,11 @@ static void free_results(Results *r)
 
 static void bits_do_not_depend_on_threads(void)
 {
-    int before = tensor_max_threads();
+    int before = thread_max();
     Results one, many;
     set_threads(1);
     run_all(&one);
-    CHECK(tensor_max_threads() == 1);
+    CHECK(thread_max() == 1);
     for (int threads = 2; threads <= 4; threads++) {
         set_threads(threads);
         run_all(&many);
@@ -553,7 +553,7 @@ static void free_threads(int n, const cpu_set_t *allowed)
 static void uneven_threads_compute_the_same_bits(void)
 {
     enum { THREADS = 4, M = 2000, N = 130, K = 600 };
-    const int before = tensor_max_threads();
+    const int before = thread_max();
     cpu_set_t allowed;
     if (sched_getaffinity(0, sizeof allowed, &allowed))
         SKIP("the system does not tell on which cores threads may run");
