@@ -48,8 +48,8 @@ int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, con
     return 0;
 }
 
-/* A scene's matches with its references. `exclude` is left out: detect_in_scene and both passes of calibration
- * need no more than a scene. */
+/* From a scene to its matches: retrieve, open, describe, match. Detection in a stored scene and both passes of
+ * calibration begin so. `exclude` may not be a reference, nor may its copies. */
 static int compare(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
     *d = (Detection){0};
@@ -161,28 +161,40 @@ static int grid_features(Scene *scene, const Networks *n, const Options *o, cons
                       st_path(n->vit_file), featup ? " with " : "", featup ? st_path(n->featup_file) : "");
 }
 
+typedef struct FeatureWork {
+    float *pixels;  /* [3][in_h][in_w] */
+    float *patches; /* [patch_h*patch_w][C] */
+} FeatureWork;
+
+static void layout_features(FeatureWork *work, Arena *arena, const FeatureSizes *s, size_t channels)
+{
+    work->pixels = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
+    work->patches = arena_floats(arena, channels * s->patch_h * s->patch_w);
+}
+
+/* Patch tokens of the ViT, upsampled, on the grid. */
 static int features(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                     Error *err)
 {
     const VitConfig *vit = vit_config(n->vit);
     const FeatureSizes s = feature_sizes(o, vit->patch_size, picture->height, picture->width);
-    const size_t n_pixels = (size_t)3 * s.in_h * s.in_w, n_patches = (size_t)s.patch_h * s.patch_w * vit->dim;
     if (o->layer < 1 || o->layer > vit->depth)
         return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer,
                     vit->depth);
     if (scene_new_features(scene, s.grid_h, s.grid_w, vit->dim, err) || fit_vit_state(n, &s, err))
         return -1;
-    float *pixels = aligned_array(n_pixels, sizeof *pixels),
-          *patches = aligned_array(n_patches, sizeof *patches);
-    const VitImage image = {pixels, s.in_h, s.in_w};
-    const FeatupInput upsampled = {patches, s.patch_h, s.patch_w, vit->dim, pixels, s.in_h, s.in_w};
-    int status =
-        pixels && patches ? 0 : fail_memory(err, "features", (n_pixels + n_patches) * sizeof *pixels);
-    if (!status)
-        status = vit_preprocess(vit, pixels, s.in_h, s.in_w, picture, err) ||
-                 patch_features(scene, n, o->layer, &image, patches, dump, err) ||
-                 grid_features(scene, n, o, &upsampled, dump, err);
-    free(pixels), free(patches);
+    Arena arena = {0};
+    FeatureWork work;
+    layout_features(&work, &arena, &s, vit->dim);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "features", arena.size);
+    layout_features(&work, &arena, &s, vit->dim);
+    const VitImage image = {work.pixels, s.in_h, s.in_w};
+    const FeatupInput low = {work.patches, s.patch_h, s.patch_w, vit->dim, work.pixels, s.in_h, s.in_w};
+    const int status = vit_preprocess(vit, work.pixels, s.in_h, s.in_w, picture, err) ||
+                       patch_features(scene, n, o->layer, &image, work.patches, dump, err) ||
+                       grid_features(scene, n, o, &low, dump, err);
+    free(arena.base);
     return status ? -1 : 0;
 }
 
