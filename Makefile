@@ -57,7 +57,7 @@ endif
 ifneq ($(filter-out 0,$(PLAIN)),)
 RENAME  =
 FAST    =
-ALL    += -DPLAIN
+ALL    += -DSAMLAD_PLAIN
 else
 RENAME  = $(if $(findstring /,$*),,-DCOMPILES_$* -include fast/replaces.h)
 FAST    = fast

@@ -18,19 +18,19 @@ typedef struct Networks {
     Safetensors *vit_file, *sam_file, *featup_file, *dcga_file;
     Vit *vit;
     VitState *vit_state;
-    int vit_state_grid; /* patches a side of the grid that vit_state was made for */
+    int vit_state_grid; /* patches a side of the grid that vit_state was made for. */
     Sam *sam;
     SamState *sam_state;
     Featup *featup;
-    int shared; /* 1: the networks belong to another Networks */
+    int shared; /* 1: the networks belong to another Networks. */
 } Networks;
 
 /* The sizes of an image of this size on its way to the grid. */
 typedef struct FeatureSizes {
-    int in_h, in_w;       /* pixels of the network's input */
+    int in_h, in_w;       /* pixels of the network's input. */
     int patch_h, patch_w; /* patches */
     int up_h, up_w;       /* upsampled features */
-    int grid_h, grid_w;   /* cells of maps and objects */
+    int grid_h, grid_w;   /* cells of maps and objects. */
 } FeatureSizes;
 FeatureSizes feature_sizes(const Options *options, int patch_size, int height, int width);
 
@@ -40,21 +40,21 @@ int scene_analyse(Scene *scene, Networks *networks, const Options *options, cons
 
 /* The results of a detection in a scene, step by step. */
 typedef struct Detection {
-    int k, *references;    /* [k] bank indices, nearest first */
-    Comparison comparison; /* the scene's objects (described), those of the references, and the matches */
-    float *descriptors;    /* [n][C] of the scene's objects */
-    Placement *places;     /* [n][k] where each object lies in each reference */
+    int k, *references;    /* [k] bank indices, nearest first. */
+    Comparison comparison; /* the scene's objects (described), those of the references, and the matches. */
+    float *descriptors;    /* [n][C] of the scene's objects. */
+    Placement *places;     /* [n][k] where each object lies in each reference. */
     float *claimed;        /* [n][h*w] coverage of the objects after claims (amm.h) */
-    float *structural;     /* [h*w] A before z, blurred, in the objects' units */
+    float *structural;     /* [h*w] A before z, blurred, in the objects' units. */
     float *logical;        /* [h*w] L before z */
     float *map;            /* [h*w] fused z */
-    float *unmatched;      /* [n] mean of U over the references */
-    float *counted;        /* [n] the same of U counted together with similar objects (omm_count) */
+    float *unmatched;      /* [n] mean of U over the references. */
+    float *counted;        /* [n] the same of U counted together with similar objects (omm_count). */
     float structural_score, logical_score;   /* A, L */
     float structural_z, logical_z, score;    /* score: fused */
-    float *reference_coverage;               /* [all objects of the references][h*w] */
+    float *reference_coverage;               /* [all objects of the references][h*w]. */
     float *features, *inverse_std, *scratch; /* buffers: [h*w][C] a reference's features, [C], [h*w] */
-    Arena memory;                            /* of all arrays from comparison on */
+    Arena memory;                            /* of all arrays from comparison on. */
 } Detection;
 
 /* The whole method on an image. dump receives the intermediate tensors under the names of docs/METHOD.md 11;

@@ -25,8 +25,8 @@
 
 #include "io/fail.h"
 
-#define POINTS_PER_BATCH 256   /* points; a batch's survivors wait until their order is known */
-#define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */
+#define POINTS_PER_BATCH 256   /* points; a batch's survivors wait until their order is known. */
+#define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels. */
 
 /* ---- options ----------------------------------------------------------------------------------*/
 
@@ -69,7 +69,7 @@ static int check_options(const AmgOptions *o, Error *err)
 /* ---- candidates (MaskData) --------------------------------------------------------------------*/
 
 typedef struct Crop {
-    int x0, y0, x1, y1; /* in the picture; x1, y1 exclusive */
+    int x0, y0, x1, y1; /* in the picture; x1, y1 exclusive. */
     int layer;
     /* x0 y0 x1 y1 in the picture: the part that lies nearest to this crop's centre among the crops of its
      * layer. */
@@ -77,13 +77,13 @@ typedef struct Crop {
 } Crop;
 
 typedef struct Candidate {
-    Rle rle;      /* over the whole picture */
-    float box[4]; /* x0 y0 x1 y1, inclusive, as in batched_mask_to_box */
+    Rle rle;      /* over the whole picture. */
+    float box[4]; /* x0 y0 x1 y1, inclusive, as in batched_mask_to_box. */
     float iou_pred, stability_score;
     double point[2];
     Crop crop;
-    float nms_score; /* of the current NMS */
-    int used;        /* passed all filters */
+    float nms_score; /* of the current NMS. */
+    int used;        /* passed all filters. */
 } Candidate;
 
 typedef struct Candidates {
@@ -151,7 +151,7 @@ static float box_iou(const float *a, const float *b)
     float width = fminf(a[2], b[2]) - fmaxf(a[0], b[0]), height = fminf(a[3], b[3]) - fmaxf(a[1], b[1]);
     float area_a = (a[2] - a[0]) * (a[3] - a[1]), area_b = (b[2] - b[0]) * (b[3] - b[1]);
     float common = fmaxf(0, width) * fmaxf(0, height);
-    return common / (area_a + area_b - common); /* 0/0 of two empty boxes is NaN, which suppresses nothing */
+    return common / (area_a + area_b - common); /* 0/0 of two empty boxes is NaN, which suppresses nothing. */
 }
 
 static int overlaps_any(const Candidate *kept, size_t n_kept, const float *box, double threshold)
@@ -223,7 +223,7 @@ static int crop_boxes_of_layer(Crop *crops, const AmgOptions *o, int layer, int 
             own_part(&c.own[1], &c.own[3], j, per_side, crop_h, crop_h - overlap);
             c.x1 = c.x0 + crop_w < w ? c.x0 + crop_w : w;
             c.y1 = c.y0 + crop_h < h ? c.y0 + crop_h : h;
-            if (c.x1 > c.x0 && c.y1 > c.y0) /* false in pictures of few pixels: other crops cover them */
+            if (c.x1 > c.x0 && c.y1 > c.y0) /* false in pictures of few pixels: other crops cover them. */
                 crops[n++] = c;
         }
     return n;
@@ -306,11 +306,11 @@ typedef struct Box {
 /* The memory of a thread that works on points. */
 typedef struct Worker {
     SamScratch *scratch;
-    SamRows *rows;  /* of the current crop */
+    SamRows *rows;  /* of the current crop. */
     float *low_res; /* [n_multimask][4g][4g] */
     float *iou;     /* [prompts together][n_multimask + 1] */
-    int *tokens;    /* [n_multimask] the masks worth upscaling */
-    uint8_t *mask;  /* [h][w] of the picture; all zeros between two masks */
+    int *tokens;    /* [n_multimask] the masks worth upscaling. */
+    uint8_t *mask;  /* [h][w] of the picture; all zeros between two masks. */
     Error error;
     int failed;
 } Worker;
@@ -320,11 +320,11 @@ typedef struct Generator {
     const AmgOptions *options;
     const Picture *picture;
     size_t n_masks, n_low_res; /* n_multimask; [4g][4g] */
-    SamDecoder *decoder;       /* of the current crop */
+    SamDecoder *decoder;       /* of the current crop. */
     Crop crop;
     Worker *workers;
     int n_workers;
-    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops */
+    uint8_t *crop_rgb; /* buffer for the largest crop, NULL without crops */
     double *points;    /* [points_per_side²][2] of the current crop */
     Candidate *batch;  /* [POINTS_PER_BATCH][n_multimask] */
 } Generator;
@@ -338,7 +338,7 @@ typedef struct Row {
 
 /* The limits by which the rows' runs are sorted, and the index of each threshold among them. */
 typedef struct Thresholds {
-    float limits[3]; /* from the lowest */
+    float limits[3]; /* from the lowest. */
     int low, mask, high;
 } Thresholds;
 
@@ -349,7 +349,7 @@ static Thresholds thresholds_of(const Generator *g)
     const float low = middle - g->options->stability_score_offset;
     if (low <= high)
         return (Thresholds){{low, middle, high}, 0, 1, 2};
-    return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative */
+    return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative. */
 }
 
 /* How many of n logits lie above the limit. */
@@ -498,7 +498,7 @@ static int prompt_points(const Generator *g, Worker *worker, const double *point
 {
     static const int foreground = 1;
     SamPrompt prompts[SAM_TOGETHER];
-    float xy[SAM_TOGETHER][2]; /* the official code encodes doubles: a difference of 6e-8 of a side */
+    float xy[SAM_TOGETHER][2]; /* the official code encodes doubles: a difference of 6e-8 of a side. */
     for (int i = 0; i < n; i++) {
         xy[i][0] = points[2 * i];
         xy[i][1] = points[2 * i + 1];
@@ -618,7 +618,7 @@ static int process_batches(Generator *g, Candidates *list, Progress *progress, E
         const int n = n_points - first < POINTS_PER_BATCH ? n_points - first : POINTS_PER_BATCH;
         if (process_batch(g, list, g->points + 2 * first, n, progress, err))
             return -1;
-        count_points(progress, 0); /* another thread may have counted the last */
+        count_points(progress, 0); /* another thread may have counted the last. */
     }
     return 0;
 }
@@ -654,9 +654,9 @@ static int process_crop(Generator *g, SamState *state, Candidates *all, Progress
 typedef struct Run {
     int x, y0, y1;
     uint8_t value;
-    size_t parent; /* union-find over runs of the same component */
-    int64_t area;  /* of the component, at its root */
-    int64_t first; /* the component's first 2×2 block in raster order, at its root */
+    size_t parent; /* union-find over runs of the same component. */
+    int64_t area;  /* of the component, at its root. */
+    int64_t first; /* the component's first 2×2 block in raster order, at its root. */
 } Run;
 
 /* The mask as vertical runs in column-major order, split at the columns' ends. Returns *n runs, malloc'd. */
@@ -742,7 +742,7 @@ static int join_runs(Rle *rle, const Run *runs, size_t n, Error *err)
     if (!counts)
         return fail_memory(err, "a mask's run lengths", (n + 2) * sizeof *counts);
     size_t n_counts = 1;
-    counts[0] = 0; /* zeros come first, maybe none */
+    counts[0] = 0; /* zeros come first, maybe none. */
     for (size_t i = 0; i < n; i++) {
         if (runs[i].value != ((n_counts - 1) & 1))
             counts[n_counts++] = 0;
@@ -800,7 +800,7 @@ int amg_remove_small_regions(Rle *rle, int min_area, RegionMode mode, int *chang
     for (size_t i = 0; i < n && *changed; i++) {
         const size_t root = find_root(runs, i);
         if (runs[i].value == value && runs[root].area < min_area && root != spared)
-            runs[i].value = !value; /* the areas at the roots stay unchanged */
+            runs[i].value = !value; /* the areas at the roots stay unchanged. */
     }
     if (*changed)
         status = join_runs(rle, runs, n, err);
@@ -888,7 +888,7 @@ static int generator_init(Generator *g, Error *err)
     const size_t side = g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
     const size_t n_pixels = (size_t)g->picture->height * g->picture->width;
     const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * n_pixels : 0;
-    int n_threads = thread_team_size(); /* 1 if the caller runs one image per thread */
+    int n_threads = thread_team_size(); /* 1 if the caller runs one image per thread. */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
     g->workers = calloc(g->n_workers, sizeof *g->workers);
     g->batch = calloc(n_places, sizeof *g->batch);

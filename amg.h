@@ -13,7 +13,7 @@ typedef struct AmgMask {
     int64_t area;
     float bbox[4]; /* XYWH */
     float predicted_iou, stability_score;
-    double point[2];   /* the prompt, original pixels */
+    double point[2];   /* the prompt, original pixels. */
     float crop_box[4]; /* XYWH */
 } AmgMask;
 

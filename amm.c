@@ -6,7 +6,7 @@
  *   structural  Σ_i w_i(p)·M_i(p), M² = dᵀΣ⁻¹d, d = f(p) - μ over the samples at the places [h·w]
  *   in units    divided by the matched objects' own variation, their units                  [h·w]
  *   logical     U on the query's objects, V on the objects that it lacks                    [h·w]
- *   scores      A = max of the map, L = the largest U or V; z; one score of both */
+ *   scores      A = max of the map, L = the largest U or V; z; one score of both. */
 #include "amm.h"
 
 #include <math.h>
@@ -56,7 +56,7 @@ static int cell_of(float x, int n)
 typedef struct Registered {
     const Objects *query, *reference;
     const float *inverse_std;
-    int cells[ALIGN_CELLS], n_cells; /* of the query's object */
+    int cells[ALIGN_CELLS], n_cells; /* of the query's object. */
 } Registered;
 
 /* Mean distance between the cells and their counterparts (nearest cells). Returns INFINITY as soon as it must
@@ -123,7 +123,7 @@ static Placement place_object(const Comparison *c, ptrdiff_t i, int reference, c
         candidates[n_candidates++] = by_match(q, i, r, j, zoom);
         candidates[n_candidates++] = by_match(q, i, r, j, 1);
     }
-    candidates[n_candidates++] = (Placement){1, 0, 0, 1}; /* the same position */
+    candidates[n_candidates++] = (Placement){1, 0, 0, 1}; /* the same position. */
     Registered object = {.query = q, .reference = r, .inverse_std = inverse_std};
     object.n_cells = reach > 0 ? pick_cells(object.cells, q, i) : 0;
     return object.n_cells > 0 ? register_object(&object, candidates, n_candidates, reach) : candidates[0];

@@ -13,22 +13,22 @@ typedef enum Fusion { FUSION_SMOOTHMAX, FUSION_SUM } Fusion;
 typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct AmmOptions {
-    int align_pixel;        /* 0: object-aligned [ours], 1: the same pixel */
-    float large_object;     /* larger objects, as a part of the image, are compared at the same position: 0.15
-                           [ours] */
-    int register_reach;     /* cells searched around an object's expected place: 2 [ours]; 0: none */
-    int claims;             /* 1: an object claims the cells that the references' masks expect of it [ours] */
-    int register_unmatched; /* 1: objects without a match are compared at their own place [ours] */
-    float epsilon;          /* of the covariance: 0.01 [block: PaDiM] */
-    float blur;             /* sigma in grid cells: 1 [ours] */
-    AmmScore score;         /* max, or the mean of the top 1 % */
+    int align_pixel;    /* 0: object-aligned [ours], 1: the same pixel. */
+    float large_object; /* larger objects, as a part of the image, are compared at the same position: 0.15
+                           [ours]. */
+    int register_reach; /* cells searched around an object's expected place: 2 [ours]; 0: none. */
+    int claims;         /* 1: an object claims the cells that the references' masks expect of it [ours]. */
+    int register_unmatched; /* 1: objects without a match are compared at their own place [ours]. */
+    float epsilon;          /* of the covariance: 0.01 [block: PaDiM]. */
+    float blur;             /* sigma in grid cells: 1 [ours]. */
+    AmmScore score;         /* max, or the mean of the top 1 %. */
 } AmmOptions;
 
 /* ---- where an object lies in a reference [ours] -----------------------------------------------------*/
 
 /* Query position (px, py), in cells, corresponds to (x + px·zoom, y + py·zoom) in the reference. */
 typedef struct Placement {
-    int known; /* 0: the object is compared with nothing in this reference */
+    int known; /* 0: the object is compared with nothing in this reference. */
     float x, y, zoom;
 } Placement;
 
@@ -47,7 +47,7 @@ int amm_claims(float *claimed, const Comparison *c, const Placement *places, Err
 /* ---- the structural map ------------------------------------------------------------------------------*/
 
 typedef struct AmmInput {
-    const Comparison *comparison; /* the query's features, the references' features16 */
+    const Comparison *comparison; /* the query's features, the references' features16. */
     const float *inverse_std;     /* [C], see amm_places */
     const Placement *places;      /* [n][k] */
     const float *claimed;         /* [n][grid_h*grid_w] coverage of the query's objects after claims */
@@ -58,7 +58,7 @@ typedef struct AmmInput {
 typedef struct AmmWork {
     int stride, ld;
     float *rows;                   /* [k + 1][stride] */
-    float *gram;                   /* [k + 1][ld] products of the rows, row j <= i only */
+    float *gram;                   /* [k + 1][ld] products of the rows, row j <= i only. */
     float *y;                      /* [k] */
     double *system;                /* [k][k] */
     double *right_side, *solution; /* [k], [k] */

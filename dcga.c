@@ -25,7 +25,7 @@
 typedef struct Candidate {
     int mask;
     int64_t area;  /* in pixels */
-    int64_t owned; /* pixels that smaller masks do not cover */
+    int64_t owned; /* pixels that smaller masks do not cover. */
 } Candidate;
 
 static int larger_first(const void *a, const void *b)
@@ -162,7 +162,7 @@ int objects_coverage(float *coverage, const Objects *o, const int32_t *labels, i
         }
     }
     for (ptrdiff_t i = 0; i < n_sums; i++)
-        coverage[i] = (float)fmin(sums[i], 1); /* only rounding can exceed 1 */
+        coverage[i] = (float)fmin(sums[i], 1); /* only rounding can exceed 1. */
     free(sums);
     return 0;
 }
@@ -423,10 +423,10 @@ typedef struct Fit {
     const Objects *images;
     ptrdiff_t n_images, C, total, most; /* total: all objects; most: the largest number of one image */
     ptrdiff_t *first;                   /* [n_images + 1] image a owns rows first[a] .. first[a+1]-1 */
-    float *x, *h;                       /* [total][C] standardised; filtered to unit vectors */
-    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L */
+    float *x, *h;                       /* [total][C] standardised; filtered to unit vectors. */
+    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L. */
     double *inverse;                    /* [C][C] L⁻¹ */
-    float *score;                       /* [most][most] objects of two images */
+    float *score;                       /* [most][most] objects of two images. */
     int (*pairs)[2];                    /* [most] */
     double *delta;                      /* [C] */
 } Fit;
@@ -649,7 +649,7 @@ static void channel_softmax(const Dcga *dcga, float *x, const Objects *o, const 
         const ptrdiff_t n =
             standardised_cells(dcga, work->z, o->features, o->coverage + i * n_cells, n_cells);
         if (n == 0)
-            continue; /* covers half of no cell: nothing to attend to */
+            continue; /* covers half of no cell: nothing to attend to. */
         const float share = 1 / (n * dcga->options.channel_tau);
         matmul_nt(attention, C, work->z, n_cells, work->z, n_cells, C, C, n, 0);
         for (ptrdiff_t c = 0; c < C * C; c++)

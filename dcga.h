@@ -16,17 +16,17 @@
 /* The objects of one image on the feature grid. They either own their memory (objects_new, objects_copy, then
  * objects_free) or are a view of other arrays, such as a bank's. In a view memory.base is NULL. */
 typedef struct Objects {
-    int n, has_background; /* the background, if there is one, is the last */
+    int n, has_background; /* the background, if there is one, is the last. */
     int grid_h, grid_w, channels;
-    const float *features;      /* [grid_h*grid_w][channels] f of the image; NULL in a view of a bank */
-    const uint16_t *features16; /* the same in float16, as in a bank; NULL elsewhere */
+    const float *features;      /* [grid_h*grid_w][channels] f of the image; NULL in a view of a bank. */
+    const uint16_t *features16; /* the same in float16, as in a bank; NULL elsewhere. */
     const float *coverage;      /* [n][grid_h*grid_w] w_i(p): the part of cell p that object i covers, 0..1 */
     const float *pooled;        /* [n][channels] a_i = sum_p w_i f / sum_p w_i */
     const float *centroids;     /* [n][2] c_i: x, y in 0..1 */
-    const float *areas;         /* [n] A_i: part of the image, 0..1 */
-    const float *descriptors;   /* [n][channels] h_i, unit vectors (dcga_describe); NULL before */
-    const float *units;         /* [n] unit of the object's structural map (amm.h); NULL outside a bank */
-    Arena memory;               /* of coverage, pooled, centroids, areas */
+    const float *areas;         /* [n] A_i: part of the image, 0..1. */
+    const float *descriptors;   /* [n][channels] h_i, unit vectors (dcga_describe); NULL before. */
+    const float *units;         /* [n] unit of the object's structural map (amm.h); NULL outside a bank. */
+    Arena memory;               /* of coverage, pooled, centroids, areas. */
 } Objects;
 
 static inline ptrdiff_t grid_cells(const Objects *o)
@@ -44,10 +44,10 @@ void coverage_extent(Span *rows, Span *columns, const float *coverage, int grid_
 
 /* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, although 0.9f is less than 90 %. */
 typedef struct ObjectsOptions {
-    double max_area; /* masks above this part of the image are dropped: 0.90 [ours] */
-    double min_area; /* masks below this part are dropped: 0.0005 [ours] */
-    double min_kept; /* masks that keep less of themselves under smaller ones are dropped: 0.5 [ours] */
-    int background;  /* 1: the area without a mask is one more object [ours] */
+    double max_area; /* masks above this part of the image are dropped: 0.90 [ours]. */
+    double min_area; /* masks below this part are dropped: 0.0005 [ours]. */
+    double min_kept; /* masks that keep less of themselves under smaller ones are dropped: 0.5 [ours]. */
+    int background;  /* 1: the area without a mask is one more object [ours]. */
 } ObjectsOptions;
 
 /* Masks of an image [height][width] -> labels [height][width]: the object that owns each pixel, or -1. Where
@@ -85,23 +85,23 @@ typedef enum ChannelGraph { CHANNEL_OFF, CHANNEL_COVARIANCE, CHANNEL_SOFTMAX } C
 
 typedef struct DcgaOptions {
     ChannelGraph channel_graph; /* covariance [ours] */
-    int rounds;                 /* of pairing and filtering: 2 [ours] */
-    int partners;               /* other bank images that each image is paired with: 4 [ours] */
-    float shrinkage;            /* of the within-object covariance: 0.3 [ours] */
-    float channel_strength;     /* lambda_c of the softmax graph: 0.1 [ours] */
+    int rounds;                 /* of pairing and filtering: 2 [ours]. */
+    int partners;               /* other bank images that each image is paired with: 4 [ours]. */
+    float shrinkage;            /* of the within-object covariance: 0.3 [ours]. */
+    float channel_strength;     /* lambda_c of the softmax graph: 0.1 [ours]. */
     float channel_tau;          /* tau_c: 1 [ours] */
-    float object_strength;      /* lambda_o of the object graph: 0 [ours] */
+    float object_strength;      /* lambda_o of the object graph: 0 [ours]. */
     float object_tau;           /* tau_o: 0.1 [ours] */
 } DcgaOptions;
 
 typedef struct Dcga {
     DcgaOptions options;
     int channels;
-    float *mean, *std;     /* [channels] of the bank's pooled objects */
-    float *filter;         /* [channels][channels] L^-1 of the within-object covariance L·Lᵀ, or NULL */
-    GatWeights object_gat; /* learned graph over objects: d_in = d_out = channels */
+    float *mean, *std;     /* [channels] of the bank's pooled objects. */
+    float *filter;         /* [channels][channels] L^-1 of the within-object covariance L·Lᵀ, or NULL. */
+    GatWeights object_gat; /* learned graph over objects: d_in = d_out = channels. */
     GatWeights
-        channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any */
+        channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any. */
 } Dcga;
 
 /* Statistics of the objects of n_images >= 1 normal images, from their pooled features and centroids. 0, or -1:

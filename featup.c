@@ -27,17 +27,17 @@
 #include "io/fail.h"
 
 enum { RADIUS = FEATUP_RADIUS, DIAMETER = FEATUP_DIAMETER, TAPS = FEATUP_TAPS };
-enum { FIXUP_IN = TAPS + 3 }; /* kernel and guidance */
+enum { FIXUP_IN = TAPS + 3 }; /* kernel and guidance. */
 
 /* ---- the kernels of a stage ---------------------------------------------------------------------------*/
 
 /* One JBULearnedRange at work, H = 2h, W = 2w. The kernels of one row of pixels are kept at a time. */
 typedef struct Stage {
     const JbuLearnedRange *up;
-    int h, w, channels;         /* of the source */
+    int h, w, channels;         /* of the source. */
     const float *source;        /* [h][w][channels] */
     float *guidance;            /* [H][W][3] */
-    float *plane;               /* [H][W] scratch of the pooling */
+    float *plane;               /* [H][W] scratch of the pooling. */
     float *hidden, *proj_x;     /* [H][W][key_dim] */
     float *hr_source;           /* [H][W][channels] */
     float *kernel;              /* [W][49] */
@@ -190,7 +190,7 @@ void featup_stack_fixup(const Featup *featup, float *x, int h, int w, float *row
 typedef struct Scratch {
     Stage stage;
     float *results[FEATUP_MAX_STAGES];
-    float *fixup_row; /* [W][channels] of the stack's fixup_proj */
+    float *fixup_row; /* [W][channels] of the stack's fixup_proj. */
 } Scratch;
 
 static void layout_scratch(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)

@@ -10,7 +10,7 @@
 typedef struct FeatupInput {
     const float *source;   /* [h][w][channels]: the ViT's patches */
     int h, w, channels;    /* each 1 to 65,536 */
-    const float *guidance; /* [3][guidance_h][guidance_w]: the ViT's normalised pixels, at any size */
+    const float *guidance; /* [3][guidance_h][guidance_w]: the ViT's normalised pixels, at any size. */
     int guidance_h, guidance_w;
 } FeatupInput;
 

@@ -5,7 +5,7 @@
  *   P = Sinkhorn of S/τ with dustbins            [n_q+1][n_r+1]
  *   match: mutual best of P above a threshold    U_i = P[i, bin], V_j = P[bin, j]
  *   verify: U_i or V_j = 0 where the other image shows a similar object under its mask
- *   count: U and V of similar objects together */
+ *   count: U and V of similar objects together. */
 #include "omm.h"
 
 #include <math.h>
@@ -72,7 +72,7 @@ void omm_scores(float *scores, const Objects *q, const Objects *r, float positio
 /* log Σ_j exp(z[j·stride] + add[j]). The largest term is subtracted first, so that nothing overflows. */
 static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, int n)
 {
-    double largest = -INFINITY; /* not by fmax: gcc 12 for ARM fails to compile its reduction */
+    double largest = -INFINITY; /* not by fmax: gcc 12 for ARM fails to compile its reduction. */
     for (int j = 0; j < n; j++) {
         const double term = z[j * stride] + add[j];
         largest = term > largest ? term : largest;
@@ -191,9 +191,9 @@ int omm_match(Matching *m, const Objects *q, const Objects *r, float alpha, cons
     const ptrdiff_t cols = (ptrdiff_t)r->n + 1;
     if (matching_new(m, q->n, r->n, err))
         return -1;
-    if (q->n == 0 || r->n == 0) { /* no object to match with: all is in the dustbin */
+    if (q->n == 0 || r->n == 0) { /* no object to match with: all is in the dustbin. */
         assign_matches(m);
-    } else if (options->nearest) { /* ablation: mutual nearest with S >= alpha */
+    } else if (options->nearest) { /* ablation: mutual nearest with S >= alpha. */
         omm_scores(m->scores, q, r, options->position_weight);
         pick_matches(m, m->scores, r->n, nextafterf(alpha, -INFINITY));
         assign_matches(m);
@@ -328,8 +328,8 @@ int omm_alike(const Objects *a, ptrdiff_t i, const Objects *b, ptrdiff_t j, floa
 typedef struct Side {
     const Objects *mine, *other;
     const float *unmatched; /* [mine->n] U, or V */
-    const int *match;       /* [other->n] the object of mine, or -1 */
-    const float *cross;     /* S of object i of mine and object j of the other is at i·row + j·column */
+    const int *match;       /* [other->n] the object of mine, or -1. */
+    const float *cross;     /* S of object i of mine and object j of the other is at i·row + j·column. */
     ptrdiff_t row, column;
 } Side;
 

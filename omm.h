@@ -9,36 +9,36 @@
 
 typedef struct OmmOptions {
     float position_weight; /* w_p: 0.7 [ours]; 0: appearance alone */
-    float tau;             /* temperature of the scores: 0.02 [ours] */
-    int sinkhorn_iters;    /* 30 [ours]; SuperGlue's 100 changes nothing here */
-    float match_threshold; /* P above this is a match: 0.2 [block] */
-    float verify_above;    /* U or V above this is verified: 0.3 [ours] */
-    int verify;            /* 1: verification by mask transfer [ours] */
-    int verify_shift;      /* verification moves the mask by up to this many cells: 2 [ours] */
-    float alpha_unmatched; /* U of a match as weak as alpha: 0.05 [ours]; 0: the dustbin is alpha itself */
-    int count;   /* 1: unmatched objects that are alike are counted together [ours], see omm_count */
-    int nearest; /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation) */
+    float tau;             /* temperature of the scores: 0.02 [ours]. */
+    int sinkhorn_iters;    /* 30 [ours]; SuperGlue's 100 changes nothing here. */
+    float match_threshold; /* P above this is a match: 0.2 [block]. */
+    float verify_above;    /* U or V above this is verified: 0.3 [ours]. */
+    int verify;            /* 1: verification by mask transfer [ours]. */
+    int verify_shift;      /* verification moves the mask by up to this many cells: 2 [ours]. */
+    float alpha_unmatched; /* U of a match as weak as alpha: 0.05 [ours]; 0: the dustbin is alpha itself. */
+    int count;   /* 1: unmatched objects that are alike are counted together [ours], see omm_count. */
+    int nearest; /* 1: plain mutual nearest neighbour with S >= alpha instead of Sinkhorn (ablation). */
 } OmmOptions;
 
 /* The matches between a query image and a reference image. */
 typedef struct Matching {
     int n_q, n_r;
     float *scores;      /* [n_q][n_r] S */
-    float *assignment;  /* [n_q+1][n_r+1] P, the last row and column are the dustbins */
-    int *match_q;       /* [n_q] the reference object, or -1 */
-    int *match_r;       /* [n_r] the query object, or -1 */
-    float *unmatched_q; /* [n_q] U_i = P[i, bin]; omm_verify may make it 0 */
+    float *assignment;  /* [n_q+1][n_r+1] P, the last row and column are the dustbins. */
+    int *match_q;       /* [n_q] the reference object, or -1. */
+    int *match_r;       /* [n_r] the query object, or -1. */
+    float *unmatched_q; /* [n_q] U_i = P[i, bin]; omm_verify may make it 0. */
     float *unmatched_r; /* [n_r] V_j = P[bin, j]; likewise */
-    float *counted_q;   /* [n_q] U counted together: omm_count fills it */
+    float *counted_q;   /* [n_q] U counted together: omm_count fills it. */
     float *counted_r;   /* [n_r] V counted together */
-    Arena memory;       /* of all these arrays */
+    Arena memory;       /* of all these arrays. */
 } Matching;
 
 /* A query image with its references: their objects and matches. */
 typedef struct Comparison {
     Objects query;       /* described */
-    int k;               /* references, nearest first */
-    Objects *references; /* [k] described, a view of the bank */
+    int k;               /* references, nearest first. */
+    Objects *references; /* [k] described, a view of the bank. */
     Matching *matchings; /* [k] */
 } Comparison;
 

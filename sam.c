@@ -166,7 +166,7 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
     if (precision == (sam->packed ? PRECISION_BF16 : PRECISION_FP32))
         return 0;
     Arena arena = {0};
-    pack(sam, &arena); /* only counts, and leaves no layer packed */
+    pack(sam, &arena); /* only counts, and leaves no layer packed. */
     free(sam->packed);
     sam->packed = NULL;
     if (precision == PRECISION_FP32)
@@ -226,8 +226,8 @@ struct SamState {
     float *branch;        /* [n][dim] the output of attn or MLP, to be added to x */
     float *hidden;        /* [n or MLP_ROWS][hidden] */
     float *rel_resampled; /* [2·size-1][head_dim] */
-    float *rel_h, *rel_w; /* of the current block, see RelativePosition */
-    void *scratch;        /* bf16 attention's; float32 never touches it, so it takes no memory */
+    float *rel_h, *rel_w; /* of the current block, see RelativePosition. */
+    void *scratch;        /* bf16 attention's; float32 never touches it, so it takes no memory. */
     /* of another encoder: */
     void *encoder_state;
     /* of the neck behind either: */
@@ -517,7 +517,7 @@ typedef struct DecoderState {
     float *attn_out;             /* [m][C] its output */
     float *mlp_hidden, *mlp_out; /* [T][decoder_mlp_dim], [T][C] */
     /* heads: */
-    float *mlp_layers[2];         /* [the widest layer of an MLP] */
+    float *mlp_layers[2];         /* [the widest layer of an MLP]. */
     float *hyper_in;              /* [n_mask_tokens][C/8] */
     float *upscaled1, *upscaled2; /* [2g][2g][C/4], [4g][4g][C/8] */
     float *upscale_scratch;
@@ -954,10 +954,10 @@ struct SamDecoder {
 };
 
 struct SamScratch {
-    DecoderState *state; /* prompts go through it one after the other */
+    DecoderState *state; /* prompts go through it one after the other. */
     int max_prompts;
-    size_t n_hs;     /* floats of one prompt's hs */
-    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs */
+    size_t n_hs;     /* floats of one prompt's hs. */
+    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs. */
 };
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)

@@ -17,10 +17,10 @@
 
 typedef struct Sam {
     SamWeights weights;
-    const SamEncoder *encoder; /* another image encoder in the ViT's place, or NULL */
+    const SamEncoder *encoder; /* another image encoder in the ViT's place, or NULL. */
     void *encoder_model;       /* encoder->open's */
     float *image_pe;           /* [grid][grid][out_chans] PromptEncoder.get_dense_pe() */
-    void *packed;              /* the image encoder's weights in bf16, or NULL: float32 */
+    void *packed;              /* the image encoder's weights in bf16, or NULL: float32. */
 } Sam;
 
 /* NULL on failure. The Safetensors stays the caller's and must outlive the model. */
@@ -32,7 +32,7 @@ void sam_close(Sam *sam);
 int sam_set_precision(Sam *sam, Precision precision, Error *err);
 const SamConfig *sam_config(const Sam *sam);
 /* 0 when all n values that the model computed are finite numbers. Else -1 and a sentence that names the file
- * of its weights, because damaged weights are the likely cause. what names the values: "embedding". */
+ * of its weights, because damaged weights are the likely cause. `what` names the values: "embedding". */
 int sam_check_finite(const Sam *sam, const char *what, const float *values, size_t n, Error *err);
 /* Multiply-adds of the image encoder's forward pass, in products and attention. Padding tokens of windows are
  * counted only as keys. */
@@ -54,8 +54,8 @@ size_t sam_state_bytes(const SamState *state);
 
 /* An image that is ready for prompts. */
 typedef struct SamImage {
-    int original_h, original_w; /* of the picture */
-    int input_h, input_w;       /* after ResizeLongestSide, before padding */
+    int original_h, original_w; /* of the picture. */
+    int input_h, input_w;       /* after ResizeLongestSide, before padding. */
     int grid;                   /* image_size / patch_size */
     float *embedding;           /* [grid][grid][out_chans] channel-last */
 } SamImage;
@@ -73,9 +73,9 @@ void sam_image_free(SamImage *image);
 typedef struct SamPrompt {
     int n_points;
     const float *points; /* [n_points][2] */
-    const int *labels;   /* [n_points] 1 foreground, 0 background, -1 padding (as the official code) */
+    const int *labels;   /* [n_points] 1 foreground, 0 background, -1 padding (as the official code). */
     const float *box;    /* [4] x0 y0 x1 y1, or NULL */
-    const float *mask;   /* [4·grid][4·grid] low-res logits of an earlier answer, or NULL */
+    const float *mask;   /* [4·grid][4·grid] low-res logits of an earlier answer, or NULL. */
 } SamPrompt;
 
 /* SamPredictor.predict_torch up to the low-res logits. low_res [n_out][4·grid][4·grid], iou [n_out]; n_out =

@@ -7,7 +7,7 @@
  *   describe   objects -> descriptors (DCGA)                                          docs/METHOD.md 5
  *   match      descriptors -> matches with each reference (OMM), verified, counted    docs/METHOD.md 6
  *   measure    matches -> structural and logical maps and scores (AMM)                docs/METHOD.md 7
- *   fuse       both as z of the bank's own leave-one-out scores -> one score          docs/METHOD.md 7 */
+ *   fuse       both as z of the bank's own leave-one-out scores -> one score          docs/METHOD.md 7. */
 #include "algorithm.h"
 
 #include <math.h>
@@ -552,7 +552,7 @@ static int spread_scores(Bank *b, Error *err)
         fmaxf(LEAST_DELTA, (float)b->options.delta_structural * fabsf(b->structural.median));
     memcpy(sorted, b->loo_logical, n * sizeof *sorted);
     b->logical = amm_spread(sorted, n, (float)b->options.delta_logical);
-    if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay unchanged */
+    if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay unchanged. */
         b->structural = b->logical = (Spread){0, 1, 0};
     for (int i = 0; i < n; i++)
         b->loo_score[i] = amm_fuse(amm_z(&b->structural, b->loo_structural[i]),

@@ -230,7 +230,7 @@ void softmax_rows(float *x, int rows, int cols)
 static void attend(float *out, const float *q, const float *const *k, const float *const *v,
                    const float *bias, int n, int head_dim, float scale)
 {
-    float probability[n + 1]; /* + 1: no keys is allowed */
+    float probability[n + 1]; /* + 1: no keys is allowed. */
     double sum[head_dim];
     for (int j = 0; j < n; j++)
         probability[j] = scale * dot(q, k[j], head_dim) + (bias ? bias[j] : 0);
@@ -708,7 +708,7 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
 /* The index of cell i when mirror images continue the n cells: d c b a | a b c d | d c b a. */
 static int reflect(int i, int n)
 {
-    int period = 2 * n; /* n < 2^30: maps are far smaller */
+    int period = 2 * n; /* n < 2^30: maps are far smaller. */
     i %= period;
     if (i < 0)
         i += period;
@@ -813,7 +813,7 @@ static int resize_axis(uint8_t *y, int out, const uint8_t *x, int in, ptrdiff_t 
         int first, count = resize_weights(weight, &first, i, in, out, filter);
         for (ptrdiff_t o = 0; o < outer; o++)
             for (ptrdiff_t c = 0; c < inner; c++) {
-                int32_t sum = 1 << (RESIZE_PRECISION_BITS - 1); /* one half, to round to the nearest */
+                int32_t sum = 1 << (RESIZE_PRECISION_BITS - 1); /* one half, to round to the nearest. */
                 for (int j = 0; j < count; j++)
                     sum += x[(o * in + first + j) * inner + c] * weight[j];
                 y[(o * out + i) * inner + c] = (uint8_t)clamp_int(sum >> RESIZE_PRECISION_BITS, 0, 255);

@@ -55,7 +55,7 @@ void bf16_round(uint16_t *y, const float *x, size_t n);
 /* A linear layer and its precision, so that a forward pass is written once. */
 typedef struct Linear {
     const float *weight, *bias; /* [n_out][n_in], [n_out] or NULL */
-    const void *packed; /* the weight in bf16, in the form's own order; NULL: the layer is in float32 */
+    const void *packed; /* the weight in bf16, in the form's own order; NULL: the layer is in float32. */
     int n_out, n_in;
 } Linear;
 
@@ -136,8 +136,8 @@ void layer_norm(float *y, const float *x, const float *gamma, const float *beta,
 /* x += scale∘branch, then y = layer_norm(x). scale [dim], or NULL: 1; y == branch allowed. */
 void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
                     const float *beta, int rows, int dim, float eps);
-void softmax_rows(float *x, int rows, int cols);               /* in place, over each row */
-void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)) */
+void softmax_rows(float *x, int rows, int cols);               /* in place, over each row. */
+void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)). */
 void relu(float *x, size_t n);                                 /* in place */
 void sigmoid(float *x, size_t n);                              /* in place */
 void swiglu(float *y, const float *x12, int rows, int dim);    /* y[r][i] = silu(x12[r][i])·x12[r][dim+i] */
@@ -201,7 +201,7 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
  * for resize_taps(...) numbers. Returns the number of weights. */
 int resize_taps(int in, int out, ResizeFilter filter);
 int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFilter filter);
-enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32 */
+enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32. */
 
 /* ---- one vector among samples ------------------------------------------------------------------
  * The anomaly map takes most of its time here (amm.c). Rows lie `stride` floats apart, a multiple of

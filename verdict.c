@@ -40,7 +40,7 @@ static void name_kind(Role *roles, const Objects *o, int kind, const float *unma
                 (best < 0 || unmatched[j] > unmatched[best]))
                 best = j;
         if (best < 0)
-            break; /* all of the kind are named */
+            break; /* all of the kind are named. */
         roles[best] = ROLE_NAMED;
     }
     for (int j = 0; j < o->n; j++)
@@ -99,7 +99,7 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
     for (int i = 0; i < o->n; i++) {
         const float *claimed = input->claimed + i * n_cells;
         int cell = worst_cell(map, claimed, n_cells, 0.5f);
-        if (cell < 0) /* too thin to cover half of a cell: take all cells that it touches */
+        if (cell < 0) /* too thin to cover half of a cell: take all cells that it touches. */
             cell = worst_cell(map, claimed, n_cells, FLT_TRUE_MIN);
         verdicts[i] = (Verdict){.alike = count_alike(o, i, options), .damage_cell = cell};
         if (options->only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED)
@@ -175,7 +175,7 @@ static void list_missing_of(MissingList *list, const Comparison *c, int r, Role 
                                    .object = j,
                                    .unmatched = v,
                                    .alike = count_alike(o, j, options),
-                                   .evidence = v, /* a sum at first; list_missing divides it */
+                                   .evidence = v, /* a sum at first; list_missing divides it. */
                                    .support = 1,
                                    .last_reference = r};
             join_missing(list, c, &found, options);

@@ -13,11 +13,11 @@
 
 typedef struct VerdictOptions {
     const OmmOptions *omm;
-    float alpha;                    /* S at which two objects are alike (omm_alike) */
+    float alpha;                    /* S at which two objects are alike (omm_alike). */
     Only only;                      /* structural: nothing is extra or missing; logical: nothing is damaged */
-    double flag_unmatched;          /* U or V above this is extra or missing: 0.5 [ours] */
-    double flag_damage;             /* structural z above this is damaged: 3 [ours] */
-    float flag_extra, flag_missing; /* and evidence above that of normal images (verdict_evidence) */
+    double flag_unmatched;          /* U or V above this is extra or missing: 0.5 [ours]. */
+    double flag_damage;             /* structural z above this is damaged: 3 [ours]. */
+    float flag_extra, flag_missing; /* and evidence above that of normal images (verdict_evidence). */
     const Spread *spread; /* of structural scores; NULL: only one normal image is known, so damage has no z */
 } VerdictOptions;
 
@@ -27,24 +27,24 @@ typedef enum ObjectVerdict { OBJECT_NORMAL, OBJECT_EXTRA, OBJECT_DAMAGED } Objec
 /* The verdict on a query object. */
 typedef struct Verdict {
     ObjectVerdict verdict;
-    int alike;       /* number of objects like it, itself included */
-    int damage_cell; /* where its structural map is largest; -1: it touches no cell */
+    int alike;       /* number of objects like it, itself included. */
+    int damage_cell; /* where its structural map is largest; -1: it touches no cell. */
 } Verdict;
 
 /* An object of the references that the query lacks. */
 typedef struct Missing {
-    int reference, object; /* the reference in which V is largest, and the object there */
-    float unmatched;       /* its V there, of all alike together, at most 1 */
-    int alike;             /* number of objects of that reference like it, itself included */
+    int reference, object; /* the reference in which V is largest, and the object there. */
+    float unmatched;       /* its V there, of all alike together, at most 1. */
+    int alike;             /* number of objects of that reference like it, itself included. */
     float evidence;        /* sum of V over the references that miss it, divided by the number of all
-                              references */
-    int support;           /* number of references that miss it */
-    int last_reference;    /* the reference whose object joined last */
+                              references. */
+    int support;           /* number of references that miss it. */
+    int last_reference;    /* the reference whose object joined last. */
 } Missing;
 
 typedef struct MissingList {
     int n;
-    Missing *items; /* free() frees them */
+    Missing *items; /* free() frees them. */
 } MissingList;
 
 /* A query and its measurements: unmatched, counted [n] from amm_logical; structural [h*w], the map; claimed

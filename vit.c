@@ -29,7 +29,7 @@
 
 #include "io/fail.h"
 
-enum { MAX_GRID = 2048 }; /* patches a side of an image */
+enum { MAX_GRID = 2048 }; /* patches a side of an image. */
 
 /* ---- activations --------------------------------------------------------------------------------------*/
 
@@ -39,12 +39,12 @@ struct VitState {
     float *patches;   /* [n_patches][3*patch*patch] the pixels, patch by patch */
     float *x;         /* [n_tokens][dim] the residual stream */
     float *normed;    /* [n_tokens][dim] norm1(x), norm2(x), norm(x) */
-    float *branch;    /* [n_tokens][dim] attn's or mlp's result, to be added to x */
+    float *branch;    /* [n_tokens][dim] attn's or mlp's result, to be added to x. */
     float *qkv;       /* [n_tokens][3*dim] */
-    float *attended;  /* [n_tokens][dim] softmax(q k^T) v of all heads */
-    float *hidden;    /* [n_tokens][hidden] of mlp; with SwiGLU [n_tokens][2*hidden] */
+    float *attended;  /* [n_tokens][dim] softmax(q k^T) v of all heads. */
+    float *hidden;    /* [n_tokens][hidden] of mlp; with SwiGLU [n_tokens][2*hidden]. */
     float *gated;     /* [n_tokens][hidden] SwiGLU's product; NULL without */
-    void *scratch;    /* of attention in bf16. float32 never touches it, so it takes no memory */
+    void *scratch;    /* of attention in bf16. float32 never touches it, so it takes no memory. */
 };
 
 /* Called twice: on an arena that only counts, then on the memory (io/memory.h). The struct itself comes
@@ -112,7 +112,7 @@ static void interpolate_pos_encoding(const Vit *vit, VitState *s, int grid_h, in
     const float *trained = vit->pos_embed + (c->pos_cls ? c->dim : 0);
     const int grid = c->pos_grid;
     if (s->pos_h == grid_h && s->pos_w == grid_w)
-        return; /* the grid of the last image */
+        return; /* the grid of the last image. */
     if (grid_h == grid && grid_w == grid) {
         memcpy(s->pos, trained, sizeof(float) * grid * grid * c->dim);
     } else {

@@ -12,12 +12,12 @@
 typedef struct VitState VitState;
 VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err);
 void vit_state_free(VitState *state);
-size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w); /* of a state for that grid */
+size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w); /* of a state for that grid. */
 
 /* The network's input. */
 typedef struct VitImage {
     const float *pixels; /* [3][h][w], normalised: see vit_preprocess */
-    int h, w;            /* multiples of patch_size, at most the state's size */
+    int h, w;            /* multiples of patch_size, at most the state's size. */
 } VitImage;
 
 /* layer is 1 to depth: cls and patches are the features after that block. The last block's go through the

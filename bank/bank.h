@@ -20,11 +20,11 @@
 #include "dcga.h"
 #include "tensor.h"
 
-enum { BANK_MAX_OBJECTS = 1 << 30 }; /* of all images together */
+enum { BANK_MAX_OBJECTS = 1 << 30 }; /* of all images together. */
 
 /* The weights that made a bank. Detection refuses other weights. */
 typedef struct WeightsId {
-    char name[256]; /* file name without folder; empty: no such weights */
+    char name[256]; /* file name without folder; empty: no such weights. */
     char sha256[65];
 } WeightsId;
 
@@ -37,28 +37,27 @@ typedef struct Bank {
     const uint16_t *features;      /* [N][h*w][C] float16 */
     const float *mean_patch, *cls; /* [N][C], [N][D] unit vectors */
     const int *first;              /* [N+1] */
-    const uint8_t *coverage;       /* [O][h*w] in 255ths of a cell */
+    const uint8_t *coverage;       /* [O][h*w] in 255ths of a cell. */
     const float *pooled, *centroids, *areas;
     /* the calibration, filled by calibrate of samlad.c: */
     Dcga dcga;
     const float *descriptors; /* [O][C] */
-    float *channel_std;       /* [C] over all cells of all images */
-    float *units;             /* [O] of the objects' structural maps */
+    float *channel_std;       /* [C] over all cells of all images. */
+    float *units;             /* [O] of the objects' structural maps. */
     float alpha;
     Spread structural, logical;
     int n_loo;
-    int *loo_index;                                  /* [n_loo] the images that are left out in turn */
+    int *loo_index;                                  /* [n_loo] the images that are left out in turn. */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
-    float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks */
+    float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks. */
     float *loo_extra, *loo_missing;                  /* [n_loo] evidence (verdict.h) */
-    float flag_extra,
-        flag_missing; /* quantiles of the evidence in normal images: a verdict needs more */
-    float threshold;  /* quantile of the scores; NAN: with one image there is none */
+    float flag_extra, flag_missing; /* quantiles of the evidence in normal images: a verdict needs more. */
+    float threshold;                /* quantile of the scores; NAN: with one image there is none. */
     /* memory: */
-    Arena calibration;        /* of channel_std, units and loo_* */
-    float *owned_descriptors; /* the descriptors; NULL: they are in the file */
-    Safetensors *file;        /* of a loaded bank: images and descriptors point into it */
-    void *owned[8];           /* of a built bank: the images' arrays */
+    Arena calibration;        /* of channel_std, units and loo_*. */
+    float *owned_descriptors; /* the descriptors; NULL: they are in the file. */
+    Safetensors *file;        /* of a loaded bank: images and descriptors point into it. */
+    void *owned[8];           /* of a built bank: the images' arrays. */
     int n_owned;
 } Bank;
 

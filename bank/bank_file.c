@@ -11,7 +11,7 @@
 #include "io/number.h"
 #include "tensor.h"
 
-#define BANK_VERSION "1" /* of the file's layout */
+#define BANK_VERSION "1" /* of the file's layout. */
 
 /* Metadata keys that each hold one float of the bank. */
 static const struct {
@@ -106,7 +106,7 @@ typedef struct Entry {
     StDtype dtype;
     int n_dims;
     int64_t shape[4];
-    const void *data; /* NULL: the tensor is left out of the file */
+    const void *data; /* NULL: the tensor is left out of the file. */
 } Entry;
 
 static int add_tensors(StWriter *w, const Bank *bank, Error *err)

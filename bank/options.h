@@ -16,13 +16,13 @@ typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval
 
 typedef struct Options {
     /* Features. To change one of these, a bank must be built again from its images. */
-    int size;          /* S; 0: the model's recommendation */
+    int size; /* S; 0: the model's recommendation. */
     Resize resize;
-    int layer;         /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters */
-    int featup_stages; /* 0: bilinear */
-    int grid;          /* cells of the longer side; 0: S/4, or the model's recommendation for its size */
-    int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
-    Precision precision; /* of the products in the ViT and in SAM's image encoder */
+    int layer;           /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters. */
+    int featup_stages;   /* 0: bilinear */
+    int grid;            /* cells of the longer side; 0: S/4, or the model's recommendation for its size. */
+    int no_objects;      /* ablation: the whole image is one object (PaDiM on the k references). */
+    Precision precision; /* of the products in the ViT and in SAM's image encoder. */
     ObjectsOptions objects;
     AmgOptions amg;
     /* The method. To change one of these, `samlad bank --from` calibrates a bank again. */
@@ -30,17 +30,17 @@ typedef struct Options {
     Retrieval retrieval;
     DcgaOptions dcga;
     OmmOptions omm;
-    double alpha; /* score of the weakest normal match, for the dustbin's score; NAN: calibrated */
-    double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours] */
+    double alpha;          /* score of the weakest normal match, for the dustbin's score; NAN: calibrated. */
+    double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours]. */
     AmmOptions amm;
-    double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours] */
+    double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours]. */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
-    int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours] */
-    Fusion fusion; /* of the two scores: smoothmax [ours] */
+    int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours]. */
+    Fusion fusion;                          /* of the two scores: smoothmax [ours]. */
     Only only;
-    double flag_damage;                     /* z above which an object is called damaged: 3 [ours] */
-    double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */
-    double flag_quantile; /* and above this quantile of the normal images' own evidence: 0.95 [ours] */
+    double flag_damage;    /* z above which an object is called damaged: 3 [ours]. */
+    double flag_unmatched; /* U or V above which it is called extra or missing: 0.5 [ours] */
+    double flag_quantile;  /* and above this quantile of the normal images' own evidence: 0.95 [ours]. */
     /* An image is anomalous above this quantile of the leave-one-out scores: 0.95 [ours]. */
     double threshold_quantile;
 } Options;
@@ -52,8 +52,8 @@ typedef struct OptionSpec {
     OptionKind kind;
     size_t offset; /* into Options */
     double min, max;
-    const char *choices; /* OPTION_CHOICE: "squash|fit", values 0, 1, … */
-    int of_features;     /* 1: of the features, 0: of the method (see Options) */
+    const char *choices; /* OPTION_CHOICE: "squash|fit", values 0, 1, …. */
+    int of_features;     /* 1: of the features, 0: of the method (see Options). */
     const char *help;
 } OptionSpec;
 

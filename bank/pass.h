@@ -7,11 +7,11 @@
 typedef struct Pass {
     int n;                                           /* images */
     int (*image)(void *context, int at, Error *err); /* work on one of them: 0 / -1; it writes only its own
-                                                        places */
+                                                        places. */
     void *context;
-    void (*progress)(void *user, int done, int total); /* called by the caller's thread; or NULL */
+    void (*progress)(void *user, int done, int total); /* called by the caller's thread; or NULL. */
     void *user;
-    int before, total; /* progress: done before this pass, and in all passes */
+    int before, total; /* progress: done before this pass, and in all passes. */
 } Pass;
 
 /* Work on all images. 0, or -1 and the first failure's sentence. */

@@ -85,7 +85,7 @@ static int select_nearest(int *found, int k, const Bank *bank, int exclude, cons
             found[0] = image;
             sink(found, 0, n, scores);
         }
-    for (int last = n - 1; last > 0; last--) { /* the farthest goes to the end, then the next */
+    for (int last = n - 1; last > 0; last--) { /* the farthest goes to the end, then the next. */
         swap(&found[0], &found[last]);
         sink(found, 0, last, scores);
     }

@@ -4,7 +4,7 @@
  *   objects.weights [n][h][w] coverage    objects.pooled [n][C]
  *   objects.centroids [n][2]              objects.areas [n]                F32
  *   labels [H][W]                                                          I16
- *   metadata: samlad.kind "scene"    background    made_by: the weights and settings of its maker */
+ *   metadata: samlad.kind "scene"    background    made_by: the weights and settings of its maker. */
 #include "bank/scene.h"
 
 #include <stdlib.h>

@@ -11,13 +11,13 @@
 enum { SCENE_MAX_OBJECTS = 10000 };
 
 typedef struct Scene {
-    int height, width; /* of the image */
+    int height, width; /* of the image. */
     int cls_dim;
-    float *features;   /* [grid_h*grid_w][channels] of the objects' grid; objects.features points to them */
+    float *features;   /* [grid_h*grid_w][channels] of the objects' grid; objects.features points to them. */
     float *mean_patch; /* [channels] unit vector */
     float *cls;        /* [cls_dim] unit vector */
     Objects objects;
-    int32_t *labels; /* [height][width] the object of each pixel, or -1; NULL for a bank's image */
+    int32_t *labels; /* [height][width] the object of each pixel, or -1; NULL for a bank's image. */
 } Scene;
 
 /* Allocate features, mean_patch and cls of `channels` numbers, for a grid of this size. 0, or -1: no memory; free

@@ -34,7 +34,7 @@
 #include "sam.h"
 #include "tensor.h"
 #include "vit.h"
-#ifndef PLAIN
+#ifndef SAMLAD_PLAIN
 #include "fast/machine.h"
 #endif
 
@@ -245,7 +245,7 @@ static int prepare_picture(Work *work, int size, Error *err)
  * one. */
 enum { BURST_ROUNDS = 300000, BURSTS = 3 };
 
-#ifdef PLAIN /* the plain form has no instructions of its own; its limit is that of a plain loop */
+#ifdef SAMLAD_PLAIN /* the plain form has no instructions of its own; its limit is that of a plain loop */
 static const char *instruction_set(void)
 {
     return "plain C";

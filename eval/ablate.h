@@ -1,5 +1,5 @@
 /* eval/ablate.h - the worth of each choice of the method: a data set under many settings, one table
- * (METHOD.md 9).
+ * (docs/METHOD.md 9).
  *
  * The folder:
  *   settings/NAME/     a run (run.h) under one setting; its maps and banks are removed when it is measured
@@ -26,7 +26,7 @@ typedef struct AblationTable {
     Ablation settings[ABLATIONS_MAX];
 } AblationTable;
 
-/* The list of METHOD.md 9 for the opened models; their own layers and sizes are its centre. */
+/* The list of docs/METHOD.md 9 for the opened models; their own layers and sizes are its centre. */
 void ablation_list(AblationTable *table, const Samlad *s);
 /* Append a setting. -1: it is malformed, or an option refuses its value. */
 int ablation_add(AblationTable *table, const char *changes, Error *err);

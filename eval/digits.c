@@ -1,4 +1,4 @@
-/* eval/digits.c - DigitAnatomy, the paper's own data set, from MNIST (METHOD.md section 10; declared in
+/* eval/digits.c - DigitAnatomy, the paper's own data set, from MNIST (docs/METHOD.md 10; declared in
  * synth.h).
  *
  * An image is 96 x 96 grey: 3 x 3 MNIST digits, 1 to 9 in order, each a random resized crop. Anomalies are
@@ -154,7 +154,7 @@ static void shuffle(int *v, int n, Rng *rng)
     }
 }
 
-/* The anomalies of DigitAnatomy [METHOD.md section 10]. */
+/* The anomalies of DigitAnatomy (docs/METHOD.md 10). */
 static DigitPlan plan_digits(DigitsDefect defect, Rng *rng)
 {
     /* 1 and 8 look alike when mirrored or turned; 2 and 5 when turned, so they are only mirrored. */

@@ -2,7 +2,7 @@
  * darkened.
  *
  *     make sam-lib && cc -O2 -I. examples/point.c libsam.a -lm -fopenmp -o point
- *     ./point PICTURE X Y OUT.png [WEIGHTS]      e.g. weights/official/sam_vit_b.safetensors */
+ *     ./point PICTURE X Y OUT.png [WEIGHTS]      e.g. weights/official/sam_vit_b.safetensors. */
 #include <stdio.h>
 #include <stdlib.h>
 

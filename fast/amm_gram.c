@@ -13,7 +13,7 @@
 
 /* Prefetch the channels that lie `ahead` numbers after p (the next cell's) while this cell's are summed. Many
  * maps are read side by side, so the machine does not predict these reads. (A prefetch of an invalid address
- * does nothing.) */
+ * does nothing.). */
 static void prefetch(const uint16_t *p, size_t ahead)
 {
     __builtin_prefetch((const void *)((uintptr_t)p + ahead * sizeof *p));
@@ -33,7 +33,7 @@ void sample_half(float *row, const uint16_t *features, int h, int w, int channel
                    *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
     Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
         w11 = splat(fy * fx);
-    if (fx == 0 && fy == 0) { /* a cell's centre: at an unchanged position, or in the image's corner */
+    if (fx == 0 && fy == 0) { /* a cell's centre: at an unchanged position, or in the image's corner. */
         for (; c + LANES <= C; c += LANES) {
             prefetch(p00 + c, C);
             store(row + c, load_half(p00 + c) * load(scale + c));

@@ -26,7 +26,7 @@ enum { AMX_ROWS = 32, AMX_STEP = 16 };
 /* A thread's use of the unit. */
 typedef struct Amx {
     int usable;
-    int rows; /* rows for which the tiles are configured; 0: none yet */
+    int rows; /* rows for which the tiles are configured; 0: none yet. */
 } Amx;
 
 #if defined(__linux__) && defined(__x86_64__) && defined(__AVX512F__) &&                                     \
@@ -40,7 +40,7 @@ typedef struct Amx {
 static int amx_present(void)
 {
     enum { UNKNOWN, ABSENT, PRESENT, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    static atomic_int state; /* every caller gets the same answer */
+    static atomic_int state; /* every caller gets the same answer. */
     int known = atomic_load_explicit(&state, memory_order_relaxed);
     if (known == UNKNOWN) {
         known = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? PRESENT : ABSENT;
@@ -59,7 +59,7 @@ static void amx_rows(Amx *amx, int rows)
     } tiles = {.palette = 1};
     if (amx->rows == rows)
         return;
-    const int upper = min_int(rows, 16), lower = rows > 16 ? rows - 16 : 16; /* 16: tiles not in use */
+    const int upper = min_int(rows, 16), lower = rows > 16 ? rows - 16 : 16; /* 16: tiles not in use. */
     const uint8_t of_tile[8] = {(uint8_t)upper,
                                 (uint8_t)upper,
                                 (uint8_t)lower,
@@ -71,7 +71,7 @@ static void amx_rows(Amx *amx, int rows)
     for (int i = 0; i < 8; i++)
         tiles.row_bytes[i] = 64, tiles.rows[i] = of_tile[i];
     __asm__ volatile("" ::"m"(tiles)); /* gcc's _tile_loadconfig declares that it reads only eight bytes of
-                                          them */
+                                          them. */
     _tile_loadconfig(&tiles);
     amx->rows = rows;
 }
@@ -99,7 +99,7 @@ INLINE void amx_tiles(int down, int across, float *c, ptrdiff_t ldc, Start start
 {
     const int c_stride = (int)(ldc * 4), s_stride = (int)(start.ld * 4), a_stride = (int)(lda * 4);
     const float *s = start.data, *s_down = s ? s + 16 * start.ld : NULL;
-    __asm__ volatile("" ::: "memory"); /* gcc's _tile_loadd does not declare that it reads memory */
+    __asm__ volatile("" ::: "memory"); /* gcc's _tile_loadd does not declare that it reads memory. */
     zero_sums();
     if (s) {
         _tile_loadd(0, s, s_stride);
@@ -154,7 +154,7 @@ static double amx_burst(int rounds)
 {
     enum { PRODUCTS = 4 };
     Amx amx = {1, 0};
-    amx_rows(&amx, AMX_ROWS); /* also sets the tiles to zero */
+    amx_rows(&amx, AMX_ROWS); /* also sets the tiles to zero. */
     for (int r = 0; r < rounds; r++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);

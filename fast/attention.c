@@ -26,13 +26,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES         672             /* of a task; the keys are packed once for all of them */
-#define KEYS            512             /* columns of a tile of logits */
-#define STRIDE          (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end */
-#define DIMS            96              /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: 144 each for SAM's grid of 64 × 64 */
+#define QUERIES         672             /* of a task; the keys are packed once for all of them. */
+#define KEYS            512             /* columns of a tile of logits. */
+#define STRIDE          (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end. */
+#define DIMS            96              /* of a head at a time; a multiple of every NR. */
+#define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: 144 each for SAM's grid of 64 × 64. */
 #define PREFETCH_TOKENS 24              /* see NextKeys */
-#define TASKS_A_THREAD  4               /* at least, if there are enough queries */
+#define TASKS_A_THREAD  4               /* at least, if there are enough queries. */
 #define LOG2_E          1.44269504088896340736f
 
 /* A token's vector is at first + (y·row_ld + x·ld). Tokens beyond h × w are the padding of a window that
@@ -52,13 +52,13 @@ static const float *at(const Grid *g, int y, int x)
 /* One head. */
 typedef struct Head {
     Grid q, k, v;
-    float *out; /* like q's grid, with its own distances */
+    float *out; /* like q's grid, with its own distances. */
     ptrdiff_t out_row_ld, out_ld;
-    int key_h, key_w; /* keys, padding tokens included */
+    int key_h, key_w; /* keys, padding tokens included. */
     int head_dim;
     float scale;
     const RelativePosition *rel;
-    const float *bias; /* this head's part of rel->bias, or NULL */
+    const float *bias; /* this head's part of rel->bias, or NULL. */
 } Head;
 
 /* The rectangle of queries of a task. */
@@ -69,7 +69,7 @@ typedef struct Rectangle {
 /* A tile of keys: rows kh .. kh + rows, columns kw .. kw + cols of the grid of keys. */
 typedef struct KeyTile {
     int kh, kw, rows, cols;
-    int padded; /* cols rounded up to whole vectors */
+    int padded; /* cols rounded up to whole vectors. */
 } KeyTile;
 
 typedef struct Task {
@@ -77,10 +77,10 @@ typedef struct Task {
     float logits[MR * STRIDE] __attribute__((aligned(64))); /* then probabilities */
     float keys[KEYS * DIMS] __attribute__((aligned(64)));   /* slivers [dims][NR] of kᵀ */
     float values[KEYS * DIMS] __attribute__((aligned(64))); /* slivers [keys][NR] of v */
-    float sum[QUERIES][LANES] __attribute__((aligned(64))); /* kept per lane until the end */
+    float sum[QUERIES][LANES] __attribute__((aligned(64))); /* kept per lane until the end. */
     float max[QUERIES];
-    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the tile's columns */
-    int rel_h, rel_w;      /* their widths, see row_floats; 0 without */
+    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the tile's columns. */
+    int rel_h, rel_w;      /* their widths, see row_floats; 0 without. */
     Rectangle queries;
 } Task;
 
@@ -294,7 +294,7 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
 }
 
 /* The running maxima of a group of queries. factor[i] scales the earlier sums of query i; it is 1 if the
- * maximum does not grow. (Before the first tile there are no sums.) */
+ * maximum does not grow. (Before the first tile there are no sums.). */
 static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
 {
     float grown[MR + LANES] = {0};
@@ -527,7 +527,7 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
 typedef struct Windows {
     float *out;
     const float *qkv, *pad;
-    int grid_h, grid_w, across; /* windows side by side */
+    int grid_h, grid_w, across; /* windows side by side. */
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel;

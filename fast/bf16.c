@@ -146,7 +146,7 @@ double bf16_burst(int rounds)
     if (amx_usable()) {
         double multiply_adds = 0;
 #pragma omp parallel reduction(+ : multiply_adds)
-        multiply_adds += amx_burst(rounds / 32); /* for about the same time */
+        multiply_adds += amx_burst(rounds / 32); /* for about the same time. */
         return 2e-9 * multiply_adds;
     }
 #pragma omp parallel reduction(+ : n_threads, total)
@@ -160,7 +160,7 @@ double bf16_burst(int rounds)
         n_threads++;
     }
     double gflop = 4e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed */
+    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed. */
 }
 
 /* ---- packing -----------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ double bf16_burst(int rounds)
  * vector wide. Each panel is [stored pairs of the whole sum][width]. The register tile reads a panel from one
  * end to the other. The panel that begins with column j starts at j·pairs, because all panels before it are
  * NR wide. */
-#define PAIRS 128 /* of a block of the sum */
+#define PAIRS 128 /* of a block of the sum. */
 #define KC    (2 * PAIRS)
 _Static_assert(PAIRS % AMX_STEP == 0 && PAIRS % LANES == 0, "a block is whole steps and vectors");
 
@@ -258,7 +258,7 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 /* An output tile: its rounded rows of a stay in the L2 cache, and so do its sums. Beside the matrix unit the
  * rounding of a's rows takes a noticeable share of the time. So its tiles are wider, and each row is rounded
  * less often. */
-#define MC     168 /* whole register tiles */
+#define MC     168 /* whole register tiles. */
 #define NC     768
 #define AMX_MC 96
 #define AMX_NC 1536
@@ -348,16 +348,15 @@ static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrd
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
-/* c[m][cols] = start + a·panel, panel [pairs][width]. `roomy`: the rows of c and start have room for whole
- * vectors, and the room may be overwritten. */
+/* c[m][cols] = start + a·panel, panel [pairs][width]; only these cols columns of c and start are touched. */
 static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
-                          const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
+                          const uint32_t *panel, int width, int m, int cols, int pairs)
 {
     const int group = group_rows(amx->usable);
     for (int i = 0; i < m; i += group) {
         int rows = min_int(m - i, group);
         Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
-        if (roomy || cols == width)
+        if (cols == width)
             group_product(amx, rows, width, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
         else
             edge_product(amx, rows, width, cols, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
@@ -368,11 +367,11 @@ static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const 
  * the rows of a again. That is one instruction for 2·LANES terms, against NC products with each. packed
  * points to the tile's first column. */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, const uint32_t *packed, int m,
-                         int n, int k, int with_gelu)
+                         int n, int k, Epilogue epilogue)
 {
     uint32_t block[MC * PAIRS] __attribute__((aligned(64)));
     Amx amx = amx_begin();
-    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
+    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start. */
         int kc = min_int(k - p, KC);
         for (ptrdiff_t i = 0; i < m && kc > 0; i++)
             round_row(block + i * PAIRS, a + i * k + p, kc);
@@ -380,8 +379,8 @@ static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, c
             int cols = min_int(n - (int)j, NR), width = panel_width(cols);
             Start s = {start.data ? start.data + j : NULL, start.ld};
             product_panel(&amx, c + j, ldc, s, block, packed + j * stored_pairs(k) + p / 2 * width, width, m,
-                          cols, pairs_of(kc), 0);
-            if (with_gelu && p + KC >= k)
+                          cols, pairs_of(kc));
+            if (epilogue == EPILOGUE_GELU && p + KC >= k)
                 gelu_rows(c + j, ldc, m, cols);
         }
         start = (Start){c, ldc};
@@ -394,8 +393,9 @@ typedef struct Product {
     float *y;
     const float *x, *bias;
     const uint32_t *packed;
-    int m, n, k, with_gelu;
-    int tile_m, tile_n, across; /* tiles: their size, tiles side by side */
+    int m, n, k;
+    Epilogue epilogue;
+    int tile_m, tile_n, across; /* tiles: their size, tiles side by side. */
 } Product;
 
 static void numbered_tile(const void *job, int t)
@@ -406,11 +406,11 @@ static void numbered_tile(const void *job, int t)
         return;
     product_tile(p->y + i * p->n + j, p->n, (Start){p->bias ? p->bias + j : NULL, 0}, p->x + i * p->k,
                  p->packed + j * stored_pairs(p->k), min_int(p->m - (int)i, p->tile_m),
-                 min_int(p->n - (int)j, p->tile_n), p->k, p->with_gelu);
+                 min_int(p->n - (int)j, p->tile_n), p->k, p->epilogue);
 }
 
 static void product(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k,
-                    int with_gelu)
+                    Epilogue epilogue)
 {
     if (m <= 0 || n <= 0)
         return;
@@ -423,28 +423,17 @@ static void product(float *y, const float *x, const uint32_t *packed, const floa
                        .m = m,
                        .n = n,
                        .k = k,
-                       .with_gelu = with_gelu,
+                       .epilogue = epilogue,
                        .tile_m = round_up((m + down - 1) / down, group_rows(amx)),
                        .tile_n = round_up((n + across - 1) / across, NR),
                        .across = across};
     run_tasks(down * across, threads_for((double)m * n * (k + 1), PARALLEL_PRODUCT), numbered_tile, NULL, &p);
 }
 
-void bf16_linear(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k)
-{
-    product(y, x, packed, bias, m, n, k, 0);
-}
-
-void bf16_linear_gelu(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n,
-                      int k)
-{
-    product(y, x, packed, bias, m, n, k, 1);
-}
-
 void linear_layer(float *y, const float *x, const Linear *l, int m)
 {
     if (l->packed)
-        bf16_linear(y, x, l->packed, l->bias, m, l->n_out, l->n_in);
+        product(y, x, l->packed, l->bias, m, l->n_out, l->n_in, EPILOGUE_NONE);
     else
         linear(y, x, l->weight, l->bias, m, l->n_out, l->n_in);
 }
@@ -452,9 +441,9 @@ void linear_layer(float *y, const float *x, const Linear *l, int m)
 void linear_layer_gelu(float *y, const float *x, const Linear *l, int m)
 {
     if (l->packed)
-        bf16_linear_gelu(y, x, l->packed, l->bias, m, l->n_out, l->n_in);
+        product(y, x, l->packed, l->bias, m, l->n_out, l->n_in, EPILOGUE_GELU);
     else
-        linear_gelu(y, x, l->weight, l->bias, m, l->n_out, l->n_in);
+        linear_epilogue(y, x, l->weight, l->bias, m, l->n_out, l->n_in, EPILOGUE_GELU);
 }
 
 void linear_pack(Linear *l, Arena *arena)
@@ -474,11 +463,9 @@ void linear_pack(Linear *l, Arena *arena)
  * relative positions are prepared in the scratch, once for all of its queries. A task is at most QUERIES
  * queries of a problem. It goes through the keys in tiles of KEYS with the online softmax, as in attention.c.
  * Logits are in units of log 2. */
-#define QUERIES                                                                                              \
-    (98 / MR * MR) /* the buffers below stay under 200 KiB per thread; a multiple of MR uses whole
-                                  groups */
-#define KEYS   KC  /* so a tile of probabilities is a block of the sum of the product with v */
-#define LOG2_E 1.44269504088896340736f
+#define QUERIES (98 / MR * MR) /* whole groups of rows; the buffers below stay under 200 KiB per thread. */
+#define KEYS    KC             /* so a tile of probabilities is a block of the sum of the product with v. */
+#define LOG2_E  1.44269504088896340736f
 
 typedef struct Grid {
     int h, w;
@@ -488,16 +475,16 @@ typedef struct Attention {
     float *out;
     const float *q, *k, *v;
     ptrdiff_t ldo, ldq, ldk, ldv;
-    const float *pad_k, *pad_v;    /* of keys beyond the edge of the grid, or NULL without windows */
-    Grid queries, keys;            /* whole grids; 1 × n without relative positions */
-    Grid query_window, key_window; /* grids of a problem, padding included */
-    int across, n_problems;        /* windows side by side; windows × heads */
-    int query_blocks, block;       /* blocks of a problem, and queries of a block */
+    const float *pad_k, *pad_v;    /* of keys beyond the edge of the grid, or NULL without windows. */
+    Grid queries, keys;            /* whole grids; 1 × n without relative positions. */
+    Grid query_window, key_window; /* grids of a problem, padding included. */
+    int across, n_problems;        /* windows side by side; windows × heads. */
+    int query_blocks, block;       /* blocks of a problem, and queries of a block. */
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel; /* or NULL */
-    int rel_h_ld, rel_w_ld;      /* rows of rel_h and rel_w below; 0 without */
-    int sums_ld;                 /* head_dim in whole vectors */
+    int rel_h_ld, rel_w_ld;      /* rows of rel_h and rel_w below; 0 without. */
+    int sums_ld;                 /* head_dim in whole vectors. */
     size_t keys_size, values_size;
     uint32_t *packed_keys, *packed_values; /* [n_problems][keys_size], [n_problems][values_size] */
     float *rel_h, *rel_w;                  /* [n_problems][n_q][rel_*_ld]: log2(e)·q·rel */
@@ -621,24 +608,24 @@ static void rel_line(const Attention *a, int problem, int line)
 }
 
 typedef struct AttentionTask {
-    uint32_t q[QUERIES * PAIRS] __attribute__((aligned(64)));             /* a block of columns of q */
+    uint32_t q[QUERIES * PAIRS] __attribute__((aligned(64)));             /* a block of columns of q. */
     float logits[QUERIES * KEYS] __attribute__((aligned(64)));            /* of a tile */
-    uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, rounded */
+    uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, rounded. */
     float max[QUERIES], sum[QUERIES];
     const float *rows[QUERIES]; /* of q */
     Amx amx;
 } AttentionTask;
 
 /* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`. B has `all_pairs` stored
- * pairs. */
+ * pairs. The rows of c and start have room for whole vectors, so all columns of a panel are computed. */
 static void product_block(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                           const uint32_t *b, int all_pairs, int m, int n, int first, int pairs)
 {
     for (ptrdiff_t j = 0; j < n; j += NR) {
-        int cols = min_int(n - (int)j, NR), width = panel_width(cols);
+        const int width = panel_width(n - (int)j);
         Start s = {start.data ? start.data + j : NULL, start.ld};
-        product_panel(amx, c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, cols,
-                      pairs, 1);
+        product_panel(amx, c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, width,
+                      pairs);
     }
 }
 
@@ -686,7 +673,7 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
         memcpy(probability + j / 2, &pairs, sizeof pairs);
         sum = dot_pairs(pairs, ones, sum);
     }
-    float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0 */
+    float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0. */
     task->sum[i] = task->sum[i] * factor + sum_lanes(sum);
     task->max[i] = max;
     return factor;

@@ -15,11 +15,6 @@
 size_t bf16_packed_size(int n_out, int n_in); /* in uint32_t */
 void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in);
 
-/* y[m][n] = x[m][k]·wᵀ + bias, or its gelu; packed: of w [n][k]. */
-void bf16_linear(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n, int k);
-void bf16_linear_gelu(float *y, const float *x, const uint32_t *packed, const float *bias, int m, int n,
-                      int k);
-
 /* ---- attention ---------------------------------------------------------------------------------*/
 
 /* attention and window_attention in bf16, for every head_dim. */

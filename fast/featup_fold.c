@@ -26,8 +26,8 @@
 
 enum { RADIUS = FEATUP_RADIUS, DIAMETER = FEATUP_DIAMETER, TAPS = FEATUP_TAPS };
 enum { PADDED = 8 };                           /* DIAMETER rounded up for the vector unit; the rest is zero */
-enum { FIXUP_IN = TAPS + 3 };                  /* kernel and guidance */
-enum { COLUMNS = 32, COLUMNS2 = 2 * COLUMNS }; /* columns of a tile: of the source, and enlarged */
+enum { FIXUP_IN = TAPS + 3 };                  /* kernel and guidance. */
+enum { COLUMNS = 32, COLUMNS2 = 2 * COLUMNS }; /* columns of a tile: of the source, and enlarged. */
 
 /* ---- one axis: mirror, then bicubic x2 ----------------------------------------------------------------*/
 
@@ -75,10 +75,10 @@ static void make_mix(Mix *mix, int n)
 typedef struct Job {
     const JbuLearnedRange *up;
     float range_factor, spatial_kernel[TAPS];
-    int h, w, channels;  /* of the source */
+    int h, w, channels;  /* of the source. */
     const float *source; /* [h][w][channels] */
     float *guidance;     /* [2h][2w][3] */
-    float *plane;        /* [2h][2w] scratch of the pooling */
+    float *plane;        /* [2h][2w] scratch of the pooling. */
     float *keys;         /* proj_x as [2h][key_dim][2w + 2*RADIUS], channel by channel. Each row is mirrored
                             to both sides, so the neighbours of a run of pixels are a run of floats. */
     Mix *mix_y, *mix_x;  /* [2h], [2w] */
@@ -194,10 +194,10 @@ static void fold_kernel(Folded *folded, int output, const float *kernel, const M
 
 /* The part of a window that lies inside the source, and the targets of the four sums. */
 typedef struct Window {
-    const float *first;          /* channels of the first pixel */
+    const float *first;          /* channels of the first pixel. */
     size_t row_stride, channels; /* in floats */
     int n_rows, n_columns;
-    const float (*weight)[DIAMETER][4]; /* of that first pixel */
+    const float (*weight)[DIAMETER][4]; /* of that first pixel. */
     float *out[4];                      /* [channels] each */
 } Window;
 
@@ -302,7 +302,7 @@ static void upsample_stage(Job *job, const FeatupInput *in)
 typedef struct Scratch {
     Job job;
     float *results[FEATUP_MAX_STAGES];
-    float *fixup_row; /* [2w][channels] of the stack's fixup_proj */
+    float *fixup_row; /* [2w][channels] of the stack's fixup_proj. */
 } Scratch;
 
 static void layout_scratch(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)

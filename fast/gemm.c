@@ -24,10 +24,10 @@
 #define MC       2048
 #define OWN_ROWS 512 /* see rows_of_tiles */
 #if LANES >= 16
-#define NC 768 /* 786 KB of b: machines with AVX-512 have an L2 cache of 1 MB or more */
+#define NC 768 /* 786 KB of b: machines with AVX-512 have an L2 cache of 1 MB or more. */
 #define KC 256
 #else
-#define NC 384 /* 295 KB. Both are multiples of every NR */
+#define NC 384 /* 295 KB. Both are multiples of every NR. */
 #define KC 192
 #endif
 
@@ -61,7 +61,7 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
 /* panel[k][width] = b[k][cols], padded with zero columns. */
 static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
 {
-    if (cols == width && width == NR) { /* the usual case, with a copy of constant size */
+    if (cols == width && width == NR) { /* the usual case, with a copy of constant size. */
         for (int p = 0; p < k; p++) {
             prefetch_row((const float *)((uintptr_t)b + (p + PREFETCH_ROWS) * ldb * sizeof *b), NR);
             store(panel + p * NR, load(b + p * ldb));
@@ -127,15 +127,15 @@ typedef struct Tile {
  * its own tile. If all threads are equally fast, no thread waits, and stealing costs nothing. */
 enum { MAX_STOLEN = 256 };
 typedef struct Stealing {
-    atomic_flag locked;    /* guards the members below, which change together */
-    atomic_int waiting;    /* waiting threads that have no tile in `stolen` yet */
-    atomic_int unfinished; /* tiles, stolen ones included */
+    atomic_flag locked;    /* guards the members below, which change together. */
+    atomic_int waiting;    /* waiting threads that have no tile in `stolen` yet. */
+    atomic_int unfinished; /* tiles, stolen ones included. */
     atomic_int n_stolen;
     Tile stolen[MAX_STOLEN];
 } Stealing;
 
 /* A spin lock, held for a few instructions. (The names of OpenMP's critical sections would be visible to a
- * user's program.) */
+ * user's program.). */
 static void lock(Stealing *s)
 {
     while (atomic_flag_test_and_set_explicit(&s->locked, memory_order_acquire))
@@ -147,7 +147,7 @@ static void unlock(Stealing *s)
     atomic_flag_clear_explicit(&s->locked, memory_order_release);
 }
 
-#define LEAST_STOLEN (8 * MR) /* rows: fewer are not worth packing b again */
+#define LEAST_STOLEN (8 * MR) /* rows: fewer are not worth packing b again. */
 
 /* The whole product: equal tiles, at most MC × NC; the last ones are smaller. */
 typedef struct Product {
@@ -156,10 +156,11 @@ typedef struct Product {
     Operand b;
     Start start;
     ptrdiff_t ldc, lda;
-    int m, n, k, with_gelu;   /* GELU follows while the rows are in the cache */
-    int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile */
-    int step;                 /* terms in a block, fewer in the last */
-    Stealing *stealing;       /* NULL for one thread */
+    int m, n, k;
+    Epilogue epilogue;
+    int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile. */
+    int step;                 /* terms in a block, fewer in the last. */
+    Stealing *stealing;       /* NULL for one thread. */
 } Product;
 
 /* Give the last rows of a tile to a waiting thread. Rows from i on have yet to get their current block of
@@ -182,7 +183,7 @@ static void split_tile(const Product *p, Tile *t, int i)
     unlock(s);
 }
 
-/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.) */
+/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.). */
 static void product_block(const Product *p, Tile *t)
 {
     float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
@@ -202,7 +203,7 @@ static void product_block(const Product *p, Tile *t)
         float *c = p->c + row * p->ldc + t->col;
         Start s = {start.data ? start.data + row * start.ld + t->col : NULL, start.ld};
         product_rows(c, p->ldc, s, panel, block, rows, t->cols, kc, group + MR * p->lda, p->lda);
-        if (p->with_gelu && is_last)
+        if (p->epilogue == EPILOGUE_GELU && is_last)
             gelu_rows(c, p->ldc, rows, t->cols);
     }
     t->done += p->step;
@@ -238,7 +239,7 @@ static void steal_tiles(const void *job)
             product_tile(p, stolen);
             p->stealing->waiting++;
         } else {
-            sched_yield(); /* with more threads than cores, other threads need this core */
+            sched_yield(); /* with more threads than cores, other threads need this core. */
         }
     }
 }
@@ -271,7 +272,7 @@ static void numbered_tile(const void *job, int i)
 
 /* With few rows a tile is one sliver. So packed data is still in the L1 cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
-                    int n, int k, int with_gelu)
+                    int n, int k, Epilogue epilogue)
 {
     if (m <= 0 || n <= 0)
         return;
@@ -279,7 +280,7 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     const int most_n = m <= 2 * MR ? NR : NC, across = (n + most_n - 1) / most_n;
     const int down = rows_of_tiles(m, across, threads), n_tiles = down * across;
     const int blocks = (k + KC - 1) / KC;
-    Stealing stealing; /* `stolen` is left unset: a product may be a prompt's few rows */
+    Stealing stealing; /* `stolen` is left unset: a product may be a prompt's few rows. */
     stealing.unfinished = n_tiles;
     stealing.waiting = stealing.n_stolen = 0;
     unlock(&stealing);
@@ -292,7 +293,7 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
                        .m = m,
                        .n = n,
                        .k = k,
-                       .with_gelu = with_gelu,
+                       .epilogue = epilogue,
                        .down = down,
                        .across = across,
                        .tile_n = round_up((n + across - 1) / across, NR),
@@ -301,24 +302,27 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     run_tasks(n_tiles, threads, numbered_tile, threads > 1 ? steal_tiles : NULL, &p);
 }
 
-void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+void linear_epilogue(float *y, const float *x, const float *w, const float *bias, int m, int n, int k,
+                     Epilogue epilogue)
 {
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 0);
+    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, epilogue);
 }
 
-void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
 {
-    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, 1);
+    linear_epilogue(y, x, w, bias, m, n, k, EPILOGUE_NONE);
 }
 
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate)
 {
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k, 0);
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k,
+            EPILOGUE_NONE);
 }
 
 void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                int accumulate)
 {
-    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k, 0);
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k,
+            EPILOGUE_NONE);
 }

@@ -30,7 +30,7 @@ static double fp32_burst(int rounds)
 #pragma omp parallel reduction(+ : n_threads, total)
     {
         volatile float factor = 0.999f, term = 1e-3f; /* volatile: otherwise gcc reads them again in the
-                                                         loop */
+                                                         loop. */
         Vec sum[CHAINS], a = splat(factor), b = splat(term);
         UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = splat((float)i);
         for (int r = 0; r < rounds; r++)
@@ -39,7 +39,7 @@ static double fp32_burst(int rounds)
         n_threads++;
     }
     double gflop = 2e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed */
+    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed. */
 }
 
 double fma_burst(int rounds, Precision precision)

@@ -5,7 +5,6 @@
 #include <math.h>
 
 #include "fast/simd.h"
-#include "tensor.h"
 #include "fast/tile.h"
 
 /* ---- products ---------------------------------------------------------------------------------*/
@@ -74,12 +73,6 @@ void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int 
                            n_terms, i, j, accumulate);
 }
 
-void small_product(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
-                   int accumulate)
-{
-    small_products(c, ldc, &(SmallTerm){a, b, lda, ldb, k}, 1, m, n, accumulate);
-}
-
 /* The number of rows of x whose sums with 4 rows of w fit the registers. */
 #if LANES == 16
 #define FEW 7
@@ -121,9 +114,15 @@ INLINE void few_rows(int rows, float *y, ptrdiff_t ldy, const float *x, const fl
     }
 }
 
-void skinny_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
+void skinny_linear(float *y, const float *x, const Linear *layer, int m)
 {
+    const float *w = layer->weight, *bias = layer->bias;
+    const int n = layer->n_out, k = layer->n_in;
     int j = 0;
+    if (m > SKINNY_ROWS) {
+        linear(y, x, w, bias, m, n, k);
+        return;
+    }
     for (; j + 4 <= n; j += 4)
         for (ptrdiff_t i = 0; i < m; i += FEW) {
             float *out = y + i * n + j;
@@ -158,8 +157,9 @@ void tile_triangle(float *g, int ld, int n)
 void tile_quadratic(float *quadratic, const float *z, const float *triangle, int ld, int n, float *scratch)
 {
     for (ptrdiff_t i = 0; i < n; i += MR)
-        small_product(scratch + i * TILE, TILE, triangle + i * ld + i, ld, z + i * TILE, TILE,
-                      min_int(n - (int)i, MR), TILE, n - (int)i, 0);
+        small_products(scratch + i * TILE, TILE,
+                       &(SmallTerm){triangle + i * ld + i, z + i * TILE, ld, TILE, n - (int)i}, 1,
+                       min_int(n - (int)i, MR), TILE, 0);
     for (int j = 0; j < TILE; j += LANES) {
         Vec sum = splat(0);
         for (int i = 0; i < n; i++)
@@ -229,7 +229,7 @@ void tile_online_softmax(float *scores, int rows, int used, float *max, float *s
             store(scores + j, e);
             total += e;
         }
-        factor[i] = now > before ? expf(before - now) : 1; /* the first time e^-inf = 0 */
+        factor[i] = now > before ? expf(before - now) : 1; /* the first time e^-inf = 0. */
         sum[i] = sum[i] * factor[i] + sum_lanes(total);
     }
 }

@@ -12,8 +12,10 @@
 
 #include <stddef.h>
 
+#include "tensor.h"
+
 #define TILE     64
-#define TILE_PAD 16 /* widths of the small products are multiples of this */
+#define TILE_PAD 16 /* widths of the small products are multiples of this. */
 
 /* c[m][n] = the sum of the terms a[m][k]·b[k][n], or c += that sum. n is a multiple of TILE_PAD; ld* is the
  * distance between rows. Each sum goes through the terms, and through k, in order. */
@@ -22,12 +24,11 @@ typedef struct SmallTerm {
     int lda, ldb, k;
 } SmallTerm;
 void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int m, int n, int accumulate);
-/* small_products with one term. */
-void small_product(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
-                   int accumulate);
-/* linear of tensor.h for a few rows (a skinny GEMM). w is read once and never packed. Its order of sums
- * differs from linear's, so only SAM's tokens use it. */
-void skinny_linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+/* linear for the tokens of SAM's prompts, in float32. With at most SKINNY_ROWS rows it is a skinny GEMM: it
+ * reads w once and never packs it. Its sums go in another order than linear's. The order of linear must depend
+ * on k alone, so linear cannot choose this form itself; only SAM's tokens take it. */
+enum { SKINNY_ROWS = 32 };
+void skinny_linear(float *y, const float *x, const Linear *layer, int m);
 /* x *= factor. */
 static inline void multiply_floats(float *x, float factor, size_t n)
 {

@@ -61,7 +61,7 @@
 #endif
 
 #ifdef COMPILES_sam
-/* many prompts on one image: fast/sam_prompts.c */
+/* many prompts on one image: fast/sam_prompts.c. */
 #define sam_decoder_new     plain_sam_decoder_new
 #define sam_decoder_free    plain_sam_decoder_free
 #define sam_scratch_new     plain_sam_scratch_new
@@ -69,7 +69,7 @@
 #define sam_scratch_free    plain_sam_scratch_free
 #define sam_decode_prompts  plain_sam_decode_prompts
 #define sam_decode_masks    plain_sam_decode_masks
-/* rows of large masks: fast/sam_rows.c */
+/* rows of large masks: fast/sam_rows.c. */
 #define sam_rows_new        plain_sam_rows_new
 #define sam_rows_free       plain_sam_rows_free
 #define sam_rows_begin      plain_sam_rows_begin

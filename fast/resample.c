@@ -21,9 +21,9 @@ typedef struct Taps {
 } Taps;
 
 typedef struct Strip {
-    Taps column[STRIP]; /* of the strip's output columns */
+    Taps column[STRIP]; /* of the strip's output columns. */
     float line[2][STRIP];
-    int line_row[2]; /* the input row in each line, -1: none; row r is in line r % 2 */
+    int line_row[2]; /* the input row in each line, -1: none; row r is in line r % 2. */
 } Strip;
 
 typedef struct Interpolation {
@@ -138,7 +138,7 @@ static int pil_taps_make(PilTaps *taps, int in, int out, ResizeFilter filter)
 
 static uint8_t clip8(int32_t sum)
 {
-    int32_t v = sum >> RESIZE_PRECISION_BITS; /* arithmetic: rounds down, 1/2 was added before */
+    int32_t v = sum >> RESIZE_PRECISION_BITS; /* arithmetic: rounds down, 1/2 was added before. */
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 

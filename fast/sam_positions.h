@@ -14,10 +14,11 @@ void sam_planes_free(SamPlanes *planes);
  * They lie in a scratch's arena. */
 typedef struct SamPositions {
     const SamWeights *weights;
-    int n_heads, head_dim, head_padded; /* head_padded: room of a head's values, a multiple of TILE_PAD */
+    int n_heads, head_dim,
+        head_padded; /* head_padded: floats stored of a head's values, a multiple of TILE_PAD */
     int n_tiles, max_rank, max_tokens;
     int n_tokens, n_free;      /* T, H·(T-1) */
-    int level, rank;           /* layers done; used rows of z and basis */
+    int level, rank;           /* layers done; used rows of z and basis. */
     float *z;                  /* [tiles][max_rank][TILE] */
     float *sigma;              /* [tiles][TILE] */
     float *basis, *centred;    /* [max_rank][C] B and E */
@@ -27,7 +28,7 @@ typedef struct SamPositions {
     float *mix;                /* [H·T or C][max_rank] */
     float *pooled_values;      /* [H·T][head_padded] */
     float *pooled_z;           /* [H·T][max_rank, padded] */
-    float *max, *sum, *factor; /* [H·T] of the online softmax */
+    float *max, *sum, *factor; /* [H·T] of the online softmax. */
     /* one tile: */
     float *projected;         /* [internal_dim][TILE] */
     float *scores, *weighted; /* [H·T][TILE] */
@@ -43,10 +44,10 @@ int sam_positions_fit(const SamWeights *weights, int n_tokens);
 void sam_layout_positions(SamPositions *positions, const SamWeights *weights, int max_tokens, Arena *arena);
 /* A new prompt of n_tokens <= max_tokens tokens. */
 void sam_positions_begin(SamPositions *positions, int n_tokens);
-/* heads [n][internal_dim] of n <= T tokens that attend to the image, before out_proj. q [n][internal_dim] is
+/* attended [n][internal_dim] of n <= T tokens that attend to the image, before out_proj. q [n][internal_dim] is
  * projected and scaled. */
 void sam_positions_token_to_image(SamPositions *positions, const SamPlanes *planes, const SamAttention *a,
-                                  const float *q, int n, float *heads);
+                                  const float *q, int n, float *attended);
 /* The image attends to the tokens, then norm4: go to the next level. k [T][internal_dim] is projected and
  * scaled, v [T][internal_dim] projected. */
 void sam_positions_image_to_token(SamPositions *positions, const SamPlanes *planes,

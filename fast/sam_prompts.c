@@ -30,12 +30,12 @@ void plain_sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int 
 struct SamDecoder {
     const Sam *sam;
     const SamImage *image;
-    SamPlanes *planes; /* NULL: no prompt fits */
-    SamDecoder *plain; /* for prompts that do not fit */
+    SamPlanes *planes; /* NULL: no prompt fits. */
+    SamDecoder *plain; /* for prompts that do not fit. */
 };
 
 struct SamScratch {
-    SamScratch *plain; /* for such prompts; NULL: the members below are used */
+    SamScratch *plain; /* for such prompts; NULL: the members below are used. */
     Arena arena;
     size_t max_tokens;
     int max_prompts;
@@ -50,18 +50,7 @@ struct SamScratch {
     SamPositions positions[SAM_TOGETHER];
 };
 
-/* ---- products of few rows ---------------------------------------------------------------------*/
-
-/* Products of at most this many rows are skinny. The order of their sums differs from linear's. */
-enum { SKINNY_ROWS = 32 };
-
-static void affine(float *y, const float *x, const Linear *a, int rows)
-{
-    if (rows <= SKINNY_ROWS)
-        skinny_linear(y, x, a->weight, a->bias, rows, a->n_out, a->n_in);
-    else
-        linear(y, x, a->weight, a->bias, rows, a->n_out, a->n_in);
-}
+/* ---- small steps ------------------------------------------------------------------------------*/
 
 /* Floats in the prompts' rows. */
 static size_t n_floats(const SamScratch *s, int dim)
@@ -201,15 +190,15 @@ static void embed_prompts(const SamDecoder *d, SamScratch *s, const SamPrompt *p
 static void self_attention(const SamWeights *w, SamScratch *s, const SamAttention *a, const float *q)
 {
     const int T = s->n_tokens, dim = a->internal_dim, n_heads = w->config.decoder_heads;
-    affine(s->q, q, &a->q_proj, s->n_rows);
-    affine(s->k, q, &a->k_proj, s->n_rows);
-    affine(s->v, s->queries, &a->v_proj, s->n_rows);
+    skinny_linear(s->q, q, &a->q_proj, s->n_rows);
+    skinny_linear(s->k, q, &a->k_proj, s->n_rows);
+    skinny_linear(s->v, s->queries, &a->v_proj, s->n_rows);
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, dim);
         attention(s->attended + at, dim, s->q + at, dim, s->k + at, dim, s->v + at, dim, T, T, n_heads,
                   dim / n_heads, sam_attention_scale(w, a), NULL, NULL);
     }
-    affine(s->out, s->attended, &a->out_proj, s->n_rows);
+    skinny_linear(s->out, s->attended, &a->out_proj, s->n_rows);
 }
 
 /* s->out = the attention of the first n tokens of each prompt to the image. The other tokens' rows are
@@ -218,21 +207,21 @@ static void token_to_image(const SamDecoder *d, SamScratch *s, const SamAttentio
 {
     const SamWeights *w = &d->sam->weights;
     add_position_encoding(w, s);
-    affine(s->q, s->queries_pe, &a->q_proj, s->n_rows);
+    skinny_linear(s->q, s->queries_pe, &a->q_proj, s->n_rows);
     multiply_floats(s->q, sam_attention_scale(w, a), n_floats(s, a->internal_dim));
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, a->internal_dim);
         sam_positions_token_to_image(&s->positions[i], d->planes, a, s->q + at, n, s->attended + at);
     }
-    affine(s->out, s->attended, &a->out_proj, s->n_rows);
+    skinny_linear(s->out, s->attended, &a->out_proj, s->n_rows);
 }
 
 /* MLPBlock.forward with ReLU: s->out. */
 static void mlp_block_relu(SamScratch *s, const SamTwoWayAttentionBlock *b)
 {
-    affine(s->hidden[0], s->queries, &b->lin1, s->n_rows);
+    skinny_linear(s->hidden[0], s->queries, &b->lin1, s->n_rows);
     relu(s->hidden[0], n_floats(s, b->lin1.n_out));
-    affine(s->out, s->hidden[0], &b->lin2, s->n_rows);
+    skinny_linear(s->out, s->hidden[0], &b->lin2, s->n_rows);
 }
 
 /* The image attends to the tokens, then norm4. */
@@ -241,8 +230,8 @@ static void image_to_token(const SamDecoder *d, SamScratch *s, const SamTwoWayAt
     const SamWeights *w = &d->sam->weights;
     const SamAttention *a = &b->cross_attn_image_to_token;
     add_position_encoding(w, s);
-    affine(s->k, s->queries_pe, &a->k_proj, s->n_rows);
-    affine(s->v, s->queries, &a->v_proj, s->n_rows);
+    skinny_linear(s->k, s->queries_pe, &a->k_proj, s->n_rows);
+    skinny_linear(s->v, s->queries, &a->v_proj, s->n_rows);
     multiply_floats(s->k, sam_attention_scale(w, a), n_floats(s, a->internal_dim));
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, a->internal_dim);
@@ -292,11 +281,11 @@ static void mlp(SamScratch *s, const Linear *layers, int n_layers, float *out, c
 {
     for (int i = 0; i < n_layers - 1; i++) {
         float *y = s->hidden[i % 2];
-        affine(y, x, &layers[i], rows);
+        skinny_linear(y, x, &layers[i], rows);
         relu(y, (size_t)rows * layers[i].n_out);
         x = y;
     }
-    affine(out, x, &layers[n_layers - 1], rows);
+    skinny_linear(out, x, &layers[n_layers - 1], rows);
 }
 
 void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
@@ -310,7 +299,7 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
     }
     embed_prompts(decoder, scratch, prompts, n_prompts);
     two_way_transformer(decoder, scratch);
-    float *iou_tokens = scratch->out; /* the first of each prompt */
+    float *iou_tokens = scratch->out; /* the first of each prompt. */
     for (int i = 0; i < n_prompts; i++)
         memcpy(iou_tokens + i * dim, scratch->queries + prompt_at(scratch, i, dim),
                dim * sizeof *iou_tokens);

@@ -16,7 +16,7 @@
 #include "io/fail.h"
 #include "sam.h"
 
-#define LEAST_WIDTH 8  /* pixels of the picture per low-res column; with fewer, runs save nothing */
+#define LEAST_WIDTH 8  /* pixels of the picture per low-res column; with fewer, runs save nothing. */
 #define BLOCK       64 /* pixels */
 
 /* align_corners=False: out[i] = weight0[i]·in[index0[i]] + weight1[i]·in[index1[i]]. */
@@ -41,22 +41,22 @@ struct SamRows {
     float limits[SAM_MAX_LIMITS];
     int n_limits;
     int low_size, input_w, original_w, original_h;
-    int factor;     /* sides of the network's input to those of the low-res logits; 0: not whole */
-    int one_resize; /* the picture has the input's size: the second resize would change no number */
-    int next;       /* the row that sam_rows_next gives next */
+    int factor;     /* sides of the network's input to those of the low-res logits; 0: not whole. */
+    int one_resize; /* the picture has the input's size: the second resize would change no number. */
+    int next;       /* the row that sam_rows_next gives next. */
     Axis low_x, low_y, full_x, full_y;
-    float *low_rows[2];  /* [input_w] low-res rows low_at[] stretched to the input's width */
-    float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width */
+    float *low_rows[2];  /* [input_w] low-res rows low_at[] stretched to the input's width. */
+    float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width. */
     int low_at[2], full_at[2];
     float *input_row, *row;      /* [input_w], [original_w] */
     uint8_t *reaches;            /* [low_size] does a logit of this low-res row reach the lowest limit? */
-    Span input_span, final_span; /* columns of the input and of the picture that depend on such rows */
-    int by_runs;                 /* 1: low-res columns are wide enough for runs to save time */
-    Group *groups;               /* [n_groups] all columns of the picture, from the left */
+    Span input_span, final_span; /* columns of the input and of the picture that depend on such rows. */
+    int by_runs;                 /* 1: low-res columns are wide enough for runs to save time. */
+    Group *groups;               /* [n_groups] all columns of the picture, from the left. */
     int n_groups, n_runs;
-    SamRun *runs;        /* [n_runs] of the picture's rows that depend on low-res rows runs_of[] */
-    int runs_of[2];      /* the first and the last of them */
-    float *most, *least; /* [low_size] of these rows' logits, column by column */
+    SamRun *runs;        /* [n_runs] of the picture's rows that depend on low-res rows runs_of[]. */
+    int runs_of[2];      /* the first and the last of them. */
+    float *most, *least; /* [low_size] of these rows' logits, column by column. */
 };
 
 static Axis axis_take(Arena *arena, int n_out)
@@ -159,7 +159,7 @@ void sam_rows_free(SamRows *rows)
  * the last place of the largest |logit|, and 1e-5 of it is ample. */
 static Span reaching_columns(const float *row, int n, float limit)
 {
-    enum { APART = 16 }; /* independent maxima, for vectors */
+    enum { APART = 16 }; /* independent maxima, for vectors. */
     float high[APART], low[APART];
     for (int i = 0; i < APART; i++)
         high[i] = -INFINITY, low[i] = INFINITY;
@@ -355,11 +355,11 @@ static void widen_unknown(SamRows *r)
 {
     const int found = r->n_runs;
     int done = 0;  /* columns */
-    r->n_runs = 0; /* the runs are rewritten in place; there are never more than were read */
+    r->n_runs = 0; /* the runs are rewritten in place; there are never more than were read. */
     for (int i = 0; i < found; i++) {
         SamRun run = r->runs[i];
         run.first = run.first > done ? run.first : done;
-        if (run.above == SAM_BETWEEN && run.first < run.end) { /* beyond final_span all pixels lie below */
+        if (run.above == SAM_BETWEEN && run.first < run.end) { /* beyond final_span all pixels lie below. */
             const int first = run.first / BLOCK * BLOCK, end = round_up(run.end, BLOCK);
             run.first = first > r->final_span.first ? first : r->final_span.first;
             run.end = end < r->final_span.end ? end : r->final_span.end;
@@ -417,7 +417,7 @@ const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs)
         const SamRun *run = &rows->runs[i];
         if (run->above != SAM_BETWEEN)
             continue;
-        if (!above) { /* one_resize: the second resize would be 1·row + 0·neighbour, twice */
+        if (!above) { /* one_resize: the second resize would be 1·row + 0·neighbour, twice. */
             above = rows->one_resize ? low_row(rows, axis->index0[y]) : full_row(rows, axis->index0[y]);
             below = rows->one_resize ? low_row(rows, axis->index1[y]) : full_row(rows, axis->index1[y]);
         }

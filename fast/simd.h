@@ -27,8 +27,8 @@
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES))); /* for shifts: signed lanes must not be
-                                                                     shifted */
-typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of LANES 16-bit numbers */
+                                                                     shifted. */
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of LANES 16-bit numbers. */
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef int32_t IntVec4 __attribute__((vector_size(16)));
 
@@ -44,7 +44,7 @@ typedef int32_t IntVec4 __attribute__((vector_size(16)));
 INLINE Vec load(const float *p)
 {
     Vec v;
-    memcpy(&v, p, sizeof v); /* one unaligned load instruction */
+    memcpy(&v, p, sizeof v); /* one unaligned load instruction. */
     return v;
 }
 
@@ -190,7 +190,7 @@ INLINE void transpose_squares(Vec r[4])
 /* Four floats at row[0] + p, at row[4] + p, at row[8] + p, ... */
 INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
 {
-#if defined(__AVX512F__) /* otherwise gcc takes them through the stack */
+#if defined(__AVX512F__) /* otherwise gcc takes them through the stack. */
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + p));
     v = _mm512_insertf32x4(v, _mm_loadu_ps(row[4] + p), 1);
     v = _mm512_insertf32x4(v, _mm_loadu_ps(row[8] + p), 2);
@@ -250,7 +250,7 @@ INLINE Vec vec_exp(Vec x)
     Vec t = fmadd(clamped, splat(1.44269504f), magic);
     Vec n = t - magic;
     Vec r = fmadd(n, splat(-0.693145752f), clamped); /* ln2 in two parts, the first with few bits, */
-    r = fmadd(n, splat(-1.42860677e-6f), r);         /* so that n times it is exact */
+    r = fmadd(n, splat(-1.42860677e-6f), r);         /* so that n times it is exact. */
     Vec p = splat(1.0f / 5040);
     p = fmadd(p, r, splat(1.0f / 720));
     p = fmadd(p, r, splat(1.0f / 120));
@@ -259,7 +259,7 @@ INLINE Vec vec_exp(Vec x)
     p = fmadd(p, r, splat(0.5f));
     p = fmadd(p, r, splat(1.0f));
     p = fmadd(p, r, splat(1.0f));
-    BitsVec power = ((BitsVec)t - (BitsVec)magic + 127) << 23; /* the bits of 2^n */
+    BitsVec power = ((BitsVec)t - (BitsVec)magic + 127) << 23; /* the bits of 2^n. */
     return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
 }
 
@@ -270,9 +270,9 @@ INLINE Vec vec_exp(Vec x)
  * integer, |f| <= 1/2, and is added to the exponent. */
 INLINE Vec vec_exp2(Vec x)
 {
-    x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one */
+    x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one. */
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    Vec f = (Vec)_mm512_reduce_ps((__m512)x, 1); /* 1: subtract its floor */
+    Vec f = (Vec)_mm512_reduce_ps((__m512)x, 1); /* 1: subtract its floor. */
     Vec p = splat(2.170225551e-04f);
     p = fmadd(p, f, splat(1.243968790e-03f));
     p = fmadd(p, f, splat(9.678840977e-03f));

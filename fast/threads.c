@@ -25,7 +25,7 @@ void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*
             task(job, i);
         return;
     }
-#pragma omp parallel num_threads(threads) /* all of them: a smaller team would end the other threads */
+#pragma omp parallel num_threads(threads) /* all of them: a smaller team would end the other threads. */
     {
         for (int k = 0, own = thread_number(); k < chunks; k++) {
             const int c = (own + k) % chunks;

@@ -38,10 +38,14 @@ static inline int min_int(int a, int b)
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
                const void *job);
 
-/* y = gelu(x·wᵀ + bias). GELU is applied while the rows are in the cache. In gemm.c. */
-void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
+/* What a product does to its outputs while they are in the cache. */
+typedef enum Epilogue { EPILOGUE_NONE, EPILOGUE_GELU } Epilogue;
 
-/* Prefetch row[n]. (A prefetch of an invalid address does nothing.) */
+/* linear, then the epilogue. In gemm.c. */
+void linear_epilogue(float *y, const float *x, const float *w, const float *bias, int m, int n, int k,
+                     Epilogue epilogue);
+
+/* Prefetch row[n]. (A prefetch of an invalid address does nothing.). */
 INLINE void prefetch_row(const float *row, int n)
 {
     for (int i = 0; i < n; i += 16)

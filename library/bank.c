@@ -125,7 +125,7 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err)
         return -1;
     }
     s->options = s->asked = s->bank.options;
-    memset(s->was_set, 0, sizeof s->was_set); /* the bank's settings replace all earlier ones */
+    memset(s->was_set, 0, sizeof s->was_set); /* the bank's settings replace all earlier ones. */
     s->has_bank = 1;
     return 0;
 }

@@ -19,7 +19,7 @@ static int make_result(SamladResult *result, const Bank *bank, Detection *d, Sce
     if (dump && dump_detection(dump, d, err))
         return -1;
     if (!isfinite(d->score))
-        return fail(err, "the score is no finite number: the bank's calibration is damaged");
+        return fail(err, "the score is not a finite number: the bank's calibration is damaged");
     return result_make(result, bank, d, scene, err);
 }
 

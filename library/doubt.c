@@ -1,4 +1,4 @@
-/* doubt.c - see doubt.h. [ours] */
+/* doubt.c - see doubt.h. [ours]. */
 #include "library/doubt.h"
 
 /* 1 if an object is missing, extra or damaged. */

@@ -8,13 +8,13 @@
 
 struct Samlad {
     Networks networks;
-    Options asked;   /* as the caller set them: 0 may stand for the weights' recommendation */
-    Options options; /* the same with the recommendations filled in */
+    Options asked;   /* as the caller set them: 0 may stand for the weights' recommendation. */
+    Options options; /* the same with the recommendations filled in. */
     WeightsId vit, sam, featup, dcga;
     Bank bank;
     int has_bank;
-    int shared;                         /* 1: networks and bank belong to another handle */
-    unsigned char was_set[MAX_OPTIONS]; /* by samlad_set, in option_table's order */
+    int shared;                         /* 1: networks and bank belong to another handle. */
+    unsigned char was_set[MAX_OPTIONS]; /* by samlad_set, in option_table's order. */
 };
 
 /* Make the options from the caller's settings and the weights' recommendations. */

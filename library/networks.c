@@ -60,7 +60,7 @@ int networks_share(Networks *copy, const Networks *n, Error *err)
 {
     *copy = *n;
     copy->shared = 1;
-    copy->vit_state = NULL; /* made when the size of the first image is known */
+    copy->vit_state = NULL; /* made when the size of the first image is known. */
     copy->vit_state_grid = 0;
     copy->sam_state = n->sam ? sam_state_new(n->sam, err) : NULL;
     return n->sam && !copy->sam_state ? -1 : 0;

@@ -267,7 +267,7 @@ int result_make(SamladResult *r, const Bank *bank, Detection *d, Scene *scene, E
                         .labels = scene->labels,
                         .n_references = d->k,
                         .references = d->references};
-    scene->labels = NULL, d->references = NULL; /* they are the result's now */
+    scene->labels = NULL, d->references = NULL; /* they are the result's now. */
     set_scores(r, bank, d);
     if (set_maps(r, bank, d, err) || result_objects(r, bank, d, err) || result_missing(r, bank, d, err)) {
         samlad_result_free(r);

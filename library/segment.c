@@ -27,7 +27,7 @@ static void measure_mask(AmgMask *mask, const float *logits, int height, int wid
         }
     mask->area = inside;
     mask->stability_score = below ? (float)above / (float)below : 0;
-    if (inside) { /* the official box has inclusive corners, so one pixel has width 0 */
+    if (inside) { /* the official box has inclusive corners, so one pixel has width 0. */
         const float box[4] = {(float)x0, (float)y0, (float)(x1 - x0), (float)(y1 - y0)};
         memcpy(mask->bbox, box, sizeof box);
     }

@@ -9,11 +9,11 @@ typedef struct SegmentRequest {
     const float *points;  /* [n_points][2] x, y in pixels */
     const int *labels;    /* [n_points] 1 foreground, 0 background */
     const float *box;     /* [4] x0 y0 x1 y1, or NULL */
-    int single;           /* 1: one mask (official multimask_output=False), 0: three, best first */
-    AmgOptions amg;       /* a request without points and box asks for automatic masks, with these options */
-    AmgProgress progress; /* of automatic masks, or NULL */
+    int single;           /* 1: one mask (official multimask_output=False), 0: three, best first. */
+    AmgOptions amg;       /* a request without points and box asks for automatic masks, with these options. */
+    AmgProgress progress; /* of automatic masks, or NULL. */
     void *user;           /* for progress */
-    StWriter *dump;       /* the encoder's and the masks' tensors (docs/METHOD.md 11), or NULL */
+    StWriter *dump;       /* the encoder's and the masks' tensors (docs/METHOD.md 11), or NULL. */
 } SegmentRequest;
 
 /* 1 if the request has a point or a box. */

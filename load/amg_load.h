@@ -18,7 +18,7 @@ typedef struct AmgOptions {
     double crop_overlap_ratio;          /* 512/1500 */
     int crop_n_points_downscale_factor; /* 1 */
     int crop_own_points;      /* 0; 1 [ours]: where crops of a layer overlap, only the crop with the nearest
-                                 centre is asked at a point */
+                                 centre is asked at a point. */
     int min_mask_region_area; /* 0 */
 } AmgOptions;
 
@@ -26,9 +26,9 @@ typedef struct AmgOptions {
 enum {
     AMG_MAX_POINTS_PER_SIDE = 1024,
     AMG_MAX_CROP_LAYERS = 6,  /* 5,461 crops */
-    AMG_MAX_POINTS = 1 << 24, /* in all crops together: takes hours, but does not overflow */
+    AMG_MAX_POINTS = 1 << 24, /* in all crops together: takes hours, but does not overflow. */
     AMG_MAX_REGION_AREA = 1 << 30,
-    AMG_MAX_LOGIT = 1000 /* of the predicted IoU's threshold and the stability score's offset */
+    AMG_MAX_LOGIT = 1000 /* of the predicted IoU's threshold and the stability score's offset. */
 };
 
 /* The purpose of the masks. For viewing, every part should be among the masks, even if a part is there twice.

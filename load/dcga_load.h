@@ -6,7 +6,7 @@
 #include "io/safetensors.h"
 
 typedef struct GatWeights {
-    const float *w_l, *w_r; /* [d_out][d_in]; NULL: no such graph */
+    const float *w_l, *w_r; /* [d_out][d_in]; NULL: no such graph. */
     const float *a;         /* [d_out] */
     const float *b;         /* [d_out] */
     int d_in, d_out;

@@ -83,7 +83,7 @@ static int load_stage(JbuLearnedRange *up, Loader *l)
     up->sigma_spatial = take_scalar(l, "sigma_spatial");
     /* The spatial kernel divides by 2 sigma^2, which underflows to 0 if sigma is tiny. */
     if (!l->failed && 2 * up->sigma_spatial * up->sigma_spatial == 0)
-        return fail(l->err, "%s: tensor %ssigma_spatial is %g, too near to 0", st_path(l->st), l->path,
+        return fail(l->err, "%s: tensor %ssigma_spatial is %g, too close to 0", st_path(l->st), l->path,
                     (double)up->sigma_spatial);
     up->range_proj[0] = take_conv1x1(l, up->key_dim, 3, "range_proj.0");
     up->range_proj[1] = take_conv1x1(l, up->key_dim, up->key_dim, "range_proj.3");

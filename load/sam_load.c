@@ -172,7 +172,7 @@ int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size
     for (int i = 0; i < 3; i++)
         if (!(c->pixel_std[i] > 0))
             return fail(err, "%s: metadata key sam.pixel_std has a value that is not above 0", st_path(file));
-    c->mask_threshold = 0; /* a constant of the official class */
+    c->mask_threshold = 0; /* a constant of the official class. */
     weights->file = file;
     weights->grid = c->image_size / c->patch_size;
     weights->n_positions = weights->grid * weights->grid;
@@ -193,7 +193,7 @@ typedef struct Loader {
 static const float *load(Loader *l, int n_dims, const int64_t *shape, const char *name)
 {
     if (l->failed)
-        return NULL; /* keep the first sentence */
+        return NULL; /* keep the first sentence. */
     const float *data = st_weight(l->st, l->err, n_dims, shape, "%s", name);
     l->failed |= !data;
     return data;

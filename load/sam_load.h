@@ -12,10 +12,10 @@
 #include "tensor.h"
 
 enum {
-    SAM_MAX_DEPTH = 64,         /* blocks of the image encoder */
-    SAM_MAX_DECODER_DEPTH = 16, /* layers of the two-way transformer */
+    SAM_MAX_DEPTH = 64,         /* blocks of the image encoder. */
+    SAM_MAX_DECODER_DEPTH = 16, /* layers of the two-way transformer. */
     SAM_MAX_MASK_TOKENS = 16,   /* num_multimask_outputs + 1 */
-    SAM_MAX_MLP = 8             /* layers of the IoU head */
+    SAM_MAX_MLP = 8             /* layers of the IoU head. */
 };
 
 typedef struct SamConfig {
@@ -23,11 +23,11 @@ typedef struct SamConfig {
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
     double mlp_ratio;
     int n_global, global_attn_indexes[SAM_MAX_DEPTH];
-    int out_chans; /* channels of the embedding = prompt_embed_dim = transformer_dim */
+    int out_chans; /* channels of the embedding = prompt_embed_dim = transformer_dim. */
     int mask_in_chans;
     int decoder_depth, decoder_mlp_dim, decoder_heads, attention_downsample_rate;
     int n_multimask, iou_head_depth, iou_head_hidden_dim;
-    float pixel_mean[3], pixel_std[3]; /* on pixels in [0,255] */
+    float pixel_mean[3], pixel_std[3]; /* on pixels in [0,255]. */
     float mask_threshold;              /* 0 */
 } SamConfig;
 
@@ -44,12 +44,12 @@ typedef struct SamBlock {
     const float *rel_pos_h, *rel_pos_w; /* [n_rel_h][head_dim], [n_rel_w][head_dim] */
     int n_rel_h, n_rel_w;
     Linear lin1, lin2; /* mlp */
-    int window_size;   /* tokens a side; 0: global attention */
+    int window_size;   /* tokens a side; 0: global attention. */
 } SamBlock;
 
 typedef struct SamImageEncoder {
     /* ImageEncoderViT; empty if another encoder replaces it: */
-    Linear patch_embed;     /* proj [embed_dim][3·patch·patch]: a convolution whose stride is its kernel */
+    Linear patch_embed;     /* proj [embed_dim][3·patch·patch]: a convolution whose stride is its kernel. */
     const float *pos_embed; /* [grid][grid][embed_dim] */
     SamBlock blocks[SAM_MAX_DEPTH];
     /* the neck, behind either: */
@@ -63,7 +63,7 @@ typedef struct SamImageEncoder {
 typedef struct SamPromptEncoder {
     const float *positional_encoding_gaussian_matrix; /* [2][out_chans/2], of pe_layer */
     const float
-        *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each */
+        *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each. */
     const float *not_a_point_embed, *no_mask_embed; /* [out_chans] */
     struct {
         SamConv conv1, conv2; /* 1 -> mask_in_chans/4 -> mask_in_chans; kernel and stride 2 */
@@ -106,8 +106,8 @@ typedef struct SamMaskDecoder {
 typedef struct SamWeights {
     const Safetensors *file; /* for messages */
     SamConfig config;
-    int grid, n_positions; /* image_size / patch_size, and its square */
-    size_t n_embedding;    /* n_positions · out_chans: floats of an image embedding */
+    int grid, n_positions; /* image_size / patch_size, and its square. */
+    size_t n_embedding;    /* n_positions · out_chans: floats of an image embedding. */
     int n_mask_tokens;     /* n_multimask + 1 */
     SamImageEncoder image_encoder;
     SamPromptEncoder prompt_encoder;

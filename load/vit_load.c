@@ -193,7 +193,7 @@ typedef struct Loader {
     Safetensors *st;
     Error *err;
     int failed;
-    const char *taken[MAX_DEPTH * 14 + 16]; /* at most 14 a block, and fewer than 16 around the blocks */
+    const char *taken[MAX_DEPTH * 14 + 16]; /* at most 14 a block, and fewer than 16 around the blocks. */
     size_t n_taken;
 } Loader;
 
@@ -344,7 +344,7 @@ int vit_set_precision(Vit *vit, Precision precision, Error *err)
     if (precision == (vit->packed ? PRECISION_BF16 : PRECISION_FP32))
         return 0;
     Arena arena = {0};
-    pack_blocks(vit, &arena); /* counts, and leaves no layer packed */
+    pack_blocks(vit, &arena); /* counts, and leaves no layer packed. */
     free(vit->packed);
     vit->packed = NULL;
     if (precision == PRECISION_FP32)

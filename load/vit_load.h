@@ -13,21 +13,21 @@
 
 typedef struct VitConfig {
     int patch_size, dim, depth, n_heads;
-    int hidden_dim; /* of the feed-forward part; SwiGLU: after the product */
+    int hidden_dim; /* of the feed-forward part; SwiGLU: after the product. */
     int n_registers;
     int swiglu;                /* 0: MLP with GELU (fc1, fc2); 1: SwiGLU (w12, w3) */
-    int layer_scale;           /* 1: blocks.N.ls1.gamma exists */
-    int pos_grid;              /* pos_embed was trained on pos_grid x pos_grid patches */
-    int pos_cls;               /* 1: pos_embed has a row for the class token */
-    double interpolate_offset; /* 0.1 in DINOv2, 0 with registers and in timm */
-    int interpolate_antialias; /* 1 in DINOv2 with registers and in timm */
+    int layer_scale;           /* 1: blocks.N.ls1.gamma exists. */
+    int pos_grid;              /* pos_embed was trained on pos_grid x pos_grid patches. */
+    int pos_cls;               /* 1: pos_embed has a row for the class token. */
+    double interpolate_offset; /* 0.1 in DINOv2, 0 with registers and in timm. */
+    int interpolate_antialias; /* 1 in DINOv2 with registers and in timm. */
     int timm;                  /* 1: timm's plain ViT, 0: DINOv2 */
-    int image_size;            /* side in pixels of the training images */
+    int image_size;            /* side in pixels of the training images. */
     float eps;                 /* of every LayerNorm */
-    float mean[3], std[3];     /* of pixels in [0, 1] */
+    float mean[3], std[3];     /* of pixels in [0, 1]. */
 } VitConfig;
 
-/* blocks.N of the file */
+/* blocks.N of the file. */
 typedef struct VitBlock {
     Norm norm1;
     Linear qkv;       /* attn.qkv [3*dim][dim]: queries, keys, values */

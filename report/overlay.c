@@ -48,16 +48,16 @@ int report_heat(const char *path, const float *map, int width, int height, float
 static const Color GREEN = {60, 200, 90}, RED = {235, 50, 50}, ORANGE = {255, 150, 20}, BLUE = {70, 140, 255},
                    WHITE = {255, 255, 255}, BLACK = {0, 0, 0};
 
-#define RING 14 /* radius in units */
+#define RING 14 /* radius in units. */
 
 /* Lines and letters are measured in units: 1 pixel up to 1,024 pixels, then a 512th of the longer side. They
  * grow with the picture, so they are still visible when a photo is shrunk to a screen. */
 typedef struct Overlay {
     Bitmap bitmap;
     const SamladResult *result;
-    int enlarged; /* pixels of the bitmap for one of the image, a side */
+    int enlarged; /* pixels of the bitmap for one of the image, a side. */
     int unit;
-    Box *taken; /* rings, then plates of letters: no other plate may cover them */
+    Box *taken; /* rings, then plates of letters: no other plate may cover them. */
     int n_taken;
 } Overlay;
 

@@ -22,7 +22,7 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *result, con
 /* Print text from outside the program. Characters that could control the terminal become \xNN, also those of
  * two UTF-8 bytes. */
 void report_plain(FILE *out, const char *text);
-/* Print the reasons, one a line ("missing: ..."). Returns how many. */
+/* Print the reasons, one a line ("missing: ..."). Returns their number. */
 int report_text(FILE *out, const Samlad *s, const SamladResult *result);
 
 #endif

@@ -54,7 +54,7 @@ static int paint_masks(Labels *labels, const AmgMasks *masks, Error *err)
  * ============================================================================================== */
 
 typedef struct Palette {
-    Color of[256]; /* black, then colours */
+    Color of[256]; /* black, then colours. */
 } Palette;
 
 /* Hue by the golden angle, so that masks with neighbouring numbers get unlike colours. */
@@ -101,7 +101,7 @@ static int write_indexed(const Labels *labels, const char *path, Error *err)
  * The overlay
  * ============================================================================================== */
 
-enum { WIDEST = 4096 }; /* pixels of all panels together */
+enum { WIDEST = 4096 }; /* pixels of all panels together. */
 
 static const Color WHITE = {255, 255, 255}, BLACK = {0, 0, 0}, GREEN = {60, 220, 90}, RED = {235, 50, 50},
                    YELLOW = {255, 220, 40};

@@ -7,7 +7,7 @@
  * Sentences
  * ============================================================================================== */
 
-enum { SENTENCE = 512 }; /* bytes; a bank's long image name is cut */
+enum { SENTENCE = 512 }; /* bytes; a bank's long image name is cut. */
 
 static const char *verdict_name(SamladVerdict verdict)
 {

@@ -3,12 +3,13 @@
 
     python3 tests/make_golden_method.py [-o tests/golden]
 
-docs/METHOD.md 2 and 4 to 7 once more, in float64 and as literally as possible, written from that text and not from the C:
-the symmetric square root where the C has a Cholesky factor, the C×C inverse where it has a low-rank identity, SuperGlue's
-log_optimal_transport by its published formula. Where the text leaves something open (which four partners, what a bank
-keeps of an image), the choice is the C's and a comment says so. A function has the name of the C's that does the same, in
-dcga.c, omm.c, amm.c, samlad.c; defaults are the method's. verdict.c has no goldens: test_bank.c tests it by what it must say. The goldens
-keep the bank file's words: soft masks (`coverage`) are "weights" there, the objects' `units` are "scale". Needs numpy, scipy, torch.
+This is docs/METHOD.md 2 and 4 to 7 in float64 and as literally as possible. It is written from that text, not from the C
+code. It has the symmetric square root where the C code has a Cholesky factor, the C×C inverse where that has a low-rank
+identity, and SuperGlue's log_optimal_transport by its published formula. The text leaves a few choices open, such as the
+four partners, or the precision of a bank. There the choice is the C code's, and a comment says so. A function has the
+name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Defaults are the method's. verdict.c has no
+goldens: test_bank.c tests it. The files keep a bank's words: `coverage` is "weights" there, `units` is "scale". Needs
+numpy, scipy, torch.
 """
 import argparse
 
@@ -40,7 +41,7 @@ def save(path, tensors):
 
 
 def f32(x):
-    """The numbers that the C will read, in float64."""
+    """The numbers that the C code will read, in float64."""
     return np.asarray(x, np.float32).astype(np.float64)
 
 
@@ -52,12 +53,12 @@ def l2_normalise(x):
 
 
 def objects_labels(masks, max_area=0.9, min_area=0.0005, min_kept=0.5):
-    """Masks [n][H][W] -> labels [H][W], kept. Of two masks of the same area the later one keeps the pixel (the C's choice)."""
+    """Masks [n][H][W] -> labels [H][W], kept. Of two masks of one area the later keeps the pixel (the C code's choice)."""
     n, height, width = masks.shape
     total = height * width
     area = masks.reshape(n, -1).sum(1) if n else np.zeros(0)
     candidates = [i for i in range(n) if 0 < area[i] and area[i] <= max_area * total and area[i] >= min_area * total]
-    order = sorted(candidates, key=lambda i: (area[i], -i))  # who comes first keeps the pixel
+    order = sorted(candidates, key=lambda i: (area[i], -i))  # the first in this order keeps the pixel
 
     def owners(order):
         label = np.full((height, width), -1)
@@ -131,7 +132,7 @@ def distance_cost(a, b, position_weight=0.7):
 
 
 def covariance_filter(x, centroids, first, rounds=2, partners=4, shrinkage=0.3):
-    """The symmetric Σ_w^{-1/2}. Partners of image a: a+1+floor(t(N-1)/partners), spread over the bank (the C's choice)."""
+    """The symmetric Σ_w^{-1/2}. Partners of image a: a+1+floor(t(N-1)/partners), spread over the bank (the C code's choice)."""
     n_images, channels = len(first) - 1, x.shape[1]
     h, out = l2_normalise(x), None
     p = min(partners, n_images - 1)
@@ -161,7 +162,7 @@ def softmax(z, axis=-1):
 
 
 def channel_softmax(x, features, coverage, mean, std, strength=0.1, tau=1.0):
-    """x [n][C]; Z_i = the standardised features at the cells that object i mostly covers (>= 0.5; the C's choice)."""
+    """x [n][C]; Z_i = the standardised features at the cells of which object i covers at least half (the C code's choice)."""
     out = x.copy()
     flat = (features.reshape(-1, x.shape[1]) - mean) / std
     for i in range(len(x)):
@@ -184,7 +185,7 @@ def gat_v2(x, w_l, w_r, a, b):
 
 
 def channel_layout(features, coverage, mean, std, side):
-    """Nodes [C][side²]: weighted means of a channel over a raster on the object's box; cells go to floor(side·k/size) (the C's)."""
+    """Nodes [C][side²]: weighted means of a channel over a raster on the object's box; cells go to floor(side·k/size) (the C code's choice)."""
     ys, xs = np.nonzero(coverage > 0)
     out = np.zeros((features.shape[2], side * side))
     if len(ys) == 0:
@@ -325,7 +326,7 @@ def place_object(i, features, coverage, centroids, areas, r, pixel=False, large=
 
 
 def amm_claims(coverage, areas, places, references):
-    """places [n][k]. -> the coverage, where cells that the matched references' masks expect of an object are its own."""
+    """places [n][k]. -> the coverage after claims: objects own the cells that the matched references' masks expect of them."""
     n, h, w = coverage.shape
     expected, out = np.zeros(coverage.shape), coverage.copy()
     for i in range(n):
@@ -373,7 +374,7 @@ def amm_structural(features, claimed, places, references, epsilon=0.01, blur=1.0
 
 
 def amm_in_units(out, claimed, references):
-    """Every object's share of a cell divided by the mean unit of what it matched, or of what lies at its place."""
+    """Divide every object's share of a cell by its unit: the mean unit of its matched objects, else of those at its place."""
     factor, covered = np.zeros(out.shape), np.zeros(out.shape)
     for i in range(len(claimed)):
         units = [r["units"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
@@ -400,7 +401,7 @@ def amm_logical(coverage, counted, missing, masks):
 
 
 def amm_object_quantile(out, coverage, q=0.99):
-    """Over the cells that are mostly the object; a thin object: the largest value that it touches (the C's choice)."""
+    """Over the cells of which the object covers at least half; a thin object: its largest value (the C code's choice)."""
     inside = out[coverage >= 0.5]
     return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[coverage > 0]))
 
@@ -427,7 +428,7 @@ def amm_fuse(za, zl, fusion="smoothmax"):
 
 
 def pool_moved(features, mask, dx, dy):
-    """mask [h][w] moved by whole cells; what leaves the grid is lost. -> pooled [1][C] of the features there, moved [1][h][w]."""
+    """mask [h][w] moved by whole cells; cells beyond the grid are lost. -> pooled [1][C] of the features there, moved [1][h][w]."""
     moved = np.zeros_like(mask)
     h, w = mask.shape
     for y in range(h):
@@ -438,7 +439,7 @@ def pool_moved(features, mask, dx, dy):
 
 
 class Bank:
-    """What a bank keeps: features in float16, coverage in 8 bits (the C's choice); everything else in float32."""
+    """Images as in a bank: features in float16, coverage in 8 bits (the C code's choice); everything else in float32."""
 
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
@@ -472,7 +473,7 @@ class Bank:
         self.calibrate(loo)
 
     def dcga_describe_region(self, pooled, features, coverage):
-        """Regions [n] that stand alone in the object graph."""
+        """Regions [n], each the only node of the object graph."""
         x = (pooled - self.mean) / self.std
         if self.channel_graph == "softmax":
             x = channel_softmax(x, features, coverage, self.mean, self.std, self.channel_strength)
@@ -503,7 +504,7 @@ class Bank:
                 u[i] = 0
 
     def shown_there(self, h, mask, features):
-        """Under the mask, moved by up to verify_shift cells, do features lie that are as like h as normal matches are?"""
+        """Are the features under the mask, moved by up to verify_shift cells, as similar to h as normal matches are?"""
         steps = range(-self.verify_shift, self.verify_shift + 1)
         for pooled, moved in (pool_moved(features, mask, dx, dy) for dy in steps for dx in steps):
             if h @ self.dcga_describe_region(pooled, features, moved)[0] >= self.alpha:
@@ -511,8 +512,8 @@ class Bank:
         return False
 
     def omm_count(self, u, mine, other, match):
-        """What objects alike (S reaches alpha) are left with together, at most their surplus of area over the other image's:
-        those alike, or matched with one of them (match: mine's index or -1)."""
+        """U of objects alike (S reaches alpha) together, at most their surplus of area over their kind in the other image. The
+        kind there is every object alike, or matched with one of them (match: mine's index or -1)."""
         out = np.array(u, float)
         for i in range(len(u) if self.count else 0):
             like = [omm_alike(mine, i, side, self.alpha) for side in (mine, other)]
@@ -550,7 +551,7 @@ class Bank:
         features = q["features"] / self.channel_std
         places = amm_places(features, q["coverage"], q["centroids"], q["areas"], refs, **self.places)
         claimed = amm_claims(q["coverage"], q["areas"], places, refs) if self.claims else q["coverage"]
-        out["distances"] = amm_structural(features, claimed, places, refs)  # what units are made of
+        out["distances"] = amm_structural(features, claimed, places, refs)  # the units are their quantiles
         out["structural"] = amm_in_units(out["distances"], claimed, refs)
         out["A"] = amm_score(out["structural"])
         out["score"] = amm_fuse(*self.z(out["A"], out["L"]), self.fusion)
@@ -610,13 +611,13 @@ def rectangles(r, n, height, width, largest=0.6):
 def make_objects(out):
     r, tensors = np.random.RandomState(1), {}
     channels = 5
-    ninety = np.zeros((3, 10, 10), np.uint8)  # areas 90, 91 (more than 90 %), 50 that keeps exactly half under nothing
+    ninety = np.zeros((3, 10, 10), np.uint8)  # areas 90, 91 (more than 90 %), 50
     ninety[0, :9] = 1
     ninety[1].reshape(-1)[:91] = 1
     ninety[2, 5:] = 1
     ninety[0, 5:] = 0
     ninety[0].reshape(-1)[:90] = 1
-    half = np.zeros((4, 12, 20), np.uint8)  # 40 pixels of which the smaller one takes exactly 20, or 21
+    half = np.zeros((4, 12, 20), np.uint8)  # the smaller mask takes exactly 20 of 40 pixels, or 21
     half[0, 0:2, 0:20] = 1
     half[1, 1, 0:20] = 1
     half[2, 5:7, 0:20] = 1
@@ -665,7 +666,7 @@ def make_dcga(out):
     tensors["off.h"] = l2_normalise(x)
     grid_h, grid_w, n = 6, 9, 4
     coverage = np.clip(r.rand(n, grid_h, grid_w) * 2 - 0.8, 0, 1)
-    coverage[3] = np.clip(coverage[3], 0, 0.4)  # mostly covers no cell
+    coverage[3] = np.clip(coverage[3], 0, 0.4)  # covers half of no cell
     features = r.randn(grid_h, grid_w, C) * std + mean
     coverage, features = f32(coverage), f32(features)
     a = f32(pool(coverage, features))
@@ -720,7 +721,7 @@ def make_amm(out):
         f = r.randn(C) + 3
         if spread == 0:  # inside the span of the samples: ‖d‖² and the subtracted term are nearly the same
             f = samples.mean(0) + 4 * r.randn(m) @ (samples - samples.mean(0)) / np.sqrt(m)
-        if spread == 2:  # hardly off one of the samples
+        if spread == 2:  # very near to one of the samples
             f = samples[0] + 1e-3 * r.randn(C)
         f = f32(f)
         tensors.update({f"m{c}.f": f, f"m{c}.samples": samples, f"m{c}.epsilon": np.array([epsilon]),
@@ -737,7 +738,7 @@ def make_amm(out):
     for i in range(k):
         moved = np.roll(labels, (r.randint(-2, 3), r.randint(-2, 3)), (0, 1))
         coverage = objects_coverage(moved, 3, 1, h, w)
-        f = np.float16(features + 0.4 * r.randn(h, w, C))  # as a bank keeps it
+        f = np.float16(features + 0.4 * r.randn(h, w, C))  # as in a bank
         c, a = (f32(t) for t in locate(coverage))
         match_q = np.array([[0, 1, 2, 3], [-1, 0, 2, 3], [0, -1, 1, 3]][i])
         if i == 1:
@@ -857,7 +858,7 @@ def make_bank(out):
 
 
 def make_count(out):
-    """Three of four parts are of one kind; the query has one of it too many, and the mask of another fell apart."""
+    """Three of four parts are of one kind; the query has one part of it too many, and the mask of another part fell apart."""
     r = np.random.RandomState(9)
     h, w, C, height, width = 12, 14, 10, 40, 48
     kinds, background = [r.randn(C) * 4] * 3 + [r.randn(C) * 4], r.randn(C)

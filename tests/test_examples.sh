@@ -48,6 +48,18 @@ for program in pca point detect; do
     if [ $? -eq 1 ] && grep -q nonexistent "$dir/err"; then ok; else bad "$program on a file that is not there"; fi
 done
 
+# The files that docs/READING.md tells to take along are enough: its two commands, with this build's compiler.
+compiler=$(sed 's/ .*//' "$build/flags")
+# along HEADER OPENS WEIGHTS: a program that opens a model, by the command that takes HEADER's chapter
+along() {
+    printf '#include "%s.h"\nint main(void)\n{\n    Error err;\n    return !%s(st_open("weights/%s", &err), &err);\n}\n' "$1" "$2" "$3" >"$dir/yours.c"
+    command=$(sed -n "s|^ *cc \(.*\) yours\.c $1\.c |$compiler \1 $dir/yours.c $1.c |p" docs/READING.md)
+    check "docs/READING.md's files of $1.c" ${command:-false} -o "$dir/yours"
+    check "docs/READING.md's $1.c opens $3" "$dir/yours"
+}
+along vit vit_open vit_tiny.safetensors
+along sam sam_open sam_tiny.safetensors
+
 # members LIBRARY: the names of its objects
 members() { ar t "$build/$1" 2>"$dir/err"; }
 # without LIBRARY PATTERN: no object is called so

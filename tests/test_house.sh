@@ -155,10 +155,22 @@ paths() {
     done
 }
 
-# Comments cite the method as "METHOD.md N": a section that is there.
+# A test that a document names, `test_NAME`, is a function or a program of tests/.
+tests_named() {
+    quoted "$1" | grep -E '^test_[A-Za-z0-9_]+$' | sort -u | while read -r name; do
+        grep -qsE "^static void $name\(" tests/*.c || [ -f "tests/$name.c" ] || [ -f "tests/$name.sh" ] || echo "$1: no test $name"
+    done
+}
+
+# Comments cite the method as "docs/METHOD.md N": a section that is there.
 sections() {
-    grep -oE 'METHOD\.md [0-9]+' $(sources) 2>/dev/null | sort -u | while IFS=: read -r f citation; do
-        grep -q "^## ${citation#METHOD.md }\." docs/METHOD.md 2>/dev/null || echo "$f cites $citation, which has no such section"
+    grep -oE '[a-z./]*METHOD(\.md)?,? (section |sections )?[0-9]+' $(sources) $(ls tests/*.[ch] tests/*.py tests/*.sh tools/*.* tools/train/*.* 2>/dev/null | grep -v test_house) 2>/dev/null |
+        sort -u | while IFS=: read -r f citation; do
+        case $citation in
+        "docs/METHOD.md "[0-9]*)
+            grep -q "^## ${citation#docs/METHOD.md }\." docs/METHOD.md 2>/dev/null || echo "$f cites $citation, which has no such section" ;;
+        *) echo "$f cites $citation, not docs/METHOD.md N" ;;
+        esac
     done
 }
 
@@ -176,10 +188,10 @@ finds() {
     if [ "$n" -eq $# ]; then ok; else bad "$check finds $n defects of $# planted: $(cat "$dir/out")"; fi
 }
 
-mkdir -p "$dir/house/io" "$dir/house/fast" "$dir/house/bank" "$dir/house/attic" "$dir/house/command" "$dir/house/docs"
+mkdir -p "$dir/house/io" "$dir/house/fast" "$dir/house/bank" "$dir/house/attic" "$dir/house/command" "$dir/house/docs" "$dir/house/tests"
 cd "$dir/house" || exit 1
 printf '#include "io/b.h"\n' >io/a.h
-printf '#include "io/a.h"\n/* docs/METHOD.md 1 and METHOD.md 9 */\n' >io/b.c
+printf '#include "io/a.h"\n/* docs/METHOD.md 1 and docs/METHOD.md 9 */\n' >io/b.c
 : >io/b.h
 printf '#include "bank/bank.h"\n#include "io/a.h"\n' >io/c.c # leads to the circle, but is not on it
 printf '#include "tensor.h"\n#include "vit.h"\n' >fast/vit_quick.c # both allowed
@@ -197,6 +209,7 @@ printf '#include "vit.h"\n' >attic/old.c
     for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do printf '    a++;\n    b++;\n'; done
     printf '    return 0;\n}\n#ifdef FAST\n#endif\n#pragma omp parallel for\n#pragma omp parallel for reduction(+ : x)\n#pragma omp critical\n    Vec v;\n'
 } >vit.c
+printf '# METHOD.md 1\nstatic void test_there(void)\n' >tests/test_cat.c
 printf '{"k", 1}\n' >bank/options.c
 printf 'usage --out FILE\n' >command/cli.c
 cat >docs/METHOD.md <<'END'
@@ -204,7 +217,7 @@ cat >docs/METHOD.md <<'END'
 `vit.c:fine` `vit.c:too_long` `vit.c:proto` `gone.c:f` `bank/options.c:main` `fast/attention.c:fast_form` --k and `--out FILE`, not --ou nor --kk
 | a | b |
 |---|:--|
-`io/a.h` `io/gone.h` `scene.c` `options.c` `other/project.c` `X.c` `vit.c`
+`test_there` `test_cat` `test_dog` `io/a.h` `io/gone.h` `scene.c` `options.c` `other/project.c` `X.c` `vit.c`
 END
 printf 'int fast_form(void)\n{\n}\n' >>fast/attention.c
 
@@ -218,7 +231,8 @@ finds 'citations docs/METHOD.md' 'vit.c:proto: the file defines no' 'gone.c:f: t
 finds 'citations docs/METHOD.md 1' 'vit.c:proto' 'gone.c:f' 'options.c:main'
 finds 'citations docs/READING.md 1' 'READING.md is not there'
 finds 'options docs/METHOD.md' 'no option --ou$' 'no option --kk$'
-finds sections '^io/b.c cites METHOD.md 9,'
+finds sections '^io/b.c cites docs/METHOD.md 9, which' '^tests/test_cat.c cites METHOD.md 1, not'
+finds 'tests_named docs/METHOD.md' 'no test test_dog'
 finds 'paths docs/METHOD.md' 'io/gone.h is not there' 'scene.c is not there'
 
 # ---- this house ----------------------------------------------------------------------------------------------------
@@ -243,10 +257,11 @@ holds "a function of a chapter has at most 60 lines" long_functions
 holds "chapters have no #if, no vectors, no pragma but the loop" plain_chapters
 holds "METHOD.md cites functions of chapters that exist" "citations docs/METHOD.md"
 holds "READING.md cites functions that exist" "citations docs/READING.md 1"
-holds "comments cite sections of METHOD.md that exist" sections
+holds "comments cite sections of docs/METHOD.md that exist" sections
 for document in docs/METHOD.md docs/READING.md; do
     holds "$document names options that exist" "options $document"
     holds "$document names files that exist" "paths $document"
+    holds "$document names tests that exist" "tests_named $document"
 done
 
 summary

@@ -5,7 +5,7 @@
 #include "plain.h"
 #include "test.h"
 
-static void test_small_product(void)
+static void test_small_products(void)
 {
     static const int sizes[][3] = {{1, 16, 1},   {7, 64, 16},  {6, 16, 64},  {13, 48, 5},
                                    {56, 64, 99}, {25, 112, 0}, {48, 32, 33}, {12, 80, 7}};
@@ -19,10 +19,10 @@ static void test_small_product(void)
             memcpy(expected, c, (size_t)m * ldc * sizeof *c);
             memcpy(start, c, (size_t)m * ldc * sizeof *c);
             plain_matmul(expected, ldc, a, lda, b, ldb, m, n, k, accumulate);
-            small_product(c, ldc, a, lda, b, ldb, m, n, k, accumulate);
+            small_products(c, ldc, &(SmallTerm){a, b, lda, ldb, k}, 1, m, n, accumulate);
             double error = test_relative_error(c, expected, (size_t)m * ldc);
             CHECK_MSG(error < 1e-6, "%d x %d x %d: %.2g", m, n, k, error);
-            /* in two terms: the same sums in the same order */
+            /* In two terms: the same sums in the same order. */
             const int first = k / 3;
             const SmallTerm terms[2] = {{a, b, lda, ldb, first},
                                         {a + first, b + (size_t)first * ldb, lda, ldb, k - first}};
@@ -53,7 +53,8 @@ static void test_few_rows(void)
             for (int i = 0; i < m * n; i++)
                 expected[i] = biased ? bias[i % n] : 0;
             plain_matmul_nt(expected, n, x, k, w, k, m, n, k, 1);
-            skinny_linear(y, x, w, biased ? bias : NULL, m, n, k);
+            const Linear layer = {w, biased ? bias : NULL, NULL, n, k};
+            skinny_linear(y, x, &layer, m);
             double error = test_relative_error(y, expected, (size_t)m * n);
             CHECK_MSG(error < 2e-6, "%d x %d x %d: %.2g", m, n, k, error);
             free(x);
@@ -122,8 +123,8 @@ static void test_softmax(void)
     free(expected);
 }
 
-/* Three tiles, the last one partly used, with scores that grow: the sums of weights and of weighted numbers
- * are those of a softmax over all. */
+/* Three tiles with growing scores; the last tile is partly used. The sums of weights and of weighted numbers
+ * are those of a softmax over all tiles. */
 static void test_online_softmax(void)
 {
     enum { ROWS = 4, TILES = 3, USED = 11, N = 2 * TILE + USED };
@@ -194,7 +195,7 @@ static void test_norm_and_gelu(void)
 
 int main(void)
 {
-    RUN(test_small_product);
+    RUN(test_small_products);
     RUN(test_few_rows);
     RUN(test_quadratic);
     RUN(test_transpose);

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 IMAGE, SECOND = "logical_anomalies/013", "structural_anomalies/010"
-GREEN, RED, ORANGE, BLUE = (60, 200, 90), (235, 50, 50), (255, 150, 20), (70, 140, 255)  # report/report.c's
+GREEN, RED, ORANGE, BLUE = (60, 200, 90), (235, 50, 50), (255, 150, 20), (70, 140, 255)  # report/overlay.c's
 INK, GREY, PALE = (30, 30, 30), (120, 120, 120), (225, 225, 225)
 HEAT = np.array([[0, 0, 8], [75, 12, 107], [165, 44, 96], [237, 105, 37], [251, 190, 35], [252, 255, 200]])  # heat_color's
 

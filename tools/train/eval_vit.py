@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Judge a ViT backbone by samlad's needs, without running samlad.
 
-The method of METHOD.md, sections 2 and 4 to 7, in a few lines of numpy. The masks are *oracle* masks, the
+docs/METHOD.md 2 and 4 to 7 in a few lines of numpy. The masks are *oracle* masks, the
 generator's own, so that only the features are judged. Two tables:
 
   objects   trays and collages: is an object's pooled feature nearest to the same object in another jittered
             view? Is a damaged object farther from its undamaged views than they are from each other (AUROC)?
-  digits    DigitAnatomy (METHOD.md section 10) from MNIST, which no training has seen: the whole method,
+  digits    DigitAnatomy (docs/METHOD.md 10) from MNIST, which no training has seen: the whole method,
             AUROC a kind of anomaly.
 
     eval_vit.py --weights weights/vit_tiny.safetensors [--mnist DIR]
@@ -120,7 +120,7 @@ def mutual(s):
 
 
 class Channels:
-    """METHOD.md section 5: standardise, then the within-object covariance filter, two rounds."""
+    """docs/METHOD.md 5: standardise, then the within-object covariance filter, two rounds."""
 
     def __init__(self, bank, whiten=True):
         x = np.concatenate([s.a for s in bank])
@@ -164,7 +164,7 @@ def sinkhorn(s, alpha, tau=0.02, iters=30):
 
 
 class Method:
-    """Bank, retrieval, matching, Mahalanobis map, fusion: METHOD.md's defaults, without verification."""
+    """Bank, retrieval, matching, Mahalanobis map, fusion: docs/METHOD.md's defaults, without verification."""
 
     def __init__(self, bank, k=5, wp=0.7, whiten=True):
         self.bank, self.k, self.wp = bank, min(k, len(bank) - 1), wp
@@ -279,7 +279,7 @@ def sample(f, px, py):
 
 
 def mahalanobis(q, x, eps=0.01):
-    """M^2 of q [n][C] under samples x [n][m][C], by the low-rank identity of METHOD.md section 7."""
+    """M^2 of q [n][C] under samples x [n][m][C], by the low-rank identity of docs/METHOD.md 7."""
     m = x.shape[1]
     mu = x.mean(1)
     d = q - mu
@@ -319,7 +319,7 @@ def read_idx(path):
 
 
 class Digits:
-    """DigitAnatomy, METHOD.md section 10: a 3 x 3 grid of the digits 1..9, 96 x 96 grey, then `size`."""
+    """DigitAnatomy, docs/METHOD.md 10: a 3 x 3 grid of the digits 1..9, 96 x 96 grey, then `size`."""
 
     def __init__(self, folder, split, seed, size):
         self.size = size
