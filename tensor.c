@@ -340,12 +340,12 @@ void layer_norm(float *y, const float *x, const float *gamma, const float *beta,
     }
 }
 
-void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
+void add_layer_norm(float *y, float *x, const float *branch, const float *ls, const float *gamma,
                     const float *beta, int rows, int dim, float eps)
 {
     for (ptrdiff_t r = 0; r < rows; r++)
         for (int i = 0; i < dim; i++)
-            x[r * dim + i] += (scale ? scale[i] : 1) * branch[r * dim + i];
+            x[r * dim + i] += (ls ? ls[i] : 1) * branch[r * dim + i];
     layer_norm(y, x, gamma, beta, rows, dim, eps);
 }
 
@@ -367,11 +367,11 @@ void add_rows(float *y, const float *bias, int rows, int dim)
             y[r * dim + i] += bias[i];
 }
 
-void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim)
+void add_scaled(float *y, const float *x, const float *ls, int rows, int dim)
 {
     for (ptrdiff_t r = 0; r < rows; r++)
         for (int i = 0; i < dim; i++)
-            y[r * dim + i] += gamma[i] * x[r * dim + i];
+            y[r * dim + i] += ls[i] * x[r * dim + i];
 }
 
 /* silu(a)·b, silu(a) = a·sigmoid(a); a and b are the halves of x12's rows. */
@@ -773,8 +773,8 @@ static double pil_filter(ResizeFilter filter, double x)
  * factor. */
 static double pil_support(int in, int out, ResizeFilter filter)
 {
-    const double scale = (double)in / out;
-    return (filter == RESIZE_BILINEAR ? 1.0 : 2.0) * (scale < 1 ? 1 : scale);
+    const double step = (double)in / out;
+    return (filter == RESIZE_BILINEAR ? 1.0 : 2.0) * (step < 1 ? 1 : step);
 }
 
 int resize_taps(int in, int out, ResizeFilter filter)
@@ -785,16 +785,16 @@ int resize_taps(int in, int out, ResizeFilter filter)
 /* The weights are divided by their sum in double, then rounded to fixed point. */
 int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFilter filter)
 {
-    const double scale = (double)in / out, centre = (i + 0.5) * scale, inverse = 1 / (scale < 1 ? 1 : scale);
+    const double step = (double)in / out, centre = (i + 0.5) * step, shrink = 1 / (step < 1 ? 1 : step);
     const double support = pil_support(in, out, filter);
     int begin = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
     begin = begin < 0 ? 0 : begin;
     end = end > in ? in : end;
     double total = 0;
     for (int j = begin; j < end; j++)
-        total += pil_filter(filter, (j - centre + 0.5) * inverse);
+        total += pil_filter(filter, (j - centre + 0.5) * shrink);
     for (int j = begin; j < end; j++) {
-        double w = pil_filter(filter, (j - centre + 0.5) * inverse);
+        double w = pil_filter(filter, (j - centre + 0.5) * shrink);
         double v = (total != 0 ? w / total : w) * (1 << RESIZE_PRECISION_BITS);
         weight[j - begin] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
     }
@@ -846,7 +846,8 @@ int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int 
 
 /* ---- one vector among samples --------------------------------------------------------------------*/
 
-void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y, const float *scale)
+void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y,
+                 const float *inverse_std)
 {
     at_x = fminf(fmaxf(at_x - 0.5f, 0), (float)(w - 1));
     at_y = fminf(fmaxf(at_y - 0.5f, 0), (float)(h - 1));
@@ -858,17 +859,17 @@ void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, f
             (1 - fx) * f16_to_f32(x[(y0 * w + x0) * c + i]) + fx * f16_to_f32(x[(y0 * w + x1) * c + i]);
         const float bottom =
             (1 - fx) * f16_to_f32(x[(y1 * w + x0) * c + i]) + fx * f16_to_f32(x[(y1 * w + x1) * c + i]);
-        y[i] = ((1 - fy) * top + fy * bottom) * scale[i];
+        y[i] = ((1 - fy) * top + fy * bottom) * inverse_std[i];
     }
     for (int i = c; i < round_up(c, ROW_STEP); i++)
         y[i] = 0;
 }
 
-float distance_half(const float *a, const uint16_t *b, const float *scale, int n)
+float distance_half(const float *a, const uint16_t *b, const float *inverse_std, int n)
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
-        const double d = (a[i] - f16_to_f32(b[i])) * scale[i];
+        const double d = (a[i] - f16_to_f32(b[i])) * inverse_std[i];
         sum += d * d;
     }
     return (float)sqrt(sum);

@@ -10,8 +10,21 @@
  * allocates. Scratch comes from the caller or from the stack: at most 900 KB, and 24 bytes per key in
  * tensor.c's attention. Pointers may not overlap unless a comment says so.
  *
- * Threads divide the outputs, never a sum. So the number of threads does not change a bit of any result.
- * Called inside a parallel region, a function runs on one thread. */
+ * What an implementation owes:
+ * - Threads divide the outputs, never a sum. So the number of threads does not change a bit of any result.
+ *   Called inside a parallel region, a function runs on one thread.
+ * - Sums may go in any order, with float32's rounding. tests/test_tensor.c accepts a relative error of 2e-6 in
+ *   products and norms, 1e-6 in convolutions, 3e-6 in attention (more with large logits). resize_u8 equals
+ *   PIL's integers, and bf16_round is exact. In bf16 every implementation rounds the same inputs.
+ * - Pointers are aligned as their type is, no more; only bf16_scratch is aligned to 64 bytes. Nothing is read
+ *   or written outside the arrays.
+ * - A number of rows or outputs may be 0: then nothing is written. A sum over no terms is 0, or the bias, or
+ *   what is accumulated; attention over no keys gives zeros. Rows of norms and softmax, and the inputs of
+ *   resampling, have at least one element.
+ * - A NaN or an infinity spoils only the outputs that depend on it: in products one row or column, in norms
+ *   and softmax one row. relu, gelu, and sigmoid keep a NaN. Features in float16 are finite.
+ * - The functions *_scratch tell the size of scratch memory: those of bf16 in bytes, those of convolutions in
+ *   floats. The answer belongs to the implementation. */
 #ifndef SAMLAD_TENSOR_H
 #define SAMLAD_TENSOR_H
 
@@ -133,8 +146,8 @@ size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, i
  * == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim,
                 float eps);
-/* x += scale∘branch, then y = layer_norm(x). scale [dim], or NULL: 1; y == branch allowed. */
-void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
+/* x += ls∘branch, then y = layer_norm(x). ls [dim] is LayerScale's factor, or NULL: 1; y == branch allowed. */
+void add_layer_norm(float *y, float *x, const float *branch, const float *ls, const float *gamma,
                     const float *beta, int rows, int dim, float eps);
 void softmax_rows(float *x, int rows, int cols);               /* in place, over each row. */
 void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)). */
@@ -143,7 +156,7 @@ void sigmoid(float *x, size_t n);                              /* in place */
 void swiglu(float *y, const float *x12, int rows, int dim);    /* y[r][i] = silu(x12[r][i])·x12[r][dim+i] */
 void add(float *y, const float *x, size_t n);                  /* y += x */
 void add_rows(float *y, const float *bias, int rows, int dim); /* y[r] += bias */
-void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim); /* y[r] += gamma∘x[r] */
+void add_scaled(float *y, const float *x, const float *ls, int rows, int dim); /* y[r] += ls∘x[r] */
 void l2_normalise(float *x, int rows, int dim, float eps); /* x[r] /= max(‖x[r]‖, eps) */
 
 /* Are all n float32 finite numbers? The address may be unaligned. */
@@ -159,9 +172,11 @@ void gather_patches(float *patches, const float *pixels, int h, int w, int patch
 size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride, int pad);
 void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
             int c_out, int kernel, int stride, int pad, float *scratch);
-/* A depthwise convolution, 3 × 3, stride 1 or 2, zero padding of 1. It computes the rows y_first to y_first +
- * y_rows - 1 of y [oh][ow][c], oh = (h-1)/stride+1, ow likewise. x holds the rows of [h][w][c] from x_first
- * on that these outputs need. weight [3][3][c] (the official [c][1][3][3] transposed), bias [c]. */
+/* A depthwise convolution, 3 × 3, stride 1 or 2, zero padding of 1, of a slice of rows. Whole: x [h][w][c],
+ * y [oh][ow][c] with oh = (h-1)/stride+1, ow likewise. Here y points to row y_first of the result and gets
+ * y_rows rows; x points to row x_first of the input and holds the rows that these need, at least y_first·stride
+ * - 1 to (y_first+y_rows-1)·stride + 1 where they exist. weight [3][3][c]: the official [c][1][3][3] transposed,
+ * so that channels are adjacent; bias [c]. */
 void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
                        const float *bias, int h, int w, int c, int stride);
 /* ConvTranspose2d with kernel == stride (no overlap). y [h·s][w·s][c_out]; x [h][w][c_in]; weight
@@ -204,16 +219,23 @@ int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFi
 enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32. */
 
 /* ---- one vector among samples ------------------------------------------------------------------
- * The anomaly map takes most of its time here (amm.c). Rows lie `stride` floats apart, a multiple of
- * ROW_STEP. The floats behind a row's values are 0. */
+ * A cell of the query among the cells of m references: the sums of the Mahalanobis distance (amm.c), where the
+ * anomaly map takes most of its time. x [m + 1][stride] has a row of c features for each reference, and the
+ * query's row last. stride is c rounded up to a multiple of ROW_STEP; the floats behind the c features are 0.
+ * Features are divided by their standard deviations: inverse_std [c] holds 1/std. Let x_r be row r, d = x_m:
+ *
+ *     sample_half     x_r = features at a place of reference r
+ *     centre_rows     x_r -= mean, d -= mean
+ *     gram_rows       X·Xᵀ, X·d, ‖d‖²       as one matrix, with d as X's last row
+ *     residual_rows   ‖d - Xᵀ·y‖² */
 enum { ROW_STEP = 16 };
 
-/* y [stride] = scale [c] ∘ x [h][w][c] of float16 at (at_x, at_y) in cells (centres at .5). Bilinear, clamped
- * at the borders, as torch's grid_sample with padding_mode='border'. */
+/* y [stride] = inverse_std [c] ∘ x [h][w][c] of float16 at (at_x, at_y) in cells (centres at .5). Bilinear,
+ * clamped at the borders, as torch's grid_sample with padding_mode='border'. */
 void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y,
-                 const float *scale);
-/* ‖(a - b)∘scale‖ of n numbers each, b in float16. */
-float distance_half(const float *a, const uint16_t *b, const float *scale, int n);
+                 const float *inverse_std);
+/* ‖(a - b)∘inverse_std‖ of n numbers each, b in float16. */
+float distance_half(const float *a, const uint16_t *b, const float *inverse_std, int n);
 /* Subtract from rows 0 .. m of x [m+1][stride] the mean of rows 0 .. m-1. */
 void centre_rows(float *x, int stride, int m);
 /* gram[i·ld + j] = row i · row j for j <= i < n. */

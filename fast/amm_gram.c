@@ -20,7 +20,7 @@ static void prefetch(const uint16_t *p, size_t ahead)
 }
 
 void sample_half(float *row, const uint16_t *features, int h, int w, int channels, float x, float y,
-                 const float *scale)
+                 const float *inverse_std)
 {
     x = fminf(fmaxf(x - 0.5f, 0), (float)(w - 1));
     y = fminf(fmaxf(y - 0.5f, 0), (float)(h - 1));
@@ -36,37 +36,37 @@ void sample_half(float *row, const uint16_t *features, int h, int w, int channel
     if (fx == 0 && fy == 0) { /* a cell's centre: at an unchanged position, or in the image's corner. */
         for (; c + LANES <= C; c += LANES) {
             prefetch(p00 + c, C);
-            store(row + c, load_half(p00 + c) * load(scale + c));
+            store(row + c, load_half(p00 + c) * load(inverse_std + c));
         }
     } else {
         for (; c + LANES <= C; c += LANES) {
             Vec top = fmadd(w01, load_half(p01 + c), w00 * load_half(p00 + c));
             Vec bottom = fmadd(w11, load_half(p11 + c), w10 * load_half(p10 + c));
             prefetch(p11 + c, C);
-            store(row + c, (top + bottom) * load(scale + c));
+            store(row + c, (top + bottom) * load(inverse_std + c));
         }
     }
     if (c < C) {
         Vec top = fmadd(w01, load_half_part(p01 + c, C - c), w00 * load_half_part(p00 + c, C - c));
         Vec bottom = fmadd(w11, load_half_part(p11 + c, C - c), w10 * load_half_part(p10 + c, C - c));
-        store(row + c, (top + bottom) * load_part(scale + c, C - c));
+        store(row + c, (top + bottom) * load_part(inverse_std + c, C - c));
         c += LANES;
     }
     for (; c < (size_t)round_up(channels, ROW_STEP); c += LANES)
         store(row + c, (Vec){0});
 }
 
-float distance_half(const float *a, const uint16_t *b, const float *scale, int channels)
+float distance_half(const float *a, const uint16_t *b, const float *inverse_std, int channels)
 {
     Vec sum = {0};
     int c = 0;
     for (; c + LANES <= channels; c += LANES) {
-        Vec d = (load(a + c) - load_half(b + c)) * load(scale + c);
+        Vec d = (load(a + c) - load_half(b + c)) * load(inverse_std + c);
         sum = fmadd(d, d, sum);
     }
     if (c < channels) {
         size_t n = (size_t)(channels - c);
-        Vec d = (load_part(a + c, n) - load_half_part(b + c, n)) * load_part(scale + c, n);
+        Vec d = (load_part(a + c, n) - load_half_part(b + c, n)) * load_part(inverse_std + c, n);
         sum = fmadd(d, d, sum);
     }
     return sqrtf(sum_lanes(sum));

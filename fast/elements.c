@@ -77,7 +77,7 @@ void layer_norm(float *y, const float *x, const float *gamma, const float *beta,
         norm_row(y + r * dim, x + r * dim, gamma, beta, dim, eps);
 }
 
-void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
+void add_layer_norm(float *y, float *x, const float *branch, const float *ls, const float *gamma,
                     const float *beta, int rows, int dim, float eps)
 {
 #pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
@@ -85,7 +85,7 @@ void add_layer_norm(float *y, float *x, const float *branch, const float *scale,
         float *row = x + r * dim;
         const float *added = branch + r * dim;
         for (int i = 0; i < dim; i++)
-            row[i] += scale ? scale[i] * added[i] : added[i];
+            row[i] += ls ? ls[i] * added[i] : added[i];
         norm_row(y + r * dim, row, gamma, beta, dim, eps);
     }
 }
@@ -233,12 +233,12 @@ void add_rows(float *y, const float *bias, int rows, int dim)
             y[r * dim + i] += bias[i];
 }
 
-void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim)
+void add_scaled(float *y, const float *x, const float *ls, int rows, int dim)
 {
 #pragma omp parallel for if ((double)rows * dim > PARALLEL_ELEMENTS)
     for (ptrdiff_t r = 0; r < rows; r++)
         for (int i = 0; i < dim; i++)
-            y[r * dim + i] += gamma[i] * x[r * dim + i];
+            y[r * dim + i] += ls[i] * x[r * dim + i];
 }
 
 void l2_normalise(float *x, int rows, int dim, float eps)
