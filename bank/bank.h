@@ -3,10 +3,10 @@
  * Tensors of the file (N images, O objects in all, h×w cells, C channels):
  *   features [N][h][w][C] F16      mean_patch [N][C], cls [N][D] unit vectors
  *   objects.first [N+1] I32        image i owns objects first[i] .. first[i+1]-1
- *   objects.weights [O][h][w] U8   coverage of a cell: 255 is the whole cell
+ *   objects.weights [O][h][w] U8   coverage (an older word): 255 is the whole cell
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
- *   channel_std [C], objects.scale [O]: units of the structural maps
+ *   channel_std [C], objects.scale [O]: units of the structural maps (an older word)
  *   loo.index I32, loo.structural, loo.logical, loo.score [n]    leave-one-out scores
  *   loo.extra, loo.missing [n]     the strongest evidence in each normal image for an extra, a missing object
  *
