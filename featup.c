@@ -141,18 +141,42 @@ static void adaptive_conv(const Stage *s, int y)
     }
 }
 
-/* JBULearnedRange.forward, with the guidance's pooling of JBUStack.upsample. */
-static void upsample_stage(const Stage *s, const FeatupInput *in)
+/* The buffers of a stage. Called twice (io/memory.h). */
+static void layout_stage(Stage *s, Arena *arena)
 {
-    const int H = 2 * s->h, W = 2 * s->w;
-    featup_pool_guidance(s->guidance, H, W, in, s->plane);
-    linear_layer_gelu(s->hidden, s->guidance, &s->up->range_proj[0], H * W);
-    linear_layer(s->proj_x, s->hidden, &s->up->range_proj[1], H * W);
-    interpolate_bicubic(s->hr_source, H, W, s->source, s->h, s->w, s->channels, 0, 0, 0);
+    const size_t W = 2 * (size_t)s->w, n = 2 * (size_t)s->h * W;
+    s->guidance = arena_floats(arena, n * 3);
+    s->plane = arena_floats(arena, n);
+    s->hidden = arena_floats(arena, n * s->up->key_dim);
+    s->proj_x = arena_floats(arena, n * s->up->key_dim);
+    s->hr_source = arena_floats(arena, n * s->channels);
+    s->kernel = arena_floats(arena, W * TAPS);
+    s->fixup_in = arena_floats(arena, W * FIXUP_IN);
+    s->fixup[0] = arena_floats(arena, W * TAPS);
+    s->fixup[1] = arena_floats(arena, W * TAPS);
+}
+
+/* JBULearnedRange.forward, with the guidance's pooling of JBUStack.upsample. */
+static int upsample_stage(float *result, const JbuLearnedRange *up, const FeatupInput *in, Error *err)
+{
+    Stage s = {
+        .up = up, .h = in->h, .w = in->w, .channels = in->channels, .source = in->source, .result = result};
+    const int H = 2 * s.h, W = 2 * s.w;
+    Arena arena = {0};
+    layout_stage(&s, &arena);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "FeatUp's activations", arena.size);
+    layout_stage(&s, &arena);
+    featup_pool_guidance(s.guidance, H, W, in, s.plane);
+    linear_layer_gelu(s.hidden, s.guidance, &up->range_proj[0], H * W);
+    linear_layer(s.proj_x, s.hidden, &up->range_proj[1], H * W);
+    interpolate_bicubic(s.hr_source, H, W, s.source, s.h, s.w, s.channels, 0, 0, 0);
     for (int y = 0; y < H; y++) {
-        combined_kernel(s, y);
-        adaptive_conv(s, y);
+        combined_kernel(&s, y);
+        adaptive_conv(&s, y);
     }
+    free(arena.base);
+    return 0;
 }
 
 /* ---- the stack ----------------------------------------------------------------------------------------*/
@@ -169,13 +193,14 @@ int featup_check(const Featup *featup, const FeatupInput *in, int stages, Error 
     return 0;
 }
 
-int featup_has_fixup(const Featup *featup, int channels, int stages)
+/* The stack's fixup_proj was trained for all four stages and for its own number of channels. */
+static int has_fixup(const Featup *featup, int channels, int stages)
 {
     return stages == FEATUP_MAX_STAGES && featup->fixup_proj.n_out == channels;
 }
 
-/* Row by row, so that the scratch is small. */
-void featup_stack_fixup(const Featup *featup, float *x, int h, int w, float *row)
+/* x [h][w][channels] += 0.1 * fixup_proj(x). Row by row, so that the buffer `row` is small. */
+static void stack_fixup(const Featup *featup, float *x, int h, int w, float *row)
 {
     const size_t n = (size_t)w * featup->fixup_proj.n_out;
     for (int y = 0; y < h; y++, x += n) {
@@ -185,36 +210,23 @@ void featup_stack_fixup(const Featup *featup, float *x, int h, int w, float *row
     }
 }
 
-/* The scratch of all stages, sized for the last one. `results` holds every stage's result but the last, which
- * goes to the caller's memory. Laid out twice (io/memory.h). */
-typedef struct Scratch {
-    Stage stage;
-    float *results[FEATUP_MAX_STAGES];
+/* Every stage's result but the last, which is the caller's. */
+typedef struct Results {
+    float *of_stage[FEATUP_MAX_STAGES];
     float *fixup_row; /* [W][channels] of the stack's fixup_proj. */
-} Scratch;
+} Results;
 
-static void layout_scratch(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
+static void layout_results(Results *results, Arena *arena, const FeatupInput *in, int stages)
 {
-    const size_t H = (size_t)in->h << stages, W = (size_t)in->w << stages, c = in->channels;
-    size_t key_dim = 0; /* the largest */
-    for (int i = 0; i < stages; i++)
-        key_dim = key_dim > (size_t)featup->up[i].key_dim ? key_dim : (size_t)featup->up[i].key_dim;
+    const size_t row = (size_t)in->w * in->channels;
     for (int i = 1; i < stages; i++)
-        s->results[i - 1] = arena_floats(arena, ((size_t)in->h << i) * ((size_t)in->w << i) * c);
-    s->stage.guidance = arena_floats(arena, H * W * 3);
-    s->stage.plane = arena_floats(arena, H * W);
-    s->stage.hidden = arena_floats(arena, H * W * key_dim);
-    s->stage.proj_x = arena_floats(arena, H * W * key_dim);
-    s->stage.hr_source = arena_floats(arena, H * W * c);
-    s->stage.kernel = arena_floats(arena, W * TAPS);
-    s->stage.fixup_in = arena_floats(arena, W * FIXUP_IN);
-    s->stage.fixup[0] = arena_floats(arena, W * TAPS);
-    s->stage.fixup[1] = arena_floats(arena, W * TAPS);
-    s->fixup_row = arena_floats(arena, W * c);
+        results->of_stage[i - 1] = arena_floats(arena, ((size_t)in->h << i) * (row << i));
+    results->fixup_row = arena_floats(arena, row << stages);
 }
 
 /* JBUStack.forward. */
-int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int stages, Error *err)
+int featup_stack(const Featup *featup, float *out, const FeatupInput *in, int stages, FeatupStage *stage,
+                 Error *err)
 {
     if (featup_check(featup, in, stages, err))
         return -1;
@@ -224,28 +236,29 @@ int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int
         return 0;
     }
 
-    Scratch scratch = {0};
+    Results results = {0};
     Arena arena = {0};
-    layout_scratch(&scratch, &arena, featup, in, stages);
+    layout_results(&results, &arena, in, stages);
     if (arena_allocate(&arena))
-        return fail_memory(err, "FeatUp's activations", arena.size);
-    layout_scratch(&scratch, &arena, featup, in, stages);
-    scratch.results[stages - 1] = out;
+        return fail_memory(err, "FeatUp's results", arena.size);
+    layout_results(&results, &arena, in, stages);
+    results.of_stage[stages - 1] = out;
 
-    Stage *stage = &scratch.stage;
-    stage->channels = in->channels;
-    for (int i = 0; i < stages; i++) {
-        stage->up = &featup->up[i];
-        stage->h = in->h << i;
-        stage->w = in->w << i;
-        stage->source = i == 0 ? in->source : scratch.results[i - 1];
-        stage->result = scratch.results[i];
-        upsample_stage(stage, in);
+    FeatupInput at = *in;
+    int status = 0;
+    for (int i = 0; i < stages && !status; i++) {
+        status = stage(results.of_stage[i], &featup->up[i], &at, err);
+        at.source = results.of_stage[i], at.h *= 2, at.w *= 2;
     }
-    if (featup_has_fixup(featup, in->channels, stages))
-        featup_stack_fixup(featup, out, in->h << stages, in->w << stages, scratch.fixup_row);
+    if (!status && has_fixup(featup, in->channels, stages))
+        stack_fixup(featup, out, at.h, at.w, results.fixup_row);
     free(arena.base);
-    return 0;
+    return status;
+}
+
+int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int stages, Error *err)
+{
+    return featup_stack(featup, out, in, stages, upsample_stage, err);
 }
 
 /* ---- the maps' grid -----------------------------------------------------------------------------------*/

@@ -33,15 +33,16 @@ int features_to_grid(float *grid, GridSize size, const Featup *featup, const Fea
 
 /* 0 if these arguments of featup_upsample are valid, else -1 and a sentence. */
 int featup_check(const Featup *featup, const FeatupInput *in, int stages, Error *err);
-/* 1 when the stack's fixup_proj applies. */
-int featup_has_fixup(const Featup *featup, int channels, int stages);
+/* One stage: in's source -> result [2h][2w][channels]. 0 / -1 (memory). */
+typedef int FeatupStage(float *result, const JbuLearnedRange *up, const FeatupInput *in, Error *err);
+/* featup_upsample with this form of its stage: featup.c's own, or the folded one. */
+int featup_stack(const Featup *featup, float *out, const FeatupInput *in, int stages, FeatupStage *stage,
+                 Error *err);
 /* The softmax's factor, and the spatial kernel. */
 float featup_range_factor(const JbuLearnedRange *up);
 void featup_spatial_kernel(float kernel[FEATUP_TAPS], const JbuLearnedRange *up);
 /* The guidance at a stage's size: pooled [h][w][3]; plane [h][w] is scratch. */
 void featup_pool_guidance(float *pooled, int h, int w, const FeatupInput *in, float *plane);
-/* x [h][w][channels] += 0.1 * fixup_proj(x); row [w][channels] is scratch. */
-void featup_stack_fixup(const Featup *featup, float *x, int h, int w, float *row);
 /* upsampled [h][w][channels] -> grid, the second step of features_to_grid. */
 void features_resize(float *grid, GridSize size, const float *upsampled, int h, int w, int channels);
 /* torch's padding 'reflect': ... 2 1 | 0 1 2 ... n-1 | n-2 ...; n is at least 2. */

@@ -262,7 +262,7 @@ static void adaptive_conv(const Job *job, const Folded *folded, int m, int n)
         weigh_one_channel(&window, channel);
 }
 
-/* ---- stages and stack ---------------------------------------------------------------------------------*/
+/* ---- a stage -------------------------------------------------------------------------------------------*/
 
 /* Enlarged rows 2m and 2m+1, a tile of columns at a time. So the kernels stay in the L1 cache. */
 static void upsample_row_pair(const Job *job, int m)
@@ -282,77 +282,44 @@ static void upsample_row_pair(const Job *job, int m)
     }
 }
 
-static void upsample_stage(Job *job, const FeatupInput *in)
+/* The buffers of a stage. Called twice (io/memory.h). */
+static void layout_job(Job *job, Arena *arena)
 {
-    job->range_factor = featup_range_factor(job->up);
-    featup_spatial_kernel(job->spatial_kernel, job->up);
-    featup_pool_guidance(job->guidance, 2 * job->h, 2 * job->w, in, job->plane);
-    make_mix(job->mix_y, job->h);
-    make_mix(job->mix_x, job->w);
-#pragma omp parallel for schedule(static)
-    for (int y = 0; y < 2 * job->h; y++)
-        make_key_row(job, y);
-#pragma omp parallel for schedule(dynamic)
-    for (int m = 0; m < job->h; m++)
-        upsample_row_pair(job, m);
+    const size_t h2 = 2 * (size_t)job->h, w2 = 2 * (size_t)job->w;
+    job->guidance = arena_floats(arena, h2 * w2 * 3);
+    job->plane = arena_floats(arena, h2 * w2);
+    job->keys = arena_floats(arena, h2 * (size_t)job->up->key_dim * key_row_floats(job));
+    job->mix_y = arena_take(arena, h2 * sizeof(Mix));
+    job->mix_x = arena_take(arena, w2 * sizeof(Mix));
 }
 
-/* The scratch of all stages, sized for the last one. `results` holds every stage's result but the last, which
- * goes to the caller's memory. Laid out twice (io/memory.h). */
-typedef struct Scratch {
-    Job job;
-    float *results[FEATUP_MAX_STAGES];
-    float *fixup_row; /* [2w][channels] of the stack's fixup_proj. */
-} Scratch;
-
-static void layout_scratch(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
+static int upsample_stage(float *result, const JbuLearnedRange *up, const FeatupInput *in, Error *err)
 {
-    const size_t h2 = (size_t)in->h << stages, w2 = (size_t)in->w << stages, c = (size_t)in->channels;
-    size_t key_dim = 0; /* the largest */
-    for (int i = 0; i < stages; i++)
-        key_dim = key_dim > (size_t)featup->up[i].key_dim ? key_dim : (size_t)featup->up[i].key_dim;
-    for (int i = 1; i < stages; i++)
-        s->results[i - 1] = arena_floats(arena, ((size_t)in->h << i) * ((size_t)in->w << i) * c);
-    s->job.guidance = arena_floats(arena, h2 * w2 * 3);
-    s->job.plane = arena_floats(arena, h2 * w2);
-    s->job.keys = arena_floats(arena, h2 * key_dim * (w2 + 2 * RADIUS));
-    s->job.mix_y = arena_take(arena, h2 * sizeof(Mix));
-    s->job.mix_x = arena_take(arena, w2 * sizeof(Mix));
-    s->fixup_row = featup_has_fixup(featup, in->channels, stages) ? arena_floats(arena, w2 * c) : NULL;
+    Job job = {
+        .up = up, .h = in->h, .w = in->w, .channels = in->channels, .source = in->source, .result = result};
+    Arena arena = {0};
+    layout_job(&job, &arena);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "FeatUp's activations", arena.size);
+    layout_job(&job, &arena);
+    job.range_factor = featup_range_factor(up);
+    featup_spatial_kernel(job.spatial_kernel, up);
+    featup_pool_guidance(job.guidance, 2 * job.h, 2 * job.w, in, job.plane);
+    make_mix(job.mix_y, job.h);
+    make_mix(job.mix_x, job.w);
+#pragma omp parallel for schedule(static)
+    for (int y = 0; y < 2 * job.h; y++)
+        make_key_row(&job, y);
+#pragma omp parallel for schedule(dynamic)
+    for (int m = 0; m < job.h; m++)
+        upsample_row_pair(&job, m);
+    free(arena.base);
+    return 0;
 }
 
 int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int stages, Error *err)
 {
-    if (featup_check(featup, in, stages, err))
-        return -1;
-    if (!featup || stages == 0) {
-        interpolate_bilinear(out, in->h << stages, in->w << stages, in->source, in->h, in->w, in->channels, 0,
-                             0);
-        return 0;
-    }
-
-    Scratch scratch = {0};
-    Arena arena = {0};
-    layout_scratch(&scratch, &arena, featup, in, stages);
-    if (arena_allocate(&arena))
-        return fail_memory(err, "FeatUp's activations", arena.size);
-    layout_scratch(&scratch, &arena, featup, in, stages);
-    scratch.results[stages - 1] = out;
-
-    Job *job = &scratch.job;
-    job->channels = in->channels;
-    for (int i = 0; i < stages; i++) {
-        job->up = &featup->up[i];
-        job->h = in->h << i;
-        job->w = in->w << i;
-        job->source = i == 0 ? in->source : scratch.results[i - 1];
-        job->result = scratch.results[i];
-        upsample_stage(job, in);
-    }
-    if (featup_has_fixup(featup, in->channels, stages))
-        featup_stack_fixup(featup, out, in->h << stages, in->w << stages, scratch.fixup_row);
-    free(arena.base);
-    return 0;
+    return featup_stack(featup, out, in, stages, upsample_stage, err);
 }
 
 /* ---- the maps' grid -----------------------------------------------------------------------------------*/
