@@ -308,8 +308,8 @@ void layout_amm(AmmWork *work, Arena *arena, int k, int channels)
 
 /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury). This is an m×m
  * system in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² +
- * ε(m-1)‖y‖². It is computed as this sum. The difference of two large numbers would cancel if d lies among the
- * samples. */
+ * ε(m-1)‖y‖². It is computed as this sum. The difference of two large numbers would cancel if d lies among
+ * the samples. */
 float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
 {
     const ptrdiff_t stride = work->stride, ld = work->ld;

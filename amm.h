@@ -54,7 +54,8 @@ typedef struct AmmInput {
     float epsilon;
 } AmmInput;
 
-/* Buffers of one distance. Rows 0 .. m-1 are the samples, row m the query's vector. Rows lie as in tensor.h. */
+/* Buffers of one distance. Rows 0 .. m-1 are the samples, row m the query's vector. Rows lie as in
+ * tensor.h. */
 typedef struct AmmWork {
     int stride, ld;
     float *rows;                   /* [k + 1][stride] */

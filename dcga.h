@@ -77,8 +77,9 @@ void objects_free(Objects *objects);
 
 /* ---- objects -> descriptors ----------------------------------------------------------------------*/
 
-/* The standard deviation by which a channel is divided: `std`, or 1 when the channel never changes. Trained networks have such channels, and they tell nothing. A bank keeps features as float16, so a
- * deviation below 1/1024 of the mean is rounding [ours]. */
+/* The standard deviation by which a channel is divided: `std`, or 1 when the channel never changes. Trained
+ * networks have such channels, and they tell nothing. A bank keeps features as float16, so a deviation below
+ * 1/1024 of the mean is rounding [ours]. */
 float channel_deviation(double mean, double std);
 
 typedef enum ChannelGraph { CHANNEL_OFF, CHANNEL_COVARIANCE, CHANNEL_SOFTMAX } ChannelGraph;
@@ -104,8 +105,8 @@ typedef struct Dcga {
         channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any. */
 } Dcga;
 
-/* Statistics of the objects of n_images >= 1 normal images, from their pooled features and centroids. 0, or -1:
- * no memory. */
+/* Statistics of the objects of n_images >= 1 normal images, from their pooled features and centroids. 0, or
+ * -1: no memory. */
 int dcga_fit(Dcga *dcga, const DcgaOptions *options, const Objects *images, int n_images, Error *err);
 /* Attach the learned weights of --dcga. Their arrays stay in the file. */
 int dcga_learned(Dcga *dcga, Safetensors *weights, Error *err);

@@ -48,8 +48,8 @@ int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, con
     return 0;
 }
 
-/* From a scene to its matches: retrieve, open, describe, match. Detection in a stored scene and both passes of
- * calibration begin so. `exclude` may not be a reference, nor may its copies. */
+/* From a scene to its matches. Detection in a stored scene and both passes of calibration begin so. `exclude`
+ * may not be a reference, nor may its copies. */
 static int compare(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
     *d = (Detection){0};
