@@ -44,7 +44,7 @@ typedef struct Detection {
     Comparison comparison; /* the scene's objects (described), those of the references, and the matches. */
     float *descriptors;    /* [n][C] of the scene's objects. */
     Placement *places;     /* [n][k] where each object lies in each reference. */
-    float *coverage;       /* [n][h*w] of the objects after claims (amm.h). */
+    float *claimed;        /* [n][h*w] coverage of the objects after claims (amm.h) */
     float *structural;     /* [h*w] A before z, blurred, in the objects' units. */
     float *logical;        /* [h*w] L before z */
     float *map;            /* [h*w] fused z */
@@ -53,7 +53,7 @@ typedef struct Detection {
     float structural_score, logical_score;   /* A, L */
     float structural_z, logical_z, score;    /* score: fused */
     float *reference_coverage;               /* [all objects of the references][h*w]. */
-    float *features, *inverse_std, *scratch; /* room: [h*w][C] a reference's features, [C], [h*w]. */
+    float *features, *inverse_std, *scratch; /* buffers: [h*w][C] a reference's features, [C], [h*w] */
     Arena memory;                            /* of all arrays from comparison on. */
 } Detection;
 

@@ -243,6 +243,12 @@ void gram_rows(float *gram, int ld, const float *x, int stride, int n);
 /* ‖row m - Σ_r y_r·row r‖² over r < m. */
 float residual_rows(const float *x, int stride, int m, const float *y);
 
+/* ---- quantiles ---------------------------------------------------------------------------------*/
+
+int compare_floats(const void *a, const void *b); /* ascending, as qsort needs it */
+/* Linear-interpolated quantile of n sorted values (numpy's default); 0 if n is 0. */
+float quantile_sorted(const float *sorted, size_t n, double q);
+
 /* ---- around the networks -----------------------------------------------------------------------*/
 
 /* Receives a network's intermediate tensors, for parity tests and --dump. NULL: off. */

@@ -23,19 +23,18 @@ static int make_result(SamladResult *result, const Bank *bank, Detection *d, Sce
     return result_make(result, bank, d, scene, err);
 }
 
-/* dump: or NULL. */
+/* dump may be NULL. */
 static int detect_image(SamladResult *result, Samlad *s, const Picture *picture, StWriter *dump, Error *err)
 {
     Detection d;
     Scene scene;
-    int status = detect(&d, &scene, &s->networks, &s->bank, picture, dump, err);
-    if (!status)
-        status = make_result(result, &s->bank, &d, &scene, dump, err);
+    const int status = detect(&d, &scene, &s->networks, &s->bank, picture, dump, err) ||
+                       make_result(result, &s->bank, &d, &scene, dump, err);
     detection_free(&d), scene_free(&scene);
-    return status;
+    return status ? -1 : 0;
 }
 
-/* A picture without pixels shows nothing. */
+/* A picture without pixels is refused. */
 static int check_picture(const Picture *picture, Error *err)
 {
     return picture->height > 0 && picture->width > 0
@@ -74,11 +73,10 @@ int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error
     if (needs_bank(s, err) || scene_load(&scene, maker, path, err))
         return -1;
     Detection d;
-    int status = detect_in_scene(&d, &s->bank, &scene, -1, err);
-    if (!status)
-        status = make_result(result, &s->bank, &d, &scene, NULL, err);
+    const int status = detect_in_scene(&d, &s->bank, &scene, -1, err) ||
+                       make_result(result, &s->bank, &d, &scene, NULL, err);
     detection_free(&d), scene_free(&scene);
-    return status;
+    return status ? -1 : 0;
 }
 
 int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err)
