@@ -5,27 +5,27 @@
 #   make demo       the main job on synthetic trays with the weights that ship (SEED=1)
 #   make weights    the official weights (WEIGHTS="sam_vit_b dinov2_vits14": only these)
 #   make asan       the tests under the address and undefined-behaviour sanitizers
-#   PLAIN=1         leave fast/ out: every routine is its formula, as tensor.c and the chapters have it. It builds in
-#                   build-plain, takes some 20 to 40 times as long, and serves all goals (make test PLAIN=1)
+#   PLAIN=1         leave fast/ out: every routine is its formula, as in tensor.c and the chapters. It builds in
+#                   build-plain, takes some 20 to 40 times as long, and works with all goals (make test PLAIN=1)
 #   make install    PREFIX=/usr/local: command, library, headers, man page, weights (with the same options as make);
-#                   make uninstall takes them away
-#   make clean      what make made
-#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too (OBJCOPY= when it is not beside
-#                   the compiler)
-# Compiles on every core unless told otherwise (-j1).
+#                   make uninstall removes them
+#   make clean      remove what make has built
+#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too (OBJCOPY= if it is not beside the
+#                   compiler)
+# make compiles on every core; -j1 uses one.
 
-# A -j of the command line wins over this one; a make that another make starts shares its jobs. Several goals
-# (make clean all, make demo test) are done one after the other.
+# A -j of the command line overrides this one. A make started by another make shares its jobs. Several goals
+# (make clean all, make demo test) are made one after the other.
 ifeq ($(MAKELEVEL)$(word 2,$(MAKECMDGOALS)),0)
 MAKEFLAGS += --jobs=$(shell nproc 2>/dev/null || echo 2)
 endif
 
-# make itself gives CC a value (cc), so that ?= would never apply.
+# make itself sets CC to cc, so ?= would never apply.
 ifeq ($(origin CC),default)
 CC       = gcc
 endif
 OBJCOPY ?= $(shell $(CC) -print-prog-name=objcopy)
-# With -flto in CFLAGS, gcc makes machine code of whole.o when told so; other compilers do not know the option.
+# With -flto in CFLAGS, gcc needs this option to make machine code of whole.o. Other compilers do not know it.
 NOLTO    = $(shell $(CC) -flinker-output=nolto-rel -E -x c /dev/null >/dev/null 2>&1 && echo -flinker-output=nolto-rel)
 OPENMP  ?= 1
 ARCH    ?= -march=native
@@ -42,8 +42,7 @@ SEED    ?= 1
 WEIGHTS ?=
 DEMO_OUT ?= demo-out
 
-# -ffp-contract=off: no compiler may fuse a product and a sum by itself. PIL's integers and torch's last digits depend
-# on it.
+# -ffp-contract=off: compilers must not fuse a product and a sum. PIL's integers and torch's last digits depend on it.
 WARN    = -Wall -Wextra -Wshadow -Werror
 ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
@@ -53,8 +52,8 @@ else
 ALL    += -Wno-unknown-pragmas
 endif
 
-# The fast build compiles each file on top, say vit.c, with this: fast/replaces.h then gives the functions that fast/
-# replaces the names plain_*.
+# The fast build compiles each top-level file with this option. fast/replaces.h renames the functions that fast/ replaces
+# to plain_*.
 ifneq ($(filter-out 0,$(PLAIN)),)
 RENAME  =
 FAST    =
@@ -64,13 +63,13 @@ RENAME  = $(if $(findstring /,$*),,-DCOMPILES_$* -include fast/replaces.h)
 FAST    = fast
 endif
 
-# The command stands apart. It and the tests see all names of the rest (all.a), users those of samlad.h.
+# The command is linked separately. It and the tests see all names of the rest (all.a); users see those of samlad.h.
 CLI     = $(wildcard command/*.c)
 ROOMS   = io $(FAST) load encoders bank library report eval
 SRC     = $(wildcard *.c) $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 OBJ     = $(SRC:%.c=$(BUILD)/%.o)
 LIB     = $(BUILD)/all.a
-# What fast/ alone has: without it these tests have no subject.
+# These tests check functions that only fast/ has. PLAIN=1 leaves them out.
 FAST_TESTS = test_planar test_simd test_bf16_kernels test_sam_fast
 ifneq ($(filter-out 0,$(PLAIN)),)
 LEFT_OUT = $(FAST_TESTS)
@@ -96,14 +95,14 @@ $(LIB): $(OBJ)
 	rm -f $@
 	$(AR) rcs $@ $(OBJ)
 
-# One object that shows samlad.h's names alone: a program may have an add() or a dot() of its own.
+# One object that exports only samlad.h's names, because a program may define its own add() or dot().
 $(BUILD)/libsamlad.a: $(OBJ)
 	$(CC) $(CFLAGS) $(ARCH) $(NOLTO) -r -nostdlib $(OBJ) -o $(BUILD)/whole.o
 	$(OBJCOPY) --wildcard --keep-global-symbol='samlad_*' $(BUILD)/whole.o
 	rm -f $@
 	$(AR) rcs $@ $(BUILD)/whole.o
 
-# Compared, not dated: builds take turns at these two names.
+# Several builds share these two names, so the contents are compared, not the dates.
 libsamlad.a: $(BUILD)/libsamlad.a FORCE
 	@cmp -s $< $@ || cp $< $@
 
@@ -133,7 +132,7 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/samlad/weights
 	install -m 755 samlad $(DESTDIR)$(PREFIX)/bin/samlad
 	install -m 644 libsamlad.a $(DESTDIR)$(PREFIX)/lib/libsamlad.a
-	@# one header: an error.h in /usr/local/include would hide the C library's
+	@# one header, because an error.h in /usr/local/include would hide the C library's
 	sed -e '/^#include "io.error.h"/r io/error.h' -e '/^#include "io.error.h"/d' samlad.h >$(DESTDIR)$(PREFIX)/include/samlad.h
 	chmod 644 $(DESTDIR)$(PREFIX)/include/samlad.h
 	install -m 644 samlad.1 $(DESTDIR)$(PREFIX)/share/man/man1/samlad.1
@@ -149,11 +148,11 @@ clean:
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 
-# ---- parts to take along, and the examples ------------------------------------------------------------------------
+# ---- parts of the library, and the examples ------------------------------------------------------------------------
 #   make vit        libvit.a: DINOv2 and timm's ViTs alone (vit.h), with the readers of pictures and weights
 #   make sam-lib    libsam.a: Segment Anything alone (sam.h, amg.h)
-# Both show all names of the headers in this tree (-I.), where libsamlad.a shows samlad.h's alone. The chapters' fast
-# forms in fast/ have the chapter's name in front.
+# Both export all names of the headers in this tree (-I.); libsamlad.a exports only samlad.h's. A chapter's fast forms in
+# fast/ begin with the chapter's name.
 .PHONY: vit sam-lib examples
 
 PART_SRC = $(wildcard io/*.c) tensor.c $(if $(FAST),$(filter-out fast/featup_% fast/sam_% fast/amm_%,$(wildcard fast/*.c)))
@@ -172,7 +171,7 @@ sam-lib: libsam.a
 libvit.a libsam.a: %.a: $(BUILD)/%.a FORCE
 	@cmp -s $< $@ || cp $< $@
 
-# Each example with what it tells of: its head names the libraries.
+# The libraries of each example; its head names them.
 $(BUILD)/examples/pca: $(BUILD)/libvit.a
 $(BUILD)/examples/point: $(BUILD)/libsam.a
 $(BUILD)/examples/detect: $(BUILD)/libsamlad.a $(BUILD)/libvit.a

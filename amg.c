@@ -7,13 +7,13 @@
  *   all crops -> box NMS among them (the smaller crop wins) -> small regions removed, NMS again
  *   -> records [n]: run lengths, box, area, predicted IoU, stability, point, crop
  *
- * Where crops overlap, each asks about the same things. With crop_own_points [ours] only the crop whose
- * middle is nearest asks. It sees them best, and a third of the points is saved.
+ * Where crops overlap, each prompts SAM for the same objects. With crop_own_points [ours] only the crop whose
+ * centre is nearest prompts. It shows the objects best, and a third of the points is saved.
  *
- * The official code decodes 64 points at a time and keeps all their full-size logits. Here any thread takes a
- * few points (SAM_TOGETHER). Masks with a low predicted IoU are never upscaled; the others pass row by row
- * through the filters, and only survivors are kept, as run lengths. Each answer has its place by point and
- * mask, so that neither order nor bits depend on the number of threads.
+ * The official code decodes 64 points at a time and keeps all their full-size logits. Here each thread takes
+ * a few points at a time (SAM_TOGETHER). Masks with a low predicted IoU are never upscaled. The others pass
+ * row by row through the filters, and only survivors are kept, as run lengths. Each answer has its place by
+ * point and mask. So neither order nor bits depend on the number of threads.
  *
  * Connected components are found on the runs themselves: no label image is made. */
 #include "amg.h"
@@ -25,8 +25,8 @@
 
 #include "io/fail.h"
 
-#define POINTS_PER_BATCH 256   /* a batch's survivors wait for their order */
-#define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels */
+#define POINTS_PER_BATCH 256   /* points; a batch's survivors wait until their order is known. */
+#define CROP_EDGE        20.0f /* is_box_near_crop_edge's atol, in pixels. */
 
 /* ---- options ----------------------------------------------------------------------------------*/
 
@@ -69,21 +69,21 @@ static int check_options(const AmgOptions *o, Error *err)
 /* ---- candidates (MaskData) --------------------------------------------------------------------*/
 
 typedef struct Crop {
-    int x0, y0, x1, y1; /* in the picture; x1, y1 exclusive */
+    int x0, y0, x1, y1; /* in the picture; x1, y1 exclusive. */
     int layer;
-    /* x0 y0 x1 y1 in the picture: the part that lies nearer to this crop's middle than to another's of its
-     * layer */
+    /* x0 y0 x1 y1 in the picture: the part that lies nearest to this crop's centre among the crops of its
+     * layer. */
     double own[4];
 } Crop;
 
 typedef struct Candidate {
-    Rle rle;      /* over the whole picture */
-    float box[4]; /* x0 y0 x1 y1, inclusive, as batched_mask_to_box has them */
+    Rle rle;      /* over the whole picture. */
+    float box[4]; /* x0 y0 x1 y1, inclusive, as in batched_mask_to_box. */
     float iou_pred, stability_score;
     double point[2];
     Crop crop;
-    float nms_score; /* of the NMS at hand */
-    int used;        /* passed all filters */
+    float nms_score; /* of the current NMS. */
+    int used;        /* passed all filters. */
 } Candidate;
 
 typedef struct Candidates {
@@ -114,7 +114,7 @@ static int candidates_push(Candidates *list, const Candidate *candidate, Error *
     return 0;
 }
 
-/* All of `from` to the end of `to`. */
+/* Move all of `from` to the end of `to`. */
 static int candidates_move(Candidates *to, Candidates *from, Error *err)
 {
     for (size_t i = 0; i < from->n; i++) {
@@ -132,7 +132,7 @@ typedef struct Ranked {
     size_t index;
 } Ranked;
 
-/* Highest score first; equal ones in their order (torchvision sorts stably); a NaN counts as the highest
+/* Highest score first. Equal scores keep their order (torchvision sorts stably). A NaN counts as the highest
  * (torch). */
 static int by_score(const void *a, const void *b)
 {
@@ -145,13 +145,13 @@ static int by_score(const void *a, const void *b)
     return p->index < q->index ? -1 : p->index > q->index;
 }
 
-/* torchvision's nms_kernel, with its float arithmetic: IoU of two boxes, (x1-x0)·(y1-y0) their areas. */
+/* torchvision's nms_kernel, with its float arithmetic: the IoU of two boxes of areas (x1-x0)·(y1-y0). */
 static float box_iou(const float *a, const float *b)
 {
     float width = fminf(a[2], b[2]) - fmaxf(a[0], b[0]), height = fminf(a[3], b[3]) - fmaxf(a[1], b[1]);
     float area_a = (a[2] - a[0]) * (a[3] - a[1]), area_b = (b[2] - b[0]) * (b[3] - b[1]);
     float common = fmaxf(0, width) * fmaxf(0, height);
-    return common / (area_a + area_b - common); /* 0/0 for two empty boxes: NaN, which suppresses nothing */
+    return common / (area_a + area_b - common); /* 0/0 of two empty boxes is NaN, which suppresses nothing. */
 }
 
 static int overlaps_any(const Candidate *kept, size_t n_kept, const float *box, double threshold)
@@ -162,8 +162,8 @@ static int overlaps_any(const Candidate *kept, size_t n_kept, const float *box, 
     return 0;
 }
 
-/* Keep the candidates that overlap no kept one of a higher nms_score by more than the threshold, in the order
- * of their scores. All are one category, so that batched_nms is plain NMS. */
+/* Go through the candidates from the highest nms_score. Keep those that overlap no kept one by more than the
+ * threshold. All are one category, so batched_nms is plain NMS. */
 static int batched_nms(Candidates *list, double threshold, Error *err)
 {
     const size_t n = list->n;
@@ -200,14 +200,15 @@ static int crop_length(int length, int n_crops, int overlap)
     return (int)ceil(((double)overlap * (n_crops - 1) + length) / n_crops);
 }
 
-/* The own part of crop i of a row of crops, each `length` long and `step` from the next, the last one cut. */
+/* The own part of crop i of a row of crops. Each crop is `length` long and `step` from the next; the last one
+ * is cut. */
 static void own_part(double *from, double *to, int i, int n_crops, int length, int step)
 {
     *from = i == 0 ? -INFINITY : step * (i - 0.5) + length / 2.0;
     *to = i == n_crops - 1 ? INFINITY : step * (i + 0.5) + length / 2.0;
 }
 
-/* The 2^layer by 2^layer overlapping crops of a layer of a picture h x w, column by column; returns their
+/* The 2^layer by 2^layer overlapping crops of a layer of a picture h x w, column by column. Returns their
  * number. */
 static int crop_boxes_of_layer(Crop *crops, const AmgOptions *o, int layer, int h, int w)
 {
@@ -222,7 +223,7 @@ static int crop_boxes_of_layer(Crop *crops, const AmgOptions *o, int layer, int 
             own_part(&c.own[1], &c.own[3], j, per_side, crop_h, crop_h - overlap);
             c.x1 = c.x0 + crop_w < w ? c.x0 + crop_w : w;
             c.y1 = c.y0 + crop_h < h ? c.y0 + crop_h : h;
-            if (c.x1 > c.x0 && c.y1 > c.y0) /* else the others cover a picture of few pixels */
+            if (c.x1 > c.x0 && c.y1 > c.y0) /* false in pictures of few pixels: other crops cover them. */
                 crops[n++] = c;
         }
     return n;
@@ -246,7 +247,7 @@ static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture,
     return crops;
 }
 
-/* Does the box, in the picture, end near an edge of the crop that is not an edge of the picture? */
+/* Does the box, in the picture, end near an edge of the crop? Edges of the picture do not count. */
 static int is_box_near_crop_edge(const float *box, const Crop *crop, const SamPicture *picture)
 {
     const float crop_box[4] = {(float)crop->x0, (float)crop->y0, (float)crop->x1, (float)crop->y1};
@@ -259,7 +260,7 @@ static int is_box_near_crop_edge(const float *box, const Crop *crop, const SamPi
 
 /* ---- build_point_grid -------------------------------------------------------------------------*/
 
-/* np.linspace(1/2n, 1 - 1/2n, n)[i] */
+/* np.linspace(1/2n, 1 - 1/2n, n)[i]. */
 static double grid_coordinate(int i, int n)
 {
     const double start = 1.0 / (2 * n), stop = 1 - start;
@@ -274,7 +275,8 @@ static int is_own_point(const Crop *crop, double x, double y)
            y + crop->y0 < crop->own[3];
 }
 
-/* The points of a crop's grid, row by row, in its own pixels: [n][2], or NULL: counted only. Returns n. */
+/* The points of a crop's grid, row by row, in the crop's pixels: [n][2]. points NULL: they are only counted.
+ * Returns n. */
 static int build_point_grid(const AmgOptions *o, const Crop *crop, double *points)
 {
     const int per_side = points_in_layer(o, crop->layer);
@@ -301,14 +303,14 @@ typedef struct Box {
     int x0, y0, x1, y1;
 } Box;
 
-/* What a thread needs to work off a point. */
+/* The memory of a thread that works on points. */
 typedef struct Worker {
     SamScratch *scratch;
-    SamRows *rows;  /* of the current crop */
+    SamRows *rows;  /* of the current crop. */
     float *low_res; /* [n_multimask][4g][4g] */
     float *iou;     /* [prompts together][n_multimask + 1] */
-    int *tokens;    /* [n_multimask] the masks that are worth upscaling */
-    uint8_t *mask;  /* [h][w] of the picture; zero between two masks */
+    int *tokens;    /* [n_multimask] the masks worth upscaling. */
+    uint8_t *mask;  /* [h][w] of the picture; all zeros between two masks. */
     Error error;
     int failed;
 } Worker;
@@ -318,12 +320,12 @@ typedef struct Generator {
     const AmgOptions *options;
     const SamPicture *picture;
     size_t n_masks, n_low_res; /* n_multimask; [4g][4g] */
-    SamDecoder *decoder;       /* of the current crop */
+    SamDecoder *decoder;       /* of the current crop. */
     Crop crop;
     Worker *workers;
     int n_workers;
-    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops */
-    double *points;    /* [points_per_side²][2] of the current crop */
+    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops. */
+    double *points;    /* [points_per_side²][2] of the current crop. */
     Candidate *batch;  /* [POINTS_PER_BATCH][n_multimask] */
 } Generator;
 
@@ -334,9 +336,9 @@ typedef struct Row {
     int n_runs;
 } Row;
 
-/* The limits that the rows' runs are sorted by, and which of them is which. */
+/* The limits by which the rows' runs are sorted, and the index of each threshold among them. */
 typedef struct Thresholds {
-    float limits[3]; /* from the lowest */
+    float limits[3]; /* from the lowest. */
     int low, mask, high;
 } Thresholds;
 
@@ -347,10 +349,10 @@ static Thresholds thresholds_of(const Generator *g)
     const float low = (float)((double)middle - g->options->stability_score_offset);
     if (low <= high)
         return (Thresholds){{low, middle, high}, 0, 1, 2};
-    return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative */
+    return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative. */
 }
 
-/* Of n logits, how many lie above the limit. */
+/* How many of n logits lie above the limit. */
 static int count_logits(const float *logits, int n, float limit)
 {
     int above = 0;
@@ -373,7 +375,7 @@ static int count_above(const Row *row, const Thresholds *t, int i)
     return n;
 }
 
-/* mask = logits > limit i, for a row of the mask that is 0. */
+/* mask = logits > limit i. The row of the mask is 0 before. */
 static void threshold_row(uint8_t *mask, const Row *row, const Thresholds *t, int i)
 {
     const float *logits = row->logits, limit = t->limits[i];
@@ -385,7 +387,7 @@ static void threshold_row(uint8_t *mask, const Row *row, const Thresholds *t, in
             memset(mask + run->first, 1, (size_t)(run->end - run->first));
 }
 
-/* Row y of the mask, which has pixels, all in the row's runs. */
+/* Extend the box by row y of the mask. The row has pixels, all of them in the row's runs. */
 static void extend_box(Box *box, int y, const uint8_t *mask, const Row *row)
 {
     int left = row->runs[0].first, right = row->runs[row->n_runs - 1].end - 1;
@@ -399,8 +401,8 @@ static void extend_box(Box *box, int y, const uint8_t *mask, const Row *row)
     box->y1 = y;
 }
 
-/* masks > mask_threshold into worker->mask, batched_mask_to_box, and calculate_stability_score, all in one
- * walk over the rows. The box is in the crop. */
+/* One pass over the rows: masks > mask_threshold into worker->mask, batched_mask_to_box, and
+ * calculate_stability_score. The box is in the crop. */
 static Box threshold_mask(const Generator *g, Worker *worker, const float *low_res, float *stability_score)
 {
     const Thresholds thresholds = thresholds_of(g);
@@ -408,7 +410,7 @@ static Box threshold_mask(const Generator *g, Worker *worker, const float *low_r
     const int crop_h = g->crop.y1 - g->crop.y0;
     uint8_t *mask = worker->mask + (size_t)g->crop.y0 * w + (size_t)g->crop.x0;
     Box box = {.x0 = g->crop.x1 - g->crop.x0, .y0 = crop_h, .x1 = -1, .y1 = -1};
-    int64_t intersections = 0, unions = 0; /* above the high, above the low threshold */
+    int64_t intersections = 0, unions = 0; /* pixels above the high and the low threshold. */
     sam_rows_begin(worker->rows, low_res, thresholds.limits, 3);
     for (int y = 0; y < crop_h; y++, mask += w) {
         Row row;
@@ -420,7 +422,7 @@ static Box threshold_mask(const Generator *g, Worker *worker, const float *low_r
             extend_box(&box, y, mask, &row);
     }
     *stability_score =
-        (float)intersections / (float)unions; /* 0/0 is NaN and fails the filter, as in torch */
+        (float)intersections / (float)unions; /* 0/0 is NaN and fails the filter, as in torch. */
     return box;
 }
 
@@ -431,7 +433,7 @@ static int filter_mask(const Generator *g, Worker *worker, const float *low_res,
     const int h = g->picture->h, w = g->picture->w, x = g->crop.x0, y = g->crop.y0;
     const Box box = threshold_mask(g, worker, low_res, &c->stability_score);
     const int in_picture[4] = {box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y}; /* uncrop_boxes_xyxy */
-    for (int i = 0; i < 4; i++) /* the official box of an empty mask is zero */
+    for (int i = 0; i < 4; i++) /* the official box of an empty mask is zero. */
         c->box[i] = box.y1 < 0 ? (float)(i % 2 == 0 ? x : y) : (float)in_picture[i];
     int status = 0;
     if ((!(threshold > 0) || c->stability_score >= (float)threshold) &&
@@ -446,7 +448,7 @@ static int filter_mask(const Generator *g, Worker *worker, const float *low_res,
 
 /* ---- _process_batch ---------------------------------------------------------------------------*/
 
-/* Masks of one of the prompts that have just been decoded; `out` [n_multimask] gets the survivors. */
+/* Masks of one of the prompts decoded last. `out` [n_multimask] gets the survivors. */
 static void process_point(const Generator *g, Worker *worker, int prompt, const double *point, Candidate *out)
 {
     const double threshold = g->options->pred_iou_thresh;
@@ -470,13 +472,13 @@ static void process_point(const Generator *g, Worker *worker, int prompt, const 
     }
 }
 
-/* Prompt SAM with n foreground points [n][2] of the crop, n no more than the worker takes together; out
+/* Prompt SAM with n foreground points [n][2] of the crop; n is at most what the scratch takes at a time. out
  * [n][n_multimask]. */
 static void process_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
 {
     static const int foreground = 1;
     SamPrompt prompts[SAM_TOGETHER];
-    float xy[SAM_TOGETHER][2]; /* the official code has doubles until it encodes them: 6e-8 of a side */
+    float xy[SAM_TOGETHER][2]; /* the official code encodes doubles: a difference of 6e-8 of a side. */
     for (int i = 0; i < n; i++) {
         xy[i][0] = (float)points[2 * i];
         xy[i][1] = (float)points[2 * i + 1];
@@ -495,7 +497,7 @@ typedef struct Progress {
     int done, told, total; /* points */
 } Progress;
 
-/* Every thread counts, the caller's tells what is new. */
+/* Every thread counts; only the caller's thread reports progress. */
 static void count_points(Progress *progress, int n)
 {
     int done;
@@ -507,7 +509,7 @@ static void count_points(Progress *progress, int n)
     progress->call(progress->user, done, progress->total);
 }
 
-/* The survivors of the first n places of the batch go to the list, or are freed when it fails. */
+/* Move the survivors of the first n places of the batch to the list. On failure they are freed. */
 static int collect_batch(Generator *g, Candidates *list, size_t n, Error *err)
 {
     int status = 0;
@@ -525,7 +527,7 @@ static int collect_batch(Generator *g, Candidates *list, size_t n, Error *err)
     return status;
 }
 
-/* n points [n][2] of the crop, in parallel; survivors go to the list in the order of the points. */
+/* Process n points [n][2] of the crop in parallel. Survivors go to the list in the order of the points. */
 static int process_batch(Generator *g, Candidates *list, const double *points, int n, Progress *progress,
                          Error *err)
 {
@@ -546,7 +548,7 @@ static int process_batch(Generator *g, Candidates *list, const double *points, i
 
 /* ---- _process_crop ----------------------------------------------------------------------------*/
 
-/* The crop as a picture of its own: contiguous pixels. */
+/* The crop as a picture with contiguous pixels. */
 static SamPicture crop_picture(Generator *g)
 {
     const Crop *c = &g->crop;
@@ -560,7 +562,7 @@ static SamPicture crop_picture(Generator *g)
     return (SamPicture){g->crop_rgb, c->y1 - c->y0, c->x1 - c->x0};
 }
 
-/* Make the workers ready for the current crop, whose image is encoded. */
+/* Make the workers ready for the current crop. Its image is encoded already. */
 static int enter_crop(Generator *g, const SamImage *image, Error *err)
 {
     g->decoder = sam_decoder_new(g->sam, image, err);
@@ -584,7 +586,7 @@ static void leave_crop(Generator *g)
     g->decoder = NULL;
 }
 
-/* The grid of points of the crop, batch by batch; then NMS within the crop. */
+/* Process the crop's grid of points batch by batch, then NMS within the crop. */
 static int process_points_of_crop(Generator *g, Candidates *list, Progress *progress, Error *err)
 {
     const int n_points = build_point_grid(g->options, &g->crop, g->points);
@@ -592,14 +594,14 @@ static int process_points_of_crop(Generator *g, Candidates *list, Progress *prog
         const int n = n_points - first < POINTS_PER_BATCH ? n_points - first : POINTS_PER_BATCH;
         if (process_batch(g, list, g->points + 2 * first, n, progress, err))
             return -1;
-        count_points(progress, 0); /* another thread may have counted the last */
+        count_points(progress, 0); /* another thread may have counted the last. */
     }
     for (size_t i = 0; i < list->n; i++)
         list->items[i].nms_score = list->items[i].iou_pred;
     return batched_nms(list, g->options->box_nms_thresh, err);
 }
 
-/* All points of g->crop; the survivors of its NMS are appended to `all`. */
+/* Process all points of g->crop. The survivors of its NMS are appended to `all`. */
 static int process_crop(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
     const SamPicture picture = crop_picture(g);
@@ -624,12 +626,12 @@ static int process_crop(Generator *g, SamState *state, Candidates *all, Progress
 typedef struct Run {
     int x, y0, y1;
     uint8_t value;
-    size_t parent; /* union-find over runs of the same component */
-    int64_t area;  /* of the component, at its root */
-    int64_t first; /* the component's first 2×2 block in raster order, at its root */
+    size_t parent; /* union-find over runs of the same component. */
+    int64_t area;  /* of the component, at its root. */
+    int64_t first; /* the component's first 2×2 block in raster order, at its root. */
 } Run;
 
-/* The mask as vertical runs in column-major order, split at the columns' ends. malloc'd, *n of them. */
+/* The mask as vertical runs in column-major order, split at the columns' ends. Returns *n runs, malloc'd. */
 static Run *split_runs(const Rle *rle, size_t *n, Error *err)
 {
     const size_t h = (size_t)rle->height, limit = rle->n_counts + (size_t)rle->width;
@@ -659,7 +661,7 @@ static size_t find_root(Run *runs, size_t i)
     return i;
 }
 
-/* Every run a component of its own. */
+/* Make every run a component. */
 static void isolate_runs(Run *runs, size_t n, int width)
 {
     const int64_t blocks_wide = (width + 1) / 2;
@@ -670,8 +672,8 @@ static void isolate_runs(Run *runs, size_t n, int width)
     }
 }
 
-/* Join runs of `value` that touch, also by a corner (8-connected). a walks through the column before b's: a
- * run that ends first can touch nothing further on. */
+/* Join runs of `value` that touch, also by a corner (8-connected). a goes through the column before b's. Of a
+ * and b, the run that ends first cannot touch any later run, so its index advances. */
 static void connect_runs(Run *runs, size_t n, uint8_t value)
 {
     for (size_t a = 0, b = 0; b < n;) {
@@ -692,7 +694,7 @@ static void connect_runs(Run *runs, size_t n, uint8_t value)
     }
 }
 
-/* Each component's area and first block to its root. */
+/* Sum each component's area, and find its first block, at its root. */
 static void measure_components(Run *runs, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -712,7 +714,7 @@ static int join_runs(Rle *rle, const Run *runs, size_t n, Error *err)
     if (!counts)
         return fail_memory(err, "a mask's run lengths", (n + 2) * sizeof *counts);
     size_t n_counts = 1;
-    counts[0] = 0; /* zeros come first, maybe none */
+    counts[0] = 0; /* zeros come first, maybe none. */
     for (size_t i = 0; i < n; i++) {
         if (runs[i].value != ((n_counts - 1) & 1))
             counts[n_counts++] = 0;
@@ -724,14 +726,14 @@ static int join_runs(Rle *rle, const Run *runs, size_t n, Error *err)
     return 0;
 }
 
-/* Equally large islands are told apart by the one that OpenCV's labelling, which goes by 2×2 blocks, meets
- * first. */
+/* Of equally large islands the larger is the one that OpenCV's labelling meets first. OpenCV goes by 2×2
+ * blocks. */
 static int is_larger(const Run *a, const Run *b)
 {
     return a->area != b->area ? a->area > b->area : a->first < b->first;
 }
 
-/* The roots of components of `value`: how many are small, how many not, and the largest of all (SIZE_MAX:
+/* The components of `value`: how many are small, how many are not, and the root of the largest (SIZE_MAX:
  * none). */
 typedef struct Components {
     size_t n_small, n_large, largest;
@@ -770,7 +772,7 @@ int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, 
     for (size_t i = 0; i < n && *changed; i++) {
         const size_t root = find_root(runs, i);
         if (runs[i].value == value && runs[root].area < min_area && root != spared)
-            runs[i].value = !value; /* areas stay at the roots */
+            runs[i].value = !value; /* the areas at the roots stay unchanged. */
     }
     if (*changed)
         status = join_runs(rle, runs, n, err);
@@ -801,7 +803,7 @@ static void batched_mask_to_box(const Rle *rle, float box[4])
     box[3] = empty ? 0 : (float)y1;
 }
 
-/* Clean every mask; then NMS that prefers masks that needed no cleaning. */
+/* Clean every mask. Then NMS prefers masks that needed no cleaning. */
 static int postprocess_small_regions(Candidates *list, int min_area, double nms_thresh, Error *err)
 {
     for (Candidate *c = list->items; c < list->items + list->n; c++) {
@@ -840,7 +842,7 @@ static int worker_init(Worker *worker, const Generator *g, Error *err)
 {
     const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w,
                  n_logits = g->n_masks * g->n_low_res;
-    /* as many points together as the decoder likes, but enough portions of a batch for all workers */
+    /* As many points at a time as the decoder takes, but enough portions of a batch for all workers. */
     worker->scratch = sam_scratch_new(g->sam, 1, POINTS_PER_BATCH / (4 * g->n_workers), err);
     if (!worker->scratch)
         return -1;
@@ -858,7 +860,7 @@ static int generator_init(Generator *g, Error *err)
     const size_t side = (size_t)g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
     const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w;
     const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * n_pixels : 0;
-    int n_threads = tensor_team_size(); /* not more, where each image has a thread */
+    int n_threads = tensor_team_size(); /* 1 if the caller runs one image per thread. */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
     g->workers = calloc((size_t)g->n_workers, sizeof *g->workers);
     g->batch = calloc(n_places, sizeof *g->batch);
@@ -904,7 +906,7 @@ static int generate_masks(Generator *g, SamState *state, Candidates *all, Progre
                                        : 0;
 }
 
-/* The records of the official generator; the run lengths pass to them. */
+/* Fill in the records of the official generator. The run lengths pass to them. */
 static int write_records(AmgMasks *out, Candidates *all, Error *err)
 {
     out->masks = calloc(all->n + 1, sizeof *out->masks);
@@ -936,8 +938,8 @@ int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOption
     const size_t low_res_side = 4 * (size_t)(c->image_size / c->patch_size);
     *out = (AmgMasks){0};
     if (picture->h < 1 || picture->w < 1 || (int64_t)picture->h * picture->w > INT_MAX)
-        return fail(err, "mask generation: a picture of %d x %d pixels is not from 1 to %d pixels large",
-                    picture->w, picture->h, INT_MAX);
+        return fail(err, "mask generation: a picture of %d x %d pixels, expected 1 to %d pixels", picture->w,
+                    picture->h, INT_MAX);
     if (check_options(options, err))
         return -1;
     Generator generator = {.sam = sam,

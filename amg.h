@@ -13,7 +13,7 @@ typedef struct AmgMask {
     int64_t area;
     float bbox[4]; /* XYWH */
     float predicted_iou, stability_score;
-    double point[2];   /* the prompt, original pixels */
+    double point[2];   /* the prompt, original pixels. */
     float crop_box[4]; /* XYWH */
 } AmgMask;
 
@@ -24,14 +24,15 @@ typedef struct AmgMasks {
 
 typedef void (*AmgProgress)(void *user, int done, int total);
 
-/* SamAutomaticMaskGenerator.generate: all masks of a picture. *out is to be freed with amg_masks_free.
- * progress (or NULL) counts points; the caller's thread calls it, each time with more of them. 0 / -1. */
+/* SamAutomaticMaskGenerator.generate: all masks of a picture. Free *out with amg_masks_free. progress (or
+ * NULL) counts points. Only the caller's thread calls it, each time with a larger count. 0 / -1. */
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
                  const SamPicture *picture, AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);
 
 /* remove_small_regions: fill the mask's holes (islands 0), or erase its islands (1), of less than min_area
- * pixels, 8-connected. When every island is small the largest stays. *changed: was there any? 0 / -1. */
+ * pixels, 8-connected. If every island is small, the largest stays. *changed: was anything filled or erased?
+ * 0 / -1. */
 int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err);
 
 #endif

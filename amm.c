@@ -4,9 +4,9 @@
  *   places      position p of query object i ↦ x + zoom·p in reference r                    [n][k]
  *   claims      cells that the references' masks expect of an object become its own         [n][h·w]
  *   structural  Σ_i w_i(p)·M_i(p), M² = dᵀΣ⁻¹d, d = f(p) - μ over the samples at the places [h·w]
- *   in units    divided by what the matched objects show of each other                      [h·w]
- *   logical     U on the query's objects, V on what it lacks                                [h·w]
- *   scores      A = max of the map, L = the largest U or V; z; one score of both */
+ *   in units    divided by the matched objects' own variation, their units                  [h·w]
+ *   logical     U on the query's objects, V on the objects that it lacks                    [h·w]
+ *   scores      A = max of the map, L = the largest U or V; z; one score of both. */
 #include "amm.h"
 
 #include <math.h>
@@ -18,19 +18,19 @@
 /* ================================================================================================
  * Where an object lies in a reference [ours]
  *
- * A match's centroids and areas give a first place: shift and zoom. But masks are noisy: one that lost a
- * rim has another centroid and another area, and every edge inside the object would be compared with what
- * lies beside it. So the first place is only a candidate, beside "same centroid, no zoom" and "same
- * position"; the best of them, and its neighbours within `reach` cells, are tried, and the one at which the
- * features differ least wins. The mean of distances (not of their squares) judges: a scratch is a few cells
- * of large distance and must not move the object that carries it. An object without a match is compared
- * with what lies at its place, so that a poor segmentation, in which nothing matched, does not hide a
- * damage there.
+ * A match's centroids and areas give a first place: shift and zoom. But masks are noisy. A mask that lost a
+ * rim has another centroid and another area. Then every edge inside the object would be compared with its
+ * surroundings. So the first place is only one candidate, beside "same centroid, no zoom" and "same
+ * position". The best candidate is shifted by up to `reach` cells; the place at which the features differ
+ * least wins. The criterion is the mean of the distances, not of their squares. A scratch is a few cells of
+ * large distance, and it must not move the object that carries it. An object without a match is compared with
+ * the reference at its own place. So a poor segmentation without matches does not hide damage there.
  * ============================================================================================== */
 
 enum { ALIGN_CELLS = 64 };
 
-/* Up to ALIGN_CELLS cells that are mostly object i, evenly spread over them; returns how many. */
+/* Up to ALIGN_CELLS cells, evenly spread over those of which object i covers at least half. Returns their
+ * number. */
 static int pick_cells(int *cells, const Objects *q, ptrdiff_t i)
 {
     const int n_cells = q->grid_h * q->grid_w;
@@ -45,21 +45,21 @@ static int pick_cells(int *cells, const Objects *q, ptrdiff_t i)
     return n;
 }
 
-/* The cell of n in which x lies. Shifts are often whole fractions of a cell; the 1/512 decides a border
- * between two cells the same way whatever the last bit of x is. */
+/* The cell of n in which x lies. Shifts are often whole fractions of a cell. The 1/512 decides a border
+ * between two cells the same way for any last bit of x. */
 static int cell_of(float x, int n)
 {
     return (int)fminf(fmaxf(floorf(x + 1.0f / 512), 0), (float)(n - 1));
 }
 
-/* A query object that is registered in a reference. */
+/* A query object to be registered in a reference. */
 typedef struct Registered {
     const Objects *query, *reference;
     const float *inverse_std;
-    int cells[ALIGN_CELLS], n_cells; /* of the query's object */
+    int cells[ALIGN_CELLS], n_cells; /* of the query's object. */
 } Registered;
 
-/* Mean distance between the cells and their counterparts (nearest cells); given up, as INFINITY, once it must
+/* Mean distance between the cells and their counterparts (nearest cells). Returns INFINITY as soon as it must
  * exceed `best`. */
 static float misfit(const Registered *o, const Placement *at, float best)
 {
@@ -100,7 +100,7 @@ static Placement register_object(const Registered *o, const Placement *candidate
     return found;
 }
 
-/* Object i's centroid lies on that of reference object j. */
+/* The place that puts object i's centroid on that of reference object j. */
 static Placement by_match(const Objects *q, ptrdiff_t i, const Objects *r, ptrdiff_t j, float zoom)
 {
     const float width = (float)q->grid_w, height = (float)q->grid_h;
@@ -108,7 +108,7 @@ static Placement by_match(const Objects *q, ptrdiff_t i, const Objects *r, ptrdi
                        height * (r->centroids[2 * j + 1] - q->centroids[2 * i + 1] * zoom), zoom};
 }
 
-/* The place of query object i in a reference of which it matched object j, or none (-1). */
+/* The place of query object i in a reference. The object matched object j there, or none (-1). */
 static Placement place_object(const Comparison *c, int i, int reference, const float *inverse_std,
                               const AmmOptions *options)
 {
@@ -124,7 +124,7 @@ static Placement place_object(const Comparison *c, int i, int reference, const f
         candidates[n_candidates++] = by_match(q, i, r, j, zoom);
         candidates[n_candidates++] = by_match(q, i, r, j, 1);
     }
-    candidates[n_candidates++] = (Placement){1, 0, 0, 1}; /* the same position */
+    candidates[n_candidates++] = (Placement){1, 0, 0, 1}; /* the same position. */
     Registered object = {.query = q, .reference = r, .inverse_std = inverse_std};
     object.n_cells = reach > 0 ? pick_cells(object.cells, q, i) : 0;
     return object.n_cells > 0 ? register_object(&object, candidates, n_candidates, reach) : candidates[0];
@@ -141,9 +141,9 @@ void amm_places(Placement *places, const Comparison *c, const float *inverse_std
 /* ================================================================================================
  * Claims [ours]
  *
- * A mask ends where a piece broke off, and what lies there is compared with the ground that the references
- * show beside their parts, or under them, as parts never lie exactly alike: nearly anything is normal
- * there. Their masks say that the part should go on.
+ * If a piece broke off, the object's mask ends there. The cells of the piece are then compared with the
+ * ground beside or under the references' parts. Parts never lie exactly alike, so nearly anything is normal
+ * there. But the references' masks show that the part should continue, so the object claims the cells.
  * ============================================================================================== */
 
 /* mask [h·w] at (x, y) in cells (centres at .5), bilinear, 0 beyond the borders. */
@@ -160,7 +160,7 @@ static float mask_at(const float *mask, int grid_h, int grid_w, float x, float y
     return sum;
 }
 
-/* From the first to the last of some rows or columns; last < first: none. */
+/* The first and the last of some rows or columns; last < first: none. */
 typedef struct Extent {
     int first, last;
 } Extent;
@@ -170,7 +170,7 @@ static Extent extended(Extent e, int at)
     return (Extent){at < e.first ? at : e.first, at > e.last ? at : e.last};
 }
 
-/* The rows and the columns of mask [h·w] in which something lies. */
+/* The rows and the columns of mask [h·w] that it touches. */
 static void extents_of(Extent *rows, Extent *columns, const float *mask, int grid_h, int grid_w)
 {
     *rows = (Extent){grid_h, -1}, *columns = (Extent){grid_w, -1};
@@ -180,8 +180,8 @@ static void extents_of(Extent *rows, Extent *columns, const float *mask, int gri
                 *rows = extended(*rows, y), *columns = extended(*columns, x);
 }
 
-/* The positions 0 .. n-1 of the query whose counterparts, shift + zoom·(position + 1/2), touch e; one more on
- * either side, as nothing is lost by asking there. */
+/* The positions 0 .. n-1 of the query whose counterparts, shift + zoom·(position + 1/2), touch e. One more
+ * position on either side is included: it costs little, and its mask is 0. */
 static Extent counterparts(Extent e, float shift, float zoom, int n)
 {
     float first = floorf(((float)e.first - 0.5f - shift) / zoom - 1.5f),
@@ -189,7 +189,7 @@ static Extent counterparts(Extent e, float shift, float zoom, int n)
     return (Extent){(int)fminf(fmaxf(first, 0), (float)n), (int)fmaxf(fminf(last, (float)(n - 1)), -1)};
 }
 
-/* Add share·mask, moved to where the object lies in the query, to expected [h·w]. */
+/* Add mask/matched, moved to the object's place in the query, to expected [h·w]. */
 static void add_moved(float *expected, const float *mask, const Placement *at, int h, int w, float matched)
 {
     Extent rows, columns;
@@ -204,8 +204,8 @@ static void add_moved(float *expected, const float *mask, const Placement *at, i
                                    matched;
 }
 
-/* expected [h·w]: the mean mask of what object i matched, moved to where the object lies in the query; 0 when
- * fewer than half of the references match it. */
+/* expected [h·w]: the mean mask of the objects that object i matched, moved to its place in the query. It is
+ * 0 if fewer than half of the references match it. */
 static void expect_mask(float *expected, const Comparison *c, ptrdiff_t i, const Placement *places)
 {
     const int h = c->query.grid_h, w = c->query.grid_w;
@@ -223,7 +223,7 @@ static void expect_mask(float *expected, const Comparison *c, ptrdiff_t i, const
     }
 }
 
-/* Of cell p, what objects no larger than i hold. */
+/* The part of cell p that objects no larger than i cover. */
 static float held_by_smaller(const Objects *q, int i, ptrdiff_t p)
 {
     const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
@@ -234,8 +234,8 @@ static float held_by_smaller(const Objects *q, int i, ptrdiff_t p)
     return held;
 }
 
-/* Of cell p, the largest claim counts: the claimant gets from larger objects what is expected of it there
- * and no object up to its size holds. claimed, expected [n][h·w]. */
+/* Settle the largest claim on cell p. A claim is the expected coverage minus the coverage of all objects no
+ * larger than the claimant. The claimant gets this part from larger objects. claimed, expected [n][h·w]. */
 static void settle_cell(float *claimed, const float *expected, const Objects *q, ptrdiff_t p)
 {
     const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
@@ -281,10 +281,10 @@ int amm_claims(float *claimed, const Comparison *c, const Placement *places, Err
  * Mahalanobis distance
  * ============================================================================================== */
 
-/* Solve A·x = b for symmetric positive definite A [m][m], of which the upper triangle is given, by Cholesky
- * (A = Uᵀ·U), in place; b becomes x. A pivot of which float32's rounding of A leaves nothing (centred samples
- * are linearly dependent, only ε parts them) counts as 0, and so does its unknown; least [m] is room. A
- * finished row is subtracted from all below it: whole rows at a time, which the compiler takes in vectors. */
+/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky (A = Uᵀ·U), in place. Only A's upper
+ * triangle is given; b becomes x. Centred samples are linearly dependent; only ε makes A regular. If float32's
+ * rounding leaves nothing of a pivot, the pivot counts as 0, and so does its unknown. least [m] is scratch. A
+ * finished row is subtracted from all rows below it, so that the compiler vectorises whole rows. */
 static void solve_spd(double *a, double *b, double *least, int m)
 {
     for (int j = 0; j < m; j++)
@@ -292,7 +292,7 @@ static void solve_spd(double *a, double *b, double *least, int m)
     for (int j = 0; j < m; j++) {
         double *pivot = a + j * m;
         pivot[j] = pivot[j] > least[j] ? sqrt(pivot[j]) : 0;
-        const double by = pivot[j] > 0 ? pivot[j] : INFINITY; /* makes 0 of what a pivot of 0 would divide */
+        const double by = pivot[j] > 0 ? pivot[j] : INFINITY; /* a pivot of 0: dividing by infinity gives 0 */
         b[j] /= by;
         for (int i = j + 1; i < m; i++)
             pivot[i] /= by;
@@ -331,10 +331,10 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
     const float *d_row = work->gram + (ptrdiff_t)m * work->ld; /* X·d, then ‖d‖² */
     if (m == 1)
         return sqrtf(d_row[m] / epsilon);
-    /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury): an m×m
-     * system in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d -
-     * Xᵀy‖² + ε(m-1)‖y‖², and is computed as that: the difference of two large numbers would leave nothing
-     * of a d that lies among the samples. */
+    /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury). This is an
+     * m×m system in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d -
+     * Xᵀy‖² + ε(m-1)‖y‖². It is computed as this sum. The difference of two large numbers would cancel if d
+     * lies among the samples. */
     const double ridge = (double)epsilon * (m - 1);
     for (int r = 0; r < m; r++) {
         work->solved[r] = d_row[r];
@@ -400,8 +400,8 @@ int amm_structural(float *map, const AmmInput *input, Error *err)
     return 0;
 }
 
-/* Mean unit of the reference's objects at the place of query object i, weighted by how much of it they
- * cover; 0 when they cover nothing of it. */
+/* Mean unit of the reference's objects at the place of query object i, weighted by their overlap with it. 0
+ * without overlap. */
 static double unit_of_place(const Objects *q, ptrdiff_t i, const Objects *r)
 {
     const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
@@ -417,7 +417,7 @@ static double unit_of_place(const Objects *q, ptrdiff_t i, const Objects *r)
     return covered > 0 ? sum / covered : 0;
 }
 
-/* 1 / the mean unit of what object i is compared with, or 0 when it is compared with nothing. */
+/* 1 / the mean unit of the objects that object i is compared with, or 0 if there are none. */
 static float object_factor(const Comparison *c, int i)
 {
     double sum = 0;
@@ -537,8 +537,8 @@ Spread amm_spread(float *scores, int n, float delta)
     return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
 }
 
-/* smoothmax: log(e^zA + e^zL) - log 2, nearly the larger of the two where they differ, so that the noise of
- * the quiet one does not blur what the other one says. sum: max(zA, -1) + max(zL, -1). */
+/* smoothmax: log(e^zA + e^zL) - log 2. If the two differ, it is nearly the larger one, so the smaller one's
+ * noise does not blur it. sum: max(zA, -1) + max(zL, -1). */
 float amm_fuse(float a, float l, Fusion fusion, Only only)
 {
     if (only != ONLY_BOTH)

@@ -25,7 +25,7 @@
 typedef struct Candidate {
     int mask;
     int64_t area;  /* in pixels */
-    int64_t owned; /* what smaller masks leave of it */
+    int64_t owned; /* pixels that smaller masks do not cover. */
 } Candidate;
 
 static int larger_first(const void *a, const void *b)
@@ -36,7 +36,7 @@ static int larger_first(const void *a, const void *b)
     return (x->mask > y->mask) - (x->mask < y->mask);
 }
 
-/* The candidates among the masks, the largest first; returns how many. */
+/* The candidates among the masks, the largest first. Returns their number. */
 static int choose_candidates(Candidate *candidates, const Rle *masks, int n_masks, double n_pixels,
                              const ObjectsOptions *options)
 {
@@ -51,7 +51,7 @@ static int choose_candidates(Candidate *candidates, const Rle *masks, int n_mask
     return n;
 }
 
-/* Write `value` at every pixel of the mask. Runs are column-major, as COCO has them. */
+/* Write `value` at every pixel of the mask. Its runs are column-major, as in COCO. */
 static void paint(int32_t *labels, const Rle *mask, int32_t value)
 {
     size_t at = 0, height = (size_t)mask->height, width = (size_t)mask->width;
@@ -62,7 +62,8 @@ static void paint(int32_t *labels, const Rle *mask, int32_t value)
     }
 }
 
-/* labels = index of the candidate; the largest first, so that the smaller one keeps the pixel [ours]. */
+/* labels = index of the candidate. The largest is painted first, so that the smaller one keeps the pixel
+ * [ours]. */
 static void paint_all(int32_t *labels, const Rle *masks, const Candidate *candidates, int n,
                       ptrdiff_t n_pixels)
 {
@@ -72,7 +73,7 @@ static void paint_all(int32_t *labels, const Rle *masks, const Candidate *candid
         paint(labels, &masks[candidates[i].mask], i);
 }
 
-/* Drop the candidates that keep too little of themselves [ours]; returns how many are left. */
+/* Drop the candidates that keep too little of their area [ours]. Returns the number left. */
 static int drop_hidden(Candidate *candidates, int n, const int32_t *labels, ptrdiff_t n_pixels,
                        double min_kept)
 {
@@ -86,7 +87,7 @@ static int drop_hidden(Candidate *candidates, int n, const int32_t *labels, ptrd
     return left;
 }
 
-/* Labels by size become labels in the masks' given order. rank [n_masks] is scratch, kept may be NULL. */
+/* Turn labels by size into labels in the masks' given order. rank [n_masks] is scratch, kept may be NULL. */
 static void number_objects(int32_t *labels, int *kept, const Candidate *candidates, int n, int *rank,
                            int n_masks, ptrdiff_t n_pixels)
 {
@@ -117,7 +118,7 @@ int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, in
     }
     int n = choose_candidates(candidates, masks, n_masks, (double)n_pixels, options);
     paint_all(labels, masks, candidates, n, n_pixels);
-    /* Dropping a mask can only give pixels to the others, so one repainting is enough. */
+    /* A dropped mask can only give pixels to the others, so one repainting is enough. */
     n = drop_hidden(candidates, n, labels, n_pixels, options->min_kept);
     paint_all(labels, masks, candidates, n, n_pixels);
     number_objects(labels, kept, candidates, n, rank, n_masks, n_pixels);
@@ -125,7 +126,7 @@ int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, in
     return n;
 }
 
-/* Pixel i of n covers [i·m/n, (i+1)·m/n) of the m cells: first cell, last cell. */
+/* The first and the last cell that pixel i of n touches. It covers [i·m/n, (i+1)·m/n) of the m cells. */
 static void pixel_span(int64_t i, int n, int m, int *first, int *last)
 {
     *first = (int)(i * m / n);
@@ -134,7 +135,7 @@ static void pixel_span(int64_t i, int n, int m, int *first, int *last)
         *last = m - 1;
 }
 
-/* How much of cell c pixel i covers, as a part of the cell (1-D). */
+/* The part of cell c that pixel i covers (1-D). */
 static double overlap(int i, int n, int c, int m)
 {
     double low = fmax((double)i * m / n, c), high = fmin((i + 1.0) * m / n, c + 1.0);
@@ -165,12 +166,12 @@ int objects_coverage(float *coverage, const Objects *o, const int32_t *labels, i
         }
     }
     for (ptrdiff_t i = 0; i < n_sums; i++)
-        coverage[i] = (float)fmin(sums[i], 1); /* at most rounding is above 1 */
+        coverage[i] = (float)fmin(sums[i], 1); /* only rounding can exceed 1. */
     free(sums);
     return 0;
 }
 
-/* pooled [n][C]: a_i = Σ_p w_i(p) f(p) / Σ_p w_i(p), 0 for an object that covers nothing. */
+/* pooled [n][C]: a_i = Σ_p w_i(p) f(p) / Σ_p w_i(p); 0 if an object covers nothing. */
 static void pool(float *pooled, const Objects *o)
 {
     const ptrdiff_t C = o->channels, n_cells = (ptrdiff_t)o->grid_h * o->grid_w;
@@ -187,7 +188,7 @@ static void pool(float *pooled, const Objects *o)
     }
 }
 
-/* Centroids [n][2] and areas [n]; an object that covers nothing lies in the middle. */
+/* Centroids [n][2] and areas [n]. An object that covers nothing lies in the middle. */
 static void locate(float *centroids, float *areas, const Objects *o)
 {
     const int n_cells = o->grid_h * o->grid_w;
@@ -205,7 +206,7 @@ static void locate(float *centroids, float *areas, const Objects *o)
     }
 }
 
-/* What Objects own, while it is filled. */
+/* The arrays that Objects own, writable while they are filled. */
 typedef struct OwnedArrays {
     float *coverage, *pooled, *centroids, *areas;
 } OwnedArrays;
@@ -221,7 +222,7 @@ static OwnedArrays layout(Arena *arena, const Objects *o)
     return arrays;
 }
 
-/* Room for o->n objects, which o then shows. */
+/* Allocate the arrays for o->n objects, and let o point to them. */
 static int allocate(OwnedArrays *arrays, Objects *o, Error *err)
 {
     o->memory = (Arena){0};
@@ -342,7 +343,7 @@ static void moments(Dcga *dcga, const float *pooled, int total)
     }
 }
 
-/* x_i = (a_i - μ)/σ */
+/* x_i = (a_i - μ)/σ. */
 static void standardise(const Dcga *dcga, float *x, const float *pooled, ptrdiff_t n)
 {
     const ptrdiff_t C = dcga->channels;
@@ -351,7 +352,8 @@ static void standardise(const Dcga *dcga, float *x, const float *pooled, ptrdiff
             x[i * C + c] = (pooled[i * C + c] - dcga->mean[c]) / dcga->std[c];
 }
 
-/* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle); -1 when it is not. */
+/* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle). -1 if A is not
+ * positive definite. */
 static int cholesky(double *a, ptrdiff_t n)
 {
     for (ptrdiff_t j = 0; j < n; j++) {
@@ -371,7 +373,8 @@ static int cholesky(double *a, ptrdiff_t n)
     return 0;
 }
 
-/* inverse [n][n] of the lower triangular l: forward substitution of the unit vectors, all columns at once. */
+/* inverse [n][n] of the lower triangular l, by forward substitution of the unit vectors, all columns at
+ * once. */
 static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
 {
     memset(inverse, 0, (size_t)(n * n) * sizeof *inverse);
@@ -389,15 +392,15 @@ static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
     }
 }
 
-/* The bank's objects while the covariance filter is found. */
+/* The bank's objects during the fit of the covariance filter. */
 typedef struct Fit {
     const float *centroids;             /* [total][2] */
     const int *first;                   /* [n_images + 1] */
-    ptrdiff_t n_images, C, total, most; /* most: objects of one image */
-    float *x, *h;                       /* [total][C] standardised, and filtered to unit vectors */
-    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L */
+    ptrdiff_t n_images, C, total, most; /* most: the largest number of objects of an image. */
+    float *x, *h;                       /* [total][C] standardised; filtered to unit vectors. */
+    double *covariance;                 /* [C][C] lower triangle of Σ_w, then L. */
     double *inverse;                    /* [C][C] L⁻¹ */
-    float *score;                       /* [most][most] objects of two images */
+    float *score;                       /* [most][most] objects of two images. */
     int (*pairs)[2];                    /* [most] */
     double *delta;                      /* [C] */
 } Fit;
@@ -414,8 +417,8 @@ static void fit_layout(Fit *fit, Arena *arena)
     fit->delta = arena_take(arena, C * sizeof *fit->delta);
 }
 
-/* Add δδᵀ of the mutual nearest pairs of images a and b under cos(h_i, h_j) - ‖c_i - c_j‖²; returns their
- * number. */
+/* Add δδᵀ of the mutual nearest pairs of images a and b under cos(h_i, h_j) - ‖c_i - c_j‖². Returns the
+ * number of pairs. */
 static int add_pairs(const Fit *fit, ptrdiff_t a, ptrdiff_t b)
 {
     const ptrdiff_t C = fit->C, first_a = fit->first[a], first_b = fit->first[b];
@@ -442,8 +445,8 @@ static int add_pairs(const Fit *fit, ptrdiff_t a, ptrdiff_t b)
     return n_pairs;
 }
 
-/* Σ_w = Σ δδᵀ/(2n) + shrinkage·(tr/C)·I over each bank image and `partners` others spread over the bank. 1:
- * found, 0: no pairs. */
+/* Σ_w = Σ δδᵀ/(2n) + shrinkage·(tr/C)·I. The n pairs are of each bank image with `partners` others, spread
+ * over the bank. Returns 1, or 0 if there are no pairs or they do not differ. */
 static int within_covariance(const Fit *fit, int partners, float shrinkage)
 {
     const ptrdiff_t C = fit->C, N = fit->n_images, P = partners < N - 1 ? partners : N - 1;
@@ -464,11 +467,11 @@ static int within_covariance(const Fit *fit, int partners, float shrinkage)
     return 1;
 }
 
-/* The covariance channel graph [ours], in rounds: pairs under h, Σ_w of the pairs' x, h from x by the
- * filter. docs/METHOD.md 5 has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ. Both are square roots
- * of Σ_w^{-1}, a rotation apart, and everything after sees only inner products xᵀ Σ_w^{-1} x', which are
- * the same: Cholesky needs no eigenvectors. filter [C][C]; returns 0 when there is nothing to filter by:
- * one image, or all alike. */
+/* The covariance channel graph [ours], in rounds: pairs under h, Σ_w of the pairs' x, h from x by the filter.
+ * docs/METHOD.md 5 has x <- Σ_w^{-1/2} x; here x <- L^{-1} x with Σ_w = L·Lᵀ. L^{-1} equals Σ_w^{-1/2} up to
+ * a rotation. Every later step sees only inner products xᵀ Σ_w^{-1} x', which are the same. Cholesky is used
+ * because it needs no eigenvectors. filter [C][C]. Returns 0 if there is nothing to fit: one image, or all
+ * images alike. */
 static int covariance_filter(float *filter, const Fit *fit, const DcgaOptions *options)
 {
     int found = 0;
@@ -551,7 +554,8 @@ void dcga_free(Dcga *dcga)
  * Objects -> descriptors (docs/METHOD.md 5)
  * ============================================================================================== */
 
-/* Z [C][n_cells] = the object's standardised features at the n cells that it mostly covers; returns n. */
+/* Z [C][n_cells] = the object's standardised features at the n cells of which it covers at least half.
+ * Returns n. */
 static ptrdiff_t standardised_cells(const Dcga *dcga, float *z, const float *features, const float *coverage,
                                     ptrdiff_t n_cells)
 {
@@ -567,8 +571,8 @@ static ptrdiff_t standardised_cells(const Dcga *dcga, float *z, const float *fea
     return n;
 }
 
-/* The literal reading [ours]: channels of one object attend to each other, A = softmax_row(Z·Zᵀ/(n·τ)), x <-
- * x + λ·A·x. x [n][C]. */
+/* The literal reading of the paper [ours]: the channels of one object attend to each other. A =
+ * softmax_row(Z·Zᵀ/(n·τ)), x <- x + λ·A·x; x [n][C]. */
 static int channel_softmax(const Dcga *dcga, float *x, const Objects *o, Error *err)
 {
     const ptrdiff_t C = dcga->channels, n_cells = (ptrdiff_t)o->grid_h * o->grid_w;
@@ -579,7 +583,7 @@ static int channel_softmax(const Dcga *dcga, float *x, const Objects *o, Error *
     for (ptrdiff_t i = 0; i < o->n; i++, x += C) {
         ptrdiff_t n = standardised_cells(dcga, z, o->features, o->coverage + i * n_cells, n_cells);
         if (n == 0)
-            continue; /* thinner than a cell: nothing to attend to */
+            continue; /* covers half of no cell: nothing to attend to. */
         float share = 1 / ((float)n * dcga->options.channel_tau);
         matmul_nt(attention, C, z, n_cells, z, n_cells, C, C, n, 0);
         for (ptrdiff_t c = 0; c < C * C; c++)
@@ -595,8 +599,8 @@ static int channel_softmax(const Dcga *dcga, float *x, const Objects *o, Error *
 }
 
 /* GATv2 over n complete nodes with self-loops [block: Brody et al. 2022, eq. 7]: e_ij = aᵀ LeakyReLU(W_l x_j
- * + W_r x_i), softmax over j, out_i = Σ_j α_ij W_l x_j + b. x [n][d_in], out [n][d_out]; scratch: n·(2·d_out
- * + 1) floats. */
+ * + W_r x_i), α_i = softmax_j(e_ij), out_i = Σ_j α_ij W_l x_j + b. x [n][d_in], out [n][d_out]; scratch:
+ * n·(2·d_out + 1) floats. */
 static void gat_v2(const GatWeights *g, float *out, const float *x, ptrdiff_t n, float *scratch)
 {
     const ptrdiff_t d = g->d_out;
@@ -638,8 +642,8 @@ static Box box_of(const float *coverage, int grid_h, int grid_w)
     return b;
 }
 
-/* A channel as a node: its weighted means over a side×side raster of object i's box, nodes [C][side²]
- * [ours]. */
+/* A channel as a node [ours]: its weighted means over a side×side raster of object i's box. nodes
+ * [C][side²]. */
 static void channel_layout(const Dcga *dcga, float *nodes, const Objects *o, ptrdiff_t i, int side)
 {
     const ptrdiff_t C = dcga->channels, bins = side * side;
@@ -665,8 +669,8 @@ static void channel_layout(const Dcga *dcga, float *nodes, const Objects *o, ptr
     }
 }
 
-/* The learned channel graph: nodes = channels, GATv2, then the mean over each node's outputs is the channel's
- * new value [ours]. x [n][C]. */
+/* The learned channel graph [ours]: nodes are channels. A channel's new value is the mean over its node's
+ * GATv2 outputs. x [n][C]. */
 static int channel_gat(const Dcga *dcga, float *x, const Objects *o, Error *err)
 {
     const GatWeights *g = &dcga->channel_gat;
@@ -689,8 +693,8 @@ static int channel_gat(const Dcga *dcga, float *x, const Objects *o, Error *err)
     return 0;
 }
 
-/* h [n][C] = the channel graph of the standardised objects, not yet unit vectors. A learned graph stands in
- * the place of the others. */
+/* h [n][C] = the channel graph of the standardised objects, not yet unit vectors. A learned graph replaces
+ * the others. */
 static int channel_graph(const Dcga *dcga, float *h, const Objects *o, Error *err)
 {
     const ptrdiff_t C = dcga->channels, n = o->n;
@@ -711,8 +715,8 @@ static int channel_graph(const Dcga *dcga, float *h, const Objects *o, Error *er
     return status;
 }
 
-/* The learned object graph over n nodes h [n][C], in place. A node that stands alone attends to itself: W_l
- * x + b, in the same space as the others. */
+/* The learned object graph over n nodes h [n][C], in place. A single node attends to itself: W_l x + b, in
+ * the same space as the others. */
 static int object_gat(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
 {
     const ptrdiff_t C = dcga->channels, n_floats = n * C + n * (2 * C + 1);
@@ -725,8 +729,8 @@ static int object_gat(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
     return 0;
 }
 
-/* α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's objects [ours], h [n][C]
- * unit vectors before and after. */
+/* The object graph [ours]: α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's
+ * objects. h [n][C] are unit vectors before and after. */
 static int object_graph(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
 {
     const ptrdiff_t C = dcga->channels;

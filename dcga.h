@@ -1,8 +1,8 @@
 /* dcga.h - objects and their descriptors: Dynamic Channel Graph Attention (docs/METHOD.md 4 and 5).
  *
- * Masks become objects on the feature grid, each object a "keypoint" [paper]; its feature map is pooled to a
- * vector and passed through two graphs, one over channels and one over the image's objects. What the two
- * graphs are made of could not be read in the paper; each choice below is marked. */
+ * Masks become objects on the feature grid, each object a "keypoint" [paper]. An object's feature map is
+ * pooled to a vector. The vector passes through two graphs, one over channels and one over the image's
+ * objects. The two graphs' formulas could not be read in the paper; each choice below is marked. */
 #ifndef SAMLAD_DCGA_H
 #define SAMLAD_DCGA_H
 
@@ -13,47 +13,47 @@
 
 /* ---- masks -> objects ---------------------------------------------------------------------------*/
 
-/* The objects of one image on the feature grid. They own their memory (objects_new, objects_copy, then
- * objects_free), or they are a view of what stands elsewhere, such as in a bank; then memory.base is NULL. */
+/* The objects of one image on the feature grid. They either own their memory (objects_new, objects_copy, then
+ * objects_free) or are a view of other arrays, such as a bank's. In a view memory.base is NULL. */
 typedef struct Objects {
-    int n, has_background; /* the background, when there is one, is the last */
+    int n, has_background; /* the background, if there is one, is the last. */
     int grid_h, grid_w, channels;
-    const float *features;      /* [grid_h*grid_w][channels] f of the image; NULL in a view of a bank */
-    const uint16_t *features16; /* the same in float16, as a bank keeps them; NULL elsewhere */
+    const float *features;      /* [grid_h*grid_w][channels] f of the image; NULL in a view of a bank. */
+    const uint16_t *features16; /* the same in float16, as in a bank; NULL elsewhere. */
     const float *coverage;      /* [n][grid_h*grid_w] w_i(p): the part of cell p that object i covers, 0..1 */
     const float *pooled;        /* [n][channels] a_i = sum_p w_i f / sum_p w_i */
     const float *centroids;     /* [n][2] c_i: x, y in 0..1 */
-    const float *areas;         /* [n] A_i: part of the image, 0..1 */
-    const float *descriptors;   /* [n][channels] h_i, unit vectors (dcga_describe); NULL before */
-    const float *units;         /* [n] unit of the object's structural map (amm.h); NULL but in a bank */
-    Arena memory;               /* of coverage, pooled, centroids, areas */
+    const float *areas;         /* [n] A_i: part of the image, 0..1. */
+    const float *descriptors;   /* [n][channels] h_i, unit vectors (dcga_describe); NULL before. */
+    const float *units;         /* [n] unit of the object's structural map (amm.h); NULL outside a bank. */
+    Arena memory;               /* of coverage, pooled, centroids, areas. */
 } Objects;
 
-/* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, and 0.9f is less than 90 %. */
+/* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, although 0.9f is less than 90 %. */
 typedef struct ObjectsOptions {
-    double max_area; /* masks above this part of the image are dropped: 0.90 [ours] */
-    double min_area; /* and below this: 0.0005 [ours] */
-    double min_kept; /* a mask that keeps less of itself under smaller ones is dropped: 0.5 [ours] */
-    int background;  /* 1: what no mask covers is one more object [ours] */
+    double max_area; /* masks above this part of the image are dropped: 0.90 [ours]. */
+    double min_area; /* masks below this part are dropped: 0.0005 [ours]. */
+    double min_kept; /* masks that keep less of themselves under smaller ones are dropped: 0.5 [ours]. */
+    int background;  /* 1: the area without a mask is one more object [ours]. */
 } ObjectsOptions;
 
 /* Masks of an image [height][width] -> labels [height][width]: the object that owns each pixel, or -1. Where
- * masks overlap the smaller one keeps the pixel [ours]. kept [n_masks], or NULL: the surviving masks in their
- * given order. Returns how many survive; -1: no memory. */
+ * masks overlap, the smaller one keeps the pixel [ours]. kept [n_masks], or NULL: the surviving masks in
+ * their given order. Returns the number of survivors; -1: no memory. */
 int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, int height, int width,
                    const ObjectsOptions *options, Error *err);
 
-/* Labels [height][width] -> coverage [n][grid_h*grid_w] by exact area averaging. Of `shape`, n,
- * has_background (label -1 is the last object) and the grid count. */
+/* Labels [height][width] -> coverage [n][grid_h*grid_w] by exact area averaging. `shape` gives n,
+ * has_background (label -1 is the last object) and the grid. */
 int objects_coverage(float *coverage, const Objects *shape, const int32_t *labels, int height, int width,
                      Error *err);
 
-/* The functions below take objects of which n, has_background, the grid, channels and features are set, and
+/* The functions below take objects whose n, has_background, grid, channels and features are set. They
  * allocate the rest. 0, or -1: no memory. */
 
-/* Objects of this coverage [n][grid_h*grid_w], which is copied: pooled, centroids, areas. */
+/* Objects with this coverage [n][grid_h*grid_w], which is copied. Fills pooled, centroids, areas. */
 int objects_new(Objects *objects, const float *coverage, Error *err);
-/* An own copy of what a view shows of coverage, pooled, centroids, areas. */
+/* A copy that owns coverage, pooled, centroids, areas of a view. */
 int objects_copy(Objects *objects, const Objects *view, Error *err);
 /* Objects of an image's masks: labels, coverage, then as objects_new. Sets n and has_background. */
 int masks_to_objects(Objects *objects, int32_t *labels, const Rle *masks, int n_masks, int height, int width,
@@ -64,51 +64,52 @@ void objects_free(Objects *objects);
 
 /* ---- objects -> descriptors ----------------------------------------------------------------------*/
 
-/* What a channel of this mean and standard deviation is measured in: its deviation, or 1 when the channel
- * never changes and so says nothing either way. Trained networks have such channels. A bank keeps features
- * as float16, so what varies by less than 1/1024 of its mean is rounding [ours]. */
+/* The unit of a channel of this mean and standard deviation: the deviation, or 1 when the channel never
+ * changes. Trained networks have such channels, and they tell nothing. A bank keeps features as float16, so a
+ * deviation below 1/1024 of the mean is rounding [ours]. */
 float channel_unit(double mean, double std);
 
 typedef enum ChannelGraph { CHANNEL_OFF, CHANNEL_COVARIANCE, CHANNEL_SOFTMAX } ChannelGraph;
 
 typedef struct DcgaOptions {
     ChannelGraph channel_graph; /* covariance [ours] */
-    int rounds;                 /* of pairing and filtering: 2 [ours] */
-    int partners;               /* other bank images that each is paired with: 4 [ours] */
-    float shrinkage;            /* of the within-object covariance: 0.3 [ours] */
-    float channel_strength;     /* lambda_c of the softmax graph: 0.1 [ours] */
+    int rounds;                 /* of pairing and filtering: 2 [ours]. */
+    int partners;               /* other bank images that each image is paired with: 4 [ours]. */
+    float shrinkage;            /* of the within-object covariance: 0.3 [ours]. */
+    float channel_strength;     /* lambda_c of the softmax graph: 0.1 [ours]. */
     float channel_tau;          /* tau_c: 1 [ours] */
-    float object_strength;      /* lambda_o of the object graph: 0 [ours] */
+    float object_strength;      /* lambda_o of the object graph: 0 [ours]. */
     float object_tau;           /* tau_o: 0.1 [ours] */
 } DcgaOptions;
 
 typedef struct Dcga {
     DcgaOptions options;
     int channels;
-    float *mean, *std;     /* [channels] of the bank's pooled objects */
-    float *filter;         /* [channels][channels] L^-1 of the within-object covariance L·Lᵀ, or NULL */
-    GatWeights object_gat; /* learned graph over objects: d_in = d_out = channels */
+    float *mean, *std;     /* [channels] of the bank's pooled objects. */
+    float *filter;         /* [channels][channels] L^-1 of the within-object covariance L·Lᵀ, or NULL. */
+    GatWeights object_gat; /* learned graph over objects: d_in = d_out = channels. */
     GatWeights
-        channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any */
+        channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any. */
 } Dcga;
 
-/* Statistics of a bank's objects: pooled [total][channels], centroids [total][2], image i owns objects
+/* Statistics of a bank's objects. pooled [total][channels], centroids [total][2]; image i owns objects
  * first[i]..first[i+1]-1. 0, or -1: no memory. */
 int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
              const float *centroids, const int *first, int n_images, Error *err);
-/* Attach the learned weights of --dcga; they stay the file's. */
+/* Attach the learned weights of --dcga. Their arrays stay in the file. */
 int dcga_learned(Dcga *dcga, Safetensors *weights, Error *err);
 void dcga_free(Dcga *dcga);
 
 /* descriptors [n][channels]: h_i of all objects of an image, unit vectors. 0, or -1: no memory. */
 int dcga_describe(const Dcga *dcga, float *descriptors, const Objects *objects, Error *err);
-/* h [channels] of a region that is no object of its image, such as a mask moved there from another one: it
- * stands alone in the object graph. pooled and coverage are the region's, grid and features the image's. */
+/* h [channels] of a region that is no object of its image, such as a mask moved from another image. The
+ * region is the only node of the object graph. pooled and coverage are the region's, grid and features the
+ * image's. 0, or -1: no memory. */
 int dcga_describe_region(const Dcga *dcga, float *h, const Objects *image, const float *pooled,
                          const float *coverage, Error *err);
 
-/* Mutual nearest neighbours between two sets under score [n][m]: pairs of indices; returns how many (<=
- * min(n, m)). */
+/* Mutual nearest neighbours between two sets under score [n][m]: pairs of indices. Returns the number of
+ * pairs, at most min(n, m). */
 int mutual_pairs(int (*pairs)[2], const float *score, int n, int m);
 
 #endif

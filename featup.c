@@ -1,8 +1,8 @@
-/* featup.c - FeatUp: low-resolution features + image -> high-resolution features (docs/METHOD.md 3 [block]);
- * features on the maps' grid [ours].
+/* featup.c - FeatUp: low-resolution features + image -> high-resolution features (docs/METHOD.md 3 [block]),
+ * and features on the maps' grid [ours].
  *
- * Follows mhamilton723/FeatUp, featup/upsamplers.py, JBUStack and JBULearnedRange, step by step and with their
- * names. Each stage doubles the size and takes the edges from the image:
+ * Follows mhamilton723/FeatUp, featup/upsamplers.py, JBUStack and JBULearnedRange, step by step and with
+ * their names. Each stage doubles the size and takes the edges from the image:
  *
  *     source [h][w][c], guidance [H][W][3] (the image, average-pooled) -> [H][W][c], H = 2h, W = 2w
  *
@@ -27,17 +27,17 @@
 #include "io/fail.h"
 
 enum { RADIUS = FEATUP_RADIUS, DIAMETER = FEATUP_DIAMETER, TAPS = FEATUP_TAPS };
-enum { FIXUP_IN = TAPS + 3 }; /* kernel and guidance */
+enum { FIXUP_IN = TAPS + 3 }; /* kernel and guidance. */
 
 /* ---- the kernels of a stage ---------------------------------------------------------------------------*/
 
-/* One JBULearnedRange at work, H = 2h, W = 2w. Kernels live for one row of pixels at a time. */
+/* One JBULearnedRange at work, H = 2h, W = 2w. The kernels of one row of pixels are kept at a time. */
 typedef struct Stage {
     const JbuLearnedRange *up;
-    int h, w, channels;         /* of the source */
+    int h, w, channels;         /* of the source. */
     const float *source;        /* [h][w][channels] */
     float *guidance;            /* [H][W][3] */
-    float *plane;               /* [H][W] scratch of the pooling */
+    float *plane;               /* [H][W] scratch of the pooling. */
     float *hidden, *proj_x;     /* [H][W][key_dim] */
     float *hr_source;           /* [H][W][channels] */
     float *kernel;              /* [W][49] */
@@ -65,7 +65,7 @@ float featup_range_factor(const JbuLearnedRange *up)
     return fminf(fmaxf(expf(up->range_temp), 1e-4f), 1e4f);
 }
 
-/* kernel [W][49] of row y = range_kernel */
+/* kernel [W][49] of row y = range_kernel. */
 static void range_kernel(const Stage *s, int y)
 {
     const int W = 2 * s->w, key_dim = s->up->key_dim;
@@ -89,7 +89,7 @@ void featup_spatial_kernel(float kernel[FEATUP_TAPS], const JbuLearnedRange *up)
     }
 }
 
-/* kernel [W][49] of row y = range_kernel * spatial_kernel, normalised, plus the fixup */
+/* kernel [W][49] of row y = range_kernel * spatial_kernel, normalised, plus the fixup. */
 static void combined_kernel(const Stage *s, int y)
 {
     const int W = 2 * s->w;
@@ -124,8 +124,8 @@ void featup_pool_guidance(float *pooled, int h, int w, const FeatupInput *in, fl
     }
 }
 
-/* Row y of the result: for each pixel the weighted sum of its neighbours in hr_source. The same kernel serves
- * all channels. */
+/* Row y of the result: for each pixel the weighted sum of its neighbours in hr_source. All channels share the
+ * kernel. */
 static void adaptive_conv(const Stage *s, int y)
 {
     const int W = 2 * s->w, channels = s->channels;
@@ -141,7 +141,7 @@ static void adaptive_conv(const Stage *s, int y)
     }
 }
 
-/* JBULearnedRange.forward, with the guidance's pooling of JBUStack.upsample */
+/* JBULearnedRange.forward, with the guidance's pooling of JBUStack.upsample. */
 static void upsample_stage(const Stage *s, const FeatupInput *in)
 {
     const int H = 2 * s->h, W = 2 * s->w;
@@ -185,12 +185,12 @@ void featup_stack_fixup(const Featup *featup, float *x, int h, int w, float *row
     }
 }
 
-/* The scratch of all stages, sized for the last one; `results` of all stages but the last, which writes to the
- * caller's. Laid out twice (tensor.h). */
+/* The scratch of all stages, sized for the last one. `results` holds every stage's result but the last, which
+ * goes to the caller's memory. Laid out twice (io/memory.h). */
 typedef struct Scratch {
     Stage stage;
     float *results[FEATUP_MAX_STAGES];
-    float *fixup_row; /* [W][channels] of the stack's fixup_proj */
+    float *fixup_row; /* [W][channels] of the stack's fixup_proj. */
 } Scratch;
 
 static void lay_out(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
@@ -213,7 +213,7 @@ static void lay_out(Scratch *s, Arena *arena, const Featup *featup, const Featup
     s->fixup_row = arena_floats(arena, W * c);
 }
 
-/* JBUStack.forward */
+/* JBUStack.forward. */
 int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int stages, Error *err)
 {
     if (featup_check(featup, in, stages, err))

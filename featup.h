@@ -10,7 +10,7 @@
 typedef struct FeatupInput {
     const float *source;   /* [h][w][channels]: the ViT's patches */
     int h, w, channels;    /* each 1 to 65,536 */
-    const float *guidance; /* [3][guidance_h][guidance_w]: the ViT's normalised pixels, at any size */
+    const float *guidance; /* [3][guidance_h][guidance_w]: the ViT's normalised pixels, at any size. */
     int guidance_h, guidance_w;
 } FeatupInput;
 
@@ -24,14 +24,14 @@ typedef struct GridSize {
     int h, w;
 } GridSize;
 
-/* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell; a grid finer than
+/* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell. A grid finer than
  * the upsampled features is their bilinear enlargement. Fails as featup_upsample. */
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
                      Error *err);
 
 /* ---- steps that the fast form shares (fast/featup_fold.c) ---------------------------------------------*/
 
-/* 0 when these arguments of featup_upsample are in order, else -1 and a sentence. */
+/* 0 if these arguments of featup_upsample are valid, else -1 and a sentence. */
 int featup_check(const Featup *featup, const FeatupInput *in, int stages, Error *err);
 /* 1 when the stack's fixup_proj applies. */
 int featup_has_fixup(const Featup *featup, int channels, int stages);

@@ -4,8 +4,8 @@
  *   S_ij = h_i·h_j - w_p‖c_i - c_j‖²            [n_q][n_r]
  *   P = Sinkhorn of S/τ with dustbins            [n_q+1][n_r+1]
  *   match: mutual best of P above a threshold    U_i = P[i, bin], V_j = P[bin, j]
- *   verify: U_i or V_j = 0 where the other image shows the object's like under its mask
- *   count: U and V of objects alike together */
+ *   verify: U_i or V_j = 0 where the other image shows a similar object under its mask
+ *   count: U and V of similar objects together. */
 #include "omm.h"
 
 #include <math.h>
@@ -69,10 +69,10 @@ void omm_scores(float *scores, const Objects *q, const Objects *r, float positio
             scores[i * m + j] -= distance_cost(q->centroids + 2 * i, r->centroids + 2 * j, position_weight);
 }
 
-/* log Σ_j exp(z[j·stride] + add[j]), shifted by the largest so that nothing overflows. */
+/* log Σ_j exp(z[j·stride] + add[j]). The largest term is subtracted first, so that nothing overflows. */
 static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, int n)
 {
-    double largest = -INFINITY; /* (not by fmax: gcc 12 for ARM fails to compile its reduction) */
+    double largest = -INFINITY; /* not by fmax: gcc 12 for ARM fails to compile its reduction. */
     for (int j = 0; j < n; j++) {
         const double term = z[j * stride] + add[j];
         largest = term > largest ? term : largest;
@@ -83,9 +83,10 @@ static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, i
     return largest + log(sum);
 }
 
-/* SuperGlue's log_optimal_transport [block]: the total mass is n + m; each object has 1, each dustbin as
- * much as the other side has objects, so that all may end up unmatched. The potentials u and v are double:
- * where objects fit well, u + c and v - c are nearly as good, and rounding to float drifts along c. */
+/* SuperGlue's log_optimal_transport [block]. The total mass is n + m: each object has 1, and each dustbin has
+ * the number of objects on the other side. So all objects may end up unmatched. The potentials u and v are
+ * double. Where objects fit well, u + c and v - c are nearly as good. Rounding to float would drift along
+ * c. */
 int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
                  Error *err)
 {
@@ -116,13 +117,13 @@ int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dus
     return 0;
 }
 
-/* Why alpha is not the dustbin itself. Take one pair (i, j) that matches, among others that do. In the
- * transport plan P_ij·P_bb / (P_ib·P_bj) = exp((S_ij - dustbin)/τ), b the bins; rows and columns of objects
- * sum to 1, so P_ib = P_bj = U and P_ij = 1 - U; and P_bb, what the bins have to give each other, is about
- * the number of matches, min(n, m). So U²/(1 - U) = min(n, m)·exp(-(S - dustbin)/τ): the more objects, the
- * more of every match leaks into the bins, and at S = dustbin nearly all of it. Solving for the dustbin at
- * which the weakest normal match, S = alpha, still has U = u gives dustbin = alpha - τ·(log min(n, m) -
- * log(u²/(1 - u))) [ours]. */
+/* Why alpha is not the dustbin itself. Take one matching pair (i, j) among other matching pairs; b is the
+ * bins' index. In the transport plan P_ij·P_bb / (P_ib·P_bj) = exp((S_ij - dustbin)/τ). Rows and columns of
+ * objects sum to 1, so P_ib = P_bj = U and P_ij = 1 - U. P_bb, the mass between the two bins, is about the
+ * number of matches, min(n, m). So U²/(1 - U) = min(n, m)·exp(-(S - dustbin)/τ). The more objects there are,
+ * the more of every match leaks into the bins. At S = dustbin nearly all of it leaks. The weakest normal
+ * match has S = alpha and shall have U = u. Solved for the dustbin, this gives dustbin = alpha - τ·(log
+ * min(n, m) - log(u²/(1 - u))) [ours]. */
 float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
 {
     float u = options->alpha_unmatched;
@@ -135,7 +136,7 @@ float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
  * Matches
  * ============================================================================================== */
 
-/* Index of the first of the largest of n numbers that are `stride` apart. */
+/* Index of the largest of n numbers that are `stride` apart; of equal ones the first. */
 static int largest(const float *x, ptrdiff_t stride, int n)
 {
     int best = 0;
@@ -157,7 +158,7 @@ static void pick_matches(Matching *m, const float *table, ptrdiff_t stride, floa
     }
 }
 
-/* Without optimal transport: P, and with it U and V, is 1 or 0. */
+/* Without optimal transport P is 1 or 0, and so are U and V. */
 static void assign_matches(Matching *m)
 {
     const ptrdiff_t cols = (ptrdiff_t)m->n_r + 1;
@@ -181,7 +182,7 @@ static void layout(Matching *m, Arena *arena)
     m->counted_r = arena_floats(arena, k);
 }
 
-/* A matching in which nothing is matched yet and all of P is 0. */
+/* A matching without any match, with all of P 0. */
 static int matching_new(Matching *m, int n_q, int n_r, Error *err)
 {
     *m = (Matching){.n_q = n_q, .n_r = n_r};
@@ -203,9 +204,9 @@ int omm_match(Matching *m, const Objects *q, const Objects *r, float alpha, cons
     const ptrdiff_t cols = (ptrdiff_t)r->n + 1;
     if (matching_new(m, q->n, r->n, err))
         return -1;
-    if (q->n == 0 || r->n == 0) { /* nothing to match with: all is in the dustbin */
+    if (q->n == 0 || r->n == 0) { /* no object to match with: all is in the dustbin. */
         assign_matches(m);
-    } else if (options->nearest) { /* ablation: mutual nearest with S >= alpha */
+    } else if (options->nearest) { /* ablation: mutual nearest with S >= alpha. */
         omm_scores(m->scores, q, r, options->position_weight);
         pick_matches(m, m->scores, r->n, nextafterf(alpha, -INFINITY));
         assign_matches(m);
@@ -241,8 +242,8 @@ void matching_free(Matching *m)
  * Verification by mask transfer [ours]
  * ============================================================================================== */
 
-/* The mask [h*w] moved by (dx, dy) cells -> moved, and the weighted mean of the image's features under it ->
- * pooled [C]. Returns 0 when nothing of the mask stays on the grid, else 1. */
+/* Move the mask [h*w] by (dx, dy) cells -> moved [h*w]. pooled [C] is the weighted mean of the image's
+ * features under it. Returns 0 if nothing of the mask stays on the grid, else 1. */
 static int pool_moved(float *pooled, float *moved, const Objects *image, const float *mask, int dx, int dy)
 {
     const ptrdiff_t C = image->channels, h = image->grid_h, w = image->grid_w;
@@ -266,8 +267,8 @@ static int pool_moved(float *pooled, float *moved, const Objects *image, const f
     return total > 0;
 }
 
-/* Does the image show something like object i of `mine` under its mask, or under the mask moved by up to
- * verify_shift cells (parts never lie exactly alike)? 1, 0, or -1: no memory. room [2·C + h·w]. */
+/* 1 if the image shows an object similar to object i of `mine` under its mask, else 0; -1: no memory. The
+ * mask is also moved by up to verify_shift cells, because parts never lie exactly alike. room [2·C + h·w]. */
 static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, const Dcga *dcga, float alpha,
                        int reach, float *room, Error *err)
 {
@@ -285,9 +286,9 @@ static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, c
     return 0;
 }
 
-/* An object with U above verify_above is looked for at the same place in the other image. When what lies
- * there is as like it as normal matches are (cosine >= alpha), segmentation failed there, not the product,
- * and U becomes 0. The match itself is not made up. */
+/* Look for an object with U above verify_above at the same place in the other image. If the region there is
+ * as similar as normal matches are (cosine >= alpha), the segmentation failed, not the product. Then U
+ * becomes 0. No match is invented. */
 int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
                const OmmOptions *options, Error *err)
 {
@@ -320,16 +321,16 @@ int omm_alike(const Objects *a, int i, const Objects *b, int j, float alpha, con
            alpha;
 }
 
-/* One image of the two whose objects are counted. */
+/* One of the two images, whose objects are counted. */
 typedef struct Side {
     const Objects *mine, *other;
     const float *unmatched; /* [mine->n] U, or V */
-    const int *match;       /* [other->n] the object of mine, or -1 */
-    const float *cross;     /* S of mine's i and the other's j stands at i·row + j·column */
+    const int *match;       /* [other->n] the object of mine, or -1. */
+    const float *cross;     /* S of object i of mine and object j of the other is at i·row + j·column. */
     ptrdiff_t row, column;
 } Side;
 
-/* counted [mine->n]; own [mine->n][mine->n]: S of `mine` with itself. */
+/* Fill counted [mine->n], see omm_count. own [mine->n][mine->n]: S of `mine` with itself. */
 static void count_side(float *counted, const Side *s, const float *own, float alpha)
 {
     const ptrdiff_t n = s->mine->n;

@@ -41,7 +41,7 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-/* out = a + b, n floats */
+/* out = a + b, n floats. */
 static void sum(float *out, const float *a, const float *b, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -55,7 +55,7 @@ static void tap_tensor(const SamTap *tap, const char *name, int n_dims, const in
         tap->call(tap->user, name, n_dims, shape, data);
 }
 
-/* data [n][channels], handed over as PyTorch has it, [channels][grid][grid]. 0, or -1 (no memory). */
+/* data [n][channels], handed over in PyTorch's order [channels][grid][grid]. 0, or -1 (no memory). */
 static int tap_planar(const SamTap *tap, const char *name, const float *data, int grid, int channels,
                       Error *err)
 {
@@ -75,7 +75,7 @@ static int tap_planar(const SamTap *tap, const char *name, const float *data, in
 
 /* ---- PositionEmbeddingRandom (prompt_encoder.py) ----------------------------------------------*/
 
-/* _pe_encoding: out [C] = sin and cos of 2·pi·(2·(x, y) - 1)·gaussian, for (x, y) in [0,1] over the padded
+/* _pe_encoding: out [C] = sin and cos of 2·pi·(2·(x, y) - 1)·gaussian. (x, y) is in [0,1] over the padded
  * input. */
 static void position_encoding(const SamWeights *w, float *out, float x, float y)
 {
@@ -166,7 +166,7 @@ int sam_set_precision(Sam *sam, Precision precision, Error *err)
     if (precision == (sam->packed ? PRECISION_BF16 : PRECISION_FP32))
         return 0;
     Arena arena = {0};
-    pack(sam, &arena); /* only counts, and leaves no layer packed */
+    pack(sam, &arena); /* only counts, and leaves no layer packed. */
     free(sam->packed);
     sam->packed = NULL;
     if (precision == PRECISION_FP32)
@@ -210,27 +210,27 @@ double sam_encoder_multiply_adds(const Sam *sam)
 
 /* ---- memory of the image encoder --------------------------------------------------------------*/
 
-/* The MLP takes this many tokens at a time, all of the official grid, so that the hidden layer of a larger
- * grid needs little memory. */
+/* The MLP takes this many tokens at a time: all of the official grid. So the hidden layer of a larger grid
+ * needs little memory. */
 #define MLP_ROWS 4096
 
 struct SamState {
     Arena arena;
     float *pixels;    /* [3][S][S] network input */
     uint8_t *resized; /* [S][S][3] */
-    /* of ImageEncoderViT */
+    /* of ImageEncoderViT: */
     float *patches;       /* [n][3·patch·patch] */
-    float *x, *norm;      /* [n][dim] the residual stream and its normalised copy */
+    float *x, *norm;      /* [n][dim] the residual stream and its normalised copy. */
     float *qkv;           /* [n][3·dim] */
-    float *heads;         /* [n][dim] attention's output before proj */
-    float *branch;        /* [n][dim] what a block adds to x */
+    float *heads;         /* [n][dim] attention's output before proj. */
+    float *branch;        /* [n][dim] the output of attn or MLP, to be added to x. */
     float *hidden;        /* [n or MLP_ROWS][hidden] */
     float *rel_resampled; /* [2·size-1][head_dim] */
-    float *rel_h, *rel_w; /* of the block at hand, see RelativePosition */
-    void *scratch;        /* bf16 attention's; in float32 never touched, so that it takes no memory */
-    /* of another encoder */
+    float *rel_h, *rel_w; /* of the current block, see RelativePosition. */
+    void *scratch;        /* bf16 attention's; float32 never touches it, so it takes no memory. */
+    /* of another encoder: */
     void *encoder_state;
-    /* of the neck behind either */
+    /* of the neck behind either: */
     float *neck1, *neck2; /* [n][out_chans] */
     float *conv_scratch;
 };
@@ -322,8 +322,8 @@ static void get_preprocess_shape(const SamWeights *w, SamImage *image)
     image->input_w = input_w < 1 ? 1 : input_w;
 }
 
-/* rgb [input_h][input_w][3] -> pixels [3][S][S]: (value - mean) / std, zeros right of and below the
- * picture. */
+/* rgb [input_h][input_w][3] -> pixels [3][S][S]: (value - mean) / std. Pixels right of and below the picture
+ * are zeros. */
 static void normalize_and_pad(const SamConfig *c, float *pixels, const uint8_t *rgb, const SamImage *image)
 {
     const size_t size = (size_t)c->image_size, h = (size_t)image->input_h, w = (size_t)image->input_w;
@@ -337,7 +337,7 @@ static void normalize_and_pad(const SamConfig *c, float *pixels, const uint8_t *
         }
 }
 
-/* 0, or -1 (no memory) */
+/* 0, or -1 (no memory). */
 static int preprocess(const SamWeights *w, SamState *s, SamImage *image, const SamPicture *picture,
                       Error *err)
 {
@@ -354,7 +354,7 @@ static int preprocess(const SamWeights *w, SamState *s, SamImage *image, const S
 
 /* ---- ImageEncoderViT (image_encoder.py; after ViTDet, Li et al. 2022) -------------------------*/
 
-/* PatchEmbed: x[token] = proj(patch) */
+/* PatchEmbed: x[token] = proj(patch). */
 static void patch_embed(const SamWeights *w, SamState *s)
 {
     gather_patches(s->patches, s->pixels, w->config.image_size, w->config.image_size, w->config.patch_size);
@@ -376,12 +376,11 @@ static void get_rel_pos(SamState *s, float *out, const float *table, int n_rows,
 /* Attention.forward with decomposed relative positions: branch = proj(attention(qkv(norm))), in windows or
  * global.
  *
- * Padded window tokens. window_partition pads the grid, after norm1, with zero tokens below and on the right,
+ * Padded window tokens. After norm1, window_partition pads the grid with zero tokens below and on the right,
  * until windows fill it: 64 tokens a side become 5 windows of 14 = 70. Padding takes part in attention as
- * keys and values. Its q, k, v are qkv(0), which is the bias of qkv. So no token is padded here: qkv and proj
- * act on single tokens, need not know of windows and see the real ones only, and window_attention takes each
- * padding token's key and value from qkv.bias. window_unpartition drops the padding's own outputs; they are
- * never computed. */
+ * keys and values. Its q, k, v are qkv(0), which is the bias of qkv. So no token is padded here. qkv and proj
+ * act on single tokens, so they see only the real ones. window_attention takes each padding token's key and
+ * value from qkv.bias. window_unpartition drops the padding's own outputs; they are never computed. */
 static void attn(const SamWeights *w, SamState *s, const SamBlock *b, int bf16)
 {
     const int dim = w->config.embed_dim, n_heads = w->config.n_heads, head_dim = dim / n_heads;
@@ -401,7 +400,7 @@ static void attn(const SamWeights *w, SamState *s, const SamBlock *b, int bf16)
     linear_layer(s->branch, s->heads, &b->proj, n);
 }
 
-/* MLPBlock.forward: branch = lin2(gelu(lin1(norm))) */
+/* MLPBlock.forward: branch = lin2(gelu(lin1(norm))). */
 static void mlp_block(const SamWeights *w, SamState *s, const SamBlock *b)
 {
     const size_t dim = (size_t)w->config.embed_dim;
@@ -412,7 +411,7 @@ static void mlp_block(const SamWeights *w, SamState *s, const SamBlock *b)
     }
 }
 
-/* Block.forward: x += attn(norm1(x)), x += mlp(norm2(x)) */
+/* Block.forward: x += attn(norm1(x)), x += mlp(norm2(x)). */
 static void block_forward(const SamWeights *w, SamState *s, const SamBlock *b, int bf16)
 {
     const int dim = w->config.embed_dim, n = w->n_positions;
@@ -423,7 +422,7 @@ static void block_forward(const SamWeights *w, SamState *s, const SamBlock *b, i
     add(s->x, s->branch, (size_t)n * (size_t)dim);
 }
 
-/* ImageEncoderViT.forward up to the neck: s->pixels -> [n][embed_dim] */
+/* ImageEncoderViT.forward up to the neck: s->pixels -> [n][embed_dim]. */
 static const float *vit_forward(const SamWeights *w, SamState *s, int bf16, const SamTap *tap)
 {
     const int64_t shape[3] = {w->grid, w->grid, w->config.embed_dim};
@@ -440,7 +439,7 @@ static const float *vit_forward(const SamWeights *w, SamState *s, int bf16, cons
 }
 
 /* neck: 1 x 1 convolution, LayerNorm2d, 3 x 3 convolution, LayerNorm2d; x [n][embed_dim] -> embedding
- * [n][C] */
+ * [n][C]. */
 static void neck(const SamWeights *w, SamState *s, const float *x, float *embedding)
 {
     const SamImageEncoder *e = &w->image_encoder;
@@ -467,7 +466,7 @@ int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture 
     const int size = w->config.image_size, channels = w->config.out_chans;
     memset(out, 0, sizeof *out);
     if (picture->h < 1 || picture->w < 1)
-        return fail(err, "SAM: a picture of %d x %d pixels has nothing to segment", picture->w, picture->h);
+        return fail(err, "SAM: a picture of %d x %d pixels is empty", picture->w, picture->h);
     if (preprocess(w, state, out, picture, err))
         return -1;
     tap_tensor(tap, "sam.pixels", 3, (int64_t[]){3, size, size}, state->pixels);
@@ -497,19 +496,19 @@ void sam_image_free(SamImage *image)
 typedef struct DecoderState {
     Arena arena;
     int n_tokens; /* T */
-    /* prompt encoder */
+    /* prompt encoder: */
     float *dense;         /* [n][C] */
-    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
+    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt. */
     float *mask_scratch;
-    /* transformer */
-    float *tokens;               /* [T][C] as they enter: also their positional encoding, query_pe */
+    /* transformer: */
+    float *tokens;               /* [T][C] the input tokens: also their positional encoding, query_pe. */
     float *queries, *keys;       /* [T][C] tokens, [n][C] image */
-    float *queries_pe, *keys_pe; /* [T][C], [n][C] with their positional encodings added */
-    float *q, *k, *v, *heads;    /* [m][internal_dim] of an attention */
+    float *queries_pe, *keys_pe; /* [T][C], [n][C] with their positional encodings added. */
+    float *q, *k, *v, *heads;    /* [m][internal_dim] of an attention. */
     float *attn_out;             /* [m][C] its output */
     float *mlp_hidden, *mlp_out; /* [T][decoder_mlp_dim], [T][C] */
-    /* heads */
-    float *mlp_layers[2];         /* [the widest layer of an MLP] */
+    /* heads: */
+    float *mlp_layers[2];         /* [the widest layer of an MLP]. */
     float *hyper_in;              /* [n_mask_tokens][C/8] */
     float *upscaled1, *upscaled2; /* [2g][2g][C/4], [4g][4g][C/8] */
     float *upscale_scratch;
@@ -631,7 +630,7 @@ int sam_embed_sparse(const SamWeights *weights, const SamImage *image, const Sam
     return n + 2;
 }
 
-/* _embed_masks: mask [4g][4g] -> s->dense [n][C] */
+/* _embed_masks: mask [4g][4g] -> s->dense [n][C]. */
 static void embed_mask(const SamWeights *w, DecoderState *s, const float *mask)
 {
     const SamConv *conv1 = &w->prompt_encoder.mask_downscaling.conv1;
@@ -649,8 +648,8 @@ static void embed_mask(const SamWeights *w, DecoderState *s, const float *mask)
     linear_layer(s->dense, s->mask2, &w->prompt_encoder.mask_downscaling.conv3, n);
 }
 
-/* PromptEncoder.forward: s->dense, and s->tokens, to which MaskDecoder.predict_masks puts the output tokens
- * in front: iou_token, mask_tokens, sparse. */
+/* PromptEncoder.forward: s->dense and s->tokens. MaskDecoder.predict_masks puts the output tokens in front of
+ * the sparse ones: iou_token, mask_tokens, sparse. */
 static void prompt_encoder(const SamWeights *w, DecoderState *s, const SamImage *image,
                            const SamPrompt *prompt)
 {
@@ -686,7 +685,7 @@ static void attention_forward(const SamWeights *w, DecoderState *s, const SamAtt
     linear_layer(s->attn_out, s->heads, &a->out_proj, n_q);
 }
 
-/* MLPBlock.forward, with ReLU: s->mlp_out [T][C] */
+/* MLPBlock.forward, with ReLU: s->mlp_out [T][C]. */
 static void token_mlp(DecoderState *s, const SamTwoWayAttentionBlock *b)
 {
     linear_layer(s->mlp_hidden, s->queries, &b->lin1, s->n_tokens);
@@ -694,7 +693,7 @@ static void token_mlp(DecoderState *s, const SamTwoWayAttentionBlock *b)
     linear_layer(s->mlp_out, s->mlp_hidden, &b->lin2, s->n_tokens);
 }
 
-/* TwoWayAttentionBlock.forward: queries [T][C] and keys [n][C] in place. query_pe: s->tokens, key_pe
+/* TwoWayAttentionBlock.forward: queries [T][C] and keys [n][C] in place. query_pe is s->tokens, key_pe
  * [n][C]. */
 static void two_way_attention_block(const SamWeights *w, DecoderState *s, const SamTwoWayAttentionBlock *b,
                                     const float *key_pe, int skip_first_layer_pe)
@@ -702,7 +701,7 @@ static void two_way_attention_block(const SamWeights *w, DecoderState *s, const 
     const int T = s->n_tokens, n = w->n_positions;
     const size_t n_queries = (size_t)T * (size_t)w->config.out_chans, n_keys = w->n_embedding;
 
-    /* self attention block */
+    /* self attention block. */
     if (skip_first_layer_pe) {
         attention_forward(w, s, &b->self_attn, s->queries, T, s->queries, s->queries, T);
         memcpy(s->queries, s->attn_out, n_queries * sizeof(float));
@@ -713,27 +712,27 @@ static void two_way_attention_block(const SamWeights *w, DecoderState *s, const 
     }
     norm(w, s->queries, &b->norm1, T);
 
-    /* cross attention block, tokens attending to image embedding */
+    /* cross attention block, tokens attending to image embedding. */
     sum(s->queries_pe, s->queries, s->tokens, n_queries);
     sum(s->keys_pe, s->keys, key_pe, n_keys);
     attention_forward(w, s, &b->cross_attn_token_to_image, s->queries_pe, T, s->keys_pe, s->keys, n);
     add(s->queries, s->attn_out, n_queries);
     norm(w, s->queries, &b->norm2, T);
 
-    /* MLP block */
+    /* MLP block. */
     token_mlp(s, b);
     add(s->queries, s->mlp_out, n_queries);
     norm(w, s->queries, &b->norm3, T);
 
-    /* cross attention block, image embedding attending to tokens; keys have not changed, nor keys_pe */
+    /* cross attention block, image embedding attending to tokens; keys and keys_pe have not changed. */
     sum(s->queries_pe, s->queries, s->tokens, n_queries);
     attention_forward(w, s, &b->cross_attn_image_to_token, s->keys_pe, n, s->queries_pe, s->queries, T);
     add(s->keys, s->attn_out, n_keys);
     norm(w, s->keys, &b->norm4, n);
 }
 
-/* TwoWayTransformer.forward: s->queries [T][C] from s->tokens, and s->keys [n][C] from src, which it
- * holds. */
+/* TwoWayTransformer.forward: s->queries [T][C] from s->tokens. s->keys [n][C] holds src at first, the result
+ * at the end. */
 static void two_way_transformer(const Sam *sam, DecoderState *s)
 {
     const SamWeights *w = &sam->weights;
@@ -741,7 +740,7 @@ static void two_way_transformer(const Sam *sam, DecoderState *s)
     memcpy(s->queries, s->tokens, n_queries * sizeof(float));
     for (int i = 0; i < w->config.decoder_depth; i++)
         two_way_attention_block(w, s, &w->mask_decoder.transformer.layers[i], sam->image_pe, i == 0);
-    /* the final attention layer from the points to the image */
+    /* the final attention layer from the points to the image. */
     sum(s->queries_pe, s->queries, s->tokens, n_queries);
     sum(s->keys_pe, s->keys, sam->image_pe, w->n_embedding);
     attention_forward(w, s, &w->mask_decoder.transformer.final_attn_token_to_image, s->queries_pe,
@@ -764,7 +763,7 @@ static void mlp(DecoderState *s, const Linear *layers, int n_layers, float *out,
     linear_layer(out, x, &layers[n_layers - 1], 1);
 }
 
-/* predict_masks up to the transformer's outputs hs, s->queries, and src, s->keys; then the IoU head:
+/* predict_masks up to the transformer's outputs: hs in s->queries, src in s->keys. Then the IoU head:
  * iou_pred [n_mask_tokens]. */
 static void predict_tokens(const Sam *sam, DecoderState *s, const SamImage *image, float *iou_pred)
 {
@@ -774,7 +773,7 @@ static void predict_tokens(const Sam *sam, DecoderState *s, const SamImage *imag
     mlp(s, w->mask_decoder.iou_prediction_head, w->config.iou_head_depth, iou_pred, s->queries);
 }
 
-/* output_upscaling: src [g][g][C] -> s->upscaled2 [4g][4g][C/8] */
+/* output_upscaling: src [g][g][C] -> s->upscaled2 [4g][4g][C/8]. */
 static void output_upscaling(const SamWeights *w, DecoderState *s, const float *src)
 {
     const SamConv *conv1 = &w->mask_decoder.output_upscaling.conv1;
@@ -790,13 +789,13 @@ static void output_upscaling(const SamWeights *w, DecoderState *s, const float *
     gelu(s->upscaled2, 2 * w->n_embedding);
 }
 
-/* The rest of predict_masks for the wanted mask tokens: masks [n_masks][4g][4g] = hyper_in · upscaled
+/* The rest of predict_masks, for the wanted mask tokens: masks [n_masks][4g][4g] = hyper_in · upscaled
  * embedding. hs [T][C] and src [n][C] are the transformer's outputs. */
 static void predict_masks(const SamWeights *w, DecoderState *s, const float *hs, const float *src,
                           const int *mask_tokens, int n_masks, float *masks)
 {
     const int dim = w->config.out_chans, n_pixels = 16 * w->n_positions;
-    const float *mask_tokens_out = hs + dim; /* behind the IoU token */
+    const float *mask_tokens_out = hs + dim; /* behind the IoU token. */
     for (int i = 0; i < n_masks; i++)
         mlp(s, w->mask_decoder.output_hypernetworks_mlps[mask_tokens[i]], 3, s->hyper_in + i * (dim / 8),
             mask_tokens_out + (size_t)mask_tokens[i] * (size_t)dim);
@@ -866,7 +865,7 @@ int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, i
 /* ---- Sam.postprocess_masks (sam.py) -----------------------------------------------------------*/
 
 /* low_res [4g][4g] -> padded [S][S] -> crop to [input_h][input_w], in place -> logits
- * [original_h][original_w] */
+ * [original_h][original_w]. */
 static void postprocess_masks(const SamWeights *w, const SamImage *image, const float *low_res, float *padded,
                               float *logits)
 {
@@ -890,7 +889,7 @@ int sam_postprocess_masks(const Sam *sam, const SamImage *image, const float *lo
     return 0;
 }
 
-/* ---- many prompts on one image: the plain form of what fast/ replaces -------------------------*/
+/* ---- many prompts on one image: the plain form -----------------------------------------------*/
 
 struct SamDecoder {
     const Sam *sam;
@@ -898,10 +897,10 @@ struct SamDecoder {
 };
 
 struct SamScratch {
-    DecoderState *state; /* one prompt after the other goes through it */
+    DecoderState *state; /* prompts go through it one after the other. */
     int max_prompts;
-    size_t n_hs;     /* floats of one prompt's hs */
-    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs */
+    size_t n_hs;     /* floats of one prompt's hs. */
+    float *hs, *src; /* [max_prompts][T][C], [max_prompts][n][C]: the transformer's outputs. */
 };
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
@@ -983,7 +982,7 @@ struct SamRows {
     const Sam *sam;
     const SamImage *image;
     float *padded, *logits; /* [S][S], [original_h][original_w] */
-    int next;               /* the row that sam_rows_next will give */
+    int next;               /* the row that sam_rows_next gives next. */
     SamRun whole_row;
 };
 

@@ -7,7 +7,7 @@
  *   describe   objects -> descriptors (DCGA)                                          docs/METHOD.md 5
  *   match      descriptors -> matches with each reference (OMM), verified, counted    docs/METHOD.md 6
  *   measure    matches -> structural and logical maps and scores (AMM)                docs/METHOD.md 7
- *   fuse       both as z of the bank's own leave-one-out scores -> one score          docs/METHOD.md 7 */
+ *   fuse       both as z of the bank's own leave-one-out scores -> one score          docs/METHOD.md 7. */
 #include "algorithm.h"
 
 #include <math.h>
@@ -15,10 +15,11 @@
 #include <string.h>
 
 #include "bank/dump.h"
+#include "bank/pass.h"
 #include "io/fail.h"
 
-/* The steps; each returns 0, or -1 after a sentence in err. dump: intermediate tensors go there; NULL:
- * nowhere. */
+/* The steps. Each returns 0, or -1 after a sentence in err. dump receives the intermediate tensors; NULL:
+ * none. */
 static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
                     Error *err);
 static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
@@ -45,7 +46,7 @@ int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, con
     return 0;
 }
 
-/* The same from a scene that is there already. */
+/* The same from a scene that exists already. */
 int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
     *d = (Detection){0};
@@ -56,7 +57,7 @@ int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int excl
     return 0;
 }
 
-/* An image as a scene: what a bank is built from, and what a long run keeps. */
+/* An image as a scene: a bank is built from scenes, and a long run keeps them. */
 int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
 {
     *scene = (Scene){0};
@@ -98,7 +99,7 @@ FeatureSizes feature_sizes(const Options *o, int patch, int height, int width)
     return s;
 }
 
-/* Activations for images of this size. */
+/* Make room for the activations of images of this size. */
 static int fit_vit_state(Networks *n, const FeatureSizes *s, Error *err)
 {
     const int side = s->patch_h > s->patch_w ? s->patch_h : s->patch_w;
@@ -125,7 +126,7 @@ static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSiz
         return -1;
     retrieval_mean(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
     l2_normalise(scene->cls, 1, C, 1e-12f);
-    /* without stages or weights of FeatUp: bilinear (ablation) */
+    /* Without stages or weights of FeatUp: bilinear (ablation). */
     if (features_to_grid(scene->features, grid, o->featup_stages > 0 ? n->featup : NULL, &in, stages, err))
         return -1;
     return dump_floats(dump, "featup.features", 3, (int64_t[]){s->grid_h, s->grid_w, C}, scene->features,
@@ -255,7 +256,7 @@ static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int excl
     return d->k < 0 ? -1 : 0;
 }
 
-/* Room for all that follows, for n objects of the scene and n_r of all references. */
+/* Room for all later steps, for n objects of the scene and n_r of all references. */
 static void layout(Detection *d, const Bank *bank, size_t n, size_t n_r, Arena *arena)
 {
     const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, k = (size_t)d->k;
@@ -275,7 +276,7 @@ static void layout(Detection *d, const Bank *bank, size_t n, size_t n_r, Arena *
     d->scratch = arena_floats(arena, n_cells);
 }
 
-/* Lay the scene's objects beside those of the references. */
+/* Put the scene's objects and those of the references together. */
 static int open_comparison(Detection *d, const Bank *bank, const Scene *scene, Error *err)
 {
     Comparison *c = &d->comparison;
@@ -297,7 +298,7 @@ static int open_comparison(Detection *d, const Bank *bank, const Scene *scene, E
     return 0;
 }
 
-/* The scene's objects get descriptors; the references' have theirs in the bank. */
+/* Describe the scene's objects. The references' descriptors are in the bank. */
 static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err)
 {
     if (open_comparison(d, bank, scene, err) ||
@@ -307,7 +308,7 @@ static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *e
     return 0;
 }
 
-/* Reference r with its features as float32, which d->features holds until the next one's. */
+/* Reference r with its features as float32. d->features holds them until the next reference is opened. */
 static int open_reference(Objects *reference, Detection *d, const Bank *bank, int r, Error *err)
 {
     const int image = d->references[r];
@@ -320,7 +321,7 @@ static int open_reference(Objects *reference, Detection *d, const Bank *bank, in
                       bank->names[image]);
 }
 
-/* What matches what in each reference, and what is left over. */
+/* Match the objects with each reference's, verify the unmatched ones, and count them. */
 static int match(Detection *d, const Bank *bank, Error *err)
 {
     const OmmOptions *o = &bank->options.omm;
@@ -343,8 +344,8 @@ static int match(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* The structural map before it is divided by the objects' units. Every channel counts in units of its
- * standard deviation over the bank. */
+/* The structural map before the division by the objects' units. Every channel is measured in its standard
+ * deviation over the bank. */
 static int measure_distances(Detection *d, const Bank *bank, Error *err)
 {
     const AmmOptions *o = &bank->options.amm;
@@ -375,7 +376,7 @@ static int measure(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* One score; map = pointwise max of the two z-maps [ours]. */
+/* The fused score. The map is the pointwise maximum of the two z-maps [ours]. */
 static void fuse(Detection *d, const Bank *bank)
 {
     const Only only = (Only)bank->options.only;
@@ -409,7 +410,7 @@ VerdictOptions bank_verdicts(const Bank *bank)
 }
 
 /* ================================================================================================
- * Calibration: what a bank knows of itself (docs/METHOD.md 7)
+ * Calibration: the bank's statistics of its own images (docs/METHOD.md 7)
  * ============================================================================================== */
 
 /* Standard deviation of each channel over all cells of all images. */
@@ -437,7 +438,7 @@ static int channel_spread(Bank *b, Error *err)
     return 0;
 }
 
-/* Descriptors of all objects, of pooled features as they were before the bank rounded them. */
+/* Descriptors of all objects, from the pooled features before the bank rounded them. */
 static int describe_bank(Bank *b, const Safetensors *weights, Error *err)
 {
     for (int i = 0; i < b->n_images; i++) {
@@ -458,7 +459,8 @@ static int describe_bank(Bank *b, const Safetensors *weights, Error *err)
                       weights ? st_path(weights) : "the channel graph with these settings");
 }
 
-/* Append the scores of the mutual nearest pairs of image i with its k nearest others. found [k] is room. */
+/* Append the scores of the mutual nearest pairs of image i with its k nearest others. found [k] is
+ * scratch. */
 static int pair_scores(float *scores, size_t *n, const Bank *b, int i, int k, int *found, Error *err)
 {
     Scene scene;
@@ -477,7 +479,7 @@ static int pair_scores(float *scores, size_t *n, const Bank *b, int i, int k, in
     return k < 0 ? -1 : 0;
 }
 
-/* alpha from the pairs of all images, or as the option says. */
+/* alpha from the pairs of all images, or the option's value. */
 static int calibrate_alpha(Bank *b, Error *err)
 {
     const int k = b->options.k < b->n_images ? b->options.k : b->n_images;
@@ -498,103 +500,55 @@ static int calibrate_alpha(Bank *b, Error *err)
     return status;
 }
 
-/* The first pass: an object's unit is the object-quantile (99 %) of its own leave-one-out map (-1: it was
- * compared with nothing) [ours]. */
-static int measure_units(Bank *b, int image, const Scene *scene, Detection *d, Error *err)
+/* An object's unit is the object-quantile (99 %) of its own leave-one-out map [ours]. -1: it was compared
+ * with no object. */
+static void measure_units(float *units, const Detection *d, const Options *o)
 {
-    const ptrdiff_t n_cells = (ptrdiff_t)bank_cells(b);
-    if (retrieve(d, b, scene, image, err) || describe(d, b, scene, err) || match(d, b, err) ||
-        measure_distances(d, b, err))
-        return -1;
     const Comparison *c = &d->comparison;
+    const ptrdiff_t n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
     for (int i = 0; i < c->query.n; i++) {
-        int matched = b->options.amm.register_unmatched;
+        int matched = o->amm.register_unmatched;
         for (int r = 0; r < c->k; r++)
             matched |= c->matchings[r].match_q[i] >= 0;
-        float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, (int)n_cells,
-                                         (float)b->options.object_quantile, d->scratch);
-        b->units[b->first[image] + i] = matched && unit > 0 ? unit : -1;
+        const float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, (int)n_cells,
+                                               (float)o->object_quantile, d->scratch);
+        units[i] = matched && unit > 0 ? unit : -1;
     }
-    return 0;
 }
 
-/* The second pass: leave-one-out scores, and the evidence for verdicts. */
-static int measure_scores(Bank *b, int at, const Scene *scene, Detection *d, Error *err)
+/* The first pass: an image against the others, up to the structural map before the units. */
+static int first_pass(void *context, int image, Error *err)
 {
-    const VerdictOptions verdicts = bank_verdicts(b);
-    if (detect_in_scene(d, b, scene, b->loo_index[at], err))
-        return -1;
-    b->loo_structural[at] = d->structural_score;
-    b->loo_logical[at] = d->logical_score;
-    return verdict_evidence(&b->loo_extra[at], &b->loo_missing[at], &d->comparison, d->counted, &verdicts,
-                            err);
-}
-
-/* A pass over images of the bank, each compared with the others. */
-typedef struct Pass {
-    Bank *bank;
-    int (*image)(Bank *bank, int at, const Scene *scene, Detection *d, Error *err);
-    const int *index; /* the images to do, or NULL: all */
-    int n, done, told, status;
-    Error *err;
-    CalibrateProgress progress;
-    void *user;
-    int done_before, total;
-} Pass;
-
-static int do_image(const Pass *pass, int at, Error *err)
-{
+    Bank *b = context;
     Scene scene;
     Detection d = {0};
-    if (bank_scene(&scene, pass->bank, pass->index ? pass->index[at] : at, err))
-        return -1;
-    const int status = pass->image(pass->bank, at, &scene, &d, err);
-    detection_free(&d);
-    scene_free(&scene);
-    return status;
+    const int status = bank_scene(&scene, b, image, err) || retrieve(&d, b, &scene, image, err) ||
+                       describe(&d, b, &scene, err) || match(&d, b, err) || measure_distances(&d, b, err);
+    if (!status)
+        measure_units(b->units + b->first[image], &d, &b->options);
+    detection_free(&d), scene_free(&scene);
+    return status ? -1 : 0;
 }
 
-/* The first failure of all threads' is the one that is told. */
-static void take_failure(Pass *pass, const Error *err)
+/* The second pass: leave-one-out scores with these units, and the evidence for verdicts. */
+static int second_pass(void *context, int at, Error *err)
 {
-    int before;
-#pragma omp atomic capture
-    {
-        before = pass->status;
-        pass->status = -1;
-    }
-    if (before == 0)
-        fail(pass->err, "%s", err->message);
+    Bank *b = context;
+    const VerdictOptions verdicts = bank_verdicts(b);
+    const int image = b->loo_index[at];
+    Scene scene;
+    Detection d = {0};
+    const int status =
+        bank_scene(&scene, b, image, err) || retrieve(&d, b, &scene, image, err) ||
+        describe(&d, b, &scene, err) || match(&d, b, err) || measure(&d, b, err) ||
+        verdict_evidence(&b->loo_extra[at], &b->loo_missing[at], &d.comparison, d.counted, &verdicts, err);
+    b->loo_structural[at] = d.structural_score;
+    b->loo_logical[at] = d.logical_score;
+    detection_free(&d), scene_free(&scene);
+    return status ? -1 : 0;
 }
 
-static void tell(Pass *pass, int done)
-{
-    if (pass->progress && done != pass->told)
-        pass->progress(pass->user, pass->done_before + done, pass->total);
-    pass->told = done;
-}
-
-/* The images are independent of each other: threads take one at a time, each writes only its own places.
- * Every thread counts, the caller's tells what is new: progress is the program's, and what it locks may be
- * locked around us. */
-static int run_pass(Pass *pass)
-{
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int at = 0; at < pass->n; at++) {
-        Error err;
-        int done;
-        if (do_image(pass, at, &err))
-            take_failure(pass, &err);
-#pragma omp atomic capture
-        done = ++pass->done;
-        if (tensor_thread() == 0)
-            tell(pass, done);
-    }
-    tell(pass, pass->done);
-    return pass->status;
-}
-
-/* Objects that matched nothing in their own leave-one-out get the median of the others. */
+/* Objects that matched nothing in their own leave-one-out get the median unit of the others. */
 static int fill_units(Bank *b, Error *err)
 {
     const int n_objects = b->first[b->n_images];
@@ -614,11 +568,11 @@ static int fill_units(Bank *b, Error *err)
     return 0;
 }
 
-/* Objects' units make a normal image's structural score about 1; where nothing varies at all it is 0, and a
- * spread of its median would be none [ours]. */
+/* The objects' units make a normal image's structural score about 1. Without any variation the median is 0,
+ * and so would be a delta relative to it [ours]. */
 static const float LEAST_DELTA = 1e-3f;
 
-/* Fused scores need both spreads first. */
+/* Spread of the structural and the logical scores, then the fused scores, which need both. */
 static int spread_scores(Bank *b, Error *err)
 {
     const int n = b->n_loo;
@@ -631,7 +585,7 @@ static int spread_scores(Bank *b, Error *err)
         fmaxf(LEAST_DELTA, (float)b->options.delta_structural * fabsf(b->structural.median));
     memcpy(sorted, b->loo_logical, (size_t)n * sizeof *sorted);
     b->logical = amm_spread(sorted, n, (float)b->options.delta_logical);
-    if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay as they are */
+    if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay unchanged. */
         b->structural = b->logical = (Spread){0, 1, 0};
     for (int i = 0; i < n; i++)
         b->loo_score[i] =
@@ -644,7 +598,7 @@ static int spread_scores(Bank *b, Error *err)
 
 int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, void *user, Error *err)
 {
-    /* What describes and matches objects. */
+    /* The statistics that describe and match objects. */
     if (bank_begin_calibration(b, err) || channel_spread(b, err) ||
         dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images,
                  err) ||
@@ -653,14 +607,12 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
         return -1;
 
     /* First pass: every image against the others, for the units of its objects. */
-    Pass units = {.bank = b, .image = measure_units, .n = b->n_loo ? b->n_images : 0, .err = err};
-    units.progress = progress, units.user = user, units.total = b->n_images + b->n_loo;
-    if (run_pass(&units) || (b->n_loo && fill_units(b, err)))
+    const int n_first = b->n_loo ? b->n_images : 0, total = b->n_images + b->n_loo;
+    const Pass first = {n_first, first_pass, b, progress, user, 0, total};
+    if (run_pass(&first, err) || (b->n_loo && fill_units(b, err)))
         return -1;
 
-    /* Second pass: with these units, the scores of some images, and from them spreads and thresholds. */
-    Pass scores = {.bank = b, .image = measure_scores, .index = b->loo_index, .n = b->n_loo, .err = err};
-    scores.progress = progress, scores.user = user, scores.total = units.total,
-    scores.done_before = units.done;
-    return run_pass(&scores) || spread_scores(b, err) ? -1 : 0;
+    /* Second pass: the scores of some images, then spreads and thresholds from these scores. */
+    const Pass second = {b->n_loo, second_pass, b, progress, user, n_first, total};
+    return run_pass(&second, err) || spread_scores(b, err) ? -1 : 0;
 }

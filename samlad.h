@@ -30,10 +30,10 @@ extern "C" {
 typedef struct Samlad Samlad;
 
 typedef struct SamladWeights {
-    const char *vit;    /* the backbone's safetensors file: required */
-    const char *sam;    /* required unless the option no-objects is set */
+    const char *vit;    /* the backbone's safetensors file: required. */
+    const char *sam;    /* required unless the option no-objects is set. */
     const char *featup; /* NULL: bilinear upsampling */
-    const char *dcga;   /* NULL: no learned graph (docs/METHOD.md 5) */
+    const char *dcga;   /* NULL: no learned graph (docs/METHOD.md 5). */
 } SamladWeights;
 
 Samlad *samlad_open(const SamladWeights *weights, Error *err);
@@ -43,14 +43,14 @@ void samlad_close(Samlad *s);
  * must outlive the share, and its options and bank must not change meanwhile. A share cannot get a bank or options
  * of its own. Close it with samlad_close. */
 Samlad *samlad_share(const Samlad *s, Error *err);
-/* The best number of images to analyse at the same time: the number of threads, or 1 for large models. There the
- * activations of many handles would take much memory, so all threads work on one image. The results are the same
- * bits either way. */
+/* The best number of images to analyse at the same time: the number of threads, or 1 for large models. The
+ * activations of many handles of a large model would take much memory, so all threads work on one image. The
+ * results are the same bits either way. */
 int samlad_images_at_once(const Samlad *s);
 
-/* Set an option by name and text, as on the command line ("k", "5"). It applies to the next bank that is built or
- * calibrated again. A bank of the handle is dropped, as it was made with other options. A loaded bank brings its
- * own options, which replace all that was set. -1 for a share: set options on its owner. */
+/* Set an option by name and text, as on the command line ("k", "5"). It applies to the next bank that is
+ * built or calibrated again. The handle's bank is dropped, because it was made with other options. A loaded
+ * bank brings its own options, which replace all set options. -1 for a share: set options on its owner. */
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 
 /* The calling thread calls it as images are finished: done of total. done may grow by several at once. */
@@ -64,25 +64,25 @@ int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress
 int samlad_bank_save(const Samlad *s, const char *path, Error *err);
 /* Load a bank and take its options. A bank that was made with other weights is refused. */
 int samlad_bank_load(Samlad *s, const char *path, Error *err);
-/* Load a bank and calibrate it again. Options of the method that samlad_set has set replace the bank's; options of
+/* Load a bank and calibrate it again. Options of the method set by samlad_set replace the bank's. Options of
  * features stay the bank's. */
 int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress, void *user, Error *err);
 /* As samlad_bank_build, from files of samlad_scene_save. These were made with the same weights and options of
  * features. names [n]: the images' paths. The bank is the same bits. */
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err);
-int samlad_bank_size(const Samlad *s); /* normal images; 0: no bank */
-/* A score above it is anomalous. It is the quantile threshold-quantile of the bank's leave-one-out scores. NAN:
- * no bank, or a bank of one image or of copies of one. */
+int samlad_bank_size(const Samlad *s); /* normal images; 0: no bank. */
+/* A score above it is anomalous. It is the quantile threshold-quantile of the bank's leave-one-out scores.
+ * NAN: no bank, or a bank of one image or of copies of one. */
 float samlad_bank_threshold(const Samlad *s);
 const char *samlad_bank_name(const Samlad *s, int image);
 
-/* ---- what long runs need -------------------------------------------------------------------------*/
+/* ---- for long runs -----------------------------------------------------------------------------*/
 /* Analyse an image and save its features and objects. Building a bank or detecting from the file gives the same
  * bits as from the image. */
 int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err);
-int samlad_backbone_blocks(const Samlad *s); /* the largest value of the option layer */
-/* Tell all that decides results, as text: "option.k" = "10", "weights.sam.sha256" = ... */
+int samlad_backbone_blocks(const Samlad *s); /* the largest value of the option layer. */
+/* Report every setting that decides results, as text: "option.k" = "10", "weights.sam.sha256" = ... */
 typedef void (*SamladEach)(void *user, const char *key, const char *value);
 void samlad_describe(const Samlad *s, SamladEach each, void *user);
 
@@ -90,57 +90,57 @@ void samlad_describe(const Samlad *s, SamladEach each, void *user);
 typedef enum SamladVerdict { VERDICT_NORMAL, VERDICT_EXTRA, VERDICT_DAMAGED } SamladVerdict;
 
 typedef struct SamladMatch {
-    int reference;    /* index into SamladResult.references */
-    int object;       /* of that reference */
+    int reference;    /* index into SamladResult.references. */
+    int object;       /* of that reference. */
     float assignment; /* P_ij */
     float similarity; /* S_ij */
 } SamladMatch;
 
 typedef struct SamladObject {
-    int background;     /* 1: the area that no mask covers */
-    float box[4];       /* x, y, width, height in pixels */
-    float area;         /* part of the image */
+    int background;     /* 1: the area without a mask. */
+    float box[4];       /* x, y, width, height in pixels. */
+    float area;         /* part of the image. */
     float centroid[2];  /* x, y in 0..1 */
-    float unmatched;    /* mean of U over the references, 0..1 */
-    int alike;          /* number of objects that are alike, with this one */
-    float counted;      /* mean of U of all alike together: about 1 when one of them is too many */
-    float damage;       /* largest structural z on the object */
-    float damage_at[2]; /* its place: x, y in pixels */
+    float unmatched;    /* mean of U over the references, 0..1. */
+    int alike;          /* number of objects that are alike, this one included. */
+    float counted;      /* mean of U of all alike together: about 1 when one of them is too many. */
+    float damage;       /* largest structural z on the object. */
+    float damage_at[2]; /* its place: x, y in pixels. */
     SamladVerdict verdict;
     int n_matches;
-    SamladMatch *matches; /* at most one a reference */
+    SamladMatch *matches; /* at most one a reference. */
 } SamladObject;
 
 /* An object of the normal images that the query lacks. */
 typedef struct SamladMissing {
-    int reference, object; /* the reference that shows it most clearly, and its object there */
-    float box[4];          /* x, y, width, height in pixels of the query */
-    float unmatched;       /* V there, of all alike together, at most 1 */
-    int alike;             /* number of objects of that reference that are alike, with this one */
-    float evidence; /* sum of V over the references that miss it, divided by the number of references */
-    int support;    /* number of references that miss it */
+    int reference, object; /* the reference that shows it most clearly, and its object there. */
+    float box[4];          /* x, y, width, height in pixels of the query. */
+    float unmatched;       /* V there, of all alike together, at most 1. */
+    int alike;             /* number of objects of that reference that are alike, this one included. */
+    float evidence; /* sum of V over the references that miss it, divided by the number of references. */
+    int support;    /* number of references that miss it. */
 } SamladMissing;
 
 typedef struct SamladResult {
-    int width, height;         /* of the image */
-    int grid_w, grid_h;        /* of the maps */
-    float score;               /* fused: sort by it */
+    int width, height;         /* of the image. */
+    int grid_w, grid_h;        /* of the maps. */
+    float score;               /* fused: sort by it. */
     float structural, logical; /* A and L */
     float structural_z, logical_z;
-    float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value */
+    float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value. */
     float threshold; /* as samlad_bank_threshold */
-    int anomalous;   /* 1: the score is above the threshold, 0: it is not, -1: there is no threshold */
+    int anomalous;   /* 1: the score is above the threshold, 0: it is not, -1: there is no threshold. */
     float *map;      /* [grid_h][grid_w] fused z */
     float *structural_map, *logical_map; /* [grid_h][grid_w] A and L before z */
     int n_references;
-    int *references; /* bank indices, nearest first */
+    int *references; /* bank indices, nearest first. */
     int n_objects;
     SamladObject *objects;
     int n_missing;
     SamladMissing *missing;
-    int32_t *labels;         /* [height][width] object of each pixel, or -1 */
-    float map_low, map_high; /* the map's range for pictures: a typical z, and a clearly anomalous one */
-    SamladMatch *matches;    /* of all objects; SamladObject.matches points into it */
+    int32_t *labels;         /* [height][width] object of each pixel, or -1. */
+    float map_low, map_high; /* the map's range for pictures: a typical z, and a clearly anomalous one. */
+    SamladMatch *matches;    /* of all objects; SamladObject.matches points into it. */
 } SamladResult;
 
 /* rgb uint8 [height][width][3]. dump: file for every intermediate tensor (docs/METHOD.md 11), or NULL. Free the

@@ -1,12 +1,12 @@
-/* tensor.c - the plain form of tensor.h: every routine as the loop that its formula says.
+/* tensor.c - the plain form of tensor.h: every routine is the loop that its formula says.
  *
  * A student finds the formula here, and sets a breakpoint in it. `make PLAIN=1` computes with these loops
- * alone. The fast build replaces the costly ones by fast/'s, and keeps them here under the names plain_* as
- * the truth of the tests (fast/replaces.h). What costs nothing is written here only.
+ * alone. The fast build replaces the costly ones by fast/'s. It keeps them here under the names plain_*, as
+ * the truth of the tests (fast/replaces.h). Routines that cost nothing are written only here.
  *
  * Sums are in double, so that their order does not matter. The exceptions are the interpolations and the
- * blur: PyTorch's results are compared with to the last digits, and they are float sums in a fixed order. The
- * OpenMP loops run over independent outputs. */
+ * blur. They are float sums in a fixed order, because tests compare them with PyTorch's results to the last
+ * digits. The OpenMP loops run over independent outputs. */
 #include "tensor.h"
 
 #include <math.h>
@@ -25,7 +25,7 @@ float dot(const float *a, const float *b, int n)
     return (float)sum;
 }
 
-/* y_ij = sum_p x_ip·w_jp + bias_j */
+/* y_ij = sum_p x_ip·w_jp + bias_j. */
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
 {
 #pragma omp parallel for
@@ -34,7 +34,7 @@ void linear(float *y, const float *x, const float *w, const float *bias, int m, 
             y[i * n + j] = dot(x + i * k, w + j * k, k) + (bias ? bias[j] : 0);
 }
 
-/* c_ij = sum_p a_ip·b_pj */
+/* c_ij = sum_p a_ip·b_pj. */
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate)
 {
@@ -48,7 +48,7 @@ void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb,
         }
 }
 
-/* c_ij = sum_p a_ip·b_jp */
+/* c_ij = sum_p a_ip·b_jp. */
 void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                int accumulate)
 {
@@ -64,8 +64,8 @@ void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int l
 
 /* ---- precision ---------------------------------------------------------------------------------*/
 
-/* Adding 0x7fff, and one more if the last bit that stays is set, carries into the upper half exactly where
- * the number must be rounded up. A NaN is made quiet: its upper half alone could be infinity's. */
+/* Add 0x7fff, and one more if the last kept bit is set. The sum carries into the upper half exactly where the
+ * number must be rounded up. A NaN is made quiet: its upper half alone could be infinity's. */
 static uint16_t upper_half(float x)
 {
     uint32_t bits;
@@ -84,7 +84,7 @@ void bf16_round(uint16_t *y, const float *x, size_t n)
         y[i] = upper_half(x[i]);
 }
 
-/* y[n] = x[n], rounded to bf16 and widened to float again: the numbers that a product in bf16 sees. */
+/* y[n] = x[n], rounded to bf16 and widened to float again. A product in bf16 sees these numbers. */
 static void round_floats(float *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -117,7 +117,7 @@ void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m)
     gelu(y, (size_t)m * (size_t)layer->n_out);
 }
 
-/* Here the packed weight is the rounded one, as floats in the weight's own order. */
+/* The packed weight of the plain form is the rounded one, as floats in the weight's own order. */
 void linear_pack(Linear *layer, Arena *arena)
 {
     const size_t n = (size_t)layer->n_out * (size_t)layer->n_in;
@@ -159,7 +159,7 @@ void distance_bias(float *out, const float *table, int n_heads, int grid_h, int 
             out[x] = x < 2 * grid_w - 1 ? table[abs(x - grid_w + 1)] : 0;
 }
 
-/* q·rel[k] for a query at position `at` of an axis of `size` positions */
+/* q·rel[k] of a query at position `at` of an axis of `size` positions. */
 static float axis_bias(const float *rel, const float *q, int at, int k, int size, int head_dim)
 {
     const ptrdiff_t stride = relative_position_stride(size);
@@ -169,7 +169,7 @@ static float axis_bias(const float *rel, const float *q, int at, int k, int size
     return (float)sum;
 }
 
-/* bias[grid_h*grid_w]: what positions add to the logits of query q at (qh, qw) of head h, for every key. */
+/* bias[grid_h*grid_w]: for every key, the positions' term of the logit of query q at (qh, qw) of head h. */
 static void position_bias(float *bias, const RelativePosition *rel, const float *q, int qh, int qw, int h,
                           int head_dim)
 {
@@ -193,7 +193,7 @@ static void position_bias(float *bias, const RelativePosition *rel, const float 
 
 /* ---- softmax -----------------------------------------------------------------------------------*/
 
-/* x_i = e^x_i / sum_j e^x_j. The maximum is taken off first, so that no exponential overflows; it does not
+/* x_i = e^x_i / sum_j e^x_j. The maximum is subtracted first, so that no exponential overflows. It does not
  * change the quotients. */
 static void softmax(float *x, int n)
 {
@@ -218,12 +218,12 @@ void softmax_rows(float *x, int rows, int cols)
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
-/* One query of one head, over the n keys and values that the pointers show:
+/* One query of one head, over n keys and values given by pointers:
  * out[head_dim] = sum_j softmax_j(scale·q·k_j + bias_j)·v_j; bias [n] or NULL. */
 static void attend(float *out, const float *q, const float *const *k, const float *const *v,
                    const float *bias, int n, int head_dim, float scale)
 {
-    float probability[n + 1]; /* + 1: no keys is allowed */
+    float probability[n + 1]; /* + 1: no keys is allowed. */
     double sum[head_dim];
     for (int j = 0; j < n; j++)
         probability[j] = scale * dot(q, k[j], head_dim) + (bias ? bias[j] : 0);
@@ -256,9 +256,9 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         }
 }
 
-/* The official code cuts the grid into windows and pads those at the lower and right edges with zero tokens
+/* The official code cuts the grid into windows. It pads those at the lower and right edges with zero tokens
  * (window_partition). SAM's padding comes between norm1 and qkv, so a padding token's q, k, and v are the
- * biases of qkv; in TinyViT the norm comes after the padding, so they are qkv of the norm's bias. Either way
+ * biases of qkv. In TinyViT the norm comes after the padding, so they are qkv of the norm's bias. Either way
  * they are the same for all padding tokens: `pad`. As keys and values these tokens count like all others. As
  * queries they are left out, because window_unpartition drops their outputs. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
@@ -271,7 +271,7 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
         for (int h = 0; h < n_heads; h++) {
             const ptrdiff_t head = (ptrdiff_t)h * head_dim;
             const int y = (int)i / grid_w % rel->grid_h,
-                      x = (int)i % grid_w % rel->grid_w; /* in the window */
+                      x = (int)i % grid_w % rel->grid_w; /* in the window. */
             const int top = (int)i / grid_w - y, left = (int)i % grid_w - x;
             const float *query = qkv + i * 3 * dim + head, *keys[n_k], *values[n_k];
             float bias[n_k];
@@ -424,7 +424,8 @@ void add(float *y, const float *x, size_t n)
         y[i] += x[i];
 }
 
-/* An exponent of ones is infinity's or a NaN's. No branch inside, so this is as fast as memory is read. */
+/* A float is infinite or NaN if all bits of its exponent are set. The loop has no branch, so it is as fast as
+ * memory is read. */
 int all_finite(const void *floats, size_t n)
 {
     const char *from = floats;
@@ -461,8 +462,8 @@ size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride,
     return 0;
 }
 
-/* The sum of one output channel at one place: all taps of the kernel whose pixel lies inside x. The kernel's
- * first pixel is (y0, x0); weight [c_in][kernel][kernel]. */
+/* The sum of one output channel at one place, over all taps of the kernel whose pixel lies inside x. The
+ * kernel's first pixel is (y0, x0); weight [c_in][kernel][kernel]. */
 static double conv_sum(const float *x, int h, int w, int c_in, const float *weight, int kernel, int y0,
                        int x0)
 {
@@ -521,8 +522,8 @@ size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
     return 0;
 }
 
-/* Output (oy, ox) belongs to one input pixel, (oy / stride, ox / stride), and to one place of the kernel,
- * (oy % stride, ox % stride). */
+/* Output (oy, ox) belongs to one input pixel, (oy / stride, ox / stride). It belongs to one tap of the
+ * kernel, (oy % stride, ox % stride). */
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
                       int c_in, int c_out, int stride, float *scratch)
 {
@@ -543,7 +544,7 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
 
 /* ---- interpolation -----------------------------------------------------------------------------
  * As ATen/native/cpu/UpSampleKernel.cpp (PyTorch 1.13 to 2.x). Pixels are squares: output i looks at the
- * coordinate (i + 1/2)·step - 1/2. What is float in torch is float here, in the same order; the step is a
+ * coordinate (i + 1/2)·step - 1/2. Every float of torch is a float here, in the same order. The step is a
  * float, the coordinate a double, the weights are floats. */
 
 static int min_int(int a, int b)
@@ -579,7 +580,7 @@ void bilinear_places(int at[2], float weight[2], int i, int in, float step)
     weight[0] = 1 - t, weight[1] = t;
 }
 
-/* An axis that keeps its size is copied, as torch does whatever the scale factor. */
+/* An axis that keeps its size is copied, as in torch, for any scale factor. */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w)
 {
@@ -605,8 +606,8 @@ void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int 
 }
 
 /* Keys' cubic convolution with parameter a: ((a+2)·x - (a+3))·x² + 1 for |x| <= 1, ((a·x - 5a)·x + 8a)·x - 4a
- * for 1 < |x| < 2. With fused multiply-adds, as torch is compiled: the second cancels, and plain float is off
- * by up to 1e-6. */
+ * for 1 < |x| < 2. torch is compiled with fused multiply-adds, so they are used here too. The second formula
+ * cancels: without them it is off by up to 1e-6. */
 static float cubic_near(float x, float a)
 {
     return fmaf(fmaf(a + 2, x, -(a + 3)) * x, x, 1);
@@ -617,8 +618,8 @@ static float cubic_far(float x, float a)
     return fmaf(fmaf(fmaf(a, x, -5 * a), x, 8 * a), x, -4 * a);
 }
 
-/* The inputs that one output mixes along an axis: `count` of them from `first` on. Beyond the border stands
- * the border's pixel. */
+/* The inputs that one output mixes along an axis: `count` of them from `first` on. Beyond the border the
+ * border's pixel is repeated. */
 typedef struct Window {
     int first, count;
 } Window;
@@ -641,8 +642,8 @@ static int antialias_taps(int in, float step)
     return (int)fminf(4 * (step >= 1 ? step : 1) + 3, (float)in + 1);
 }
 
-/* Bicubic with antialiasing (_upsample_bicubic2d_aa): the filter, here with PIL's a = -0.5, is stretched by
- * the step, and the weights of the window are divided by their sum. */
+/* Bicubic with antialiasing (_upsample_bicubic2d_aa). The filter, here with PIL's a = -0.5, is stretched by
+ * the step. The weights of the window are divided by their sum. */
 static Window antialias_window(float *weight, int i, int in, float step)
 {
     const float a = -0.5f, support = step >= 1 ? 2 * step : 2, shrink = step >= 1 ? 1 / step : 1;
@@ -716,10 +717,10 @@ void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw,
         }
 }
 
-/* The cell that i means when the n cells are continued by mirror images (d c b a | a b c d | d c b a). */
+/* The index of cell i when mirror images continue the n cells: d c b a | a b c d | d c b a. */
 static int reflect(int i, int n)
 {
-    int period = 2 * n; /* n < 2^30: maps are far smaller */
+    int period = 2 * n; /* n < 2^30: maps are far smaller. */
     i %= period;
     if (i < 0)
         i += period;
@@ -765,7 +766,7 @@ void gaussian_blur(float *y, const float *x, int h, int w, int channels, float s
 }
 
 /* ---- PIL's resize ------------------------------------------------------------------------------
- * As Pillow's libImaging/Resample.c. What is double in Pillow is double here. */
+ * As Pillow's libImaging/Resample.c. Every double of Pillow is a double here. */
 
 static double pil_filter(ResizeFilter filter, double x)
 {
@@ -780,7 +781,8 @@ static double pil_filter(ResizeFilter filter, double x)
     return 0;
 }
 
-/* Half the width of the filter, in inputs. When an image shrinks, the filter is stretched by as much. */
+/* Half the width of the filter, in inputs. When an image shrinks, the filter is stretched by the same
+ * factor. */
 static double pil_support(int in, int out, ResizeFilter filter)
 {
     const double scale = (double)in / out;
@@ -792,7 +794,7 @@ int resize_taps(int in, int out, ResizeFilter filter)
     return (int)ceil(pil_support(in, out, filter)) * 2 + 1;
 }
 
-/* Divided by their sum in double, then rounded to fixed point. */
+/* The weights are divided by their sum in double, then rounded to fixed point. */
 int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFilter filter)
 {
     const double scale = (double)in / out, centre = (i + 0.5) * scale, inverse = 1 / (scale < 1 ? 1 : scale);
@@ -823,7 +825,7 @@ static int resize_axis(uint8_t *y, int out, const uint8_t *x, int in, ptrdiff_t 
         int first, count = resize_weights(weight, &first, i, in, out, filter);
         for (ptrdiff_t o = 0; o < outer; o++)
             for (ptrdiff_t c = 0; c < inner; c++) {
-                int32_t sum = 1 << (RESIZE_PRECISION_BITS - 1); /* one half, to round to the nearest */
+                int32_t sum = 1 << (RESIZE_PRECISION_BITS - 1); /* one half, to round to the nearest. */
                 for (int j = 0; j < count; j++)
                     sum += x[(o * in + first + j) * inner + c] * weight[j];
                 y[(o * out + i) * inner + c] = (uint8_t)clamp_int(sum >> RESIZE_PRECISION_BITS, 0, 255);
@@ -933,7 +935,7 @@ double fma_burst(int rounds, Precision precision)
             for (int i = 0; i < CHAINS; i++)
                 sum[i] = sum[i] * 0.999f + 1e-3f;
         for (int i = 0; i < CHAINS; i++) {
-            volatile float used = sum[i]; /* so that the sum is computed */
+            volatile float used = sum[i]; /* so that the sum is computed. */
             (void)used;
         }
     }

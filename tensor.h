@@ -1,6 +1,6 @@
 /* tensor.h - the hand-written routines under the networks: one contract, two implementations.
  *
- * tensor.c is the plain form of all of it: each routine is the loop that its formula says. fast/ defines the
+ * tensor.c is the plain form, complete: each routine is the loop that its formula says. fast/ defines the
  * costly ones again, under the same names, with blocked products, vectors and threads. fast/replaces.h lists
  * them. `make PLAIN=1` builds without fast/.
  *
@@ -10,7 +10,7 @@
  * allocates. Scratch comes from the caller or from the stack: at most 900 KB, and 24 bytes per key in
  * tensor.c's attention. Pointers may not overlap unless a comment says so.
  *
- * Threads divide the outputs, never a sum, so the number of threads does not change a bit of any result.
+ * Threads divide the outputs, never a sum. So the number of threads does not change a bit of any result.
  * Called inside a parallel region, a function runs on one thread. */
 #ifndef SAMLAD_TENSOR_H
 #define SAMLAD_TENSOR_H
@@ -30,20 +30,21 @@ static inline int round_up(int n, int step)
 
 /* y[m][n] = x[m][k]·wᵀ + bias; w [n][k] as PyTorch's Linear stores it; bias [n] or NULL. */
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
-/* c[m][n] = a[m][k]·b[k][n]; accumulate: c += it. */
+/* c[m][n] = a[m][k]·b[k][n]; with accumulate c += a·b. */
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate);
-/* c[m][n] = a[m][k]·b[n][k]ᵀ; accumulate: c += it. */
+/* c[m][n] = a[m][k]·b[n][k]ᵀ; with accumulate c += a·bᵀ. */
 void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                int accumulate);
 float dot(const float *a, const float *b, int n);
 
 /* ---- precision ---------------------------------------------------------------------------------
- * In bf16 the inputs of a product are rounded to bfloat16, the upper half of a float32: weights once,
- * activations on the way in. Sums, biases, softmax, and all between the products stay float32. */
+ * In bf16 the inputs of a product are rounded to bfloat16, the upper half of a float32. Weights are rounded
+ * once, activations on the way in. Sums, biases, softmax, and everything between the products stay
+ * float32. */
 typedef enum Precision { PRECISION_FP32, PRECISION_BF16 } Precision;
 
-/* Layers and heads whose sums have fewer terms stay in float32: there bf16 is no faster, and in short sums
+/* Layers and heads whose sums have fewer terms stay in float32. There bf16 is no faster, and in short sums
  * the rounding errors do not average out. */
 enum { BF16_LEAST_TERMS = 32 };
 
@@ -54,13 +55,13 @@ void bf16_round(uint16_t *y, const float *x, size_t n);
 /* A linear layer and its precision, so that a forward pass is written once. */
 typedef struct Linear {
     const float *weight, *bias; /* [n_out][n_in], [n_out] or NULL */
-    const void *packed; /* the weight in bf16, in an order of its own; NULL: the layer is in float32 */
+    const void *packed; /* the weight in bf16, in the form's own order; NULL: the layer is in float32. */
     int n_out, n_in;
 } Linear;
 
-/* y[m][n_out] = x[m][n_in]·weightᵀ + bias, in the layer's precision */
+/* y[m][n_out] = x[m][n_in]·weightᵀ + bias, in the layer's precision. */
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
-/* y = gelu(x·weightᵀ + bias) */
+/* y = gelu(x·weightᵀ + bias). */
 void linear_layer_gelu(float *y, const float *x, const Linear *layer, int m);
 /* Take room for the packed weight from the arena, and fill it if the arena has memory. A layer with fewer
  * than BF16_LEAST_TERMS inputs stays in float32. */
@@ -68,9 +69,9 @@ void linear_pack(Linear *layer, Arena *arena);
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
-/* SAM's decomposed relative positions (segment_anything/modeling/image_encoder.py): the logit of query
+/* SAM's decomposed relative positions (segment_anything/modeling/image_encoder.py). The logit of query
  * (qh,qw) and key (kh,kw) gets q·rel_h[qh][kh] + q·rel_w[qw][kw], with q unscaled. Each position of a query
- * has a matrix of head_dim rows, with one column per position of a key; relative_position_stride columns are
+ * has a matrix of head_dim rows, with one column per position of a key. relative_position_stride columns are
  * stored. */
 #define REL_ALIGN 16
 typedef struct RelativePosition {
@@ -78,7 +79,7 @@ typedef struct RelativePosition {
     const float *rel_w; /* [grid_w][head_dim][relative_position_stride(grid_w)] */
     int grid_h, grid_w; /* n_q = n_k = grid_h*grid_w */
     /* Or the attention biases of LeViT and TinyViT: the logit gets bias[head][|qh - kh|][|qw - kw|], in the
-     * layout of distance_bias. Then rel_h and rel_w are NULL. Not for attention in bf16. */
+     * layout of distance_bias. Then rel_h and rel_w are NULL. Not supported by attention in bf16. */
     const float *bias;
 } RelativePosition;
 
@@ -91,8 +92,8 @@ static inline int relative_position_stride(int size)
 size_t relative_position_floats(int size, int head_dim);
 void relative_position(float *out, const float *table, int size, int head_dim);
 
-/* Floats in a row of biases: for the distances -(grid_w - 1) to grid_w - 1, then zeros, so that a vector can
- * be read from any distance on. */
+/* Floats in a row of biases: the distances -(grid_w - 1) to grid_w - 1, then zeros. So a vector can be read
+ * from any distance on. */
 static inline int distance_bias_stride(int grid_w)
 {
     return 2 * grid_w + REL_ALIGN;
@@ -102,40 +103,40 @@ static inline int distance_bias_stride(int grid_w)
 size_t distance_bias_floats(int n_heads, int grid_h, int grid_w);
 void distance_bias(float *out, const float *table, int n_heads, int grid_h, int grid_w);
 
-/* out[i][h*head_dim+d] = sum_j softmax_j(scale·q_i·k_j (+ rel)) v_j[d] for every head h. q, k, v, out are
+/* For every head h: out[i][h*head_dim+d] = sum_j softmax_j(scale·q_i·k_j (+ rel)) v_j[d]. q, k, v, out are
  * [n][n_heads*head_dim]; they can be slices of one qkv matrix. rel NULL: no positions. */
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
                int n_q, int n_k, int n_heads, int head_dim, float scale, const RelativePosition *rel);
-/* Attention inside windows of rel->grid_h × rel->grid_w tokens of a grid [grid_h][grid_w]: qkv
+/* Attention inside windows of rel->grid_h × rel->grid_w tokens of a grid [grid_h][grid_w]. qkv
  * [grid_h*grid_w][3][n_heads*head_dim], out [grid_h*grid_w][n_heads*head_dim]. Where a window reaches over
- * the lower or right edge of the grid, its tokens are padding; their keys and values are those of pad
+ * the lower or right edge of the grid, its tokens are padding. Their keys and values are those of pad
  * [3][n_heads*head_dim]. rel is needed. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
                       int head_dim, float scale, const RelativePosition *rel);
 
-/* Both in bf16: q, k, and v are rounded (the fast form also rounds the softmax's probabilities, but not q for
- * the relative positions). In float32 where scratch is NULL or head_dim is below BF16_LEAST_TERMS. scratch is
- * aligned to 64 bytes. */
+/* Both in bf16: q, k, and v are rounded. The fast form also rounds the softmax's probabilities, but not q for
+ * the relative positions. Without scratch (NULL), or if head_dim is below BF16_LEAST_TERMS, they compute in
+ * float32. scratch is aligned to 64 bytes. */
 void attention_any(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
                    int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,
                    const RelativePosition *rel, void *scratch);
 void window_attention_any(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
                           int head_dim, float scale, const RelativePosition *rel, void *scratch);
-/* Bytes of scratch; rel_h × rel_w: the grid of relative positions, 0 without. */
+/* Bytes of scratch. rel_h × rel_w is the grid of relative positions, 0 without. */
 size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w);
 size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, int n_heads, int head_dim);
 
 /* ---- rows and elements -------------------------------------------------------------------------*/
 
-/* y = (x - mean)/sqrt(var + eps)·gamma + beta over each row of dim; gamma and beta may be NULL (no affine);
- * y == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
+/* y = (x - mean)/sqrt(var + eps)·gamma + beta over each row of dim. gamma and beta may be NULL (no affine); y
+ * == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim,
                 float eps);
-/* x += scale∘branch, then y = layer_norm(x); scale [dim], or NULL: 1; y == branch allowed. */
+/* x += scale∘branch, then y = layer_norm(x). scale [dim], or NULL: 1; y == branch allowed. */
 void add_layer_norm(float *y, float *x, const float *branch, const float *scale, const float *gamma,
                     const float *beta, int rows, int dim, float eps);
-void softmax_rows(float *x, int rows, int cols);               /* in place, over each row */
-void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)) */
+void softmax_rows(float *x, int rows, int cols);               /* in place, over each row. */
+void gelu(float *x, size_t n);                                 /* in place, exact: x/2·(1+erf(x/√2)). */
 void relu(float *x, size_t n);                                 /* in place */
 void sigmoid(float *x, size_t n);                              /* in place */
 void swiglu(float *y, const float *x12, int rows, int dim);    /* y[r][i] = silu(x12[r][i])·x12[r][dim+i] */
@@ -144,13 +145,13 @@ void add_rows(float *y, const float *bias, int rows, int dim); /* y[r] += bias *
 void add_scaled(float *y, const float *x, const float *gamma, int rows, int dim); /* y[r] += gamma∘x[r] */
 void l2_normalise(float *x, int rows, int dim, float eps); /* x[r] /= max(‖x[r]‖, eps) */
 
-/* Is each of n float32, at any address, a finite number? */
+/* Are all n float32 finite numbers? The address may be unaligned. */
 int all_finite(const void *floats, size_t n);
 
 /* ---- convolutions, channel-last -----------------------------------------------------------------*/
 
-/* A convolution whose stride is its kernel is a Linear on patches: pixels [3][h][w] -> patches
- * [h/patch * w/patch][3][patch][patch], in the weight's order; patch divides h and w. */
+/* A convolution whose stride is its kernel is a Linear on patches. pixels [3][h][w] -> patches [h/patch *
+ * w/patch][3][patch][patch], in the weight's order; patch divides h and w. */
 void gather_patches(float *patches, const float *pixels, int h, int w, int patch);
 /* y[oh][ow][c_out], oh = (h+2·pad-kernel)/stride+1; x [h][w][c_in]; weight [c_out][c_in][kernel][kernel]
  * (official layout); zero padding; bias or NULL. scratch: conv2d_scratch(...) floats. */
@@ -158,11 +159,11 @@ size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride,
 void conv2d(float *y, const float *x, const float *weight, const float *bias, int h, int w, int c_in,
             int c_out, int kernel, int stride, int pad, float *scratch);
 /* A depthwise convolution, 3 × 3, stride 1 or 2, zero padding of 1. It computes the rows y_first to y_first +
- * y_rows - 1 of y [oh][ow][c], oh = (h-1)/stride+1, ow likewise. x: the rows from x_first on of [h][w][c], as
- * far as these outputs need them. weight [3][3][c] (the official [c][1][3][3] transposed), bias [c]. */
+ * y_rows - 1 of y [oh][ow][c], oh = (h-1)/stride+1, ow likewise. x holds the rows of [h][w][c] from x_first
+ * on that these outputs need. weight [3][3][c] (the official [c][1][3][3] transposed), bias [c]. */
 void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
                        const float *bias, int h, int w, int c, int stride);
-/* ConvTranspose2d with kernel == stride (no overlap): y [h·s][w·s][c_out]; x [h][w][c_in]; weight
+/* ConvTranspose2d with kernel == stride (no overlap). y [h·s][w·s][c_out]; x [h][w][c_in]; weight
  * [c_in][c_out][s][s]. scratch: conv_transpose2d_scratch(...) floats. */
 size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride);
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
@@ -170,42 +171,43 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
 
 /* ---- resampling --------------------------------------------------------------------------------*/
 
-/* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w: the scale_factor given to
- * interpolate; coordinates then go by 1/scale_factor, as with recompute_scale_factor=None, and the caller
- * sets oh, ow = floor(in·scale_factor). 0: the size form (in/out). antialias: torch's antialias=True
+/* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w is the scale_factor given to
+ * interpolate. Coordinates then go by 1/scale_factor, as with recompute_scale_factor=None, and the caller
+ * sets oh, ow = floor(in·scale_factor). 0 is the size form (in/out). antialias is torch's antialias=True
  * (separable, support scaled). */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w);
 void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                          double scale_h, double scale_w, int antialias);
-/* The two inputs that output i of an axis of `in` inputs mixes, and their weights; step: inputs per
- * output. */
+/* Bilinear output i of an axis of `in` inputs: the indices of its two inputs, and their weights. step: inputs
+ * per output. */
 void bilinear_places(int at[2], float weight[2], int i, int in, float step);
 /* Inputs per output: torch's area_pixel_compute_scale; scale_factor as above. */
 float interpolation_step(int in, int out, double scale_factor);
-/* torch.nn.AdaptiveAvgPool2d: bins [floor(i·in/out), ceil((i+1)·in/out)). */
+/* torch.nn.AdaptiveAvgPool2d: output i averages the bin [floor(i·in/out), ceil((i+1)·in/out)). */
 void adaptive_avg_pool(float *y, int oh, int ow, const float *x, int ih, int iw, int channels);
-/* Separable Gaussian blur, sigma in grid cells, radius ceil(4σ), borders reflected (scipy 'reflect'); y == x
+/* Separable Gaussian blur, sigma in grid cells, radius ceil(4σ), borders reflected (scipy 'reflect'). y == x
  * allowed. scratch: h·w·channels floats. */
 void gaussian_blur(float *y, const float *x, int h, int w, int channels, float sigma, float *scratch);
 
-/* PIL's Image.resize on uint8 [h][w][channels], to the last integer: antialiased, two passes (horizontal
- * first), 8-bit intermediate, fixed-point coefficients of 22 bits. 0 or -1 (no memory, or a side below 1). */
+/* PIL's Image.resize on uint8 [h][w][channels], equal to the last integer. It is antialiased, in two passes
+ * (horizontal first), with an 8-bit intermediate and fixed-point coefficients of 22 bits. 0 or -1 (no memory,
+ * or a side below 1). */
 typedef enum ResizeFilter { RESIZE_BILINEAR, RESIZE_BICUBIC } ResizeFilter;
 int resize_u8(uint8_t *y, int oh, int ow, const uint8_t *x, int ih, int iw, int channels,
               ResizeFilter filter);
-/* PIL's fixed-point weights of output i: weight[j] belongs to input first + j. weight has room for
- * resize_taps(...) numbers, normalised too. Returns how many there are. */
+/* PIL's fixed-point weights of output i, normalised: weight[j] belongs to input first + j. weight has room
+ * for resize_taps(...) numbers. Returns the number of weights. */
 int resize_taps(int in, int out, ResizeFilter filter);
 int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFilter filter);
-enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32 */
+enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32. */
 
-/* ---- one vector among samples -------------------------------------------------------------------
- * The anomaly map takes most of its time here (amm.c). Rows lie `stride` floats apart, a multiple of ROW_STEP;
- * behind their values they are 0. */
+/* ---- one vector among samples ------------------------------------------------------------------
+ * The anomaly map takes most of its time here (amm.c). Rows lie `stride` floats apart, a multiple of
+ * ROW_STEP. The floats behind a row's values are 0. */
 enum { ROW_STEP = 16 };
 
-/* y [stride] = scale [c] ∘ x [h][w][c] of float16 at (at_x, at_y) in cells (centres at .5): bilinear, clamped
+/* y [stride] = scale [c] ∘ x [h][w][c] of float16 at (at_x, at_y) in cells (centres at .5). Bilinear, clamped
  * at the borders, as torch's grid_sample with padding_mode='border'. */
 void sample_half(float *y, const uint16_t *x, int h, int w, int c, float at_x, float at_y,
                  const float *scale);
@@ -223,10 +225,11 @@ float residual_rows(const float *x, int stride, int m, const float *y);
 /* Receives a network's intermediate tensors, for parity tests and --dump. NULL: off. */
 typedef void (*TensorTap)(void *user, const char *name, int n_dims, const int64_t *shape, const float *data);
 
-/* The instructions that the routines here use: "AVX-512", ...; "plain C" in the plain form. */
+/* The instructions that the routines use, such as "AVX-512"; "plain C" in the plain form. */
 const char *instruction_set(void);
-/* `rounds` times a dozen multiply-adds on every thread, all in registers: an upper limit for every product of
- * this precision. Returns the work in 10^9 floating-point operations; the caller takes the time. */
+/* Run `rounds` times a dozen multiply-adds on every thread, all in registers. This is an upper limit for
+ * every product of this precision. Returns the work in 10^9 floating-point operations; the caller takes the
+ * time. */
 double fma_burst(int rounds, Precision precision);
 
 #endif

@@ -28,8 +28,8 @@ static int count_alike(const Objects *o, int i, const VerdictOptions *options)
 
 typedef enum Role { ROLE_OPEN, ROLE_NAMED, ROLE_EXPLAINED } Role;
 
-/* Of all like object `kind`, name as many as are counted, those with the largest U; they explain the
- * others. */
+/* Of the objects like object `kind`, name the n with the largest U; n is the kind's count. The named ones
+ * explain the others. */
 static void name_kind(Role *roles, const Objects *o, int kind, const float *unmatched, long n,
                       const VerdictOptions *options)
 {
@@ -40,7 +40,7 @@ static void name_kind(Role *roles, const Objects *o, int kind, const float *unma
                 (best < 0 || unmatched[j] > unmatched[best]))
                 best = j;
         if (best < 0)
-            break; /* every one of the kind is named */
+            break; /* all of the kind are named. */
         roles[best] = ROLE_NAMED;
     }
     for (int j = 0; j < o->n; j++)
@@ -48,7 +48,7 @@ static void name_kind(Role *roles, const Objects *o, int kind, const float *unma
             roles[j] = ROLE_EXPLAINED;
 }
 
-/* Whom to name when kinds count as too many, from the largest count down to `least`. roles [n] */
+/* Name objects of the kinds whose count exceeds `least`, the largest count first. roles [n]. */
 static void name_surplus(Role *roles, const Objects *o, const float *unmatched, const float *counted,
                          double least, const VerdictOptions *options)
 {
@@ -69,7 +69,7 @@ static void name_surplus(Role *roles, const Objects *o, const float *unmatched, 
  * Extra and damaged
  * ============================================================================================== */
 
-/* Where the map is largest among the cells of which at least this part is covered; -1: there is none. */
+/* The cell where the map is largest, among cells covered at least to this part. -1: there is none. */
 static int worst_cell(const float *map, const float *coverage, int n_cells, float least)
 {
     int at = -1;
@@ -94,7 +94,7 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
         v->alike = count_alike(o, i, options);
         v->extra = options->only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED;
         v->damage_cell = worst_cell(input->structural, coverage, n_cells, 0.5f);
-        if (v->damage_cell < 0) /* too thin to hold half of a cell: the cells that it touches */
+        if (v->damage_cell < 0) /* too thin to cover half of a cell: take all cells that it touches. */
             v->damage_cell = worst_cell(input->structural, coverage, n_cells, FLT_TRUE_MIN);
         v->damaged = options->only != ONLY_LOGICAL && options->spread && v->damage_cell >= 0 &&
                      amm_z(options->spread, input->structural[v->damage_cell]) > options->flag_damage;
@@ -107,8 +107,8 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
  * Missing
  * ============================================================================================== */
 
-/* Do two reference objects stand at the same place? Intersection over union of their coverage, in whole
- * 255ths of a cell, as a bank keeps it: the sums are exact. */
+/* Do two reference objects lie at the same place? Returns the intersection over union of their coverage. It
+ * counts whole 255ths of a cell, as in a bank, so the sums are exact. */
 static double soft_iou(const float *a, const float *b, ptrdiff_t n_cells)
 {
     double both = 0, either = 0;
@@ -120,7 +120,8 @@ static double soft_iou(const float *a, const float *b, ptrdiff_t n_cells)
     return either > 0 ? both / either : 0;
 }
 
-/* Are the same thing missing: objects of two references at one place, or two of a kind, wherever they lie? */
+/* Are a and b the same missing object: two references' objects at one place, or two of a kind at any
+ * place? */
 static int same_missing(const Comparison *c, const Missing *a, const Missing *b,
                         const VerdictOptions *options)
 {
@@ -132,7 +133,7 @@ static int same_missing(const Comparison *c, const Missing *a, const Missing *b,
             omm_alike(in_a, a->object, in_b, b->object, options->alpha, options->omm));
 }
 
-/* Join a missing object with what is already listed; the clearest stands for all. */
+/* Join a missing object with one that is already listed. The one with the largest V stands for all. */
 static void join_missing(MissingList *list, const Comparison *c, const Missing *found,
                          const VerdictOptions *options)
 {
@@ -152,7 +153,7 @@ static void join_missing(MissingList *list, const Comparison *c, const Missing *
     list->items[list->n++] = *found;
 }
 
-/* What reference r has and the query lacks. roles [its objects] */
+/* List the objects that reference r has and the query lacks. roles [its objects]. */
 static void list_missing_of(MissingList *list, const Comparison *c, int r, Role *roles,
                             const VerdictOptions *options)
 {
@@ -166,14 +167,14 @@ static void list_missing_of(MissingList *list, const Comparison *c, int r, Role 
                                    .object = j,
                                    .unmatched = v,
                                    .alike = count_alike(o, j, options),
-                                   .evidence = v, /* a sum; list_missing divides it */
+                                   .evidence = v, /* a sum at first; list_missing divides it. */
                                    .support = 1,
                                    .last_reference = r};
             join_missing(list, c, &found, options);
         }
 }
 
-/* What at least half of the references have and the query lacks. */
+/* List the objects that at least half of the references have and the query lacks. */
 static int list_missing(MissingList *list, const Comparison *c, const VerdictOptions *options, Error *err)
 {
     size_t most = 1;
@@ -198,7 +199,7 @@ static int list_missing(MissingList *list, const Comparison *c, const VerdictOpt
     return 0;
 }
 
-/* Report it only above the quantile of normal images, left out in turn. */
+/* Report it only above the quantile of normal images, each left out in turn. */
 int verdict_missing(MissingList *list, const Comparison *c, const VerdictOptions *options, Error *err)
 {
     if (list_missing(list, c, options, err))

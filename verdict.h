@@ -1,10 +1,10 @@
-/* verdict.h - which objects are extra or damaged, what is missing, and on what evidence [ours]
- * (docs/METHOD.md 7).
+/* verdict.h - which objects are extra or damaged, which are missing, and the evidence [ours] (docs/METHOD.md
+ * 7).
  *
- * A verdict must be clear in itself (U or V above flag_unmatched, z above flag_damage), and what is extra
- * or missing also clearer than what the bank's normal images show of each other: noise of the segmentation
- * that is usual for this product is not reported. Of objects alike that are one too many, or one too few,
- * together, one stands for all. */
+ * A verdict must exceed a fixed limit: flag_unmatched for U or V, flag_damage for z. An extra or missing
+ * object must also exceed the evidence that the bank's normal images give against each other. So segmentation
+ * noise that is usual for this product is not reported. If similar objects are together one too many, or one
+ * too few, one object stands for all. */
 #ifndef SAMLAD_VERDICT_H
 #define SAMLAD_VERDICT_H
 
@@ -13,37 +13,38 @@
 
 typedef struct VerdictOptions {
     const OmmOptions *omm;
-    float alpha;                    /* S at which two objects are alike (omm_alike) */
+    float alpha;                    /* S at which two objects are alike (omm_alike). */
     Only only;                      /* structural: nothing is extra or missing; logical: nothing is damaged */
-    double flag_unmatched;          /* U or V of what is called extra or missing: 0.5 [ours] */
-    double flag_damage;             /* structural z of what is called damaged: 3 [ours] */
-    float flag_extra, flag_missing; /* and above the evidence of normal images (verdict_evidence) */
-    const Spread *spread; /* of structural scores; NULL: only one normal image is known, damage has no z */
+    double flag_unmatched;          /* U or V above this is extra or missing: 0.5 [ours]. */
+    double flag_damage;             /* structural z above this is damaged: 3 [ours]. */
+    float flag_extra, flag_missing; /* and evidence above that of normal images (verdict_evidence). */
+    const Spread *spread; /* of structural scores; NULL: only one normal image is known, so damage has no z */
 } VerdictOptions;
 
-/* Of a query object. */
+/* The verdict on a query object. */
 typedef struct Verdict {
     int extra, damaged;
-    int alike;       /* so many objects are like it, itself among them */
-    int damage_cell; /* where its structural map is largest; -1: it touches no cell */
+    int alike;       /* number of objects like it, itself included. */
+    int damage_cell; /* where its structural map is largest; -1: it touches no cell. */
 } Verdict;
 
 /* An object of the references that the query lacks. */
 typedef struct Missing {
-    int reference, object; /* where it looks clearest */
-    float unmatched;       /* V there, of all alike together, at most 1 */
-    int alike;             /* so many objects of that reference are like it, itself among them */
-    float evidence;        /* sum of V over the references that miss it, by the number of all of them */
-    int support;           /* so many of the references miss it */
-    int last_reference;    /* whose object joined last */
+    int reference, object; /* the reference in which V is largest, and the object there. */
+    float unmatched;       /* its V there, of all alike together, at most 1. */
+    int alike;             /* number of objects of that reference like it, itself included. */
+    float evidence;        /* sum of V over the references that miss it, divided by the number of all
+                              references. */
+    int support;           /* number of references that miss it. */
+    int last_reference;    /* the reference whose object joined last. */
 } Missing;
 
 typedef struct MissingList {
     int n;
-    Missing *items; /* free() frees them */
+    Missing *items; /* free() frees them. */
 } MissingList;
 
-/* verdicts [n] of the query's objects. unmatched, counted [n] as of amm_logical; structural [h*w], the map;
+/* verdicts [n] of the query's objects. unmatched, counted [n] as from amm_logical; structural [h*w], the map;
  * coverage [n][h*w] as in AmmInput. 0, or -1: no memory. */
 typedef struct VerdictInput {
     const Comparison *comparison;
@@ -51,12 +52,12 @@ typedef struct VerdictInput {
 } VerdictInput;
 int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictOptions *options, Error *err);
 
-/* What is missing. 0, or -1: no memory; the list is to be freed whatever happens. */
+/* The missing objects. 0, or -1: no memory. Free list->items in either case. */
 int verdict_missing(MissingList *list, const Comparison *c, const VerdictOptions *options, Error *err);
 
-/* What calibration keeps of a normal image: the largest mean U of its objects, counted together, and the
- * largest evidence for a missing one (0: nothing seems missing). flag_extra and flag_missing of the options
- * do not count. */
+/* The evidence that calibration keeps of a normal image. extra: the largest mean U of its objects, counted
+ * together. missing: the largest evidence for a missing object (0: none seems missing). flag_extra and
+ * flag_missing of the options are not used. 0, or -1: no memory. */
 int verdict_evidence(float *extra, float *missing, const Comparison *c, const float *counted,
                      const VerdictOptions *options, Error *err);
 

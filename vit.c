@@ -1,7 +1,7 @@
 /* vit.c - the Vision Transformer: image -> features (docs/METHOD.md 1).
  *
- * Follows facebookresearch/dinov2, dinov2/models/vision_transformer.py (DinoVisionTransformer) and timm's
- * models/vision_transformer.py (VisionTransformer). Functions have the names of DINOv2's.
+ * Follows facebookresearch/dinov2, dinov2/models/vision_transformer.py (DinoVisionTransformer). Follows also
+ * timm's models/vision_transformer.py (VisionTransformer). Functions have the names of DINOv2's.
  *
  *     pixels [3][h][w] -> patches [grid_h*grid_w][3*patch*patch] -> x [n_tokens][dim]
  *     x = class token, registers, one token a patch
@@ -19,7 +19,7 @@
  * DINOv2 comes without registers or with 4. The two families are one network. They differ in three things:
  *   - LayerScale: ls1 and ls2 are vectors [dim] in DINOv2; timm's plain ViT has none;
  *   - mlp: DINOv2 g has SwiGLU;
- *   - how the position embedding is resized to another grid (interpolate_pos_encoding). */
+ *   - the resizing of the position embedding to another grid (interpolate_pos_encoding). */
 #include "vit.h"
 
 #include <math.h>
@@ -29,26 +29,26 @@
 
 #include "io/fail.h"
 
-enum { MAX_GRID = 2048 }; /* patches a side of an image */
+enum { MAX_GRID = 2048 }; /* patches a side of an image. */
 
 /* ---- activations --------------------------------------------------------------------------------------*/
 
 struct VitState {
-    int pos_h, pos_w; /* the grid of `pos`; 0 before the first image */
-    float *pos;       /* [n_patches][dim] position embedding of the patches */
-    float *patches;   /* [n_patches][3*patch*patch] the pixels, patch by patch */
-    float *tokens;    /* [n_tokens][dim] x, the residual stream */
+    int pos_h, pos_w; /* the grid of `pos`; 0 before the first image. */
+    float *pos;       /* [n_patches][dim] position embedding of the patches. */
+    float *patches;   /* [n_patches][3*patch*patch] the pixels, patch by patch. */
+    float *tokens;    /* [n_tokens][dim] x, the residual stream. */
     float *normed;    /* [n_tokens][dim] norm1(x), norm2(x), norm(x) */
-    float *branch;    /* [n_tokens][dim] attn's or mlp's result, to be added to x */
+    float *branch;    /* [n_tokens][dim] attn's or mlp's result, to be added to x. */
     float *qkv;       /* [n_tokens][3*dim] */
-    float *attended;  /* [n_tokens][dim] softmax(q k^T) v of all heads */
-    float *hidden;    /* [n_tokens][hidden] of mlp; with SwiGLU [n_tokens][2*hidden] */
+    float *attended;  /* [n_tokens][dim] softmax(q k^T) v of all heads. */
+    float *hidden;    /* [n_tokens][hidden] of mlp; with SwiGLU [n_tokens][2*hidden]. */
     float *gated;     /* [n_tokens][hidden] SwiGLU's product; NULL without */
-    void *scratch;    /* of attention in bf16. In float32 never touched, so that it takes no memory */
+    void *scratch;    /* of attention in bf16. float32 never touches it, so it takes no memory. */
 };
 
-/* Called twice: on an arena that only counts, then on the memory (tensor.h). The struct itself comes first,
- * so that free(state) frees all. */
+/* Called twice: on an arena that only counts, then on the memory (io/memory.h). The struct itself comes
+ * first, so that free(state) frees all. */
 static void lay_out(VitState *s, Arena *arena, const VitConfig *c, size_t n_patches)
 {
     const size_t n_tokens = 1 + c->n_registers + n_patches, dim = c->dim, hidden = c->hidden_dim;
@@ -81,7 +81,7 @@ VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err)
         fail_memory(err, "the ViT's activations", arena.size);
         return NULL;
     }
-    VitState *state = (void *)arena.base; /* lay_out takes it first */
+    VitState *state = (void *)arena.base; /* lay_out takes it first. */
     lay_out(state, &arena, &vit->config, (size_t)grid_h * grid_w);
     return state;
 }
@@ -102,17 +102,17 @@ size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w)
 /* ---- tokens -------------------------------------------------------------------------------------------*/
 
 /* s->pos [grid_h*grid_w][dim] = the position embedding of the patches (resample_abs_pos_embed in timm). Both
- * families keep the trained square grid as it is and resize to any other grid bicubically. DINOv2 without
- * registers gives the resize a scale factor with a historical offset, (grid + 0.1)/trained, which moves every
- * sample point a little. Its weights were trained with that, so the offset stays. Offset 0 (registers, timm)
- * means the form with a size. */
+ * families keep the trained square grid as it is, and resize bicubically to any other grid. DINOv2 without
+ * registers gives the resize a scale factor with a historical offset, (grid + 0.1)/trained. This moves every
+ * sample point a little. Its weights were trained with the offset, so the offset stays. Offset 0 (registers,
+ * timm) resizes by the size alone. */
 static void interpolate_pos_encoding(const Vit *vit, VitState *s, int grid_h, int grid_w)
 {
     const VitConfig *c = &vit->config;
     const float *trained = vit->pos_embed + (c->pos_cls ? c->dim : 0);
     const int grid = c->pos_grid;
     if (s->pos_h == grid_h && s->pos_w == grid_w)
-        return; /* as for the last image */
+        return; /* the grid of the last image. */
     if (grid_h == grid && grid_w == grid) {
         memcpy(s->pos, trained, sizeof(float) * grid * grid * c->dim);
     } else {
@@ -151,7 +151,7 @@ static void prepare_tokens_with_masks(const Vit *vit, VitState *s, const VitImag
 
 /* ---- a block ------------------------------------------------------------------------------------------*/
 
-/* branch = proj(softmax(q k^T / sqrt(head_dim)) v), [q k v] = qkv(normed) */
+/* branch = proj(softmax(q k^T / sqrt(head_dim)) v), [q k v] = qkv(normed). */
 static void attn(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
 {
     const int dim = vit->config.dim, n_heads = vit->config.n_heads, head_dim = dim / n_heads;
@@ -162,7 +162,7 @@ static void attn(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
     linear_layer(s->branch, s->attended, &b->proj, n_tokens);
 }
 
-/* branch = fc2(GELU(fc1(normed))), or with SwiGLU w3(silu(x1) * x2), [x1 x2] = w12(normed) */
+/* branch = fc2(GELU(fc1(normed))), or with SwiGLU w3(silu(x1) * x2), [x1 x2] = w12(normed). */
 static void mlp(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
 {
     if (vit->config.swiglu) {
@@ -175,7 +175,8 @@ static void mlp(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
     }
 }
 
-/* x = x + ls1(attn(norm1(x))), then x = x + ls2(mlp(norm2(x))). The first sum and norm2 are one walk. */
+/* x = x + ls1(attn(norm1(x))), then x = x + ls2(mlp(norm2(x))). One pass over the tokens computes the first
+ * sum and norm2. */
 static void block_forward(const Vit *vit, const VitBlock *b, VitState *s, int n_tokens)
 {
     const int dim = vit->config.dim;
@@ -232,7 +233,7 @@ void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, 
 
 /* ---- pixels -------------------------------------------------------------------------------------------*/
 
-/* Bicubic on uint8 as PIL does it, like both families' own evaluation (dinov2/data/transforms.py, timm's
+/* PIL's bicubic resize on uint8, as in both families' own evaluation (dinov2/data/transforms.py, timm's
  * default_cfg). Then torchvision's to_tensor and normalize. A byte has 256 values, so a table gives the same
  * floats as a division for each pixel. */
 int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const uint8_t *rgb, int h, int w,

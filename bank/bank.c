@@ -1,4 +1,4 @@
-/* bank.c - what a bank knows of its images, the room for its calibration, and freeing it. See bank.h. */
+/* bank.c - a bank's images, the memory of its calibration, and freeing it. See bank.h. */
 #include "bank/bank.h"
 
 #include <math.h>
@@ -112,7 +112,7 @@ int bank_calibration_room(Bank *b, int n_loo, Error *err)
     return 0;
 }
 
-/* Are there two images that are not copies of each other? */
+/* 1 if there are two images that are not copies of each other. */
 static int varies(const Bank *b)
 {
     int i = 1;

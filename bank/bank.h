@@ -1,4 +1,4 @@
-/* bank.h - the template bank: what is known of the normal images (docs/METHOD.md 2), in one safetensors file.
+/* bank.h - the template bank: the data of the normal images (docs/METHOD.md 2), in one safetensors file.
  *
  * Tensors of the file (N images, O objects in all, h×w cells, C channels):
  *   features [N][h][w][C] F16      mean_patch [N][C], cls [N][D] unit vectors
@@ -8,9 +8,10 @@
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
  *   channel_std [C], objects.scale [O]: units of the structural maps
  *   loo.index I32, loo.structural, loo.logical, loo.score [n]    leave-one-out scores
- *   loo.extra, loo.missing [n]     the strongest evidence in each normal image that something is extra, missing
+ *   loo.extra, loo.missing [n]     the strongest evidence in each normal image for an extra, a missing object
  *
- * __metadata__ holds the settings ("option.k"), the calibration, the images' names and the weights' checksums. */
+ * __metadata__ holds the settings ("option.k"), the calibration, the images' names and the weights'
+ * checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
@@ -19,56 +20,56 @@
 #include "dcga.h"
 #include "tensor.h"
 
-enum { BANK_MAX_OBJECTS = 1 << 30 }; /* of all images together */
+enum { BANK_MAX_OBJECTS = 1 << 30 }; /* of all images together. */
 
-/* The weights that made a bank: detection refuses others. */
+/* The weights that made a bank. Detection refuses other weights. */
 typedef struct WeightsId {
-    char name[256]; /* file name without folder; empty: none used */
+    char name[256]; /* file name without folder; empty: no such weights. */
     char sha256[65];
 } WeightsId;
 
 typedef struct Bank {
     Options options;
     WeightsId vit, sam, featup, dcga_weights;
-    /* the images */
+    /* the images: */
     int n_images, grid_h, grid_w, channels, cls_dim;
     char **names;                  /* [n_images] */
     const uint16_t *features;      /* [N][h*w][C] float16 */
     const float *mean_patch, *cls; /* [N][C], [N][D] unit vectors */
     const int *first;              /* [N+1] */
-    const uint8_t *coverage;       /* [O][h*w] in 255ths of a cell */
+    const uint8_t *coverage;       /* [O][h*w] in 255ths of a cell. */
     const float *pooled, *centroids, *areas;
-    /* the calibration, which calibrate of samlad.c fills */
+    /* the calibration, filled by calibrate of samlad.c: */
     Dcga dcga;
     const float *descriptors; /* [O][C] */
-    float *channel_std;       /* [C] over all cells of all images */
-    float *units;             /* [O] of the objects' structural maps */
+    float *channel_std;       /* [C] over all cells of all images. */
+    float *units;             /* [O] of the objects' structural maps. */
     float alpha;
     Spread structural, logical;
     int n_loo;
-    int *loo_index;                                  /* [n_loo] the images that were left out in turn */
+    int *loo_index;                                  /* [n_loo] the images that are left out in turn. */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
-    float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks */
+    float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks. */
     float *loo_extra, *loo_missing;                  /* [n_loo] evidence (verdict.h) */
-    float flag_extra,
-        flag_missing; /* quantiles of the evidence: a verdict needs more than normal images show */
-    float threshold;  /* quantile of the scores; NAN: one image has none */
-    /* memory */
-    Arena calibration;        /* of channel_std, units and loo_* */
-    float *owned_descriptors; /* the descriptors; NULL: they are in the file */
-    Safetensors *file;        /* of a loaded bank: images and descriptors point into it */
-    void *owned[8];           /* of a built bank: the images' arrays */
+    float flag_extra, flag_missing; /* quantiles of the evidence in normal images: a verdict needs more. */
+    float threshold;                /* quantile of the scores; NAN: with one image there is none. */
+    /* memory: */
+    Arena calibration;        /* of channel_std, units and loo_*. */
+    float *owned_descriptors; /* the descriptors; NULL: they are in the file. */
+    Safetensors *file;        /* of a loaded bank: images and descriptors point into it. */
+    void *owned[8];           /* of a built bank: the images' arrays. */
     int n_owned;
 } Bank;
 
 /* ---- building (builder.c) ----------------------------------------------------------------------------*/
 
-/* Add images one by one, in their order; growth is amortised. mean_patch and cls of a scene may have any length: the
- * bank keeps unit vectors. */
+/* Add images one by one, in their order; growth is amortised. mean_patch and cls of a scene may have any
+ * length. The bank keeps unit vectors. */
 typedef struct BankBuilder BankBuilder;
 BankBuilder *bank_builder_new(Error *err);
 int bank_builder_add(BankBuilder *builder, const char *name, const Scene *scene, Error *err);
-/* The arrays become the bank's; at least one image is needed. The builder is freed whatever happens. */
+/* Make a bank of the images; at least one is needed. The arrays become the bank's. The builder is freed in
+ * any case. */
 int bank_builder_finish(BankBuilder *builder, Bank *bank, Error *err);
 void bank_builder_free(BankBuilder *builder);
 
@@ -81,22 +82,22 @@ int bank_load(Bank *bank, const char *path, Error *err);
 
 size_t bank_cells(const Bank *bank);
 int bank_object_count(const Bank *bank, int image);
-/* The image's objects as a view of the bank, with features16 and no features. coverage [n][h*w]: room for theirs as
- * float32; NULL: the view has none. */
+/* The image's objects as a view of the bank, with features16 and without features. coverage [n][h*w]: room
+ * for their coverage as float32; NULL: the view has none. */
 Objects bank_objects(const Bank *bank, int image, float *coverage);
 void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
-/* The image as a scene: features and objects, no labels. Its objects are measured anew from the rounded features and
- * coverage. 0, or -1: no memory. */
+/* The image as a scene: features and objects, no labels. Its objects are measured again from the rounded
+ * features and coverage. 0, or -1: no memory. */
 int bank_scene(Scene *scene, const Bank *bank, int image, Error *err);
-/* Are i and j one image, or exact copies (features and mean patch, bit for bit)? */
+/* 1 if i and j are one image, or exact copies (features and mean patch, bit for bit). */
 int bank_same_image(const Bank *bank, int i, int j);
 
 /* ---- the calibration (bank.c) ------------------------------------------------------------------------*/
 
 /* Room for channel_std, units and leave-one-out scores of n_loo images. */
 int bank_calibration_room(Bank *bank, int n_loo, Error *err);
-/* Drop an earlier calibration and make room for the next: units of 1, the images that are left out in turn
- * (loo_index), the rest without values. */
+/* Drop an earlier calibration and make room for the next. Units are 1, loo_index holds the images that are
+ * left out in turn, and the rest has no values. */
 int bank_begin_calibration(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
@@ -106,9 +107,10 @@ void bank_free(Bank *bank);
 
 /* ---- retrieval (retrieve.c) --------------------------------------------------------------------------*/
 
-/* The k images nearest to the scene by the option `retrieval`, best first, ties by index: found [k]. `exclude` (or
- * -1) and its copies are left out. Returns how many: fewer when the bank has no more; -1: no memory. Only mean_patch,
- * or cls (unit vectors), or features of the scene count. */
+/* The k images nearest to the scene by the option `retrieval`, best first, ties by index: found [k].
+ * `exclude` (or -1) and its copies are left out. Returns the number found, which is smaller than k if the
+ * bank has no more images; -1: no memory. Of the scene it reads only mean_patch, or cls (unit vectors), or
+ * features. */
 int bank_retrieve(const Bank *bank, const Scene *scene, int k, int exclude, int *found, Error *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* bank_file.c - saving and mapping a bank. bank.h lists what the file holds. */
+/* bank_file.c - saving and mapping a bank. bank.h lists the file's contents. */
 #include "bank/bank.h"
 
 #include <float.h>
@@ -11,9 +11,9 @@
 #include "io/number.h"
 #include "tensor.h"
 
-#define BANK_VERSION "1" /* of the file's layout */
+#define BANK_VERSION "1" /* of the file's layout. */
 
-/* Metadata that stands for one float of the bank. */
+/* Metadata keys that each hold one float of the bank. */
 static const struct {
     const char *key;
     size_t offset;
@@ -106,7 +106,7 @@ typedef struct Entry {
     StDtype dtype;
     int n_dims;
     int64_t shape[4];
-    const void *data; /* NULL: the file does without */
+    const void *data; /* NULL: the tensor is left out of the file. */
 } Entry;
 
 static int add_tensors(StWriter *w, const Bank *bank, Error *err)
@@ -157,7 +157,8 @@ int bank_save(const Bank *bank, const char *path, Error *err)
  * Loading: the images
  * ============================================================================================== */
 
-/* The tensor's data, of this dtype and shape (-1: any, up to 2^31-1), its floats finite. NULL on failure. */
+/* The tensor's data, if it has this dtype and shape (-1: any, up to 2^31-1) and its floats are finite. NULL
+ * on failure. */
 static const void *expect(const Safetensors *st, const char *name, StDtype dtype, int n_dims,
                           const int64_t *shape, Error *err)
 {
@@ -249,7 +250,7 @@ static int image_number(const char *key, int n_images)
     return *end || number >= n_images ? -1 : (int)number;
 }
 
-/* One pass over the metadata: searching for each name would be a pass for each image. */
+/* One pass over the metadata. A search for each name would be a pass for each image. */
 static int load_names(Bank *b, Error *err)
 {
     b->names = calloc((size_t)b->n_images, sizeof *b->names);
@@ -271,7 +272,7 @@ static int load_names(Bank *b, Error *err)
 static int load_options(Bank *b, Error *err)
 {
     options_default(&b->options);
-    /* A bank without these two settings is older than they are. It was calibrated with both off. */
+    /* A bank without these two settings is older than the settings. It was calibrated with both off. */
     b->options.amm.claims = b->options.omm.count = 0;
     for (size_t i = 0; i < st_meta_count(b->file); i++) {
         const char *key, *value;
@@ -306,7 +307,7 @@ static int load_numbers(Bank *b, Error *err)
     return 0;
 }
 
-/* Copy a float32 or int32 tensor, as calibrating again replaces its values. */
+/* Copy a float32 or int32 tensor, because another calibration replaces its values. */
 static int copy_to(void *copy, const Safetensors *st, const char *name, StDtype dtype, int64_t n, Error *err)
 {
     const void *data = expect(st, name, dtype, 1, &n, err);
@@ -315,7 +316,7 @@ static int copy_to(void *copy, const Safetensors *st, const char *name, StDtype 
     return data ? 0 : -1;
 }
 
-/* A copy of dcga's statistics, which it frees. NULL on failure. */
+/* A copy of a statistic of dcga, which dcga frees. NULL on failure. */
 static float *copy_of(const Safetensors *st, const char *name, int n_dims, const int64_t *shape, Error *err)
 {
     const void *data = expect(st, name, ST_F32, n_dims, shape, err);
@@ -345,7 +346,7 @@ static int load_dcga(Bank *b, Error *err)
     return b->descriptors ? 0 : -1;
 }
 
-/* Images that were left out in turn; -1 on failure. */
+/* The number of images that were left out in turn; -1 on failure. */
 static int loo_count(const Safetensors *st, Error *err)
 {
     const StTensor *t = st_find(st, "loo.index");

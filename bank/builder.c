@@ -18,7 +18,8 @@ typedef struct Buffer {
     size_t used, capacity;
 } Buffer;
 
-/* Room for n_bytes more; NULL: no memory. Also for no bytes, as of an image without objects, not NULL. */
+/* Room for n_bytes more. NULL: no memory. For 0 bytes, as of an image without objects, it is not NULL
+ * either. */
 static void *buffer_grow(Buffer *b, size_t n_bytes)
 {
     if (n_bytes > SIZE_MAX / 4 - b->used)
@@ -50,7 +51,7 @@ static int append_floats(Buffer *b, const float *x, size_t n)
     return append(b, x, n * sizeof *x);
 }
 
-/* x [n] as a unit vector. */
+/* Append x [n] as a unit vector. */
 static int append_unit(Buffer *b, const float *x, int n)
 {
     float *at = buffer_grow(b, (size_t)n * sizeof *x);
@@ -61,7 +62,7 @@ static int append_unit(Buffer *b, const float *x, int n)
     return 0;
 }
 
-/* As float16; what is too large becomes the largest. */
+/* Append as float16. Too large numbers become the largest float16. */
 static int append_halves(Buffer *b, const float *x, size_t n)
 {
     const float largest = 65504;
@@ -71,7 +72,7 @@ static int append_halves(Buffer *b, const float *x, size_t n)
     return at ? 0 : -1;
 }
 
-/* 0..1 as 0..255. */
+/* Append 0..1 as 0..255. */
 static int append_parts(Buffer *b, const float *x, size_t n)
 {
     uint8_t *at = buffer_grow(b, n);
@@ -120,7 +121,7 @@ void bank_builder_free(BankBuilder *b)
     free(b);
 }
 
-/* The first image sets the shape. */
+/* The first image sets the shape; the others must have the same. */
 static int same_shape(BankBuilder *b, const char *name, const Scene *scene, Error *err)
 {
     const Objects *o = &scene->objects;
@@ -164,7 +165,7 @@ int bank_builder_add(BankBuilder *b, const char *name, const Scene *scene, Error
     return 0;
 }
 
-/* The array becomes the bank's. */
+/* Give the array to the bank. */
 static void *give(Bank *bank, Buffer *b)
 {
     void *bytes = b->bytes;

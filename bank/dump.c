@@ -66,7 +66,7 @@ int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Err
     return dump_segmentations(dump, masks, height, width, err) || dump_records(dump, masks, err) ? -1 : 0;
 }
 
-/* Of the encoder's tensors two: the network's input and the embedding. */
+/* Passes on two of the encoder's tensors: the network's input and the embedding. */
 static void encoder_tap(void *user, const char *name, int n_dims, const int64_t *shape, const float *data)
 {
     if (strcmp(name, "sam.pixels") == 0 || strcmp(name, "sam.embedding") == 0)

@@ -8,11 +8,11 @@
 #include "io/safetensors.h"
 #include "sam.h"
 
-/* A float32 tensor; nothing when dump is NULL. */
+/* A float32 tensor; dump NULL: nothing. */
 int dump_floats(StWriter *dump, const char *name, int n_dims, const int64_t *shape, const float *data,
                 Error *err);
 
-/* A TensorTap and its user data: adds every tensor that it is given. The first failure sets status. */
+/* A TensorTap and its user data. It adds every tensor to the dump. The first failure sets status. */
 typedef struct DumpTap {
     StWriter *dump;
     Error *err;
@@ -22,8 +22,8 @@ void dump_tap(void *tap, const char *name, int n_dims, const int64_t *shape, con
 
 /* sam.masks [n][height][width], sam.iou_predictions, sam.stability_scores, sam.boxes, sam.points. */
 int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err);
-/* sam.pixels and sam.embedding [C][g][g]: the image encoder's input and output. The mask generator keeps its own
- * embedding to itself, so this encodes the image once more. */
+/* sam.pixels and sam.embedding [C][g][g]: the image encoder's input and output. The mask generator does not
+ * give its embedding away, so this encodes the image once more. */
 int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const SamPicture *picture, Error *err);
 /* objects.weights, objects.pooled, objects.centroids. */
 int dump_objects(StWriter *dump, const Objects *objects, Error *err);

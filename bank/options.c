@@ -13,17 +13,17 @@
 
 /* clang-format off */
 const OptionSpec option_table[] = {
-    {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: what the model recommends)"},
+    {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: the model's recommendation)"},
     {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
-    {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: what the model recommends)"},
+    {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: the model's recommendation)"},
     {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
-    {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4, or what the model recommends with its size)"},
+    {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4, or the model's recommendation for its size)"},
     {"no-objects", OPTION_FLAG, AT(no_objects), 0, 1, NULL, 1, "ablation: no SAM, the image is one object"},
     {"precision", OPTION_CHOICE, AT(precision), 0, 1, "fp32|bf16", 1, "precision of both encoders' products; bf16 is faster"},
     {"max-area", OPTION_DOUBLE, AT(objects.max_area), 0, 1, NULL, 1, "drop masks above this part of the image"},
     {"min-area", OPTION_DOUBLE, AT(objects.min_area), 0, 1, NULL, 1, "drop masks below this part of the image"},
     {"min-kept", OPTION_DOUBLE, AT(objects.min_kept), 0, 1, NULL, 1, "drop masks that keep less of themselves under smaller ones"},
-    {"background", OPTION_FLAG, AT(objects.background), 0, 1, NULL, 1, "the area that no mask covers is one more object"},
+    {"background", OPTION_FLAG, AT(objects.background), 0, 1, NULL, 1, "the area without a mask is one more object"},
     {"points", OPTION_INT, AT(amg.points_per_side), 1, AMG_MAX_POINTS_PER_SIDE, NULL, 1, "SAM: point prompts along a side"},
     {"pred-iou-thresh", OPTION_DOUBLE, AT(amg.pred_iou_thresh), -AMG_MAX_LOGIT, AMG_MAX_LOGIT, NULL, 1, "SAM: least predicted IoU"},
     {"stability-score-thresh", OPTION_DOUBLE, AT(amg.stability_score_thresh), 0, 1, NULL, 1, "SAM: least stability"},
@@ -34,14 +34,14 @@ const OptionSpec option_table[] = {
     {"crop-overlap-ratio", OPTION_DOUBLE, AT(amg.crop_overlap_ratio), 0, 1, NULL, 1, "SAM: overlap of crops"},
     {"crop-n-points-downscale-factor", OPTION_INT, AT(amg.crop_n_points_downscale_factor), 1, AMG_MAX_POINTS_PER_SIDE, NULL, 1,
      "SAM: fewer points in deeper crops"},
-    {"crop-own-points", OPTION_FLAG, AT(amg.crop_own_points), 0, 1, NULL, 1, "SAM: where crops overlap, a point belongs to the crop with the nearer middle"},
+    {"crop-own-points", OPTION_FLAG, AT(amg.crop_own_points), 0, 1, NULL, 1, "SAM: where crops overlap, a point belongs to the crop with the nearest centre"},
     {"min-mask-region-area", OPTION_INT, AT(amg.min_mask_region_area), 0, AMG_MAX_REGION_AREA, NULL, 1,
      "SAM: fill holes and drop islands below this many pixels"},
     {"k", OPTION_INT, AT(k), 1, 10000, NULL, 0, "normal images to compare with"},
     {"retrieval", OPTION_CHOICE, AT(retrieval), 0, 2, "mean|cls|l2", 0, "nearest by mean patch, class token, or whole map"},
     {"channel-graph", OPTION_CHOICE, AT(dcga.channel_graph), 0, 2, "off|covariance|softmax", 0, "DCGA: the channel graph"},
     {"dcga-rounds", OPTION_INT, AT(dcga.rounds), 1, 100, NULL, 0, "DCGA: rounds of pairing and filtering"},
-    {"dcga-partners", OPTION_INT, AT(dcga.partners), 1, 10000, NULL, 0, "DCGA: images that each is paired with"},
+    {"dcga-partners", OPTION_INT, AT(dcga.partners), 1, 10000, NULL, 0, "DCGA: other images that each image is paired with"},
     {"shrinkage", OPTION_FLOAT, AT(dcga.shrinkage), 0, 1000, NULL, 0, "DCGA: shrinkage of the covariance, times tr/C"},
     {"channel-strength", OPTION_FLOAT, AT(dcga.channel_strength), 0, 100, NULL, 0, "DCGA: lambda_c of the softmax graph"},
     {"channel-tau", OPTION_FLOAT, AT(dcga.channel_tau), 1e-6, 1e6, NULL, 0, "DCGA: temperature of the softmax graph"},
@@ -54,8 +54,8 @@ const OptionSpec option_table[] = {
     {"matcher", OPTION_CHOICE, AT(omm.nearest), 0, 1, "sinkhorn|nearest", 0, "OMM: optimal transport, or mutual nearest"},
     {"verify", OPTION_FLAG, AT(omm.verify), 0, 1, NULL, 0, "OMM: check missing and extra by mask transfer"},
     {"verify-above", OPTION_FLOAT, AT(omm.verify_above), 0, 1, NULL, 0, "OMM: check objects whose U or V is above this"},
-    {"verify-shift", OPTION_INT, AT(omm.verify_shift), 0, 16, NULL, 0, "OMM: look up to this many cells around the place, too"},
-    {"count", OPTION_FLAG, AT(omm.count), 0, 1, NULL, 0, "OMM: add up what is left over of objects that are alike"},
+    {"verify-shift", OPTION_INT, AT(omm.verify_shift), 0, 16, NULL, 0, "OMM: move the mask by up to this many cells"},
+    {"count", OPTION_FLAG, AT(omm.count), 0, 1, NULL, 0, "OMM: count unmatched objects that are alike together"},
     {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: score of the weakest normal match (auto: calibrated)"},
     {"alpha-unmatched", OPTION_FLOAT, AT(omm.alpha_unmatched), 0, 0.99, NULL, 0, "OMM: U of a match at alpha (0: alpha is the dustbin)"},
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
@@ -158,7 +158,7 @@ static int set_number(Options *o, const OptionSpec *spec, const char *value, con
     errno = 0;
     double v = number_read(value, &end);
     double least = spec->min, most = spec->max;
-    /* Compare floats with floats: 1e-6 as a float, written into a bank, reads back below the double 1e-6. */
+    /* Compare floats with floats. 1e-6 as a float, written into a bank, reads back below the double 1e-6. */
     if (spec->kind == OPTION_FLOAT)
         v = (float)v, least = (float)least, most = (float)most;
     if (spec->offset == AT(alpha) && strcmp(value, "auto") == 0)

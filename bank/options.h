@@ -1,5 +1,5 @@
 /* options.h - the constants of the method as options. One table serves the command line, --help, and the
- * settings that a bank records. */
+ * settings recorded in a bank. */
 #ifndef SAMLAD_OPTIONS_H
 #define SAMLAD_OPTIONS_H
 
@@ -15,33 +15,33 @@ typedef enum Resize { RESIZE_SQUASH, RESIZE_FIT } Resize;
 typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval;
 
 typedef struct Options {
-    /* Features. A bank is built anew from its images to change one of these. */
-    int size;          /* S; 0: what the model recommends */
+    /* Features. To change one of these, a bank must be built again from its images. */
+    int size;          /* S; 0: the model's recommendation. */
     int resize;        /* Resize */
-    int layer;         /* 0: what the model recommends, else DINOv2's last, timm's at three quarters */
+    int layer;         /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters. */
     int featup_stages; /* 0: bilinear */
-    int grid;          /* cells of the longer side; 0: S/4, where the model recommends none with its size */
-    int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references) */
-    int precision;     /* Precision of the products in the ViT and in SAM's image encoder */
+    int grid;          /* cells of the longer side; 0: S/4, or the model's recommendation for its size. */
+    int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references). */
+    int precision;     /* Precision of the products in the ViT and in SAM's image encoder. */
     ObjectsOptions objects;
     AmgOptions amg;
-    /* The method. `samlad bank --from` calibrates a bank again to change one of these. */
+    /* The method. To change one of these, `samlad bank --from` calibrates a bank again. */
     int k;
     int retrieval; /* Retrieval */
     DcgaOptions dcga;
     OmmOptions omm;
-    double alpha; /* score of the weakest normal match, from which the dustbin's follows; NAN: calibrated */
-    double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours] */
+    double alpha;          /* score of the weakest normal match, for the dustbin's score; NAN: calibrated. */
+    double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours]. */
     AmmOptions amm;
-    double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours] */
+    double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours]. */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
-    int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours] */
-    int fusion;                             /* Fusion of the two scores: smoothmax [ours] */
+    int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours]. */
+    int fusion;                             /* Fusion of the two scores: smoothmax [ours]. */
     int only;                               /* Only */
-    double flag_damage;                     /* z above which an object is called damaged: 3 [ours] */
+    double flag_damage;                     /* z above which an object is called damaged: 3 [ours]. */
     double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */
-    double flag_quantile; /* and above this quantile of the normal images' own evidence: 0.95 [ours] */
-    /* an image is anomalous above this quantile of the leave-one-out scores: 0.95 [ours] */
+    double flag_quantile; /* and above this quantile of the normal images' own evidence: 0.95 [ours]. */
+    /* An image is anomalous above this quantile of the leave-one-out scores: 0.95 [ours]. */
     double threshold_quantile;
 } Options;
 
@@ -52,8 +52,8 @@ typedef struct OptionSpec {
     OptionKind kind;
     size_t offset; /* into Options */
     double min, max;
-    const char *choices; /* OPTION_CHOICE: "squash|fit", values 0, 1, … */
-    int of_features;     /* 1: of the features, 0: of the method (see Options) */
+    const char *choices; /* OPTION_CHOICE: "squash|fit", values 0, 1, …. */
+    int of_features;     /* 1: of the features, 0: of the method (see Options). */
     const char *help;
 } OptionSpec;
 
@@ -63,14 +63,13 @@ extern const int option_count;
 
 void options_default(Options *options);
 const OptionSpec *option_find(const char *name);
-/* Set an option by text. Flags take 0 or 1. `where` begins the sentence about a text that is refused ("--k", or
- * a bank's name). */
+/* Set an option by text. Flags take 0 or 1. `where` ("--k", or a bank's name) begins the error's sentence. */
 int option_set(Options *options, const OptionSpec *spec, const char *value, const char *where, Error *err);
 /* The value as text that option_set reads back exactly. */
 void option_text(const Options *options, const OptionSpec *spec, char *text, size_t size);
-/* The same for people: 0.7, not 0.699999988. */
+/* The same for readers: 0.7, not 0.699999988. */
 void option_brief(const Options *options, const OptionSpec *spec, char *text, size_t size);
-/* The options' part of --help, with the values of `options` as defaults. */
+/* Print the options' part of --help, with the values of `options` as defaults. */
 void options_help(FILE *out, const Options *options, int of_features);
 
 #endif

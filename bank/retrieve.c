@@ -9,10 +9,10 @@
 #include "tensor.h"
 
 /* ================================================================================================
- * How near an image is: the larger, the nearer
+ * Nearness of an image: larger is nearer
  * ============================================================================================== */
 
-/* Only what is compared is read from the file: 1.5 KB an image, or, for L2, all features. */
+/* Only the compared data are read from the file: 1.5 KB an image, or, for L2, all features. */
 static float nearness(const Bank *bank, const Scene *scene, size_t image)
 {
     const size_t C = (size_t)bank->channels, D = (size_t)bank->cls_dim, n = bank_cells(bank) * C;
@@ -26,7 +26,7 @@ static float nearness(const Bank *bank, const Scene *scene, size_t image)
     }
 }
 
-/* scores [n_images]. A scene that is not a number is infinitely far from all. */
+/* scores [n_images]. A scene whose numbers are not finite is infinitely far from all. */
 static void score_images(float *scores, const Bank *bank, const Scene *scene)
 {
 #pragma omp parallel for if (bank->options.retrieval == RETRIEVAL_L2)
@@ -40,7 +40,7 @@ static void score_images(float *scores, const Bank *bank, const Scene *scene)
  * The k nearest
  * ============================================================================================== */
 
-/* Is image a a better answer than image b? Ties go to the lower index. */
+/* 1 if image a is nearer than image b. Ties go to the lower index. */
 static int nearer(const float *scores, int a, int b)
 {
     return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
@@ -52,8 +52,8 @@ static void swap(int *a, int *b)
     *a = *b, *b = was;
 }
 
-/* found[n] is a heap, the farthest image on top: no image is nearer than its two children 2i+1 and 2i+2, except
- * perhaps found[at]. Let that one sink to its place. */
+/* found[n] is a heap with the farthest image on top: no image is nearer than its two children 2i+1 and 2i+2,
+ * except perhaps found[at]. Sink found[at] to its place. */
 static void sink(int *found, int at, int n, const float *scores)
 {
     for (int child = 2 * at + 1; child < n; at = child, child = 2 * at + 1) {
@@ -65,13 +65,13 @@ static void sink(int *found, int at, int n, const float *scores)
     }
 }
 
-/* May the image be a reference when `exclude` is left out? Copies of that are left out, too. */
+/* 1 if the image may be a reference when `exclude` and its copies are left out. */
 static int may_be_found(const Bank *bank, int image, int exclude)
 {
     return exclude < 0 || !bank_same_image(bank, image, exclude);
 }
 
-/* found [k] = the nearest, best first; returns how many. */
+/* found [k] = the nearest, best first. Returns their number. */
 static int select_nearest(int *found, int k, const Bank *bank, int exclude, const float *scores)
 {
     int n = 0, image = 0;
@@ -85,7 +85,7 @@ static int select_nearest(int *found, int k, const Bank *bank, int exclude, cons
             found[0] = image;
             sink(found, 0, n, scores);
         }
-    for (int last = n - 1; last > 0; last--) { /* the farthest goes to the end, then the next */
+    for (int last = n - 1; last > 0; last--) { /* the farthest goes to the end, then the next. */
         swap(&found[0], &found[last]);
         sink(found, 0, last, scores);
     }

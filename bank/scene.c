@@ -1,10 +1,10 @@
-/* scene.c - a scene as a safetensors file, bit for bit, so that a long run keeps what it has analysed.
+/* scene.c - a scene as a safetensors file, bit for bit, so that a long run keeps its analysed images.
  *
  *   features [h][w][C]    mean_patch [C]    cls [D]                        F32
  *   objects.weights [n][h][w] coverage    objects.pooled [n][C]
  *   objects.centroids [n][2]              objects.areas [n]                F32
  *   labels [H][W]                                                          I16
- *   metadata: samlad.kind "scene"    background    made_by: the weights and settings of its maker */
+ *   metadata: samlad.kind "scene"    background    made_by: the weights and settings of its maker. */
 #include "bank/scene.h"
 
 #include <stdlib.h>
@@ -17,7 +17,7 @@
  * Saving
  * ============================================================================================== */
 
-/* Labels of a file; NULL: no memory. */
+/* The labels as the file has them; NULL: no memory. */
 static int16_t *short_labels(const Scene *s, Error *err)
 {
     const size_t n_pixels = (size_t)s->height * (size_t)s->width;
@@ -71,7 +71,7 @@ int scene_save(const Scene *s, const char *made_by, const char *path, Error *err
  * Loading
  * ============================================================================================== */
 
-/* The tensor's data in the file: of this type and shape, its floats finite. NULL on failure. */
+/* The tensor's data in the file, if it has this type and shape and its floats are finite. NULL on failure. */
 static const void *expect(const Safetensors *file, const char *name, StDtype dtype, int n_dims,
                           const int64_t *shape, Error *err)
 {
@@ -116,7 +116,7 @@ static int check_kind(const Safetensors *file, const char *made_by, Error *err)
     return 0;
 }
 
-/* Shape of a tensor of n_dims dimensions; NULL when there is none. */
+/* Shape of a tensor of n_dims dimensions; NULL if there is none. */
 static const int64_t *shape_of(const Safetensors *file, const char *name, int n_dims)
 {
     const StTensor *t = st_find(file, name);
@@ -155,7 +155,7 @@ static int load_features(Scene *s, const Safetensors *file, Error *err)
                : -1;
 }
 
-/* A bank keeps it in a byte. */
+/* Coverage must be 0 to 1, because a bank keeps it in a byte. */
 static int check_coverage(const Objects *o, const char *path, Error *err)
 {
     const size_t n = (size_t)o->n * (size_t)o->grid_h * (size_t)o->grid_w;

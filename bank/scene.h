@@ -1,28 +1,28 @@
-/* scene.h - an image as the method sees it: features on the grid and objects (docs/METHOD.md 1, 3, 4). samlad.c
- * makes it; it can be a file. */
+/* scene.h - an image in the method's form: features on the grid and objects (docs/METHOD.md 1, 3, 4).
+ * samlad.c makes scenes; a scene can be a file. */
 #ifndef SAMLAD_SCENE_H
 #define SAMLAD_SCENE_H
 
 #include "dcga.h"
 #include "io/error.h"
 
-/* Most objects that a file or a bank keeps of one image: the scores of two images with that many, and their
+/* The most objects of one image in a file or a bank. The scores of two images with this many, and their
  * assignment, take 400 MB each. */
 enum { SCENE_MAX_OBJECTS = 10000 };
 
 typedef struct Scene {
-    int height, width; /* of the image */
+    int height, width; /* of the image. */
     int cls_dim;
-    float *features;   /* [grid_h*grid_w][channels] of the objects' grid; objects.features points to them */
+    float *features;   /* [grid_h*grid_w][channels] of the objects' grid; objects.features points to them. */
     float *mean_patch; /* [channels] unit vector */
     float *cls;        /* [cls_dim] unit vector */
     Objects objects;
-    int32_t *labels; /* [height][width] the object of each pixel, or -1; NULL for a bank's image */
+    int32_t *labels; /* [height][width] the object of each pixel, or -1; NULL for a bank's image. */
 } Scene;
 
 void scene_free(Scene *scene);
-/* A scene as a file, bit for bit. made_by is a text that stands for the weights and settings of the maker; a file
- * with another text is refused. */
+/* A scene as a file, bit for bit. made_by is a text that identifies the weights and settings of the maker. A
+ * file with another text is refused. */
 int scene_save(const Scene *scene, const char *made_by, const char *path, Error *err);
 int scene_load(Scene *scene, const char *made_by, const char *path, Error *err);
 

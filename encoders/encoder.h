@@ -1,9 +1,9 @@
-/* encoder.h - image encoders that stand in the place of SAM's own ViT, behind one interface.
+/* encoder.h - image encoders that replace SAM's own ViT, behind one interface.
  *
  * Light models (MobileSAM, EfficientSAM, ...) keep SAM's prompt encoder and mask decoder, and replace the
- * image encoder. Each is one file of this room, loads its own weights, and defines a SamEncoder. The next one
- * is such a file, a declaration below, and a line in encoder.c's table. SAM's neck, behind each of them, is
- * in sam.c. */
+ * image encoder. Each encoder is one file of this room, loads its own weights, and defines a SamEncoder. A
+ * new one needs such a file, a declaration below, and a line in encoder.c's table. SAM's neck, behind each of
+ * them, is in sam.c. */
 #ifndef SAMLAD_ENCODER_H
 #define SAMLAD_ENCODER_H
 
@@ -12,30 +12,30 @@
 #include "tensor.h"
 
 typedef struct SamEncoder {
-    const char *name;  /* value of the weights' metadata key sam.encoder */
-    int patch_size;    /* pixels a side of a place of the output */
-    size_t state_size; /* of the struct that layout fills */
-    /* The model, from the tensors below image_encoder.; the picture has image_size pixels a side. The weights
-     * must outlive it. NULL: no memory, or a sentence with the tensor that is wrong. */
+    const char *name;  /* value of the weights' metadata key sam.encoder. */
+    int patch_size;    /* pixels a side of an output position. */
+    size_t state_size; /* size of the struct that layout fills. */
+    /* The model, from the tensors below image_encoder. The picture has image_size pixels a side. The weights
+     * must outlive the model. NULL: no memory, or a sentence that names the wrong tensor. */
     void *(*open)(Safetensors *weights, int image_size, Error *err);
     void (*close)(void *model); /* NULL allowed */
     /* Channels of the output. */
     int (*dim)(const void *model);
-    /* Multiply-adds of a forward pass in products and attention; padding tokens count as keys only. */
+    /* Multiply-adds of a forward pass in products and attention. Padding tokens count only as keys. */
     double (*multiply_adds)(const void *model);
-    /* Round the linear layers to bf16: see linear_pack. */
+    /* Round the linear layers to bf16, see linear_pack. */
     void (*pack)(void *model, Arena *arena);
-    /* Take the activations' memory from the arena: twice, to count and to have. */
+    /* Take the activations' memory from the arena. It is called twice: to count, and with memory. */
     void (*layout)(const void *model, void *state, Arena *arena);
-    /* pixels [3][S][S] -> [S/patch_size][S/patch_size][dim], in the state's memory. Taps: the encoder's
-     * own. */
+    /* pixels [3][S][S] -> [S/patch_size][S/patch_size][dim], in the state's memory. Each encoder has its own
+     * taps. */
     const float *(*forward)(const void *model, void *state, const float *pixels, TensorTap tap,
                             void *tap_user);
 } SamEncoder;
 
 extern const SamEncoder tiny_vit_encoder; /* MobileSAM's TinyViT, tiny_vit.c */
 
-/* The encoder of these weights: *encoder is NULL for SAM's own ViT ("vit", or no sam.encoder in the
+/* The encoder of these weights. *encoder is NULL for SAM's own ViT ("vit", or no sam.encoder in the
  * metadata). -1: an unknown name. */
 int sam_encoder_find(const SamEncoder **encoder, const Safetensors *weights, Error *err);
 

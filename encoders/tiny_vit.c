@@ -1,4 +1,4 @@
-/* tiny_vit.c - TinyViT (Wu et al. 2022), a ViT that begins as a convolutional network, as MobileSAM has it in
+/* tiny_vit.c - TinyViT (Wu et al. 2022), a ViT that begins as a convolutional network. MobileSAM has it in
  * the place of SAM's image encoder (ChaoningZhang/MobileSAM, modeling/tiny_vit_sam.py; Zhang et al. 2023).
  *
  *   pixels [3][S][S] -> PatchEmbed: two 3x3 convolutions of stride 2    [S/4][S/4][dim 0]
@@ -8,13 +8,13 @@
  *     -> layer 3 (BasicLayer): TinyViTBlocks                            -> SAM's neck, in sam.c
  *
  * An MBConv is a pointwise, a depthwise 3x3 and a pointwise convolution with GELU between them, and a
- * shortcut; PatchMerging is the same without the shortcut, and its depthwise convolution has the stride. A
+ * shortcut. PatchMerging is the same without the shortcut, and its depthwise convolution has the stride. A
  * TinyViTBlock is attention in windows, a depthwise convolution on the residual stream itself (local_conv),
  * and an MLP.
  *
- * Every convolution has a batch norm behind it (Conv2d_BN). Its statistics are constants by now, so that both
- * are one affine map; they are folded into one convolution when the model is opened. Everything is
- * channel-last, and a pointwise convolution is a Linear. */
+ * Every convolution has a batch norm behind it (Conv2d_BN). Its statistics are constants after training, so
+ * both together are one affine map. They are folded into one convolution when the model is opened. Everything
+ * is channel-last, and a pointwise convolution is a Linear. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,21 +26,21 @@
 #include "load/sam_load.h"
 
 #define N_LAYERS   4
-#define PATCH_SIZE 16    /* pixels a side of a place of the output */
-#define MAX_DEPTH  16    /* blocks of a layer */
-#define MAX_DIM    4096  /* channels of the stem or of a layer */
-#define MAX_HIDDEN 8192  /* channels of an MBConv's middle, or of an MLP */
-#define STRIP_ROWS 16    /* of an MBConv's output, so that its hidden channels stay in the cache */
-#define MLP_ROWS   2048  /* tokens at a time, likewise */
+#define PATCH_SIZE 16    /* pixels a side of an output position. */
+#define MAX_DEPTH  16    /* blocks of a layer. */
+#define MAX_DIM    4096  /* channels of the stem or of a layer. */
+#define MAX_HIDDEN 8192  /* channels of an MBConv's middle, or of an MLP. */
+#define STRIP_ROWS 16    /* of an MBConv's output, so that its hidden channels stay in the cache. */
+#define MLP_ROWS   2048  /* tokens at a time, for the same reason. */
 #define BATCH_EPS  1e-5f /* BatchNorm2d's and LayerNorm's default */
 #define NORM_EPS   1e-5f
 
-/* A 3x3 convolution: weight [c_out][c_in][3][3], or, of a depthwise one, [3][3][c]. */
+/* A 3x3 convolution: weight [c_out][c_in][3][3], or of a depthwise one [3][3][c]. */
 typedef struct Conv {
     const float *weight, *bias;
 } Conv;
 
-/* MBConv, and PatchMerging, whose tensors have the same names. */
+/* MBConv and PatchMerging: their tensors have the same names. */
 typedef struct MBConv {
     Linear conv1, conv3; /* pointwise */
     Conv conv2;          /* depthwise */
@@ -51,34 +51,34 @@ typedef struct TinyViTBlock {
     SamNorm attn_norm, mlp_norm;
     Linear qkv, proj, fc1, fc2;
     const float *attention_biases; /* see distance_bias */
-    const float *pad;              /* [3·dim] qkv of a token of zeros */
+    const float *pad;              /* [3·dim] qkv of a token of zeros. */
     Conv local_conv;               /* depthwise */
 } TinyViTBlock;
 
 /* ConvLayer (layer 0) or BasicLayer, on a map of size x size. */
 typedef struct Layer {
     int size, dim, depth;
-    int n_heads, window_size;       /* of layers 1 to 3 */
+    int n_heads, window_size;       /* of layers 1 to 3. */
     MBConv mb_convs[MAX_DEPTH];     /* of layer 0 */
-    TinyViTBlock blocks[MAX_DEPTH]; /* of layers 1 to 3 */
-    MBConv downsample;              /* PatchMerging, not of the last layer */
+    TinyViTBlock blocks[MAX_DEPTH]; /* of layers 1 to 3. */
+    MBConv downsample;              /* PatchMerging; the last layer has none. */
 } Layer;
 
 typedef struct TinyVit {
     int image_size, stem_dim;
     Conv patch_embed1, patch_embed2; /* seq.0, seq.2 */
     Layer layers[N_LAYERS];
-    float *derived; /* what is made of the weights */
+    float *derived; /* arrays computed from the weights. */
 } TinyVit;
 
-/* Activations. The two maps are the residual stream and what becomes of it, by turns. */
+/* Activations. The two maps take turns: one is the residual stream, the other the next one. */
 typedef struct TinyVitState {
-    float *maps[2];                      /* [size][size][dim] of any layer */
+    float *maps[2];                      /* [size][size][dim] of any layer. */
     float *interleaved, *stem, *scratch; /* [S][S][3], [S/2][S/2][stem_dim], conv2d's */
-    float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2 */
+    float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2. */
     float *norm, *heads, *branch;        /* [n][dim] */
     float *qkv;                          /* [n][3·dim] */
-    float *hidden;                       /* of some rows of an MLP */
+    float *hidden;                       /* of some rows of an MLP. */
 } TinyVitState;
 
 static size_t larger(size_t a, size_t b)
@@ -88,8 +88,8 @@ static size_t larger(size_t a, size_t b)
 
 /* ---- weights ------------------------------------------------------------------------------------------*/
 
-/* Reads twice: the first time the arena only counts, and what is derived is NULL. A wrong tensor is
- * remembered, so that what follows reads as a list of names and shapes. */
+/* Reads twice. The first time the arena only counts, and the derived arrays are NULL. A wrong tensor is
+ * remembered, so that the functions below read as a list of names and shapes. */
 typedef struct Reader {
     Safetensors *st;
     Error *err;
@@ -106,7 +106,7 @@ __attribute__((format(printf, 4, 5))) static const float *tensor(Reader *r, int 
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
     if (r->failed)
-        return NULL; /* keep the first sentence */
+        return NULL; /* keep the first sentence. */
     const float *data = st_weight(r->st, r->err, n_dims, shape, "image_encoder.%s", name);
     r->failed |= !data;
     return data;
@@ -148,7 +148,7 @@ static Conv2dBn read_conv2d_bn(Reader *r, int n_out, int n_in, int kernel, const
     return official;
 }
 
-/* What the batch norm multiplies output o of the convolution with. */
+/* The batch norm's factor of output o of the convolution. */
 static double batch_factor(const Conv2dBn *official, size_t o)
 {
     return official->gamma[o] / sqrt((double)official->var[o] + (double)BATCH_EPS);
@@ -160,7 +160,7 @@ static void fold_bias(float *bias, const Conv2dBn *official, size_t n_out)
         bias[o] = (float)(official->beta[o] - batch_factor(official, o) * official->mean[o]);
 }
 
-/* Both as one convolution in the official layout [n_out][n_in][kernel][kernel]. */
+/* Convolution and batch norm as one convolution in the official layout [n_out][n_in][kernel][kernel]. */
 static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, const char *name)
 {
     const size_t channels = (size_t)n_out, fan = (size_t)(n_in * kernel * kernel);
@@ -175,7 +175,7 @@ static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, const char *name
     return (Conv){weight, bias};
 }
 
-/* The same of a depthwise 3x3 convolution, as [3][3][c]: what depthwise_conv3x3 takes. */
+/* The same of a depthwise 3x3 convolution, as [3][3][c] for depthwise_conv3x3. */
 static Conv depthwise_conv_bn(Reader *r, int n_channels, const char *name)
 {
     const size_t channels = (size_t)n_channels;
@@ -196,7 +196,7 @@ static int bad_shape(Safetensors *st, const char *name, const char *expected, Er
                 st_find(st, name) ? "of another shape" : "missing", expected);
 }
 
-/* The first dimension of a tensor, from 1 to `most`. 0 / -1 */
+/* The first dimension of a tensor, from 1 to `most`. 0 / -1. */
 static int read_dim(Safetensors *st, const char *name, int most, const char *unit, int *out, Error *err)
 {
     *out = sam_dim_of(st, name, 0);
@@ -207,7 +207,7 @@ static int read_dim(Safetensors *st, const char *name, int most, const char *uni
     return bad_shape(st, name, expected, err);
 }
 
-/* Rows of a weight that nothing else tells; 0 after a failure. */
+/* The rows of a weight, where no other shape gives this number; 0 after a failure. */
 static int hidden_of(Reader *r, const char *layer_name)
 {
     char name[128];
@@ -237,9 +237,8 @@ static MBConv mb_conv(Reader *r, int n_in, int hidden, int n_out, int stride, co
     return b;
 }
 
-/* The official qkv stands as [head][q, k, v][head_dim]; ours as [q, k, v][head][head_dim], which is what
- * window_attention takes. A padding token is zero before its norm, so that its qkv is that of the norm's
- * β. */
+/* The official qkv is [head][q, k, v][head_dim]; ours is [q, k, v][head][head_dim], for window_attention. A
+ * padding token is zero before its norm. So its qkv is that of the norm's β. */
 static void read_qkv(Reader *r, TinyViTBlock *b, int dim, int n_heads, const char *name)
 {
     const Linear official = layer(r, 3 * dim, dim, name);
@@ -381,7 +380,7 @@ static void *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
     vit->image_size = image_size;
     Reader r = {.st = weights, .err = err};
     if (!read_sizes(vit, weights, err))
-        read_weights(&r, vit); /* counts what is derived */
+        read_weights(&r, vit); /* counts the derived arrays. */
     else
         r.failed = 1;
     if (!r.failed && arena_allocate(&r.arena))
@@ -452,7 +451,7 @@ static void tiny_vit_pack(void *model, Arena *arena)
 
 /* ---- activations --------------------------------------------------------------------------------------*/
 
-/* Floats that the hidden channels of a strip take, before and after conv2. */
+/* Floats of the hidden channels of a strip, before and after conv2. */
 static void strip_floats(size_t n_floats[2], const MBConv *b, int size)
 {
     const int rows = (STRIP_ROWS - 1) * b->stride + 3;
@@ -495,7 +494,7 @@ static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
     const Sizes most = largest_sizes(vit);
     state->maps[0] = arena_floats(arena, most.map);
     state->maps[1] = arena_floats(arena, most.map);
-    /* PatchEmbed is done before the layers begin: both use the same memory */
+    /* PatchEmbed ends before the layers begin, so both use the same memory. */
     const size_t mark = arena->used;
     state->interleaved = arena_floats(arena, 3 * n);
     state->stem = arena_floats(arena, n / 4 * (size_t)stem_dim);
@@ -516,7 +515,7 @@ static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
 
 /* ---- the forward pass ---------------------------------------------------------------------------------*/
 
-/* The residual stream goes on in the other map. */
+/* The other map becomes the residual stream. */
 static void swap_maps(TinyVitState *state)
 {
     float *other = state->maps[0];
@@ -524,7 +523,7 @@ static void swap_maps(TinyVitState *state)
     state->maps[1] = other;
 }
 
-/* PatchEmbed: seq.0, GELU, seq.2 */
+/* PatchEmbed: seq.0, GELU, seq.2. */
 static void patch_embed(const TinyVit *vit, TinyVitState *state, const float *pixels)
 {
     const int S = vit->image_size, half = S / 2, stem_dim = vit->stem_dim;
@@ -540,7 +539,7 @@ static void patch_embed(const TinyVit *vit, TinyVitState *state, const float *pi
            2, 1, state->scratch);
 }
 
-/* Rows `first` .. of conv3(gelu(conv2(gelu(conv1(x))))), of the map's residual stream x, into the other map.
+/* Rows `first` .. of conv3(gelu(conv2(gelu(conv1(x))))) of the map's residual stream x, into the other map.
  * The rows above and below a strip are computed twice. Returns the strip. */
 static float *mb_conv_strip(TinyVitState *state, const MBConv *b, int size, int first, int rows)
 {
@@ -571,7 +570,7 @@ static void mb_conv_forward(TinyVitState *state, const MBConv *b, int size)
     swap_maps(state);
 }
 
-/* PatchMerging: x = conv3(gelu(conv2(gelu(conv1(x))))) */
+/* PatchMerging: x = conv3(gelu(conv2(gelu(conv1(x))))). */
 static void patch_merging_forward(TinyVitState *state, const MBConv *b, int size)
 {
     const int out = (size - 1) / b->stride + 1;
@@ -581,7 +580,7 @@ static void patch_merging_forward(TinyVitState *state, const MBConv *b, int size
 }
 
 /* x += attn(x): proj(attention(norm(x))). Where windows reach over the map's lower and right edges, the
- * official code pads x with zeros before attn.norm, so that such a token's qkv is qkv(β): b->pad. */
+ * official code pads x with zeros before attn.norm. So such a token's qkv is qkv(β): b->pad. */
 static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size, head_dim = s->dim / s->n_heads;
@@ -594,7 +593,7 @@ static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
     add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
 }
 
-/* x += mlp(x): fc2(gelu(fc1(norm(x)))) */
+/* x += mlp(x): fc2(gelu(fc1(norm(x)))). */
 static void mlp(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size;

@@ -1,9 +1,9 @@
-/* detect.c - what is wrong with this picture? A bank from a few normal pictures, then one detection.
+/* detect.c - is this picture normal? A bank from a few normal pictures, then one detection.
  *
  *     make && make vit && cc -O2 -I. examples/detect.c libsamlad.a libvit.a -lm -fopenmp -o detect
  *     ./detect PICTURE NORMAL...
  *
- * Only samlad.h is the library's; libvit.a lends its reader of pictures. */
+ * Only samlad.h belongs to the library. The reader of pictures is from libvit.a. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

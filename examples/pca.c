@@ -1,7 +1,7 @@
 /* pca.c - a picture's features as colours: three principal components. Parts that look alike get one colour.
  *
  *     make vit && cc -O2 -I. examples/pca.c libvit.a -lm -fopenmp -o pca
- *     ./pca PICTURE OUT.png [WEIGHTS]      e.g. weights/official/dinov2_vits14.safetensors */
+ *     ./pca PICTURE OUT.png [WEIGHTS]      e.g. weights/official/dinov2_vits14.safetensors. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #include "io/image.h"
 #include "vit.h"
 
-/* x [n][dim] loses its largest principal component, found by power iteration: value [n] */
+/* x [n][dim] loses its largest principal component, found by power iteration; its values go to value [n]. */
 static void component(float *value, float *x, int n, int dim)
 {
     float direction[dim];
@@ -49,7 +49,7 @@ int main(int argc, char **argv)
         x[i] -= mean[i % dim];
     for (int k = 0; k < 3; k++) {
         component(value, x, n, dim);
-        const float range = 2 * sqrtf(dot(value, value, n) / n) + 1e-12f; /* two standard deviations */
+        const float range = 2 * sqrtf(dot(value, value, n) / n) + 1e-12f; /* two standard deviations. */
         for (int i = 0; i < n; i++)
             colours[3 * i + k] = 127.5f + 127.5f * fmaxf(-1, fminf(1, value[i] / range));
     }

@@ -1,7 +1,8 @@
-/* point.c - the mask under a point: Segment Anything with one prompt. Outside of the mask the picture is dark.
+/* point.c - the mask under a point: Segment Anything with one prompt. Outside the mask the picture is
+ * darkened.
  *
  *     make sam-lib && cc -O2 -I. examples/point.c libsam.a -lm -fopenmp -o point
- *     ./point PICTURE X Y OUT.png [WEIGHTS]      e.g. weights/official/sam_vit_b.safetensors */
+ *     ./point PICTURE X Y OUT.png [WEIGHTS]      e.g. weights/official/sam_vit_b.safetensors. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,7 +21,8 @@ int main(int argc, char **argv)
     if (!state || sam_encode(sam, state, &image, &(SamPicture){rgb, h, w}, NULL, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
 
-    /* One point gives several masks, from a part to the whole thing. The model predicts how good each is. */
+    /* One point gives several masks, from a part to the whole object. The model predicts the quality of
+     * each. */
     const float point[2] = {atof(argv[2]), atof(argv[3])};
     const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (int[]){1}};
     const int n_masks = sam_config(sam)->n_multimask, low_side = 4 * image.grid;

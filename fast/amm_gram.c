@@ -1,8 +1,8 @@
-/* amm_gram.c - the structural map fast: the sums of tensor.h's "one vector among samples" in vectors, and
- * the map in squares.
+/* amm_gram.c - the structural map fast: the sums of tensor.h's "one vector among samples" in vectors, and the
+ * map in squares.
  *
- * Why the results are those of amm.c: each distance is made by amm_distance_at as there, and cells share
- * nothing. The sums below have another order than tensor.c's, the same one whatever the number of threads. */
+ * The results equal amm.c's: each distance is made by amm_distance_at, and cells are independent. The sums
+ * below have another order than tensor.c's. The order is the same for any number of threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,9 +11,9 @@
 #include "fast/simd.h"
 #include "io/fail.h"
 
-/* The channels that lie `ahead` numbers after p (the next cell's) are called into the cache while this cell's
- * are summed: so many maps are read side by side that the machine does not foresee it. (A prefetch of an
- * address that does not exist does nothing.) */
+/* Prefetch the channels that lie `ahead` numbers after p (the next cell's) while this cell's are summed. Many
+ * maps are read side by side, so the machine does not predict these reads. (A prefetch of an invalid address
+ * does nothing.). */
 static void prefetch(const uint16_t *p, size_t ahead)
 {
     __builtin_prefetch((const void *)((uintptr_t)p + ahead * sizeof *p));
@@ -33,7 +33,7 @@ void sample_half(float *row, const uint16_t *features, int h, int w, int channel
                    *p11 = features + ((size_t)y1 * W + (size_t)x1) * C;
     Vec w00 = splat((1 - fy) * (1 - fx)), w01 = splat((1 - fy) * fx), w10 = splat(fy * (1 - fx)),
         w11 = splat(fy * fx);
-    if (fx == 0 && fy == 0) { /* a cell's centre: the same position, or the image's corner */
+    if (fx == 0 && fy == 0) { /* a cell's centre: at an unchanged position, or in the image's corner. */
         for (; c + LANES <= C; c += LANES) {
             prefetch(p00 + c, C);
             store(row + c, load_half(p00 + c) * load(scale + c));
@@ -85,11 +85,11 @@ void centre_rows(float *x, int stride, int m)
     }
 }
 
-/* Rows whose products are summed at once: GROUP x GROUP sums, GROUP rows of the one side and an element of
- * the other fill the registers of a machine that has 16 of them. */
+/* Rows whose products are summed at once. GROUP x GROUP sums, GROUP rows of one side and one element of the
+ * other fill 16 registers. */
 enum { GROUP = 3 };
 
-/* The products of rows i .. i+2 with rows j .. j+2; behind the last row it counts again. */
+/* The products of rows i .. i+2 with rows j .. j+2. Beyond the last row the last row is repeated. */
 static void gram_group(float *gram, int ld, const float *x, ptrdiff_t stride, const ptrdiff_t at[2], int n)
 {
     const float *a[GROUP], *b[GROUP];
@@ -131,9 +131,9 @@ float residual_rows(const float *x, int stride, int m, const float *y)
     return sum_lanes(sum);
 }
 
-/* The map is made in squares of at most SQUARE x SQUARE cells, row by row: two rows of the square in each
- * of several references (2 x 5 x 32 cells of 384 channels: 0.25 MB, with 40 references 2 MB) stay in a
- * cache, and the next row of cells finds one of them there. */
+/* The map is made in squares of at most SQUARE x SQUARE cells, row by row. Two rows of the square in each
+ * reference stay in a cache; one of them serves the next row of cells. With 5 references these are 2 x 5 x 32
+ * cells of 384 channels, 0.25 MB; with 40 references 2 MB. */
 enum { SQUARE = 32, LEAST_SQUARE = 8 };
 
 static int squares(int cells, int side)
@@ -141,7 +141,7 @@ static int squares(int cells, int side)
     return (cells + side - 1) / side;
 }
 
-/* Smaller ones where threads would stand idle otherwise. */
+/* Squares are smaller if threads would otherwise be idle. */
 static int square_side(const Objects *q, int n_threads)
 {
     int side = SQUARE;
@@ -165,8 +165,8 @@ static void measure_square(float *map, const AmmInput *input, const AmmWork *wor
             }
 }
 
-/* Each thread has a workspace of its own and takes every n_threads-th square, so that an object in a corner
- * does not fall to one of them alone. Cells share nothing: the bits do not depend on the number of
+/* Each thread has its own workspace and takes every n_threads-th square. So the squares of an object in a
+ * corner are divided among the threads. Cells are independent, so the bits do not depend on the number of
  * threads. */
 int amm_structural(float *map, const AmmInput *input, Error *err)
 {

@@ -1,19 +1,19 @@
 /* amx.h - the matrix unit of Intel's server processors since 2023 (AMX), for the products in bf16.c; private
- * to it. Where the compiler or the machine has none, amx_begin says so, and no other function here is called.
+ * to it. If the compiler or the machine has none, amx_begin says so, and no other function here is called.
  *
  * The unit has eight registers, the tiles, of 16 rows × 64 bytes. One instruction multiplies two of them:
  *
  *     c[16][16] += a[16 rows][16 pairs] · b[16 pairs][16 columns]          pairs of bf16, sums of float32
  *
- * the work of 256 dot products of AVX512-BF16's. Four tiles hold 32 × 32 sums; two tiles hold a step of each
- * operand. So each tile is loaded once and used twice:
+ * This is the work of 256 dot products of AVX512-BF16. Four tiles hold 32 × 32 sums; two tiles hold a step of
+ * each operand. So each tile is loaded once and used twice:
  *
  *           b0  b1
  *       a0  c0  c1
  *       a1  c2  c3
  *
- * Right operands are panels [pairs][NR] in bf16.c's order already; left ones are rows of pairs. The number of
- * pairs must be a multiple of AMX_STEP; the padding is zero in *both* operands. */
+ * Right operands are panels [pairs][NR], already in bf16.c's order; left ones are rows of pairs. The number
+ * of pairs must be a multiple of AMX_STEP; the padding is zero in *both* operands. */
 #ifndef SAMLAD_AMX_H
 #define SAMLAD_AMX_H
 
@@ -26,7 +26,7 @@ enum { AMX_ROWS = 32, AMX_STEP = 16 };
 /* A thread's use of the unit. */
 typedef struct Amx {
     int usable;
-    int rows; /* that the tiles are set up for; 0: not yet */
+    int rows; /* rows for which the tiles are configured; 0: none yet. */
 } Amx;
 
 #if defined(__linux__) && defined(__x86_64__) && defined(__AVX512F__) &&                                     \
@@ -36,11 +36,11 @@ typedef struct Amx {
 #include <unistd.h>
 
 /* Linux lends the tiles' 8 KiB of state to processes that ask (once, for all threads). It may refuse: an old
- * kernel, a guest without them. */
+ * kernel, or a guest without tiles. */
 static int amx_present(void)
 {
     enum { UNKNOWN, ABSENT, PRESENT, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    static atomic_int state; /* whoever asks gets the same answer */
+    static atomic_int state; /* every caller gets the same answer. */
     int known = atomic_load_explicit(&state, memory_order_relaxed);
     if (known == UNKNOWN) {
         known = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? PRESENT : ABSENT;
@@ -49,7 +49,7 @@ static int amx_present(void)
     return known == PRESENT;
 }
 
-/* Set the tiles up for groups of `rows` rows, 1 to AMX_ROWS. */
+/* Configure the tiles for groups of `rows` rows, 1 to AMX_ROWS. */
 static void amx_rows(Amx *amx, int rows)
 {
     struct {
@@ -59,7 +59,7 @@ static void amx_rows(Amx *amx, int rows)
     } tiles = {.palette = 1};
     if (amx->rows == rows)
         return;
-    const int upper = min_int(rows, 16), lower = rows > 16 ? rows - 16 : 16; /* 16: of tiles not in use */
+    const int upper = min_int(rows, 16), lower = rows > 16 ? rows - 16 : 16; /* 16: tiles not in use. */
     const uint8_t of_tile[8] = {(uint8_t)upper,
                                 (uint8_t)upper,
                                 (uint8_t)lower,
@@ -70,12 +70,13 @@ static void amx_rows(Amx *amx, int rows)
                                 16};
     for (int i = 0; i < 8; i++)
         tiles.row_bytes[i] = 64, tiles.rows[i] = of_tile[i];
-    __asm__ volatile("" ::"m"(tiles)); /* gcc's _tile_loadconfig says that it reads eight bytes of them */
+    __asm__ volatile("" ::"m"(tiles)); /* gcc's _tile_loadconfig declares that it reads only eight bytes of
+                                          them. */
     _tile_loadconfig(&tiles);
     amx->rows = rows;
 }
 
-/* Give the tiles back: interrupting a thread that holds them costs more. */
+/* Give the tiles back, because interrupting a thread that holds them costs more. */
 static void amx_end(Amx *amx)
 {
     if (amx->rows)
@@ -91,14 +92,14 @@ INLINE void zero_sums(void)
     _tile_zero(3);
 }
 
-/* c[rows][across·16] = start + a·b over `pairs` pairs; a's rows lda apart, b [pairs][across·16]; down: 2 for
- * more than 16 rows. `down` and `across` are constants where this is inlined. */
+/* c[rows][across·16] = start + a·b over `pairs` pairs. a's rows are lda apart, b [pairs][across·16]; down is
+ * 2 for more than 16 rows. `down` and `across` are constants at each call. */
 INLINE void amx_tiles(int down, int across, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                       ptrdiff_t lda, const uint32_t *b, int pairs)
 {
     const int c_stride = (int)(ldc * 4), s_stride = (int)(start.ld * 4), a_stride = (int)(lda * 4);
     const float *s = start.data, *s_down = s ? s + 16 * start.ld : NULL;
-    __asm__ volatile("" ::: "memory"); /* gcc's _tile_loadd does not say that it reads memory */
+    __asm__ volatile("" ::: "memory"); /* gcc's _tile_loadd does not declare that it reads memory. */
     zero_sums();
     if (s) {
         _tile_loadd(0, s, s_stride);
@@ -148,12 +149,12 @@ static void amx_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc, 
         amx_tiles(1, 1, c, ldc, start, a, lda, b, pairs);
 }
 
-/* `rounds` steps without a memory access, the unit's limit. Returns the multiply-adds. */
+/* Run `rounds` steps without a memory access, the unit's limit. Returns the multiply-adds. */
 static double amx_burst(int rounds)
 {
     enum { PRODUCTS = 4 };
     Amx amx = {1, 0};
-    amx_rows(&amx, AMX_ROWS); /* which also zeroes the tiles */
+    amx_rows(&amx, AMX_ROWS); /* also sets the tiles to zero. */
     for (int r = 0; r < rounds; r++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);

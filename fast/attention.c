@@ -1,11 +1,11 @@
 /* attention.c - attention and window_attention: softmax(q·kᵀ)·v over all tokens or inside windows, with SAM's
  * relative positions or TinyViT's biases by distance.
  *
- * A task is one head, a rectangle of at most QUERIES queries, and all keys. It walks over the keys in tiles
- * of at most KEYS with the online softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass): each
- * query has a running maximum and a running sum; when the maximum grows, the earlier sums are scaled down. It
- * equals tensor.c's because the maximum cancels between the numerator and the denominator of the softmax,
- * whatever it is.
+ * A task is one head, a rectangle of at most QUERIES queries, and all keys. It goes through the keys in tiles
+ * of at most KEYS with the online softmax (Milakov and Gimelshein 2018; FlashAttention's forward pass). Each
+ * query has a running maximum and a running sum. When the maximum grows, the earlier sums are scaled down.
+ * The result equals tensor.c's, because any maximum cancels between the numerator and the denominator of the
+ * softmax.
  *
  *     for each tile of keys:        pack kᵀ and v                       (L2 cache)
  *         for each group of queries, at most MR:
@@ -13,11 +13,11 @@
  *             logits = 2^(logits - max)
  *             out = factor·out + logits·v
  *
- * Logits are in units of log 2, i.e. q is multiplied by scale·log2(e), because powers of two are what the
- * machine can compute. Queries and keys are grids; without relative positions the grid has one row. A group
- * never crosses a row of queries, so the rows of q and out are always equally far apart, in windows too. In
- * the tile of logits each grid row of keys begins at a whole vector and is padded with -inf. The exponentials
- * are then stored without the padding, each row over the end of the one before. */
+ * Logits are in units of log 2: q is multiplied by scale·log2(e), because the machine computes powers of two.
+ * Queries and keys are grids; without relative positions the grid has one row. A group never crosses a row of
+ * queries. So the rows of q and out are always equally far apart, in windows too. In the tile of logits each
+ * grid row of keys begins at a whole vector and is padded with -inf. The exponentials are then stored without
+ * the padding: each row overwrites the end of the row before. */
 #include "tensor.h"
 #include "fast/tile.h"
 
@@ -25,17 +25,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUERIES         672            /* of a task, for which the keys are packed once */
-#define KEYS            512            /* columns of a tile of logits */
-#define STRIDE          (KEYS + LANES) /* between rows of logits: also room for a whole vector at the end */
-#define DIMS            96             /* of a head at a time; a multiple of every NR */
-#define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: of SAM's grid of 64 × 64 each has 144 */
+#define QUERIES         672             /* of a task; the keys are packed once for all of them. */
+#define KEYS            512             /* columns of a tile of logits. */
+#define STRIDE          (KEYS + LANES)  /* between rows of logits: also room for a whole vector at the end. */
+#define DIMS            96              /* of a head at a time; a multiple of every NR. */
+#define REL_FLOATS      (QUERIES * 144) /* biases of a task's queries: 144 each for SAM's grid of 64 × 64. */
 #define PREFETCH_TOKENS 24              /* see NextKeys */
-#define TASKS_A_THREAD  4               /* at least, where there are enough queries */
+#define TASKS_A_THREAD  4               /* at least, if there are enough queries. */
 #define LOG2_E          1.44269504088896340736f
 
-/* A token's vector stands at first + (y·row_ld + x·ld). Tokens beyond h × w are the padding of a window that
- * reaches over the edge of the image: all have the vector `pad`. */
+/* A token's vector is at first + (y·row_ld + x·ld). Tokens beyond h × w are the padding of a window that
+ * reaches over the edge of the image. All of them have the vector `pad`. */
 typedef struct Grid {
     const float *first;
     ptrdiff_t row_ld, ld;
@@ -51,13 +51,13 @@ static const float *at(const Grid *g, int y, int x)
 /* One head. */
 typedef struct Head {
     Grid q, k, v;
-    float *out; /* as q's grid, with its own distances */
+    float *out; /* like q's grid, with its own distances. */
     ptrdiff_t out_row_ld, out_ld;
-    int key_h, key_w; /* keys, padding tokens included */
+    int key_h, key_w; /* keys, padding tokens included. */
     int head_dim;
     float scale;
     const RelativePosition *rel;
-    const float *bias; /* this head's part of rel->bias, or NULL */
+    const float *bias; /* this head's part of rel->bias, or NULL. */
 } Head;
 
 /* The rectangle of queries of a task. */
@@ -68,7 +68,7 @@ typedef struct Rectangle {
 /* A tile of keys: rows kh .. kh + rows, columns kw .. kw + cols of the grid of keys. */
 typedef struct KeyTile {
     int kh, kw, rows, cols;
-    int padded; /* cols rounded up to whole vectors */
+    int padded; /* cols rounded up to whole vectors. */
 } KeyTile;
 
 typedef struct Task {
@@ -76,10 +76,10 @@ typedef struct Task {
     float logits[MR * STRIDE] __attribute__((aligned(64))); /* then probabilities */
     float keys[KEYS * DIMS] __attribute__((aligned(64)));   /* slivers [dims][NR] of kᵀ */
     float values[KEYS * DIMS] __attribute__((aligned(64))); /* slivers [keys][NR] of v */
-    float sum[QUERIES][LANES] __attribute__((aligned(64))); /* lane by lane until the end */
+    float sum[QUERIES][LANES] __attribute__((aligned(64))); /* kept per lane until the end. */
     float max[QUERIES];
-    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the tile's columns */
-    int rel_h, rel_w;      /* their widths, see row_floats; 0 without */
+    float rel[REL_FLOATS]; /* [query][rel_h | rel_w]: q·rel of all rows and of the tile's columns. */
+    int rel_h, rel_w;      /* their widths, see row_floats; 0 without. */
     Rectangle queries;
 } Task;
 
@@ -91,8 +91,8 @@ static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const
 
 /* ---- packing ------------------------------------------------------------------------------------------*/
 
-/* The next key to prefetch. The vectors of neighbouring tokens are far apart, so each is prefetched
- * PREFETCH_TOKENS tokens before it is packed: more than the LANES that are packed at once. */
+/* The next key to prefetch. The vectors of neighbouring tokens are far apart in memory. So each is prefetched
+ * PREFETCH_TOKENS tokens before it is packed. This is more than the LANES tokens that are packed at once. */
 typedef struct NextKeys {
     const Grid *grid;
     const KeyTile *tile;
@@ -117,7 +117,7 @@ static NextKeys prefetch_first(const Grid *grid, const KeyTile *t, int d0, int d
     return next;
 }
 
-/* Dimensions d0 .. d0 + dims of the tile's keys; padded rows are whole vectors. */
+/* Dimensions d0 .. d0 + dims of the tile's keys. Padded rows are whole vectors. */
 static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     static const float zeros[DIMS];
@@ -133,7 +133,7 @@ static void pack_keys(Task *task, const Head *head, const KeyTile *t, int d0, in
         }
 }
 
-/* Dimensions d0 .. d0 + dims of the tile's values; the last sliver is padded with zeros. */
+/* Dimensions d0 .. d0 + dims of the tile's values. The last sliver is padded with zeros. */
 static void pack_values(Task *task, const Head *head, const KeyTile *t, int d0, int dims)
 {
     const int n = t->rows * t->cols;
@@ -170,7 +170,8 @@ static void copy_queries(Task *task, const float *q, ptrdiff_t ld, int rows, int
 
 /* ---- relative positions -------------------------------------------------------------------------------*/
 
-/* out[rows][width] = log2(e)·q·table, table [head_dim][width]; queries q_ld and their biases out_ld apart. */
+/* out[rows][width] = log2(e)·q·table, table [head_dim][width]. q_ld and out_ld are the distances between
+ * queries and between their biases. */
 static void rel_product(Task *task, float *out, ptrdiff_t out_ld, const float *q, ptrdiff_t q_ld, int rows,
                         const float *table, int table_width, int width, int head_dim)
 {
@@ -194,7 +195,7 @@ static ptrdiff_t head_biases(const RelativePosition *rel)
     return (ptrdiff_t)rel->grid_h * distance_bias_stride(rel->grid_w);
 }
 
-/* Biases per query: by the keys' rows, and by the columns of a tile of keys. Both are whole vectors; behind
+/* Biases per query: by the keys' rows, and by the columns of a tile of keys. Both are whole vectors. Behind
  * the columns the first vector is repeated, see rel_columns. */
 static int row_floats(int grid_h)
 {
@@ -218,7 +219,7 @@ static void rel_rows(Task *task, const Head *head, const Rectangle *r)
 }
 
 /* The biases by the keys' columns kw .. kw + cols. The last vector is padded with -inf. Behind it the first
- * vector is repeated, because a sliver of keys may reach over the end of a row into the next. */
+ * vector is repeated, because a sliver of keys may reach into the next row. */
 static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw, int cols)
 {
     const RelativePosition *rel = head->rel;
@@ -238,14 +239,14 @@ static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw
 
 /* ---- one tile of keys, one group of queries -----------------------------------------------------------*/
 
-/* What the relative position adds to the logits of `query` and each row of the tile's keys. */
+/* The biases by row: one for `query` and each row of the tile's keys, to be added to the logits. */
 static const float *row_biases(const Task *task, const KeyTile *t, int query)
 {
     static const float none[KEYS / LANES];
     return task->rel_h ? task->rel + query * (task->rel_h + task->rel_w) + t->kh : none;
 }
 
-/* logits[rows][columns] = the biases by distance, a row of keys after the other. */
+/* logits[rows][columns] = the biases by distance, one row of keys after the other. */
 static void start_distances(Task *task, const Head *head, const KeyTile *t, int query, int rows)
 {
     const Rectangle *r = &task->queries;
@@ -264,7 +265,7 @@ static void start_distances(Task *task, const Head *head, const KeyTile *t, int 
     }
 }
 
-/* logits[rows][columns] = q·k and the biases, all but those by the keys' rows. */
+/* logits[rows][columns] = q·k and all biases except those by the keys' rows. */
 static void group_logits(Task *task, const Head *head, const KeyTile *t, const float *q, int query, int rows)
 {
     const int columns = t->rows * t->padded, width = task->rel_h + task->rel_w;
@@ -291,8 +292,8 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
                 task->logits[i * STRIDE + c] = -INFINITY;
 }
 
-/* The running maxima of a group of queries. factor[i] scales the earlier sums of query i; it is 1 where the
- * maximum stays. (Before the first tile there are no sums.) */
+/* The running maxima of a group of queries. factor[i] scales the earlier sums of query i; it is 1 if the
+ * maximum does not grow. (Before the first tile there are no sums.). */
 static void group_maxima(Task *task, const KeyTile *t, int query, int rows, float *factor)
 {
     float grown[MR + LANES] = {0};
@@ -315,7 +316,7 @@ static void group_maxima(Task *task, const KeyTile *t, int query, int rows, floa
         store(factor + i, vec_exp2(load(grown + i)));
 }
 
-/* Logits become powers of two relative to the maximum, without padding. */
+/* Turn logits into powers of two relative to the maximum, without padding. */
 static void group_powers(Task *task, const KeyTile *t, int query, int rows, const float *factor)
 {
     for (int i = 0; i < rows; i++) {
@@ -334,7 +335,7 @@ static void group_powers(Task *task, const KeyTile *t, int query, int rows, cons
     }
 }
 
-/* out = out + probabilities·v, out = 0 at the first tile. */
+/* out = out + probabilities·v; at the first tile out starts from 0. */
 static void group_values(Task *task, const Head *head, const KeyTile *t, float *out, int rows, int first_tile)
 {
     const int n = t->rows * t->cols;
@@ -394,7 +395,7 @@ static void tile_of_keys(Task *task, const Head *head, const KeyTile *t, const R
                              y * r->w + x, min_int(r->w - x, step), first_tile);
 }
 
-/* Columns of keys in a tile. The grid is divided into strips of that width: equal, whole vectors, at most
+/* Columns of keys in a tile. The grid is divided into strips of this width: equal, whole vectors, at most
  * KEYS columns. */
 static int strip_of_keys(int key_w)
 {
@@ -440,8 +441,8 @@ static void attend(const Head *head, const Rectangle *r)
 
 /* ---- all heads ----------------------------------------------------------------------------------------*/
 
-/* The queries of a task: whole rows of the grid, or a part of a row that is too long. All tasks are equal,
- * and there are at least `parts_wanted` of them where there are enough queries. */
+/* The queries of a task: whole rows of the grid, or a part of a row that is too long. All tasks are equal.
+ * There are at least `parts_wanted` of them if there are enough queries. */
 static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel, int parts_wanted)
 {
     int most = (int)(((ptrdiff_t)query_h * query_w + parts_wanted - 1) / parts_wanted);
@@ -460,8 +461,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
     return (Rectangle){0, 0, h, w};
 }
 
-/* All heads: the first one, and the tasks of each: down × across, of `size` queries. Task numbers run through
- * one head after the other. */
+/* All heads: the first one, and the tasks of each, down × across, of `size` queries. Tasks are numbered head
+ * by head. */
 typedef struct Heads {
     Head first;
     Rectangle size;
@@ -519,14 +520,13 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
 typedef struct Windows {
     float *out;
     const float *qkv, *pad;
-    int grid_h, grid_w, across; /* windows side by side */
+    int grid_h, grid_w, across; /* windows side by side. */
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel;
 } Windows;
 
-/* One head of one window. Beyond the edge of the grid there are no queries; keys and values there are
- * pad's. */
+/* One head of one window. Beyond the edge of the grid there are no queries, and keys and values are pad's. */
 static void head_of_window(const void *job, int number)
 {
     const Windows *w = job;

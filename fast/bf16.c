@@ -1,16 +1,15 @@
 /* bf16.c - linear layers and attention in bfloat16.
  *
- * They equal tensor.c's within rounding: the same inputs are rounded alike, and the sums are float32 in
- * another order. The blocked product and the online softmax are those of gemm.c and attention.c; what differs
- * is the innermost step. The machine's instruction takes two vectors of *pairs* of bf16 and adds to each
- * float of the sum the two products of its pair (Intel's VDPBF16PS; the pairs are adjacent terms of the sum,
- * k and k+1):
+ * They equal tensor.c's within rounding: the inputs are rounded alike, and the sums are float32 in another
+ * order. The blocked product and the online softmax are those of gemm.c and attention.c; only the innermost
+ * step differs. The machine's instruction takes two vectors of *pairs* of bf16. To each float of the sum it
+ * adds the two products of its pair (Intel's VDPBF16PS). A pair holds adjacent terms of the sum, k and k+1:
  *
  *     sum[lane] += a[2·lane]·b[2·lane] + a[2·lane+1]·b[2·lane+1]
  *
- * So a pair, one uint32_t, takes the place that a float has in gemm.c: a register holds LANES of them, one of
- * a is broadcast against a vector of b, and one instruction does the work of two. Both operands come in
- * pairs, the low half being the even term; an odd k ends with a pair whose upper half is zero.
+ * So a pair, one uint32_t, takes the place of a float in gemm.c. A register holds LANES pairs. One pair of a
+ * is broadcast against a vector of b, and one instruction does the work of two. Both operands come in pairs,
+ * the even term in the low half. An odd k ends with a pair whose upper half is zero.
  *
  * Processors with a matrix unit (amx.h) compute a whole block of 32 rows with it, from the same operands. */
 #include "fast/bf16.h"
@@ -39,7 +38,8 @@ INLINE BitsVec load_bits(const uint32_t *p)
     return v;
 }
 
-/* As tensor.c's bf16_round, lane by lane. The instruction takes subnormal numbers for zero; so does this. */
+/* As tensor.c's bf16_round, lane by lane. The instruction treats subnormal numbers as zero, and so does this
+ * function. */
 INLINE HalfVec round_half(Vec x)
 {
     BitsVec bits = (BitsVec)x, magnitude = bits & 0x7fffffff;
@@ -49,7 +49,7 @@ INLINE HalfVec round_half(Vec x)
     return __builtin_convertvector((nearest & ~is_nan) | (nan & is_nan), HalfVec);
 }
 
-/* 2·LANES adjacent floats become LANES pairs. */
+/* Turn 2·LANES adjacent floats into LANES pairs. */
 INLINE BitsVec round_pairs_portable(Vec first, Vec second)
 {
     HalfVec half[2] = {round_half(first), round_half(second)};
@@ -67,9 +67,9 @@ INLINE BitsVec round_pairs(Vec first, Vec second)
 #endif
 }
 
-/* A bf16 is a float32 whose lower half is zero, so that both terms of a pair are one operation away. The
- * order of the two sums is that of AMD's processors. Intel's description has them the other way round. Both
- * take subnormal numbers for zero. */
+/* A bf16 is a float32 whose lower half is zero. So each term of a pair is one operation away. The order of
+ * the two sums is that of AMD's processors; Intel's description has the other order. Both treat subnormal
+ * numbers as zero. */
 INLINE Vec dot_pairs_portable(BitsVec a, BitsVec b, Vec sum)
 {
     sum = fmadd((Vec)(a & 0xffff0000), (Vec)(b & 0xffff0000), sum);
@@ -146,7 +146,7 @@ double bf16_burst(int rounds)
     if (amx_usable()) {
         double multiply_adds = 0;
 #pragma omp parallel reduction(+ : multiply_adds)
-        multiply_adds += amx_burst(rounds / 32); /* for about the same time */
+        multiply_adds += amx_burst(rounds / 32); /* for about the same time. */
         return 2e-9 * multiply_adds;
     }
 #pragma omp parallel reduction(+ : n_threads, total)
@@ -160,14 +160,15 @@ double bf16_burst(int rounds)
         n_threads++;
     }
     double gflop = 4e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are computed */
+    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed. */
 }
 
 /* ---- packing -----------------------------------------------------------------------------------
- * Left operands: rows of pairs, PAIRS apart. Right operands: panels of NR columns (the last may be one vector
- * wide), each [stored pairs of the whole sum][width]: what the register tile reads from one end to the other.
- * The panel that begins with column j starts at j·pairs, all before it being NR wide. */
-#define PAIRS 128 /* of a block of the sum */
+ * Left operands are rows of pairs, PAIRS apart. Right operands are panels of NR columns; the last may be one
+ * vector wide. Each panel is [stored pairs of the whole sum][width]. The register tile reads a panel from one
+ * end to the other. The panel that begins with column j starts at j·pairs, because all panels before it are
+ * NR wide. */
+#define PAIRS 128 /* of a block of the sum. */
 #define KC    (2 * PAIRS)
 _Static_assert(PAIRS % AMX_STEP == 0 && PAIRS % LANES == 0, "a block is whole steps and vectors");
 
@@ -197,7 +198,7 @@ size_t bf16_packed_size(int n_out, int n_in)
     return (size_t)stored_pairs(n_in) * (size_t)round_up(n_out, LANES);
 }
 
-/* panel[stored_pairs(k)][width] = the `cols` rows of k as columns, padded with zero columns: rows are
+/* panel[stored_pairs(k)][width] = the `cols` rows of k as columns, padded with zero columns. Rows are
  * rounded, then pairs become columns. */
 static void pack_columns(uint32_t *panel, int width, const float *const *rows, int k, int cols)
 {
@@ -257,7 +258,7 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 /* An output tile: its rounded rows of a stay in the L2 cache, and so do its sums. Beside the matrix unit the
  * rounding of a's rows takes a noticeable share of the time. So its tiles are wider, and each row is rounded
  * less often. */
-#define MC     168 /* whole register tiles */
+#define MC     168 /* whole register tiles. */
 #define NC     768
 #define AMX_MC 96
 #define AMX_NC 1536
@@ -265,7 +266,7 @@ _Static_assert(MC % MR == 0 && NC % NR == 0 && AMX_MC % AMX_ROWS == 0 && AMX_NC 
                "tiles are whole register tiles");
 
 /* c[rows][vecs·LANES] = start + a·b: a [rows][pairs] with rows PAIRS apart, b [pairs][vecs·LANES]. `rows` and
- * `vecs` are constants where this is inlined, so that `sum` stays in registers. */
+ * `vecs` are constants at each call, so that `sum` stays in registers. */
 INLINE void pair_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                       const uint32_t *b, int pairs)
 {
@@ -298,7 +299,7 @@ INLINE void pair_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, 
     }
 }
 
-/* pair_tile for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
+/* pair_tile for 1 <= rows <= MR, 1 <= vecs <= 2, known only at run time. */
 static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                      const uint32_t *b, int pairs)
 {
@@ -320,7 +321,7 @@ static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, c
     /* clang-format on */
 }
 
-/* Rows that one step of product_panel takes. */
+/* The number of rows that one step of product_panel takes. */
 static int group_rows(int with_amx)
 {
     return with_amx ? AMX_ROWS : MR;
@@ -336,7 +337,7 @@ static void group_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc
         any_tile(rows, width / LANES, c, ldc, start, a, b, pairs);
 }
 
-/* A group whose last vector is not full: computed in a buffer, from which its `cols` columns are copied. */
+/* A group whose last vector is not full. It is computed in a buffer, and its `cols` columns are copied. */
 static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrdiff_t ldc, Start start,
                          const uint32_t *a, const uint32_t *b, int pairs)
 {
@@ -348,7 +349,7 @@ static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrd
 }
 
 /* c[m][cols] = start + a·panel, panel [pairs][width]. `roomy`: the rows of c and start have room for whole
- * vectors, and may be written there. */
+ * vectors, and the room may be overwritten. */
 static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                           const uint32_t *panel, int width, int m, int cols, int pairs, int roomy)
 {
@@ -364,14 +365,14 @@ static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const 
 }
 
 /* One output tile (m <= MC): all blocks of the sum, one after the other. Each tile of a row of tiles rounds
- * the rows of a again: that is one instruction for 2·LANES terms, against NC products with each. packed: from
- * the tile's first column on. */
+ * the rows of a again. That is one instruction for 2·LANES terms, against NC products with each. packed
+ * points to the tile's first column. */
 static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, const uint32_t *packed, int m,
                          int n, int k, int with_gelu)
 {
     uint32_t block[MC * PAIRS] __attribute__((aligned(64)));
     Amx amx = amx_begin();
-    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start */
+    for (int p = 0; p == 0 || p < k; p += KC) { /* k = 0 still writes its start. */
         int kc = min_int(k - p, KC);
         for (ptrdiff_t i = 0; i < m && kc > 0; i++)
             round_row(block + i * PAIRS, a + i * k + p, kc);
@@ -394,7 +395,7 @@ typedef struct Product {
     const float *x, *bias;
     const uint32_t *packed;
     int m, n, k, with_gelu;
-    int tile_m, tile_n, across; /* tiles: their size, tiles side by side */
+    int tile_m, tile_n, across; /* tiles: their size, tiles side by side. */
 } Product;
 
 static void numbered_tile(const void *job, int t)
@@ -469,12 +470,12 @@ void linear_pack(Linear *l, Arena *arena)
 }
 
 /* ---- attention ---------------------------------------------------------------------------------
- * A problem is one head of one window (without windows: of everything). First each problem's keys, values and
- * relative positions are made ready in the scratch, once for all of its queries. Then one task = at most
- * QUERIES queries of a problem, which walks over the keys in tiles of KEYS with the online softmax, as in
- * attention.c. Logits are in units of log 2. */
-#define QUERIES (98 / MR * MR) /* the buffers below stay under 200 KiB per thread; whole groups are used */
-#define KEYS    KC /* so that a tile of probabilities is a block of the sum of the product with v */
+ * A problem is one head of one window (without windows: of all tokens). First each problem's keys, values and
+ * relative positions are prepared in the scratch, once for all of its queries. A task is at most QUERIES
+ * queries of a problem. It goes through the keys in tiles of KEYS with the online softmax, as in attention.c.
+ * Logits are in units of log 2. */
+#define QUERIES (98 / MR * MR) /* whole groups of rows; the buffers below stay under 200 KiB per thread. */
+#define KEYS    KC             /* so a tile of probabilities is a block of the sum of the product with v. */
 #define LOG2_E  1.44269504088896340736f
 
 typedef struct Grid {
@@ -485,16 +486,16 @@ typedef struct Attention {
     float *out;
     const float *q, *k, *v;
     ptrdiff_t ldo, ldq, ldk, ldv;
-    const float *pad_k, *pad_v;    /* of keys beyond the edge of the grid, or NULL without windows */
-    Grid queries, keys;            /* all of them; 1 × n without relative positions */
-    Grid query_window, key_window; /* those of a problem, padding included */
-    int across, n_problems;        /* windows side by side; windows × heads */
-    int query_blocks, block;       /* of a problem, and how many queries each has */
+    const float *pad_k, *pad_v;    /* of keys beyond the edge of the grid, or NULL without windows. */
+    Grid queries, keys;            /* whole grids; 1 × n without relative positions. */
+    Grid query_window, key_window; /* grids of a problem, padding included. */
+    int across, n_problems;        /* windows side by side; windows × heads. */
+    int query_blocks, block;       /* blocks of a problem, and queries of a block. */
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel; /* or NULL */
-    int rel_h_ld, rel_w_ld;      /* rows of rel_h and rel_w below; 0 without */
-    int sums_ld;                 /* head_dim in whole vectors */
+    int rel_h_ld, rel_w_ld;      /* rows of rel_h and rel_w below; 0 without. */
+    int sums_ld;                 /* head_dim in whole vectors. */
     size_t keys_size, values_size;
     uint32_t *packed_keys, *packed_values; /* [n_problems][keys_size], [n_problems][values_size] */
     float *rel_h, *rel_w;                  /* [n_problems][n_q][rel_*_ld]: log2(e)·q·rel */
@@ -515,7 +516,7 @@ static void set_windows(Attention *a, Grid queries, Grid keys, Grid query_window
     a->n_problems = down * a->across * a->n_heads;
 }
 
-/* Rows of rel_w have a vector to spare, so that whole vectors can be read from any place. */
+/* Rows of rel_w have a spare vector, so that whole vectors can be read from any place. */
 static void lay_out(Attention *a, Arena *arena, int with_rel)
 {
     const size_t n = (size_t)a->n_problems, rows = n * (size_t)area(a->query_window);
@@ -531,7 +532,7 @@ static void lay_out(Attention *a, Arena *arena, int with_rel)
     a->sums = arena_floats(arena, rows * (size_t)a->sums_ld);
 }
 
-/* Where a window begins, and how many of its queries are inside the grid. */
+/* The origin of a window, and the number of its queries inside the grid. */
 typedef struct Window {
     int y, x, h, w;
 } Window;
@@ -545,7 +546,7 @@ static Window window_of(const Attention *a, int problem)
     return w;
 }
 
-/* The row in q and out of a window's query i, the padding not counted. */
+/* The row in q and out of a window's query i; padding is not counted. */
 static ptrdiff_t query_row(const Attention *a, const Window *w, int i)
 {
     return (ptrdiff_t)(w->y + i / w->w) * a->queries.w + w->x + i % w->w;
@@ -595,8 +596,8 @@ static void rel_product(float *out, ptrdiff_t ldo, const float *q, ptrdiff_t ldq
             store(out + i * ldo + j, load(out + i * ldo + j) * LOG2_E);
 }
 
-/* The queries of one row of the window share rel_h's matrix, those of one column rel_w's. `line`: a row, or,
- * from the window's height on, a column. */
+/* The queries of one row of the window share rel_h's matrix, those of one column rel_w's. `line` numbers the
+ * rows, then, from the window's height on, the columns. */
 static void rel_line(const Attention *a, int problem, int line)
 {
     const Window w = window_of(a, problem);
@@ -618,15 +619,16 @@ static void rel_line(const Attention *a, int problem, int line)
 }
 
 typedef struct AttentionTask {
-    uint32_t q[QUERIES * PAIRS] __attribute__((aligned(64)));             /* a block of columns of q */
+    uint32_t q[QUERIES * PAIRS] __attribute__((aligned(64)));             /* a block of columns of q. */
     float logits[QUERIES * KEYS] __attribute__((aligned(64)));            /* of a tile */
-    uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, and rounded */
+    uint32_t probabilities[QUERIES * PAIRS] __attribute__((aligned(64))); /* the same, rounded. */
     float max[QUERIES], sum[QUERIES];
     const float *rows[QUERIES]; /* of q */
     Amx amx;
 } AttentionTask;
 
-/* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`; B keeps `all_pairs`. */
+/* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`. B has `all_pairs` stored
+ * pairs. */
 static void product_block(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
                           const uint32_t *b, int all_pairs, int m, int n, int first, int pairs)
 {
@@ -638,8 +640,8 @@ static void product_block(Amx *amx, float *c, ptrdiff_t ldc, Start start, const 
     }
 }
 
-/* task->logits[n_q][n_keys] = q·kᵀ, in blocks of KC of the head's dimensions. One block, the usual case, is
- * rounded into task->q before the first tile and stays there. */
+/* task->logits[n_q][n_keys] = q·kᵀ, in blocks of KC of the head's dimensions. In the usual case there is one
+ * block. It is rounded into task->q before the first tile and stays there. */
 static void tile_logits(AttentionTask *task, const uint32_t *keys, int dim, int n_q, int n_keys,
                         int first_tile)
 {
@@ -653,9 +655,9 @@ static void tile_logits(AttentionTask *task, const uint32_t *keys, int dim, int 
     }
 }
 
-/* Turn row i's dot products into probabilities relative to the running maximum; bias is added to the scaled
- * products. The sum is that of the rounded probabilities, so that the weights of the values add up to one.
- * Returns the factor that scales the earlier sums. */
+/* Turn row i's dot products into probabilities relative to the running maximum. bias is added to the scaled
+ * products. The sum is that of the rounded probabilities, so that the weights of the values sum to one.
+ * Returns the factor of the earlier sums. */
 static float tile_softmax(AttentionTask *task, int i, int keys, float scale, const float *bias)
 {
     float *row = task->logits + i * KEYS;
@@ -682,14 +684,14 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
         memcpy(probability + j / 2, &pairs, sizeof pairs);
         sum = dot_pairs(pairs, ones, sum);
     }
-    float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0 */
+    float factor = max == before ? 1 : exp2f(before - max); /* the first time 2^-inf = 0. */
     task->sum[i] = task->sum[i] * factor + sum_lanes(sum);
     task->max[i] = max;
     return factor;
 }
 
-/* bias[keys] = h[kh] + w[kw] of one query and the keys from `first` on. Whole vectors are written. One that
- * reaches into the next row of keys is overwritten by that row; beyond the last key stand zeros. */
+/* bias[keys] = h[kh] + w[kw] of one query and the keys from `first` on. Whole vectors are written. A vector
+ * that reaches into the next row of keys is overwritten by that row. Beyond the last key are zeros. */
 static void rel_bias(float *bias, const float *h, const float *w, int key_w, int first, int keys)
 {
     int kh = first / key_w, kw = first % key_w;
@@ -758,7 +760,7 @@ static void attention_task(const Attention *a, int problem, int first_query, int
     }
 }
 
-/* The tasks of an attention by number; those of a problem follow each other. */
+/* The tasks of an attention by number. Those of a problem follow each other. */
 
 static int key_tiles(const Attention *a)
 {

@@ -1,9 +1,9 @@
-/* bf16.h - what bf16.c has beside tensor.h's contract: the products without the choice by size, which the
- * tests compare at every size, and the hardware's instructions with their portable twins.
+/* bf16.h - bf16.c's functions beside tensor.h's contract. The products without the choice by size, so that
+ * the tests can compare them at every size. The hardware's instructions with their portable twins.
  *
  * The instructions are AVX512-BF16's dot products or, several times faster, AMX's products of matrices. Where
- * both are missing, the portable twin takes their place. It rounds its inputs alike; sums agree within
- * rounding, since processors differ in the order of a pair's two products. */
+ * both are missing, the portable twin replaces them. It rounds its inputs alike. Sums agree within rounding,
+ * because processors add a pair's two products in different orders. */
 #ifndef SAMLAD_BF16_H
 #define SAMLAD_BF16_H
 
@@ -30,18 +30,18 @@ void bf16_window_attention(float *out, const float *qkv, const float *pad, int g
                            int n_heads, int head_dim, float scale, const RelativePosition *rel,
                            void *scratch);
 
-/* ---- the two steps that are an instruction each where the machine has them ---------------------------*/
+/* ---- the two steps: one instruction each on machines that have them ----------------------------*/
 
 /* sum[i] += a[2i]·b[2i] + a[2i+1]·b[2i+1], i < n. */
 void bf16_dot_pairs(float *sum, const uint16_t *a, const uint16_t *b, size_t n);
-/* The portable twins of this and of bf16_round: what every other machine computes. */
+/* The portable twins of this and of bf16_round. Every other machine uses them. */
 void bf16_round_portable(uint16_t *y, const float *x, size_t n);
 void bf16_dot_pairs_portable(float *sum, const uint16_t *a, const uint16_t *b, size_t n);
-/* fma_burst with the instructions that the functions above use here. */
+/* fma_burst with the instructions that these functions use on this machine. */
 double bf16_burst(int rounds);
-/* 1 where they use AMX: the build has it, and the system lets this process use it. */
+/* 1 if they use AMX: the build has it, and the system lets this process use it. */
 int bf16_matrix_unit(void);
-/* 1: do without it, 0: use it again. So that a test sees both; not while another thread computes. */
+/* 1: do without it, 0: use it again. A test compares both. Not to be called while another thread computes. */
 void bf16_without_matrix_unit(int without);
 
 #endif

@@ -1,9 +1,9 @@
 /* conv.c - convolutions as matrix products, and the depthwise one on vectors of channels.
  *
  * conv2d takes the output pixels in bands of about BAND_PIXELS. Per band, the patches under the kernel become
- * the rows of a matrix (im2col), which is multiplied by the weight: the same sums as tensor.c's, with zeros
- * for the padding. Patches are channel-last, [ky][kx][c_in], so that they are copied in long runs; the weight
- * is brought into the same order once per call. */
+ * the rows of a matrix (im2col), which is multiplied by the weight. The sums are those of tensor.c, with
+ * zeros for the padding. Patches are channel-last, [ky][kx][c_in], so that they are copied in long runs. The
+ * weight is brought into the same order once per call. */
 #include "fast/tile.h"
 
 #include <string.h>
@@ -34,7 +34,7 @@ size_t conv2d_scratch(int h, int w, int c_in, int c_out, int kernel, int stride,
     return patch * c_out + patch * min_int(band_rows(ow), oh) * ow;
 }
 
-/* patch[ky][kx][c_in] = the kernel × kernel pixels of x whose first is at (y0, x0); zero outside. */
+/* patch[ky][kx][c_in] = the kernel × kernel pixels of x from (y0, x0) on; zero outside. */
 static void copy_patch(float *patch, const float *x, int h, int w, int c_in, int kernel, int y0, int x0)
 {
     int from = x0 < 0 ? -x0 : 0, to = x0 + kernel > w ? w - x0 : kernel; /* columns inside */
@@ -81,7 +81,7 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
     }
 }
 
-/* A pixel of all channels: taps[3·ky + kx] is the pixel of x under that tap of the kernel, NULL outside. */
+/* All channels of a pixel. taps[3·ky + kx] is the pixel of x under that tap of the kernel, NULL outside. */
 static void depthwise_pixel(float *y, const float *const taps[9], const float *weight, const float *bias,
                             int channels)
 {
@@ -125,7 +125,7 @@ size_t conv_transpose2d_scratch(int h, int w, int c_out, int stride)
 }
 
 /* Every input pixel becomes a square of stride × stride output pixels. One product gives
- * [c_out][stride][stride] for each; then the squares are copied into y. */
+ * [c_out][stride][stride] for each pixel. Then the squares are copied into y. */
 void conv_transpose2d(float *y, const float *x, const float *weight, const float *bias, int h, int w,
                       int c_in, int c_out, int stride, float *scratch)
 {

@@ -1,8 +1,8 @@
 /* elements.c - dot, norms, softmax, and the element-wise routines, on vectors.
  *
- * They equal tensor.c's because each output is the same formula. Sums run in LANES interleaved parts that are
- * added at the end, in an order that depends on the length alone. exp, erf, and the sigmoid are simd.h's
- * polynomials, within a few units of the last place. */
+ * They equal tensor.c's because each output is the same formula. Sums run in LANES interleaved parts. The
+ * parts are added at the end, in an order that depends on the length alone. exp, erf, and the sigmoid are
+ * simd.h's polynomials, within a few units of the last place. */
 #include "fast/tile.h"
 
 #include <math.h>
@@ -35,7 +35,7 @@ static float row_sum(const float *x, int n)
     return sum_lanes(s0 + s1);
 }
 
-/* sum (x - mean)², the second pass of the variance: no cancellation. */
+/* sum (x - mean)², the second pass of the variance: without cancellation. */
 static float row_deviation(const float *x, int n, float mean)
 {
     Vec s0 = {0}, s1 = {0};
@@ -113,7 +113,7 @@ static void softmax_row(float *x, int n)
         x[i] /= total;
 }
 
-/* LANES rows of a few columns at once, each lane a row: a row alone would leave most lanes idle. */
+/* LANES rows of a few columns at once, one row per lane. A single row would leave most lanes idle. */
 static void softmax_short_rows(float *x, int cols)
 {
     float columns[LANES][LANES], totals[LANES];
@@ -147,7 +147,7 @@ void softmax_rows(float *x, int rows, int cols)
     }
 }
 
-/* Run an element-wise routine on slices of x. */
+/* Run an element-wise routine on slices of x, one after the other or in parallel. */
 static void in_slices(float *x, size_t n, void (*run)(float *x, size_t n))
 {
     const size_t slice = 4096;

@@ -7,15 +7,14 @@
  *
  *     folded[i][j] = sum over dy, dx of kernel[dy][dx] * mix_y[dy][i] * mix_x[dx][j]
  *
- * The products are as many as before, 49 a channel, but hr_source never exists. The four outputs (2m,2n)
- * (2m,2n+1) (2m+1,2n) (2m+1,2n+1) read the same 49 source pixels, so each value that is loaded serves four
- * sums. Mirroring and clamping at the borders are part of mix_y and mix_x. Only the rounding differs from
- * featup.c.
+ * There are as many products as before, 49 a channel, but hr_source never exists. The four outputs (2m,2n)
+ * (2m,2n+1) (2m+1,2n) (2m+1,2n+1) read the same 49 source pixels. So each loaded value serves four sums.
+ * Mirroring and clamping at the borders are part of mix_y and mix_x. Only the rounding differs from featup.c.
  *
  * features_to_grid folds too: bilinear enlargement and pooling are one small matrix for each axis.
  *
- * Threads divide the rows of the output. Rows share nothing and no sum is divided, so the bits do not depend
- * on the number of threads. */
+ * Threads divide the rows of the output. Rows are independent and no sum is divided, so the bits do not
+ * depend on the number of threads. */
 #include "featup.h"
 
 #include <math.h>
@@ -27,8 +26,8 @@
 
 enum { RADIUS = FEATUP_RADIUS, DIAMETER = FEATUP_DIAMETER, TAPS = FEATUP_TAPS };
 enum { PADDED = 8 };                           /* DIAMETER rounded up for the vector unit; the rest is zero */
-enum { FIXUP_IN = TAPS + 3 };                  /* kernel and guidance */
-enum { COLUMNS = 32, COLUMNS2 = 2 * COLUMNS }; /* a tile: columns of the source, and enlarged */
+enum { FIXUP_IN = TAPS + 3 };                  /* kernel and guidance. */
+enum { COLUMNS = 32, COLUMNS2 = 2 * COLUMNS }; /* columns of a tile: of the source, and enlarged. */
 
 /* ---- one axis: mirror, then bicubic x2 ----------------------------------------------------------------*/
 
@@ -42,8 +41,8 @@ static int clamp_index(int i, int n)
     return i < 0 ? 0 : i >= n ? n - 1 : i;
 }
 
-/* Bicubic weights (Keys, a = -0.75, as torch) of the four source pixels around an enlarged one, which lies t
- * after the second of them. */
+/* Bicubic weights (Keys, a = -0.75, as torch) of the four source pixels around an enlarged one. The enlarged
+ * pixel lies t after the second of them. */
 static void bicubic_weights(float weight[4], float t)
 {
     const float a = -0.75f;
@@ -53,9 +52,9 @@ static void bicubic_weights(float weight[4], float t)
     }
 }
 
-/* mix[2n]. Enlarged pixel q lies at (q + 0.5)/2 - 0.5 on the source: a quarter before source pixel q/2 when q
- * is even, a quarter after it when q is odd. Mirroring and clamping only move inwards, so all that is read
- * lies within p/2-3 .. p/2+3. */
+/* mix[2n]. Enlarged pixel q lies at (q + 0.5)/2 - 0.5 on the source. That is a quarter before source pixel
+ * q/2 if q is even, a quarter after it if q is odd. Mirroring and clamping only move inwards, so all reads
+ * lie within p/2-3 .. p/2+3. */
 static void make_mix(Mix *mix, int n)
 {
     memset(mix, 0, 2 * (size_t)n * sizeof *mix);
@@ -72,16 +71,16 @@ static void make_mix(Mix *mix, int n)
 
 /* ---- the kernels, a tile of pixels at a time ----------------------------------------------------------*/
 
-/* One stage. Its rows share this. */
+/* One stage; all its rows share these data. */
 typedef struct Job {
     const JbuLearnedRange *up;
     float range_factor, spatial_kernel[TAPS];
-    int h, w, channels;  /* of the source */
+    int h, w, channels;  /* of the source. */
     const float *source; /* [h][w][channels] */
     float *guidance;     /* [2h][2w][3] */
-    float *plane;        /* [2h][2w] scratch of the pooling */
-    float *keys;         /* proj_x as [2h][key_dim][2w + 2*RADIUS]: channel by channel and mirrored to both
-                            sides, so that the neighbours of a run of pixels are a run of floats */
+    float *plane;        /* [2h][2w] scratch of the pooling. */
+    float *keys;         /* proj_x as [2h][key_dim][2w + 2*RADIUS], channel by channel. Each row is mirrored
+                            to both sides, so the neighbours of a run of pixels are a run of floats. */
     Mix *mix_y, *mix_x;  /* [2h], [2w] */
     float *result;       /* [2h][2w][channels] */
 } Job;
@@ -91,7 +90,7 @@ static size_t key_row_floats(const Job *job)
     return 2 * (size_t)job->w + 2 * RADIUS;
 }
 
-/* keys of row y = range_proj(guidance), transposed and mirrored */
+/* keys of row y = range_proj(guidance), transposed and mirrored. */
 static void make_key_row(const Job *job, int y)
 {
     const JbuLearnedRange *up = job->up;
@@ -118,7 +117,7 @@ static void make_key_row(const Job *job, int y)
     }
 }
 
-/* similarity[dx][i] = <key(y+dy, x0+i+dx), key(y, x0+i)> for the 7 dx and a tile of pixels */
+/* similarity[dx][i] = <key(y+dy, x0+i+dx), key(y, x0+i)> for the 7 dx and a tile of pixels. */
 static void similarity_row(float similarity[DIAMETER][COLUMNS2], const Job *job, int y, int dy, int x0, int n)
 {
     const int dim = job->up->key_dim;
@@ -134,7 +133,7 @@ static void similarity_row(float similarity[DIAMETER][COLUMNS2], const Job *job,
 }
 
 /* combined_kernel [n][49] of the pixels x0 .. x0+n-1 in enlarged row y: range x spatial, normalised, plus the
- * fixup */
+ * fixup. */
 static void make_kernels(float *kernels, const Job *job, int y, int x0, int n)
 {
     const float *guidance = job->guidance + ((size_t)y * 2 * (size_t)job->w + (size_t)x0) * 3;
@@ -166,12 +165,12 @@ static void make_kernels(float *kernels, const Job *job, int y, int x0, int n)
 
 /* ---- folding ------------------------------------------------------------------------------------------*/
 
-/* The window of a source pixel, with the weights of its four outputs beside each other. */
+/* The window of a source pixel, with the weights of its four outputs side by side. */
 typedef struct Folded {
     float weight[DIAMETER][DIAMETER][4]; /* [source row][source column][output: 00 01 10 11] */
 } Folded;
 
-/* folded.weight[.][.][output] = mix_y^T kernel mix_x */
+/* folded.weight[.][.][output] = mix_y^T kernel mix_x. */
 static void fold_kernel(Folded *folded, int output, const float *kernel, const Mix *mix_y, const Mix *mix_x)
 {
     float padded[DIAMETER][PADDED] = {{0}}, half[PADDED], row[PADDED];
@@ -195,19 +194,19 @@ static void fold_kernel(Folded *folded, int output, const float *kernel, const M
 
 /* The part of a window that lies inside the source, and the targets of the four sums. */
 typedef struct Window {
-    const float *first;          /* channels of the first pixel */
+    const float *first;          /* channels of the first pixel. */
     size_t row_stride, channels; /* in floats */
     int n_rows, n_columns;
-    const float (*weight)[DIAMETER][4]; /* of that first pixel */
+    const float (*weight)[DIAMETER][4]; /* of that first pixel. */
     float *out[4];                      /* [channels] each */
 } Window;
 
-/* Vectors of channels that are summed at once. 4 x VECS sums and their operands fill the registers, of which
- * AVX-512 has 32 and others 16. */
+/* Vectors of channels that are summed at once. 4 x VECS sums and their operands fill the registers: 32 in
+ * AVX-512, 16 elsewhere. */
 enum { VECS = LANES == 16 ? 4 : 2 };
 
-/* out[k][c0 .. c0 + n_vecs*LANES) = sum over the window of weight[k] * pixel. n_vecs is a constant where
- * this is inlined, so that 4 x n_vecs sums stay in registers. */
+/* out[k][c0 .. c0 + n_vecs*LANES) = sum over the window of weight[k] * pixel. n_vecs is a constant at each
+ * call, so that 4 x n_vecs sums stay in registers. */
 INLINE void weigh(const Window *v, size_t c0, const int n_vecs)
 {
     Vec sum[4][VECS] = {{{0}}};
@@ -238,7 +237,7 @@ static void weigh_one_channel(const Window *v, size_t channel)
         v->out[k][channel] = sum[k];
 }
 
-/* The four outputs (2m..2m+1, 2n..2n+1) as weighted sums of the source pixels around (m, n) */
+/* The four outputs (2m..2m+1, 2n..2n+1) as weighted sums of the source pixels around (m, n). */
 static void adaptive_conv(const Job *job, const Folded *folded, int m, int n)
 {
     const size_t c = (size_t)job->channels, out_row = 2 * (size_t)job->w * c;
@@ -265,7 +264,7 @@ static void adaptive_conv(const Job *job, const Folded *folded, int m, int n)
 
 /* ---- stages and stack ---------------------------------------------------------------------------------*/
 
-/* Enlarged rows 2m and 2m+1, a tile of columns at a time, so that the kernels stay in the nearest cache. */
+/* Enlarged rows 2m and 2m+1, a tile of columns at a time. So the kernels stay in the L1 cache. */
 static void upsample_row_pair(const Job *job, int m)
 {
     Folded folded[COLUMNS];
@@ -298,12 +297,12 @@ static void upsample_stage(Job *job, const FeatupInput *in)
         upsample_row_pair(job, m);
 }
 
-/* The scratch of all stages, sized for the last one; the results of all stages but the last, which writes to
- * the caller's. Laid out twice (tensor.h). */
+/* The scratch of all stages, sized for the last one. `results` holds every stage's result but the last, which
+ * goes to the caller's memory. Laid out twice (io/memory.h). */
 typedef struct Scratch {
     Job job;
     float *results[FEATUP_MAX_STAGES];
-    float *fixup_row; /* [2w][channels] of the stack's fixup_proj */
+    float *fixup_row; /* [2w][channels] of the stack's fixup_proj. */
 } Scratch;
 
 static void lay_out(Scratch *s, Arena *arena, const Featup *featup, const FeatupInput *in, int stages)
@@ -358,9 +357,9 @@ int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int
 
 /* ---- the maps' grid -----------------------------------------------------------------------------------*/
 
-/* weights [n_out][n_in]: enlarge a column of n_in features to n_up bilinearly, then pool (or, if the grid is
- * finer, enlarge) it to n_out. Found by doing so with the unit vectors: channel i is 1 in place i.
- * enlarged [n_up][n_in] */
+/* weights [n_out][n_in]: enlarge a column of n_in features to n_up bilinearly, then pool it to n_out. If the
+ * grid is finer, enlarge it to n_out. The matrix is found by applying both steps to the unit vectors: channel
+ * i is 1 in place i. enlarged [n_up][n_in]. */
 static void axis_weights(float *weights, int n_out, int n_up, int n_in, int pooled, float *units,
                          float *enlarged)
 {
@@ -379,8 +378,8 @@ static int larger(int a, int b)
     return a > b ? a : b;
 }
 
-/* Both steps are linear and act on rows and columns apart. So they are one small matrix for each axis, and the
- * enlarged features are never written down. */
+/* Both steps are linear and act on rows and columns separately. So they are one small matrix for each axis,
+ * and the enlarged features are never stored. */
 static int bilinear_to_grid(float *grid, GridSize size, const FeatupInput *in, int stages, Error *err)
 {
     const int up_h = in->h << stages, up_w = in->w << stages, channels = in->channels;

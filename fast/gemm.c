@@ -3,7 +3,7 @@
  * b[n][k].
  *
  * It equals tensor.c's because each output is the same sum, in another order: blocks of KC terms, one after
- * the other. The order depends on k alone, so neither the tiles nor the threads change a bit. Errors are
+ * the other. The order depends on k alone, so neither the tiles nor the threads change a bit. The errors are
  * those of float sums.
  *
  * Loops from the outside in:
@@ -11,9 +11,10 @@
  *   blocks of KC terms of the sum                b's KC × NC block is packed on the stack (L2 cache)
  *   groups of MR rows                            a's MR × KC panel is packed on the stack (L1 cache)
  *   slivers of NR columns                        the micro-kernel, in registers
- * Packing makes every access of the micro-kernel unit-stride, whatever the matrices' row distances. Each
- * element of b, usually the weights, is packed once for MC rows; each of a once for NC columns; c is read and
- * written once for KC terms. During one group of rows the next is prefetched, a few lines at a time. */
+ * Packing makes every access of the micro-kernel unit-stride, for any distance between the matrices' rows.
+ * Each element of b, usually the weights, is packed once for MC rows. Each element of a is packed once for NC
+ * columns. c is read and written once for KC terms. During one group of rows the next is prefetched, a few
+ * lines at a time. */
 #include "fast/tile.h"
 
 #include <sched.h>
@@ -23,10 +24,10 @@
 #define MC       2048
 #define OWN_ROWS 512 /* see rows_of_tiles */
 #if LANES >= 16
-#define NC 768 /* 786 KB of b: machines with such vectors have an L2 cache of 1 MB and more */
+#define NC 768 /* 786 KB of b: machines with AVX-512 have an L2 cache of 1 MB or more. */
 #define KC 256
 #else
-#define NC 384 /* 295 KB. Both are multiples of every NR */
+#define NC 384 /* 295 KB. Both are multiples of every NR. */
 #define KC 192
 #endif
 
@@ -42,7 +43,7 @@ static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const
     micro_kernel_any(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k, prefetch);
 }
 
-/* A tile whose last vector is not full: computed in a buffer, from which its `cols` columns are copied. */
+/* A tile whose last vector is not full. It is computed in a buffer, and its `cols` columns are copied. */
 static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const float *a,
                       const float *b, int k, Prefetch *prefetch)
 {
@@ -54,13 +55,13 @@ static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, 
             c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
-/* Rows of b are far apart, so each is prefetched this many rows before it is packed. */
+/* Rows of b are far apart in memory, so each is prefetched this many rows before it is packed. */
 #define PREFETCH_ROWS 16
 
 /* panel[k][width] = b[k][cols], padded with zero columns. */
 static void pack_rows(float *panel, int width, const float *b, ptrdiff_t ldb, int k, int cols)
 {
-    if (cols == width && width == NR) { /* the usual case, with a copy of constant size */
+    if (cols == width && width == NR) { /* the usual case, with a copy of constant size. */
         for (int p = 0; p < k; p++) {
             prefetch_row((const float *)((uintptr_t)b + (p + PREFETCH_ROWS) * ldb * sizeof *b), NR);
             store(panel + p * NR, load(b + p * ldb));
@@ -88,7 +89,7 @@ static void pack_transposed(float *panel, int width, const float *b, ptrdiff_t l
     }
 }
 
-/* Sliver j of a block of b: [k][width], width being NR or, for the last few columns, LANES. */
+/* Sliver j of a block of b: [k][width]. width is NR or, for the last few columns, LANES. */
 static void pack_block(float *block, Operand b, int n, int k)
 {
     for (int j = 0; j < n; j += NR) {
@@ -100,7 +101,7 @@ static void pack_block(float *block, Operand b, int n, int k)
     }
 }
 
-/* c[rows][n] = start + panel·block for one group of rows; `next` is where a's next group begins. */
+/* c[rows][n] = start + panel·block for one group of rows. `next` is the start of a's next group. */
 static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *panel, const float *block,
                          int rows, int n, int k, const float *next, ptrdiff_t lda)
 {
@@ -116,25 +117,25 @@ static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *pane
     }
 }
 
-/* Rows and columns of the output that a thread works on. Its sums have the terms before `done` so far. */
+/* The rows and columns of the output that a thread works on. Its sums have the terms before `done` so far. */
 typedef struct Tile {
     int row, rows, col, cols, done;
 } Tile;
 
 /* Work stealing. Threads are seldom equally fast: a core has neighbours, or is one of its processor's small
- * ones. So a thread that finds no tile left waits, and a thread at work gives it half of what remains of its
- * own tile. Where all are equally fast nobody waits, and this costs nothing. */
+ * cores. So a thread that finds no tile left waits. A thread at work gives it half of the remaining part of
+ * its own tile. If all threads are equally fast, no thread waits, and stealing costs nothing. */
 enum { MAX_STOLEN = 256 };
 typedef struct Stealing {
-    atomic_flag locked;    /* guards the change of the following together */
-    atomic_int waiting;    /* threads for which nothing is in `stolen` */
-    atomic_int unfinished; /* tiles, stolen ones included */
+    atomic_flag locked;    /* guards the members below, which change together. */
+    atomic_int waiting;    /* waiting threads that have no tile in `stolen` yet. */
+    atomic_int unfinished; /* tiles, stolen ones included. */
     atomic_int n_stolen;
     Tile stolen[MAX_STOLEN];
 } Stealing;
 
 /* A spin lock, held for a few instructions. (The names of OpenMP's critical sections would be visible to a
- * user's program.) */
+ * user's program.). */
 static void lock(Stealing *s)
 {
     while (atomic_flag_test_and_set_explicit(&s->locked, memory_order_acquire))
@@ -146,23 +147,23 @@ static void unlock(Stealing *s)
     atomic_flag_clear_explicit(&s->locked, memory_order_release);
 }
 
-#define LEAST_STOLEN (8 * MR) /* rows: fewer are not worth packing b once more */
+#define LEAST_STOLEN (8 * MR) /* rows: fewer are not worth packing b again. */
 
-/* The whole product: equal tiles, at most MC × NC, the last ones smaller. */
+/* The whole product: equal tiles, at most MC × NC; the last ones are smaller. */
 typedef struct Product {
     float *c;
     const float *a;
     Operand b;
     Start start;
     ptrdiff_t ldc, lda;
-    int m, n, k, with_gelu;   /* GELU follows while the rows are in the cache */
-    int down, across, tile_n; /* tiles: how many below each other and side by side, their columns */
-    int step;                 /* terms in a block, fewer in the last */
-    Stealing *stealing;       /* NULL for one thread */
+    int m, n, k, with_gelu;   /* GELU follows while the rows are in the cache. */
+    int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile. */
+    int step;                 /* terms in a block, fewer in the last. */
+    Stealing *stealing;       /* NULL for one thread. */
 } Product;
 
-/* Gives the last rows of a tile to a thread that waits. Rows from i on have yet to get their current block of
- * terms. Both threads then have equally much to do: (rows - keep)·blocks = keep·blocks - i. */
+/* Give the last rows of a tile to a waiting thread. Rows from i on have yet to get their current block of
+ * terms. Both threads then have equal work: (rows - keep)·blocks = keep·blocks - i. */
 static void split_tile(const Product *p, Tile *t, int i)
 {
     Stealing *s = p->stealing;
@@ -181,7 +182,7 @@ static void split_tile(const Product *p, Tile *t, int i)
     unlock(s);
 }
 
-/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.) */
+/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.). */
 static void product_block(const Product *p, Tile *t)
 {
     float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
@@ -226,7 +227,7 @@ static int steal(Stealing *s, Tile *stolen)
     return taken;
 }
 
-/* What a thread does when no tile is left: it steals. */
+/* A thread without a tile steals. */
 static void steal_tiles(const void *job)
 {
     const Product *p = job;
@@ -237,14 +238,14 @@ static void steal_tiles(const void *job)
             product_tile(p, stolen);
             p->stealing->waiting++;
         } else {
-            sched_yield(); /* with more threads than cores, the others need this one's core */
+            sched_yield(); /* with more threads than cores, other threads need this core. */
         }
     }
 }
 
-/* Into how many rows of tiles the output is divided. Best every thread has rows of its own, see run_tasks.
- * Where that leaves too few rows to pay for packing b once per thread, there are as many tiles as give every
- * thread equally much. */
+/* The number of rows of tiles into which the output is divided. It is best if every thread has its own rows,
+ * see run_tasks. If a thread then has too few rows to pay for packing b, every thread gets equally many
+ * tiles. */
 static int rows_of_tiles(int m, int n_tiles, int threads)
 {
     int m_tiles = (m + MC - 1) / MC;
@@ -255,7 +256,7 @@ static int rows_of_tiles(int m, int n_tiles, int threads)
     return m_tiles;
 }
 
-/* Where row `y` of tiles begins: rows of tiles have equally many groups of MR rows, or one more. */
+/* The first row of row `y` of tiles. Rows of tiles have equally many groups of MR rows, or one more. */
 static int first_row(const Product *p, int y)
 {
     return min_int((int)((ptrdiff_t)((p->m + MR - 1) / MR) * y / p->down) * MR, p->m);
@@ -268,7 +269,7 @@ static void numbered_tile(const void *job, int i)
     product_tile(p, (Tile){row, first_row(p, y + 1) - row, col, min_int(p->n - col, p->tile_n), 0});
 }
 
-/* With few rows a tile is one sliver, so that packed data is still in the L1 cache when it is used. */
+/* With few rows a tile is one sliver. So packed data is still in the L1 cache when it is used. */
 static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
                     int n, int k, int with_gelu)
 {
@@ -278,7 +279,7 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
     const int most_n = m <= 2 * MR ? NR : NC, across = (n + most_n - 1) / most_n;
     const int down = rows_of_tiles(m, across, threads), n_tiles = down * across;
     const int blocks = (k + KC - 1) / KC;
-    Stealing stealing; /* `stolen` is left unset: a product may be a prompt's few rows */
+    Stealing stealing; /* `stolen` is left unset: a product may be a prompt's few rows. */
     stealing.unfinished = n_tiles;
     stealing.waiting = stealing.n_stolen = 0;
     unlock(&stealing);

@@ -19,7 +19,7 @@ const char *instruction_set(void)
 #endif
 }
 
-/* CHAINS independent sums keep every unit busy in spite of the latency. */
+/* CHAINS independent sums keep every unit busy despite the latency. */
 static double fp32_burst(int rounds)
 {
     enum { CHAINS = 12 };
@@ -27,7 +27,8 @@ static double fp32_burst(int rounds)
     float total = 0;
 #pragma omp parallel reduction(+ : n_threads, total)
     {
-        volatile float factor = 0.999f, term = 1e-3f; /* volatile: else gcc reads them again in the loop */
+        volatile float factor = 0.999f, term = 1e-3f; /* volatile: otherwise gcc reads them again in the
+                                                         loop. */
         Vec sum[CHAINS], a = splat(factor), b = splat(term);
         UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = splat((float)i);
         for (int r = 0; r < rounds; r++)
@@ -36,7 +37,7 @@ static double fp32_burst(int rounds)
         n_threads++;
     }
     double gflop = 2e-9 * CHAINS * LANES * (double)rounds * n_threads;
-    return total == 12345.0f ? 0 : gflop; /* the sums are used, so that they are computed */
+    return total == 12345.0f ? 0 : gflop; /* uses the sums, so that they are computed. */
 }
 
 double fma_burst(int rounds, Precision precision)

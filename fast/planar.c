@@ -11,8 +11,8 @@
 /* ---- products ---------------------------------------------------------------------------------*/
 
 /* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. `rows` and `vecs` are
- * constants as in micro_kernel of tile.h. That one's prefetching would cost more here than the product, and
- * its add_terms is no faster in sums this short: SAM's masks took 8 % longer with it. */
+ * constants as in micro_kernel of tile.h. Its prefetching would cost more here than the product. Its
+ * add_terms is no faster in sums this short: SAM's masks took 8 % longer with it. */
 INLINE void small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
                        ptrdiff_t row, ptrdiff_t column, int accumulate)
 {
@@ -80,14 +80,14 @@ void small_product(float *c, int ldc, const float *a, int lda, const float *b, i
     small_products(c, ldc, &(SmallTerm){a, b, lda, ldb, k}, 1, m, n, accumulate);
 }
 
-/* The sums of a few rows of x with 4 rows of w are in registers at once. */
+/* The number of rows of x whose sums with 4 rows of w fit the registers. */
 #if LANES == 16
 #define FEW 7
 #else
 #define FEW 3
 #endif
 
-/* y[rows][4] = x[rows][k]·w[4][k]ᵀ + bias[4] */
+/* y[rows][4] = x[rows][k]·w[4][k]ᵀ + bias[4]. */
 INLINE void few_rows(int rows, float *y, ptrdiff_t ldy, const float *x, const float *w, const float *bias,
                      int k)
 {
@@ -154,7 +154,7 @@ void tile_triangle(float *g, int ld, int n)
             g[i * ld + j] *= j < i ? 0 : j > i ? 2 : 1;
 }
 
-/* A block of rows needs no column before its first. */
+/* G is upper triangular, so a block of rows needs no column before its first. */
 void tile_quadratic(float *quadratic, const float *z, const float *triangle, int ld, int n, float *scratch)
 {
     for (ptrdiff_t i = 0; i < n; i += MR)
@@ -168,7 +168,7 @@ void tile_quadratic(float *quadratic, const float *z, const float *triangle, int
     }
 }
 
-/* Squares of 4 × 4 through registers. */
+/* Squares of 4 × 4 are transposed in registers. */
 void tile_transpose(float *y, int ld, const float *x, int rows)
 {
     int i = 0;
@@ -229,7 +229,7 @@ void tile_online_softmax(float *scores, int rows, int used, float *max, float *s
             store(scores + j, e);
             total += e;
         }
-        factor[i] = now > before ? expf(before - now) : 1; /* the first time e^-inf = 0 */
+        factor[i] = now > before ? expf(before - now) : 1; /* the first time e^-inf = 0. */
         sum[i] = sum[i] * factor[i] + sum_lanes(total);
     }
 }

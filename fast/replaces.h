@@ -1,20 +1,21 @@
-/* replaces.h - which functions of the plain form fast/ replaces.
+/* replaces.h - the functions of the plain form that fast/ replaces.
  *
  * tensor.c and the chapters are plain and complete: `make PLAIN=1` builds them without this room. The fast
  * build compiles each of them, X.c, with -DCOMPILES_X and this header in front. Each function listed in X's
- * section below then gets the name plain_*, and fast/ defines the function itself, under the same name and
- * contract. Callers notice nothing. The plain form stays in the library, and the tests take it as the truth.
+ * section below then gets the name plain_*. fast/ defines the function itself, under the same name and
+ * contract. Callers need no change. The plain form stays in the library as the truth of the tests.
  *
- * A function that calls a replaced one of the same file must be replaced too: it would call the plain one. */
+ * If a function calls a replaced function of the same file, it must be replaced too. Otherwise it would call
+ * the plain one. */
 #ifndef SAMLAD_REPLACES_H
 #define SAMLAD_REPLACES_H
 
 #ifdef COMPILES_tensor
-/* gemm.c */
+/* gemm.c: */
 #define linear    plain_linear
 #define matmul    plain_matmul
 #define matmul_nt plain_matmul_nt
-/* bf16.c */
+/* bf16.c: */
 #define bf16_round             plain_bf16_round
 #define linear_layer           plain_linear_layer
 #define linear_layer_gelu      plain_linear_layer_gelu
@@ -23,10 +24,10 @@
 #define window_attention_any   plain_window_attention_any
 #define bf16_attention_scratch plain_bf16_attention_scratch
 #define bf16_window_scratch    plain_bf16_window_scratch
-/* attention.c */
+/* attention.c: */
 #define attention        plain_attention
 #define window_attention plain_window_attention
-/* elements.c */
+/* elements.c: */
 #define dot            plain_dot
 #define layer_norm     plain_layer_norm
 #define add_layer_norm plain_add_layer_norm
@@ -39,22 +40,22 @@
 #define add_rows       plain_add_rows
 #define add_scaled     plain_add_scaled
 #define l2_normalise   plain_l2_normalise
-/* conv.c */
+/* conv.c: */
 #define conv2d_scratch           plain_conv2d_scratch
 #define conv2d                   plain_conv2d
 #define depthwise_conv3x3        plain_depthwise_conv3x3
 #define conv_transpose2d_scratch plain_conv_transpose2d_scratch
 #define conv_transpose2d         plain_conv_transpose2d
-/* resample.c */
+/* resample.c: */
 #define interpolate_bilinear plain_interpolate_bilinear
 #define resize_u8            plain_resize_u8
-/* amm_gram.c */
+/* amm_gram.c: */
 #define sample_half   plain_sample_half
 #define distance_half plain_distance_half
 #define centre_rows   plain_centre_rows
 #define gram_rows     plain_gram_rows
 #define residual_rows plain_residual_rows
-/* machine.c */
+/* machine.c: */
 #define instruction_set plain_instruction_set
 #define fma_burst       plain_fma_burst
 #endif
@@ -65,7 +66,7 @@
 #endif
 
 #ifdef COMPILES_sam
-/* many prompts on one image: fast/sam_prompts.c */
+/* many prompts on one image: fast/sam_prompts.c. */
 #define sam_decoder_new     plain_sam_decoder_new
 #define sam_decoder_free    plain_sam_decoder_free
 #define sam_scratch_new     plain_sam_scratch_new
@@ -73,7 +74,7 @@
 #define sam_scratch_free    plain_sam_scratch_free
 #define sam_decode_prompts  plain_sam_decode_prompts
 #define sam_decode_masks    plain_sam_decode_masks
-/* rows of large masks: fast/sam_rows.c */
+/* rows of large masks: fast/sam_rows.c. */
 #define sam_rows_new        plain_sam_rows_new
 #define sam_rows_free       plain_sam_rows_free
 #define sam_rows_begin      plain_sam_rows_begin

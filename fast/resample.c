@@ -8,22 +8,22 @@
 #include <string.h>
 
 /* ---- bilinear ----------------------------------------------------------------------------------
- * The work is cut into strips of at most STRIP floats of an output row (pixels × channels), each walked down
- * over BAND output rows. The two input rows that an output row mixes are interpolated horizontally once and
- * kept in `line`: neighbouring output rows share them. */
+ * The work is cut into strips of at most STRIP floats of an output row (pixels × channels). Each strip is
+ * walked down over BAND output rows. An output row mixes two input rows. They are interpolated horizontally
+ * once and kept in `line`, because neighbouring output rows share them. */
 #define STRIP 1024
 #define BAND  64
 
-/* One output coordinate: the two inputs that it mixes, and their weights. */
+/* One output coordinate: its two inputs, and their weights. */
 typedef struct Taps {
     int at[2];
     float weight[2];
 } Taps;
 
 typedef struct Strip {
-    Taps column[STRIP]; /* of the strip's output columns */
+    Taps column[STRIP]; /* of the strip's output columns. */
     float line[2][STRIP];
-    int line_row[2]; /* the input row that each line holds, -1: none; row r is in line r % 2 */
+    int line_row[2]; /* the input row in each line, -1: none; row r is in line r % 2. */
 } Strip;
 
 typedef struct Interpolation {
@@ -52,8 +52,8 @@ static void fill_line(float *line, const float *row, const Taps *column, int pix
     }
 }
 
-/* Output rows y0 .. y1-1, columns x0 .. x0+pixels-1, channels c0 .. c0+channels-1: pixels·channels <= STRIP.
- * Only a single pixel has a part of the channels. */
+/* Output rows y0 .. y1-1, columns x0 .. x0+pixels-1, channels c0 .. c0+channels-1; pixels·channels <= STRIP.
+ * channels is fewer than all only if pixels is 1. */
 static void interpolate_strip(const Interpolation *p, int y0, int y1, int x0, int pixels, int c0,
                               int channels)
 {
@@ -138,11 +138,11 @@ static int pil_taps_make(PilTaps *taps, int in, int out, ResizeFilter filter)
 
 static uint8_t clip8(int32_t sum)
 {
-    int32_t v = sum >> RESIZE_PRECISION_BITS; /* arithmetic: rounds down, 1/2 was added before */
+    int32_t v = sum >> RESIZE_PRECISION_BITS; /* arithmetic: rounds down, 1/2 was added before. */
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* y[rows][ow][channels] from x[rows][iw][channels] */
+/* y[rows][ow][channels] from x[rows][iw][channels]. */
 static void pil_horizontal(uint8_t *y, const uint8_t *x, int rows, int ow, int iw, int channels,
                            const PilTaps *taps)
 {
@@ -163,7 +163,7 @@ static void pil_horizontal(uint8_t *y, const uint8_t *x, int rows, int ow, int i
     }
 }
 
-/* y[oh][run] from x[ih][run] */
+/* y[oh][run] from x[ih][run]. */
 static void pil_vertical(uint8_t *y, const uint8_t *x, int oh, size_t run, const PilTaps *taps)
 {
 #pragma omp parallel for if ((double)oh * run > PARALLEL_ELEMENTS)

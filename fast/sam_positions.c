@@ -1,46 +1,45 @@
 /* sam_positions.c - the image's side of SAM's two-way transformer, for many prompts on one image without a
- * mask prompt: the same function as sam.c's, with the products taken in another order.
+ * mask prompt. It is the same function as sam.c's, with the products in another order.
  *
- * What it saves. An image has n = 4,096 positions of C = 256 channels, a prompt T = 7 tokens, an attention H
- * = 8 heads of 16 dimensions. The official code multiplies all positions with a dozen matrices, for every
- * prompt anew. But a layer of the transformer does only two things to a position's vector x:
+ * The saving. An image has n = 4,096 positions of C = 256 channels. A prompt has T = 7 tokens, an attention H
+ * = 8 heads of 16 dimensions. For every prompt the official code multiplies all positions with a dozen
+ * matrices. But a layer of the transformer does only two things to a position's vector x:
  *
  *     y  = x + Dᵀ·a + b            cross_attn_image_to_token: a [H·T] are the position's softmaxed scores,
  *                                  D [H·T][C] = out_proj·v of each head and token, the same for all positions
  *     x' = γ∘(y - mean y)·s + β    norm4: s = 1/√(variance + ε) is one number for each position
  *
- * Both are linear but for the numbers a and s.
+ * Both are linear except for the numbers a and s.
  *
- * The form. So after l layers each position is a fixed vector of the image, scaled, and a low-rank rest. With
- * P = "subtract the mean of the channels",
+ * The form. So after l layers each position is a fixed vector of the image, scaled, plus a low-rank term.
+ * With P = "subtract the mean of the channels",
  *
  *     x_l = σ·u_l + Bᵀ·z           u_0 = x_0, u_{l+1} = γ_l∘P·u_l   the image's alone: no prompt in it
  *                                  B [rank][C]                      the prompt's alone: no position in it
  *                                  σ = s_0·s_1···, z [rank]         few numbers a position and prompt
  *
  * A layer takes z to [s·z, s·a, 1], B to [γ∘P·B, γ∘P·D, β], and σ to s·σ. (The T scores of a head sum to one:
- * that of the last token is 1 minus the others. So a and D have H·(T-1) rows, of differences to the last
- * token, whose own part is in b.) rank = 1 + l·(H·(T-1) + 1): 50 after the first layer.
+ * the last token's score is 1 minus the others. So a and D have H·(T-1) rows, of differences to the last
+ * token. The last token's own part is in b.) rank = 1 + l·(H·(T-1) + 1): 50 after the first layer.
  *
- * Products. Whatever matrix W comes next, W·x_l = σ·(W·u_l) + (W·Bᵀ)·z. W·u_l is a *plane*, computed once an
- * image; W·Bᵀ is small. A score q·W_k·x costs 16 + 50 multiplications for each position instead of its part
- * of a product with the whole x. x is never written down, and a prompt is left with a fifth of the
- * arithmetic.
+ * Products. For the next matrix W, W·x_l = σ·(W·u_l) + (W·Bᵀ)·z. W·u_l is a *plane*, computed once an image;
+ * W·Bᵀ is small. A score q·W_k·x costs 16 + 50 multiplications for each position. x itself is never stored,
+ * and a prompt needs only a fifth of the arithmetic.
  *
  * Norm4 needs ‖P·y‖². With E = P·[B; D] (b in the row that z multiplies with 1) and ζ = [z; a]:
  *
  *     ‖P·y‖² = σ²·‖P·u‖² + 2·σ·ζ·(E·P·u) + ζᵀ·(E·Eᵀ)·ζ
  *
- * The first term is a plane of one row, E·Eᵀ a small matrix of the prompt. For the middle one, E's rows of
- * layer m <= l are D_m, sent through the norms since, and D_m·t = v·(W_oᵀ·t) head by head. So the planes
+ * The first term is a plane of one row, E·Eᵀ a small matrix of the prompt. In the middle term, E's rows of
+ * layer m <= l are D_m after the norms since layer m. D_m·t = v·(W_oᵀ·t), head by head. So the planes
  * W_oᵀ·t_m are kept, where t_l = P·u_l and t_{m-1} = P·(γ_{m-1}∘t_m).
  *
- * Softmax over the positions, when tokens attend to the image: key biases add the same to all scores of a
- * query and drop out. The weighted mean of W_v·x + b_v is that of the planes, plus W_v·Bᵀ·(weighted mean of
- * z), plus b_v. Upscaling: the two transposed convolutions do not overlap (stride 2, kernel 2), so that a
+ * Softmax over the positions, when tokens attend to the image. Key biases add the same number to all scores
+ * of a query and cancel. The weighted mean of W_v·x + b_v is that of the planes, plus W_v·Bᵀ·(weighted mean
+ * of z), plus b_v. Upscaling: the two transposed convolutions do not overlap (stride 2, kernel 2). So each
  * position makes its own 16 logits.
  *
- * Positions go through in tiles of TILE, as lanes (planar.h); those beyond the last are zero and unused.
+ * Positions are processed in tiles of TILE, as lanes (planar.h). Those beyond the last are zero and unused.
  * docs/METHOD.md 4 has the derivation as well. */
 #include "fast/sam_positions.h"
 
@@ -51,17 +50,18 @@
 #include "fast/planar.h"
 #include "io/fail.h"
 
-#define MAX_LEVELS 4   /* layers of the transformer that this way is written for; SAM has 2 */
-#define MAX_FOLDED 512 /* H·T; beyond, the rank is no longer small */
+#define MAX_LEVELS 4   /* the most layers of the transformer; SAM has 2. */
+#define MAX_FOLDED 512 /* the most H·T; beyond, the rank is no longer small. */
 
-/* What the products with an image's u_l give, each [tiles][rows][TILE]. The last level has no queries, as
- * nothing but the final attention and upscaling looks at it. */
+/* The products with an image's u_l, each [tiles][rows][TILE]. The last level has no queries, because only the
+ * final attention and upscaling read it. */
 typedef struct Level {
-    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 in keys already */
-    float *queries, *queries_pe; /* [inner]; b_q with the encoding */
-    float *values;               /* [tiles·TILE][H][head_padded]: positions as rows, they are summed over */
-    float *back[MAX_LEVELS];     /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m */
-    float *square;               /* [1] ‖P·u‖² */
+    float *keys, *keys_pe; /* [inner]; keys_pe = W_k · positional encoding, at level 0 included in keys. */
+    float *queries, *queries_pe; /* [inner]; b_q with the encoding. */
+    float *values;           /* [tiles·TILE][H][head_padded]: positions as rows, because the sum runs over
+                                    them. */
+    float *back[MAX_LEVELS]; /* [inner + 1] W_oᵀ·t_m of layer m; last row: (β_{m-1} + b_o)·t_m. */
+    float *square;           /* [1] ‖P·u‖² */
 } Level;
 
 struct SamPlanes {
@@ -69,11 +69,11 @@ struct SamPlanes {
     int n_tiles;
     Arena arena;
     Level levels[MAX_LEVELS + 1];
-    float *up;                      /* [C] first transposed convolution of the last level */
-    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in] */
+    float *up;                      /* [C] the last level after the first transposed convolution. */
+    float *up_weight1, *up_weight2; /* both convolutions' weights as [2·2][c_out][c_in]. */
 };
 
-/* Of the cross attentions. */
+/* The internal dimension of the cross attentions. */
 static int internal_dim(const SamWeights *w)
 {
     return w->mask_decoder.transformer.final_attn_token_to_image.internal_dim;
@@ -116,7 +116,7 @@ static void layout_planes(SamPlanes *p)
     p->up_weight2 = arena_floats(&p->arena, dim / 4 * (dim / 2));
 }
 
-/* plane [tiles][rows][TILE] = weight [rows][C] · x [tiles·TILE][C]ᵀ + bias (or NULL) */
+/* plane [tiles][rows][TILE] = weight [rows][C] · x [tiles·TILE][C]ᵀ + bias (or NULL). */
 static void fill_plane(const SamPlanes *p, float *plane, const float *weight, const float *bias, int rows,
                        const float *x)
 {
@@ -129,7 +129,7 @@ static void fill_plane(const SamPlanes *p, float *plane, const float *weight, co
     }
 }
 
-/* The projection of u_l and that of the positional encoding, in one plane or two. sum: room for u + pe. */
+/* The projection of u_l and that of the positional encoding, in one plane or two. sum is room for u + pe. */
 static void fill_projection(const SamPlanes *p, float *plane, float *plane_pe, const Linear *a,
                             const float *bias, const float *u, const float *pe, float *sum)
 {
@@ -156,7 +156,7 @@ static void fill_values(const SamPlanes *p, float *values, const float *weight, 
                   head_dim, dim, 0);
 }
 
-/* x[rows][dim] = P·(gamma∘x), gamma NULL: all ones; square (or NULL) = ‖·‖² of each row */
+/* x[rows][dim] = P·(gamma∘x), gamma NULL: all ones. square (or NULL) = ‖·‖² of each row. */
 static void scale_and_centre(float *x, const float *gamma, int rows, int dim, float *square)
 {
     for (int r = 0; r < rows; r++, x += dim) {
@@ -182,7 +182,7 @@ static void reorder_upscaling(float *out, const float *weight, size_t c_in, size
                 out[(s * c_out + o) * c_in + i] = weight[(i * c_out + o) * 4 + s];
 }
 
-/* weight [inner + 1][C]: what multiplies t_m, see Level.back. */
+/* weight [inner + 1][C]: the factor of t_m, see Level.back. */
 static void transpose_output(const SamWeights *w, float *weight, int m)
 {
     const int dim = w->config.out_chans;
@@ -195,7 +195,7 @@ static void transpose_output(const SamWeights *w, float *weight, int m)
             a->out_proj.bias[c] + (m > 0 ? w->mask_decoder.transformer.layers[m - 1].norm4.bias[c] : 0);
 }
 
-/* Everything of level l but its keys and values; u [n][C] becomes P·u_l, t is room for as much. */
+/* All planes of level l except its keys and values. u [n][C] becomes P·u_l; t is room of the same size. */
 static void fill_way_back(SamPlanes *p, int l, float *u, float *t, float *weight)
 {
     const SamWeights *w = p->w;
@@ -333,14 +333,14 @@ void sam_positions_begin(SamPositions *s, int n_tokens)
             tile_of_z(s, tile)[j] = s->sigma[tile * TILE + j] = 1;
 }
 
-/* Before the first layer B is a row of zeros, and no product with it is owed. */
+/* Before the first layer B is a row of zeros, so products with it are skipped. */
 static int has_basis(const SamPositions *s)
 {
     return s->level > 0;
 }
 
-/* mix [H·n][rank]: what row (h, t) of the scores owes to z. x [n][inner] of n tokens is folded through
- * `weight` [inner][C], x_hᵀ·W_h, and multiplied with B. */
+/* mix [H·n][rank]: the coefficients of z in row (h, t) of the scores. x [n][inner] of n tokens is folded
+ * through `weight` [inner][C], x_hᵀ·W_h, and multiplied with B. */
 static void mix_heads(SamPositions *s, const float *x, int n, const float *weight)
 {
     const int dim = s->weights->config.out_chans, inner = s->head_dim * s->n_heads;
@@ -362,7 +362,7 @@ static SmallTerm head_term(const SamPositions *s, int h, const float *x, const f
                        .k = s->head_dim};
 }
 
-/* s->scores [H·n][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z */
+/* s->scores [H·n][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z. */
 static void score_tile(SamPositions *s, int tile, const float *x, int n, const float *plane,
                        const float *plane_pe)
 {
@@ -383,7 +383,7 @@ static void score_tile(SamPositions *s, int tile, const float *x, int n, const f
 
 /* ---- tokens attend to the image ---------------------------------------------------------------*/
 
-/* Add the tile's weighted values and z to what has been pooled; s->scores are its weights. */
+/* Add the tile's weighted values and z to the pooled sums; s->scores are the weights. */
 static void pool_tile(SamPositions *s, int n, const float *values, int tile)
 {
     const int padded = s->head_padded, ldv = s->n_heads * padded;
@@ -407,7 +407,7 @@ static void pool_tile(SamPositions *s, int n, const float *values, int tile)
                   1);
 }
 
-/* heads [n][inner] from what has been pooled: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
+/* heads [n][inner] from the pooled sums: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
 static void finish_heads(SamPositions *s, int n, const SamAttention *a, float *heads)
 {
     const int dim = s->weights->config.out_chans, inner = a->internal_dim, head_dim = s->head_dim;
@@ -450,7 +450,7 @@ void sam_positions_token_to_image(SamPositions *s, const SamPlanes *planes, cons
 
 /* ---- the image attends to the tokens ----------------------------------------------------------*/
 
-/* The values of level l: T-1 rows of differences to the last token's, which is the last row. */
+/* The values of level l: T-1 rows of differences to the last token's values, then the last token's row. */
 static float *values_of(const SamPositions *s, int l)
 {
     return s->values + (size_t)l * s->max_tokens * s->n_heads * s->head_dim;
@@ -466,7 +466,8 @@ static void take_values(SamPositions *s, const float *v)
             out[t * inner + i] = v[t * inner + i] - (t < s->n_tokens - 1 ? last[i] : 0);
 }
 
-/* E into s->centred, E·Eᵀ into s->gram: B, with what every position gets in its last row, then D = W_o·v. */
+/* E into s->centred, E·Eᵀ into s->gram. E is B, with the term common to all positions in its last row, then D
+ * = W_o·v. */
 static void make_gram(SamPositions *s, const SamAttention *a)
 {
     const int dim = s->weights->config.out_chans, inner = a->internal_dim, rows = s->rank + s->n_free;
@@ -500,7 +501,7 @@ static void multiply_image(SamPositions *s, const Level *level, int tile)
     }
 }
 
-/* From z and a, which stands behind it, to the next level's z; the tile's reach with it. */
+/* Go from z and a, which lies behind z, to the next level's z. Update the tile's reach as well. */
 static void normalise_tile(SamPositions *s, const Level *level, int tile)
 {
     const int dim = s->weights->config.out_chans, rows = s->rank + s->n_free;
@@ -549,8 +550,8 @@ void sam_positions_image_to_token(SamPositions *s, const SamPlanes *planes,
 
 /* ---- upscaling --------------------------------------------------------------------------------*/
 
-/* The 16 logits of each of the tile's positions go to their places in the masks. Their order comes from the
- * two transposed convolutions: [2·2 of the first][2·2 of the second]. */
+/* Put the 16 logits of each of the tile's positions to their places in the masks. The order of the 16 comes
+ * from the two transposed convolutions: [2·2 of the first][2·2 of the second]. */
 static void place_logits(const SamPositions *s, float *low_res, int n_masks, int tile)
 {
     const int grid = s->weights->grid, side = 4 * grid, first = tile * TILE;
@@ -571,7 +572,7 @@ static void place_logits(const SamPositions *s, float *low_res, int n_masks, int
         }
 }
 
-/* up1 [2·2][C/4][TILE] = the first transposed convolution of a tile */
+/* up1 [2·2][C/4][TILE] = the first transposed convolution of a tile. */
 static void upscale_once(SamPositions *s, const float *up, int tile)
 {
     const int dim = s->weights->config.out_chans;

@@ -1,14 +1,13 @@
 /* sam_prompts.c - SAM's mask decoder for many prompts on one image: the fast form of sam.h's SamDecoder and
- * SamScratch. sam.c has the official order; this is the same function, with the products taken in another
- * order.
+ * SamScratch. sam.c has the official order. This is the same function, with the products in another order.
  *
- * An image has thousands of positions and a prompt has a handful of tokens, so nearly all the time of the
+ * An image has thousands of positions and a prompt has a handful of tokens. So nearly all the time of the
  * official order goes into products that touch every position. Here
  *   - the image's side is sam_positions.c: products with the image are made once an image, in planes;
- *   - the tokens' side is below. A few prompts go through it together, so that its 14 MB of matrices, which
- *     no cache near a core holds, are read for 28 rows instead of 7. Rows of a product do not see each other,
- *     so that the bits are those of one prompt alone.
- * Decoders of very many tokens or layers do not fit the planes: they go to the plain form. */
+ *   - the tokens' side is below. A few prompts go through it together, so that its 14 MB of matrices are read
+ *     for 28 rows instead of 7. No cache near a core holds them. Rows of a product are independent, so the
+ *     bits are those of one prompt alone.
+ * Decoders of very many tokens or layers do not fit the planes. They use the plain form. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +17,7 @@
 #include "io/fail.h"
 #include "sam.h"
 
-/* The plain forms, in sam.c; their structs are its own. */
+/* The plain forms, in sam.c; their structs are sam.c's. */
 SamDecoder *plain_sam_decoder_new(const Sam *sam, const SamImage *image, Error *err);
 void plain_sam_decoder_free(SamDecoder *decoder);
 SamScratch *plain_sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err);
@@ -32,21 +31,21 @@ void plain_sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int 
 struct SamDecoder {
     const Sam *sam;
     const SamImage *image;
-    SamPlanes *planes; /* NULL: no prompt fits */
-    SamDecoder *plain; /* for prompts that do not fit */
+    SamPlanes *planes; /* NULL: no prompt fits. */
+    SamDecoder *plain; /* for prompts that do not fit. */
 };
 
 struct SamScratch {
-    SamScratch *plain; /* such prompts go through it; NULL: the rest is used */
+    SamScratch *plain; /* for such prompts; NULL: the members below are used. */
     Arena arena;
     size_t max_tokens;
     int max_prompts;
-    /* the prompts in work, alike in shape: their tokens lie one prompt behind the other */
+    /* the current prompts, of the same shape: their tokens lie one prompt after the other. */
     int n_prompts, n_tokens, n_rows; /* P, T, P·T */
-    float *tokens;                   /* [P·T][C] as they enter: also their positional encoding */
-    float *queries, *queries_pe;     /* [P·T][C], and with the positional encoding added */
-    float *q, *k, *v, *heads;        /* [P·T][internal_dim] of an attention */
-    float *out;                      /* [P·T][C] of an attention or the MLP */
+    float *tokens;                   /* [P·T][C] the input tokens: also their positional encoding. */
+    float *queries, *queries_pe;     /* [P·T][C], and with the positional encoding added. */
+    float *q, *k, *v, *heads;        /* [P·T][internal_dim] of an attention. */
+    float *out;                      /* [P·T][C] of an attention or the MLP. */
     float *hidden[2];                /* [P·T][the widest MLP] */
     float *hyper_in;                 /* [n_mask_tokens][C/8] */
     SamPositions positions[SAM_TOGETHER];
@@ -54,7 +53,7 @@ struct SamScratch {
 
 /* ---- products of few rows ---------------------------------------------------------------------*/
 
-/* Products of at most this many rows are skinny; their sums go in another order than those of linear. */
+/* Products of at most this many rows are skinny. The order of their sums differs from linear's. */
 enum { SKINNY_ROWS = 32 };
 
 static void affine(float *y, const float *x, const Linear *a, int rows)
@@ -75,13 +74,13 @@ static float attention_scale(const SamWeights *w, const SamAttention *a)
     return (float)(1 / sqrt(a->internal_dim / w->config.decoder_heads));
 }
 
-/* Floats of the prompts' rows. */
+/* Floats in the prompts' rows. */
 static size_t n_floats(const SamScratch *s, int dim)
 {
     return (size_t)s->n_rows * (size_t)dim;
 }
 
-/* Where row 0 of a prompt lies in [P·T][dim]. */
+/* The offset of a prompt's row 0 in [P·T][dim]. */
 static size_t prompt_at(const SamScratch *s, int prompt, int dim)
 {
     return (size_t)prompt * (size_t)s->n_tokens * (size_t)dim;
@@ -170,7 +169,8 @@ SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Err
     }
     s->max_tokens = (size_t)n_tokens;
     s->max_prompts = max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
-    /* Together only while that keeps few rows: the bits must not depend on how many are asked together. */
+    /* More prompts at a time only while they have few rows together. Then the bits do not depend on how many
+     * prompts are asked together. */
     while (s->max_prompts > 1 && s->max_prompts * n_tokens > SKINNY_ROWS)
         s->max_prompts--;
     layout(s, w);
@@ -196,7 +196,7 @@ void sam_scratch_free(SamScratch *scratch)
 
 /* ---- TwoWayTransformer: the tokens' side ------------------------------------------------------*/
 
-/* The output tokens and the prompts' sparse embeddings into tokens and queries. */
+/* Put the output tokens and the prompts' sparse embeddings into tokens and queries. */
 static void embed_prompts(const SamDecoder *d, SamScratch *s, const SamPrompt *prompts, int n_prompts)
 {
     const SamWeights *w = &d->sam->weights;
@@ -230,8 +230,8 @@ static void self_attention(const SamWeights *w, SamScratch *s, const SamAttentio
     affine(s->out, s->heads, &a->out_proj, s->n_rows);
 }
 
-/* s->out = the attention of the first n tokens of each prompt to the image. The other tokens' rows mean
- * nothing then, and nothing reads them. */
+/* s->out = the attention of the first n tokens of each prompt to the image. The other tokens' rows are
+ * meaningless then, and are not read. */
 static void token_to_image(const SamDecoder *d, SamScratch *s, const SamAttention *a, int n)
 {
     const SamWeights *w = &d->sam->weights;
@@ -252,7 +252,7 @@ static void token_mlp(SamScratch *s, const SamTwoWayAttentionBlock *b)
     affine(s->out, s->hidden[0], &b->lin2, s->n_rows);
 }
 
-/* The image attends to the tokens, and norm4. */
+/* The image attends to the tokens, then norm4. */
 static void image_to_token(const SamDecoder *d, SamScratch *s, const SamTwoWayAttentionBlock *b)
 {
     const SamWeights *w = &d->sam->weights;
@@ -296,7 +296,7 @@ static void two_way_transformer(const SamDecoder *d, SamScratch *s)
     const SamMaskDecoder *m = &w->mask_decoder;
     for (int i = 0; i < w->config.decoder_depth; i++)
         two_way_attention_block(d, s, &m->transformer.layers[i], i == 0);
-    /* only of the tokens that a head looks at */
+    /* Only the tokens that a head reads. */
     token_to_image(d, s, &m->transformer.final_attn_token_to_image, 1 + w->n_mask_tokens);
     add(s->queries, s->out, n_floats(s, w->config.out_chans));
     norm(w, s->queries, &m->transformer.norm_final_attn, s->n_rows);
@@ -327,7 +327,7 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
     }
     embed_prompts(decoder, scratch, prompts, n_prompts);
     two_way_transformer(decoder, scratch);
-    float *iou_tokens = scratch->out; /* the first of each prompt */
+    float *iou_tokens = scratch->out; /* the first of each prompt. */
     for (int i = 0; i < n_prompts; i++)
         memcpy(iou_tokens + (size_t)i * (size_t)dim, scratch->queries + prompt_at(scratch, i, dim),
                (size_t)dim * sizeof *iou_tokens);

@@ -2,13 +2,13 @@
  * (segment_anything: Sam.postprocess_masks).
  *
  * postprocess_masks resizes twice, bilinearly: [4g][4g] -> [S][S], crop to [input_h][input_w], -> [h][w].
- * sam.c does just that. Here the rows of the result are made one after another, and nothing of full size is
- * kept: of each stage only the two rows are held between which the current one lies. Each number has the same
- * bits as in sam.c: first a mean of two columns, then one of two rows, in float32.
+ * sam.c does exactly this. Here the rows of the result are made one after another, and no full-size array is
+ * kept. Of each stage only two rows are held: the rows above and below the current one. Each number has the
+ * same bits as in sam.c: first a mean of two columns, then one of two rows, in float32.
  *
  * Most numbers are not computed at all. Bilinear interpolation gives weighted means, and the caller only asks
- * on which side of some limits a number lies. Where all logits around lie on one side, so does every pixel
- * between them. In a large picture only a seam along the mask's edge is left to compute. */
+ * on which side of some limits a number lies. If all logits around lie on one side, so does every pixel
+ * between them. In a large picture only a seam along the mask's edge has to be computed. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +16,7 @@
 #include "io/fail.h"
 #include "sam.h"
 
-#define LEAST_WIDTH 8  /* pixels of the picture to a low-res column; with fewer, runs save nothing */
+#define LEAST_WIDTH 8  /* pixels of the picture per low-res column; with fewer, runs save nothing. */
 #define BLOCK       64 /* pixels */
 
 /* align_corners=False: out[i] = weight0[i]·in[index0[i]] + weight1[i]·in[index1[i]]. */
@@ -41,22 +41,22 @@ struct SamRows {
     float limits[SAM_MAX_LIMITS];
     int n_limits;
     int low_size, input_w, original_w, original_h;
-    int factor;     /* sides of the network's input to those of the low-res logits; 0: not whole */
-    int one_resize; /* the picture has the input's size: the second resize would change nothing */
-    int next;       /* the row that sam_rows_next will give */
+    int factor;     /* sides of the network's input to those of the low-res logits; 0: not whole. */
+    int one_resize; /* the picture has the input's size: the second resize would change no number. */
+    int next;       /* the row that sam_rows_next gives next. */
     Axis low_x, low_y, full_x, full_y;
-    float *low_rows[2];  /* [input_w] low-res rows low_at[] stretched to the input's width */
-    float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width */
+    float *low_rows[2];  /* [input_w] low-res rows low_at[] stretched to the input's width. */
+    float *full_rows[2]; /* [original_w] input rows full_at[] stretched to the picture's width. */
     int low_at[2], full_at[2];
     float *input_row, *row;      /* [input_w], [original_w] */
     uint8_t *reaches;            /* [low_size] does a logit of this low-res row reach the lowest limit? */
-    Span input_span, final_span; /* columns of the input and of the picture that depend on such rows */
-    int by_runs;                 /* 1: low-res columns are wide enough for runs to save time */
-    Group *groups;               /* [n_groups] all columns of the picture, from the left */
+    Span input_span, final_span; /* columns of the input and of the picture that depend on such rows. */
+    int by_runs;                 /* 1: low-res columns are wide enough for runs to save time. */
+    Group *groups;               /* [n_groups] all columns of the picture, from the left. */
     int n_groups, n_runs;
-    SamRun *runs;        /* [n_runs] of the picture's rows that depend on low-res rows runs_of[] */
-    int runs_of[2];      /* the first and the last of them */
-    float *most, *least; /* [low_size] of these rows' logits, column by column */
+    SamRun *runs;        /* [n_runs] of the picture's rows that depend on low-res rows runs_of[]. */
+    int runs_of[2];      /* the first and the last of them. */
+    float *most, *least; /* [low_size] of these rows' logits, column by column. */
 };
 
 static Axis axis_take(Arena *arena, int n_out)
@@ -69,7 +69,7 @@ static Axis axis_take(Arena *arena, int n_out)
     return a;
 }
 
-/* The first n_out of the places that a resize from n_in to n_scale samples reads. */
+/* The first n_out outputs of a resize from n_in to n_scale samples: their inputs and weights. */
 static void axis_fill(Axis *a, int n_out, int n_in, int n_scale)
 {
     for (int i = 0; i < n_out; i++) {
@@ -155,11 +155,11 @@ void sam_rows_free(SamRows *rows)
 }
 
 /* The low-res columns at which a logit of the row reaches the limit; none: an empty span. Both resizes take
- * weighted means, so that no result exceeds the largest number in it, but for rounding. That is a few units
- * in the last place of the largest |logit|, and 1e-5 of it is ample. */
+ * weighted means, so no result exceeds the largest input except by rounding. The rounding is a few units in
+ * the last place of the largest |logit|, and 1e-5 of it is ample. */
 static Span reaching_columns(const float *row, int n, float limit)
 {
-    enum { APART = 16 }; /* independent maxima, for vectors */
+    enum { APART = 16 }; /* independent maxima, for vectors. */
     float high[APART], low[APART];
     for (int i = 0; i < APART; i++)
         high[i] = -INFINITY, low[i] = INFINITY;
@@ -232,8 +232,8 @@ static void stretch(float *out, const float *in, const Axis *x, Span span)
         out[i] = x->weight0[i] * in[x->index0[i]] + x->weight1[i] * in[x->index1[i]];
 }
 
-/* The same for an axis that is `factor` times as long, 2 or 4: the weights repeat and no index is looked up,
- * so that the compiler makes vectors of this loop. `stretch` does both ends. */
+/* The same for an axis that is `factor` times as long, 2 or 4. The weights repeat and no index is looked up,
+ * so the compiler vectorises this loop. `stretch` does both ends. */
 static inline void stretch_evenly(float *restrict out, const float *restrict in, const Axis *x, Span span,
                                   int factor)
 {
@@ -258,8 +258,8 @@ static void blend(float *out, const float *a, const float *b, float weight_a, fl
         out[i] = weight_a * a[i] + weight_b * b[i];
 }
 
-/* Row y of the low-res logits, stretched to the input's width. Neighbours have different parities, so
- * both stay. */
+/* Row y of the low-res logits, stretched to the input's width. Two neighbouring rows have different parities,
+ * so both are kept. */
 static const float *low_row(SamRows *r, int y)
 {
     int slot = y & 1;
@@ -296,7 +296,7 @@ static const float *full_row(SamRows *r, int y)
     return r->full_rows[slot];
 }
 
-/* The low-res rows in row y of the picture. */
+/* The low-res rows that row y of the picture depends on. */
 static void rows_below(const SamRows *r, int y, int below[2])
 {
     below[0] = r->low_y.index0[r->full_y.index0[y]];
@@ -338,8 +338,9 @@ static void add_run(SamRows *r, int first, int end, int above)
         r->runs[r->n_runs++] = (SamRun){first, end, above};
 }
 
-/* The number of limits below all weighted means of logits from `least` to `most`; SAM_BETWEEN: not the same
- * for all, or one of them is not a number. slack: for rounding, see reaching_columns. */
+/* The number of limits below all weighted means of logits from `least` to `most`. SAM_BETWEEN: the means lie
+ * on both sides of a limit, or one of them is not a number. slack allows for rounding, see
+ * reaching_columns. */
 static int side_of(const SamRows *r, float least, float most, float slack)
 {
     int n = 0;
@@ -348,17 +349,17 @@ static int side_of(const SamRows *r, float least, float most, float slack)
     return n == r->n_limits || most + slack < r->limits[n] ? n : SAM_BETWEEN;
 }
 
-/* Runs to be computed grow to multiples of BLOCK, for whole vectors, at the cost of known ones beside them.
+/* Runs to be computed grow to multiples of BLOCK, for whole vectors, at the cost of known runs beside them.
  * Runs below all limits are left out. */
 static void widen_unknown(SamRows *r)
 {
     const int found = r->n_runs;
     int done = 0;  /* columns */
-    r->n_runs = 0; /* the runs are rewritten in place: never more than were read */
+    r->n_runs = 0; /* the runs are rewritten in place; there are never more than were read. */
     for (int i = 0; i < found; i++) {
         SamRun run = r->runs[i];
         run.first = run.first > done ? run.first : done;
-        if (run.above == SAM_BETWEEN && run.first < run.end) { /* beyond final_span all lies below */
+        if (run.above == SAM_BETWEEN && run.first < run.end) { /* beyond final_span all pixels lie below. */
             const int first = run.first / BLOCK * BLOCK, end = round_up(run.end, BLOCK);
             run.first = first > r->final_span.first ? first : r->final_span.first;
             run.end = end < r->final_span.end ? end : r->final_span.end;
@@ -376,7 +377,7 @@ static void widen_unknown(SamRows *r)
     }
 }
 
-/* Where all logits in a pixel's mean lie on one side of each limit, so does the pixel. */
+/* If all logits in a pixel's mean lie on one side of each limit, so does the pixel. */
 static void find_runs(SamRows *r, const int rows[2])
 {
     if (r->runs_of[0] == rows[0] && r->runs_of[1] == rows[1])
@@ -416,7 +417,7 @@ const float *sam_rows_next(SamRows *rows, const SamRun **runs, int *n_runs)
         const SamRun *run = &rows->runs[i];
         if (run->above != SAM_BETWEEN)
             continue;
-        if (!above) { /* one_resize: the second would be 1·row + 0·neighbour, twice */
+        if (!above) { /* one_resize: the second resize would be 1·row + 0·neighbour, twice. */
             above = rows->one_resize ? low_row(rows, axis->index0[y]) : full_row(rows, axis->index0[y]);
             below = rows->one_resize ? low_row(rows, axis->index1[y]) : full_row(rows, axis->index1[y]);
         }

@@ -1,7 +1,7 @@
-/* simd.h - a vector of floats as wide as the machine's registers, and the few things done with it.
+/* simd.h - a vector of floats as wide as the machine's registers, and functions of such vectors.
  *
- * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source: a + b, a * b, and
- * a > b work lane by lane. Five things need intrinsics: fmadd, vec_max, vec_exp2, load_half, load_fours.
+ * The compiler's vector types serve AVX-512, AVX2, NEON and plain SSE from one source. a + b, a * b, and a >
+ * b work lane by lane. Five functions need intrinsics: fmadd, vec_max, vec_exp2, load_half, load_fours.
  * Private to fast/. */
 #ifndef SAMLAD_SIMD_H
 #define SAMLAD_SIMD_H
@@ -26,8 +26,9 @@
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES))); /* what is shifted: signed lanes must not */
-typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of LANES 16-bit numbers */
+typedef uint32_t BitsVec __attribute__((vector_size(4 * LANES))); /* for shifts: signed lanes must not be
+                                                                     shifted. */
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of LANES 16-bit numbers. */
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef int32_t IntVec4 __attribute__((vector_size(16)));
 
@@ -43,12 +44,12 @@ typedef int32_t IntVec4 __attribute__((vector_size(16)));
 INLINE Vec load(const float *p)
 {
     Vec v;
-    memcpy(&v, p, sizeof v); /* one unaligned load instruction */
+    memcpy(&v, p, sizeof v); /* one unaligned load instruction. */
     return v;
 }
 
-/* LANES float16 at p, exactly; the caller keeps out infinities and NaNs. Moved to the place of a
- * float32's bits, a float16's exponent is short of 112 = 127 - 15. */
+/* LANES float16 at p, exactly. The caller excludes infinities and NaNs. When a float16's bits are moved to a
+ * float32's, the exponent is short of 112 = 127 - 15. */
 INLINE Vec load_half(const uint16_t *p)
 {
 #if defined(__AVX512F__)
@@ -95,8 +96,8 @@ INLINE Vec splat(float x)
     return x - (Vec){0};
 }
 
-/* a·b + c with one rounding where the machine can. Vector types cannot say it, and the Makefile forbids
- * compilers to contract a*b + c by themselves. */
+/* a·b + c, with one rounding if the machine can do so. Vector types cannot express it, and the Makefile
+ * forbids compilers to contract a*b + c by themselves. */
 INLINE Vec fmadd(Vec a, Vec b, Vec c)
 {
 #if defined(__AVX512F__)
@@ -110,13 +111,13 @@ INLINE Vec fmadd(Vec a, Vec b, Vec c)
 #endif
 }
 
-/* mask lanes are -1 (take a) or 0 (take b), as vector comparisons yield them. */
+/* Lanes of mask are -1 (take a) or 0 (take b), the results of vector comparisons. */
 INLINE Vec choose(IntVec mask, Vec a, Vec b)
 {
     return (Vec)(((IntVec)a & mask) | ((IntVec)b & ~mask));
 }
 
-/* a > b ? a : b, lane by lane: one instruction that compilers do not make of `choose`. */
+/* a > b ? a : b, lane by lane. This is one instruction, which compilers do not make of `choose`. */
 INLINE Vec vec_max(Vec a, Vec b)
 {
 #if defined(__AVX512F__)
@@ -128,7 +129,7 @@ INLINE Vec vec_max(Vec a, Vec b)
 #endif
 }
 
-/* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on: always added in the same order. */
+/* The sums of lanes 0, 4, 8, ..., of lanes 1, 5, 9, ..., and so on. The order of the additions is fixed. */
 INLINE Vec4 fold_lanes(Vec v)
 {
     Vec4 part[LANES / 4];
@@ -179,7 +180,8 @@ INLINE void transpose4(Vec4 r[4])
 #define SHUFFLE_SQUARES(a, b, i, j, k, l) __builtin_shuffle(a, b, (IntVec){SQUARES(i, j, k, l)})
 #endif
 
-/* Four numbers of row 4·q + i in lanes 4·q .. 4·q + 3 of r[i]; then number j of all LANES rows in r[j]. */
+/* In: four numbers of row 4·q + i in lanes 4·q .. 4·q + 3 of r[i]. Out: number j of all LANES rows in
+ * r[j]. */
 INLINE void transpose_squares(Vec r[4])
 {
     TRANSPOSE(Vec, SHUFFLE_SQUARES, r);
@@ -188,7 +190,7 @@ INLINE void transpose_squares(Vec r[4])
 /* Four floats at row[0] + p, at row[4] + p, at row[8] + p, ... */
 INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
 {
-#if defined(__AVX512F__) /* gcc takes them through the stack otherwise */
+#if defined(__AVX512F__) /* otherwise gcc takes them through the stack. */
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + p));
     v = _mm512_insertf32x4(v, _mm_loadu_ps(row[4] + p), 1);
     v = _mm512_insertf32x4(v, _mm_loadu_ps(row[8] + p), 2);
@@ -201,8 +203,8 @@ INLINE Vec load_fours(const float *const *row, ptrdiff_t p)
 #endif
 }
 
-/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. The numbers are only moved:
- * they may be any 32 bits. */
+/* to[n][LANES], `ld` apart: LANES rows of n numbers become columns. The numbers are only moved, so they may
+ * be any 32 bits. */
 INLINE void rows_to_columns(float *to, ptrdiff_t ld, const float *const row[LANES], int n)
 {
     int p = 0;
@@ -237,8 +239,8 @@ INLINE float max_lanes(Vec v)
 /* ---- functions of vectors ----------------------------------------------------------------------*/
 
 /* e^x within 2 ulp: x = n·ln2 + r with |r| <= ln2/2, e^x = 2^n·e^r, e^r by its Taylor series to r^7/5040.
- * Adding 1.5·2^23 rounds n to an integer and leaves it in the low bits. Above 88 it saturates; below -87,
- * where float has subnormal numbers only, it is zero. */
+ * Adding 1.5·2^23 rounds n to an integer and leaves it in the low bits. Above 88 it saturates. Below -87,
+ * where floats are subnormal, it is zero. */
 INLINE Vec vec_exp(Vec x)
 {
     const Vec magic = splat(12582912.0f);
@@ -248,7 +250,7 @@ INLINE Vec vec_exp(Vec x)
     Vec t = fmadd(clamped, splat(1.44269504f), magic);
     Vec n = t - magic;
     Vec r = fmadd(n, splat(-0.693145752f), clamped); /* ln2 in two parts, the first with few bits, */
-    r = fmadd(n, splat(-1.42860677e-6f), r);         /* so that n times it is exact */
+    r = fmadd(n, splat(-1.42860677e-6f), r);         /* so that n times it is exact. */
     Vec p = splat(1.0f / 5040);
     p = fmadd(p, r, splat(1.0f / 720));
     p = fmadd(p, r, splat(1.0f / 120));
@@ -257,20 +259,20 @@ INLINE Vec vec_exp(Vec x)
     p = fmadd(p, r, splat(0.5f));
     p = fmadd(p, r, splat(1.0f));
     p = fmadd(p, r, splat(1.0f));
-    BitsVec power = ((BitsVec)t - (BitsVec)magic + 127) << 23; /* the bits of 2^n */
+    BitsVec power = ((BitsVec)t - (BitsVec)magic + 127) << 23; /* the bits of 2^n. */
     return choose((IntVec)too_small, splat(0.0f), p * (Vec)power);
 }
 
-/* 2^x for x <= 0, what a softmax needs, within 2 ulp: x = n + f for an integer n, 2^f by the polynomial of
- * degree 6 with the least maximum relative error (2e-9). Below -126 it stays 2^-126: subnormal numbers would
- * be slow, and beside the largest term of a softmax, 1, it makes no difference. AVX-512 has instructions for
- * x less its floor, so that 0 <= f < 1, and for p·2^n, which finds n itself; elsewhere n is the nearest
+/* 2^x for x <= 0, for softmaxes, within 2 ulp. x = n + f for an integer n; 2^f by the polynomial of degree 6
+ * with the least maximum relative error (2e-9). Below -126 it stays 2^-126. Subnormal numbers would be slow,
+ * and 2^-126 is nothing beside the largest term of a softmax, 1. AVX-512 has an instruction for x minus its
+ * floor, so that 0 <= f < 1. It has another for p·2^n, which finds n itself. Elsewhere n is the nearest
  * integer, |f| <= 1/2, and is added to the exponent. */
 INLINE Vec vec_exp2(Vec x)
 {
-    x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one */
+    x = vec_max(splat(-126.0f), x); /* in this order a NaN stays one. */
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    Vec f = (Vec)_mm512_reduce_ps((__m512)x, 1); /* 1: its floor is taken off */
+    Vec f = (Vec)_mm512_reduce_ps((__m512)x, 1); /* 1: subtract its floor. */
     Vec p = splat(2.170225551e-04f);
     p = fmadd(p, f, splat(1.243968790e-03f));
     p = fmadd(p, f, splat(9.678840977e-03f));
@@ -293,8 +295,8 @@ INLINE Vec vec_exp2(Vec x)
 #endif
 }
 
-/* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q: least maximum
- * relative error (2e-8) on that interval, found by reweighted least squares; in float the error is below
+/* erf(z) = z·P(z²)/Q(z²) for |z| < 3.95, ±1 beyond (there 1 - |erf| < 2.4e-8). P and Q have the least maximum
+ * relative error (2e-8) on this interval, found by reweighted least squares. In float the error is below
  * 4e-7. */
 INLINE Vec vec_erf(Vec z)
 {

@@ -1,4 +1,4 @@
-/* tile.h - what the files of fast/ share: the micro-kernel of products and attention, tasks for threads,
+/* tile.h - shared by the files of fast/: the micro-kernel of products and attention, tasks for threads,
  * functions of rows. Private to fast/. */
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
@@ -15,12 +15,13 @@
 #endif
 #define NR (2 * LANES)
 
-/* Below these a parallel region costs more than it gains. */
+/* Below these limits a parallel region costs more than it gains. */
 #define PARALLEL_PRODUCT  (1 << 20) /* multiply-adds */
 #define PARALLEL_ELEMENTS (1 << 15)
 
-/* Among how many threads this much work is divided. Asked before a parallel region, not by its `if`: a region
- * of one thread inside another one costs memory and a system call, more than a prompt's few rows. */
+/* The number of threads among which this much work is divided. It is asked before a parallel region, not by
+ * the region's `if`. A region of one thread inside another one costs memory and a system call, more than a
+ * prompt's few rows. */
 static inline int threads_for(double work, double least)
 {
     return work > least ? tensor_team_size() : 1;
@@ -32,28 +33,29 @@ static inline int min_int(int a, int b)
 }
 
 /* task(job, i) for all i < n, on `threads` threads (see threads_for). A thread that finds no task left calls
- * idle(job), unless that is NULL. A single task or a single thread needs no team and no idle. In
+ * idle(job), unless idle is NULL. A single task or a single thread needs no team and no idle. In
  * threads.c. */
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
                const void *job);
 
-/* y = gelu(x·wᵀ + bias): GELU follows while the rows are in the cache. In gemm.c. */
+/* y = gelu(x·wᵀ + bias). GELU is applied while the rows are in the cache. In gemm.c. */
 void linear_gelu(float *y, const float *x, const float *w, const float *bias, int m, int n, int k);
 
-/* Prefetch row[n]. (Where the address does not exist, a prefetch does nothing.) */
+/* Prefetch row[n]. (A prefetch of an invalid address does nothing.). */
 INLINE void prefetch_row(const float *row, int n)
 {
     for (int i = 0; i < n; i += 16)
         __builtin_prefetch((const void *)((uintptr_t)row + i * sizeof *row));
 }
 
-/* What a block of c starts from: NULL = zero, else rows `ld` apart (c itself: accumulate; ld 0: a bias). */
+/* The start of a block of c: NULL = zero, else rows `ld` apart (c itself: accumulate; ld 0: a bias). */
 typedef struct Start {
     const float *data;
     ptrdiff_t ld;
 } Start;
 
-/* What will be needed next: the first k floats of each of `rows` rows, `lines` cache lines per call. */
+/* The data to prefetch for the next step: the first k floats of each of `rows` rows, `lines` cache lines per
+ * call. */
 typedef struct Prefetch {
     const float *row;
     ptrdiff_t ld;
@@ -73,14 +75,14 @@ INLINE void prefetch_next(Prefetch *next)
     }
 }
 
-/* Hide from the compiler that the copy p is the same address. */
+/* Hide from the compiler that the copy has the same address as p. */
 #if LANES == 16
 #define HIDE_ALIAS(p) __asm__("" : "+r"(p))
 #else
 #define HIDE_ALIAS(p) (void)(p)
 #endif
 
-/* A term of the micro-kernel's sums: a's column, whose elements lie lda apart, times b's row. */
+/* A term of the micro-kernel's sums: a's column, with elements lda apart, times b's row. */
 INLINE void add_term(int rows, int vecs, Vec sum[MR][2], const float *a, const float *again, ptrdiff_t lda,
                      const float *b)
 {
@@ -96,11 +98,12 @@ INLINE void add_term(int rows, int vecs, Vec sum[MR][2], const float *a, const f
 
 /* sum[rows][vecs·LANES] += a·b for a [rows][k] and b [k][vecs·LANES]; see micro_kernel.
  *
- * With two hardware threads on a core, each gets half of the instruction slots, about three a cycle. Two
+ * Two hardware threads on a core each get half of the instruction slots, about three a cycle. Two
  * multiply-adds a cycle, with their broadcasts and the loop, would need 3.4. AVX-512 can read the broadcast
- * operand from memory within the multiply-add: one instruction less, one load more. Half of the rows do so
- * twice; then both instructions and loads suffice, with 2.75 instructions a cycle at two terms a round.
- * `again` hides from the compiler that both operands are the same, or it would load one register for both. */
+ * operand from memory within the multiply-add: one instruction less, one load more. Half of the rows do so in
+ * both vectors. Then instructions and loads suffice, with 2.75 instructions a cycle at two terms a round.
+ * `again` hides from the compiler that both operands are the same. Otherwise it would load one register for
+ * both. */
 INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdiff_t lda, const float *b,
                       ptrdiff_t ldb, int k)
 {
@@ -115,14 +118,14 @@ INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdif
 }
 
 /* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
- * `vecs` are constants where this is inlined, so that `sum` stays in registers. `next` may be NULL. */
+ * `vecs` are constants at each call, so that `sum` stays in registers. `next` may be NULL. */
 INLINE void micro_kernel(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
                          ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Prefetch *next)
 {
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
     /* c's old values are needed after the sums, and `next` after that. They are prefetched a few lines at a
-     * time, between the terms: all at once would take every line-fill buffer of the L1 cache, and b would
+     * time, between the terms. All at once would take every line-fill buffer of the L1 cache, and b would
      * wait. */
     for (int fetched = 0, done = 0; fetched < rows; fetched += 2) {
         for (int i = fetched; i < fetched + 2 && i < rows; i++) {
@@ -151,7 +154,7 @@ INLINE void micro_kernel(int rows, int vecs, float *c, ptrdiff_t ldc, Start star
     }
 }
 
-/* micro_kernel for 1 <= rows <= MR, 1 <= vecs <= 2 known at run time only. */
+/* micro_kernel for 1 <= rows <= MR, 1 <= vecs <= 2, known only at run time. */
 /* clang-format off */
 #define KERNEL_CASE(n)                                                          \
     case n:                                                                   \
@@ -173,7 +176,7 @@ INLINE void micro_kernel_any(int rows, int vecs, float *c, ptrdiff_t ldc, Start 
 #undef KERNEL_CASE
 /* clang-format on */
 
-/* x[n] = f(x), where it stands. */
+/* x[n] = f(x), in place. */
 INLINE void map(float *x, size_t n, Vec (*f)(Vec))
 {
     size_t i = 0;
@@ -183,7 +186,7 @@ INLINE void map(float *x, size_t n, Vec (*f)(Vec))
         store_part(x + i, f(load_part(x + i, n - i)), n - i);
 }
 
-/* Rows of a product that are still in the cache. */
+/* Apply GELU to rows of a product that are still in the cache. */
 static inline void gelu_rows(float *c, ptrdiff_t ldc, int rows, int n)
 {
     for (int i = 0; i < rows; i++)

@@ -10,7 +10,7 @@
  * Building
  * ============================================================================================== */
 
-/* A share sees its owner's bank and cannot replace it. */
+/* A share uses its owner's bank and cannot replace it. */
 static int begin_bank(Samlad *s, Error *err)
 {
     if (s->shared)
@@ -37,7 +37,7 @@ static int calibrate_bank(Samlad *s, Listener *listener, Error *err)
     return 0;
 }
 
-/* The builder's images become the bank. The builder is freed whatever happens. */
+/* Make the bank of the builder's images. The builder is freed in any case. */
 static int finish_bank(Samlad *s, BankBuilder *builder, Listener *listener, Error *err)
 {
     if (bank_builder_finish(builder, &s->bank, err))
@@ -85,7 +85,7 @@ int samlad_bank_save(const Samlad *s, const char *path, Error *err)
     return s->has_bank ? bank_save(&s->bank, path, err) : fail(err, "%s: there is no bank to save", path);
 }
 
-/* Features of different weights cannot be compared. */
+/* Features of different weights cannot be compared, so the bank's weights must be the handle's. */
 static int same_weights(const char *path, const char *role, const WeightsId *bank, const WeightsId *here,
                         Error *err)
 {
@@ -125,12 +125,12 @@ int samlad_bank_load(Samlad *s, const char *path, Error *err)
         return -1;
     }
     s->options = s->asked = s->bank.options;
-    memset(s->was_set, 0, sizeof s->was_set); /* the bank's settings replace all that was asked for */
+    memset(s->was_set, 0, sizeof s->was_set); /* the bank's settings replace all earlier ones. */
     s->has_bank = 1;
     return 0;
 }
 
-/* The bank's settings, but for those of the method that were asked for. */
+/* The bank's settings, except those of the method that samlad_set has set. */
 static int merge_options(Samlad *s, const char *path, Error *err)
 {
     for (int i = 0; i < option_count; i++) {
@@ -154,7 +154,7 @@ int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress
 }
 
 /* ================================================================================================
- * Looking
+ * Queries
  * ============================================================================================== */
 
 int samlad_bank_size(const Samlad *s)

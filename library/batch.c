@@ -1,5 +1,5 @@
-/* batch.c - see batch.h. Each thread reads and analyses one image of a batch with a handle of its own. The
- * images then join the bank in their order, so the bank is the same bits for any number of threads. */
+/* batch.c - see batch.h. Each thread reads and analyses one image of a batch with its own handle. The images
+ * then join the bank in their order. So the bank is the same bits for any number of threads. */
 #include "library/batch.h"
 
 #include <stdlib.h>
@@ -50,7 +50,7 @@ static void analyse_file(Analysed *image, Samlad *s, const char *path)
     free(rgb);
 }
 
-/* Add the batch's first n images and free them. The first that failed ends the bank. */
+/* Add the batch's first n images and free them. The first failed image ends the bank. */
 static int add_images(BankBuilder *builder, Batch *b, const char *const *names, int n, Error *err)
 {
     int status = 0;

@@ -12,18 +12,18 @@ static int needs_bank(const Samlad *s, Error *err)
     return s->has_bank ? 0 : fail(err, "no bank: build or load one before detecting");
 }
 
-/* The result of a detection, which also goes to the dump unless that is NULL. */
+/* Make the result of a detection. It also goes to the dump, unless dump is NULL. */
 static int make_result(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, StWriter *dump,
                        Error *err)
 {
     if (dump && dump_detection(dump, d, err))
         return -1;
     if (!isfinite(d->score))
-        return fail(err, "the score is no finite number: the bank's calibration is damaged");
+        return fail(err, "the score is not a finite number: the bank's calibration is damaged");
     return result_make(result, bank, d, scene, err);
 }
 
-/* dump: or NULL. */
+/* dump may be NULL. */
 static int detect_image(SamladResult *result, Samlad *s, const Photo *photo, StWriter *dump, Error *err)
 {
     Detection d;
@@ -35,12 +35,12 @@ static int detect_image(SamladResult *result, Samlad *s, const Photo *photo, StW
     return status;
 }
 
-/* A picture without pixels shows nothing. */
+/* A picture without pixels is refused. */
 static int check_photo(const Photo *photo, Error *err)
 {
     return photo->height > 0 && photo->width > 0
                ? 0
-               : fail(err, "a picture of %d x %d pixels has nothing to look at", photo->width, photo->height);
+               : fail(err, "a picture of %d x %d pixels is empty", photo->width, photo->height);
 }
 
 int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,

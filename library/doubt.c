@@ -1,7 +1,7 @@
-/* doubt.c - see doubt.h. [ours] */
+/* doubt.c - see doubt.h. [ours]. */
 #include "library/doubt.h"
 
-/* Is there an object that is missing, extra or damaged? */
+/* 1 if an object is missing, extra or damaged. */
 static int has_reason(const SamladResult *r)
 {
     for (int i = 0; i < r->n_objects; i++)
@@ -14,7 +14,7 @@ int find_doubt(Doubt *doubt, const SamladResult *r)
 {
     if (r->anomalous != 1 || has_reason(r))
         return 0;
-    /* With the option `only` the score is one of the two z; else the larger z made most of it. */
+    /* With the option `only` the score is one of the two z. Otherwise the larger z made most of it. */
     doubt->logical =
         r->score != r->structural_z && (r->score == r->logical_z || r->logical_z > r->structural_z);
     const float *map = doubt->logical ? r->logical_map : r->structural_map;

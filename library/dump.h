@@ -5,8 +5,8 @@
 #include "algorithm.h"
 #include "io/safetensors.h"
 
-/* dcga.descriptors, references, omm.scores.R and omm.assignment.R of each reference, amm.structural, amm.logical,
- * amm.map, scores. 0, or -1: no memory. */
+/* Dumps dcga.descriptors, references, omm.scores.R and omm.assignment.R of each reference, amm.structural,
+ * amm.logical, amm.map, scores. 0, or -1: no memory. */
 int dump_detection(StWriter *dump, const Detection *d, Error *err);
 
 #endif

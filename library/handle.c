@@ -96,7 +96,7 @@ Samlad *samlad_share(const Samlad *s, Error *err)
 
 int samlad_images_at_once(const Samlad *s)
 {
-    const size_t budget = (size_t)512 << 20; /* bytes of all handles' activations together [ours] */
+    const size_t budget = (size_t)512 << 20; /* bytes of all handles' activations together [ours]. */
     const size_t at_most = budget / networks_image_bytes(&s->networks, &s->options);
     const int n_threads = tensor_max_threads();
     return (size_t)n_threads <= at_most ? n_threads : 1;
@@ -116,7 +116,7 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
     if (option_set(&s->asked, spec, value, name, err) || handle_complete(s, err))
         return -1;
     s->was_set[spec - option_table] = 1;
-    handle_drop_bank(s); /* it was made with other options */
+    handle_drop_bank(s); /* it was made with other options. */
     return networks_precision(&s->networks, &s->options, err);
 }
 

@@ -1,4 +1,4 @@
-/* handle.h - what a Samlad holds. Only library/ sees it. */
+/* handle.h - the members of a Samlad. Private to library/. */
 #ifndef SAMLAD_LIBRARY_HANDLE_H
 #define SAMLAD_LIBRARY_HANDLE_H
 
@@ -8,22 +8,22 @@
 
 struct Samlad {
     Networks networks;
-    Options asked;   /* as they were set: 0 may stand for what the weights recommend */
-    Options options; /* the same with the recommendations filled in */
+    Options asked;   /* as the caller set them: 0 may stand for the weights' recommendation. */
+    Options options; /* the same with the recommendations filled in. */
     WeightsId vit, sam, featup, dcga;
     Bank bank;
     int has_bank;
-    int shared;                         /* 1: networks and bank belong to another handle */
-    unsigned char was_set[MAX_OPTIONS]; /* by samlad_set, in option_table's order */
+    int shared;                         /* 1: networks and bank belong to another handle. */
+    unsigned char was_set[MAX_OPTIONS]; /* by samlad_set, in option_table's order. */
 };
 
-/* Make the options from those that were asked for and the weights' recommendations. */
+/* Make the options from the caller's settings and the weights' recommendations. */
 int handle_complete(Samlad *s, Error *err);
 void handle_drop_bank(Samlad *s);
-/* What makes a scene, as one checksum: the weights and all options of features. */
+/* One checksum of everything that decides a scene: the weights and all options of features. */
 void handle_maker(const Samlad *s, char hex[65]);
 
-/* The program's function to tell of progress, or none. */
+/* The program's progress function, or none. */
 typedef struct Listener {
     SamladProgress progress;
     void *user;

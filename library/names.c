@@ -13,7 +13,7 @@ const char *path_name(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
-/* Are two file names equal? names [n] is scratch. */
+/* 1 if two file names are equal. names [n] is scratch. */
 static int any_twice(const char **names, const char *const *paths, int n)
 {
     for (int i = 0; i < n; i++)
@@ -25,7 +25,7 @@ static int any_twice(const char **names, const char *const *paths, int n)
     return 0;
 }
 
-/* Bytes of the folder that all paths have in common, with its slash. */
+/* Bytes of the folder that all paths share, with its slash. */
 static size_t common_folder(const char *const *paths, int n)
 {
     size_t length = n > 0 ? (size_t)(path_name(paths[0]) - paths[0]) : 0;

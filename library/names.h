@@ -1,4 +1,4 @@
-/* names.h - what files are called. */
+/* names.h - the names of files and images. */
 #ifndef SAMLAD_LIBRARY_NAMES_H
 #define SAMLAD_LIBRARY_NAMES_H
 
@@ -7,8 +7,8 @@
 /* The last part of a path. */
 const char *path_name(const char *path);
 
-/* Names that tell n paths apart, as pointers into the paths: the file names, or, if two of these are equal, the
- * paths below the common folder. The array is to be freed; NULL: no memory. */
+/* n different names, as pointers into the paths: the file names, or, if two of these are equal, the paths
+ * below the common folder. Free the array; NULL: no memory. */
 const char **names_apart(const char *const *paths, int n, Error *err);
 
 #endif

@@ -33,7 +33,8 @@ static int open_featup(Networks *n, const char *path, Error *err)
     return n->featup ? 0 : -1;
 }
 
-/* The learned graph is needed only after all images are analysed. Checked here, a wrong file fails at once. */
+/* The learned graph is needed only after all images are analysed. It is checked here, so that a wrong file
+ * fails at once. */
 static int open_dcga(Networks *n, const char *path, Error *err)
 {
     Dcga tried = {.channels = vit_config(n->vit)->dim};
@@ -59,7 +60,7 @@ int networks_share(Networks *copy, const Networks *n, Error *err)
 {
     *copy = *n;
     copy->shared = 1;
-    copy->vit_state = NULL; /* made when the first image tells its size */
+    copy->vit_state = NULL; /* made when the size of the first image is known. */
     copy->vit_state_grid = 0;
     copy->sam_state = n->sam ? sam_state_new(n->sam, err) : NULL;
     return n->sam && !copy->sam_state ? -1 : 0;
@@ -85,7 +86,7 @@ void networks_close(Networks *n)
 
 size_t networks_image_bytes(const Networks *n, const Options *o)
 {
-    /* A square image is the largest: of others the longer side is as long. */
+    /* A square image needs the most memory, because the longer side is fixed. */
     const VitConfig *vit = vit_config(n->vit);
     const FeatureSizes s = feature_sizes(o, vit->patch_size, 1, 1);
     const int sharpens = n->featup && o->featup_stages > 0;
@@ -96,7 +97,7 @@ size_t networks_image_bytes(const Networks *n, const Options *o)
 }
 
 /* ================================================================================================
- * What the weights recommend
+ * Recommendations of the weights
  * ============================================================================================== */
 
 int networks_recommend(const Networks *n, Options *o, Error *err)
@@ -114,7 +115,7 @@ int networks_complete(const Networks *n, Options *o, Error *err)
 {
     const VitConfig *vit = vit_config(n->vit);
     if (o->size == 0) {
-        /* DINOv2 was trained at 518: 448, 32 patches of 14 [ours] */
+        /* DINOv2 was trained at 518. The size is 448, 32 patches of 14 [ours]. */
         o->size = vit->image_size == 518 ? 448 : vit->image_size;
         if (recommended(n, "method.size", 4096, &o->size, err))
             return -1;
@@ -122,7 +123,7 @@ int networks_complete(const Networks *n, Options *o, Error *err)
             return -1;
     }
     if (o->layer == 0) {
-        /* the last of DINOv2; of the ImageNet ViT, block 9 of 12 was best (docs/METHOD.md 1) [ours] */
+        /* DINOv2's last block. Of the ImageNet ViT, block 9 of 12 was best (docs/METHOD.md 1) [ours]. */
         o->layer = vit->timm ? (3 * vit->depth + 2) / 4 : vit->depth;
         return recommended(n, "method.layer", vit->depth, &o->layer, err);
     }

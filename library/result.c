@@ -12,7 +12,7 @@
  * Boxes
  * ============================================================================================== */
 
-/* Columns x0 .. x1-1 of rows y0 .. y1-1; nothing as long as x1 <= x0. */
+/* Columns x0 .. x1-1 of rows y0 .. y1-1; empty if x1 <= x0. */
 typedef struct Extent {
     int x0, y0, x1, y1;
 } Extent;
@@ -25,7 +25,7 @@ static void extend(Extent *e, int x, int y)
     e->y0 = y < e->y0 ? y : e->y0, e->y1 = y >= e->y1 ? y + 1 : e->y1;
 }
 
-/* box: x, y, width, height in pixels; all 0 for nothing. A unit of the extent is sx × sy pixels. */
+/* box: x, y, width, height in pixels; all 0 if empty. A unit of the extent is sx × sy pixels. */
 static void set_box(float box[4], const Extent *e, float sx, float sy)
 {
     const int some = e->x1 > e->x0;
@@ -74,7 +74,7 @@ static int pixel_boxes(SamladResult *r, const Objects *o, Error *err)
  * Objects
  * ============================================================================================== */
 
-/* The matches of object i; returns how many. */
+/* List the matches of object i. Returns their number. */
 static int list_matches(SamladMatch *matches, const Comparison *c, int i)
 {
     int n = 0;
@@ -93,7 +93,7 @@ static SamladObject object_of(const Detection *d, int i)
     return (SamladObject){.background = o->has_background && i == o->n - 1,
                           .area = o->areas[i],
                           .centroid = {o->centroids[2 * i], o->centroids[2 * i + 1]},
-                          /* rows are not normalised last, so U may exceed 1 a little */
+                          /* Sinkhorn does not normalise the rows last, so U may slightly exceed 1. */
                           .unmatched = fminf(1, d->unmatched[i]),
                           .counted = d->counted[i]};
 }
@@ -181,7 +181,7 @@ int result_missing(SamladResult *r, const Bank *bank, const Detection *d, Error 
  * Scores and maps
  * ============================================================================================== */
 
-/* The part of the leave-one-out scores at least as high, where this score counts as one of them. */
+/* The part of the leave-one-out scores that are at least as high; this score counts as one of them. */
 static float rank_of(const Bank *bank, float score)
 {
     int higher = 0;
@@ -190,8 +190,8 @@ static float rank_of(const Bank *bank, float score)
     return (float)(1 + higher) / (float)(1 + bank->n_loo);
 }
 
-/* The value of the map that pictures show brightest: six spreads are clearly anomalous [ours]. A bank of one image
- * has no spread: then the largest value. */
+/* The value of the map that pictures show brightest. Six spreads are clearly anomalous [ours]. A bank of one
+ * image has no spread; then it is the largest value. */
 static float map_high(const Bank *bank, const float *map)
 {
     if (bank->n_loo > 0)
@@ -239,7 +239,7 @@ int result_make(SamladResult *r, const Bank *bank, Detection *d, Scene *scene, E
                         .labels = scene->labels,
                         .n_references = d->k,
                         .references = d->references};
-    scene->labels = NULL, d->references = NULL; /* they are the result's now */
+    scene->labels = NULL, d->references = NULL; /* they are the result's now. */
     set_scores(r, bank, d);
     if (set_maps(r, bank, d, err) || result_objects(r, bank, d, err) || result_missing(r, bank, d, err)) {
         samlad_result_free(r);

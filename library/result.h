@@ -5,10 +5,11 @@
 #include "algorithm.h"
 #include "samlad.h"
 
-/* Fill the result. The scene's labels and the detection's references become the result's. 0, or -1: no memory, and
- * the result is empty. */
+/* Fill the result. The scene's labels and the detection's references become the result's. 0, or -1: no
+ * memory, and the result is empty. */
 int result_make(SamladResult *result, const Bank *bank, Detection *d, Scene *scene, Error *err);
-/* Its parts: the objects (the result needs size, grid and labels before) and the missing ones (size and grid). */
+/* The parts of result_make: the objects (the result must have size, grid and labels) and the missing ones
+ * (size and grid). */
 int result_objects(SamladResult *result, const Bank *bank, const Detection *d, Error *err);
 int result_missing(SamladResult *result, const Bank *bank, const Detection *d, Error *err);
 

@@ -8,8 +8,8 @@
 #include "io/fail.h"
 #include "tensor.h"
 
-/* Area, box (XYWH) and stability of a mask from its logits, as the official generator has them. Its thresholds
- * are float32 numbers too. An empty mask's stability, 0/0 there, is 0. */
+/* Area, box (XYWH) and stability of a mask from its logits, as in the official generator. The thresholds are
+ * float32 too. An empty mask's stability, 0/0 there, is 0. */
 static void measure_mask(AmgMask *mask, const float *logits, int height, int width, float threshold,
                          double offset)
 {
@@ -27,13 +27,13 @@ static void measure_mask(AmgMask *mask, const float *logits, int height, int wid
         }
     mask->area = inside;
     mask->stability_score = below ? (float)above / (float)below : 0;
-    if (inside) { /* the official box has inclusive corners, so one pixel has width 0 */
+    if (inside) { /* the official box has inclusive corners, so one pixel has width 0. */
         const float box[4] = {(float)x0, (float)y0, (float)(x1 - x0), (float)(y1 - y0)};
         memcpy(mask->bbox, box, sizeof box);
     }
 }
 
-/* Where the prompt is: its first point, or the middle of its box. */
+/* The place of the prompt: its first point, or the middle of its box. */
 static void prompt_place(double place[2], const SegmentRequest *request)
 {
     const float *box = request->box;

@@ -9,18 +9,18 @@ typedef struct SegmentRequest {
     const float *points;  /* [n_points][2] x, y in pixels */
     const int *labels;    /* [n_points] 1 foreground, 0 background */
     const float *box;     /* [4] x0 y0 x1 y1, or NULL */
-    int single;           /* 1: one mask (official multimask_output=False), 0: three, best first */
-    AmgOptions amg;       /* a request without points and box asks for automatic masks, with these options */
-    AmgProgress progress; /* of automatic masks, or NULL */
+    int single;           /* 1: one mask (official multimask_output=False), 0: three, best first. */
+    AmgOptions amg;       /* a request without points and box asks for automatic masks, with these options. */
+    AmgProgress progress; /* of automatic masks, or NULL. */
     void *user;           /* for progress */
-    StWriter *dump;       /* the encoder's and the masks' tensors (docs/METHOD.md 11), or NULL */
+    StWriter *dump;       /* the encoder's and the masks' tensors (docs/METHOD.md 11), or NULL. */
 } SegmentRequest;
 
-/* Does the request have a point or a box? */
+/* 1 if the request has a point or a box. */
 int segment_prompted(const SegmentRequest *request);
 
-/* Automatic masks, or the masks of one prompt as records of the same kind (best predicted IoU first). *out is to
- * be freed with amg_masks_free. */
+/* Automatic masks, or the masks of one prompt as records of the same kind, the best predicted IoU first. Free
+ * *out with amg_masks_free. */
 int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
             const SamPicture *picture, Error *err);
 

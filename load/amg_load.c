@@ -41,7 +41,7 @@ static const Recommendation recommendations[] = {
 };
 #undef AT
 
-/* Overwrite the option when the file has <group>.<name>. */
+/* Overwrite the option if the file has <group>.<name>. */
 static int take_recommendation(AmgOptions *o, const Recommendation *r, const char *group,
                                const Safetensors *st, Error *err)
 {

@@ -6,7 +6,7 @@
 
 #include "io/fail.h"
 
-/* d_in, d_out: as the weights must have them, or 0: any. */
+/* d_in, d_out: the required sizes, or 0: any. */
 static int gat_load(GatWeights *g, Safetensors *st, const char *prefix, int64_t d_in, int64_t d_out,
                     Error *err)
 {

@@ -10,8 +10,8 @@
 
 enum { MAX_DIM = 65536 };
 
-/* JBUStack is saved on its own, inside an upsampler, or inside a Lightning model. What stands before
- * "up1.range_temp" stands before every name. */
+/* JBUStack is saved alone, inside an upsampler, or inside a Lightning model. The prefix of "up1.range_temp"
+ * is the prefix of every name. */
 static int find_prefix(char *prefix, size_t size, const Safetensors *st, Error *err)
 {
     static const char first[] = "up1.range_temp";
@@ -27,7 +27,7 @@ static int find_prefix(char *prefix, size_t size, const Safetensors *st, Error *
     return fail(err, "%s: no tensor up1.range_temp: not a FeatUp JBU stack", st_path(st));
 }
 
-/* The tensors below one name: PREFIXupN.NAME. Remembers that one failed. */
+/* Takes the tensors of one upsampler, PREFIXupN.NAME, and remembers a failure. */
 typedef struct Loader {
     Safetensors *st;
     char path[112]; /* PREFIXupN. */
@@ -58,7 +58,7 @@ static float take_scalar(Loader *l, const char *name)
     return data ? *data : 0;
 }
 
-/* NAME.weight [n_out][n_in][1][1] and NAME.bias [n_out] */
+/* NAME.weight [n_out][n_in][1][1] and NAME.bias [n_out]. */
 static Linear take_conv1x1(Loader *l, int n_out, int n_in, const char *name)
 {
     Linear layer = {.n_out = n_out, .n_in = n_in};
@@ -81,9 +81,9 @@ static int load_stage(JbuLearnedRange *up, Loader *l)
     up->key_dim = (int)key_dim;
     up->range_temp = take_scalar(l, "range_temp");
     up->sigma_spatial = take_scalar(l, "sigma_spatial");
-    /* The spatial kernel divides by 2 sigma^2, which is 0 for a tiny sigma too. */
+    /* The spatial kernel divides by 2 sigma^2, which underflows to 0 if sigma is tiny. */
     if (!l->failed && 2 * up->sigma_spatial * up->sigma_spatial == 0)
-        return fail(l->err, "%s: tensor %ssigma_spatial is %g, too near to 0", st_path(l->st), l->path,
+        return fail(l->err, "%s: tensor %ssigma_spatial is %g, too close to 0", st_path(l->st), l->path,
                     (double)up->sigma_spatial);
     up->range_proj[0] = take_conv1x1(l, up->key_dim, 3, "range_proj.0");
     up->range_proj[1] = take_conv1x1(l, up->key_dim, up->key_dim, "range_proj.3");

@@ -30,8 +30,8 @@ int sam_count_tensors(const Safetensors *st, const char *before, const char *aft
     return n;
 }
 
-/* The metadata's number, or, when the key is absent, the one that the tensors' shapes tell (0: they do
- * not). */
+/* The metadata's number. If the key is absent, the number that follows from the tensors' shapes (0: none
+ * does). */
 static int config_int(const Safetensors *st, const char *key, int from_shapes, int min, int max, int *out,
                       Error *err)
 {
@@ -44,8 +44,8 @@ static int config_int(const Safetensors *st, const char *key, int from_shapes, i
     return 0;
 }
 
-/* A number of layers, as config_int. A file with more layers than its metadata says is refused: they would be
- * left out silently. With fewer, the missing tensor is named when it is looked for. */
+/* A number of layers, as config_int. A file with more layers than its metadata says is refused, because the
+ * others would be ignored silently. With fewer layers, the later look-up names the missing tensor. */
 static int config_depth(const Safetensors *st, const char *key, int n_found, int max, int *out, Error *err)
 {
     if (config_int(st, key, n_found, 1, max, out, err))
@@ -55,7 +55,7 @@ static int config_depth(const Safetensors *st, const char *key, int n_found, int
                           : 0;
 }
 
-/* "2,5,8,11"; may be empty. */
+/* Parses "2,5,8,11", which may be empty. */
 static int config_global_blocks(const Safetensors *st, SamConfig *c, Error *err)
 {
     const char *key = "sam.global_attn_indexes", *text = st_meta(st, key);
@@ -76,15 +76,15 @@ static int config_global_blocks(const Safetensors *st, SamConfig *c, Error *err)
     return 0;
 }
 
-/* hidden / dim such that the official constructor's int(dim * ratio) is hidden again. */
+/* A ratio near hidden / dim for which the official constructor's int(dim * ratio) is hidden again. */
 static double ratio_of(int hidden, int dim)
 {
     const double ratio = (double)hidden / dim;
     return (int)(dim * ratio) == hidden ? ratio : (hidden + 0.5) / dim;
 }
 
-/* Another encoder reads its own sizes; known here are the picture's side, and the channels that the neck
- * takes. */
+/* Another encoder reads its own sizes. Only the picture's side and the channels of the neck's input are read
+ * here. */
 static int read_other_encoder(const Safetensors *st, SamConfig *c, int patch_size, Error *err)
 {
     c->patch_size = patch_size;
@@ -172,7 +172,7 @@ int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size
     for (int i = 0; i < 3; i++)
         if (!(c->pixel_std[i] > 0))
             return fail(err, "%s: metadata key sam.pixel_std has a value that is not above 0", st_path(file));
-    c->mask_threshold = 0; /* a constant of the official class */
+    c->mask_threshold = 0; /* a constant of the official class. */
     weights->file = file;
     weights->grid = c->image_size / c->patch_size;
     weights->n_positions = weights->grid * weights->grid;
@@ -183,7 +183,7 @@ int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size
 
 /* ---- tensors ----------------------------------------------------------------------------------*/
 
-/* Remembers that a tensor was wrong, so that what follows reads as a list of names and shapes. */
+/* Remembers that a tensor was wrong, so that the functions below read as a list of names and shapes. */
 typedef struct Loader {
     Safetensors *st;
     Error *err;
@@ -193,7 +193,7 @@ typedef struct Loader {
 static const float *load(Loader *l, int n_dims, const int64_t *shape, const char *name)
 {
     if (l->failed)
-        return NULL; /* keep the first sentence */
+        return NULL; /* keep the first sentence. */
     const float *data = st_weight(l->st, l->err, n_dims, shape, "%s", name);
     l->failed |= !data;
     return data;
@@ -213,28 +213,30 @@ static const float *load_weight(Loader *l, int n_dims, const int64_t *shape, con
     return load(l, n_dims, shape, full);
 }
 
-/* NAME.weight [dim], NAME.bias [dim] */
+/* NAME.weight [dim], NAME.bias [dim]. */
 static SamNorm load_norm(Loader *l, int dim, const char *name)
 {
     const float *weight = load_vector(l, dim, name, "weight");
     return (SamNorm){weight, load_vector(l, dim, name, "bias")};
 }
 
-/* NAME.weight [n_out][n_in], NAME.bias [n_out] */
+/* NAME.weight [n_out][n_in], NAME.bias [n_out]. */
 static Linear load_linear(Loader *l, int n_out, int n_in, const char *name)
 {
     const float *weight = load_weight(l, 2, (int64_t[]){n_out, n_in}, name);
     return (Linear){weight, load_vector(l, n_out, name, "bias"), NULL, n_out, n_in};
 }
 
-/* A convolution whose stride is its kernel is a Linear on patches; 1 x 1 is one on pixels. */
+/* A convolution whose stride is its kernel is a Linear on patches. A 1 x 1 convolution is a Linear on
+ * pixels. */
 static Linear load_patch_linear(Loader *l, int n_out, int n_in, int kernel, const char *name)
 {
     const float *weight = load_weight(l, 4, (int64_t[]){n_out, n_in, kernel, kernel}, name);
     return (Linear){weight, load_vector(l, n_out, name, "bias"), NULL, n_out, n_in * kernel * kernel};
 }
 
-/* NAME.weight [a][b][kernel][kernel], NAME.bias [n_bias]: a, of transposed convolutions b; 0: none */
+/* NAME.weight [a][b][kernel][kernel], NAME.bias [n_bias]. n_bias is a, in transposed convolutions b; 0: no
+ * bias. */
 static SamConv load_conv(Loader *l, int a, int b, int kernel, int n_bias, const char *name)
 {
     const float *weight = load_weight(l, 4, (int64_t[]){a, b, kernel, kernel}, name);
@@ -243,7 +245,7 @@ static SamConv load_conv(Loader *l, int a, int b, int kernel, int n_bias, const 
 
 /* ---- image_encoder ----------------------------------------------------------------------------*/
 
-/* A relative position table [1 to 8191][head_dim]; get_rel_pos resamples one of another length than it
+/* A relative position table [1 to 8191][head_dim]. get_rel_pos resamples a table of another length than it
  * needs. */
 static const float *load_rel_pos(Loader *l, int *length, int head_dim, const char *name)
 {
@@ -256,7 +258,7 @@ static const float *load_rel_pos(Loader *l, int *length, int head_dim, const cha
     return table;
 }
 
-/* NAME of a layer's part: PREFIX.PART */
+/* The NAME of a layer's part: PREFIX.PART. */
 static const char *part_of(char name[128], const char *prefix, const char *part)
 {
     snprintf(name, 128, "%s.%s", prefix, part);
@@ -354,7 +356,7 @@ static void load_two_way_attention_block(Loader *l, SamTwoWayAttentionBlock *b, 
     b->lin2 = load_linear(l, dim, mlp, part_of(name, block, "mlp.lin2"));
 }
 
-/* MLP: layers.0, layers.1, ... of n_in -> hidden -> ... -> n_out */
+/* MLP: layers.0, layers.1, ... of n_in -> hidden -> ... -> n_out. */
 static void load_mlp(Loader *l, Linear *layers, int n_layers, const int dims[3], const char *prefix)
 {
     char name[128];

@@ -2,8 +2,8 @@
  * modeling/).
  *
  * The structs below are the official modules, with the official names of their members. All sizes come from
- * the file's metadata and from the shapes of its tensors. Each shape is checked: a file that lies is refused
- * with the tensor's name. sam.c has the forward pass. */
+ * the file's metadata and from the shapes of its tensors. Each shape is checked. A file with a wrong shape is
+ * refused, with the tensor's name. sam.c has the forward pass. */
 #ifndef SAMLAD_SAM_LOAD_H
 #define SAMLAD_SAM_LOAD_H
 
@@ -12,22 +12,22 @@
 #include "tensor.h"
 
 enum {
-    SAM_MAX_DEPTH = 64,         /* blocks of the image encoder */
-    SAM_MAX_DECODER_DEPTH = 16, /* layers of the two-way transformer */
+    SAM_MAX_DEPTH = 64,         /* blocks of the image encoder. */
+    SAM_MAX_DECODER_DEPTH = 16, /* layers of the two-way transformer. */
     SAM_MAX_MASK_TOKENS = 16,   /* num_multimask_outputs + 1 */
-    SAM_MAX_MLP = 8             /* layers of the IoU head */
+    SAM_MAX_MLP = 8             /* layers of the IoU head. */
 };
 
 typedef struct SamConfig {
-    /* The image encoder. Of another one than the ViT only the first three are known here; depth is 0. */
+    /* The image encoder. If it is not the ViT, only the first three sizes are known here, and depth is 0. */
     int image_size, patch_size, embed_dim, depth, n_heads, window_size;
     double mlp_ratio;
     int n_global, global_attn_indexes[SAM_MAX_DEPTH];
-    int out_chans; /* channels of the embedding = prompt_embed_dim = transformer_dim */
+    int out_chans; /* channels of the embedding = prompt_embed_dim = transformer_dim. */
     int mask_in_chans;
     int decoder_depth, decoder_mlp_dim, decoder_heads, attention_downsample_rate;
     int n_multimask, iou_head_depth, iou_head_hidden_dim;
-    float pixel_mean[3], pixel_std[3]; /* on pixels in [0,255] */
+    float pixel_mean[3], pixel_std[3]; /* on pixels in [0,255]. */
     float mask_threshold;              /* 0 */
 } SamConfig;
 
@@ -49,15 +49,15 @@ typedef struct SamBlock {
     const float *rel_pos_h, *rel_pos_w; /* [n_rel_h][head_dim], [n_rel_w][head_dim] */
     int n_rel_h, n_rel_w;
     Linear lin1, lin2; /* mlp */
-    int window_size;   /* tokens a side; 0: global attention */
+    int window_size;   /* tokens a side; 0: global attention. */
 } SamBlock;
 
 typedef struct SamImageEncoder {
-    /* ImageEncoderViT; empty when another encoder stands in its place */
-    Linear patch_embed;     /* proj [embed_dim][3·patch·patch]: a convolution whose stride is its kernel */
+    /* ImageEncoderViT; empty if another encoder replaces it: */
+    Linear patch_embed;     /* proj [embed_dim][3·patch·patch]: a convolution whose stride is its kernel. */
     const float *pos_embed; /* [grid][grid][embed_dim] */
     SamBlock blocks[SAM_MAX_DEPTH];
-    /* the neck, behind either */
+    /* the neck, behind either: */
     Linear neck_conv1;  /* 1 x 1: [out_chans][embed_dim] */
     SamConv neck_conv2; /* [out_chans][out_chans][3][3] */
     SamNorm neck_norm1, neck_norm2;
@@ -68,10 +68,10 @@ typedef struct SamImageEncoder {
 typedef struct SamPromptEncoder {
     const float *positional_encoding_gaussian_matrix; /* [2][out_chans/2], of pe_layer */
     const float
-        *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each */
+        *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each. */
     const float *not_a_point_embed, *no_mask_embed; /* [out_chans] */
     struct {
-        SamConv conv1, conv2; /* 1 -> mask_in_chans/4 -> mask_in_chans; kernel and stride 2 */
+        SamConv conv1, conv2; /* 1 -> mask_in_chans/4 -> mask_in_chans; kernel and stride 2. */
         SamNorm norm1, norm2;
         Linear conv3; /* 1 x 1: [out_chans][mask_in_chans] */
     } mask_downscaling;
@@ -111,26 +111,25 @@ typedef struct SamMaskDecoder {
 typedef struct SamWeights {
     const Safetensors *file; /* for messages */
     SamConfig config;
-    int grid, n_positions; /* image_size / patch_size, and its square */
-    size_t n_embedding;    /* n_positions · out_chans: floats of an image embedding */
+    int grid, n_positions; /* image_size / patch_size, and its square. */
+    size_t n_embedding;    /* n_positions · out_chans: floats of an image embedding. */
     int n_mask_tokens;     /* n_multimask + 1 */
     SamImageEncoder image_encoder;
     SamPromptEncoder prompt_encoder;
     SamMaskDecoder mask_decoder;
 } SamWeights;
 
-/* The sizes, from metadata and shapes. patch_size: of the encoder that stands in the ViT's place, 0: the ViT.
- * 0 / -1. */
+/* The sizes, from metadata and shapes. patch_size is that of the encoder that replaces the ViT, 0: the ViT. 0
+ * / -1. */
 int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size, Error *err);
-/* The tensors, which stay in the file: it must outlive them. 0 / -1, with the name of the tensor that is
- * wrong. */
+/* The tensors, which stay in the file: it must outlive them. 0 / -1, with the name of the wrong tensor. */
 int sam_load_weights(SamWeights *weights, Safetensors *file, Error *err);
-/* The blocks' layers rounded to bf16, by linear_pack: twice, to count and with memory. */
+/* Round the blocks' layers to bf16 with linear_pack. It is called twice: to count, and with memory. */
 void sam_pack_weights(SamWeights *weights, Arena *arena);
 
-/* Size of dimension `axis` of a tensor; 0 when there is no such tensor or dimension. */
+/* Size of dimension `axis` of a tensor; 0 if there is no such tensor or dimension. */
 int sam_dim_of(const Safetensors *st, const char *name, int axis);
-/* How many tensors BEFORE0AFTER, BEFORE1AFTER, ... exist in an unbroken row; at most limit + 1. */
+/* The number of tensors BEFORE0AFTER, BEFORE1AFTER, ... without a gap; at most limit + 1. */
 int sam_count_tensors(const Safetensors *st, const char *before, const char *after, int limit);
 
 #endif

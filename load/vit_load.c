@@ -2,7 +2,7 @@
  *
  * Names and shapes are those of dinov2/models/vision_transformer.py and timm's models/vision_transformer.py.
  * The configuration comes from the metadata of tools/convert.py. Without metadata it comes from the shapes,
- * and from what all published models of a family have in common. */
+ * and from values that all published models of a family share. */
 #include "load/vit_load.h"
 
 #include <math.h>
@@ -12,14 +12,14 @@
 
 #include "io/fail.h"
 
-/* Limits on what a file may claim, far above every published model (DINOv2 g: dim 1536, depth 40). */
+/* Limits on the sizes in a file, far above every published model (DINOv2 g: dim 1536, depth 40). */
 enum { MAX_PATCH_SIZE = 64, MAX_DIM = 8192, MAX_DEPTH = 256, MAX_HIDDEN = 65536, MAX_REGISTERS = 256 };
 enum { MAX_IMAGE_SIZE = 16384, MAX_POS_GRID = 2048 };
 
 /* ---- the configuration from the metadata --------------------------------------------------------------*/
 
-/* The hidden width of the official constructors. Mlp takes int(dim*ratio). SwiGLUFFNFused takes two thirds
- * of that, rounded up to a multiple of 8, because it has three matrices where Mlp has two. */
+/* The hidden width of the official constructors. Mlp takes int(dim*ratio). SwiGLUFFNFused takes two thirds of
+ * that, rounded up to a multiple of 8. It has three matrices where Mlp has two. */
 static int ffn_hidden_dim(int dim, double mlp_ratio, int swiglu)
 {
     int hidden = (int)(dim * mlp_ratio);
@@ -100,9 +100,9 @@ static int read_patch_embed(VitConfig *c, const Safetensors *st, Error *err)
     return 0;
 }
 
-/* How each family was trained and evaluated, which no shape tells. timm's augreg ViTs have mean = std = 0.5,
- * DINOv2 has ImageNet's. DINOv2's hub files without registers have the offset 0.1, and those with registers
- * the antialiased form without an offset (dinov2/hub/backbones.py). LayerNorm has eps 1e-6 in all. */
+/* The families' training and evaluation settings, which no shape tells. timm's augreg ViTs have mean = std =
+ * 0.5, DINOv2 has ImageNet's. DINOv2's hub files without registers have the offset 0.1. Those with registers
+ * have the antialiased form without an offset (dinov2/hub/backbones.py). LayerNorm has eps 1e-6 in all. */
 static void published_defaults(VitConfig *c)
 {
     static const float imagenet_mean[3] = {0.485f, 0.456f, 0.406f};
@@ -137,7 +137,7 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
 
 /* ---- both ---------------------------------------------------------------------------------------------*/
 
-/* pos_embed [1][n][dim] tells on which square grid the model was trained. It also tells whether the class
+/* The shape of pos_embed [1][n][dim] gives the square grid of the training. It also tells whether the class
  * token has a position (in timm's `no_embed_class` models it has none). */
 static int read_position_grid(VitConfig *c, const Safetensors *st, Error *err)
 {
@@ -187,13 +187,13 @@ static int read_config(VitConfig *c, const Safetensors *st, Error *err)
 
 /* ---- the weights --------------------------------------------------------------------------------------*/
 
-/* Takes one tensor after the other and remembers the first failure, so that the list of a model's tensors
- * reads as a list. The names that were taken show which tensors have no place in the network. */
+/* Takes one tensor after the other and remembers the first failure. So the functions below read as a list of
+ * tensors. The taken names show which tensors have no place in the network. */
 typedef struct Loader {
     Safetensors *st;
     Error *err;
     int failed;
-    const char *taken[MAX_DEPTH * 14 + 16]; /* at most 14 a block, and fewer than 16 around the blocks */
+    const char *taken[MAX_DEPTH * 14 + 16]; /* at most 14 a block, and fewer than 16 around the blocks. */
     size_t n_taken;
 } Loader;
 
@@ -209,7 +209,7 @@ static const float *take(Loader *l, int n_dims, const int64_t *shape, const char
     return weight;
 }
 
-/* blocks.BLOCK.NAME [n] */
+/* blocks.BLOCK.NAME [n]. */
 static const float *take_vector(Loader *l, int n, int block, const char *name)
 {
     char full_name[96];
@@ -217,7 +217,7 @@ static const float *take_vector(Loader *l, int n, int block, const char *name)
     return take(l, 1, (int64_t[]){n}, full_name);
 }
 
-/* blocks.BLOCK.NAME.weight [n_out][n_in] and blocks.BLOCK.NAME.bias [n_out] */
+/* blocks.BLOCK.NAME.weight [n_out][n_in] and blocks.BLOCK.NAME.bias [n_out]. */
 static Linear take_linear(Loader *l, int n_out, int n_in, int block, const char *name)
 {
     char full_name[96];
@@ -247,8 +247,8 @@ static void load_block(VitBlock *b, Loader *l, const VitConfig *c, int i)
     }
 }
 
-/* A tensor that we did not take would change the result (a query norm, one more block). The exceptions
- * belong to training (mask_token) or to a classifier on top (head.*). */
+/* A tensor that was not taken would change the result (a query norm, one more block). The exceptions belong
+ * to training (mask_token) or to a classifier on top (head.*). */
 static int check_all_taken(const Loader *l, int depth)
 {
     for (size_t i = 0; i < st_count(l->st); i++) {
@@ -317,7 +317,7 @@ const VitConfig *vit_config(const Vit *vit)
     return &vit->config;
 }
 
-/* Called twice: to count, and with memory (tensor.h). */
+/* Called twice: to count, and with memory (io/memory.h). */
 static void pack_blocks(Vit *vit, Arena *arena)
 {
     for (VitBlock *b = vit->blocks; b < vit->blocks + vit->config.depth; b++) {
@@ -333,7 +333,7 @@ int vit_set_precision(Vit *vit, Precision precision, Error *err)
     if (precision == (vit->packed ? PRECISION_BF16 : PRECISION_FP32))
         return 0;
     Arena arena = {0};
-    pack_blocks(vit, &arena); /* counts, and leaves no layer packed */
+    pack_blocks(vit, &arena); /* counts, and leaves no layer packed. */
     free(vit->packed);
     vit->packed = NULL;
     if (precision == PRECISION_FP32)

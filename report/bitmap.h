@@ -1,4 +1,4 @@
-/* bitmap.h - pixels, and the few shapes that overlays need. What lies outside the bitmap is not drawn. */
+/* bitmap.h - pixels, and the few shapes of the overlays. Parts outside the bitmap are not drawn. */
 #ifndef SAMLAD_BITMAP_H
 #define SAMLAD_BITMAP_H
 

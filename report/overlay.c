@@ -1,5 +1,5 @@
-/* overlay.c - the heat map, and the image with its findings drawn on it: outlines, boxes, rings, letters.
- * See report.h. Nothing is decided here: a SamladResult holds every verdict, library/doubt.c names the doubt. */
+/* overlay.c - the heat map, and the image with its findings drawn on it: outlines, boxes, rings, letters. See
+ * report.h. Nothing is decided here: a SamladResult holds every verdict, library/doubt.c finds the doubt. */
 #include "report/report.h"
 
 #include <math.h>
@@ -48,16 +48,16 @@ int report_heat(const char *path, const float *map, int width, int height, float
 static const Color GREEN = {60, 200, 90}, RED = {235, 50, 50}, ORANGE = {255, 150, 20}, BLUE = {70, 140, 255},
                    WHITE = {255, 255, 255}, BLACK = {0, 0, 0};
 
-#define RING 14 /* radius in units */
+#define RING 14 /* radius in units. */
 
 /* Lines and letters are measured in units: 1 pixel up to 1,024 pixels, then a 512th of the longer side. They
- * grow with the picture, so they still show on a photo that is shrunk to a screen. */
+ * grow with the picture, so they are still visible when a photo is shrunk to a screen. */
 typedef struct Overlay {
     Bitmap bitmap;
     const SamladResult *result;
-    int enlarged; /* pixels of the bitmap for one of the image, a side */
+    int enlarged; /* pixels of the bitmap for one of the image, a side. */
     int unit;
-    Box *taken; /* rings, then plates of letters: no other plate shall cover them */
+    Box *taken; /* rings, then plates of letters: no other plate may cover them. */
     int n_taken;
 } Overlay;
 
@@ -84,7 +84,7 @@ static Box plate_at(const Overlay *o, int x, int y, int width, int height)
     return (Box){x, y, x + width, y + height};
 }
 
-/* The free place nearest to (x, y), in steps of half a plate; (x, y) itself where all are taken. */
+/* The free place nearest to (x, y), in steps of half a plate. If all are taken, (x, y) itself. */
 static Box free_place(const Overlay *o, int x, int y, int width, int height)
 {
     enum { STEPS = 8 };
@@ -100,7 +100,7 @@ static Box free_place(const Overlay *o, int x, int y, int width, int height)
     return best;
 }
 
-/* Black letters of 10x14 units on a coloured plate, inside the picture and beside what is taken. */
+/* Black letters of 10x14 units on a coloured plate, inside the picture and beside the taken places. */
 static void write_text(Overlay *o, int x, int y, const char *text, Color plate)
 {
     const int u = o->unit;

@@ -12,7 +12,7 @@
 #include "report/bitmap.h"
 #include "tensor.h"
 
-/* A picture of masks: 0 where nothing lies, else 1 + the number of the mask on top. */
+/* A picture of masks: 0 without a mask, else 1 + the number of the mask on top. */
 typedef struct Labels {
     int width, height;
     int32_t *of; /* [height][width] */
@@ -54,7 +54,7 @@ static int paint_masks(Labels *labels, const AmgMasks *masks, Error *err)
  * ============================================================================================== */
 
 typedef struct Palette {
-    Color of[256]; /* black, then colours */
+    Color of[256]; /* black, then colours. */
 } Palette;
 
 /* Hue by the golden angle, so that masks with neighbouring numbers get unlike colours. */
@@ -101,7 +101,7 @@ static int write_indexed(const Labels *labels, const char *path, Error *err)
  * The overlay
  * ============================================================================================== */
 
-enum { WIDEST = 4096 }; /* pixels of all panels together */
+enum { WIDEST = 4096 }; /* pixels of all panels together. */
 
 static const Color WHITE = {255, 255, 255}, BLACK = {0, 0, 0}, GREEN = {60, 220, 90}, RED = {235, 50, 50},
                    YELLOW = {255, 220, 40};
@@ -113,7 +113,7 @@ static Color tinted(const uint8_t rgb[3], Color tint)
                    (uint8_t)((rgb[2] + tint.b) / 2)};
 }
 
-/* Every step-th pixel of the photo: dark where no mask lies, else tinted, and white where two labels meet. */
+/* Every step-th pixel of the photo: dark outside the masks, else tinted, and white where two labels meet. */
 static void draw_masks(Bitmap *panel, const Labels *labels, const Palette *palette, const uint8_t *rgb,
                        int step)
 {
@@ -156,8 +156,8 @@ static void draw_prompt(Bitmap *panel, const SegmentRequest *request, int step)
         draw_box(panel, request->box, scale, 1 + longer / 500);
 }
 
-/* A prompt's candidates overlap, so each has a panel of its own, the photo; panels stand side by side. labels:
- * of all masks, then scratch. */
+/* A prompt's candidates overlap, so each has its own panel beside the others, on the photo. labels: of all
+ * masks at first, then scratch. */
 static int draw_panels(Bitmap *bitmap, int n_panels, int step, const AmgMasks *masks,
                        const SegmentRequest *request, const uint8_t *rgb, Labels *labels, Error *err)
 {

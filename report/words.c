@@ -7,7 +7,7 @@
  * Sentences
  * ============================================================================================== */
 
-enum { SENTENCE = 512 }; /* bytes; a bank's long image name is cut */
+enum { SENTENCE = 512 }; /* bytes; a bank's long image name is cut. */
 
 static const char *verdict_name(SamladVerdict verdict)
 {
@@ -76,7 +76,7 @@ void report_plain(FILE *out, const char *text)
     }
 }
 
-/* One reason, indented below the rank: scores take nine characters. */
+/* One reason, indented below the rank. Scores take nine characters. */
 static void print_reason(FILE *out, const char *kind, const char *text)
 {
     fprintf(out, "           %s: ", kind);

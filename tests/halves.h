@@ -1,4 +1,4 @@
-/* halves.h - what the tests of bf16 share: the floats that a product in bf16 sees. */
+/* halves.h - shared by the tests of bf16: floats as a product in bf16 sees them. */
 #ifndef SAMLAD_TEST_HALVES_H
 #define SAMLAD_TEST_HALVES_H
 
@@ -19,7 +19,7 @@ static inline float widen(uint16_t half)
     return float_of((uint32_t)half << 16);
 }
 
-/* The numbers that a product sees. */
+/* A copy of x, rounded as a product in bf16 sees it. */
 static inline float *rounded_copy(const float *x, size_t n)
 {
     float *y = malloc((n ? n : 1) * sizeof *y);

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Goldens for tests/test_amg.c: what the official SamAutomaticMaskGenerator yields.
+"""Goldens for tests/test_amg.c: the masks of the official SamAutomaticMaskGenerator.
 
     python3 tests/make_golden_amg.py --segment-anything PATH [-o tests/golden]
-        trains a very small SAM for some minutes on coloured shapes and writes amg_model.safetensors (unless
-        it is there), and amg_golden.safetensors: one picture, several sets of options (crops, small regions,
+        trains a very small SAM for some minutes on coloured shapes and writes amg_model.safetensors, unless
+        it exists. Writes amg_golden.safetensors: one picture, several sets of options (crops, small regions,
         no filters)
 
     python3 tests/make_golden_amg.py --segment-anything PATH --weights weights/sam_tiny.safetensors
             --photo PHOTO.jpg [-o tests/golden/amg_photo.safetensors]
         the masks of a photo with given weights and their recommended options
 
-Every case records how near any candidate's score comes to a threshold; there, rounding decides.
+Every case records the smallest distance of a candidate's score from a threshold. Within rounding of it,
+either result is right.
 Needs torch, torchvision, numpy, PIL, and OpenCV for the small regions.
 """
 import argparse
@@ -29,7 +30,7 @@ from make_golden_sam import build, describe, save, weights_of
 
 
 def scene(h, w, r, n_shapes):
-    """Coloured shapes on a shaded ground; ids [h][w] says which shape each pixel belongs to, 0 the ground."""
+    """Coloured shapes on a shaded ground; ids [h][w] is the shape of each pixel, 0 the ground."""
     y, x = np.mgrid[0:h, 0:w]
     image = np.ones((h, w, 3)) * r.randint(40, 216, 3)
     image += (x / w * r.randint(-30, 31) + y / h * r.randint(-30, 31))[..., None]
@@ -82,8 +83,8 @@ def train(sam, steps, seed):
 
 
 class Margins:
-    """Watches the official generator: all candidates' scores before any filter, and how near the scores of two
-    masks are of which NMS keeps the better."""
+    """Watches the official generator: all candidates' scores before any filter, and the smallest difference between
+    the scores of two masks of which NMS keeps the better."""
 
     def __init__(self, generator):
         import segment_anything.automatic_mask_generator as module
@@ -124,8 +125,8 @@ class Margins:
 
 
 def pack(all_counts):
-    """Run lengths of many masks as bytes: each less the one before the previous one (runs of neighbouring
-    columns are alike), zigzag, base 128, then zlib."""
+    """Run lengths of many masks as bytes. From each the last but one is subtracted, because runs of neighbouring
+    columns are alike. Then zigzag, base 128, zlib."""
     out = bytearray()
     for counts in all_counts:
         values = [len(counts)] + [c - (counts[i - 2] if i > 1 else 0) for i, c in enumerate(counts)]

@@ -2,11 +2,11 @@
 
     python3 tests/make_golden_featup.py --featup PATH [--data DIR] [--out tests/golden]
 
---featup: a checkout of mhamilton723/FeatUp; --data: the folder of real test data (SAMLAD_DATA), of whose
-stack only outputs are stored. Needs torch and numpy.
+--featup: a checkout of mhamilton723/FeatUp; --data: the folder of real test data (SAMLAD_DATA). Of
+its stack only outputs are stored. Needs torch and numpy.
 
 The official weighted sum is a CUDA extension (featup/adaptive_conv_cuda). Its kernel computes
-out[b,c,h,w] = sum_ij filters[b,h,w,i,j] * input[b,c,h+i,w+j]; here that line is written with torch's unfold.
+out[b,c,h,w] = sum_ij filters[b,h,w,i,j] * input[b,c,h+i,w+j]; here that formula is written with torch's unfold.
 """
 import argparse
 import os
@@ -90,8 +90,8 @@ def main():
     save(f"{args.out}/featup_model.safetensors", {k: v.numpy() for k, v in stack.state_dict().items()})
     golden = {}
     run(stack, golden, "5x6x7", torch.randn(1, 7, 5, 6), guidance_image(50, 47), 4, [1, 2, 4, 16])
-    # 83 channels: the vector loops of 64 or 32, of 16 or 8, and the last few; 35 columns: wider than a tile, and
-    # a guidance that is smaller than the result
+    # 83 channels: the vector loops of 64 or 32, of 16 or 8, and the last few. 35 columns: wider than a tile. The
+    # guidance is smaller than the result.
     run(stack, golden, "3x4x83", torch.randn(1, 83, 3, 4), guidance_image(24, 32), 2, [2, 5])
     run(stack, golden, "2x35x3", torch.randn(1, 3, 2, 35), guidance_image(4, 50), 2, [1, 2])
     save(f"{args.out}/featup_golden.safetensors", golden)

@@ -3,12 +3,12 @@
 
     python3 tests/make_golden_method.py [-o tests/golden]
 
-docs/METHOD.md 2 and 4 to 7 once more, in float64 and as literally as possible, written from that text and not from the C:
-the symmetric square root where the C has a Cholesky factor, the C×C inverse where it has a low-rank identity, SuperGlue's
-log_optimal_transport by its published formula. Where the text leaves something open (which four partners, what a bank
-keeps of an image), the choice is the C's and a comment says so. A function has the name of the C's that does the same, in
-dcga.c, omm.c, amm.c, samlad.c. Soft masks, in the C `coverage`, are "weights" in the files, as in a bank, and the objects'
-units are "scale". Needs numpy, scipy, torch.
+This is docs/METHOD.md 2 and 4 to 7 in float64 and as literally as possible. It is written from that text, not from the C
+code. It has the symmetric square root where the C code has a Cholesky factor, the C×C inverse where that has a low-rank
+identity, and SuperGlue's log_optimal_transport by its published formula. The text leaves a few choices open, such as the
+four partners, or the precision of a bank. There the choice is the C code's, and a comment says so. A function has the
+name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Soft masks, in the C code `coverage`, are
+"weights" in the files, as in a bank. The objects' units are "scale". Needs numpy, scipy, torch.
 """
 import argparse
 
@@ -32,7 +32,7 @@ def save(path, tensors):
 
 
 def f32(x):
-    """The numbers that the C will read, in float64."""
+    """The numbers that the C code will read, in float64."""
     return np.asarray(x, np.float32).astype(np.float64)
 
 
@@ -44,12 +44,12 @@ def unit(x):
 
 
 def objects_labels(masks, max_area=0.9, min_area=0.0005, min_kept=0.5):
-    """Masks [n][H][W] -> labels [H][W], kept. Of two masks of the same area the later one keeps the pixel (the C's choice)."""
+    """Masks [n][H][W] -> labels [H][W], kept. Of two masks of one area the later keeps the pixel (the C code's choice)."""
     n, height, width = masks.shape
     total = height * width
     area = masks.reshape(n, -1).sum(1) if n else np.zeros(0)
     candidates = [i for i in range(n) if 0 < area[i] and area[i] <= max_area * total and area[i] >= min_area * total]
-    order = sorted(candidates, key=lambda i: (area[i], -i))  # who comes first keeps the pixel
+    order = sorted(candidates, key=lambda i: (area[i], -i))  # the first in this order keeps the pixel
 
     def owners(order):
         label = np.full((height, width), -1)
@@ -67,7 +67,7 @@ def objects_labels(masks, max_area=0.9, min_area=0.0005, min_kept=0.5):
 
 
 def averaging(n, m):
-    """[m][n]: how much of cell c (of m) pixel i (of n) covers, in parts of the cell."""
+    """[m][n]: the part of cell c (of m) that pixel i (of n) covers."""
     a = np.zeros((m, n))
     for c in range(m):
         for i in range(n):
@@ -120,7 +120,7 @@ def distance2(a, b):
 
 
 def covariance_filter(x, centroids, first, rounds=2, partners=4, shrinkage=0.3):
-    """The symmetric Σ_w^{-1/2}. Partners of image a: a+1+floor(t(N-1)/partners), spread over the bank (the C's choice)."""
+    """The symmetric Σ_w^{-1/2}. Partners of image a: a+1+floor(t(N-1)/partners), spread over the bank (the C code's choice)."""
     n_images, channels = len(first) - 1, x.shape[1]
     h, out = unit(x), None
     p = min(partners, n_images - 1)
@@ -150,7 +150,7 @@ def softmax(z, axis=-1):
 
 
 def channel_softmax(x, features, coverage, mean, std, strength=0.1, tau=1.0):
-    """x [n][C]; Z_i = the standardised features at the cells that object i mostly covers (>= 0.5; the C's choice)."""
+    """x [n][C]; Z_i = the standardised features at the cells of which object i covers at least half (the C code's choice)."""
     out = x.copy()
     flat = (features.reshape(-1, x.shape[1]) - mean) / std
     for i in range(len(x)):
@@ -173,7 +173,7 @@ def gat_v2(x, w_l, w_r, a, b):
 
 
 def channel_layout(features, coverage, mean, std, side):
-    """Nodes [C][side²]: weighted means of a channel over a raster on the object's box; cells go to floor(side·k/size) (the C's)."""
+    """Nodes [C][side²]: weighted means of a channel over a raster on the object's box; cells go to floor(side·k/size) (the C code's choice)."""
     ys, xs = np.nonzero(coverage > 0)
     out = np.zeros((features.shape[2], side * side))
     if len(ys) == 0:
@@ -280,7 +280,7 @@ def place_object(i, features, coverage, centroids, areas, r, pixel, large, reach
 
 
 def amm_claims(coverage, areas, places, references):
-    """places [n][k]. -> the coverage, where cells that the matched references' masks expect of an object are its own."""
+    """places [n][k]. -> the coverage after claims: objects own the cells that the matched references' masks expect of them."""
     n, h, w = coverage.shape
     expected, out = np.zeros(coverage.shape), coverage.copy()
     for i in range(n):
@@ -329,7 +329,7 @@ def amm_structural(features, coverage, centroids, areas, references, pixel=False
 
 
 def amm_in_units(out, coverage, references):
-    """Every object's share of a cell divided by the mean unit of what it matched, or of what lies at its place."""
+    """Divide every object's share of a cell by its unit: the mean unit of its matched objects, else of those at its place."""
     factor, covered = np.zeros(out.shape), np.zeros(out.shape)
     for i in range(len(coverage)):
         units = [r["scale"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
@@ -356,7 +356,7 @@ def amm_logical(coverage, counted, missing, masks):
 
 
 def amm_object_quantile(out, coverage, q=0.95):
-    """Over the cells that are mostly the object; a thin object: the largest value that it touches (the C's choice)."""
+    """Over the cells of which the object covers at least half; a thin object: its largest value (the C code's choice)."""
     inside = out[coverage >= 0.5]
     return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[coverage > 0]))
 
@@ -365,7 +365,7 @@ def amm_object_quantile(out, coverage, q=0.95):
 
 
 def moved(mask, dy, dx):
-    """mask [h][w] moved by whole cells; what leaves the grid is lost."""
+    """mask [h][w] moved by whole cells; cells beyond the grid are lost."""
     out = np.zeros_like(mask)
     h, w = mask.shape
     for y in range(h):
@@ -376,7 +376,7 @@ def moved(mask, dy, dx):
 
 
 class Bank:
-    """What a bank keeps: features in float16, weights in 8 bits (the C's choice); everything else in float32."""
+    """An image as in a bank: features in float16, weights in 8 bits (the C code's choice); everything else in float32."""
 
     def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0,
                  reach=0, place_unmatched=False, fusion="sum", claims=False, count=False, channel_strength=0.1):
@@ -408,7 +408,7 @@ class Bank:
         self.calibrate(loo)
 
     def dcga_describe_region(self, pooled, features, coverage):
-        """Regions [n] that stand alone in the object graph."""
+        """Regions [n], each the only node of the object graph."""
         x = (pooled - self.mean) / self.std
         if self.channel_graph == "softmax":
             x = channel_softmax(x, features, coverage, self.mean, self.std, self.channel_strength)
@@ -442,7 +442,7 @@ class Bank:
                 u[i] = 0
 
     def shown_there(self, h, mask, features):
-        """Under the mask, moved by up to `shift` cells, do features lie that are as like h as normal matches are?"""
+        """Are the features under the mask, moved by up to `shift` cells, as similar to h as normal matches are?"""
         steps = range(-self.shift, self.shift + 1)
         for coverage in (moved(mask, dy, dx)[None] for dy in steps for dx in steps):
             a, _, _ = pool(coverage, features)
@@ -451,8 +451,8 @@ class Bank:
         return False
 
     def omm_count(self, u, mine, other, match):
-        """What objects alike (S reaches alpha) are left with together, at most their surplus of area over the other image's:
-        those alike, or matched with one of them (match: mine's index or -1)."""
+        """U of objects alike (S reaches alpha) together, at most their surplus of area over their kind in the other image. The
+        kind there is every object alike, or matched with one of them (match: mine's index or -1)."""
         out = np.array(u, float)
         for i in range(len(u) if self.count else 0):
             like = [mine["h"][i] @ side["h"].T - 0.7 * distance2(mine["centroids"][i:i + 1], side["centroids"])[0] >= self.alpha
@@ -491,7 +491,7 @@ class Bank:
         claimed = [] if self.claims else None
         a = amm_structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel,
                        reach=self.reach, unmatched=self.place_unmatched, claimed=claimed)
-        out["distances"] = a  # what units are made of
+        out["distances"] = a  # the units are their quantiles
         out["structural"] = amm_in_units(a, claimed[0] if self.claims else q["weights"], refs)
         out["A"] = out["structural"].max()
         out["score"] = self.amm_fuse(*self.amm_z(out["A"], out["L"]))
@@ -512,7 +512,7 @@ class Bank:
         self.loo = self.measure_scores(loo)
 
     def measure_units(self):
-        """The first pass: a quantile of every object's own leave-one-out map; the median where it matched nothing."""
+        """The first pass: a quantile of every object's own leave-one-out map; the median if it matched nothing."""
         units = []
         for i, im in enumerate(self.images):
             c = self.detect_in_scene(im, i)
@@ -550,13 +550,13 @@ def rectangles(r, n, height, width, largest=0.6):
 def make_objects(out):
     r, tensors = np.random.RandomState(1), {}
     channels = 5
-    ninety = np.zeros((3, 10, 10), np.uint8)  # areas 90, 91 (more than 90 %), 50 that keeps exactly half under nothing
+    ninety = np.zeros((3, 10, 10), np.uint8)  # areas 90, 91 (more than 90 %), 50
     ninety[0, :9] = 1
     ninety[1].reshape(-1)[:91] = 1
     ninety[2, 5:] = 1
     ninety[0, 5:] = 0
     ninety[0].reshape(-1)[:90] = 1
-    half = np.zeros((4, 12, 20), np.uint8)  # 40 pixels of which the smaller one takes exactly 20, or 21
+    half = np.zeros((4, 12, 20), np.uint8)  # the smaller mask takes exactly 20 of 40 pixels, or 21
     half[0, 0:2, 0:20] = 1
     half[1, 1, 0:20] = 1
     half[2, 5:7, 0:20] = 1
@@ -605,7 +605,7 @@ def make_dcga(out):
     tensors["off.h"] = unit(x)
     grid_h, grid_w, n = 6, 9, 4
     weights = np.clip(r.rand(n, grid_h, grid_w) * 2 - 0.8, 0, 1)
-    weights[3] = np.clip(weights[3], 0, 0.4)  # mostly covers no cell
+    weights[3] = np.clip(weights[3], 0, 0.4)  # covers half of no cell
     features = r.randn(grid_h, grid_w, C) * std + mean
     weights, features = f32(weights), f32(features)
     a, _, _ = pool(weights, features)
@@ -661,7 +661,7 @@ def make_amm(out):
         f = r.randn(C) + 3
         if spread == 0:  # inside the span of the samples: ‖d‖² and the subtracted term are nearly the same
             f = samples.mean(0) + 4 * r.randn(m) @ (samples - samples.mean(0)) / np.sqrt(m)
-        if spread == 2:  # hardly off one of the samples
+        if spread == 2:  # very near to one of the samples
             f = samples[0] + 1e-3 * r.randn(C)
         f = f32(f)
         tensors.update({f"m{c}.f": f, f"m{c}.samples": samples, f"m{c}.epsilon": np.array([epsilon]),
@@ -678,7 +678,7 @@ def make_amm(out):
     for i in range(k):
         moved = np.roll(labels, (r.randint(-2, 3), r.randint(-2, 3)), (0, 1))
         weights = objects_coverage(moved, 3, 1, h, w)
-        f = np.float16(features + 0.4 * r.randn(h, w, C))  # as a bank keeps it
+        f = np.float16(features + 0.4 * r.randn(h, w, C))  # as in a bank
         _, c, a = (f32(t) for t in pool(weights, f))
         match_q = np.array([[0, 1, 2, 3], [-1, 0, 2, 3], [0, -1, 1, 3]][i])
         if i == 1:
@@ -786,7 +786,7 @@ def make_bank(out):
 
 
 def make_count(out):
-    """Three of four parts are of one kind; the query has one of it too many, and the mask of another fell apart."""
+    """Three of four parts are of one kind; the query has one part of it too many, and the mask of another part fell apart."""
     r = np.random.RandomState(9)
     h, w, C, height, width = 12, 14, 10, 40, 48
     kinds, background = [r.randn(C) * 4] * 3 + [r.randn(C) * 4], r.randn(C)

@@ -3,11 +3,10 @@
 
     python3 tests/make_golden_sam.py --segment-anything PATH --mobile-sam PATH [-o tests/golden]
 
-Small models of the official classes with random weights (rounded to float16, in which they are stored),
+The models are small, of the official classes, with random weights. These are rounded to float16 and stored so. They are
 scaled so that attention is far from uniform and masks have both signs. Writes sam_*_model.safetensors and
-sam_*_golden.safetensors.
-The PATHs are checkouts of facebookresearch/segment-anything and ChaoningZhang/MobileSAM; without the latter its
-goldens are left alone. Needs torch, torchvision, numpy, PIL.
+sam_*_golden.safetensors. The PATHs are checkouts of facebookresearch/segment-anything and ChaoningZhang/MobileSAM. Without
+the latter its goldens are not made. Needs torch, torchvision, numpy, PIL.
 """
 import argparse
 import importlib.util
@@ -68,7 +67,7 @@ def describe(size, patch, dim, depth, heads, ratio, window, indexes, channels, m
 
 
 def describe_mobile(size, dim, *rest):
-    """The same of a file with a TinyViT, which tells all else of it by its shapes."""
+    """The same of a file with a TinyViT, whose shapes tell all other sizes."""
     metadata = describe(size, 16, dim, 0, 0, 0, 0, "", *rest)
     for key in ("depth", "n_heads", "mlp_ratio", "window_size", "global_attn_indexes"):
         del metadata["sam." + key]
@@ -76,7 +75,7 @@ def describe_mobile(size, dim, *rest):
 
 
 def tiny_vit_module(path):
-    """MobileSAM's tiny_vit_sam.py. Of timm it asks for three functions that torch has, and to be registered."""
+    """MobileSAM's tiny_vit_sam.py. It needs three functions of timm that torch has as well, and timm's registration."""
     for name in ("timm", "timm.models", "timm.models.layers", "timm.models.registry"):
         sys.modules.setdefault(name, types.ModuleType(name))
     layers, registry = sys.modules["timm.models.layers"], sys.modules["timm.models.registry"]
@@ -98,8 +97,8 @@ def build_mobile(path, metadata):
 
 def build_small_mobile(path, metadata, dims, depths, heads, windows):
     """MobileSAM at another size. Three constants of the official class are for one size only: the grid that
-    forward_features makes of the tokens, the neck's channels, and the stride of the last merging, which is 1 where a
-    stage is 320, 448 or 576 wide. They are set here as they are there."""
+    forward_features makes of the tokens, the neck's channels, and the stride of the last merging. That stride is 1 if a
+    stage is 320, 448 or 576 wide. This function sets them for this size in the same way."""
     module = tiny_vit_module(path)
     size, channels = int(metadata["sam.image_size"]), int(metadata["sam.out_chans"])
 
@@ -120,7 +119,7 @@ def build_small_mobile(path, metadata, dims, depths, heads, windows):
 
 
 def randomise(sam, seed, rel_pos_rows=None):
-    """Weights under which the outputs vary; rounded to float16. rel_pos_rows: other lengths for the tables."""
+    """Weights that make the outputs vary, rounded to float16. rel_pos_rows: other lengths for the tables."""
     g = torch.Generator().manual_seed(seed)
     for name, p in sam.named_parameters():
         shape = list(p.shape)
@@ -146,11 +145,11 @@ def randomise(sam, seed, rel_pos_rows=None):
             b.copy_(torch.randn(b.shape, generator=g).half().float())
         elif name.endswith("running_var"):
             b.copy_((0.2 + torch.randn(b.shape, generator=g) ** 2).half().float())
-    sam.eval()  # a TinyViT now gathers its attention biases anew
+    sam.eval()  # a TinyViT then gathers its attention biases again
 
 
 def weights_of(sam):
-    """Without what is no weight of SAM: a TinyViT's counts of batches and its classifier."""
+    """Without the tensors that are no weights of SAM: a TinyViT's counts of batches and its classifier."""
     return {k: v.numpy().astype(np.float16) for k, v in sam.state_dict().items()
             if not k.endswith("num_batches_tracked") and not k.startswith(("image_encoder.norm_head", "image_encoder.head"))}
 
@@ -254,14 +253,14 @@ def main():
         save(f"{args.output}/sam_window_model.safetensors", weights_of(sam), metadata)
         save(f"{args.output}/sam_window_golden.safetensors",
              golden(sam, [(37, 91), (83, 31), (64, 64), (9, 14)], 10), {"pictures": 4})
-        # The official tables of relative positions have 2·4-1 = 7 rows (windows) and 11 (global): give them
-        # others, as when a model is used at another size. And other numbers everywhere.
+        # The official tables of relative positions have 2·4-1 = 7 rows (windows) and 11 (global). Give them other
+        # lengths, as when a model is used at another size. All other numbers differ as well.
         metadata = describe(48, 8, 20, 2, 2, 2.5, 4, "1", 16, 4, 1, 24, 2, 1, 2, 2, 12)
         sam = build(metadata)
         randomise(sam, 2, {"h": 9, "w": 5})
         save(f"{args.output}/sam_resampled_model.safetensors", weights_of(sam), metadata)
         save(f"{args.output}/sam_resampled_golden.safetensors", golden(sam, [(50, 40)], 20), {"pictures": 1})
-        # 169 positions, more than the decoder takes at once; the last windows are not whole.
+        # 169 positions, more than a tile of the decoder; the last windows are not whole.
         metadata = describe(52, 4, 8, 2, 2, 2.0, 5, "0", 16, 4, 2, 16, 2, 2, 3, 2, 12)
         sam = build(metadata)
         randomise(sam, 3)

@@ -3,7 +3,7 @@
     python3 tests/make_golden_vit.py --dinov2 PATH --timm PATH [--data DIR] [--out tests/golden]
 
 --dinov2: a checkout of facebookresearch/dinov2; --timm: of huggingface/pytorch-image-models; --data: the
-folder of real test data (SAMLAD_DATA), of whose ViT-Tiny only outputs are stored. Needs torch, numpy, PIL.
+folder of real test data (SAMLAD_DATA). Of its ViT-Tiny only outputs are stored. Needs torch, numpy, PIL.
 
 vit_NAME_model.safetensors  the weights, with the official tensor names and our configuration in __metadata__
 vit_NAME_golden.safetensors per input size: HxW.pixels and the official intermediate and final tensors
@@ -34,7 +34,7 @@ def attention_of_old_torch():
 
 
 def randomise(model, half=False):
-    """Weights of a size that makes every part matter (LayerScale near 1, not 1e-5)."""
+    """Weights of a scale at which every part changes the output (LayerScale near 1, not 1e-5)."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("gamma"):
@@ -101,7 +101,7 @@ def dinov2(out, name, sizes, taps, *, image, patch, dim, depth, heads, ffn="mlp"
         block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention)).eval()
     randomise(model, raw)
     golden = run(model, model.prepare_tokens_with_masks, 1 + registers, sizes, taps)
-    with torch.no_grad():  # our walk through the blocks is the official forward
+    with torch.no_grad():  # this loop through the blocks is the official forward
         h, w = sizes[0]
         x = torch.from_numpy(golden[f"{h}x{w}.pixels"].astype(np.float32))[None]
         official = model.forward_features(x)
@@ -169,7 +169,7 @@ def main():
     attention_of_old_torch()
     torch.manual_seed(20240601)
 
-    # 2x8 patches are as many as the trained 4x4, and still resized
+    # 2x8 patches: as many as in the trained 4x4 grid, but still resized
     dinov2(args.out, "dinov2", [(56, 56), (28, 112), (98, 70), (42, 28)], [(98, 70)],
            image=56, patch=14, dim=24, depth=3, heads=3)
     dinov2(args.out, "registers", [(28, 28), (14, 56), (49, 63), (21, 14)], [(49, 63)],

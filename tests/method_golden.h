@@ -1,6 +1,6 @@
-/* method_golden.h - what the method's tests share: tensors of tests/golden/method_*.safetensors
- * (make_golden_method.py) by printf-style names, and comparison with them. A tensor that is not there fails
- * the test with its name. */
+/* method_golden.h - shared by the method's tests: tensors of tests/golden/method_*.safetensors
+ * (make_golden_method.py) by printf-style names, and comparison with them. A missing tensor fails the test
+ * with its name. */
 #ifndef SAMLAD_METHOD_GOLDEN_H
 #define SAMLAD_METHOD_GOLDEN_H
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A sequence for callers with a state of their own: 24 bits. */
+/* A sequence of 24-bit numbers for callers with their own state. */
 static inline uint32_t next_random(uint32_t *state)
 {
     *state = *state * 1664525u + 1013904223u;
@@ -33,7 +33,7 @@ static inline int random_int(int low, int high)
 }
 
 /* n random floats; n = 0 gives a valid pointer too. The caller frees it. It comes from malloc, so that the
- * address sanitizer notices the first float beyond. */
+ * address sanitizer notices a read or write beyond the end. */
 static inline float *random_array(size_t n)
 {
     float *x = malloc((n ? n : 1) * sizeof *x);

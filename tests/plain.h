@@ -1,5 +1,5 @@
 /* plain.h - the plain form's functions that tests compare with. In the fast build they are plain_*, see
- * fast/replaces.h. With PLAIN=1 they are the functions themselves; then goldens and libm alone are the
+ * fast/replaces.h. With PLAIN=1 they are the functions themselves. Then only goldens and libm are the
  * truth. */
 #ifndef SAMLAD_TEST_PLAIN_H
 #define SAMLAD_TEST_PLAIN_H

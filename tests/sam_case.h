@@ -8,7 +8,7 @@
 #define GOLDEN "tests/golden/"
 static const double TOLERANCE = 2e-5; /* of the output's largest magnitude */
 
-/* A model, its golden file, and which picture and prompt of it is on. */
+/* A model, its golden file, and the current picture and prompt. */
 typedef struct Case {
     Safetensors *weights, *golden;
     Sam *sam;

@@ -1,8 +1,8 @@
 /* test.h - shared by every test_*.c.
  *
- * A test file holds functions that CHECK things. It calls them with RUN, and ends with `return
- * test_summary();`. That prints "N passed, N failed" and gives a non-zero status when one failed. A
- * function counts once: as passed when all its checks held, as skipped when it said SKIP. */
+ * A test file holds functions of CHECKs. It calls them with RUN, and ends with `return test_summary();`. That
+ * prints "N passed, N failed" and gives a non-zero status if one failed. A function counts once: as passed if
+ * all its checks held, as skipped if it said SKIP. */
 #ifndef SAMLAD_TEST_H
 #define SAMLAD_TEST_H
 
@@ -33,7 +33,7 @@ static int test_ok, test_was_skipped;
         }                                                                                                    \
     } while (0)
 
-/* Stop this test function when the condition does not hold, because the code behind it would crash. */
+/* Stop this test function if the condition does not hold, because the code behind it would crash. */
 #define REQUIRE(condition)                                                                                   \
     do {                                                                                                     \
         if (!(condition)) {                                                                                  \

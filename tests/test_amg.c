@@ -1,5 +1,5 @@
-/* test_amg.c - automatic mask generation against the official generator (make_golden_amg.py): small
- * goldens that stand in the repository, and a real photo with the shipped weights. */
+/* test_amg.c - automatic mask generation against the official generator (make_golden_amg.py): small goldens
+ * in the repository, and a real photo with the shipped weights. */
 #include "numbers.h"
 #include "sam_case.h"
 #include "test.h"
@@ -24,7 +24,7 @@ typedef struct Golden {
     const int32_t *area;
     Rle *masks; /* [n] */
     AmgOptions options;
-    double margin; /* how near the official generator's scores come to a threshold */
+    double margin; /* distance of the official generator's scores from a threshold */
 } Golden;
 
 static const char *golden_note(const Golden *g, const char *key)
@@ -165,7 +165,7 @@ static int64_t rle_difference(const Rle *a, const Rle *b)
     return different;
 }
 
-/* A logit within rounding of the threshold may fall on either side: so many pixels of a mask may differ. */
+/* A logit within rounding of the threshold may fall on either side. This many pixels of a mask may differ. */
 static int64_t pixels_allowed(int64_t area)
 {
     return 1 + area / 20000;
@@ -193,8 +193,7 @@ static void check_record(const Golden *g, int i, const AmgMask *m)
         CHECK(fabs(m->point[k] - (double)g->point[2 * i + k]) < 1e-3);
 }
 
-/* Which of the found masks, not used yet, comes from the same point as golden mask i and is most like
- * it; -1: none. */
+/* The unused found mask that comes from the same point as golden mask i and is most like it; -1: none. */
 static int find_mask(const Golden *g, int i, const AmgMasks *found, const uint8_t *used)
 {
     int64_t least = g->area[i] / 2 + 1;
@@ -214,9 +213,9 @@ static int find_mask(const Golden *g, int i, const AmgMasks *found, const uint8_
     return best;
 }
 
-/* The same masks in the same order. Masks may change places only when their scores are equal but for
- * rounding; one mask may be missing and one too many only when a score lies within 1e-4 of a threshold,
- * or when rounding decides which of two overlapping masks is the better one (the golden's margin). */
+/* The same masks in the same order. Masks may change places only if their scores are equal except for
+ * rounding. One mask may be missing, and one too many, only if a score is within 1e-4 of a threshold. The
+ * same holds if rounding decides which of two overlapping masks is better (the golden's margin). */
 static void check_masks(const Golden *g, const AmgMasks *found)
 {
     uint8_t *used = calloc(found->n + 1, 1);
@@ -338,8 +337,8 @@ static void test_no_mask_at_all(void)
     check_case("nothing", 0);
 }
 
-/* Is the mask's point nearer to the middle of its crop than to that of any other crop of its layer, among the
- * crops that made masks? Along one axis. */
+/* Along one axis: 1 if the mask's point is nearest to its own crop's centre. Compared are the crops of its
+ * layer that made masks. */
 static int is_own(const AmgMasks *all, const AmgMask *mask, int axis)
 {
     const float at = (float)mask->point[axis], length = mask->crop_box[2 + axis];
@@ -352,8 +351,8 @@ static int is_own(const AmgMasks *all, const AmgMask *mask, int axis)
     return 1;
 }
 
-/* With nothing filtered: the masks of crops that ask at their own points only are those of all points, less
- * the others' points. */
+/* Without filters: crops that ask only at their own points give the masks of all points, minus those of the
+ * others' points. */
 static void test_own_points(void)
 {
     Model model;
@@ -501,7 +500,8 @@ static void test_options_are_checked(void)
     model_close(&model);
 }
 
-/* A weight that is not a number anywhere on the way to a mask ends in a sentence, not in no masks. */
+/* A weight that is not a number, anywhere on the way to a mask, ends in a sentence. It does not end in an
+ * empty list. */
 static void test_damaged_weights(void)
 {
     static const struct {
@@ -556,7 +556,7 @@ static const AmgMask *mask_of_runs(const AmgMasks *masks, const Rle *rle)
     return NULL;
 }
 
-/* The mask of these full-size logits, by threshold and count, is among them with its box and stability. */
+/* The mask of these full-size logits, by threshold and count, is in the list with its box and stability. */
 static void check_mask(const AmgMasks *masks, const float *logits, int h, int w, float iou, uint8_t *binary)
 {
     int64_t area = 0, high = 0, low = 0;
@@ -582,7 +582,7 @@ static void check_mask(const AmgMasks *masks, const float *logits, int h, int w,
           mask->bbox[3] == (float)(y1 - y0));
 }
 
-/* A picture so large that masks are worked out along their edges only: the same as from all logits. */
+/* A picture so large that masks are computed only along their edges. They are the same as from all logits. */
 static void test_large_picture(void)
 {
     enum { W = 900, H = 610, SIDE = 3 };
@@ -620,7 +620,7 @@ static void test_large_picture(void)
     model_close(&model);
 }
 
-/* Pictures with fewer pixels than crops: those beyond the picture are left out, and all is well. */
+/* Pictures with fewer pixels than crops: crops beyond the picture are left out, without an error. */
 static void test_small_pictures(void)
 {
     static const int sizes[][2] = {{1, 1}, {1, 9}, {9, 1}, {3, 3}};
@@ -653,7 +653,7 @@ typedef struct Filler {
     int h, w;
 } Filler;
 
-/* Label the component of pixel `from`, 8-connected; returns its area, and its first 2×2 block in raster
+/* Label the component of pixel `from`, 8-connected. Returns its area, and its first 2×2 block in raster
  * order. */
 static int flood(Filler *f, int from, int label, int *first_block)
 {
@@ -678,7 +678,7 @@ static int flood(Filler *f, int from, int label, int *first_block)
     return area;
 }
 
-/* remove_small_regions as the official code has it, on pixels. Returns whether there was a small one. */
+/* remove_small_regions as in the official code, on pixels. Returns whether there was a small one. */
 static int remove_plainly(Filler *f, int min_area, int islands)
 {
     const int n = f->h * f->w;
@@ -726,7 +726,7 @@ static void test_small_regions_against_flood_fill(void)
         rle_decode(ours, &rle);
         CHECK_MSG(memcmp(ours, mask, (size_t)n) == 0, "round %d: %d x %d, least area %d, islands %d", round,
                   w, h, min_area, islands);
-        Rle canonical; /* and the runs are those of a fresh encoding */
+        Rle canonical; /* the runs must be those of a fresh encoding */
         REQUIRE(rle_encode(&canonical, mask, h, w, NULL) == 0);
         CHECK(canonical.n_counts == rle.n_counts &&
               memcmp(canonical.counts, rle.counts, rle.n_counts * sizeof *rle.counts) == 0);

@@ -53,7 +53,8 @@ static void test_mahalanobis(void)
     }
 }
 
-/* The same identity one sum after the other, in double: the truth for the kernel. `most` samples at most. */
+/* The same identity, one sum after the other in double: the truth for the kernel. There are `most` samples at
+ * most. */
 enum { MOST_SAMPLES = 11, MOST_CHANNELS = 400 };
 
 static double plain_mahalanobis(const float *f, const float *samples, int m, int C, double epsilon)
@@ -76,7 +77,7 @@ static double plain_mahalanobis(const float *f, const float *samples, int m, int
     double squared = 0;
     for (int c = 0; c < C; c++)
         squared += d[c] * d[c];
-    for (int p = 0; p < m && m > 1; p++) /* elimination: each pivot takes its part of |d|^2 away */
+    for (int p = 0; p < m && m > 1; p++) /* elimination: each pivot removes its part of |d|^2 */
         for (int r = p + 1; r <= m; r++) {
             double factor = (r < m ? a[r][p] : a[p][m]) / a[p][p];
             if (r == m)
@@ -87,8 +88,8 @@ static double plain_mahalanobis(const float *f, const float *samples, int m, int
     return sqrt(squared / epsilon);
 }
 
-/* All numbers of samples around a group of rows, channels that fill no vector, and samples that lie far
- * beside the vector measured, where a Gram matrix without centring would lose its digits. */
+/* All numbers of samples around a group of rows, with channels that fill no vector. Samples also lie far
+ * beside the measured vector, where a Gram matrix without centring would lose its digits. */
 static void test_kernel(void)
 {
     static const int channels[] = {1, 3, 16, 17, 64, 83, 384};
@@ -114,7 +115,7 @@ static void test_kernel(void)
             }
 }
 
-/* tensor.h's routines of one vector among samples, fast and plain: all numbers of rows around a group,
+/* tensor.h's routines of one vector among samples, fast and plain. All numbers of rows around a group,
  * channels that fill no vector, places beyond the borders. */
 static void test_sums(void)
 {
@@ -203,7 +204,7 @@ static void without_match(Three *t)
         t->matches[i][1] = -1;
 }
 
-/* map of the first k references; claimed: room for the coverage after claims, or NULL: none are made. */
+/* map of the first k references. claimed is room for the coverage after claims, or NULL: no claims. */
 static int structural(float *map, Three *t, int k, const AmmOptions *options, float *claimed)
 {
     const Objects *q = &t->c.query;
@@ -244,7 +245,7 @@ static void test_structural(void)
     check_map(&wide, "wide");
 }
 
-/* An object's place is searched; one without a match is compared with what lies at its place. */
+/* An object's place is searched. An object without a match is compared at its own place. */
 static void test_registered(void)
 {
     REQUIRE(golden_open("method_amm"));
@@ -256,7 +257,7 @@ static void test_registered(void)
     near.register_reach = 1;
     far.register_reach = 3, far.register_unmatched = 1;
     same.align_pixel = 1, same.register_unmatched = 1,
-    same.register_reach = 3; /* pixel: nothing is searched */
+    same.register_reach = 3; /* pixel: no search */
     REQUIRE(!structural(map, &t, 3, &near, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.registered");
     REQUIRE(!structural(map, &t, 3, &far, NULL));
@@ -265,7 +266,7 @@ static void test_registered(void)
     CHECK_GOLDEN(map, 1e-5, "map.same");
 }
 
-/* Cells that the references' masks expect of an object, and the query's mask does not have, are its own. */
+/* Cells that the references' masks expect of an object, and that the query's mask lacks, become its own. */
 static void test_claims(void)
 {
     REQUIRE(golden_open("method_amm"));
@@ -290,12 +291,12 @@ static void test_claims(void)
         moved += claimed[p] > q->coverage[p] + 0.5f;
     }
     CHECK_MSG(moved >= 2, "object 0 got %d cells back", moved);
-    REQUIRE(!structural(map, &t, 0, &AMM, claimed)); /* nothing to go by: the masks stay */
+    REQUIRE(!structural(map, &t, 0, &AMM, claimed)); /* no reference matches: the masks stay */
     CHECK(memcmp(claimed, q->coverage, (size_t)(q->n * n_cells) * sizeof *claimed) == 0);
 }
 
-/* Features in other units, channel by channel, and the inverse_std that undoes them: the same map. Powers
- * of two, so that float16 loses nothing. */
+/* Features in other units, channel by channel, with the inverse_std that cancels them, give the same map. The
+ * factors are powers of two, so that float16 loses nothing. */
 static void test_inverse_std(void)
 {
     REQUIRE(golden_open("method_amm"));
@@ -347,8 +348,8 @@ static void test_threads(void)
 #endif
 }
 
-/* An object that matches nothing has no structural map: the logical one speaks of it. Without references all
- * is 0. */
+/* An object that matches nothing has no structural map; the logical one reports it. Without references all is
+ * 0. */
 static void test_unmatched(void)
 {
     REQUIRE(golden_open("method_amm"));
@@ -410,11 +411,11 @@ static void test_quantiles(void)
         found[i] = amm_z(&spread, values[i]);
     CHECK_GOLDEN(found, 1e-6, "values.z");
     CHECK(quantile_sorted(sorted, 0, 0.5) == 0 && quantile_sorted(sorted, 1, 0.95) == sorted[0]);
-    Spread flat = amm_spread((float[]){2, 2, 2}, 3, 0); /* no spread at all: large, but a number */
+    Spread flat = amm_spread((float[]){2, 2, 2}, 3, 0); /* no spread at all: z is large, but a number */
     CHECK(isfinite(amm_z(&flat, 2.5f)) && amm_z(&flat, 2) == 0);
 }
 
-/* A grid of one cell, an object without weight: nothing to divide by. */
+/* A grid of one cell and an object without weight: divisors of zero. */
 static void test_one_cell(void)
 {
     static const float features[2] = {1, 2}, coverage[2] = {1, 0}, centroids[4] = {0.5f, 0.5f, 0.5f, 0.5f},

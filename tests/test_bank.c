@@ -1,4 +1,4 @@
-/* test_bank.c - banks: building, calibration, files, retrieval, and one comparison end to end against
+/* test_bank.c - banks: building, calibration, files, retrieval. One comparison is checked end to end against
  * make_golden_method.py. */
 #ifdef _OPENMP
 #include <omp.h>
@@ -11,10 +11,9 @@
 #include "tensor.h"
 #include "method_golden.h"
 
-/* ---- banks from the golden's images
- * ----------------------------------------------------------------------*/
+/* ---- banks from the golden's images ------------------------------------------------------------*/
 
-/* Image i of the golden, its numbers the file's; only the objects are to be freed. */
+/* Image i of the golden. Its numbers stay in the file; only the objects are to be freed. */
 static int picture_new(Scene *s, int i)
 {
     const StTensor *f = golden_tensor("%d.features", i), *w = golden_tensor("%d.weights", i);
@@ -31,7 +30,7 @@ static int picture_new(Scene *s, int i)
     return objects_new(&s->objects, w->data, &err);
 }
 
-/* The golden's first n images, each `times` times, as a bank, calibrated. 0 when all went well. */
+/* The golden's first n images, each `times` times, as a calibrated bank. 0 on success. */
 static int build_repeated(Bank *bank, int n, int times, const Options *options)
 {
     Error err = {""};
@@ -61,7 +60,7 @@ static int build(Bank *bank, int n, const Options *options)
     return build_repeated(bank, n, 1, options);
 }
 
-/* The golden's last image as a scene; unit vectors as scene_analyse makes them. */
+/* The golden's last image as a scene, with unit vectors as in scene_analyse. */
 static int query_new(Scene *s)
 {
     int i = GOLDEN_I32("n")[0];
@@ -90,7 +89,7 @@ static void set(Options *o, const char *name, const char *value)
               err.message);
 }
 
-/* METHOD.md's constants as the goldens have them, whatever the defaults become. */
+/* METHOD.md's constants as in the goldens, whatever the program's defaults are. */
 static Options defaults(void)
 {
     static const char *const texts[][2] = {{"k", "3"},
@@ -172,7 +171,7 @@ static void check_variant(const char *name, const Options *options)
     CHECK_GOLDEN(c.counted, 3e-5, "%s.counted", name);
     CHECK_GOLDEN(c.structural, 3e-5, "%s.structural", name);
     CHECK_GOLDEN(c.logical, 3e-5, "%s.logical", name);
-    /* z divides by the spread of seven scores: their errors grow as much */
+    /* z divides by the spread of seven scores, which enlarges the errors. */
     CHECK_GOLDEN(c.map, 2e-4, "%s.map", name);
     CHECK_GOLDEN(((float[]){c.structural_score, c.logical_score, c.score}), 2e-4, "%s.results", name);
     detection_free(&c);
@@ -191,7 +190,7 @@ static void test_golden(void)
     softmax.dcga.channel_graph = CHANNEL_SOFTMAX, softmax.dcga.object_strength = 0.2f,
     softmax.retrieval = RETRIEVAL_CLS;
     check_variant("softmax_cls", &softmax);
-    few.loo_images = 3, few.k = 100; /* k larger than the bank: all */
+    few.loo_images = 3, few.k = 100; /* k larger than the bank means all */
     check_variant("few_loo", &few);
     set(&dustbin, "alpha-unmatched", "0.05");
     check_variant("dustbin", &dustbin);
@@ -216,7 +215,7 @@ typedef struct Judged {
     int32_t labels[40 * 48];
 } Judged;
 
-/* 0 when all went well. */
+/* 0 on success. */
 static int judge(Judged *j, int n, const Options *options)
 {
     Error err = {""};
@@ -241,7 +240,7 @@ static void judged_free(Judged *j)
     bank_free(&j->bank);
 }
 
-/* Three of a kind, and a query with four of which one is in two pieces. */
+/* Three of a kind in the bank, and a query with four, one of them in two pieces. */
 static void test_count(void)
 {
     REQUIRE(golden_open("method_count"));
@@ -250,7 +249,7 @@ static void test_count(void)
     check_variant("apart", &o);
     set(&o, "count", "1");
     check_variant("counted", &o);
-    /* A piece alone is extra; counted, the fourth of a kind is too. */
+    /* A piece alone is extra. With counting, the fourth of the kind is extra too. */
     for (int count = 0; count <= 1; count++) {
         Judged judged;
         const SamladResult *result = &judged.result;
@@ -268,8 +267,8 @@ static void test_count(void)
     }
 }
 
-/* Iterations that cannot be (the option's least is 1) leave U without bound: naming what is too many must
- * come to an end with all of them named. */
+/* An impossible number of iterations (the option's least is 1) leaves U without bound. Naming the surplus
+ * must still end, with all of them named. */
 static void test_count_without_bound(void)
 {
     Options o = defaults();
@@ -285,8 +284,7 @@ static void test_count_without_bound(void)
     judged_free(&judged);
 }
 
-/* ---- the same comparison again
- * ---------------------------------------------------------------------------*/
+/* ---- the same comparison again -----------------------------------------------------------------*/
 
 /* All numbers of a comparison, one after another, so that two can be compared bit for bit. */
 static size_t flatten(float *out, const Bank *bank)
@@ -326,7 +324,7 @@ static char *temporary(void)
     return path;
 }
 
-/* Save and load: the same comparison, bit for bit, and the same settings; saved again: the same file. */
+/* Save and load: the same comparison, bit for bit, and the same settings. Saved again: the same file. */
 static void test_round_trip(void)
 {
     static float before[MOST], after[MOST];
@@ -360,8 +358,7 @@ static void test_round_trip(void)
         st_sha256(a, sha_a), st_sha256(b, sha_b);
     CHECK(strcmp(sha_a, sha_b) == 0);
     st_close(a), st_close(b);
-    /* calibrated anew from the loaded images: nothing but the file's own rounding went in, so nothing changes
-     */
+    /* Calibrated again from the loaded images: the file rounds nothing more, so nothing changes. */
     CHECK(!calibrate(&loaded, NULL, NULL, NULL, &err));
     CHECK(flatten(after, &loaded) == n && memcmp(before, after, n * sizeof(float)) == 0);
     unlink(temporary()), unlink(again);
@@ -421,7 +418,7 @@ static void test_threads(void)
 #endif
 }
 
-/* Threshold and flags are quantiles of what the normal images show of each other. */
+/* Threshold and flags are quantiles of the normal images' own scores and evidence. */
 static void test_thresholds(void)
 {
     REQUIRE(golden_open("method_bank"));
@@ -441,7 +438,7 @@ static void test_thresholds(void)
         }
         CHECK(bank.flag_extra == extra && bank.flag_missing == missing && extra <= 1.0001f &&
               missing <= 1.0001f);
-        /* an image's logical score is its evidence for something extra, or more */
+        /* An image's logical score is at least its evidence for an extra object. */
         for (int i = 0; i < bank.n_loo; i++)
             CHECK(bank.loo_extra[i] <= bank.loo_logical[i] &&
                   bank.loo_missing[i] <= bank.loo_logical[i] + 1e-6f);
@@ -449,11 +446,10 @@ static void test_thresholds(void)
     }
 }
 
-/* ---- unusual banks
- * -----------------------------------------------------------------------------------------*/
+/* ---- unusual banks -----------------------------------------------------------------------------*/
 
-/* One normal image: no leave-one-out, scores stay as they are, and nothing is called damaged: no spread is
- * known that it could lie beyond. */
+/* One normal image: no leave-one-out, scores stay unchanged. Nothing is called damaged, because no spread is
+ * known. */
 static void test_one_image(void)
 {
     static float flat[MOST];
@@ -477,7 +473,7 @@ static void test_one_image(void)
     judged_free(&judged);
 }
 
-/* The text of a handle's option, as samlad_describe tells it. */
+/* The text of a handle's option, as samlad_describe reports it. */
 typedef struct Asked {
     const char *key;
     char value[64];
@@ -499,7 +495,7 @@ static int option_is(const Samlad *s, const char *key, const char *value)
     return strcmp(asked.value, value) == 0;
 }
 
-/* What the weights recommend holds until something is asked for, and again when that is taken back: the
+/* The weights' recommendation holds until an option is set, and again when the option is reset. The
  * recommended grid belongs to the recommended size. */
 static void test_settings(void)
 {
@@ -518,7 +514,7 @@ static void test_settings(void)
     samlad_close(s);
 }
 
-/* Whatever weights may recommend can stand in a bank: the limits of both are the same. */
+/* A bank can store every recommendation of weights: both have the same limits. */
 static void test_recommendations_can_be_saved(void)
 {
     static const char *const recommended[][2] = {{"points_per_side", "1024"},
@@ -549,7 +545,7 @@ static void test_recommendations_can_be_saved(void)
     }
 }
 
-/* A bank of n images with counts[i] objects each, on a grid of h×w with C channels, everything from a
+/* A bank of n images with counts[i] objects each, on a grid of h×w with C channels. All values come from a
  * counter. */
 static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w, int C,
                        const Options *options, Error *err)
@@ -584,7 +580,7 @@ static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w
     return calibrate(bank, NULL, NULL, NULL, err);
 }
 
-/* Save, load, compare the first image with the others: everything is a number. */
+/* Save, load, and compare the first image with the others: all results are numbers. */
 static void check_works(const int *counts, int n_images, int h, int w, int C, const char *what)
 {
     Options options = defaults();
@@ -643,8 +639,8 @@ static void test_builder_refuses(void)
     objects_free(&a.objects), objects_free(&b.objects);
 }
 
-/* NaN and infinite features become float16's ends when a bank is built; a query's are passed on, without a
- * crash. */
+/* NaN and infinite features become float16's extremes when a bank is built. A query's are passed on, without
+ * a crash. */
 static void test_not_finite(void)
 {
     Options options = defaults();
@@ -665,8 +661,8 @@ static void test_not_finite(void)
     bank_free(&bank);
 }
 
-/* A normal image that is there twice is not its own reference when it is left out: it would be found perfect,
- * and every other image strange. */
+/* A normal image that is there twice is not its own reference when it is left out. Otherwise it would seem
+ * perfect, and every other image strange. */
 static void test_copies(void)
 {
     Options options = defaults();
@@ -696,8 +692,7 @@ static void test_copies(void)
     bank_free(&once), bank_free(&twice), bank_free(&copies);
 }
 
-/* ---- retrieval
- * ---------------------------------------------------------------------------------------------*/
+/* ---- retrieval ---------------------------------------------------------------------------------*/
 
 static void test_retrieval(void)
 {
@@ -708,7 +703,7 @@ static void test_retrieval(void)
     const Scene scene = {.features = features, .mean_patch = mean, .cls = cls};
     int found[10];
     REQUIRE(!random_bank(&bank, (int[]){1, 1, 1, 1}, 4, 3, 4, 5, &options, &err));
-    for (int i = 0; i < 4; i++) { /* an image is its own nearest, by all three; excluded, it is not there */
+    for (int i = 0; i < 4; i++) { /* an image is its own nearest by all three; excluded, it is not found */
         bank_features(&bank, i, features);
         memcpy(mean, bank.mean_patch + 5 * i, sizeof mean), memcpy(cls, bank.cls + 5 * i, sizeof cls);
         for (int by = 0; by < 3; by++) {
@@ -719,15 +714,15 @@ static void test_retrieval(void)
             CHECK(found[0] != i && found[1] != i && found[2] != i);
         }
     }
-    memset(mean, 0, sizeof mean); /* all alike: by index */
+    memset(mean, 0, sizeof mean); /* all scores equal: by index */
     bank.options.retrieval = RETRIEVAL_MEAN;
     CHECK(bank_retrieve(&bank, &scene, 4, 1, found, &err) == 3 && found[0] == 0 && found[1] == 2 &&
           found[2] == 3);
     bank_free(&bank);
 }
 
-/* A full sort is the truth for the heap: many ties, every k, an excluded image, scores that are not numbers.
- */
+/* A full sort is the truth for the heap: many ties, every k, an excluded image, scores that are not
+ * numbers. */
 typedef struct Ranked {
     float score;
     int image;
@@ -753,7 +748,7 @@ static void test_retrieval_is_a_sort(void)
                  .channels = 2,
                  .mean_patch = means[0],
                  .features = features[0]};
-    for (int i = 0; i < N; i++) /* no two are one image */
+    for (int i = 0; i < N; i++) /* no two images are copies */
         features[i][0] = features[i][1] = (uint16_t)i;
     for (int exclude = -1; exclude < 20; exclude += 10)
         for (int k = 0; k <= N + 1; k++) {
@@ -772,14 +767,13 @@ static void test_retrieval_is_a_sort(void)
         }
 }
 
-/* ---- hostile files
- * -----------------------------------------------------------------------------------------*/
+/* ---- hostile files -----------------------------------------------------------------------------*/
 
 /* A change to one tensor or one line of metadata of a good bank. */
 typedef struct Damage {
     const char *what;
-    const char *tensor; /* left out when nothing below is set */
-    int64_t shape[4];   /* another shape (and that many bytes) when n_dims > 0 */
+    const char *tensor; /* left out if nothing below is set */
+    int64_t shape[4];   /* another shape (and that many bytes) if n_dims > 0 */
     int n_dims;
     int f32_at, int_at; /* or an element + 1 that becomes f32 / integer */
     float f32;
@@ -919,7 +913,7 @@ static void test_hostile(void)
     REQUIRE(good);
     snprintf(damaged, sizeof damaged, "%s.damaged", temporary());
     REQUIRE(!write_damaged(good, &(Damage){0}, damaged) &&
-            !bank_load(&loaded, damaged, &err)); /* the copy itself is fine */
+            !bank_load(&loaded, damaged, &err)); /* the undamaged copy is accepted */
     bank_free(&loaded);
     for (size_t i = 0; i < sizeof DAMAGES / sizeof *DAMAGES; i++) {
         const Damage *d = &DAMAGES[i];
@@ -937,8 +931,8 @@ static void test_hostile(void)
     unlink(damaged), unlink(temporary());
 }
 
-/* Features that are not numbers are found when the image is used: scanning all of a large bank would read it
- * all. */
+/* Features that are not numbers are found when the image is used. A check at loading would read all of a
+ * large bank. */
 static void test_hostile_features(void)
 {
     Options options = defaults();
@@ -956,7 +950,7 @@ static void test_hostile_features(void)
     CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "image 0 (image.png)"));
     ((uint16_t *)bank.owned[0])[17] = 0;
     detection_free(&c);
-    bank.cls_dim++; /* as a bank with another class token would have it: read past the scene's */
+    bank.cls_dim++; /* as of a bank with another class token: it would read past the scene's */
     CHECK(detect_in_scene(&c, &bank, &scene, -1, &err) == -1 && strstr(err.message, "class token"));
     detection_free(&c);
     bank.cls_dim--;
@@ -992,10 +986,10 @@ static void test_truncated(void)
     }
     unlink(temporary());
     CHECK(bank_load(&bank, temporary(), &err) == -1 &&
-          one_sentence(err.message, temporary())); /* and so is none */
+          one_sentence(err.message, temporary())); /* and so is a missing file */
 }
 
-/* A backbone's file recommends a size and, for this size, a grid. */
+/* The file of a backbone recommends a size and, for this size, a grid. */
 static void test_recommended_grid(void)
 {
     static const char *const grids[] = {"72", "0"};
@@ -1024,7 +1018,7 @@ static void test_recommended_grid(void)
     unlink(temporary());
 }
 
-/* Features on the grid, without ever writing them down enlarged, are those of the enlarged ones. */
+/* Features computed directly on the grid equal those by way of enlarged features. */
 static void test_bilinear_grid(void)
 {
     enum { H = 30, W = 50, SIZE = 48, SIDE = SIZE / 8, UP = 8 * SIDE };

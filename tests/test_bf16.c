@@ -1,5 +1,6 @@
-/* test_bf16.c - bf16 in tensor.h's contract: rounding, layers and attention against the plain form, and the
- * networks in bf16 against themselves in float32. Sizes below BF16_LEAST_TERMS are in test_bf16_kernels.c. */
+/* test_bf16.c - bf16 in tensor.h's contract: rounding, layers and attention against the plain form. The
+ * networks in bf16 are compared with themselves in float32. Sizes below BF16_LEAST_TERMS are in
+ * test_bf16_kernels.c. */
 #include "eval/synth.h"
 #include "sam.h"
 #include "vit.h"
@@ -25,7 +26,7 @@ static void rounding_is_to_the_nearest_even(void)
         {0x3fffffff, 0x4000}, /* carries into the exponent */
         {0x00000000, 0x0000}, {0x80000000, 0x8000}, {0x7f800000, 0x7f80}, {0xff800000, 0xff80},
         {0x7f7fffff, 0x7f80}, /* the largest float is nearest to infinity */
-        {0x7f7f7fff, 0x7f7f}, /* and this one to the largest bf16 */
+        {0x7f7f7fff, 0x7f7f}, /* and this one is nearest to the largest bf16 */
         {0x00800000, 0x0080}, /* the smallest normal number stays, smaller ones are zero */
         {0x007fffff, 0x0000}, {0x80000001, 0x8000}, {0x7f800001, 0x7fc0}, /* NaNs whose upper half is
                                                                              infinity's */
@@ -123,8 +124,8 @@ static void a_layer_has_its_precision(void)
 /* ---- attention ---------------------------------------------------------------------------------*/
 
 /* As in test_bf16_kernels.c: the truth has q, k, and v rounded, but not the probabilities. Rounding those
- * moves no output by more than 2/256 of the largest |v|, which is 1 here; in both directions alike, so a
- * quarter of it is never reached. */
+ * moves no output by more than 2/256 of the largest |v|, which is 1 here. The errors go in both directions,
+ * so a quarter of the bound is never reached. */
 static void compare_attention(int n_q, int n_k, int n_heads, int dim, int grid_h, int grid_w)
 {
     const int width = n_heads * dim;
@@ -162,7 +163,7 @@ static void attention_equals_the_plain_one(void)
     compare_attention(35, 35, 3, 40, 5, 7);
 }
 
-/* A window by itself, copied out with its padding, is attention without windows. */
+/* A single window, copied out with its padding, is attention without windows. */
 static void windows_equal_copies(void)
 {
     enum {
@@ -221,7 +222,7 @@ static int decode(const Sam *sam, const SamImage *image, const float *point, flo
     return status;
 }
 
-/* The mask that float32 thinks best at every point of a grid of side × side. */
+/* The mask with the best predicted IoU in float32, at every point of a grid of side × side. */
 static void compare_masks(Overlap *o, const Sam *sam, const SamImage *single, const SamImage *half, int side)
 {
     const size_t pixels = 16 * (size_t)single->grid * (size_t)single->grid;
@@ -246,8 +247,8 @@ static void compare_masks(Overlap *o, const Sam *sam, const SamImage *single, co
     free(a), free(b);
 }
 
-/* One picture in both precisions; and float32 again, which must not have changed. All layers of a `narrow`
- * model have fewer than BF16_LEAST_TERMS inputs. */
+/* One picture in both precisions, then in float32 again, which must not have changed. All layers of a
+ * `narrow` model have fewer than BF16_LEAST_TERMS inputs. */
 static void compare_precisions(Overlap *o, Sam *sam, SamState *state, const TrayImage *picture, int size,
                                int side, int narrow)
 {

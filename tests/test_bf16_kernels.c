@@ -1,5 +1,6 @@
-/* test_bf16_kernels.c - fast/bf16.c: the instructions against their portable twins, the products and the
- * attention at every size against the plain form on the same rounded numbers. Left out with PLAIN=1. */
+/* test_bf16_kernels.c - fast/bf16.c: the instructions against their portable twins. The products and the
+ * attention at every size are compared with the plain form on the same rounded numbers. Left out with
+ * PLAIN=1. */
 #include "fast/bf16.h"
 #include "halves.h"
 #include "numbers.h"
@@ -36,7 +37,7 @@ static void rounding_is_to_the_nearest_even(void)
         {0x3fffffff, 0x4000}, /* carries into the exponent */
         {0x00000000, 0x0000}, {0x80000000, 0x8000}, {0x7f800000, 0x7f80}, {0xff800000, 0xff80},
         {0x7f7fffff, 0x7f80}, /* the largest float is nearest to infinity */
-        {0x7f7f7fff, 0x7f7f}, /* and this one to the largest bf16 */
+        {0x7f7f7fff, 0x7f7f}, /* and this one is nearest to the largest bf16 */
         {0x00800000, 0x0080}, /* the smallest normal number stays, smaller ones are zero */
         {0x007fffff, 0x0000}, {0x80000001, 0x8000}, {0x7f800001, 0x7fc0}, /* NaNs whose upper half is
                                                                              infinity's */
@@ -71,7 +72,7 @@ static void rounding_equals_its_twin(void)
     }
 }
 
-/* Each of the two sums may be off by half a unit of its last place; and no more. */
+/* Each of the two sums may be off by half a unit of its last place, and no more. */
 static void check_dot(const float *before, const float *after, const uint16_t *a, const uint16_t *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -144,7 +145,7 @@ static void linear_equals_the_plain_one(void)
                        sizes[random_bits() % N_SIZES], i & 1);
     compare_linear(5, 9, 0, 1);
     compare_linear(400, 70, 131, 1); /* two tiles of rows */
-    compare_linear(756, 33, 20, 1);  /* two that are as large as can be */
+    compare_linear(756, 33, 20, 1);  /* two tiles of the largest size */
     compare_linear(768, 5, 9, 0);
     compare_linear(9, 530, 67, 1);    /* two tiles of columns */
     compare_linear(13, 40, 1027, 0);  /* five blocks of the sum */
@@ -249,8 +250,8 @@ static void heads_run(Heads *h, float scale)
 }
 
 /* The truth has q, k and v rounded, but not the probabilities. Rounding changes each by at most 1/256 of
- * itself, so that no output moves by more than 2/256 of the largest |v|, which is 1 here; in both directions
- * alike, so that a quarter of it is never reached. */
+ * itself. So no output moves by more than 2/256 of the largest |v|, which is 1 here. The errors go in both
+ * directions, so a quarter of the bound is never reached. */
 static void compare_attention(int n_q, int n_k, int n_heads, int dim, int grid_h, int grid_w)
 {
     Heads h = heads_new(n_q, n_k, n_heads, dim, grid_h, grid_w);
@@ -289,8 +290,8 @@ static void attention_equals_the_plain_one(void)
     compare_attention(529, 529, 1, 24, 23, 23);
 }
 
-/* Where the probabilities are 0 and 1 only, nothing but float32 sums is left: keys are zero, and the relative
- * positions forbid every odd row and every third column. */
+/* If the probabilities are only 0 and 1, only float32 sums remain. Keys are zero, and the relative positions
+ * forbid every odd row and every third column. */
 static void attention_places_relative_positions(void)
 {
     enum { GRID_H = 19, GRID_W = 21, N = GRID_H * GRID_W, DIM = 40 };
@@ -325,7 +326,7 @@ static void attention_places_relative_positions(void)
     heads_free(&h);
 }
 
-/* A window by itself, copied out with its padding, is attention without windows: the same bits. */
+/* A single window, copied out with its padding, is attention without windows: the same bits. */
 static void windows_equal_copies(int grid_h, int grid_w, int window_h, int window_w)
 {
     enum { HEADS = 2, DIM = 24, WIDTH = HEADS * DIM };
@@ -387,7 +388,7 @@ static void bits_do_not_depend_on_threads(void)
     heads_free(&h);
 }
 
-/* Where the machine has a matrix unit, everything above ran on it; the vectors must do the same. */
+/* On a machine with a matrix unit, all tests above ran on it. The vectors must do the same. */
 static void vectors_do_what_the_matrix_unit_does(void)
 {
     enum { M = 70, N = 100, K = 333 };

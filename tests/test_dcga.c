@@ -1,5 +1,5 @@
-/* test_dcga.c - masks to objects to descriptors, against make_golden_method.py and against what must hold for
- * any input. */
+/* test_dcga.c - masks to objects to descriptors, against make_golden_method.py and against properties that
+ * hold for any input. */
 #include "dcga.h"
 
 #include "tensor.h"
@@ -91,8 +91,8 @@ static void test_objects_golden(void)
         one_objects_case(c);
 }
 
-/* Every pixel belongs to one object or the background, so the coverage of a cell adds up to 1: for all
- * shapes, also very large ones. */
+/* Every pixel belongs to one object or the background, so the coverage of a cell sums to 1. This holds for
+ * all shapes, also very large ones. */
 static void test_coverage_sums_to_one(void)
 {
     static const int shapes[][4] = {{1, 1, 1, 1},     {1, 1, 7, 5},      {1, 5000, 56, 56},  {5000, 1, 3, 2},
@@ -118,7 +118,7 @@ static void test_coverage_sums_to_one(void)
     }
 }
 
-/* Options at their ends: everything dropped, or nothing. */
+/* Options at their limits: everything is dropped, or nothing. */
 static void test_objects_options(void)
 {
     uint8_t masks[3][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1}, {1}};
@@ -180,7 +180,8 @@ static float *describe_alone(const Fitted *f)
     return h;
 }
 
-/* The C filters by a Cholesky factor, the golden by the symmetric root: inner products are the same. */
+/* The C code filters by a Cholesky factor, the golden by the symmetric root. Their inner products are the
+ * same. */
 static void test_covariance(void)
 {
     static const struct {
@@ -242,7 +243,7 @@ static void test_object_graph(void)
     check_described(&options, "graph.h");
     options.object_strength = 3, options.object_tau = 1;
     check_described(&options, "graph.soft");
-    /* left out: as if there were no graph */
+    /* Left out: as without a graph. */
     if (fit(&f, &options))
         return;
     float *alone = describe_alone(&f);
@@ -301,7 +302,7 @@ static void test_learned_refused(void)
     dcga_free(&f.dcga);
 }
 
-/* Banks that have nothing to filter by: one image, no objects at all, all objects the same. */
+/* Banks without anything to fit a filter to: one image, no objects at all, all objects the same. */
 static void test_poor_banks(void)
 {
     static const float same[6][3] = {{1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}, {1, 2, 3}},
@@ -322,8 +323,8 @@ static void test_poor_banks(void)
     }
 }
 
-/* A channel that is constant but for rounding must not be blown up: descriptors that differ by float16's
- * rounding of it stay alike. */
+/* A channel that is constant except for rounding must not be amplified. Descriptors that differ only by
+ * float16's rounding of it stay alike. */
 static void test_constant_channel(void)
 {
     enum { N = 8 };

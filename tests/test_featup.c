@@ -1,5 +1,5 @@
 /* test_featup.c - featup.c and fast/featup_fold.c against the official JBU stack (make_golden_featup.py) and
- * against each other, and hostile files. */
+ * against each other. Hostile files are refused. */
 #include "damage.h"
 #include "numbers.h"
 #include "test.h"
@@ -22,7 +22,7 @@ static const double TOLERANCE = 1e-5; /* of the output's largest magnitude */
 extern __typeof__(featup_upsample) plain_featup_upsample;
 extern __typeof__(features_to_grid) plain_features_to_grid;
 #endif
-static __typeof__(featup_upsample) *upsample_form = featup_upsample; /* the one under test */
+static __typeof__(featup_upsample) *upsample_form = featup_upsample; /* the form under test */
 
 static const float *golden_data(Safetensors *golden, const char *key, const char *name, int64_t shape[3])
 {
@@ -36,7 +36,7 @@ static const float *golden_data(Safetensors *golden, const char *key, const char
     return st_f32(golden, full_name, 3, t->shape, &err);
 }
 
-/* Stages 1..n_stages of one case; the golden files hold every every[i]-th row. */
+/* Stages 1..n_stages of one case. The golden files hold only every every[i]-th row. */
 static void compare_case(const Featup *featup, Safetensors *golden, const char *key, int n_stages,
                          const int *every)
 {
@@ -89,7 +89,7 @@ static void test_random_stack(void)
     st_close(golden);
 }
 
-/* The published stack, trained for 512 channels, on 8: its last fixup stays out. */
+/* The published stack, trained for 512 channels, on 8 channels: its last fixup is not used. */
 static void test_real_stack(void)
 {
     if (!test_data_dir())
@@ -152,8 +152,8 @@ static void test_bilinear(void)
     CHECK(memcmp(out, features, sizeof features) == 0);
 }
 
-/* Features of one pixel: the official code cannot mirror there, ours gives what a constant map must give:
- * the constant times the kernel's sum, the same for every channel up to its factor. */
+/* Features of one pixel. The official code cannot mirror there. Ours gives the result of a constant map: the
+ * constant times the kernel's sum, the same for every channel up to its factor. */
 static void test_one_pixel(void)
 {
     Safetensors *st;

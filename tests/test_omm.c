@@ -23,8 +23,8 @@ static void one_case(int c)
     Error err;
     REQUIRE(!omm_match(&m, &q, &r, s[0], &options, &err));
     CHECK_GOLDEN(m.scores, 1e-6, "%d.scores", c);
-    /* S/τ is float32: at τ = 0.005 it reaches 200, where the next number is 1.5e-5 away, and that is P's
-     * relative error */
+    /* S/τ is float32. At τ = 0.005 it reaches 200, where floats are 1.5e-5 apart. That is P's relative
+     * error. */
     double tolerance = s[1] < 0.01f ? 2e-5 : 1e-5;
     CHECK_GOLDEN(m.assignment, tolerance, "%d.assignment", c);
     CHECK_GOLDEN(m.unmatched_q, tolerance, "%d.u", c);
@@ -58,8 +58,8 @@ static void test_golden(void)
         one_case(c);
 }
 
-/* After many iterations the columns' marginals hold exactly and the rows' nearly: 1 an object, n and m the
- * dustbins. */
+/* After many iterations the columns' marginals hold exactly and the rows' nearly. They are 1 for an object, n
+ * and m for the dustbins. */
 static void test_marginals(void)
 {
     enum { N = 6, M = 9 };
@@ -82,7 +82,7 @@ static void test_marginals(void)
     }
 }
 
-/* The extremes that the options allow end in numbers between 0 and 1 an object, not in NaN. */
+/* The extremes of the options end in numbers between 0 and 1 for an object, not in NaN. */
 static void test_extremes(void)
 {
     static const float h[3][2] = {{1, 0}, {0, 1}, {-1, 0}}, c[3][2] = {{0, 0}, {1, 1}, {0.5f, 0.5f}};
@@ -117,8 +117,8 @@ static void test_nothing_on_both_sides(void)
     matching_free(&m); /* twice is fine */
 }
 
-/* omm_dustbin's promise: n pairs that all match as weakly as alpha keep U = alpha_unmatched, however many
- * there are. */
+/* The promise of omm_dustbin: n pairs that all match as weakly as alpha keep U = alpha_unmatched, for any
+ * n. */
 static void test_dustbin(void)
 {
     OmmOptions options = {.tau = 0.02f, .sinkhorn_iters = 200, .alpha_unmatched = 0.05f};
@@ -129,7 +129,7 @@ static void test_dustbin(void)
         Error err;
         REQUIRE(scores && p);
         for (int i = 0; i < n * n; i++)
-            scores[i] = i % (n + 1) == 0 ? alpha : -1; /* the diagonal matches, nothing else does */
+            scores[i] = i % (n + 1) == 0 ? alpha : -1; /* only the diagonal matches */
         REQUIRE(!omm_sinkhorn(p, scores, n, n, omm_dustbin(alpha, n, n, &options), options.tau,
                               options.sinkhorn_iters, &err));
         for (int i = 0; i < n; i++)
@@ -169,8 +169,8 @@ static void test_example_dustbin(void)
     CHECK(fabsf(u - 0.22f) < 0.005f && fabsf(omm_dustbin(logf(31), 2, 2, &options)) < 1e-5f);
 }
 
-/* Two parts of a kind are expected, three are there, at one place and all alike; each has U = 1/3. Counted
- * together they are left with 1, as much as the area of one: 3·0.1 - 2·0.1. */
+/* Two parts of a kind are expected and three are there, at one place and all alike. Each has U = 1/3. Counted
+ * together they have 1, the area of one part: 3·0.1 - 2·0.1. */
 static void test_example_count(void)
 {
     static const float h[3][2] = {{1, 0}, {1, 0}, {1, 0}}, c[3][2] = {{0}}, areas[3] = {0.1f, 0.1f, 0.1f};

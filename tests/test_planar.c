@@ -22,7 +22,7 @@ static void test_small_product(void)
             small_product(c, ldc, a, lda, b, ldb, m, n, k, accumulate);
             double error = test_relative_error(c, expected, (size_t)m * ldc);
             CHECK_MSG(error < 1e-6, "%d x %d x %d: %.2g", m, n, k, error);
-            /* in two terms: the same sums in the same order */
+            /* In two terms: the same sums in the same order. */
             const int first = k / 3;
             const SmallTerm terms[2] = {{a, b, lda, ldb, first},
                                         {a + first, b + (size_t)first * ldb, lda, ldb, k - first}};
@@ -122,8 +122,8 @@ static void test_softmax(void)
     free(expected);
 }
 
-/* Three tiles, the last one partly used, with scores that grow: the sums of weights and of weighted numbers
- * are those of a softmax over all. */
+/* Three tiles with growing scores; the last tile is partly used. The sums of weights and of weighted numbers
+ * are those of a softmax over all tiles. */
 static void test_online_softmax(void)
 {
     enum { ROWS = 4, TILES = 3, USED = 11, N = 2 * TILE + USED };

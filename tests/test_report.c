@@ -1,4 +1,4 @@
-/* test_report.c - overlays and words made from results that are put together here. */
+/* test_report.c - overlays and words from results that are made here. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,13 +10,13 @@
 #include "report/report.h"
 #include "test.h"
 
-#define SIDE           600 /* is not enlarged, and drawn with a unit of 1 */
+#define SIDE           600 /* is not enlarged, and has a unit of 1 */
 #define PLATE(letters) ((12 * (letters) + 4) * 18)
 #define TMP            "test_report.tmp.png"
 
 static const uint8_t GREY = 128;
 
-/* A grey picture without labels, and a result without anything in it. */
+/* A grey picture without labels, and an empty result. */
 typedef struct Picture {
     uint8_t *rgb;
     float map[2 * 2], logical[2 * 2];
@@ -49,7 +49,7 @@ static void picture_free(Picture *p)
     free(p->rgb), free(p->r.labels);
 }
 
-/* How many pixels of the overlay are drawn: not grey. -1: no overlay of the expected size. */
+/* The number of drawn pixels of the overlay: those that are not grey. -1: no overlay of the expected size. */
 static long drawn(const Picture *p)
 {
     Error err;
@@ -73,7 +73,7 @@ static void add_object(Picture *p, SamladVerdict verdict, float x, float y)
         (SamladObject){.box = {x, y, 40, 40}, .damage_at = {x, y}, .verdict = verdict};
 }
 
-/* Plates of letters never lie on each other while there is room, wherever their objects are. */
+/* Plates of letters never overlap while there is room, for any places of their objects. */
 static void test_labels_stand_apart(void)
 {
     static const float places[][2] = {{300, 300}, {0, 0}, {590, 590}, {590, 0}};
@@ -89,7 +89,7 @@ static void test_labels_stand_apart(void)
     }
 }
 
-/* What damages several objects in one place gets one ring, and its letters do not cover it. */
+/* Damage to several objects in one place gets one ring, and its letters do not cover it. */
 static void test_one_ring_a_place(void)
 {
     Picture p;
@@ -135,7 +135,7 @@ static void test_outlines(void)
     }
 }
 
-/* An anomalous image without a reason: where it is suspected is told in the picture, in words, in JSON. */
+/* An anomalous image without a reason: the suspected place is shown in the picture, in words, in JSON. */
 static void test_doubt(void)
 {
     Picture p;

@@ -15,7 +15,7 @@
 
 /* ---- goldens ----------------------------------------------------------------------------------*/
 
-/* The rows of a mask are those of all its logits. */
+/* The rows of a mask equal those of all its logits. */
 static void check_rows(const Case *c, const SamImage *image, const float *low, const float *logits)
 {
     const int h = image->original_h, w = image->original_w;
@@ -76,7 +76,7 @@ static void check_picture(Case *c, int i)
     sam_image_free(&image);
 }
 
-/* n_compared: all tensors of the golden file, and the answers of the functions for many prompts once more. */
+/* n_compared: all tensors of the golden file, and the results of the functions for many prompts as well. */
 static void check_model(const char *name, int n_pictures, int n_compared)
 {
     Case c;
@@ -119,7 +119,7 @@ static uint8_t *checkered(int h, int w)
     return rgb;
 }
 
-/* A long thin picture: the short side would round to no pixel at all. */
+/* A long thin picture: its short side would round to 0 pixels. */
 static void test_thin_pictures(void)
 {
     static const int sizes[][2] = {{1, 400}, {300, 1}, {1, 1}, {2, 3}};
@@ -175,7 +175,7 @@ static void test_threads_do_not_change_bits(void)
 #endif
 }
 
-/* A TinyViT's maps share their room, so another picture comes first. */
+/* A TinyViT's maps share their memory, so another picture is encoded first. */
 static void test_tiny_vit_gives_the_same_bits(void)
 {
     Case c;
@@ -202,8 +202,8 @@ static void test_tiny_vit_gives_the_same_bits(void)
     case_close(&c);
 }
 
-/* One scratch serves prompt after prompt; wanted masks come out alone as they do together, and prompts that
- * go through the decoder together get the very answers that each gets alone. */
+/* One scratch serves one prompt after the other. Wanted masks are the same alone and together. Prompts that
+ * go through the decoder together get exactly the results that each gets alone. */
 static void test_scratch_is_reusable(void)
 {
     Case c;
@@ -270,7 +270,7 @@ static void test_bad_prompts_are_refused(void)
 
 /* ---- hostile weights --------------------------------------------------------------------------*/
 
-/* Every change of the model is refused with a sentence that names the file and what is expected. */
+/* Every change of the model is refused with a sentence that names the file and the expected value. */
 static void refuse_changes(const char *model, const Damage *changes, size_t n_changes)
 {
     char path[64];
@@ -367,7 +367,7 @@ static void test_wrong_tiny_vits_are_refused(void)
     refuse_changes("tiny_vit", changes, sizeof changes / sizeof *changes);
 }
 
-/* What the shapes tell may be left out of the metadata. */
+/* Metadata that the shapes tell may be missing. */
 static void test_sizes_from_shapes(void)
 {
     static const char *keys[] = {"sam.image_size",
@@ -407,7 +407,7 @@ static void test_sizes_from_shapes(void)
     st_close(full);
 }
 
-/* Widths whose ratio, taken times the dim again, falls short of them: 61 / 28 * 28 is 60.99. */
+/* Widths whose ratio times the dim falls short of them: 61 / 28 * 28 is 60.99. */
 static void test_ratio_that_rounds(void)
 {
     static const char path[] = "test_sam_ratio.tmp.safetensors";
@@ -432,7 +432,7 @@ static void test_ratio_that_rounds(void)
 
 /* ---- the real prompt encoder ------------------------------------------------------------------*/
 
-/* The n floats of a .npy file, or of a .npz file that holds one array uncompressed. Free *bytes. */
+/* The n floats of a .npy file, or of a .npz file that holds one uncompressed array. Free *bytes. */
 static const float *read_npy(const char *name, size_t n, uint8_t **bytes)
 {
     char path[1024];
@@ -474,7 +474,7 @@ static void test_real_prompt_encoder(void)
     REQUIRE(gaussian && corners && encoder->not_a_point_embed && encoder->no_mask_embed);
     for (int i = 0; i < 4; i++)
         encoder->point_embeddings[i] = corners + 256 * i;
-    /* 1800 x 1200 becomes 1024 x 683; the scale of y is 683/1200 */
+    /* 1800 x 1200 becomes 1024 x 683; the scale of y is 683/1200. */
     const SamImage image = {.original_h = 1200, .original_w = 1800, .input_h = 683, .input_w = 1024};
     const float points[6] = {500, 375, 1799, 1199, 0, 0}, box[4] = {425, 600, 700.5f, 875};
     const SamPrompt only_points = {.n_points = 3, .points = points, .labels = (const int[]){1, 0, -1}};

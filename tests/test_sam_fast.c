@@ -1,5 +1,5 @@
-/* test_sam_fast.c - what fast/ alone has of SAM: planes of the image's positions against the official order,
- * and the seams of large masks. */
+/* test_sam_fast.c - SAM's functions that only fast/ has: planes of the image's positions against the official
+ * order, and the seams of large masks. */
 #include "sam_case.h"
 #include "test.h"
 
@@ -7,7 +7,7 @@
 
 /* ---- seams ------------------------------------------------------------------------------------*/
 
-/* What is left out lies below the limit, the rest is the same as without leaving anything out. */
+/* The pixels left out lie below the limit. The others are the same as when no pixel is left out. */
 static void check_left_out(const Case *c, const SamImage *image, const float *low, const float *logits)
 {
     const int h = image->original_h, w = image->original_w;
@@ -22,7 +22,7 @@ static void check_left_out(const Case *c, const SamImage *image, const float *lo
             const SamRun *runs;
             const float *expected = logits + (size_t)y * w, *row = sam_rows_next(rows, &runs, &n_runs);
             int x = 0;
-            for (int k = 0; k <= n_runs; k++) { /* what is below, then a run */
+            for (int k = 0; k <= n_runs; k++) { /* the pixels below, then a run */
                 const int first = k < n_runs ? runs[k].first : w;
                 wrong += x > first;
                 left_out += first - x;
@@ -41,7 +41,7 @@ static void check_left_out(const Case *c, const SamImage *image, const float *lo
     sam_rows_free(rows);
 }
 
-/* A blob in low-res logits that are low elsewhere: no more than its surroundings are looked at. */
+/* A blob in low-res logits that are low elsewhere: only its surroundings are computed. */
 static void check_blob(const Case *c, const SamImage *image)
 {
     const int side = 4 * image->grid, h = image->original_h, w = image->original_w;
@@ -68,7 +68,7 @@ static void check_blob(const Case *c, const SamImage *image)
     free(logits);
 }
 
-/* A picture that is much larger than the low-res logits: only a seam along the mask's edge is worked out. */
+/* A picture much larger than the low-res logits: only a seam along the mask's edge is computed. */
 static void check_seam(const Case *c, const SamImage *image)
 {
     SamImage large = *image;
@@ -94,7 +94,7 @@ static void check_seam(const Case *c, const SamImage *image)
         for (int k = 0; k < n_runs; k++)
             *(runs[k].above == SAM_BETWEEN ? &worked_out : &known) += runs[k].end - runs[k].first;
     }
-    if (w >= 16 * side) /* else columns are too narrow for runs of 64 pixels to leave much out */
+    if (w >= 16 * side) /* otherwise columns are too narrow for runs of 64 pixels to leave much out */
         CHECK_MSG(known > 0 && worked_out < (int64_t)h * w * 3 / 4,
                   "%s: %lld of %d pixels worked out, %lld known", c->key, (long long)worked_out, h * w,
                   (long long)known);
@@ -145,7 +145,7 @@ static void test_rows_of_golden_masks(void)
     check_model("tiny_vit", 2);
 }
 
-/* How many pixels of the mask lie in runs that need not be worked out. */
+/* The number of the mask's pixels in runs that need not be computed. */
 static int64_t count_known(SamRows *rows, const float *low_res, int h)
 {
     int64_t known = 0;
@@ -201,7 +201,7 @@ static void test_large_masks_have_seams(void)
 
 /* ---- planes -----------------------------------------------------------------------------------*/
 
-/* Heads times tokens beyond the planes: the bits are those of the official order. */
+/* Heads times tokens beyond the planes' limit: the bits are those of the official order. */
 static void test_many_points_take_the_plain_form(void)
 {
     enum { N = 400 };

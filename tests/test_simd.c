@@ -5,7 +5,7 @@
 
 #include <float.h>
 
-/* Every finite float16, subnormal ones among them, to the bit. */
+/* Every finite float16, including subnormal ones, to the bit. */
 static void halves_are_widened_exactly(void)
 {
     uint16_t half[LANES];
@@ -24,11 +24,11 @@ static void halves_are_widened_exactly(void)
     CHECK(found[0] == 1 && found[1] == -2 && found[2] == 0 && found[LANES - 1] == 0);
 }
 
-/* All the way to 2^-126, below which it stays; in units of the last place. */
+/* Down to 2^-126, below which the result stays; in units of the last place. */
 static void powers_of_two_are_exact(void)
 {
     double worst = 0;
-    const uint32_t first = 0x80000000, last = 0xc2fc0000; /* -0 and -126; 4,099 apart all digits vary */
+    const uint32_t first = 0x80000000, last = 0xc2fc0000; /* -0 and -126; steps of 4,099 vary all digits */
     for (uint32_t bits = first; bits <= last; bits += 4099) {
         float x, power;
         int exponent;

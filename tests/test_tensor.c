@@ -1,6 +1,6 @@
-/* test_tensor.c - tensor.h's contract: the fast form against the plain one, both against libm in double and
- * against goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With SAMLAD_BENCH=1 it also
- * prints speeds. */
+/* test_tensor.c - tensor.h's contract: the fast form against the plain one. Both are compared with libm in
+ * double and with goldens of PyTorch, Pillow and SciPy (tests/make_golden_tensor.py). With SAMLAD_BENCH=1 it
+ * also prints speeds. */
 #include "tensor.h"
 #include "io/safetensors.h"
 #include "numbers.h"
@@ -25,7 +25,7 @@ static void set_threads(int n)
 /* ---- products ----------------------------------------------------------------------------------*/
 
 /* One product in both layouts, with row gaps that must stay untouched. The tolerance is on the error relative
- * to the largest result; products of small numbers have terms of about 1/3 and errors of a few float ulps. */
+ * to the largest result. Products of small numbers have terms of about 1/3 and errors of a few float ulps. */
 static void check_product(int m, int n, int k, int gap, int accumulate)
 {
     int lda = k + gap, ldb = n + 2 * gap, ldbt = k + 3 * gap, ldc = n + gap;
@@ -60,7 +60,7 @@ static void products_equal_the_plain_ones(void)
     check_product(193, 520, 257, 1, 0); /* more than one tile of each kind */
     check_product(400, 33, 513, 0, 1);
     check_product(2, 1030, 600, 3, 1);
-    check_product(1033, 790, 300, 0, 0); /* enough rows that each thread has some of its own */
+    check_product(1033, 790, 300, 0, 0); /* enough rows to give each thread some */
     check_product(30, 40, 0, 1, 1);
 }
 
@@ -84,7 +84,7 @@ static void linear_adds_its_bias(void)
     }
 }
 
-/* A NaN or an infinity reaches exactly the outputs that it belongs to: padding multiplies it nowhere else. */
+/* A NaN or an infinity reaches exactly its own outputs: padding must not multiply it elsewhere. */
 static void products_keep_non_finite_numbers_in_place(void)
 {
     enum { M = 13, N = 35, K = 9 };
@@ -110,7 +110,8 @@ static void products_keep_non_finite_numbers_in_place(void)
 static float *packed_relative(const float *table, int size, int dim)
 {
     int stride = (size + REL_ALIGN - 1) / REL_ALIGN * REL_ALIGN;
-    float *packed = random_array(relative_position_floats(size, dim)); /* what fills up does not matter */
+    float *packed = random_array(relative_position_floats(size, dim)); /* the padding's values do not
+                                                                          matter */
     for (int q = 0; q < size; q++)
         for (int k = 0; k < size; k++)
             for (int d = 0; d < dim; d++)
@@ -128,7 +129,7 @@ static float *random_biases(int heads, int grid_h, int grid_w)
     return bias;
 }
 
-/* grid_h 0: no relative positions; biased: those by distance. */
+/* grid_h 0: no relative positions; biased: biases by distance. */
 static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, int grid_w, int biased,
                             float size)
 {
@@ -145,7 +146,7 @@ static void check_attention(int n_q, int n_k, int heads, int dim, int grid_h, in
     attention(fast, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
     plain_attention(truth, ldo, q, ld, kv, ld, kv + width, ld, n_q, n_k, heads, dim, scale, r);
     double error = test_relative_error(fast, truth, (size_t)n_q * ldo);
-    /* logits of size s have errors of s·1e-7, which the exponential turns into relative errors */
+    /* Logits of size s have errors of s·1e-7. The exponential turns them into relative errors. */
     double bound = 3e-6 + 2e-6 * size;
     CHECK_MSG(error < bound, "attention %d×%d, %d heads of %d, grid %d×%d: error %g", n_q, n_k, heads, dim,
               grid_h, grid_w, error);
@@ -176,7 +177,7 @@ static void attention_equals_the_plain_one(void)
     check_attention(0, 5, 2, 16, 0, 0, 0, 1);
 }
 
-/* Windows cut out, padded and put back by hand, each through the plain attention. */
+/* Windows are cut out, padded and put back by hand, each through the plain attention. */
 static void check_windows(int grid_h, int grid_w, int window_h, int window_w, int heads, int dim, int biased)
 {
     const int width = heads * dim, n = window_h * window_w;
@@ -224,7 +225,7 @@ static void windows_equal_the_plain_ones(void)
     }
 }
 
-/* The bias of query (qy, qx) and key (ky, kx) is their distance's, in whichever direction. */
+/* The bias of query (qy, qx) and key (ky, kx) depends only on their distance, in both directions. */
 static void biases_go_by_distance(void)
 {
     enum { HEADS = 2, H = 3, W = 4, N = H * W };
@@ -251,7 +252,7 @@ static void biases_go_by_distance(void)
     free(bias);
 }
 
-/* relative_position gathers as get_rel_pos: row q, column k of the table's row q - k + size - 1. */
+/* relative_position gathers as get_rel_pos: row q, column k is the table's row q - k + size - 1. */
 static void relative_positions_are_gathered(void)
 {
     enum { SIZE = 5, DIM = 3 };
@@ -303,7 +304,8 @@ static void exponential_is_exact(void)
     float far[3] = {0, -200, -INFINITY};
     softmax_rows(far, 1, 3);
     CHECK(far[0] == 1 && far[1] == 0 && far[2] == 0);
-    float *rows = malloc(sizeof(float) * 37 * 20); /* short rows go several at once, the last ones singly */
+    float *rows = malloc(sizeof(float) * 37 * 20); /* short rows are done several at once, the last ones
+                                                      singly */
     REQUIRE(rows);
     for (int cols = 1; cols <= 20; cols++) {
         for (int i = 0; i < 37 * cols; i++)
@@ -327,7 +329,8 @@ static void exponential_is_exact(void)
     CHECK(x[3] == 0.5f && x[4] == 1 && x[5] == 1 && isnan(x[6]) && x[7] < 1e-37 && x[8] == 1);
 }
 
-/* Each element-wise routine at every length around the vectors' sizes, writing nothing beyond. */
+/* Each element-wise routine at every length around the vectors' sizes. It must write nothing beyond the
+ * end. */
 static void elements_at_every_length(void)
 {
     for (int n = 0; n < 70; n++) {
@@ -463,7 +466,7 @@ static float *result(Results *r, size_t n)
     return r->data[r->count++] = random_array(n);
 }
 
-/* Every routine that uses threads, at sizes where it does. */
+/* Every routine that uses threads, at sizes at which it uses them. */
 static void run_all(Results *r)
 {
     random_state = 77;
@@ -475,7 +478,7 @@ static void run_all(Results *r)
     attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, NULL);
     RelativePosition rel = {x, x + 20000, 20, 20, NULL};
     attention(result(r, 400 * 96), 96, w, 300, w + 96, 300, w + 192, 300, 400, 400, 2, 48, 0.2f, &rel);
-    linear(result(r, 1100 * 40), x, w, b, 1100, 40, 117); /* rows for each thread */
+    linear(result(r, 1100 * 40), x, w, b, 1100, 40, 117); /* enough rows for each thread */
     const RelativePosition window = {x, x + 20000, 7, 6, NULL};
     window_attention(result(r, 20 * 19 * 96), w, b, 20, 19, 2, 48, 0.2f, &window);
     layer_norm(result(r, M * K), x, b, b, M, K, 1e-6f);
@@ -527,7 +530,7 @@ static void bits_do_not_depend_on_threads(void)
 }
 
 #if defined(_OPENMP) && defined(__linux__)
-/* The first thread alone on a core and the others together on another, as far as there are two. */
+/* Put the first thread alone on a core and the others together on another, if there are two. */
 static void crowd_threads(int n, const cpu_set_t *allowed)
 {
     int cores[2] = {-1, -1};
@@ -695,7 +698,7 @@ static void resize_equals_pil(void)
     CHECK(resize_u8(y, 2, 2, &x, 1, 1, 1, RESIZE_BICUBIC) == 0 && y[0] == 7 && y[3] == 7);
 }
 
-/* The fast forms of the integer and the bilinear resampling are the plain ones to the last bit. */
+/* The fast forms of the integer and the bilinear resampling equal the plain ones to the last bit. */
 static void resampling_equals_the_plain_one(void)
 {
     static const int sizes[][4] = {
@@ -768,7 +771,8 @@ static int smaller(int a, int b)
     return a < b ? a : b;
 }
 
-/* The same as a convolution whose weights between different channels are zero, in strips of rows too. */
+/* A depthwise convolution equals a convolution whose weights between different channels are zero, in strips
+ * of rows too. */
 static void check_depthwise(int h, int w, int c, int stride)
 {
     const int oh = (h - 1) / stride + 1, ow = (w - 1) / stride + 1;

@@ -12,7 +12,7 @@
 #define GOLDEN "tests/golden/"
 static const double TOLERANCE = 1e-5; /* of the output's largest magnitude */
 
-/* The golden tensor KEY.NAME, or NULL when this case has none. */
+/* The golden tensor KEY.NAME, or NULL if this case has none. */
 static const StTensor *golden_find(Safetensors *golden, const char *key, const char *name)
 {
     char full_name[128];
@@ -28,7 +28,7 @@ static const float *golden_data(Safetensors *golden, const StTensor *t)
     return data;
 }
 
-/* What the tap compares with. */
+/* The golden tensors that the tap compares with. */
 typedef struct Taps {
     Safetensors *golden;
     const char *key;
@@ -51,7 +51,7 @@ static void compare_tap(void *user, const char *name, int n_dims, const int64_t 
     CHECK_MSG(error < TOLERANCE, "%s at %s: relative error %.2g", name, taps->key, error);
 }
 
-/* cls and patches that the golden file holds for an inner layer */
+/* cls and patches of an inner layer in the golden file. */
 static void compare_layer(const Vit *vit, VitState *state, Taps *taps, const float *pixels, int h, int w,
                           int layer)
 {
@@ -76,7 +76,7 @@ static void compare_layer(const Vit *vit, VitState *state, Taps *taps, const flo
     free(out);
 }
 
-/* Every size in vit_NAME_golden with one state for all; returns the number of tensors compared. */
+/* Every size in vit_NAME_golden with one state for all. Returns the number of compared tensors. */
 static int compare_model(const char *name, VitConfig *config)
 {
     char path[128];
@@ -138,7 +138,7 @@ static void test_dinov2_swiglu(void)
     CHECK(c.swiglu && c.hidden_dim == 56); /* 80*2/3 = 53, rounded up to a multiple of 8 */
 }
 
-/* Half precision and no metadata: names and shapes say it all. */
+/* Half precision and no metadata: names and shapes are enough. */
 static void test_dinov2_without_metadata(void)
 {
     VitConfig c = {0};
@@ -177,7 +177,7 @@ static void test_timm(void)
     CHECK(c.timm && !c.layer_scale && c.pos_cls && c.interpolate_offset == 0);
 }
 
-/* deit3's way: the class token has no position. */
+/* As in deit3: the class token has no position. */
 static void test_timm_without_class_position(void)
 {
     VitConfig c = {0};
@@ -187,7 +187,7 @@ static void test_timm_without_class_position(void)
 
 /* ---- the real ViT-Tiny ------------------------------------------------------------------------------*/
 
-/* every 4th patch against the golden tensor, in relative error */
+/* Every 4th patch against the golden tensor, in relative error. */
 static void compare_real(Safetensors *golden, const char *key, const char *name, const float *patches,
                          int dim)
 {
