@@ -6,7 +6,7 @@
 #   make weights    the official weights (WEIGHTS="sam_vit_b dinov2_vits14": only these)
 #   make asan       the tests under the address and undefined-behaviour sanitizers
 #   PLAIN=1         leave fast/ out: every routine is its formula, as in tensor.c and the chapters. It builds in
-#                   build-plain, takes about 20 times as long, and works with all goals (make test PLAIN=1)
+#                   build-plain, takes some 20 to 40 times as long, and works with all goals (make test PLAIN=1)
 #   make install    PREFIX=/usr/local: command, library, headers, man page, weights (with the same options as make);
 #                   make uninstall removes them
 #   make clean      remove what make has built

@@ -8,6 +8,7 @@
 #include "bank/bank.h"
 #include "bank/scene.h"
 #include "featup.h"
+#include "io/image.h"
 #include "sam.h"
 #include "verdict.h"
 #include "vit.h"
@@ -24,11 +25,6 @@ typedef struct Networks {
     int shared; /* 1: the networks belong to another Networks. */
 } Networks;
 
-typedef struct Photo {
-    const uint8_t *rgb; /* [height][width][3] */
-    int height, width;  /* at least 1 */
-} Photo;
-
 /* The sizes of an image of this size on its way to the grid. */
 typedef struct FeatureSizes {
     int in_h, in_w;       /* pixels of the network's input. */
@@ -38,8 +34,9 @@ typedef struct FeatureSizes {
 } FeatureSizes;
 FeatureSizes feature_sizes(const Options *options, int patch_size, int height, int width);
 
-/* An image as a scene: features and objects. 0 / -1, and the scene is empty. */
-int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err);
+/* An image of at least one pixel as a scene: features and objects. 0 / -1, and the scene is empty. */
+int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Picture *picture,
+                  Error *err);
 
 /* The results of a detection in a scene, step by step. */
 typedef struct Detection {
@@ -47,7 +44,7 @@ typedef struct Detection {
     Comparison comparison; /* the scene's objects (described), those of the references, and the matches. */
     float *descriptors;    /* [n][C] of the scene's objects. */
     Placement *places;     /* [n][k] where each object lies in each reference. */
-    float *coverage;       /* [n][h*w] of the objects after claims (amm.h). */
+    float *claimed;        /* [n][h*w] coverage of the objects after claims (amm.h) */
     float *structural;     /* [h*w] A before z, blurred, in the objects' units. */
     float *logical;        /* [h*w] L before z */
     float *map;            /* [h*w] fused z */
@@ -56,13 +53,13 @@ typedef struct Detection {
     float structural_score, logical_score;   /* A, L */
     float structural_z, logical_z, score;    /* score: fused */
     float *reference_coverage;               /* [all objects of the references][h*w]. */
-    float *features, *inverse_std, *scratch; /* room: [h*w][C] a reference's features, [C], [h*w]. */
+    float *features, *inverse_std, *scratch; /* buffers: [h*w][C] a reference's features, [C], [h*w] */
     Arena memory;                            /* of all arrays from comparison on. */
 } Detection;
 
 /* The whole method on an image. dump receives the intermediate tensors under the names of docs/METHOD.md 11;
  * NULL: none. The detection points into the scene. 0 / -1; free both in either case. */
-int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
+int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Picture *picture,
            StWriter *dump, Error *err);
 /* The same from a scene that exists already. `exclude` is a bank image that may not be its own reference, nor
  * may its copies; -1: none. 0 / -1; free it with detection_free in either case. */

@@ -157,7 +157,7 @@ static float box_iou(const float *a, const float *b)
 static int overlaps_any(const Candidate *kept, size_t n_kept, const float *box, double threshold)
 {
     for (size_t k = 0; k < n_kept; k++)
-        if ((double)box_iou(kept[k].box, box) > threshold)
+        if (box_iou(kept[k].box, box) > threshold)
             return 1;
     return 0;
 }
@@ -230,7 +230,7 @@ static int crop_boxes_of_layer(Crop *crops, const AmgOptions *o, int layer, int 
 }
 
 /* The whole picture, then layer after layer. *n crops, malloc'd. */
-static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture, int *n, Error *err)
+static Crop *generate_crop_boxes(const AmgOptions *o, const Picture *picture, int *n, Error *err)
 {
     size_t total = 1;
     for (int layer = 1; layer <= o->crop_n_layers; layer++)
@@ -240,18 +240,18 @@ static Crop *generate_crop_boxes(const AmgOptions *o, const SamPicture *picture,
         fail_memory(err, "crops", total * sizeof *crops);
         return NULL;
     }
-    crops[0] = (Crop){0, 0, picture->w, picture->h, 0, {-INFINITY, -INFINITY, INFINITY, INFINITY}};
+    crops[0] = (Crop){0, 0, picture->width, picture->height, 0, {-INFINITY, -INFINITY, INFINITY, INFINITY}};
     *n = 1;
     for (int layer = 1; layer <= o->crop_n_layers; layer++)
-        *n += crop_boxes_of_layer(crops + *n, o, layer, picture->h, picture->w);
+        *n += crop_boxes_of_layer(crops + *n, o, layer, picture->height, picture->width);
     return crops;
 }
 
 /* Does the box, in the picture, end near an edge of the crop? Edges of the picture do not count. */
-static int is_box_near_crop_edge(const float *box, const Crop *crop, const SamPicture *picture)
+static int is_box_near_crop_edge(const float *box, const Crop *crop, const Picture *picture)
 {
-    const float crop_box[4] = {(float)crop->x0, (float)crop->y0, (float)crop->x1, (float)crop->y1};
-    const float orig_box[4] = {0, 0, (float)picture->w, (float)picture->h};
+    const float crop_box[4] = {crop->x0, crop->y0, crop->x1, crop->y1};
+    const float orig_box[4] = {0, 0, picture->width, picture->height};
     for (int i = 0; i < 4; i++)
         if (fabsf(box[i] - crop_box[i]) <= CROP_EDGE && !(fabsf(box[i] - orig_box[i]) <= CROP_EDGE))
             return 1;
@@ -318,14 +318,14 @@ typedef struct Worker {
 typedef struct Generator {
     const Sam *sam;
     const AmgOptions *options;
-    const SamPicture *picture;
+    const Picture *picture;
     size_t n_masks, n_low_res; /* n_multimask; [4g][4g] */
     SamDecoder *decoder;       /* of the current crop. */
     Crop crop;
     Worker *workers;
     int n_workers;
-    uint8_t *crop_rgb; /* room for the largest crop, NULL without crops. */
-    double *points;    /* [points_per_side²][2] of the current crop. */
+    uint8_t *crop_rgb; /* buffer for the largest crop, NULL without crops */
+    double *points;    /* [points_per_side²][2] of the current crop */
     Candidate *batch;  /* [POINTS_PER_BATCH][n_multimask] */
 } Generator;
 
@@ -345,8 +345,8 @@ typedef struct Thresholds {
 static Thresholds thresholds_of(const Generator *g)
 {
     const float middle = sam_config(g->sam)->mask_threshold;
-    const float high = (float)((double)middle + g->options->stability_score_offset);
-    const float low = (float)((double)middle - g->options->stability_score_offset);
+    const float high = middle + g->options->stability_score_offset;
+    const float low = middle - g->options->stability_score_offset;
     if (low <= high)
         return (Thresholds){{low, middle, high}, 0, 1, 2};
     return (Thresholds){{high, middle, low}, 2, 1, 0}; /* an offset may be negative. */
@@ -384,7 +384,7 @@ static void threshold_row(uint8_t *mask, const Row *row, const Thresholds *t, in
             for (int x = run->first, end = run->end; x < end; x++)
                 mask[x] = logits[x] > limit;
         else if (run->above > i)
-            memset(mask + run->first, 1, (size_t)(run->end - run->first));
+            memset(mask + run->first, 1, run->end - run->first);
 }
 
 /* Extend the box by row y of the mask. The row has pixels, all of them in the row's runs. */
@@ -401,40 +401,56 @@ static void extend_box(Box *box, int y, const uint8_t *mask, const Row *row)
     box->y1 = y;
 }
 
-/* One pass over the rows: masks > mask_threshold into worker->mask, batched_mask_to_box, and
- * calculate_stability_score. The box is in the crop. */
-static Box threshold_mask(const Generator *g, Worker *worker, const float *low_res, float *stability_score)
+/* What is known of a mask after some of its rows. */
+typedef struct MaskRows {
+    Box box;                       /* batched_mask_to_box, in the crop */
+    int64_t intersections, unions; /* pixels above the high and the low threshold */
+} MaskRows;
+
+/* mask [crop_w] is row y of the mask, 0 before. */
+static void add_row(MaskRows *m, int y, uint8_t *mask, const Row *row, const Thresholds *t)
+{
+    m->intersections += count_above(row, t, t->high);
+    m->unions += count_above(row, t, t->low);
+    threshold_row(mask, row, t, t->mask);
+    if (count_above(row, t, t->mask) > 0)
+        extend_box(&m->box, y, mask, row);
+}
+
+/* worker->mask = low_res at the picture's size > mask_threshold. */
+static MaskRows threshold_mask(const Generator *g, Worker *worker, const float *low_res)
 {
     const Thresholds thresholds = thresholds_of(g);
-    const size_t w = (size_t)g->picture->w;
+    const size_t w = g->picture->width;
     const int crop_h = g->crop.y1 - g->crop.y0;
-    uint8_t *mask = worker->mask + (size_t)g->crop.y0 * w + (size_t)g->crop.x0;
-    Box box = {.x0 = g->crop.x1 - g->crop.x0, .y0 = crop_h, .x1 = -1, .y1 = -1};
-    int64_t intersections = 0, unions = 0; /* pixels above the high and the low threshold. */
+    uint8_t *mask = worker->mask + g->crop.y0 * w + g->crop.x0;
+    MaskRows m = {.box = {.x0 = g->crop.x1 - g->crop.x0, .y0 = crop_h, .x1 = -1, .y1 = -1}};
     sam_rows_begin(worker->rows, low_res, thresholds.limits, 3);
     for (int y = 0; y < crop_h; y++, mask += w) {
         Row row;
         row.logits = sam_rows_next(worker->rows, &row.runs, &row.n_runs);
-        intersections += count_above(&row, &thresholds, thresholds.high);
-        unions += count_above(&row, &thresholds, thresholds.low);
-        threshold_row(mask, &row, &thresholds, thresholds.mask);
-        if (count_above(&row, &thresholds, thresholds.mask) > 0)
-            extend_box(&box, y, mask, &row);
+        add_row(&m, y, mask, &row, &thresholds);
     }
-    *stability_score =
-        (float)intersections / (float)unions; /* 0/0 is NaN and fails the filter, as in torch. */
-    return box;
+    return m;
+}
+
+/* 0/0 is NaN and fails the filter, as in torch. */
+static float calculate_stability_score(const MaskRows *m)
+{
+    return (float)m->intersections / (float)m->unions;
 }
 
 /* Stability and crop-edge filters. A mask that passes gets its run lengths. */
 static int filter_mask(const Generator *g, Worker *worker, const float *low_res, Candidate *c)
 {
     const double threshold = g->options->stability_score_thresh;
-    const int h = g->picture->h, w = g->picture->w, x = g->crop.x0, y = g->crop.y0;
-    const Box box = threshold_mask(g, worker, low_res, &c->stability_score);
+    const int h = g->picture->height, w = g->picture->width, x = g->crop.x0, y = g->crop.y0;
+    const MaskRows m = threshold_mask(g, worker, low_res);
+    const Box box = m.box;
     const int in_picture[4] = {box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y}; /* uncrop_boxes_xyxy */
-    for (int i = 0; i < 4; i++) /* the official box of an empty mask is zero. */
-        c->box[i] = box.y1 < 0 ? (float)(i % 2 == 0 ? x : y) : (float)in_picture[i];
+    for (int i = 0; i < 4; i++) /* the official box of an empty mask is zero */
+        c->box[i] = box.y1 >= 0 ? in_picture[i] : i % 2 == 0 ? x : y;
+    c->stability_score = calculate_stability_score(&m);
     int status = 0;
     if ((!(threshold > 0) || c->stability_score >= (float)threshold) &&
         !is_box_near_crop_edge(c->box, &g->crop, g->picture)) {
@@ -442,53 +458,59 @@ static int filter_mask(const Generator *g, Worker *worker, const float *low_res,
         c->used = status == 0;
     }
     for (int row = in_picture[1]; row <= in_picture[3]; row++)
-        memset(worker->mask + (size_t)row * (size_t)w + in_picture[0], 0, (size_t)(box.x1 - box.x0 + 1));
+        memset(worker->mask + (size_t)row * w + in_picture[0], 0, box.x1 - box.x0 + 1);
     return status;
 }
 
 /* ---- _process_batch ---------------------------------------------------------------------------*/
 
-/* Masks of one of the prompts decoded last. `out` [n_multimask] gets the survivors. */
-static void process_point(const Generator *g, Worker *worker, int prompt, const double *point, Candidate *out)
+/* Masks of one of the prompts decoded last. `out` [n_multimask] gets the survivors. 0 / -1. */
+static int decode_masks_of_point(const Generator *g, Worker *worker, int prompt, const double *point,
+                                 Candidate *out)
 {
     const double threshold = g->options->pred_iou_thresh;
-    const float *iou = worker->iou + (size_t)prompt * (g->n_masks + 1);
+    const float *iou = worker->iou + prompt * (g->n_masks + 1);
     int n_tokens = 0;
     for (int i = 1; i <= (int)g->n_masks; i++)
         if (!(threshold > 0) || iou[i] > (float)threshold)
             worker->tokens[n_tokens++] = i;
     if (n_tokens == 0)
-        return;
+        return 0;
     sam_decode_masks(g->decoder, worker->scratch, prompt, worker->tokens, n_tokens, worker->low_res);
-    worker->failed = sam_check_finite(g->sam, "array of mask logits", worker->low_res,
-                                      g->n_low_res * (size_t)n_tokens, &worker->error) != 0;
-    for (int i = 0; i < n_tokens && !worker->failed; i++) {
+    if (sam_check_finite(g->sam, "array of mask logits", worker->low_res, g->n_low_res * n_tokens,
+                         &worker->error))
+        return -1;
+    for (int i = 0; i < n_tokens; i++) {
         Candidate *c = &out[worker->tokens[i] - 1];
         c->iou_pred = iou[worker->tokens[i]];
         c->point[0] = point[0] + g->crop.x0;
         c->point[1] = point[1] + g->crop.y0;
         c->crop = g->crop;
-        worker->failed = filter_mask(g, worker, worker->low_res + (size_t)i * g->n_low_res, c) != 0;
+        if (filter_mask(g, worker, worker->low_res + i * g->n_low_res, c))
+            return -1;
     }
+    return 0;
 }
 
 /* Prompt SAM with n foreground points [n][2] of the crop; n is at most what the scratch takes at a time. out
- * [n][n_multimask]. */
-static void process_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
+ * [n][n_multimask]. 0 / -1 and worker->error. */
+static int prompt_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
 {
     static const int foreground = 1;
     SamPrompt prompts[SAM_TOGETHER];
     float xy[SAM_TOGETHER][2]; /* the official code encodes doubles: a difference of 6e-8 of a side. */
     for (int i = 0; i < n; i++) {
-        xy[i][0] = (float)points[2 * i];
-        xy[i][1] = (float)points[2 * i + 1];
+        xy[i][0] = points[2 * i];
+        xy[i][1] = points[2 * i + 1];
         prompts[i] = (SamPrompt){.n_points = 1, .points = xy[i], .labels = &foreground};
     }
     sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou);
-    worker->failed = sam_check_finite(g->sam, "IoU prediction", worker->iou, (size_t)n * (g->n_masks + 1),
-                                      &worker->error) != 0;
-    for (int i = 0; i < n && !worker->failed; i++)
-        process_point(g, worker, i, points + 2 * i, out + (size_t)i * g->n_masks);
+    if (sam_check_finite(g->sam, "IoU prediction", worker->iou, n * (g->n_masks + 1), &worker->error))
+        return -1;
+    for (int i = 0; i < n; i++)
+        if (decode_masks_of_point(g, worker, i, points + 2 * i, out + i * g->n_masks))
+            return -1;
+    return 0;
 }
 
 typedef struct Progress {
@@ -500,30 +522,31 @@ typedef struct Progress {
 /* Every thread counts; only the caller's thread reports progress. */
 static void count_points(Progress *progress, int n)
 {
-    int done;
-#pragma omp atomic capture
-    done = progress->done += n;
+    const int done = count_done(&progress->done, n);
     if (!progress->call || thread_number() != 0 || done == progress->told)
         return;
     progress->told = done;
     progress->call(progress->user, done, progress->total);
 }
 
+static int check_workers(const Generator *g, Error *err)
+{
+    for (int i = 0; i < g->n_workers; i++)
+        if (g->workers[i].failed)
+            return fail(err, "%s", g->workers[i].error.message);
+    return 0;
+}
+
 /* Move the survivors of the first n places of the batch to the list. On failure they are freed. */
 static int collect_batch(Generator *g, Candidates *list, size_t n, Error *err)
 {
-    int status = 0;
-    for (int i = 0; i < g->n_workers && status == 0; i++)
-        if (g->workers[i].failed)
-            status = fail(err, "%s", g->workers[i].error.message);
-    for (Candidate *c = g->batch; c < g->batch + n; c++) {
-        if (!c->used)
-            continue;
-        if (status == 0)
-            status = candidates_push(list, c, err);
-        if (status != 0)
-            rle_free(&c->rle);
-    }
+    size_t i = 0;
+    if (!check_workers(g, err))
+        while (i < n && (!g->batch[i].used || !candidates_push(list, &g->batch[i], err)))
+            i++;
+    const int status = i == n ? 0 : -1;
+    for (; i < n; i++)
+        rle_free(&g->batch[i].rle);
     return status;
 }
 
@@ -532,14 +555,15 @@ static int process_batch(Generator *g, Candidates *list, const double *points, i
                          Error *err)
 {
     const int together = sam_scratch_prompts(g->workers[0].scratch);
-    const size_t n_places = (size_t)n * g->n_masks;
+    const size_t n_places = n * g->n_masks;
     memset(g->batch, 0, n_places * sizeof *g->batch);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(g->n_workers)
     for (int i = 0; i < n; i += together) {
         Worker *worker = &g->workers[thread_number()];
         const int count = n - i < together ? n - i : together;
-        if (!worker->failed)
-            process_points(g, worker, points + 2 * i, count, g->batch + (size_t)i * g->n_masks);
+        if (worker->failed)
+            continue;
+        worker->failed = prompt_points(g, worker, points + 2 * i, count, g->batch + i * g->n_masks) != 0;
         if (!worker->failed)
             count_points(progress, count);
     }
@@ -549,17 +573,17 @@ static int process_batch(Generator *g, Candidates *list, const double *points, i
 /* ---- _process_crop ----------------------------------------------------------------------------*/
 
 /* The crop as a picture with contiguous pixels. */
-static SamPicture crop_picture(Generator *g)
+static Picture crop_picture(Generator *g)
 {
     const Crop *c = &g->crop;
-    const size_t w = (size_t)g->picture->w, row_bytes = 3 * (size_t)(c->x1 - c->x0);
+    const size_t w = g->picture->width, row_bytes = 3 * (size_t)(c->x1 - c->x0);
     if (c->layer == 0)
         return *g->picture;
-    const uint8_t *from = g->picture->rgb + 3 * ((size_t)c->y0 * w + (size_t)c->x0);
+    const uint8_t *from = g->picture->rgb + 3 * (c->y0 * w + c->x0);
     uint8_t *to = g->crop_rgb;
     for (int y = c->y0; y < c->y1; y++, from += 3 * w, to += row_bytes)
         memcpy(to, from, row_bytes);
-    return (SamPicture){g->crop_rgb, c->y1 - c->y0, c->x1 - c->x0};
+    return (Picture){g->crop_rgb, c->y1 - c->y0, c->x1 - c->x0};
 }
 
 /* Make the workers ready for the current crop. Its image is encoded already. */
@@ -586,8 +610,8 @@ static void leave_crop(Generator *g)
     g->decoder = NULL;
 }
 
-/* Process the crop's grid of points batch by batch, then NMS within the crop. */
-static int process_points_of_crop(Generator *g, Candidates *list, Progress *progress, Error *err)
+/* The points of the crop's grid, POINTS_PER_BATCH at a time. */
+static int process_batches(Generator *g, Candidates *list, Progress *progress, Error *err)
 {
     const int n_points = build_point_grid(g->options, &g->crop, g->points);
     for (int first = 0; first < n_points; first += POINTS_PER_BATCH) {
@@ -596,28 +620,32 @@ static int process_points_of_crop(Generator *g, Candidates *list, Progress *prog
             return -1;
         count_points(progress, 0); /* another thread may have counted the last. */
     }
+    return 0;
+}
+
+/* NMS within a crop: masks of a high predicted IoU are preferred. */
+static int nms_within_crop(Candidates *list, double threshold, Error *err)
+{
     for (size_t i = 0; i < list->n; i++)
         list->items[i].nms_score = list->items[i].iou_pred;
-    return batched_nms(list, g->options->box_nms_thresh, err);
+    return batched_nms(list, threshold, err);
 }
 
 /* Process all points of g->crop. The survivors of its NMS are appended to `all`. */
 static int process_crop(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
-    const SamPicture picture = crop_picture(g);
+    const Picture picture = crop_picture(g);
     Candidates list = {0};
     SamImage image;
     if (sam_encode(g->sam, state, &image, &picture, NULL, err))
         return -1;
-    int status = enter_crop(g, &image, err);
-    if (status == 0)
-        status = process_points_of_crop(g, &list, progress, err);
+    const int status = enter_crop(g, &image, err) || process_batches(g, &list, progress, err) ||
+                       nms_within_crop(&list, g->options->box_nms_thresh, err) ||
+                       candidates_move(all, &list, err);
     leave_crop(g);
     sam_image_free(&image);
-    if (status == 0)
-        status = candidates_move(all, &list, err);
     candidates_free(&list);
-    return status;
+    return status ? -1 : 0;
 }
 
 /* ---- remove_small_regions ---------------------------------------------------------------------*/
@@ -634,7 +662,7 @@ typedef struct Run {
 /* The mask as vertical runs in column-major order, split at the columns' ends. Returns *n runs, malloc'd. */
 static Run *split_runs(const Rle *rle, size_t *n, Error *err)
 {
-    const size_t h = (size_t)rle->height, limit = rle->n_counts + (size_t)rle->width;
+    const size_t h = rle->height, limit = rle->n_counts + rle->width;
     Run *runs = malloc(limit * sizeof *runs);
     if (!runs) {
         fail_memory(err, "a mask's runs", limit * sizeof *runs);
@@ -645,7 +673,7 @@ static Run *split_runs(const Rle *rle, size_t *n, Error *err)
     for (size_t i = 0; i < rle->n_counts; i++)
         for (size_t left = rle->counts[i]; left > 0;) {
             const size_t x = at / h, y = at % h, length = left < h - y ? left : h - y;
-            runs[(*n)++] = (Run){.x = (int)x, .y0 = (int)y, .y1 = (int)(y + length), .value = i & 1};
+            runs[(*n)++] = (Run){.x = x, .y0 = y, .y1 = y + length, .value = i & 1};
             at += length;
             left -= length;
         }
@@ -668,7 +696,7 @@ static void isolate_runs(Run *runs, size_t n, int width)
     for (size_t i = 0; i < n; i++) {
         runs[i].parent = i;
         runs[i].area = runs[i].y1 - runs[i].y0;
-        runs[i].first = (int64_t)(runs[i].y0 / 2) * blocks_wide + runs[i].x / 2;
+        runs[i].first = runs[i].y0 / 2 * blocks_wide + runs[i].x / 2;
     }
 }
 
@@ -755,9 +783,9 @@ static Components count_components(const Run *runs, size_t n, uint8_t value, int
     return c;
 }
 
-int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err)
+int amg_remove_small_regions(Rle *rle, int min_area, RegionMode mode, int *changed, Error *err)
 {
-    const uint8_t value = islands != 0;
+    const uint8_t value = mode == REGION_ISLANDS;
     size_t n;
     Run *runs = split_runs(rle, &n, err);
     if (!runs)
@@ -766,7 +794,7 @@ int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, 
     connect_runs(runs, n, value);
     measure_components(runs, n);
     const Components components = count_components(runs, n, value, min_area);
-    const size_t spared = islands && components.n_large == 0 ? components.largest : SIZE_MAX;
+    const size_t spared = mode == REGION_ISLANDS && components.n_large == 0 ? components.largest : SIZE_MAX;
     int status = 0;
     *changed = components.n_small > 0;
     for (size_t i = 0; i < n && *changed; i++) {
@@ -783,7 +811,7 @@ int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, 
 /* batched_mask_to_box: inclusive corners; zeros for an empty mask. */
 static void batched_mask_to_box(const Rle *rle, float box[4])
 {
-    const size_t h = (size_t)rle->height;
+    const size_t h = rle->height;
     size_t at = 0, x0 = SIZE_MAX, y0 = SIZE_MAX, x1 = 0, y1 = 0;
     for (size_t i = 0; i < rle->n_counts; at += rle->counts[i], i++) {
         if (i % 2 == 0 || rle->counts[i] == 0)
@@ -797,10 +825,10 @@ static void batched_mask_to_box(const Rle *rle, float box[4])
         y1 = bottom > y1 ? bottom : y1;
     }
     const int empty = x0 == SIZE_MAX;
-    box[0] = empty ? 0 : (float)x0;
-    box[1] = empty ? 0 : (float)y0;
-    box[2] = empty ? 0 : (float)x1;
-    box[3] = empty ? 0 : (float)y1;
+    box[0] = empty ? 0 : x0;
+    box[1] = empty ? 0 : y0;
+    box[2] = empty ? 0 : x1;
+    box[3] = empty ? 0 : y1;
 }
 
 /* Clean every mask. Then NMS prefers masks that needed no cleaning. */
@@ -808,8 +836,8 @@ static int postprocess_small_regions(Candidates *list, int min_area, double nms_
 {
     for (Candidate *c = list->items; c < list->items + list->n; c++) {
         int filled, erased;
-        if (amg_remove_small_regions(&c->rle, min_area, 0, &filled, err) ||
-            amg_remove_small_regions(&c->rle, min_area, 1, &erased, err))
+        if (amg_remove_small_regions(&c->rle, min_area, REGION_HOLES, &filled, err) ||
+            amg_remove_small_regions(&c->rle, min_area, REGION_ISLANDS, &erased, err))
             return -1;
         c->nms_score = filled || erased ? 0 : 1;
         if (filled || erased)
@@ -840,7 +868,7 @@ static void generator_free(Generator *g)
 
 static int worker_init(Worker *worker, const Generator *g, Error *err)
 {
-    const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w,
+    const size_t n_pixels = (size_t)g->picture->height * g->picture->width,
                  n_logits = g->n_masks * g->n_low_res;
     /* As many points at a time as the decoder takes, but enough portions of a batch for all workers. */
     worker->scratch = sam_scratch_new(g->sam, 1, POINTS_PER_BATCH / (4 * g->n_workers), err);
@@ -857,12 +885,12 @@ static int worker_init(Worker *worker, const Generator *g, Error *err)
 
 static int generator_init(Generator *g, Error *err)
 {
-    const size_t side = (size_t)g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
-    const size_t n_pixels = (size_t)g->picture->h * (size_t)g->picture->w;
+    const size_t side = g->options->points_per_side, n_places = POINTS_PER_BATCH * g->n_masks;
+    const size_t n_pixels = (size_t)g->picture->height * g->picture->width;
     const size_t crop_bytes = g->options->crop_n_layers > 0 ? 3 * n_pixels : 0;
     int n_threads = thread_team_size(); /* 1 if the caller runs one image per thread. */
     g->n_workers = n_threads < POINTS_PER_BATCH ? n_threads : POINTS_PER_BATCH;
-    g->workers = calloc((size_t)g->n_workers, sizeof *g->workers);
+    g->workers = calloc(g->n_workers, sizeof *g->workers);
     g->batch = calloc(n_places, sizeof *g->batch);
     g->crop_rgb = crop_bytes ? malloc(crop_bytes) : NULL;
     g->points = malloc(2 * side * side * sizeof *g->points);
@@ -879,31 +907,38 @@ static int nms_among_crops(Candidates *all, double threshold, Error *err)
 {
     for (Candidate *c = all->items; c < all->items + all->n; c++) {
         const int64_t area = (int64_t)(c->crop.x1 - c->crop.x0) * (c->crop.y1 - c->crop.y0);
-        c->nms_score = 1.0f / (float)area;
+        c->nms_score = 1.0f / area;
     }
     return batched_nms(all, threshold, err);
+}
+
+static int process_crops(Generator *g, SamState *state, const Crop *crops, int n, Candidates *all,
+                         Progress *progress, Error *err)
+{
+    for (int i = 0; i < n; i++)
+        progress->total += build_point_grid(g->options, &crops[i], NULL);
+    for (int i = 0; i < n; i++) {
+        g->crop = crops[i];
+        if (process_crop(g, state, all, progress, err))
+            return -1;
+    }
+    return n > 1 ? nms_among_crops(all, g->options->crop_nms_thresh, err) : 0;
 }
 
 /* _generate_masks, and the small regions. */
 static int generate_masks(Generator *g, SamState *state, Candidates *all, Progress *progress, Error *err)
 {
     const AmgOptions *o = g->options;
-    const double thresh = o->box_nms_thresh > o->crop_nms_thresh ? o->box_nms_thresh : o->crop_nms_thresh;
-    int n_crops, status = 0;
+    int n_crops;
     Crop *crops = generate_crop_boxes(o, g->picture, &n_crops, err);
     if (!crops)
         return -1;
-    for (int i = 0; i < n_crops; i++)
-        progress->total += build_point_grid(o, &crops[i], NULL);
-    for (int i = 0; i < n_crops && status == 0; i++) {
-        g->crop = crops[i];
-        status = process_crop(g, state, all, progress, err);
-    }
+    const int status = process_crops(g, state, crops, n_crops, all, progress, err);
     free(crops);
-    if (status != 0 || (n_crops > 1 && nms_among_crops(all, o->crop_nms_thresh, err)))
-        return -1;
-    return o->min_mask_region_area > 0 ? postprocess_small_regions(all, o->min_mask_region_area, thresh, err)
-                                       : 0;
+    if (status || o->min_mask_region_area == 0)
+        return status;
+    return postprocess_small_regions(all, o->min_mask_region_area,
+                                     fmax(o->box_nms_thresh, o->crop_nms_thresh), err);
 }
 
 /* Fill in the records of the official generator. The run lengths pass to them. */
@@ -922,8 +957,7 @@ static int write_records(AmgMasks *out, Candidates *all, Error *err)
         m->predicted_iou = c->iou_pred;
         m->stability_score = c->stability_score;
         const float bbox[4] = {c->box[0], c->box[1], c->box[2] - c->box[0], c->box[3] - c->box[1]};
-        const float crop[4] = {(float)c->crop.x0, (float)c->crop.y0, (float)(c->crop.x1 - c->crop.x0),
-                               (float)(c->crop.y1 - c->crop.y0)};
+        const float crop[4] = {c->crop.x0, c->crop.y0, c->crop.x1 - c->crop.x0, c->crop.y1 - c->crop.y0};
         memcpy(m->bbox, bbox, sizeof bbox);
         memcpy(m->crop_box, crop, sizeof crop);
         memcpy(m->point, c->point, sizeof m->point);
@@ -932,20 +966,20 @@ static int write_records(AmgMasks *out, Candidates *all, Error *err)
 }
 
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
-                 const SamPicture *picture, AmgProgress progress, void *user, Error *err)
+                 const Picture *picture, AmgProgress progress, void *user, Error *err)
 {
     const SamConfig *c = sam_config(sam);
-    const size_t low_res_side = 4 * (size_t)(c->image_size / c->patch_size);
+    const size_t low_res_side = 4 * (c->image_size / c->patch_size);
     *out = (AmgMasks){0};
-    if (picture->h < 1 || picture->w < 1 || (int64_t)picture->h * picture->w > INT_MAX)
-        return fail(err, "mask generation: a picture of %d x %d pixels, expected 1 to %d pixels", picture->w,
-                    picture->h, INT_MAX);
+    if (picture->height < 1 || picture->width < 1 || (int64_t)picture->height * picture->width > INT_MAX)
+        return fail(err, "mask generation: a picture of %d x %d pixels is not from 1 to %d pixels large",
+                    picture->width, picture->height, INT_MAX);
     if (check_options(options, err))
         return -1;
     Generator generator = {.sam = sam,
                            .options = options,
                            .picture = picture,
-                           .n_masks = (size_t)c->n_multimask,
+                           .n_masks = c->n_multimask,
                            .n_low_res = low_res_side * low_res_side};
     Progress report = {.call = progress, .user = user};
     Candidates all = {0};

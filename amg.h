@@ -27,12 +27,14 @@ typedef void (*AmgProgress)(void *user, int done, int total);
 /* SamAutomaticMaskGenerator.generate: all masks of a picture. Free *out with amg_masks_free. progress (or
  * NULL) counts points. Only the caller's thread calls it, each time with a larger count. 0 / -1. */
 int amg_generate(const Sam *sam, SamState *state, AmgMasks *out, const AmgOptions *options,
-                 const SamPicture *picture, AmgProgress progress, void *user, Error *err);
+                 const Picture *picture, AmgProgress progress, void *user, Error *err);
 void amg_masks_free(AmgMasks *masks);
 
-/* remove_small_regions: fill the mask's holes (islands 0), or erase its islands (1), of less than min_area
- * pixels, 8-connected. If every island is small, the largest stays. *changed: was anything filled or erased?
- * 0 / -1. */
-int amg_remove_small_regions(Rle *rle, int min_area, int islands, int *changed, Error *err);
+/* remove_small_regions' mode: "holes" fills the holes of a mask, "islands" erases its islands. */
+typedef enum RegionMode { REGION_HOLES, REGION_ISLANDS } RegionMode;
+
+/* remove_small_regions, of less than min_area pixels, 8-connected. If every island is small, the largest
+ * stays. *changed: was anything filled or erased? 0 / -1. */
+int amg_remove_small_regions(Rle *rle, int min_area, RegionMode mode, int *changed, Error *err);
 
 #endif

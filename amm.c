@@ -33,7 +33,7 @@ enum { ALIGN_CELLS = 64 };
  * number. */
 static int pick_cells(int *cells, const Objects *q, ptrdiff_t i)
 {
-    const int n_cells = q->grid_h * q->grid_w;
+    const int n_cells = (int)grid_cells(q);
     const float *w = q->coverage + i * n_cells;
     int total = 0, n, seen = 0, taken = 0;
     for (int p = 0; p < n_cells; p++)
@@ -67,14 +67,14 @@ static float misfit(const Registered *o, const Placement *at, float best)
     float sum = 0;
     for (int i = 0; i < o->n_cells; i++) {
         const ptrdiff_t p = o->cells[i];
-        const ptrdiff_t x = cell_of(at->x + at->zoom * ((float)(p % w) + 0.5f), w);
-        const ptrdiff_t y = cell_of(at->y + at->zoom * ((float)(p / w) + 0.5f), h);
+        const ptrdiff_t x = cell_of(at->x + at->zoom * (p % w + 0.5f), w);
+        const ptrdiff_t y = cell_of(at->y + at->zoom * (p / w + 0.5f), h);
         sum += distance_half(o->query->features + p * C, o->reference->features16 + (y * w + x) * C,
                              o->inverse_std, C);
-        if (sum >= best * (float)o->n_cells)
+        if (sum >= best * o->n_cells)
             return INFINITY;
     }
-    return sum / (float)o->n_cells;
+    return sum / o->n_cells;
 }
 
 /* The best of the candidates, then the best shift of it. */
@@ -92,7 +92,7 @@ static Placement register_object(const Registered *o, const Placement *candidate
     for (int dy = -reach; dy <= reach; dy++)
         for (int dx = -reach; dx <= reach; dx++) {
             Placement at = centre;
-            at.x += (float)dx, at.y += (float)dy;
+            at.x += dx, at.y += dy;
             float fit = dx || dy ? misfit(o, &at, best) : INFINITY;
             if (fit < best)
                 best = fit, found = at;
@@ -103,13 +103,12 @@ static Placement register_object(const Registered *o, const Placement *candidate
 /* The place that puts object i's centroid on that of reference object j. */
 static Placement by_match(const Objects *q, ptrdiff_t i, const Objects *r, ptrdiff_t j, float zoom)
 {
-    const float width = (float)q->grid_w, height = (float)q->grid_h;
-    return (Placement){1, width * (r->centroids[2 * j] - q->centroids[2 * i] * zoom),
-                       height * (r->centroids[2 * j + 1] - q->centroids[2 * i + 1] * zoom), zoom};
+    const float *c_q = q->centroids + 2 * i, *c_r = r->centroids + 2 * j;
+    return (Placement){1, q->grid_w * (c_r[0] - c_q[0] * zoom), q->grid_h * (c_r[1] - c_q[1] * zoom), zoom};
 }
 
 /* The place of query object i in a reference. The object matched object j there, or none (-1). */
-static Placement place_object(const Comparison *c, int i, int reference, const float *inverse_std,
+static Placement place_object(const Comparison *c, ptrdiff_t i, int reference, const float *inverse_std,
                               const AmmOptions *options)
 {
     const Objects *q = &c->query, *r = &c->references[reference];
@@ -133,9 +132,9 @@ static Placement place_object(const Comparison *c, int i, int reference, const f
 void amm_places(Placement *places, const Comparison *c, const float *inverse_std, const AmmOptions *options)
 {
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int i = 0; i < c->query.n; i++)
+    for (ptrdiff_t i = 0; i < c->query.n; i++)
         for (int r = 0; r < c->k; r++)
-            places[(ptrdiff_t)i * c->k + r] = place_object(c, i, r, inverse_std, options);
+            places[i * c->k + r] = place_object(c, i, r, inverse_std, options);
 }
 
 /* ================================================================================================
@@ -150,7 +149,7 @@ void amm_places(Placement *places, const Comparison *c, const float *inverse_std
 static float mask_at(const float *mask, int grid_h, int grid_w, float x, float y)
 {
     float left = floorf(x - 0.5f), top = floorf(y - 0.5f), fx = x - 0.5f - left, fy = y - 0.5f - top, sum = 0;
-    if (!(left >= -1 && top >= -1 && left < (float)grid_w && top < (float)grid_h))
+    if (!(left >= -1 && top >= -1 && left < grid_w && top < grid_h))
         return 0;
     for (int corner = 0; corner < 4; corner++) {
         int right = corner & 1, low = corner >> 1, at_x = (int)left + right, at_y = (int)top + low;
@@ -160,48 +159,27 @@ static float mask_at(const float *mask, int grid_h, int grid_w, float x, float y
     return sum;
 }
 
-/* The first and the last of some rows or columns; last < first: none. */
-typedef struct Extent {
-    int first, last;
-} Extent;
-
-static Extent extended(Extent e, int at)
-{
-    return (Extent){at < e.first ? at : e.first, at > e.last ? at : e.last};
-}
-
-/* The rows and the columns of mask [h·w] that it touches. */
-static void extents_of(Extent *rows, Extent *columns, const float *mask, int grid_h, int grid_w)
-{
-    *rows = (Extent){grid_h, -1}, *columns = (Extent){grid_w, -1};
-    for (int y = 0; y < grid_h; y++)
-        for (int x = 0; x < grid_w; x++)
-            if (mask[y * grid_w + x] > 0)
-                *rows = extended(*rows, y), *columns = extended(*columns, x);
-}
-
 /* The positions 0 .. n-1 of the query whose counterparts, shift + zoom·(position + 1/2), touch e. One more
  * position on either side is included: it costs little, and its mask is 0. */
-static Extent counterparts(Extent e, float shift, float zoom, int n)
+static Span counterparts(Span e, float shift, float zoom, int n)
 {
-    float first = floorf(((float)e.first - 0.5f - shift) / zoom - 1.5f),
-          last = ceilf(((float)e.last + 1.5f - shift) / zoom + 0.5f);
-    return (Extent){(int)fminf(fmaxf(first, 0), (float)n), (int)fmaxf(fminf(last, (float)(n - 1)), -1)};
+    float first = floorf((e.first - 0.5f - shift) / zoom - 1.5f),
+          last = ceilf((e.last + 1.5f - shift) / zoom + 0.5f);
+    return (Span){(int)fminf(fmaxf(first, 0), n), (int)fmaxf(fminf(last, n - 1), -1)};
 }
 
-/* Add mask/matched, moved to the object's place in the query, to expected [h·w]. */
-static void add_moved(float *expected, const float *mask, const Placement *at, int h, int w, float matched)
+/* Add mask/n_matched, moved to the object's place in the query, to expected [h·w]. */
+static void add_moved(float *expected, const float *mask, const Placement *at, int h, int w, int n_matched)
 {
-    Extent rows, columns;
-    extents_of(&rows, &columns, mask, h, w);
+    Span rows, columns;
+    coverage_extent(&rows, &columns, mask, h, w);
     if (rows.last < 0)
         return;
     rows = counterparts(rows, at->y, at->zoom, h), columns = counterparts(columns, at->x, at->zoom, w);
     for (int y = rows.first; y <= rows.last; y++)
         for (int x = columns.first; x <= columns.last; x++)
-            expected[y * w + x] += mask_at(mask, h, w, at->x + at->zoom * ((float)x + 0.5f),
-                                           at->y + at->zoom * ((float)y + 0.5f)) /
-                                   matched;
+            expected[y * w + x] +=
+                mask_at(mask, h, w, at->x + at->zoom * (x + 0.5f), at->y + at->zoom * (y + 0.5f)) / n_matched;
 }
 
 /* expected [h·w]: the mean mask of the objects that object i matched, moved to its place in the query. It is
@@ -209,24 +187,25 @@ static void add_moved(float *expected, const float *mask, const Placement *at, i
 static void expect_mask(float *expected, const Comparison *c, ptrdiff_t i, const Placement *places)
 {
     const int h = c->query.grid_h, w = c->query.grid_w;
-    int matched = 0;
+    const ptrdiff_t n_cells = grid_cells(&c->query);
+    int n_matched = 0;
     for (int r = 0; r < c->k; r++)
-        matched += c->matchings[r].match_q[i] >= 0;
-    memset(expected, 0, (size_t)h * (size_t)w * sizeof *expected);
-    if (2 * matched < c->k)
+        n_matched += c->matchings[r].match_q[i] >= 0;
+    memset(expected, 0, n_cells * sizeof *expected);
+    if (2 * n_matched < c->k)
         return;
     for (int r = 0; r < c->k; r++) {
         const ptrdiff_t j = c->matchings[r].match_q[i];
         if (j >= 0)
-            add_moved(expected, c->references[r].coverage + j * h * w, &places[i * c->k + r], h, w,
-                      (float)matched);
+            add_moved(expected, c->references[r].coverage + j * n_cells, &places[i * c->k + r], h, w,
+                      n_matched);
     }
 }
 
 /* The part of cell p that objects no larger than i cover. */
 static float held_by_smaller(const Objects *q, int i, ptrdiff_t p)
 {
-    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const ptrdiff_t n_cells = grid_cells(q);
     float held = 0;
     for (int j = 0; j < q->n; j++)
         if (q->areas[j] <= q->areas[i])
@@ -238,7 +217,7 @@ static float held_by_smaller(const Objects *q, int i, ptrdiff_t p)
  * larger than the claimant. The claimant gets this part from larger objects. claimed, expected [n][h·w]. */
 static void settle_cell(float *claimed, const float *expected, const Objects *q, ptrdiff_t p)
 {
-    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const ptrdiff_t n_cells = grid_cells(q);
     int claimant = -1;
     float claim = 0, rest = 0;
     for (int i = 0; i < q->n; i++) {
@@ -263,10 +242,10 @@ static void settle_cell(float *claimed, const float *expected, const Objects *q,
 
 int amm_claims(float *claimed, const Comparison *c, const Placement *places, Error *err)
 {
-    const ptrdiff_t n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w, n = c->query.n;
-    float *expected = aligned_array((size_t)(n * n_cells), sizeof *expected);
+    const ptrdiff_t n_cells = grid_cells(&c->query), n = c->query.n;
+    float *expected = aligned_array(n * n_cells, sizeof *expected);
     if (!expected)
-        return fail_memory(err, "the structural map", (unsigned long long)(n * n_cells) * sizeof *expected);
+        return fail_memory(err, "the structural map", n * n_cells * sizeof *expected);
 #pragma omp parallel for schedule(dynamic, 1)
     for (ptrdiff_t i = 0; i < n; i++)
         expect_mask(expected + i * n_cells, c, i, places);
@@ -281,73 +260,77 @@ int amm_claims(float *claimed, const Comparison *c, const Placement *places, Err
  * Mahalanobis distance
  * ============================================================================================== */
 
-/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky (A = Uᵀ·U), in place. Only A's upper
- * triangle is given; b becomes x. Centred samples are linearly dependent; only ε makes A regular. If float32's
- * rounding leaves nothing of a pivot, the pivot counts as 0, and so does its unknown. least [m] is scratch. A
- * finished row is subtracted from all rows below it, so that the compiler vectorises whole rows. */
-static void solve_spd(double *a, double *b, double *least, int m)
+/* Solve A·x = b for symmetric positive definite A [m][m] by Cholesky (A = Uᵀ·U). Only A's upper triangle is
+ * given; U replaces it. Centred samples are linearly dependent; only ε makes A regular. If float32's rounding
+ * leaves nothing of a pivot, the pivot counts as 0, and so does its unknown. least [m] is scratch. A finished
+ * row is subtracted from all rows below it, so that the compiler vectorises whole rows. */
+static void solve_spd(double *x, double *a, const double *b, double *least, int m)
 {
-    for (int j = 0; j < m; j++)
-        least[j] = 1e-7 * a[j * m + j];
     for (int j = 0; j < m; j++) {
+        least[j] = 1e-7 * a[j * m + j];
+        x[j] = b[j];
+    }
+    for (int j = 0; j < m; j++) { /* Uᵀ·y = b; y is in x */
         double *pivot = a + j * m;
         pivot[j] = pivot[j] > least[j] ? sqrt(pivot[j]) : 0;
         const double by = pivot[j] > 0 ? pivot[j] : INFINITY; /* a pivot of 0: dividing by infinity gives 0 */
-        b[j] /= by;
+        x[j] /= by;
         for (int i = j + 1; i < m; i++)
             pivot[i] /= by;
         for (int i = j + 1; i < m; i++)
-            b[i] -= pivot[i] * b[j];
+            x[i] -= pivot[i] * x[j];
         for (int i = j + 1; i < m; i++) {
             double *row = a + i * m, factor = pivot[i];
             for (int k = i; k < m; k++)
                 row[k] -= factor * pivot[k];
         }
     }
-    for (int i = m - 1; i >= 0; i--) {
+    for (int i = m - 1; i >= 0; i--) { /* U·x = y */
         for (int k = i + 1; k < m; k++)
-            b[i] -= a[i * m + k] * b[k];
-        b[i] = a[i * m + i] > 0 ? b[i] / a[i * m + i] : 0;
+            x[i] -= a[i * m + k] * x[k];
+        x[i] = a[i * m + i] > 0 ? x[i] / a[i * m + i] : 0;
     }
 }
 
-void amm_work(AmmWork *work, Arena *arena, int k, int channels)
+void layout_amm(AmmWork *work, Arena *arena, int k, int channels)
 {
-    const size_t n_rows = (size_t)k + 1, n = (size_t)k;
+    const size_t n_rows = (size_t)k + 1, n = k;
     work->stride = round_up(channels, ROW_STEP);
     work->ld = k + 1;
-    work->rows = arena_floats(arena, n_rows * (size_t)work->stride);
+    work->rows = arena_floats(arena, n_rows * work->stride);
     work->gram = arena_floats(arena, n_rows * n_rows);
     work->y = arena_floats(arena, n);
     work->system = arena_take(arena, n * n * sizeof *work->system);
-    work->solved = arena_take(arena, n * sizeof *work->solved);
+    work->right_side = arena_take(arena, n * sizeof *work->right_side);
+    work->solution = arena_take(arena, n * sizeof *work->solution);
     work->least = arena_take(arena, n * sizeof *work->least);
 }
 
+/* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury). This is an m×m
+ * system in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d - Xᵀy‖² +
+ * ε(m-1)‖y‖². It is computed as this sum. The difference of two large numbers would cancel if d lies among
+ * the samples. */
 float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
 {
-    centre_rows(work->rows, work->stride, m);
-    gram_rows(work->gram, work->ld, work->rows, work->stride, m + 1);
-    const float *d_row = work->gram + (ptrdiff_t)m * work->ld; /* X·d, then ‖d‖² */
+    const ptrdiff_t stride = work->stride, ld = work->ld;
+    centre_rows(work->rows, stride, m);                   /* x_r -= μ for r < m; row m: d = f - μ */
+    gram_rows(work->gram, ld, work->rows, stride, m + 1); /* XXᵀ; row m: (Xd)ᵀ, then ‖d‖² */
+    const float *Xd = work->gram + m * ld;
     if (m == 1)
-        return sqrtf(d_row[m] / epsilon);
-    /* Σ = XᵀX/(m-1) + εI [block: PaDiM], so Σ⁻¹ = (1/ε)·[I - Xᵀ(ε(m-1)I_m + XXᵀ)⁻¹X] (Woodbury). This is an
-     * m×m system in place of C×C. With y = (ε(m-1)I_m + XXᵀ)⁻¹Xd, ‖d‖² - (Xd)ᵀy is the least value of ‖d -
-     * Xᵀy‖² + ε(m-1)‖y‖². It is computed as this sum. The difference of two large numbers would cancel if d
-     * lies among the samples. */
+        return sqrtf(Xd[m] / epsilon); /* X = 0: M² = ‖d‖²/ε */
     const double ridge = (double)epsilon * (m - 1);
     for (int r = 0; r < m; r++) {
-        work->solved[r] = d_row[r];
-        for (int s = 0; s <= r; s++)
-            work->system[s * m + r] = (double)work->gram[(ptrdiff_t)r * work->ld + s] + (r == s ? ridge : 0);
+        work->right_side[r] = Xd[r];
+        for (int s = 0; s <= r; s++) /* ε(m-1)I + XXᵀ */
+            work->system[s * m + r] = work->gram[r * ld + s] + (r == s ? ridge : 0);
     }
-    solve_spd(work->system, work->solved, work->least, m);
-    double penalty = 0;
+    solve_spd(work->solution, work->system, work->right_side, work->least, m);
+    double penalty = 0; /* ‖y‖² */
     for (int r = 0; r < m; r++) {
-        work->y[r] = (float)work->solved[r];
+        work->y[r] = (float)work->solution[r];
         penalty += (double)work->y[r] * work->y[r];
     }
-    const double residual = residual_rows(work->rows, work->stride, m, work->y);
+    const double residual = residual_rows(work->rows, stride, m, work->y); /* ‖d - Xᵀy‖² */
     return (float)sqrt((residual + ridge * penalty) / epsilon);
 }
 
@@ -355,22 +338,22 @@ float amm_mahalanobis(const AmmWork *work, int m, float epsilon)
  * The structural map
  * ============================================================================================== */
 
-float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, int y)
+float amm_distance_at(const AmmInput *input, const AmmWork *work, ptrdiff_t i, ptrdiff_t x, ptrdiff_t y)
 {
     const Comparison *c = input->comparison;
     const Objects *q = &c->query;
     const ptrdiff_t C = q->channels, stride = work->stride;
-    const float centre_x = (float)x + 0.5f, centre_y = (float)y + 0.5f;
+    const float centre_x = x + 0.5f, centre_y = y + 0.5f;
     int m = 0;
     for (int r = 0; r < c->k; r++) {
-        const Placement *at = &input->places[(ptrdiff_t)i * c->k + r];
-        if (at->known)
+        const Placement *at = &input->places[i * c->k + r];
+        if (at->known) /* a sample: the reference's features at the counterpart of p, in deviations */
             sample_half(work->rows + m++ * stride, c->references[r].features16, q->grid_h, q->grid_w, C,
                         at->x + at->zoom * centre_x, at->y + at->zoom * centre_y, input->inverse_std);
     }
     if (m == 0)
         return 0;
-    const float *f = q->features + ((ptrdiff_t)y * q->grid_w + x) * C;
+    const float *f = q->features + (y * q->grid_w + x) * C;
     float *row = work->rows + m * stride;
     for (ptrdiff_t channel = 0; channel < C; channel++)
         row[channel] = f[channel] * input->inverse_std[channel];
@@ -382,17 +365,17 @@ float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, 
 int amm_structural(float *map, const AmmInput *input, Error *err)
 {
     const Objects *q = &input->comparison->query;
-    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const ptrdiff_t n_cells = grid_cells(q);
     Arena arena = {0};
     AmmWork work;
-    amm_work(&work, &arena, input->comparison->k, q->channels);
+    layout_amm(&work, &arena, input->comparison->k, q->channels);
     if (arena_allocate(&arena))
         return fail_memory(err, "the structural map", arena.size);
-    amm_work(&work, &arena, input->comparison->k, q->channels);
-    memset(map, 0, (size_t)n_cells * sizeof *map);
+    layout_amm(&work, &arena, input->comparison->k, q->channels);
+    memset(map, 0, n_cells * sizeof *map);
     for (int i = 0; i < q->n; i++)
         for (ptrdiff_t p = 0; p < n_cells; p++) {
-            const float w = input->coverage[i * n_cells + p];
+            const float w = input->claimed[i * n_cells + p];
             if (w > 0)
                 map[p] += w * amm_distance_at(input, &work, i, p % q->grid_w, p / q->grid_w);
         }
@@ -404,7 +387,7 @@ int amm_structural(float *map, const AmmInput *input, Error *err)
  * without overlap. */
 static double unit_of_place(const Objects *q, ptrdiff_t i, const Objects *r)
 {
-    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const ptrdiff_t n_cells = grid_cells(q);
     const float *mine = q->coverage + i * n_cells;
     double sum = 0, covered = 0;
     for (ptrdiff_t j = 0; j < r->n; j++) {
@@ -417,7 +400,8 @@ static double unit_of_place(const Objects *q, ptrdiff_t i, const Objects *r)
     return covered > 0 ? sum / covered : 0;
 }
 
-/* 1 / the mean unit of the objects that object i is compared with, or 0 if there are none. */
+/* 1 / the mean unit of the objects that object i is compared with, or 0 if there are none. Without a match
+ * these are the objects at its place. */
 static float object_factor(const Comparison *c, int i)
 {
     double sum = 0;
@@ -425,25 +409,26 @@ static float object_factor(const Comparison *c, int i)
     for (int r = 0; r < c->k; r++)
         if (c->matchings[r].match_q[i] >= 0)
             sum += c->references[r].units[c->matchings[r].match_q[i]], m++;
-    for (int r = 0, matched = m; r < c->k && !matched; r++) {
-        double unit = unit_of_place(&c->query, i, &c->references[r]);
-        sum += unit, m += unit > 0;
-    }
+    if (m == 0)
+        for (int r = 0; r < c->k; r++) {
+            const double unit = unit_of_place(&c->query, i, &c->references[r]);
+            sum += unit, m += unit > 0;
+        }
     return m && sum > 0 ? (float)(m / sum) : 0;
 }
 
-int amm_in_units(float *map, const Comparison *c, const float *coverage, Error *err)
+int amm_in_units(float *map, const Comparison *c, const float *claimed, Error *err)
 {
-    const ptrdiff_t n = c->query.n, n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
-    float *factors = aligned_array((size_t)n, sizeof *factors);
+    const ptrdiff_t n = c->query.n, n_cells = grid_cells(&c->query);
+    float *factors = aligned_array(n, sizeof *factors);
     if (!factors)
-        return fail_memory(err, "the structural map", (unsigned long long)n * sizeof *factors);
+        return fail_memory(err, "the structural map", n * sizeof *factors);
     for (ptrdiff_t i = 0; i < n; i++)
         factors[i] = object_factor(c, i);
     for (ptrdiff_t p = 0; p < n_cells; p++) {
         double factor = 0, covered = 0;
         for (ptrdiff_t i = 0; i < n; i++) {
-            double w = coverage[i * n_cells + p];
+            const double w = claimed[i * n_cells + p];
             covered += w, factor += w * factors[i];
         }
         map[p] = covered > 0 ? (float)(map[p] * factor / covered) : 0;
@@ -465,7 +450,7 @@ float amm_object_quantile(const float *map, const float *coverage, int n_cells, 
     }
     if (n == 0)
         return largest;
-    qsort(scratch, (size_t)n, sizeof *scratch, compare_floats);
+    qsort(scratch, n, sizeof *scratch, compare_floats);
     return quantile_sorted(scratch, n, quantile);
 }
 
@@ -475,25 +460,25 @@ float amm_object_quantile(const float *map, const float *coverage, int n_cells, 
 
 float amm_logical(float *map, float *unmatched, float *counted, const Comparison *c)
 {
-    const ptrdiff_t n = c->query.n, n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
+    const ptrdiff_t n = c->query.n, n_cells = grid_cells(&c->query);
     float worst_extra = 0, worst_missing = 0;
-    memset(counted, 0, (size_t)n * sizeof *counted);
-    memset(unmatched, 0, (size_t)n * sizeof *unmatched);
-    memset(map, 0, (size_t)n_cells * sizeof *map);
+    memset(counted, 0, n * sizeof *counted);
+    memset(unmatched, 0, n * sizeof *unmatched);
+    memset(map, 0, n_cells * sizeof *map);
     for (int r = 0; r < c->k; r++) {
         const Matching *m = &c->matchings[r];
         float worst = 0;
         for (ptrdiff_t i = 0; i < n; i++) {
-            counted[i] += m->counted_q[i] / (float)c->k;
-            unmatched[i] += m->unmatched_q[i] / (float)c->k;
+            counted[i] += m->counted_q[i] / c->k;
+            unmatched[i] += m->unmatched_q[i] / c->k;
         }
         for (ptrdiff_t j = 0; j < m->n_r; j++) {
             const float *w = c->references[r].coverage + j * n_cells;
             worst = fmaxf(worst, m->counted_r[j]);
             for (ptrdiff_t p = 0; p < n_cells; p++)
-                map[p] += w[p] * m->counted_r[j] / (float)c->k;
+                map[p] += w[p] * m->counted_r[j] / c->k;
         }
-        worst_missing += worst / (float)c->k;
+        worst_missing += worst / c->k;
     }
     for (ptrdiff_t i = 0; i < n; i++) {
         const float *w = c->query.coverage + i * n_cells;
@@ -516,8 +501,8 @@ float amm_score(const float *map, int n, AmmScore score, float *scratch)
             largest = fmaxf(largest, map[p]);
         return largest;
     }
-    memcpy(scratch, map, (size_t)n * sizeof *map);
-    qsort(scratch, (size_t)n, sizeof *scratch, compare_floats);
+    memcpy(scratch, map, n * sizeof *map);
+    qsort(scratch, n, sizeof *scratch, compare_floats);
     int top = (n + 99) / 100;
     double sum = 0;
     for (int p = n - top; p < n; p++)
@@ -533,7 +518,7 @@ float amm_z(const Spread *spread, float v)
 
 Spread amm_spread(float *scores, int n, float delta)
 {
-    qsort(scores, (size_t)n, sizeof *scores, compare_floats);
+    qsort(scores, n, sizeof *scores, compare_floats);
     return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
 }
 

@@ -50,36 +50,37 @@ typedef struct AmmInput {
     const Comparison *comparison; /* the query's features, the references' features16. */
     const float *inverse_std;     /* [C], see amm_places */
     const Placement *places;      /* [n][k] */
-    const float *coverage;        /* [n][grid_h*grid_w] of the query's objects: its own, or after claims. */
+    const float *claimed;         /* [n][grid_h*grid_w] coverage of the query's objects after claims */
     float epsilon;
 } AmmInput;
 
-/* Room for one distance. Rows 0 .. m-1 are the samples, row m the query's vector; their layout is tensor.h's.
- * Laid out twice (io/memory.h). */
+/* Buffers of one distance. Rows 0 .. m-1 are the samples, row m the query's vector. Rows lie as in
+ * tensor.h. */
 typedef struct AmmWork {
     int stride, ld;
-    float *rows;            /* [k + 1][stride] */
-    float *gram;            /* [k + 1][ld] products of the rows, row j <= i only. */
-    float *y;               /* [k] */
-    double *system;         /* [k][k] */
-    double *solved, *least; /* [k], [k] */
+    float *rows;                   /* [k + 1][stride] */
+    float *gram;                   /* [k + 1][ld] products of the rows, row j <= i only. */
+    float *y;                      /* [k] */
+    double *system;                /* [k][k] */
+    double *right_side, *solution; /* [k], [k] */
+    double *least;                 /* [k] */
 } AmmWork;
 
-/* Lay the room out for at most k samples. */
-void amm_work(AmmWork *work, Arena *arena, int k, int channels);
+/* Lay the buffers out for at most k samples: called twice (io/memory.h). */
+void layout_amm(AmmWork *work, Arena *arena, int k, int channels);
 /* Mahalanobis distance of d = row m - mean(rows 0 .. m-1) under Sigma = XᵀX/(m-1) + eps·I, X the centred
  * samples. Computed by the low-rank identity. Returns sqrt(M²). The rows become the centred rows. */
 float amm_mahalanobis(const AmmWork *work, int m, float epsilon);
 
 /* M_i(p): the Mahalanobis distance at cell p = (x, y) of query object i. The samples are the references in
  * which the object has a place; 0 if there are none. */
-float amm_distance_at(const AmmInput *input, const AmmWork *work, int i, int x, int y);
+float amm_distance_at(const AmmInput *input, const AmmWork *work, ptrdiff_t i, ptrdiff_t x, ptrdiff_t y);
 /* map [grid_h*grid_w]: sum_i w_i(p)·M_i(p), before the blur. 0, or -1: no memory. */
 int amm_structural(float *map, const AmmInput *input, Error *err);
 
 /* Divide the map by each object's unit: the mean unit of its matched objects. Without a match it is the mean
- * unit at the object's place in the references. coverage as in AmmInput. In place. 0, or -1: no memory. */
-int amm_in_units(float *map, const Comparison *c, const float *coverage, Error *err);
+ * unit at the object's place in the references. claimed as in AmmInput. In place. 0, or -1: no memory. */
+int amm_in_units(float *map, const Comparison *c, const float *claimed, Error *err);
 /* The unit of an object: the quantile of its own leave-one-out map over the cells of which it covers at least
  * half. If there are none, it is the largest value. coverage [n_cells] of the object; scratch [n_cells]. */
 float amm_object_quantile(const float *map, const float *coverage, int n_cells, float quantile,

@@ -43,18 +43,17 @@ static int choose_candidates(Candidate *candidates, const Rle *masks, int n_mask
     int n = 0;
     for (int i = 0; i < n_masks; i++) {
         int64_t area = rle_area(&masks[i]);
-        if (area > 0 && (double)area <= options->max_area * n_pixels &&
-            (double)area >= options->min_area * n_pixels)
+        if (area > 0 && area <= options->max_area * n_pixels && area >= options->min_area * n_pixels)
             candidates[n++] = (Candidate){i, area, 0};
     }
-    qsort(candidates, (size_t)n, sizeof *candidates, larger_first);
+    qsort(candidates, n, sizeof *candidates, larger_first);
     return n;
 }
 
 /* Write `value` at every pixel of the mask. Its runs are column-major, as in COCO. */
 static void paint(int32_t *labels, const Rle *mask, int32_t value)
 {
-    size_t at = 0, height = (size_t)mask->height, width = (size_t)mask->width;
+    size_t at = 0, height = mask->height, width = mask->width;
     for (size_t i = 0; i < mask->n_counts; i++) {
         for (size_t k = 0; (i & 1) && k < mask->counts[i]; k++)
             labels[(at + k) % height * width + (at + k) / height] = value;
@@ -82,7 +81,7 @@ static int drop_hidden(Candidate *candidates, int n, const int32_t *labels, ptrd
         if (labels[p] >= 0)
             candidates[labels[p]].owned++;
     for (int i = 0; i < n; i++)
-        if (!((double)candidates[i].owned < min_kept * (double)candidates[i].area))
+        if (!(candidates[i].owned < min_kept * candidates[i].area))
             candidates[left++] = candidates[i];
     return left;
 }
@@ -110,13 +109,13 @@ int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, in
                    const ObjectsOptions *options, Error *err)
 {
     ptrdiff_t n_pixels = (ptrdiff_t)height * width;
-    Candidate *candidates = aligned_array((size_t)n_masks + 1, sizeof *candidates);
-    int *rank = aligned_array((size_t)n_masks + 1, sizeof *rank);
+    Candidate *candidates = aligned_array(n_masks + 1, sizeof *candidates);
+    int *rank = aligned_array(n_masks + 1, sizeof *rank);
     if (!candidates || !rank) {
         free(candidates), free(rank);
-        return fail_memory(err, "the objects of an image", (unsigned long long)n_masks * 32);
+        return fail_memory(err, "the objects of an image", n_masks * (sizeof *candidates + sizeof *rank));
     }
-    int n = choose_candidates(candidates, masks, n_masks, (double)n_pixels, options);
+    int n = choose_candidates(candidates, masks, n_masks, n_pixels, options);
     paint_all(labels, masks, candidates, n, n_pixels);
     /* A dropped mask can only give pixels to the others, so one repainting is enough. */
     n = drop_hidden(candidates, n, labels, n_pixels, options->min_kept);
@@ -126,13 +125,11 @@ int objects_labels(int32_t *labels, int *kept, const Rle *masks, int n_masks, in
     return n;
 }
 
-/* The first and the last cell that pixel i of n touches. It covers [i·m/n, (i+1)·m/n) of the m cells. */
-static void pixel_span(int64_t i, int n, int m, int *first, int *last)
+/* The cells that pixel i of n touches. It covers [i·m/n, (i+1)·m/n) of the m cells. */
+static Span pixel_span(int64_t i, int n, int m)
 {
-    *first = (int)(i * m / n);
-    *last = (int)(((i + 1) * m + n - 1) / n) - 1;
-    if (*last >= m)
-        *last = m - 1;
+    const int first = (int)(i * m / n), last = (int)(((i + 1) * m + n - 1) / n) - 1;
+    return (Span){first, last < m ? last : m - 1};
 }
 
 /* The part of cell c that pixel i covers (1-D). */
@@ -146,21 +143,20 @@ static double overlap(int i, int n, int c, int m)
 int objects_coverage(float *coverage, const Objects *o, const int32_t *labels, int height, int width,
                      Error *err)
 {
-    ptrdiff_t n_cells = (ptrdiff_t)o->grid_h * o->grid_w, n_sums = o->n * n_cells;
-    double *sums = calloc((size_t)n_sums + 1, sizeof *sums);
+    const ptrdiff_t n_cells = grid_cells(o), n_sums = o->n * n_cells;
+    double *sums = calloc(n_sums + 1, sizeof *sums);
     if (!sums)
-        return fail_memory(err, "the objects of an image", (unsigned long long)n_sums * sizeof *sums);
+        return fail_memory(err, "the objects of an image", n_sums * sizeof *sums);
     for (int y = 0; y < height; y++) {
-        int cy0, cy1, cx0, cx1;
-        pixel_span(y, height, o->grid_h, &cy0, &cy1);
+        const Span rows = pixel_span(y, height, o->grid_h);
         for (int x = 0; x < width; x++) {
-            int label = labels[(ptrdiff_t)y * width + x];
+            const int label = labels[(ptrdiff_t)y * width + x];
             if (label < 0 && !o->has_background)
                 continue;
             double *object = sums + (label < 0 ? o->n - 1 : label) * n_cells;
-            pixel_span(x, width, o->grid_w, &cx0, &cx1);
-            for (int cy = cy0; cy <= cy1; cy++)
-                for (int cx = cx0; cx <= cx1; cx++)
+            const Span columns = pixel_span(x, width, o->grid_w);
+            for (int cy = rows.first; cy <= rows.last; cy++)
+                for (int cx = columns.first; cx <= columns.last; cx++)
                     object[cy * o->grid_w + cx] +=
                         overlap(y, height, cy, o->grid_h) * overlap(x, width, cx, o->grid_w);
         }
@@ -174,7 +170,7 @@ int objects_coverage(float *coverage, const Objects *o, const int32_t *labels, i
 /* pooled [n][C]: a_i = Σ_p w_i(p) f(p) / Σ_p w_i(p); 0 if an object covers nothing. */
 static void pool(float *pooled, const Objects *o)
 {
-    const ptrdiff_t C = o->channels, n_cells = (ptrdiff_t)o->grid_h * o->grid_w;
+    const ptrdiff_t C = o->channels, n_cells = grid_cells(o);
     if (o->n == 0)
         return;
     matmul(pooled, C, o->coverage, n_cells, o->features, C, o->n, C, n_cells, 0);
@@ -191,10 +187,10 @@ static void pool(float *pooled, const Objects *o)
 /* Centroids [n][2] and areas [n]. An object that covers nothing lies in the middle. */
 static void locate(float *centroids, float *areas, const Objects *o)
 {
-    const int n_cells = o->grid_h * o->grid_w;
+    const ptrdiff_t n_cells = grid_cells(o);
     for (ptrdiff_t i = 0; i < o->n; i++) {
         double sum = 0, x = 0, y = 0;
-        for (int p = 0; p < n_cells; p++) {
+        for (ptrdiff_t p = 0; p < n_cells; p++) {
             double w = o->coverage[i * n_cells + p];
             sum += w;
             x += w * (p % o->grid_w + 0.5) / o->grid_w;
@@ -211,12 +207,12 @@ typedef struct OwnedArrays {
     float *coverage, *pooled, *centroids, *areas;
 } OwnedArrays;
 
-static OwnedArrays layout(Arena *arena, const Objects *o)
+static OwnedArrays layout_objects(Arena *arena, const Objects *o)
 {
-    size_t n = (size_t)o->n, n_cells = (size_t)o->grid_h * (size_t)o->grid_w;
+    const ptrdiff_t n = o->n;
     OwnedArrays arrays;
-    arrays.coverage = arena_floats(arena, n * n_cells);
-    arrays.pooled = arena_floats(arena, n * (size_t)o->channels);
+    arrays.coverage = arena_floats(arena, n * grid_cells(o));
+    arrays.pooled = arena_floats(arena, n * o->channels);
     arrays.centroids = arena_floats(arena, n * 2);
     arrays.areas = arena_floats(arena, n);
     return arrays;
@@ -226,10 +222,10 @@ static OwnedArrays layout(Arena *arena, const Objects *o)
 static int allocate(OwnedArrays *arrays, Objects *o, Error *err)
 {
     o->memory = (Arena){0};
-    layout(&o->memory, o);
+    layout_objects(&o->memory, o);
     if (arena_allocate(&o->memory))
         return fail_memory(err, "the objects of an image", o->memory.size);
-    *arrays = layout(&o->memory, o);
+    *arrays = layout_objects(&o->memory, o);
     o->coverage = arrays->coverage, o->pooled = arrays->pooled, o->centroids = arrays->centroids,
     o->areas = arrays->areas;
     o->descriptors = o->units = NULL;
@@ -241,7 +237,7 @@ int objects_new(Objects *o, const float *coverage, Error *err)
     OwnedArrays own;
     if (allocate(&own, o, err))
         return -1;
-    memcpy(own.coverage, coverage, (size_t)o->n * o->grid_h * o->grid_w * sizeof(float));
+    memcpy(own.coverage, coverage, o->n * grid_cells(o) * sizeof(float));
     pool(own.pooled, o);
     locate(own.centroids, own.areas, o);
     return 0;
@@ -249,12 +245,12 @@ int objects_new(Objects *o, const float *coverage, Error *err)
 
 int objects_copy(Objects *o, const Objects *view, Error *err)
 {
-    const size_t n = (size_t)view->n;
+    const ptrdiff_t n = view->n;
     OwnedArrays own;
     *o = *view;
     if (allocate(&own, o, err))
         return -1;
-    memcpy(own.coverage, view->coverage, n * o->grid_h * o->grid_w * sizeof(float));
+    memcpy(own.coverage, view->coverage, n * grid_cells(o) * sizeof(float));
     memcpy(own.pooled, view->pooled, n * o->channels * sizeof(float));
     memcpy(own.centroids, view->centroids, n * 2 * sizeof(float));
     memcpy(own.areas, view->areas, n * sizeof(float));
@@ -299,57 +295,87 @@ void objects_free(Objects *o)
     *o = (Objects){0};
 }
 
+void coverage_extent(Span *rows, Span *columns, const float *coverage, int grid_h, int grid_w)
+{
+    *rows = (Span){grid_h, -1}, *columns = (Span){grid_w, -1};
+    for (int y = 0; y < grid_h; y++)
+        for (int x = 0; x < grid_w; x++)
+            if (coverage[y * grid_w + x] > 0) {
+                rows->first = y < rows->first ? y : rows->first;
+                rows->last = y;
+                columns->first = x < columns->first ? x : columns->first;
+                columns->last = x > columns->last ? x : columns->last;
+            }
+}
+
 /* ================================================================================================
  * The bank's statistics (docs/METHOD.md 5)
  * ============================================================================================== */
 
+/* Index of the largest of n >= 1 numbers that are `stride` apart; of equal ones the first. */
+static ptrdiff_t largest(const float *x, ptrdiff_t stride, ptrdiff_t n)
+{
+    ptrdiff_t best = 0;
+    for (ptrdiff_t i = 1; i < n; i++)
+        if (x[i * stride] > x[best * stride])
+            best = i;
+    return best;
+}
+
+int mutual_best(const float *score, ptrdiff_t ld, int n, int m, ptrdiff_t i)
+{
+    if (m == 0)
+        return -1;
+    const ptrdiff_t j = largest(score + i * ld, 1, m);
+    return largest(score + j, ld, n) == i ? (int)j : -1;
+}
+
 int mutual_pairs(int (*pairs)[2], const float *score, int n, int m)
 {
     int n_pairs = 0;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        ptrdiff_t best = m > 0 ? 0 : -1, back = 0;
-        for (ptrdiff_t j = 1; j < m; j++)
-            if (score[i * m + j] > score[i * m + best])
-                best = j;
-        for (ptrdiff_t k = 1; k < n && best >= 0; k++)
-            if (score[k * m + best] > score[back * m + best])
-                back = k;
-        if (best >= 0 && back == i)
-            pairs[n_pairs][0] = (int)i, pairs[n_pairs++][1] = (int)best;
+    for (int i = 0; i < n; i++) {
+        const int j = mutual_best(score, m, n, m, i);
+        if (j >= 0)
+            pairs[n_pairs][0] = i, pairs[n_pairs++][1] = j;
     }
     return n_pairs;
 }
 
-float channel_unit(double mean, double std)
+float channel_deviation(double mean, double std)
 {
     return std > 1e-6 && std > fabs(mean) / 1024 ? (float)std : 1;
 }
 
-/* μ and σ [C] over the bank's objects [total]. */
-static void moments(Dcga *dcga, const float *pooled, int total)
+/* μ and σ [C] over the objects of all images. */
+static void moments(Dcga *dcga, const Objects *images, int n_images)
 {
     const ptrdiff_t C = dcga->channels;
+    ptrdiff_t total = 0;
+    for (int a = 0; a < n_images; a++)
+        total += images[a].n;
     for (ptrdiff_t c = 0; c < C; c++) {
         double sum = 0, squares = 0;
-        for (ptrdiff_t i = 0; i < total; i++)
-            sum += pooled[i * C + c];
-        double mean = total ? sum / total : 0;
-        for (ptrdiff_t i = 0; i < total; i++) {
-            double d = pooled[i * C + c] - mean;
-            squares += d * d;
-        }
+        for (int a = 0; a < n_images; a++)
+            for (ptrdiff_t i = 0; i < images[a].n; i++)
+                sum += images[a].pooled[i * C + c];
+        const double mean = total ? sum / total : 0;
+        for (int a = 0; a < n_images; a++)
+            for (ptrdiff_t i = 0; i < images[a].n; i++) {
+                const double d = images[a].pooled[i * C + c] - mean;
+                squares += d * d;
+            }
         dcga->mean[c] = (float)mean;
-        dcga->std[c] = channel_unit(mean, total ? sqrt(squares / total) : 0);
+        dcga->std[c] = channel_deviation(mean, total ? sqrt(squares / total) : 0);
     }
 }
 
-/* x_i = (a_i - μ)/σ. */
-static void standardise(const Dcga *dcga, float *x, const float *pooled, ptrdiff_t n)
+/* x [n][C]: x_i = (a_i - μ)/σ. */
+static void standardise(const Dcga *dcga, float *x, const Objects *o)
 {
     const ptrdiff_t C = dcga->channels;
-    for (ptrdiff_t i = 0; i < n; i++)
+    for (ptrdiff_t i = 0; i < o->n; i++)
         for (ptrdiff_t c = 0; c < C; c++)
-            x[i * C + c] = (pooled[i * C + c] - dcga->mean[c]) / dcga->std[c];
+            x[i * C + c] = (o->pooled[i * C + c] - dcga->mean[c]) / dcga->std[c];
 }
 
 /* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle). -1 if A is not
@@ -377,7 +403,7 @@ static int cholesky(double *a, ptrdiff_t n)
  * once. */
 static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
 {
-    memset(inverse, 0, (size_t)(n * n) * sizeof *inverse);
+    memset(inverse, 0, n * n * sizeof *inverse);
     for (ptrdiff_t i = 0; i < n; i++) {
         double *row = inverse + i * n;
         row[i] = 1;
@@ -394,9 +420,9 @@ static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
 
 /* The bank's objects during the fit of the covariance filter. */
 typedef struct Fit {
-    const float *centroids;             /* [total][2] */
-    const int *first;                   /* [n_images + 1] */
-    ptrdiff_t n_images, C, total, most; /* most: the largest number of objects of an image. */
+    const Objects *images;
+    ptrdiff_t n_images, C, total, most; /* total: all objects; most: the largest number of one image */
+    ptrdiff_t *first;                   /* [n_images + 1] image a owns rows first[a] .. first[a+1]-1 */
     float *x, *h;                       /* [total][C] standardised; filtered to unit vectors. */
     double *covariance;                 /* [C][C] lower triangle of Σ_w, then L. */
     double *inverse;                    /* [C][C] L⁻¹ */
@@ -405,15 +431,16 @@ typedef struct Fit {
     double *delta;                      /* [C] */
 } Fit;
 
-static void fit_layout(Fit *fit, Arena *arena)
+static void layout_fit(Fit *fit, Arena *arena)
 {
-    const size_t C = (size_t)fit->C, total = (size_t)fit->total, most = (size_t)fit->most;
-    fit->x = arena_floats(arena, total * C);
-    fit->h = arena_floats(arena, total * C);
+    const ptrdiff_t C = fit->C;
+    fit->first = arena_take(arena, (fit->n_images + 1) * sizeof *fit->first);
+    fit->x = arena_floats(arena, fit->total * C);
+    fit->h = arena_floats(arena, fit->total * C);
     fit->covariance = arena_take(arena, C * C * sizeof *fit->covariance);
     fit->inverse = arena_take(arena, C * C * sizeof *fit->inverse);
-    fit->score = arena_floats(arena, most * most);
-    fit->pairs = arena_take(arena, most * sizeof *fit->pairs);
+    fit->score = arena_floats(arena, fit->most * fit->most);
+    fit->pairs = arena_take(arena, fit->most * sizeof *fit->pairs);
     fit->delta = arena_take(arena, C * sizeof *fit->delta);
 }
 
@@ -422,8 +449,8 @@ static void fit_layout(Fit *fit, Arena *arena)
 static int add_pairs(const Fit *fit, ptrdiff_t a, ptrdiff_t b)
 {
     const ptrdiff_t C = fit->C, first_a = fit->first[a], first_b = fit->first[b];
-    const ptrdiff_t n = fit->first[a + 1] - first_a, m = fit->first[b + 1] - first_b;
-    const float *c_a = fit->centroids + 2 * first_a, *c_b = fit->centroids + 2 * first_b;
+    const ptrdiff_t n = fit->images[a].n, m = fit->images[b].n;
+    const float *c_a = fit->images[a].centroids, *c_b = fit->images[b].centroids;
     if (n == 0 || m == 0)
         return 0;
     matmul_nt(fit->score, m, fit->h + first_a * C, C, fit->h + first_b * C, C, n, m, C, 0);
@@ -451,7 +478,7 @@ static int within_covariance(const Fit *fit, int partners, float shrinkage)
 {
     const ptrdiff_t C = fit->C, N = fit->n_images, P = partners < N - 1 ? partners : N - 1;
     long n_pairs = 0;
-    memset(fit->covariance, 0, (size_t)(C * C) * sizeof(double));
+    memset(fit->covariance, 0, C * C * sizeof(double));
     for (ptrdiff_t a = 0; a < N; a++)
         for (ptrdiff_t t = 0; t < P; t++)
             n_pairs += add_pairs(fit, a, (a + 1 + t * (N - 1) / P) % N);
@@ -475,7 +502,7 @@ static int within_covariance(const Fit *fit, int partners, float shrinkage)
 static int covariance_filter(float *filter, const Fit *fit, const DcgaOptions *options)
 {
     int found = 0;
-    memcpy(fit->h, fit->x, (size_t)(fit->total * fit->C) * sizeof(float));
+    memcpy(fit->h, fit->x, fit->total * fit->C * sizeof(float));
     l2_normalise(fit->h, fit->total, fit->C, 1e-12f);
     for (int round = 0; round < options->rounds; round++) {
         if (!within_covariance(fit, options->partners, options->shrinkage) ||
@@ -491,27 +518,27 @@ static int covariance_filter(float *filter, const Fit *fit, const DcgaOptions *o
     return found;
 }
 
-static int fit_filter(Dcga *dcga, const float *pooled, const float *centroids, const int *first, int n_images,
-                      Error *err)
+/* dcga->filter, or NULL if there is nothing to fit. 0, or -1: no memory. */
+static int fit_filter(Dcga *dcga, const Objects *images, int n_images, Error *err)
 {
-    Fit fit = {.centroids = centroids,
-               .first = first,
-               .n_images = n_images,
-               .C = dcga->channels,
-               .total = first[n_images],
-               .most = 1};
-    for (int i = 0; i < n_images; i++)
-        if (first[i + 1] - first[i] > fit.most)
-            fit.most = first[i + 1] - first[i];
+    Fit fit = {.images = images, .n_images = n_images, .C = dcga->channels, .most = 1};
+    for (int a = 0; a < n_images; a++) {
+        fit.total += images[a].n;
+        fit.most = images[a].n > fit.most ? images[a].n : fit.most;
+    }
     Arena arena = {0};
-    fit_layout(&fit, &arena);
-    float *filter = aligned_array((size_t)(fit.C * fit.C), sizeof *filter);
+    layout_fit(&fit, &arena);
+    float *filter = aligned_array(fit.C * fit.C, sizeof *filter);
     if (!filter || arena_allocate(&arena)) {
         free(filter);
-        return fail_memory(err, "the channel graph", (unsigned long long)(fit.C * fit.C) * 20);
+        return fail_memory(err, "the channel graph", arena.size);
     }
-    fit_layout(&fit, &arena);
-    standardise(dcga, fit.x, pooled, fit.total);
+    layout_fit(&fit, &arena);
+    fit.first[0] = 0;
+    for (int a = 0; a < n_images; a++) {
+        fit.first[a + 1] = fit.first[a] + images[a].n;
+        standardise(dcga, fit.x + fit.first[a] * fit.C, &images[a]);
+    }
     if (covariance_filter(filter, &fit, &dcga->options))
         dcga->filter = filter;
     else
@@ -520,19 +547,18 @@ static int fit_filter(Dcga *dcga, const float *pooled, const float *centroids, c
     return 0;
 }
 
-int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
-             const float *centroids, const int *first, int n_images, Error *err)
+int dcga_fit(Dcga *dcga, const DcgaOptions *options, const Objects *images, int n_images, Error *err)
 {
-    *dcga = (Dcga){.options = *options, .channels = channels};
-    dcga->mean = aligned_array((size_t)channels, sizeof(float));
-    dcga->std = aligned_array((size_t)channels, sizeof(float));
+    const int C = images[0].channels;
+    *dcga = (Dcga){.options = *options, .channels = C};
+    dcga->mean = aligned_array(C, sizeof(float));
+    dcga->std = aligned_array(C, sizeof(float));
     if (!dcga->mean || !dcga->std) {
         dcga_free(dcga);
-        return fail_memory(err, "the bank's statistics", (unsigned long long)channels * 8);
+        return fail_memory(err, "the bank's statistics", 2 * C * sizeof(float));
     }
-    moments(dcga, pooled, first[n_images]);
-    if (options->channel_graph == CHANNEL_COVARIANCE &&
-        fit_filter(dcga, pooled, centroids, first, n_images, err)) {
+    moments(dcga, images, n_images);
+    if (options->channel_graph == CHANNEL_COVARIANCE && fit_filter(dcga, images, n_images, err)) {
         dcga_free(dcga);
         return -1;
     }
@@ -554,6 +580,48 @@ void dcga_free(Dcga *dcga)
  * Objects -> descriptors (docs/METHOD.md 5)
  * ============================================================================================== */
 
+/* Buffers of one description. Only those of the chosen graphs have a size. */
+typedef struct DescribeWork {
+    float *x; /* [n][C] */
+    /* channel_softmax */
+    float *z;         /* [C][n_cells] */
+    float *attention; /* [C][C] */
+    float *change;    /* [C] */
+    /* gat_v2 */
+    float *nodes;              /* [C][d_in] of the channels */
+    float *left, *right, *out; /* [nodes][d_out] */
+    float *alpha;              /* [nodes] */
+    /* object_graph */
+    float *object_alpha, *mixed; /* [n][n], [n][C] */
+} DescribeWork;
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static void layout_describe(DescribeWork *work, Arena *arena, const Dcga *dcga, const Objects *o)
+{
+    const GatWeights *channel_gat = &dcga->channel_gat, *object_gat = &dcga->object_gat;
+    const size_t n = o->n, C = dcga->channels;
+    const size_t softmax_C = !channel_gat->w_l && dcga->options.channel_graph == CHANNEL_SOFTMAX ? C : 0;
+    const size_t graph_n = !object_gat->w_l && dcga->options.object_strength > 0 ? n : 0;
+    const size_t n_nodes = larger(channel_gat->w_l ? C : 0, object_gat->w_l ? n : 0);
+    const size_t n_outputs =
+        larger(channel_gat->w_l ? C * channel_gat->d_out : 0, object_gat->w_l ? n * C : 0);
+    work->x = arena_floats(arena, n * C);
+    work->z = arena_floats(arena, softmax_C * grid_cells(o));
+    work->attention = arena_floats(arena, softmax_C * softmax_C);
+    work->change = arena_floats(arena, softmax_C);
+    work->nodes = arena_floats(arena, channel_gat->w_l ? C * channel_gat->d_in : 0);
+    work->left = arena_floats(arena, n_outputs);
+    work->right = arena_floats(arena, n_outputs);
+    work->out = arena_floats(arena, n_outputs);
+    work->alpha = arena_floats(arena, n_nodes);
+    work->object_alpha = arena_floats(arena, graph_n * graph_n);
+    work->mixed = arena_floats(arena, graph_n * C);
+}
+
 /* Z [C][n_cells] = the object's standardised features at the n cells of which it covers at least half.
  * Returns n. */
 static ptrdiff_t standardised_cells(const Dcga *dcga, float *z, const float *features, const float *coverage,
@@ -573,40 +641,36 @@ static ptrdiff_t standardised_cells(const Dcga *dcga, float *z, const float *fea
 
 /* The literal reading of the paper [ours]: the channels of one object attend to each other. A =
  * softmax_row(Z·Zᵀ/(n·τ)), x <- x + λ·A·x; x [n][C]. */
-static int channel_softmax(const Dcga *dcga, float *x, const Objects *o, Error *err)
+static void channel_softmax(const Dcga *dcga, float *x, const Objects *o, const DescribeWork *work)
 {
-    const ptrdiff_t C = dcga->channels, n_cells = (ptrdiff_t)o->grid_h * o->grid_w;
-    float *z = aligned_array((size_t)(C * n_cells + C * C + C), sizeof *z);
-    if (!z)
-        return fail_memory(err, "the channel graph", (unsigned long long)(C * n_cells + C * C + C) * 4);
-    float *attention = z + C * n_cells, *change = attention + C * C;
+    const ptrdiff_t C = dcga->channels, n_cells = grid_cells(o);
+    float *attention = work->attention;
     for (ptrdiff_t i = 0; i < o->n; i++, x += C) {
-        ptrdiff_t n = standardised_cells(dcga, z, o->features, o->coverage + i * n_cells, n_cells);
+        const ptrdiff_t n =
+            standardised_cells(dcga, work->z, o->features, o->coverage + i * n_cells, n_cells);
         if (n == 0)
             continue; /* covers half of no cell: nothing to attend to. */
-        float share = 1 / ((float)n * dcga->options.channel_tau);
-        matmul_nt(attention, C, z, n_cells, z, n_cells, C, C, n, 0);
+        const float share = 1 / (n * dcga->options.channel_tau);
+        matmul_nt(attention, C, work->z, n_cells, work->z, n_cells, C, C, n, 0);
         for (ptrdiff_t c = 0; c < C * C; c++)
             attention[c] *= share;
         softmax_rows(attention, C, C);
         for (ptrdiff_t c = 0; c < C; c++)
-            change[c] = dot(attention + c * C, x, C);
+            work->change[c] = dot(attention + c * C, x, C);
         for (ptrdiff_t c = 0; c < C; c++)
-            x[c] += dcga->options.channel_strength * change[c];
+            x[c] += dcga->options.channel_strength * work->change[c];
     }
-    free(z);
-    return 0;
 }
 
 /* GATv2 over n complete nodes with self-loops [block: Brody et al. 2022, eq. 7]: e_ij = aᵀ LeakyReLU(W_l x_j
- * + W_r x_i), α_i = softmax_j(e_ij), out_i = Σ_j α_ij W_l x_j + b. x [n][d_in], out [n][d_out]; scratch:
- * n·(2·d_out + 1) floats. */
-static void gat_v2(const GatWeights *g, float *out, const float *x, ptrdiff_t n, float *scratch)
+ * + W_r x_i), α_i = softmax_j(e_ij), out_i = Σ_j α_ij W_l x_j + b. x [n][d_in] -> work->out [n][d_out]. */
+static void gat_v2(const GatWeights *g, const float *x, ptrdiff_t n, const DescribeWork *work)
 {
     const ptrdiff_t d = g->d_out;
-    float *left = scratch, *right = left + n * d, *alpha = right + n * d;
-    linear(left, x, g->w_l, NULL, n, g->d_out, g->d_in);
-    linear(right, x, g->w_r, NULL, n, g->d_out, g->d_in);
+    const float *left = work->left, *right = work->right;
+    float *out = work->out, *alpha = work->alpha;
+    linear(work->left, x, g->w_l, NULL, n, g->d_out, g->d_in);
+    linear(work->right, x, g->w_r, NULL, n, g->d_out, g->d_in);
     for (ptrdiff_t i = 0; i < n; i++) {
         for (ptrdiff_t j = 0; j < n; j++) {
             float e = 0;
@@ -625,39 +689,23 @@ static void gat_v2(const GatWeights *g, float *out, const float *x, ptrdiff_t n,
     }
 }
 
-/* The rows and columns of the grid that an object touches; last < first: none. */
-typedef struct Box {
-    int x_first, x_last, y_first, y_last;
-} Box;
-
-static Box box_of(const float *coverage, int grid_h, int grid_w)
-{
-    Box b = {grid_w, -1, grid_h, -1};
-    for (int y = 0; y < grid_h; y++)
-        for (int x = 0; x < grid_w; x++)
-            if (coverage[y * grid_w + x] > 0) {
-                b.x_first = x < b.x_first ? x : b.x_first, b.x_last = x > b.x_last ? x : b.x_last;
-                b.y_first = y < b.y_first ? y : b.y_first, b.y_last = y > b.y_last ? y : b.y_last;
-            }
-    return b;
-}
-
 /* A channel as a node [ours]: its weighted means over a side×side raster of object i's box. nodes
  * [C][side²]. */
 static void channel_layout(const Dcga *dcga, float *nodes, const Objects *o, ptrdiff_t i, int side)
 {
     const ptrdiff_t C = dcga->channels, bins = side * side;
-    const float *coverage = o->coverage + i * o->grid_h * o->grid_w;
-    const Box box = box_of(coverage, o->grid_h, o->grid_w);
-    const int box_h = box.y_last - box.y_first + 1, box_w = box.x_last - box.x_first + 1;
-    memset(nodes, 0, (size_t)(C * bins) * sizeof(float));
+    const float *coverage = o->coverage + i * grid_cells(o);
+    Span rows, columns;
+    coverage_extent(&rows, &columns, coverage, o->grid_h, o->grid_w);
+    const int box_h = rows.last - rows.first + 1, box_w = columns.last - columns.first + 1;
+    memset(nodes, 0, C * bins * sizeof *nodes);
     for (int bin = 0; bin < bins && box_w > 0; bin++) {
         double total = 0;
-        for (int y = box.y_first; y <= box.y_last; y++)
-            for (int x = box.x_first; x <= box.x_last; x++) {
+        for (int y = rows.first; y <= rows.last; y++)
+            for (int x = columns.first; x <= columns.last; x++) {
                 const ptrdiff_t p = y * o->grid_w + x;
-                if ((y - box.y_first) * side / box_h != bin / side ||
-                    (x - box.x_first) * side / box_w != bin % side)
+                if ((y - rows.first) * side / box_h != bin / side ||
+                    (x - columns.first) * side / box_w != bin % side)
                     continue;
                 total += coverage[p];
                 for (ptrdiff_t c = 0; c < C; c++)
@@ -671,108 +719,106 @@ static void channel_layout(const Dcga *dcga, float *nodes, const Objects *o, ptr
 
 /* The learned channel graph [ours]: nodes are channels. A channel's new value is the mean over its node's
  * GATv2 outputs. x [n][C]. */
-static int channel_gat(const Dcga *dcga, float *x, const Objects *o, Error *err)
+static void channel_gat(const Dcga *dcga, float *x, const Objects *o, const DescribeWork *work)
 {
     const GatWeights *g = &dcga->channel_gat;
-    const ptrdiff_t C = dcga->channels, d = g->d_out, n_floats = C * (g->d_in + 3 * d + 1);
-    float *nodes = aligned_array((size_t)n_floats, sizeof(float));
-    if (!nodes)
-        return fail_memory(err, "the learned channel graph", (unsigned long long)n_floats * 4);
-    float *out = nodes + C * g->d_in, *scratch = out + C * d;
+    const ptrdiff_t C = dcga->channels, d = g->d_out;
     for (ptrdiff_t i = 0; i < o->n; i++) {
-        channel_layout(dcga, nodes, o, i, (int)lround(sqrt(g->d_in)));
-        gat_v2(g, out, nodes, C, scratch);
+        channel_layout(dcga, work->nodes, o, i, (int)lround(sqrt(g->d_in)));
+        gat_v2(g, work->nodes, C, work);
         for (ptrdiff_t c = 0; c < C; c++) {
             double sum = 0;
             for (ptrdiff_t k = 0; k < d; k++)
-                sum += out[c * d + k];
-            x[i * C + c] = (float)(sum / (double)d);
+                sum += work->out[c * d + k];
+            x[i * C + c] = (float)(sum / d);
         }
     }
-    free(nodes);
-    return 0;
 }
 
 /* h [n][C] = the channel graph of the standardised objects, not yet unit vectors. A learned graph replaces
  * the others. */
-static int channel_graph(const Dcga *dcga, float *h, const Objects *o, Error *err)
+static void channel_graph(const Dcga *dcga, float *h, const Objects *o, const DescribeWork *work)
 {
     const ptrdiff_t C = dcga->channels, n = o->n;
-    float *x = aligned_array((size_t)(n * C), sizeof *x);
-    if (!x)
-        return fail_memory(err, "descriptors", (unsigned long long)(n * C) * 4);
-    standardise(dcga, x, o->pooled, n);
-    int status = 0;
+    standardise(dcga, work->x, o);
     if (dcga->channel_gat.w_l)
-        status = channel_gat(dcga, x, o, err);
+        channel_gat(dcga, work->x, o, work);
     else if (dcga->options.channel_graph == CHANNEL_SOFTMAX)
-        status = channel_softmax(dcga, x, o, err);
+        channel_softmax(dcga, work->x, o, work);
     if (dcga->filter && !dcga->channel_gat.w_l)
-        linear(h, x, dcga->filter, NULL, n, C, C);
+        linear(h, work->x, dcga->filter, NULL, n, C, C);
     else
-        memcpy(h, x, (size_t)(n * C) * sizeof(float));
-    free(x);
-    return status;
+        memcpy(h, work->x, n * C * sizeof *h);
 }
 
 /* The learned object graph over n nodes h [n][C], in place. A single node attends to itself: W_l x + b, in
  * the same space as the others. */
-static int object_gat(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
+static void object_gat(const Dcga *dcga, float *h, ptrdiff_t n, const DescribeWork *work)
 {
-    const ptrdiff_t C = dcga->channels, n_floats = n * C + n * (2 * C + 1);
-    float *out = aligned_array((size_t)n_floats, sizeof *out);
-    if (!out)
-        return fail_memory(err, "descriptors", (unsigned long long)n_floats * 4);
-    gat_v2(&dcga->object_gat, out, h, n, out + n * C);
-    memcpy(h, out, (size_t)(n * C) * sizeof *h);
-    free(out);
-    return 0;
+    gat_v2(&dcga->object_gat, h, n, work);
+    memcpy(h, work->out, n * dcga->channels * sizeof *h);
 }
 
 /* The object graph [ours]: α_ij = softmax_j(cos(h_i, h_j)/τ), h_i <- h_i + λ Σ_j α_ij h_j over the image's
  * objects. h [n][C] are unit vectors before and after. */
-static int object_graph(const Dcga *dcga, float *h, ptrdiff_t n, Error *err)
+static void object_graph(const Dcga *dcga, float *h, ptrdiff_t n, const DescribeWork *work)
 {
     const ptrdiff_t C = dcga->channels;
-    float *alpha = aligned_array((size_t)(n * n + n * C), sizeof *alpha);
-    if (!alpha)
-        return fail_memory(err, "descriptors", (unsigned long long)(n * n + n * C) * 4);
-    float *mixed = alpha + n * n;
-    matmul_nt(alpha, n, h, C, h, C, n, n, C, 0);
+    matmul_nt(work->object_alpha, n, h, C, h, C, n, n, C, 0);
     for (ptrdiff_t i = 0; i < n * n; i++)
-        alpha[i] /= dcga->options.object_tau;
-    softmax_rows(alpha, n, n);
-    matmul(mixed, C, alpha, n, h, C, n, C, n, 0);
+        work->object_alpha[i] /= dcga->options.object_tau;
+    softmax_rows(work->object_alpha, n, n);
+    matmul(work->mixed, C, work->object_alpha, n, h, C, n, C, n, 0);
     for (ptrdiff_t i = 0; i < n * C; i++)
-        h[i] += dcga->options.object_strength * mixed[i];
+        h[i] += dcga->options.object_strength * work->mixed[i];
     l2_normalise(h, n, C, 1e-12f);
-    free(alpha);
+}
+
+/* Channel graph, learned object graph, unit vectors: what an object of an image and a region share. */
+static void describe(const Dcga *dcga, float *h, const Objects *o, const DescribeWork *work)
+{
+    channel_graph(dcga, h, o, work);
+    if (dcga->object_gat.w_l)
+        object_gat(dcga, h, o->n, work);
+    l2_normalise(h, o->n, dcga->channels, 1e-12f);
+}
+
+/* Lay the buffers out and allocate them; free(arena->base). */
+static int new_describe_work(DescribeWork *work, Arena *arena, const Dcga *dcga, const Objects *o, Error *err)
+{
+    *arena = (Arena){0};
+    layout_describe(work, arena, dcga, o);
+    if (arena_allocate(arena))
+        return fail_memory(err, "descriptors", arena->size);
+    layout_describe(work, arena, dcga, o);
     return 0;
 }
 
 int dcga_describe(const Dcga *dcga, float *descriptors, const Objects *o, Error *err)
 {
+    DescribeWork work;
+    Arena arena;
     if (o->n == 0)
         return 0;
-    if (channel_graph(dcga, descriptors, o, err))
+    if (new_describe_work(&work, &arena, dcga, o, err))
         return -1;
-    if (dcga->object_gat.w_l && object_gat(dcga, descriptors, o->n, err))
-        return -1;
-    l2_normalise(descriptors, o->n, dcga->channels, 1e-12f);
+    describe(dcga, descriptors, o, &work);
     if (!dcga->object_gat.w_l && dcga->options.object_strength > 0)
-        return object_graph(dcga, descriptors, o->n, err);
+        object_graph(dcga, descriptors, o->n, &work);
+    free(arena.base);
     return 0;
 }
 
 int dcga_describe_region(const Dcga *dcga, float *h, const Objects *image, const float *pooled,
                          const float *coverage, Error *err)
 {
+    DescribeWork work;
+    Arena arena;
     Objects region = *image;
     region.n = 1, region.pooled = pooled, region.coverage = coverage;
-    if (channel_graph(dcga, h, &region, err))
+    if (new_describe_work(&work, &arena, dcga, &region, err))
         return -1;
-    if (dcga->object_gat.w_l && object_gat(dcga, h, 1, err))
-        return -1;
-    l2_normalise(h, 1, dcga->channels, 1e-12f);
+    describe(dcga, h, &region, &work);
+    free(arena.base);
     return 0;
 }

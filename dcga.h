@@ -29,6 +29,19 @@ typedef struct Objects {
     Arena memory;               /* of coverage, pooled, centroids, areas. */
 } Objects;
 
+static inline ptrdiff_t grid_cells(const Objects *o)
+{
+    return (ptrdiff_t)o->grid_h * o->grid_w;
+}
+
+/* Some rows, or columns, of a grid; last < first: none. */
+typedef struct Span {
+    int first, last;
+} Span;
+
+/* The rows and columns that coverage [grid_h*grid_w] touches. */
+void coverage_extent(Span *rows, Span *columns, const float *coverage, int grid_h, int grid_w);
+
 /* Thresholds are double, as in amg.h: a mask of exactly 90 % stays, although 0.9f is less than 90 %. */
 typedef struct ObjectsOptions {
     double max_area; /* masks above this part of the image are dropped: 0.90 [ours]. */
@@ -64,10 +77,10 @@ void objects_free(Objects *objects);
 
 /* ---- objects -> descriptors ----------------------------------------------------------------------*/
 
-/* The unit of a channel of this mean and standard deviation: the deviation, or 1 when the channel never
- * changes. Trained networks have such channels, and they tell nothing. A bank keeps features as float16, so a
- * deviation below 1/1024 of the mean is rounding [ours]. */
-float channel_unit(double mean, double std);
+/* The standard deviation by which a channel is divided: `std`, or 1 when the channel never changes. Trained
+ * networks have such channels, and they tell nothing. A bank keeps features as float16, so a deviation below
+ * 1/1024 of the mean is rounding [ours]. */
+float channel_deviation(double mean, double std);
 
 typedef enum ChannelGraph { CHANNEL_OFF, CHANNEL_COVARIANCE, CHANNEL_SOFTMAX } ChannelGraph;
 
@@ -92,10 +105,9 @@ typedef struct Dcga {
         channel_gat; /* over channels: d_in = bins of a channel's layout inside the object, d_out any. */
 } Dcga;
 
-/* Statistics of a bank's objects. pooled [total][channels], centroids [total][2]; image i owns objects
- * first[i]..first[i+1]-1. 0, or -1: no memory. */
-int dcga_fit(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
-             const float *centroids, const int *first, int n_images, Error *err);
+/* Statistics of the objects of n_images >= 1 normal images, from their pooled features and centroids. 0, or
+ * -1: no memory. */
+int dcga_fit(Dcga *dcga, const DcgaOptions *options, const Objects *images, int n_images, Error *err);
 /* Attach the learned weights of --dcga. Their arrays stay in the file. */
 int dcga_learned(Dcga *dcga, Safetensors *weights, Error *err);
 void dcga_free(Dcga *dcga);
@@ -108,6 +120,9 @@ int dcga_describe(const Dcga *dcga, float *descriptors, const Objects *objects, 
 int dcga_describe_region(const Dcga *dcga, float *h, const Objects *image, const float *pooled,
                          const float *coverage, Error *err);
 
+/* The j that is the best of row i while i is the best of column j; -1: there is none. score [n][ld] has m
+ * columns. Of equal scores the first counts. */
+int mutual_best(const float *score, ptrdiff_t ld, int n, int m, ptrdiff_t i);
 /* Mutual nearest neighbours between two sets under score [n][m]: pairs of indices. Returns the number of
  * pairs, at most min(n, m). */
 int mutual_pairs(int (*pairs)[2], const float *score, int n, int m);

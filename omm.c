@@ -92,18 +92,15 @@ int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dus
 {
     const ptrdiff_t rows = (ptrdiff_t)n + 1, cols = (ptrdiff_t)m + 1;
     const double norm = -log(n + m);
-    float *z = aligned_array((size_t)(rows * cols), sizeof *z);
-    double *u = aligned_array((size_t)(rows + cols), sizeof *u);
-    if (!z || !u) {
-        free(z), free(u);
-        return fail_memory(err, "a matching", (unsigned long long)(rows * cols) * sizeof *z);
+    float *z = aligned_array(rows * cols, sizeof *z);
+    double *u = calloc(rows, sizeof *u), *v = calloc(cols, sizeof *v);
+    if (!z || !u || !v) {
+        free(z), free(u), free(v);
+        return fail_memory(err, "a matching", rows * cols * sizeof *z);
     }
-    double *v = u + rows;
     for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t j = 0; j < cols; j++)
             z[i * cols + j] = (i < n && j < m ? scores[i * m + j] : dustbin) / tau;
-    for (ptrdiff_t i = 0; i < rows + cols; i++)
-        u[i] = 0;
     for (int t = 0; t < iters; t++) {
         for (ptrdiff_t i = 0; i < rows; i++)
             u[i] = norm + (i < n ? 0 : log(m)) - log_sum_exp(z + i * cols, 1, v, cols);
@@ -113,7 +110,7 @@ int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dus
     for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t j = 0; j < cols; j++)
             assignment[i * cols + j] = expf((float)(z[i * cols + j] + u[i] + v[j] - norm));
-    free(z), free(u);
+    free(z), free(u), free(v);
     return 0;
 }
 
@@ -136,24 +133,14 @@ float omm_dustbin(float alpha, int n, int m, const OmmOptions *options)
  * Matches
  * ============================================================================================== */
 
-/* Index of the largest of n numbers that are `stride` apart; of equal ones the first. */
-static int largest(const float *x, ptrdiff_t stride, int n)
+/* Mutual best by table [n_q][ld], above the threshold [block]. */
+static void pick_matches(Matching *m, const float *table, ptrdiff_t ld, float threshold)
 {
-    int best = 0;
-    for (int j = 1; j < n; j++)
-        if (x[j * stride] > x[best * stride])
-            best = j;
-    return best;
-}
-
-/* Mutual best by table [n_q][stride], above the threshold [block]. */
-static void pick_matches(Matching *m, const float *table, ptrdiff_t stride, float threshold)
-{
-    for (int i = 0; i < m->n_q; i++) {
-        int j = largest(table + i * stride, 1, m->n_r);
-        if (table[i * stride + j] > threshold && largest(table + j, stride, m->n_q) == i) {
+    for (ptrdiff_t i = 0; i < m->n_q; i++) {
+        const int j = mutual_best(table, ld, m->n_q, m->n_r, i);
+        if (j >= 0 && table[i * ld + j] > threshold) {
             m->match_q[i] = j;
-            m->match_r[j] = i;
+            m->match_r[j] = (int)i;
         }
     }
 }
@@ -169,27 +156,27 @@ static void assign_matches(Matching *m)
             m->assignment[m->n_q * cols + j] = 1;
 }
 
-static void layout(Matching *m, Arena *arena)
+static void layout_matching(Matching *m, Arena *arena)
 {
-    const size_t n = (size_t)m->n_q, k = (size_t)m->n_r;
-    m->scores = arena_floats(arena, n * k);
-    m->assignment = arena_floats(arena, (n + 1) * (k + 1));
-    m->match_q = arena_take(arena, n * sizeof *m->match_q);
-    m->match_r = arena_take(arena, k * sizeof *m->match_r);
-    m->unmatched_q = arena_floats(arena, n);
-    m->unmatched_r = arena_floats(arena, k);
-    m->counted_q = arena_floats(arena, n);
-    m->counted_r = arena_floats(arena, k);
+    const size_t n_q = m->n_q, n_r = m->n_r;
+    m->scores = arena_floats(arena, n_q * n_r);
+    m->assignment = arena_floats(arena, (n_q + 1) * (n_r + 1));
+    m->match_q = arena_take(arena, n_q * sizeof *m->match_q);
+    m->match_r = arena_take(arena, n_r * sizeof *m->match_r);
+    m->unmatched_q = arena_floats(arena, n_q);
+    m->unmatched_r = arena_floats(arena, n_r);
+    m->counted_q = arena_floats(arena, n_q);
+    m->counted_r = arena_floats(arena, n_r);
 }
 
 /* A matching without any match, with all of P 0. */
 static int matching_new(Matching *m, int n_q, int n_r, Error *err)
 {
     *m = (Matching){.n_q = n_q, .n_r = n_r};
-    layout(m, &m->memory);
+    layout_matching(m, &m->memory);
     if (arena_allocate(&m->memory))
         return fail_memory(err, "a matching", m->memory.size);
-    layout(m, &m->memory);
+    layout_matching(m, &m->memory);
     memset(m->memory.base, 0, m->memory.size);
     for (int i = 0; i < n_q; i++)
         m->match_q[i] = -1;
@@ -248,8 +235,8 @@ static int pool_moved(float *pooled, float *moved, const Objects *image, const f
 {
     const ptrdiff_t C = image->channels, h = image->grid_h, w = image->grid_w;
     double total = 0;
-    memset(pooled, 0, (size_t)C * sizeof *pooled);
-    memset(moved, 0, (size_t)(h * w) * sizeof *moved);
+    memset(pooled, 0, C * sizeof *pooled);
+    memset(moved, 0, h * w * sizeof *moved);
     for (ptrdiff_t y = 0; y < h; y++)
         for (ptrdiff_t x = 0; x < w; x++) {
             const float covered = mask[y * w + x];
@@ -267,20 +254,34 @@ static int pool_moved(float *pooled, float *moved, const Objects *image, const f
     return total > 0;
 }
 
-/* 1 if the image shows an object similar to object i of `mine` under its mask, else 0; -1: no memory. The
- * mask is also moved by up to verify_shift cells, because parts never lie exactly alike. room [2·C + h·w]. */
-static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, const Dcga *dcga, float alpha,
-                       int reach, float *room, Error *err)
+/* Buffers of a verification. */
+typedef struct VerifyWork {
+    float *moved;  /* [h*w] the mask in the other image */
+    float *pooled; /* [C] of the features under it */
+    float *h;      /* [C] the descriptor there */
+} VerifyWork;
+
+static void layout_verify(VerifyWork *work, Arena *arena, const Objects *image)
 {
-    const ptrdiff_t C = image->channels, n_cells = (ptrdiff_t)image->grid_h * image->grid_w;
-    float *pooled = room, *h = pooled + C, *moved = h + C;
-    for (int dy = -reach; dy <= reach; dy++)
-        for (int dx = -reach; dx <= reach; dx++) {
-            if (!pool_moved(pooled, moved, image, mine->coverage + i * n_cells, dx, dy))
+    work->moved = arena_floats(arena, grid_cells(image));
+    work->pooled = arena_floats(arena, image->channels);
+    work->h = arena_floats(arena, image->channels);
+}
+
+/* 1 if the image shows an object similar to object i of `mine` under its mask, else 0; -1: no memory. The
+ * mask is also moved by up to `shift` cells, because parts never lie exactly alike. */
+static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, const Dcga *dcga, float alpha,
+                       int shift, const VerifyWork *work, Error *err)
+{
+    const ptrdiff_t C = image->channels;
+    const float *mask = mine->coverage + i * grid_cells(image);
+    for (int dy = -shift; dy <= shift; dy++)
+        for (int dx = -shift; dx <= shift; dx++) {
+            if (!pool_moved(work->pooled, work->moved, image, mask, dx, dy))
                 continue;
-            if (dcga_describe_region(dcga, h, image, pooled, moved, err))
+            if (dcga_describe_region(dcga, work->h, image, work->pooled, work->moved, err))
                 return -1;
-            if (dot(mine->descriptors + i * C, h, C) >= alpha)
+            if (dot(mine->descriptors + i * C, work->h, C) >= alpha)
                 return 1;
         }
     return 0;
@@ -292,19 +293,21 @@ static int shown_there(const Objects *image, const Objects *mine, ptrdiff_t i, c
 int omm_verify(float *unmatched, const Objects *mine, const Objects *other, const Dcga *dcga, float alpha,
                const OmmOptions *options, Error *err)
 {
-    const size_t n_room = 2 * (size_t)other->channels + (size_t)other->grid_h * (size_t)other->grid_w;
-    float *room = aligned_array(n_room, sizeof *room);
-    if (!room)
-        return fail_memory(err, "verification", n_room * sizeof *room);
+    Arena arena = {0};
+    VerifyWork work;
+    layout_verify(&work, &arena, other);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "verification", arena.size);
+    layout_verify(&work, &arena, other);
     int shown = 0;
     for (int i = 0; i < mine->n && shown >= 0; i++) {
         if (!(unmatched[i] > options->verify_above))
             continue;
-        shown = shown_there(other, mine, i, dcga, alpha, options->verify_shift, room, err);
+        shown = shown_there(other, mine, i, dcga, alpha, options->verify_shift, &work, err);
         if (shown > 0)
             unmatched[i] = 0;
     }
-    free(room);
+    free(arena.base);
     return shown < 0 ? -1 : 0;
 }
 
@@ -312,13 +315,13 @@ int omm_verify(float *unmatched, const Objects *mine, const Objects *other, cons
  * Counting [ours]
  * ============================================================================================== */
 
-int omm_alike(const Objects *a, int i, const Objects *b, int j, float alpha, const OmmOptions *options)
+int omm_alike(const Objects *a, ptrdiff_t i, const Objects *b, ptrdiff_t j, float alpha,
+              const OmmOptions *options)
 {
     const ptrdiff_t C = a->channels;
     const float likeness = dot(a->descriptors + i * C, b->descriptors + j * C, C);
-    return likeness - distance_cost(a->centroids + 2 * (ptrdiff_t)i, b->centroids + 2 * (ptrdiff_t)j,
-                                    options->position_weight) >=
-           alpha;
+    const float cost = distance_cost(a->centroids + 2 * i, b->centroids + 2 * j, options->position_weight);
+    return likeness - cost >= alpha;
 }
 
 /* One of the two images, whose objects are counted. */
@@ -344,14 +347,15 @@ static void count_side(float *counted, const Side *s, const float *own, float al
                 area += s->mine->areas[j];
             }
         for (ptrdiff_t j = 0; j < s->other->n; j++) {
-            const int k = s->match[j];
-            if (k == i || (k >= 0 && like[k] >= alpha) || s->cross[i * s->row + j * s->column] >= alpha) {
+            const int matched = s->match[j];
+            if (matched == i || (matched >= 0 && like[matched] >= alpha) ||
+                s->cross[i * s->row + j * s->column] >= alpha) {
                 other_area += s->other->areas[j];
                 n_other++;
             }
         }
         if (other_area > 0)
-            left = fminf(left, (area - other_area) / (other_area / (float)n_other));
+            left = fminf(left, (area - other_area) / (other_area / n_other));
         counted[i] = fmaxf(s->unmatched[i], left);
     }
 }
@@ -359,9 +363,9 @@ static void count_side(float *counted, const Side *s, const float *own, float al
 int omm_count(Matching *m, const Objects *q, const Objects *r, float alpha, const OmmOptions *options,
               Error *err)
 {
-    const size_t n = (size_t)m->n_q, k = (size_t)m->n_r, most = n > k ? n : k;
-    memcpy(m->counted_q, m->unmatched_q, n * sizeof(float));
-    memcpy(m->counted_r, m->unmatched_r, k * sizeof(float));
+    const size_t n_q = m->n_q, n_r = m->n_r, most = n_q > n_r ? n_q : n_r;
+    memcpy(m->counted_q, m->unmatched_q, n_q * sizeof *m->counted_q);
+    memcpy(m->counted_r, m->unmatched_r, n_r * sizeof *m->counted_r);
     if (!options->count)
         return 0;
     float *own = aligned_array(most * most, sizeof *own);
@@ -381,24 +385,9 @@ int omm_count(Matching *m, const Objects *q, const Objects *r, float alpha, cons
  * The calibration of alpha [ours]
  * ============================================================================================== */
 
-int compare_floats(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-float quantile_sorted(const float *sorted, size_t n, double q)
-{
-    if (n == 0)
-        return 0;
-    double at = q * (double)(n - 1);
-    size_t low = (size_t)at, high = low + 1 < n ? low + 1 : low;
-    return (float)(sorted[low] + (at - (double)low) * ((double)sorted[high] - sorted[low]));
-}
-
 int omm_pair_scores(float *scores, const Objects *a, const Objects *b, const OmmOptions *options, Error *err)
 {
-    const size_t n = (size_t)a->n, m = (size_t)b->n;
+    const size_t n = a->n, m = b->n;
     float *s = aligned_array(n * m, sizeof *s);
     int(*pairs)[2] = aligned_array(n, sizeof *pairs);
     if (!s || !pairs) {
@@ -408,7 +397,7 @@ int omm_pair_scores(float *scores, const Objects *a, const Objects *b, const Omm
     omm_scores(s, a, b, options->position_weight);
     const int n_pairs = mutual_pairs(pairs, s, a->n, b->n);
     for (int p = 0; p < n_pairs; p++)
-        scores[p] = s[pairs[p][0] * (ptrdiff_t)b->n + pairs[p][1]];
+        scores[p] = s[pairs[p][0] * m + pairs[p][1]];
     free(s), free(pairs);
     return n_pairs;
 }

@@ -79,7 +79,8 @@ int omm_verify(float *unmatched, const Objects *mine, const Objects *other, cons
 
 /* 1 if object i of image a and object j of image b are alike, so that they could match: S_ij >= alpha. Both
  * may be the same image. */
-int omm_alike(const Objects *a, int i, const Objects *b, int j, float alpha, const OmmOptions *options);
+int omm_alike(const Objects *a, ptrdiff_t i, const Objects *b, ptrdiff_t j, float alpha,
+              const OmmOptions *options);
 /* Count U of similar objects together [ours]. With one too many of a kind, any of the kind may be the extra
  * one. Then U is spread over them all, and none looks unmatched. The count
  *
@@ -104,11 +105,5 @@ int omm_pair_scores(float *scores, const Objects *a, const Objects *b, const Omm
 /* alpha: this quantile (0.1 %) of the scores of normal matches [ours]. A pair with a lower score shall stay
  * unmatched. 0 without scores. Sorts the scores. */
 float omm_alpha(float *scores, size_t n, double quantile);
-
-/* ---- quantiles, shared with the later chapters -------------------------------------------------*/
-
-int compare_floats(const void *a, const void *b);
-/* Linear-interpolated quantile of n sorted values (numpy's default); 0 if n is 0. */
-float quantile_sorted(const float *sorted, size_t n, double q);
 
 #endif

@@ -6,12 +6,14 @@
 
 #include "encoders/encoder.h"
 #include "io/error.h"
+#include "io/image.h"
 #include "io/safetensors.h"
 #include "load/sam_load.h"
 #include "tensor.h"
 
-#define SAM_NORM_2D_EPS 1e-6f /* LayerNorm2d, and LayerNorm in the image encoder. */
-#define SAM_NORM_EPS    1e-5f /* LayerNorm in the two-way transformer (PyTorch's default). */
+#define SAM_IMAGE_ENCODER_EPS 1e-6f /* LayerNorm in ImageEncoderViT's blocks */
+#define SAM_LAYER_NORM_2D_EPS 1e-6f /* LayerNorm2d: neck, mask_downscaling, output_upscaling */
+#define SAM_TRANSFORMER_EPS   1e-5f /* LayerNorm in TwoWayTransformer (PyTorch's default) */
 
 typedef struct Sam {
     SamWeights weights;
@@ -50,11 +52,6 @@ SamState *sam_state_new(const Sam *sam, Error *err);
 void sam_state_free(SamState *state);
 size_t sam_state_bytes(const SamState *state);
 
-typedef struct SamPicture {
-    const uint8_t *rgb; /* [h][w][3] */
-    int h, w;
-} SamPicture;
-
 /* An image that is ready for prompts. */
 typedef struct SamImage {
     int original_h, original_w; /* of the picture. */
@@ -66,7 +63,7 @@ typedef struct SamImage {
 /* Sam.preprocess (PIL bilinear resize of the longer side to image_size, normalise, pad with zeros), then the
  * image encoder. 0 / -1 (no memory, or an embedding that is not finite). Free *out with sam_image_free. Taps:
  * sam.pixels [3][S][S], sam.patch_embed, sam.blocks.N, sam.embedding [C][grid][grid]. */
-int sam_encode(const Sam *sam, SamState *state, SamImage *out, const SamPicture *picture, const SamTap *tap,
+int sam_encode(const Sam *sam, SamState *state, SamImage *out, const Picture *picture, const SamTap *tap,
                Error *err);
 void sam_image_free(SamImage *image);
 
@@ -90,9 +87,20 @@ int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, i
 int sam_postprocess_masks(const Sam *sam, const SamImage *image, const float *low_res, float *logits,
                           Error *err);
 
+/* ---- steps that the fast form shares (fast/sam_prompts.c) -------------------------------------*/
+
 /* PromptEncoder._embed_points and _embed_boxes, out [n][out_chans]. There is one token for each point, and
  * two for a box. Points without a box get a padding point as well. Returns n, the number of tokens. */
 int sam_embed_sparse(const SamWeights *weights, const SamImage *image, const SamPrompt *prompt, float *out);
+/* The most tokens T of a prompt with n_points: the output tokens, the points, and two more. A box has two
+ * corners; no box has one padding point. */
+int sam_max_tokens(const SamWeights *weights, int n_points);
+/* MaskDecoder's output_tokens: iou_token, mask_tokens -> out [1 + n_mask_tokens][out_chans]. */
+void sam_output_tokens(const SamWeights *weights, float *out);
+/* The factor of the logits in one of the transformer's attentions: 1/sqrt(head_dim). */
+float sam_attention_scale(const SamWeights *weights, const SamAttention *attention);
+/* One of the transformer's norms on x [rows][out_chans], in place. */
+void sam_transformer_norm(const SamWeights *weights, float *x, const Norm *norm, int rows);
 
 /* ---- many prompts on one image -----------------------------------------------------------------
  * Automatic mask generation calls these functions. sam.c defines them plainly: the official order, one prompt

@@ -20,49 +20,60 @@
 
 /* The steps. Each returns 0, or -1 after a sentence in err. dump receives the intermediate tensors; NULL:
  * none. */
-static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int features(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                     Error *err);
 static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
-static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int segment(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                    Error *err);
-static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err);
+static int open_comparison(Detection *d, const Bank *bank, const Scene *scene, Error *err);
+static int describe(Detection *d, const Bank *bank, Error *err);
 static int match(Detection *d, const Bank *bank, Error *err);
 static int measure(Detection *d, const Bank *bank, Error *err);
 static void fuse(Detection *d, const Bank *bank);
 
-int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Photo *photo,
+int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, const Picture *picture,
            StWriter *dump, Error *err)
 {
     const Options *o = &bank->options;
     *d = (Detection){0}, *scene = (Scene){0};
-    if (features(scene, networks, o, photo, dump, err) || /* docs/METHOD.md 1, 3 */
-        retrieve(d, bank, scene, -1, err) ||              /* docs/METHOD.md 2 */
-        segment(scene, networks, o, photo, dump, err) ||  /* docs/METHOD.md 4 */
-        describe(d, bank, scene, err) ||                  /* docs/METHOD.md 5 */
-        match(d, bank, err) ||                            /* docs/METHOD.md 6 */
-        measure(d, bank, err))                            /* docs/METHOD.md 7 */
+    if (features(scene, networks, o, picture, dump, err) || /* docs/METHOD.md 1, 3 */
+        retrieve(d, bank, scene, -1, err) ||                /* docs/METHOD.md 2 */
+        segment(scene, networks, o, picture, dump, err) ||  /* docs/METHOD.md 4 */
+        open_comparison(d, bank, scene, err) ||             /* the objects of both sides, and buffers */
+        describe(d, bank, err) ||                           /* docs/METHOD.md 5 */
+        match(d, bank, err) ||                              /* docs/METHOD.md 6 */
+        measure(d, bank, err))                              /* docs/METHOD.md 7 */
         return -1;
     fuse(d, bank); /* docs/METHOD.md 7 */
     return 0;
 }
 
-/* The same from a scene that exists already. */
-int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+/* From a scene to its matches. Detection in a stored scene and both passes of calibration begin so. `exclude`
+ * may not be a reference, nor may its copies. */
+static int compare(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
     *d = (Detection){0};
-    if (retrieve(d, bank, scene, exclude, err) || describe(d, bank, scene, err) || match(d, bank, err) ||
-        measure(d, bank, err))
+    return retrieve(d, bank, scene, exclude, err) || open_comparison(d, bank, scene, err) ||
+                   describe(d, bank, err) || match(d, bank, err)
+               ? -1
+               : 0;
+}
+
+int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
+{
+    if (compare(d, bank, scene, exclude, err) || measure(d, bank, err))
         return -1;
     fuse(d, bank);
     return 0;
 }
 
 /* An image as a scene: a bank is built from scenes, and a long run keeps them. */
-int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Photo *photo, Error *err)
+int scene_analyse(Scene *scene, Networks *networks, const Options *options, const Picture *picture,
+                  Error *err)
 {
     *scene = (Scene){0};
-    if (features(scene, networks, options, photo, NULL, err) || /* docs/METHOD.md 1, 3 */
-        segment(scene, networks, options, photo, NULL, err)) {  /* docs/METHOD.md 4 */
+    if (features(scene, networks, options, picture, NULL, err) || /* docs/METHOD.md 1, 3 */
+        segment(scene, networks, options, picture, NULL, err)) {  /* docs/METHOD.md 4 */
         scene_free(scene);
         return -1;
     }
@@ -79,6 +90,12 @@ static int at_least_one(double x)
     return i > 1 ? i : 1;
 }
 
+/* FeatUp's stages of ×2; without FeatUp the features are enlarged as much. */
+static int enlargement_stages(const Options *o)
+{
+    return o->featup_stages > 0 ? o->featup_stages : 3; /* [secondary: 8] */
+}
+
 FeatureSizes feature_sizes(const Options *o, int patch, int height, int width)
 {
     const double longer = height > width ? height : width;
@@ -89,9 +106,8 @@ FeatureSizes feature_sizes(const Options *o, int patch, int height, int width)
     s.patch_w = at_least_one(o->size * aspect_w / patch);
     s.in_h = s.patch_h * patch;
     s.in_w = s.patch_w * patch;
-    const int factor = 1 << (o->featup_stages > 0 ? o->featup_stages : 3); /* [secondary: 8] */
-    s.up_h = s.patch_h * factor;
-    s.up_w = s.patch_w * factor;
+    s.up_h = s.patch_h << enlargement_stages(o);
+    s.up_w = s.patch_w << enlargement_stages(o);
     const double cells =
         o->grid > 0 ? (double)o->grid / (s.in_h > s.in_w ? s.in_h : s.in_w) : 0.25; /* [ours] */
     s.grid_h = at_least_one(s.in_h * cells);
@@ -99,7 +115,7 @@ FeatureSizes feature_sizes(const Options *o, int patch, int height, int width)
     return s;
 }
 
-/* Make room for the activations of images of this size. */
+/* Allocate the activations for images of this size. */
 static int fit_vit_state(Networks *n, const FeatureSizes *s, Error *err)
 {
     const int side = s->patch_h > s->patch_w ? s->patch_h : s->patch_w;
@@ -111,74 +127,74 @@ static int fit_vit_state(Networks *n, const FeatureSizes *s, Error *err)
     return n->vit_state ? 0 : -1;
 }
 
-/* pixels [3][in_h][in_w] -> patches [patch_h*patch_w][C] -> the scene's features, mean patch and class
- * token. */
-static int forward(Scene *scene, Networks *n, const Options *o, const FeatureSizes *s, const float *pixels,
-                   float *patches, StWriter *dump, Error *err)
+/* pixels [3][in_h][in_w] -> patches [patch_h*patch_w][C], the scene's mean patch and class token
+ * [paper: pre-trained backbone]. */
+static int patch_features(Scene *scene, const Networks *n, int layer, const VitImage *image, float *patches,
+                          StWriter *dump, Error *err)
 {
-    const int C = scene->objects.channels, stages = o->featup_stages > 0 ? o->featup_stages : 3;
-    const VitImage image = {pixels, s->in_h, s->in_w};
-    const FeatupInput in = {patches, s->patch_h, s->patch_w, C, pixels, s->in_h, s->in_w};
-    const GridSize grid = {s->grid_h, s->grid_w};
+    const VitConfig *vit = vit_config(n->vit);
+    const int patch = vit->patch_size, n_patches = image->h / patch * (image->w / patch);
     DumpTap tap = {dump, err, 0};
-    vit_forward(n->vit, n->vit_state, &image, o->layer, scene->cls, patches, dump ? dump_tap : NULL, &tap);
-    if (tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, s->in_h, s->in_w}, pixels, err))
-        return -1;
-    retrieval_mean(scene->mean_patch, patches, s->patch_h * s->patch_w, C);
-    l2_normalise(scene->cls, 1, C, 1e-12f);
-    /* Without stages or weights of FeatUp: bilinear (ablation). */
-    if (features_to_grid(scene->features, grid, o->featup_stages > 0 ? n->featup : NULL, &in, stages, err))
-        return -1;
-    return dump_floats(dump, "featup.features", 3, (int64_t[]){s->grid_h, s->grid_w, C}, scene->features,
-                       err);
+    vit_forward(n->vit, n->vit_state, image, layer, scene->cls, patches, dump ? dump_tap : NULL, &tap);
+    retrieval_mean(scene->mean_patch, patches, n_patches, vit->dim);
+    l2_normalise(scene->cls, 1, vit->dim, 1e-12f);
+    return tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, image->h, image->w},
+                                     image->pixels, err)
+               ? -1
+               : 0;
 }
 
-static int check_finite(const Scene *scene, const Networks *n, const Options *o, Error *err)
+/* patches, upsampled -> the scene's features on the grid [paper: FeatUp]. */
+static int grid_features(Scene *scene, const Networks *n, const Options *o, const FeatupInput *in,
+                         StWriter *dump, Error *err)
 {
     const Objects *grid = &scene->objects;
-    const int sharpened = n->featup && o->featup_stages > 0;
-    return all_finite(scene->features, (size_t)grid->grid_h * (size_t)grid->grid_w * (size_t)grid->channels)
+    const GridSize size = {grid->grid_h, grid->grid_w};
+    const Featup *featup = o->featup_stages > 0 ? n->featup : NULL; /* NULL: bilinear (ablation) */
+    if (features_to_grid(scene->features, size, featup, in, enlargement_stages(o), err) ||
+        dump_floats(dump, "featup.features", 3, (int64_t[]){grid->grid_h, grid->grid_w, grid->channels},
+                    scene->features, err))
+        return -1;
+    return all_finite(scene->features, grid_cells(grid) * grid->channels)
                ? 0
                : fail(err, "%s%s%s: these weights give features that are not finite numbers",
-                      st_path(n->vit_file), sharpened ? " with " : "",
-                      sharpened ? st_path(n->featup_file) : "");
+                      st_path(n->vit_file), featup ? " with " : "", featup ? st_path(n->featup_file) : "");
 }
 
-/* Room for an image's features on a grid of this size. */
-static int new_features(Scene *scene, const FeatureSizes *s, int channels, Error *err)
+typedef struct FeatureWork {
+    float *pixels;  /* [3][in_h][in_w] */
+    float *patches; /* [patch_h*patch_w][C] */
+} FeatureWork;
+
+static void layout_features(FeatureWork *work, Arena *arena, const FeatureSizes *s, size_t channels)
 {
-    const size_t C = (size_t)channels, n_cells = (size_t)s->grid_h * (size_t)s->grid_w;
-    scene->features = aligned_array(n_cells * C, sizeof(float));
-    scene->mean_patch = aligned_array(C, sizeof(float));
-    scene->cls = aligned_array(C, sizeof(float));
-    scene->cls_dim = channels;
-    scene->objects = (Objects){
-        .grid_h = s->grid_h, .grid_w = s->grid_w, .channels = channels, .features = scene->features};
-    return scene->features && scene->mean_patch && scene->cls
-               ? 0
-               : fail_memory(err, "features", n_cells * C * sizeof(float));
+    work->pixels = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
+    work->patches = arena_floats(arena, channels * s->patch_h * s->patch_w);
 }
 
-/* Patch tokens of the ViT, upsampled, on the grid [paper: pre-trained backbone, FeatUp]. */
-static int features(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+/* Patch tokens of the ViT, upsampled, on the grid. */
+static int features(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                     Error *err)
 {
     const VitConfig *vit = vit_config(n->vit);
-    const FeatureSizes s = feature_sizes(o, vit->patch_size, photo->height, photo->width);
-    const size_t n_pixels = 3 * (size_t)s.in_h * (size_t)s.in_w,
-                 n_patches = (size_t)s.patch_h * (size_t)s.patch_w * (size_t)vit->dim;
+    const FeatureSizes s = feature_sizes(o, vit->patch_size, picture->height, picture->width);
     if (o->layer < 1 || o->layer > vit->depth)
         return fail(err, "option layer: %d is not one of the backbone's blocks 1 to %d", o->layer,
                     vit->depth);
-    if (new_features(scene, &s, vit->dim, err) || fit_vit_state(n, &s, err))
+    if (scene_new_features(scene, s.grid_h, s.grid_w, vit->dim, err) || fit_vit_state(n, &s, err))
         return -1;
-    float *pixels = aligned_array(n_pixels + n_patches, sizeof *pixels);
-    if (!pixels)
-        return fail_memory(err, "features", (n_pixels + n_patches) * sizeof *pixels);
-    const int status =
-        vit_preprocess(vit, pixels, s.in_h, s.in_w, photo->rgb, photo->height, photo->width, err) ||
-        forward(scene, n, o, &s, pixels, pixels + n_pixels, dump, err) || check_finite(scene, n, o, err);
-    free(pixels);
+    Arena arena = {0};
+    FeatureWork work;
+    layout_features(&work, &arena, &s, vit->dim);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "features", arena.size);
+    layout_features(&work, &arena, &s, vit->dim);
+    const VitImage image = {work.pixels, s.in_h, s.in_w};
+    const FeatupInput low = {work.patches, s.patch_h, s.patch_w, vit->dim, work.pixels, s.in_h, s.in_w};
+    const int status = vit_preprocess(vit, work.pixels, s.in_h, s.in_w, picture, err) ||
+                       patch_features(scene, n, o->layer, &image, work.patches, dump, err) ||
+                       grid_features(scene, n, o, &low, dump, err);
+    free(arena.base);
     return status ? -1 : 0;
 }
 
@@ -196,30 +212,26 @@ static int objects_of_masks(Scene *scene, const AmgMasks *masks, const Options *
 }
 
 /* Segment Anything's automatic masks [paper], as objects on the features' grid. */
-static int segment(Scene *scene, Networks *n, const Options *o, const Photo *photo, StWriter *dump,
+static int segment(Scene *scene, Networks *n, const Options *o, const Picture *picture, StWriter *dump,
                    Error *err)
 {
-    const int h = photo->height, w = photo->width;
-    const size_t n_pixels = (size_t)h * (size_t)w;
+    const int h = picture->height, w = picture->width;
+    const size_t n_pixels = (size_t)h * w;
     AmgMasks masks = {0};
     scene->height = h, scene->width = w;
     scene->labels = calloc(n_pixels, sizeof *scene->labels);
     if (!scene->labels)
         return fail_memory(err, "the objects of an image", n_pixels * sizeof *scene->labels);
-    if (o->no_objects) {
-        if (whole_image_object(&scene->objects, err))
-            return -1;
-        return dump ? dump_objects(dump, &scene->objects, err) : 0;
-    }
+    if (o->no_objects)
+        return whole_image_object(&scene->objects, err) || dump_objects(dump, &scene->objects, err) ? -1 : 0;
     if (!n->sam)
         return fail(err, "no Segment Anything weights: give --sam, or --no-objects 1 to do without objects");
-    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, &(SamPicture){photo->rgb, h, w}, NULL, NULL, err))
+    if (amg_generate(n->sam, n->sam_state, &masks, &o->amg, picture, NULL, NULL, err))
         return -1;
-    int status = objects_of_masks(scene, &masks, o, err);
-    if (!status && dump)
-        status = dump_masks(dump, &masks, h, w, err) ||
-                 dump_sam(dump, n->sam, n->sam_state, &(SamPicture){photo->rgb, h, w}, err) ||
-                 dump_objects(dump, &scene->objects, err);
+    const int status = objects_of_masks(scene, &masks, o, err) ||
+                       (dump && (dump_masks(dump, &masks, h, w, err) ||
+                                 dump_sam(dump, n->sam, n->sam_state, picture, err))) ||
+                       dump_objects(dump, &scene->objects, err);
     amg_masks_free(&masks);
     return status ? -1 : 0;
 }
@@ -228,43 +240,28 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Photo *pho
  * The steps that compare a scene with the bank
  * ============================================================================================== */
 
-/* Only images of one grid, and of one backbone, can be compared. */
-static int check_shape(const Bank *bank, const Scene *scene, Error *err)
-{
-    const Objects *o = &scene->objects;
-    if (o->grid_h != bank->grid_h || o->grid_w != bank->grid_w || o->channels != bank->channels)
-        return fail(err,
-                    "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: "
-                    "another aspect (see --resize)",
-                    o->grid_w, o->grid_h, o->channels, bank->grid_w, bank->grid_h, bank->channels);
-    if (scene->cls_dim != bank->cls_dim)
-        return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim,
-                    bank->cls_dim);
-    return 0;
-}
-
 /* The references, nearest first [paper: nearest neighbour search]. */
 static int retrieve(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
     const int k = bank->options.k < bank->n_images ? bank->options.k : bank->n_images;
-    if (check_shape(bank, scene, err))
+    if (bank_check_shape(bank, scene, err))
         return -1;
-    d->references = aligned_array((size_t)k, sizeof *d->references);
+    d->references = aligned_array(k, sizeof *d->references);
     if (!d->references)
-        return fail_memory(err, "retrieval", (unsigned long long)k * sizeof *d->references);
+        return fail_memory(err, "retrieval", k * sizeof *d->references);
     d->k = bank_retrieve(bank, scene, k, exclude, d->references, err);
     return d->k < 0 ? -1 : 0;
 }
 
-/* Room for all later steps, for n objects of the scene and n_r of all references. */
-static void layout(Detection *d, const Bank *bank, size_t n, size_t n_r, Arena *arena)
+/* The buffers of all later steps, for n objects of the scene and n_r of all references. */
+static void layout_detection(Detection *d, const Bank *bank, size_t n, size_t n_r, Arena *arena)
 {
-    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, k = (size_t)d->k;
+    const size_t n_cells = bank_cells(bank), C = bank->channels, k = d->k;
     d->comparison.references = arena_take(arena, k * sizeof *d->comparison.references);
     d->comparison.matchings = arena_take(arena, k * sizeof *d->comparison.matchings);
     d->descriptors = arena_floats(arena, n * C);
     d->places = arena_take(arena, n * k * sizeof *d->places);
-    d->coverage = arena_floats(arena, n * n_cells);
+    d->claimed = arena_floats(arena, n * n_cells);
     d->structural = arena_floats(arena, n_cells);
     d->logical = arena_floats(arena, n_cells);
     d->map = arena_floats(arena, n_cells);
@@ -280,45 +277,31 @@ static void layout(Detection *d, const Bank *bank, size_t n, size_t n_r, Arena *
 static int open_comparison(Detection *d, const Bank *bank, const Scene *scene, Error *err)
 {
     Comparison *c = &d->comparison;
-    const size_t n = (size_t)scene->objects.n;
+    const size_t n = scene->objects.n;
     size_t n_r = 0;
     for (int r = 0; r < d->k; r++)
-        n_r += (size_t)bank_object_count(bank, d->references[r]);
-    layout(d, bank, n, n_r, &d->memory);
+        n_r += bank_object_count(bank, d->references[r]);
+    layout_detection(d, bank, n, n_r, &d->memory);
     if (arena_allocate(&d->memory))
         return fail_memory(err, "a detection", d->memory.size);
-    layout(d, bank, n, n_r, &d->memory);
+    layout_detection(d, bank, n, n_r, &d->memory);
     c->query = scene->objects;
     float *coverage = d->reference_coverage;
     for (c->k = 0; c->k < d->k; c->k++) {
         c->references[c->k] = bank_objects(bank, d->references[c->k], coverage);
         c->matchings[c->k] = (Matching){0};
-        coverage += (size_t)c->references[c->k].n * bank_cells(bank);
+        coverage += c->references[c->k].n * bank_cells(bank);
     }
     return 0;
 }
 
 /* Describe the scene's objects. The references' descriptors are in the bank. */
-static int describe(Detection *d, const Bank *bank, const Scene *scene, Error *err)
+static int describe(Detection *d, const Bank *bank, Error *err)
 {
-    if (open_comparison(d, bank, scene, err) ||
-        dcga_describe(&bank->dcga, d->descriptors, &d->comparison.query, err))
+    if (dcga_describe(&bank->dcga, d->descriptors, &d->comparison.query, err))
         return -1;
     d->comparison.query.descriptors = d->descriptors;
     return 0;
-}
-
-/* Reference r with its features as float32. d->features holds them until the next reference is opened. */
-static int open_reference(Objects *reference, Detection *d, const Bank *bank, int r, Error *err)
-{
-    const int image = d->references[r];
-    *reference = d->comparison.references[r];
-    bank_features(bank, image, d->features);
-    reference->features = d->features;
-    return all_finite(d->features, bank_cells(bank) * (size_t)bank->channels)
-               ? 0
-               : fail(err, "the bank's image %d (%s) has features that are not finite numbers", image,
-                      bank->names[image]);
 }
 
 /* Match the objects with each reference's, verify the unmatched ones, and count them. */
@@ -328,8 +311,8 @@ static int match(Detection *d, const Bank *bank, Error *err)
     const Objects *query = &d->comparison.query;
     for (int r = 0; r < d->k; r++) {
         Matching *m = &d->comparison.matchings[r];
-        Objects reference;
-        if (open_reference(&reference, d, bank, r, err) ||
+        Objects reference = d->comparison.references[r];
+        if (bank_with_features(&reference, bank, d->references[r], d->features, err) ||
             omm_match(m, query, &reference, bank->alpha, o, err))
             return -1;
         if (bank->options.no_objects && m->n_q == 1 && m->n_r == 1)
@@ -353,11 +336,11 @@ static int measure_distances(Detection *d, const Bank *bank, Error *err)
     for (int i = 0; i < bank->channels; i++)
         d->inverse_std[i] = 1 / bank->channel_std[i];
     amm_places(d->places, c, d->inverse_std, o);
-    if (o->claims && amm_claims(d->coverage, c, d->places, err))
+    if (o->claims && amm_claims(d->claimed, c, d->places, err))
         return -1;
     if (!o->claims)
-        memcpy(d->coverage, c->query.coverage, (size_t)c->query.n * bank_cells(bank) * sizeof *d->coverage);
-    const AmmInput input = {c, d->inverse_std, d->places, d->coverage, o->epsilon};
+        memcpy(d->claimed, c->query.coverage, c->query.n * bank_cells(bank) * sizeof *d->claimed);
+    const AmmInput input = {c, d->inverse_std, d->places, d->claimed, o->epsilon};
     if (amm_structural(d->structural, &input, err))
         return -1;
     if (o->blur > 0)
@@ -369,7 +352,7 @@ static int measure_distances(Detection *d, const Bank *bank, Error *err)
 static int measure(Detection *d, const Bank *bank, Error *err)
 {
     const int n_cells = (int)bank_cells(bank);
-    if (measure_distances(d, bank, err) || amm_in_units(d->structural, &d->comparison, d->coverage, err))
+    if (measure_distances(d, bank, err) || amm_in_units(d->structural, &d->comparison, d->claimed, err))
         return -1;
     d->structural_score = amm_score(d->structural, n_cells, bank->options.amm.score, d->scratch);
     d->logical_score = amm_logical(d->logical, d->unmatched, d->counted, &d->comparison);
@@ -379,10 +362,10 @@ static int measure(Detection *d, const Bank *bank, Error *err)
 /* The fused score. The map is the pointwise maximum of the two z-maps [ours]. */
 static void fuse(Detection *d, const Bank *bank)
 {
-    const Only only = (Only)bank->options.only;
+    const Only only = bank->options.only;
     d->structural_z = amm_z(&bank->structural, d->structural_score);
     d->logical_z = amm_z(&bank->logical, d->logical_score);
-    d->score = amm_fuse(d->structural_z, d->logical_z, (Fusion)bank->options.fusion, only);
+    d->score = amm_fuse(d->structural_z, d->logical_z, bank->options.fusion, only);
     for (size_t p = 0; p < bank_cells(bank); p++) {
         float a = amm_z(&bank->structural, d->structural[p]), l = amm_z(&bank->logical, d->logical[p]);
         d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
@@ -401,7 +384,7 @@ VerdictOptions bank_verdicts(const Bank *bank)
 {
     return (VerdictOptions){.omm = &bank->options.omm,
                             .alpha = bank->alpha,
-                            .only = (Only)bank->options.only,
+                            .only = bank->options.only,
                             .flag_unmatched = bank->options.flag_unmatched,
                             .flag_damage = bank->options.flag_damage,
                             .flag_extra = bank->flag_extra,
@@ -413,36 +396,21 @@ VerdictOptions bank_verdicts(const Bank *bank)
  * Calibration: the bank's statistics of its own images (docs/METHOD.md 7)
  * ============================================================================================== */
 
-/* Standard deviation of each channel over all cells of all images. */
-static int channel_spread(Bank *b, Error *err)
+/* The statistics of the channel graph, and the learned graphs if there are any. */
+static int fit_descriptors(Bank *b, Safetensors *weights, Error *err)
 {
-    const size_t C = (size_t)b->channels, n = (size_t)b->n_images * bank_cells(b);
-    double *sums = calloc(2 * C, sizeof *sums);
-    float *cell = aligned_array(C, sizeof *cell);
-    if (!sums || !cell) {
-        free(sums), free(cell);
-        return fail_memory(err, "the bank's calibration", 20 * C);
-    }
-    for (size_t p = 0; p < n; p++) {
-        f16_to_f32_row(cell, b->features + p * C, C);
-        for (size_t c = 0; c < C; c++) {
-            sums[c] += cell[c];
-            sums[C + c] += (double)cell[c] * cell[c];
-        }
-    }
-    for (size_t c = 0; c < C; c++) {
-        double mean = sums[c] / (double)n, variance = sums[C + c] / (double)n - mean * mean;
-        b->channel_std[c] = channel_unit(mean, sqrt(fmax(variance, 0)));
-    }
-    free(sums), free(cell);
-    return 0;
+    Objects *images = bank_all_objects(b, err);
+    const int status = !images || dcga_fit(&b->dcga, &b->options.dcga, images, b->n_images, err) ||
+                       (weights && dcga_learned(&b->dcga, weights, err));
+    free(images);
+    return status ? -1 : 0;
 }
 
 /* Descriptors of all objects, from the pooled features before the bank rounded them. */
 static int describe_bank(Bank *b, const Safetensors *weights, Error *err)
 {
     for (int i = 0; i < b->n_images; i++) {
-        const size_t at = (size_t)b->first[i] * (size_t)b->channels;
+        const size_t at = (size_t)b->first[i] * b->channels;
         Scene scene;
         if (bank_scene(&scene, b, i, err))
             return -1;
@@ -453,7 +421,7 @@ static int describe_bank(Bank *b, const Safetensors *weights, Error *err)
         if (status)
             return -1;
     }
-    return all_finite(b->owned_descriptors, (size_t)b->first[b->n_images] * (size_t)b->channels)
+    return all_finite(b->owned_descriptors, (size_t)b->first[b->n_images] * b->channels)
                ? 0
                : fail(err, "%s gives descriptors that are not finite numbers",
                       weights ? st_path(weights) : "the channel graph with these settings");
@@ -474,7 +442,7 @@ static int pair_scores(float *scores, size_t *n, const Bank *b, int i, int k, in
         const int n_pairs = omm_pair_scores(scores + *n, &mine, &other, &b->options.omm, err);
         if (n_pairs < 0)
             return -1;
-        *n += (size_t)n_pairs;
+        *n += n_pairs;
     }
     return k < 0 ? -1 : 0;
 }
@@ -483,12 +451,12 @@ static int pair_scores(float *scores, size_t *n, const Bank *b, int i, int k, in
 static int calibrate_alpha(Bank *b, Error *err)
 {
     const int k = b->options.k < b->n_images ? b->options.k : b->n_images;
-    const size_t most = (size_t)b->first[b->n_images] * (size_t)k;
+    const size_t most = (size_t)b->first[b->n_images] * k;
     b->alpha = (float)b->options.alpha;
     if (!isnan(b->options.alpha))
         return 0;
     float *scores = aligned_array(most, sizeof *scores);
-    int *found = aligned_array((size_t)k, sizeof *found), status = 0;
+    int *found = aligned_array(k, sizeof *found), status = 0;
     size_t n = 0;
     if (!scores || !found)
         status = fail_memory(err, "the calibration of alpha", most * sizeof *scores);
@@ -505,14 +473,14 @@ static int calibrate_alpha(Bank *b, Error *err)
 static void measure_units(float *units, const Detection *d, const Options *o)
 {
     const Comparison *c = &d->comparison;
-    const ptrdiff_t n_cells = (ptrdiff_t)c->query.grid_h * c->query.grid_w;
+    const ptrdiff_t n_cells = grid_cells(&c->query);
     for (int i = 0; i < c->query.n; i++) {
-        int matched = o->amm.register_unmatched;
+        int compared = o->amm.register_unmatched;
         for (int r = 0; r < c->k; r++)
-            matched |= c->matchings[r].match_q[i] >= 0;
-        const float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, (int)n_cells,
-                                               (float)o->object_quantile, d->scratch);
-        units[i] = matched && unit > 0 ? unit : -1;
+            compared |= c->matchings[r].match_q[i] >= 0;
+        const float unit = amm_object_quantile(d->structural, c->query.coverage + i * n_cells, n_cells,
+                                               o->object_quantile, d->scratch);
+        units[i] = compared && unit > 0 ? unit : -1;
     }
 }
 
@@ -522,8 +490,8 @@ static int first_pass(void *context, int image, Error *err)
     Bank *b = context;
     Scene scene;
     Detection d = {0};
-    const int status = bank_scene(&scene, b, image, err) || retrieve(&d, b, &scene, image, err) ||
-                       describe(&d, b, &scene, err) || match(&d, b, err) || measure_distances(&d, b, err);
+    const int status = bank_scene(&scene, b, image, err) || compare(&d, b, &scene, image, err) ||
+                       measure_distances(&d, b, err);
     if (!status)
         measure_units(b->units + b->first[image], &d, &b->options);
     detection_free(&d), scene_free(&scene);
@@ -539,8 +507,7 @@ static int second_pass(void *context, int at, Error *err)
     Scene scene;
     Detection d = {0};
     const int status =
-        bank_scene(&scene, b, image, err) || retrieve(&d, b, &scene, image, err) ||
-        describe(&d, b, &scene, err) || match(&d, b, err) || measure(&d, b, err) ||
+        bank_scene(&scene, b, image, err) || compare(&d, b, &scene, image, err) || measure(&d, b, err) ||
         verdict_evidence(&b->loo_extra[at], &b->loo_missing[at], &d.comparison, d.counted, &verdicts, err);
     b->loo_structural[at] = d.structural_score;
     b->loo_logical[at] = d.logical_score;
@@ -552,10 +519,10 @@ static int second_pass(void *context, int at, Error *err)
 static int fill_units(Bank *b, Error *err)
 {
     const int n_objects = b->first[b->n_images];
-    float *known = aligned_array((size_t)n_objects, sizeof *known);
+    float *known = aligned_array(n_objects, sizeof *known);
     size_t n = 0;
     if (!known)
-        return fail_memory(err, "the objects' units", (unsigned long long)n_objects * sizeof *known);
+        return fail_memory(err, "the objects' units", n_objects * sizeof *known);
     for (int i = 0; i < n_objects; i++)
         if (b->units[i] > 0)
             known[n++] = b->units[i];
@@ -576,21 +543,20 @@ static const float LEAST_DELTA = 1e-3f;
 static int spread_scores(Bank *b, Error *err)
 {
     const int n = b->n_loo;
-    float *sorted = aligned_array((size_t)n, sizeof *sorted);
+    float *sorted = aligned_array(n, sizeof *sorted);
     if (!sorted)
-        return fail_memory(err, "the leave-one-out scores", (unsigned long long)n * sizeof *sorted);
-    memcpy(sorted, b->loo_structural, (size_t)n * sizeof *sorted);
+        return fail_memory(err, "the leave-one-out scores", n * sizeof *sorted);
+    memcpy(sorted, b->loo_structural, n * sizeof *sorted);
     b->structural = amm_spread(sorted, n, 0);
     b->structural.delta =
         fmaxf(LEAST_DELTA, (float)b->options.delta_structural * fabsf(b->structural.median));
-    memcpy(sorted, b->loo_logical, (size_t)n * sizeof *sorted);
+    memcpy(sorted, b->loo_logical, n * sizeof *sorted);
     b->logical = amm_spread(sorted, n, (float)b->options.delta_logical);
     if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay unchanged. */
         b->structural = b->logical = (Spread){0, 1, 0};
     for (int i = 0; i < n; i++)
-        b->loo_score[i] =
-            amm_fuse(amm_z(&b->structural, b->loo_structural[i]), amm_z(&b->logical, b->loo_logical[i]),
-                     (Fusion)b->options.fusion, (Only)b->options.only);
+        b->loo_score[i] = amm_fuse(amm_z(&b->structural, b->loo_structural[i]),
+                                   amm_z(&b->logical, b->loo_logical[i]), b->options.fusion, b->options.only);
     bank_thresholds(b);
     free(sorted);
     return 0;
@@ -599,11 +565,8 @@ static int spread_scores(Bank *b, Error *err)
 int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, void *user, Error *err)
 {
     /* The statistics that describe and match objects. */
-    if (bank_begin_calibration(b, err) || channel_spread(b, err) ||
-        dcga_fit(&b->dcga, &b->options.dcga, b->channels, b->pooled, b->centroids, b->first, b->n_images,
-                 err) ||
-        (dcga_weights && dcga_learned(&b->dcga, dcga_weights, err)) || describe_bank(b, dcga_weights, err) ||
-        calibrate_alpha(b, err))
+    if (bank_begin_calibration(b, err) || bank_channel_std(b, err) || fit_descriptors(b, dcga_weights, err) ||
+        describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err))
         return -1;
 
     /* First pass: every image against the others, for the units of its objects. */

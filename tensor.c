@@ -900,3 +900,20 @@ float residual_rows(const float *x, int stride, int m, const float *y)
     }
     return sum;
 }
+
+/* ---- quantiles ---------------------------------------------------------------------------------*/
+
+int compare_floats(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+float quantile_sorted(const float *sorted, size_t n, double q)
+{
+    if (n == 0)
+        return 0;
+    double at = q * (double)(n - 1);
+    size_t low = (size_t)at, high = low + 1 < n ? low + 1 : low;
+    return (float)(sorted[low] + (at - (double)low) * ((double)sorted[high] - sorted[low]));
+}

@@ -72,6 +72,11 @@ typedef struct Linear {
     int n_out, n_in;
 } Linear;
 
+/* LayerNorm's affine part, or LayerNorm2d's. */
+typedef struct Norm {
+    const float *weight, *bias; /* [dim] */
+} Norm;
+
 /* y[m][n_out] = x[m][n_in]·weightᵀ + bias, in the layer's precision. */
 void linear_layer(float *y, const float *x, const Linear *layer, int m);
 /* y = gelu(x·weightᵀ + bias). */
@@ -237,6 +242,12 @@ void centre_rows(float *x, int stride, int m);
 void gram_rows(float *gram, int ld, const float *x, int stride, int n);
 /* ‖row m - Σ_r y_r·row r‖² over r < m. */
 float residual_rows(const float *x, int stride, int m, const float *y);
+
+/* ---- quantiles ---------------------------------------------------------------------------------*/
+
+int compare_floats(const void *a, const void *b); /* ascending, as qsort needs it */
+/* Linear-interpolated quantile of n sorted values (numpy's default); 0 if n is 0. */
+float quantile_sorted(const float *sorted, size_t n, double q);
 
 /* ---- around the networks -----------------------------------------------------------------------*/
 

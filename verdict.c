@@ -79,25 +79,33 @@ static int worst_cell(const float *map, const float *coverage, int n_cells, floa
     return at;
 }
 
+/* Is the map at this cell (-1: none) far above the scores of normal images? */
+static int damaged_at(const float *map, int cell, const VerdictOptions *options)
+{
+    return options->only != ONLY_LOGICAL && options->spread && cell >= 0 &&
+           amm_z(options->spread, map[cell]) > options->flag_damage;
+}
+
 int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictOptions *options, Error *err)
 {
     const Objects *o = &input->comparison->query;
-    const int n_cells = o->grid_h * o->grid_w;
-    Role *roles = aligned_array((size_t)o->n, sizeof *roles);
+    const ptrdiff_t n_cells = grid_cells(o);
+    const float *map = input->structural;
+    Role *roles = aligned_array(o->n, sizeof *roles);
     if (!roles)
-        return fail_memory(err, "the result", (unsigned long long)o->n * sizeof *roles);
+        return fail_memory(err, "the result", o->n * sizeof *roles);
     name_surplus(roles, o, input->unmatched, input->counted,
                  fmax(options->flag_unmatched, options->flag_extra), options);
     for (int i = 0; i < o->n; i++) {
-        const float *coverage = input->coverage + (ptrdiff_t)i * n_cells;
-        Verdict *v = &verdicts[i];
-        v->alike = count_alike(o, i, options);
-        v->extra = options->only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED;
-        v->damage_cell = worst_cell(input->structural, coverage, n_cells, 0.5f);
-        if (v->damage_cell < 0) /* too thin to cover half of a cell: take all cells that it touches. */
-            v->damage_cell = worst_cell(input->structural, coverage, n_cells, FLT_TRUE_MIN);
-        v->damaged = options->only != ONLY_LOGICAL && options->spread && v->damage_cell >= 0 &&
-                     amm_z(options->spread, input->structural[v->damage_cell]) > options->flag_damage;
+        const float *claimed = input->claimed + i * n_cells;
+        int cell = worst_cell(map, claimed, n_cells, 0.5f);
+        if (cell < 0) /* too thin to cover half of a cell: take all cells that it touches. */
+            cell = worst_cell(map, claimed, n_cells, FLT_TRUE_MIN);
+        verdicts[i] = (Verdict){.alike = count_alike(o, i, options), .damage_cell = cell};
+        if (options->only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED)
+            verdicts[i].verdict = OBJECT_EXTRA;
+        else if (damaged_at(map, cell, options))
+            verdicts[i].verdict = OBJECT_DAMAGED;
     }
     free(roles);
     return 0;
@@ -126,7 +134,7 @@ static int same_missing(const Comparison *c, const Missing *a, const Missing *b,
                         const VerdictOptions *options)
 {
     const Objects *in_a = &c->references[a->reference], *in_b = &c->references[b->reference];
-    const ptrdiff_t n_cells = (ptrdiff_t)in_a->grid_h * in_a->grid_w;
+    const ptrdiff_t n_cells = grid_cells(in_a);
     return soft_iou(in_a->coverage + a->object * n_cells, in_b->coverage + b->object * n_cells, n_cells) >=
                0.25 ||
            (a->alike > 1 && b->alike > 1 &&
@@ -179,7 +187,7 @@ static int list_missing(MissingList *list, const Comparison *c, const VerdictOpt
 {
     size_t most = 1;
     for (int r = 0; r < c->k; r++)
-        most += (size_t)c->matchings[r].n_r;
+        most += c->matchings[r].n_r;
     *list = (MissingList){0, calloc(most, sizeof(Missing))};
     Role *roles = aligned_array(most, sizeof *roles);
     if (!list->items || !roles) {

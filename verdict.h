@@ -21,9 +21,12 @@ typedef struct VerdictOptions {
     const Spread *spread; /* of structural scores; NULL: only one normal image is known, so damage has no z */
 } VerdictOptions;
 
+/* An object that is extra is not called damaged, too. */
+typedef enum ObjectVerdict { OBJECT_NORMAL, OBJECT_EXTRA, OBJECT_DAMAGED } ObjectVerdict;
+
 /* The verdict on a query object. */
 typedef struct Verdict {
-    int extra, damaged;
+    ObjectVerdict verdict;
     int alike;       /* number of objects like it, itself included. */
     int damage_cell; /* where its structural map is largest; -1: it touches no cell. */
 } Verdict;
@@ -44,12 +47,13 @@ typedef struct MissingList {
     Missing *items; /* free() frees them. */
 } MissingList;
 
-/* verdicts [n] of the query's objects. unmatched, counted [n] as from amm_logical; structural [h*w], the map;
- * coverage [n][h*w] as in AmmInput. 0, or -1: no memory. */
+/* A query and its measurements: unmatched, counted [n] from amm_logical; structural [h*w], the map; claimed
+ * [n][h*w] as in AmmInput. */
 typedef struct VerdictInput {
     const Comparison *comparison;
-    const float *unmatched, *counted, *structural, *coverage;
+    const float *unmatched, *counted, *structural, *claimed;
 } VerdictInput;
+/* verdicts [n] of the query's objects. 0, or -1: no memory. */
 int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictOptions *options, Error *err);
 
 /* The missing objects. 0, or -1: no memory. Free list->items in either case. */

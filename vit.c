@@ -34,10 +34,10 @@ enum { MAX_GRID = 2048 }; /* patches a side of an image. */
 /* ---- activations --------------------------------------------------------------------------------------*/
 
 struct VitState {
-    int pos_h, pos_w; /* the grid of `pos`; 0 before the first image. */
-    float *pos;       /* [n_patches][dim] position embedding of the patches. */
-    float *patches;   /* [n_patches][3*patch*patch] the pixels, patch by patch. */
-    float *tokens;    /* [n_tokens][dim] x, the residual stream. */
+    int pos_h, pos_w; /* the grid of `pos`; 0 before the first image */
+    float *pos;       /* [n_patches][dim] position embedding of the patches */
+    float *patches;   /* [n_patches][3*patch*patch] the pixels, patch by patch */
+    float *x;         /* [n_tokens][dim] the residual stream */
     float *normed;    /* [n_tokens][dim] norm1(x), norm2(x), norm(x) */
     float *branch;    /* [n_tokens][dim] attn's or mlp's result, to be added to x. */
     float *qkv;       /* [n_tokens][3*dim] */
@@ -49,14 +49,14 @@ struct VitState {
 
 /* Called twice: on an arena that only counts, then on the memory (io/memory.h). The struct itself comes
  * first, so that free(state) frees all. */
-static void lay_out(VitState *s, Arena *arena, const VitConfig *c, size_t n_patches)
+static void layout_state(VitState *s, Arena *arena, const VitConfig *c, size_t n_patches)
 {
     const size_t n_tokens = 1 + c->n_registers + n_patches, dim = c->dim, hidden = c->hidden_dim;
     arena_take(arena, sizeof *s);
     s->pos_h = s->pos_w = 0;
     s->pos = arena_floats(arena, n_patches * dim);
     s->patches = arena_floats(arena, n_patches * 3 * c->patch_size * c->patch_size);
-    s->tokens = arena_floats(arena, n_tokens * dim);
+    s->x = arena_floats(arena, n_tokens * dim);
     s->normed = arena_floats(arena, n_tokens * dim);
     s->branch = arena_floats(arena, n_tokens * dim);
     s->qkv = arena_floats(arena, n_tokens * 3 * dim);
@@ -76,13 +76,13 @@ VitState *vit_state_new(const Vit *vit, int grid_h, int grid_w, Error *err)
     }
     VitState counted;
     Arena arena = {0};
-    lay_out(&counted, &arena, &vit->config, (size_t)grid_h * grid_w);
+    layout_state(&counted, &arena, &vit->config, (size_t)grid_h * grid_w);
     if (arena_allocate(&arena)) {
         fail_memory(err, "the ViT's activations", arena.size);
         return NULL;
     }
-    VitState *state = (void *)arena.base; /* lay_out takes it first. */
-    lay_out(state, &arena, &vit->config, (size_t)grid_h * grid_w);
+    VitState *state = (void *)arena.base; /* layout_state takes it first */
+    layout_state(state, &arena, &vit->config, (size_t)grid_h * grid_w);
     return state;
 }
 
@@ -95,7 +95,7 @@ size_t vit_state_bytes(const Vit *vit, int grid_h, int grid_w)
 {
     VitState counted;
     Arena arena = {0};
-    lay_out(&counted, &arena, &vit->config, (size_t)grid_h * grid_w);
+    layout_state(&counted, &arena, &vit->config, (size_t)grid_h * grid_w);
     return arena.used;
 }
 
@@ -125,7 +125,7 @@ static void interpolate_pos_encoding(const Vit *vit, VitState *s, int grid_h, in
     s->pos_w = grid_w;
 }
 
-/* tokens = [class token + its position, registers, patches + their positions]. Registers have no position.
+/* x = [class token + its position, registers, patches + their positions]. Registers have no position.
  * patch_embed is a convolution whose stride is its kernel: a linear layer on the pixels of a patch. Masks
  * belong to DINOv2's training only. */
 static void prepare_tokens_with_masks(const Vit *vit, VitState *s, const VitImage *image)
@@ -134,19 +134,18 @@ static void prepare_tokens_with_masks(const Vit *vit, VitState *s, const VitImag
     const int patch = c->patch_size, grid_h = image->h / patch, grid_w = image->w / patch;
     const int n_patches = grid_h * grid_w;
     const size_t dim = c->dim, n_registers = c->n_registers;
-    float *patch_tokens = s->tokens + (1 + n_registers) * dim;
+    float *patch_tokens = s->x + (1 + n_registers) * dim;
 
     gather_patches(s->patches, image->pixels, image->h, image->w, patch);
-    linear(patch_tokens, s->patches, vit->patch_weight, vit->patch_bias, n_patches, c->dim,
-           3 * patch * patch);
+    linear_layer(patch_tokens, s->patches, &vit->patch_embed, n_patches);
     interpolate_pos_encoding(vit, s, grid_h, grid_w);
     add(patch_tokens, s->pos, n_patches * dim);
 
-    memcpy(s->tokens, vit->cls_token, dim * sizeof(float));
+    memcpy(s->x, vit->cls_token, dim * sizeof(float));
     if (c->pos_cls)
-        add(s->tokens, vit->pos_embed, dim);
+        add(s->x, vit->pos_embed, dim);
     if (n_registers)
-        memcpy(s->tokens + dim, vit->register_tokens, n_registers * dim * sizeof(float));
+        memcpy(s->x + dim, vit->register_tokens, n_registers * dim * sizeof(float));
 }
 
 /* ---- a block ------------------------------------------------------------------------------------------*/
@@ -182,15 +181,14 @@ static void block_forward(const Vit *vit, const VitBlock *b, VitState *s, int n_
     const int dim = vit->config.dim;
     const float eps = vit->config.eps;
 
-    layer_norm(s->normed, s->tokens, b->norm1_weight, b->norm1_bias, n_tokens, dim, eps);
+    layer_norm(s->normed, s->x, b->norm1.weight, b->norm1.bias, n_tokens, dim, eps);
     attn(vit, b, s, n_tokens);
-    add_layer_norm(s->normed, s->tokens, s->branch, b->ls1, b->norm2_weight, b->norm2_bias, n_tokens, dim,
-                   eps);
+    add_layer_norm(s->normed, s->x, s->branch, b->ls1, b->norm2.weight, b->norm2.bias, n_tokens, dim, eps);
     mlp(vit, b, s, n_tokens);
     if (b->ls2)
-        add_scaled(s->tokens, s->branch, b->ls2, n_tokens, dim);
+        add_scaled(s->x, s->branch, b->ls2, n_tokens, dim);
     else
-        add(s->tokens, s->branch, (size_t)n_tokens * dim);
+        add(s->x, s->branch, (size_t)n_tokens * dim);
 }
 
 /* ---- the forward pass ---------------------------------------------------------------------------------*/
@@ -207,20 +205,20 @@ void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, 
 
     prepare_tokens_with_masks(vit, s, image);
     if (tap)
-        tap(tap_user, "vit.embed", 2, tokens_shape, s->tokens);
+        tap(tap_user, "vit.embed", 2, tokens_shape, s->x);
     for (int i = 0; i < layer && i < c->depth; i++) {
         char name[32];
         block_forward(vit, &vit->blocks[i], s, n_tokens);
         snprintf(name, sizeof name, "vit.blocks.%d", i);
         if (tap)
-            tap(tap_user, name, 2, tokens_shape, s->tokens);
+            tap(tap_user, name, 2, tokens_shape, s->x);
     }
 
     /* The model's norm was trained on the last block only. An inner layer gets a plain LayerNorm [ours]. */
     if (layer >= c->depth)
-        layer_norm(s->normed, s->tokens, vit->norm_weight, vit->norm_bias, n_tokens, c->dim, c->eps);
+        layer_norm(s->normed, s->x, vit->norm.weight, vit->norm.bias, n_tokens, c->dim, c->eps);
     else
-        layer_norm(s->normed, s->tokens, NULL, NULL, n_tokens, c->dim, c->eps);
+        layer_norm(s->normed, s->x, NULL, NULL, n_tokens, c->dim, c->eps);
     if (tap) {
         tap(tap_user, "vit.cls", 1, (int64_t[]){c->dim}, s->normed);
         tap(tap_user, "vit.patches", 2, (int64_t[]){n_patches, c->dim}, normed_patches);
@@ -236,14 +234,13 @@ void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, 
 /* PIL's bicubic resize on uint8, as in both families' own evaluation (dinov2/data/transforms.py, timm's
  * default_cfg). Then torchvision's to_tensor and normalize. A byte has 256 values, so a table gives the same
  * floats as a division for each pixel. */
-int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const uint8_t *rgb, int h, int w,
-                   Error *err)
+int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const Picture *picture, Error *err)
 {
     const size_t n = (size_t)oh * ow;
     uint8_t *resized = aligned_array(n, 3);
     if (!resized)
         return fail_memory(err, "the resized image", n * 3);
-    if (resize_u8(resized, oh, ow, rgb, h, w, 3, RESIZE_BICUBIC)) {
+    if (resize_u8(resized, oh, ow, picture->rgb, picture->height, picture->width, 3, RESIZE_BICUBIC)) {
         free(resized);
         return fail_memory(err, "resizing the image", n * 3);
     }

@@ -3,6 +3,7 @@
 #define SAMLAD_VIT_H
 
 #include "io/error.h"
+#include "io/image.h"
 #include "load/vit_load.h"
 #include "tensor.h"
 
@@ -27,9 +28,9 @@ typedef struct VitImage {
 void vit_forward(const Vit *vit, VitState *state, const VitImage *image, int layer, float *cls,
                  float *patches, TensorTap tap, void *tap_user);
 
-/* rgb uint8 [h][w][3] -> pixels [3][oh][ow]: PIL's antialiased bicubic resize, /255, (x - mean)/std.
+/* picture -> pixels [3][oh][ow]: PIL's antialiased bicubic resize, /255, (x - mean)/std.
  * 0 / -1 (memory). */
-int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const uint8_t *rgb, int h, int w,
+int vit_preprocess(const VitConfig *config, float *pixels, int oh, int ow, const Picture *picture,
                    Error *err);
 
 #endif

@@ -14,7 +14,7 @@
 
 size_t bank_cells(const Bank *bank)
 {
-    return (size_t)bank->grid_h * (size_t)bank->grid_w;
+    return (size_t)bank->grid_h * bank->grid_w;
 }
 
 int bank_object_count(const Bank *bank, int image)
@@ -24,33 +24,67 @@ int bank_object_count(const Bank *bank, int image)
 
 Objects bank_objects(const Bank *bank, int image, float *coverage)
 {
-    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, first = (size_t)bank->first[image];
+    const size_t n_cells = bank_cells(bank), C = bank->channels, first = bank->first[image];
     const Objects o = {.n = bank_object_count(bank, image),
                        .grid_h = bank->grid_h,
                        .grid_w = bank->grid_w,
                        .channels = bank->channels,
-                       .features16 = bank->features + (size_t)image * n_cells * C,
+                       .features16 = bank->features + image * n_cells * C,
                        .coverage = coverage,
                        .pooled = bank->pooled + first * C,
                        .centroids = bank->centroids + 2 * first,
                        .areas = bank->areas + first,
                        .descriptors = bank->descriptors ? bank->descriptors + first * C : NULL,
                        .units = bank->units ? bank->units + first : NULL};
-    for (size_t i = 0; coverage && i < (size_t)o.n * n_cells; i++)
+    for (size_t i = 0; coverage && i < o.n * n_cells; i++)
         coverage[i] = (float)bank->coverage[first * n_cells + i] * (1.0f / 255);
     return o;
 }
 
+Objects *bank_all_objects(const Bank *bank, Error *err)
+{
+    Objects *images = aligned_array(bank->n_images, sizeof *images);
+    if (!images)
+        fail_memory(err, "the bank's objects", bank->n_images * sizeof *images);
+    for (int i = 0; images && i < bank->n_images; i++)
+        images[i] = bank_objects(bank, i, NULL);
+    return images;
+}
+
 void bank_features(const Bank *bank, int image, float *features)
 {
-    const size_t n = bank_cells(bank) * (size_t)bank->channels;
-    f16_to_f32_row(features, bank->features + (size_t)image * n, n);
+    const size_t n = bank_cells(bank) * bank->channels;
+    f16_to_f32_row(features, bank->features + image * n, n);
+}
+
+int bank_with_features(Objects *view, const Bank *bank, int image, float *features, Error *err)
+{
+    bank_features(bank, image, features);
+    view->features = features;
+    return all_finite(features, bank_cells(bank) * bank->channels)
+               ? 0
+               : fail(err, "the bank's image %d (%s) has features that are not finite numbers", image,
+                      bank->names[image]);
+}
+
+int bank_check_shape(const Bank *bank, const Scene *scene, Error *err)
+{
+    const Objects *o = &scene->objects;
+    if (o->grid_h != bank->grid_h || o->grid_w != bank->grid_w || o->channels != bank->channels)
+        return fail(err,
+                    "the image's feature map is %dx%d with %d channels, the bank's are %dx%d with %d: "
+                    "another aspect (see --resize)",
+                    o->grid_w, o->grid_h, o->channels, bank->grid_w, bank->grid_h, bank->channels);
+    if (scene->cls_dim != bank->cls_dim)
+        return fail(err, "the image's class token has %d numbers, the bank's have %d", scene->cls_dim,
+                    bank->cls_dim);
+    return 0;
 }
 
 int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
 {
-    const size_t n_cells = bank_cells(bank), C = (size_t)bank->channels, D = (size_t)bank->cls_dim,
-                 n = (size_t)bank_object_count(bank, image);
+    const size_t n_cells = bank_cells(bank), C = bank->channels, D = bank->cls_dim,
+                 n = bank_object_count(bank, image);
     *scene = (Scene){.cls_dim = bank->cls_dim};
     float *coverage = aligned_array(n * n_cells, sizeof *coverage);
     scene->features = aligned_array(n_cells * C, sizeof(float));
@@ -62,8 +96,8 @@ int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
         return fail_memory(err, "an image of the bank", n_cells * C * 4);
     }
     bank_features(bank, image, scene->features);
-    memcpy(scene->mean_patch, bank->mean_patch + (size_t)image * C, C * sizeof(float));
-    memcpy(scene->cls, bank->cls + (size_t)image * D, D * sizeof(float));
+    memcpy(scene->mean_patch, bank->mean_patch + image * C, C * sizeof(float));
+    memcpy(scene->cls, bank->cls + image * D, D * sizeof(float));
     scene->objects = bank_objects(bank, image, coverage);
     scene->objects.features = scene->features;
     const int status = objects_new(&scene->objects, coverage, err);
@@ -75,7 +109,7 @@ int bank_scene(Scene *scene, const Bank *bank, int image, Error *err)
 
 int bank_same_image(const Bank *bank, int i, int j)
 {
-    const size_t C = (size_t)bank->channels, n = bank_cells(bank) * C, a = (size_t)i, b = (size_t)j;
+    const size_t C = bank->channels, n = bank_cells(bank) * C, a = i, b = j;
     const float *mean = bank->mean_patch;
     const uint16_t *features = bank->features;
     return a == b || (memcmp(mean + a * C, mean + b * C, C * sizeof *mean) == 0 &&
@@ -86,9 +120,9 @@ int bank_same_image(const Bank *bank, int i, int j)
  * The calibration
  * ============================================================================================== */
 
-static void layout(Bank *b, Arena *arena)
+static void layout_calibration(Bank *b, Arena *arena)
 {
-    const size_t C = (size_t)b->channels, n_objects = (size_t)b->first[b->n_images], L = (size_t)b->n_loo;
+    const size_t C = b->channels, n_objects = b->first[b->n_images], L = b->n_loo;
     b->channel_std = arena_floats(arena, C);
     b->units = arena_floats(arena, n_objects);
     b->loo_index = arena_take(arena, L * sizeof *b->loo_index);
@@ -100,15 +134,39 @@ static void layout(Bank *b, Arena *arena)
     b->loo_missing = arena_floats(arena, L);
 }
 
-int bank_calibration_room(Bank *b, int n_loo, Error *err)
+int bank_calibration_buffers(Bank *b, int n_loo, Error *err)
 {
     Arena arena = {0};
     b->n_loo = n_loo;
-    layout(b, &arena);
+    layout_calibration(b, &arena);
     if (arena_allocate(&arena))
         return fail_memory(err, "the bank's calibration", arena.size);
-    layout(b, &arena);
+    layout_calibration(b, &arena);
     b->calibration = arena;
+    return 0;
+}
+
+int bank_channel_std(Bank *b, Error *err)
+{
+    const size_t C = b->channels, n = b->n_images * bank_cells(b);
+    double *sums = calloc(2 * C, sizeof *sums);
+    float *cell = aligned_array(C, sizeof *cell);
+    if (!sums || !cell) {
+        free(sums), free(cell);
+        return fail_memory(err, "the bank's calibration", 20 * C);
+    }
+    for (size_t p = 0; p < n; p++) {
+        f16_to_f32_row(cell, b->features + p * C, C);
+        for (size_t c = 0; c < C; c++) {
+            sums[c] += cell[c];
+            sums[C + c] += (double)cell[c] * cell[c];
+        }
+    }
+    for (size_t c = 0; c < C; c++) {
+        double mean = sums[c] / (double)n, variance = sums[C + c] / (double)n - mean * mean;
+        b->channel_std[c] = channel_deviation(mean, sqrt(fmax(variance, 0)));
+    }
+    free(sums), free(cell);
     return 0;
 }
 
@@ -125,12 +183,12 @@ int bank_begin_calibration(Bank *b, Error *err)
 {
     const int n_objects = b->first[b->n_images], most = b->options.loo_images;
     bank_uncalibrate(b);
-    if (bank_calibration_room(b, !varies(b) ? 0 : b->n_images < most ? b->n_images : most, err))
+    if (bank_calibration_buffers(b, !varies(b) ? 0 : b->n_images < most ? b->n_images : most, err))
         return -1;
     b->descriptors = b->owned_descriptors =
-        aligned_array((size_t)n_objects * (size_t)b->channels, sizeof(float));
+        aligned_array((size_t)n_objects * b->channels, sizeof(float));
     if (!b->descriptors)
-        return fail_memory(err, "the objects' descriptors", (size_t)n_objects * (size_t)b->channels * 4);
+        return fail_memory(err, "the objects' descriptors", (size_t)n_objects * b->channels * sizeof(float));
     for (int i = 0; i < n_objects; i++)
         b->units[i] = 1;
     for (int i = 0; i < b->n_loo; i++)
@@ -141,9 +199,9 @@ int bank_begin_calibration(Bank *b, Error *err)
 /* The quantile of n unsorted values; sorted [n] is left in order. */
 static float quantile_of(float *sorted, const float *values, int n, double q)
 {
-    memcpy(sorted, values, (size_t)n * sizeof *sorted);
-    qsort(sorted, (size_t)n, sizeof *sorted, compare_floats);
-    return quantile_sorted(sorted, (size_t)n, q);
+    memcpy(sorted, values, n * sizeof *sorted);
+    qsort(sorted, n, sizeof *sorted, compare_floats);
+    return quantile_sorted(sorted, n, q);
 }
 
 void bank_thresholds(Bank *b)

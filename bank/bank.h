@@ -3,10 +3,10 @@
  * Tensors of the file (N images, O objects in all, h×w cells, C channels):
  *   features [N][h][w][C] F16      mean_patch [N][C], cls [N][D] unit vectors
  *   objects.first [N+1] I32        image i owns objects first[i] .. first[i+1]-1
- *   objects.weights [O][h][w] U8   coverage of a cell: 255 is the whole cell
+ *   objects.weights [O][h][w] U8   coverage (an older word): 255 is the whole cell
  *   objects.pooled [O][C], objects.centroids [O][2], objects.areas [O]
  *   dcga.mean, dcga.std [C], dcga.filter [C][C], dcga.descriptors [O][C]
- *   channel_std [C], objects.scale [O]: units of the structural maps
+ *   channel_std [C], objects.scale [O]: units of the structural maps (an older word)
  *   loo.index I32, loo.structural, loo.logical, loo.score [n]    leave-one-out scores
  *   loo.extra, loo.missing [n]     the strongest evidence in each normal image for an extra, a missing object
  *
@@ -82,10 +82,16 @@ int bank_load(Bank *bank, const char *path, Error *err);
 
 size_t bank_cells(const Bank *bank);
 int bank_object_count(const Bank *bank, int image);
-/* The image's objects as a view of the bank, with features16 and without features. coverage [n][h*w]: room
+/* The image's objects as a view of the bank, with features16 and without features. coverage [n][h*w]: buffer
  * for their coverage as float32; NULL: the view has none. */
 Objects bank_objects(const Bank *bank, int image, float *coverage);
+/* The views of all images [n_images], without coverage; free() frees the array. NULL: no memory. */
+Objects *bank_all_objects(const Bank *bank, Error *err);
 void bank_features(const Bank *bank, int image, float *features); /* as float32 [h*w][C] */
+/* Give the image's view its features as float32, in features [h*w][C]. -1: they are not finite numbers. */
+int bank_with_features(Objects *view, const Bank *bank, int image, float *features, Error *err);
+/* Only images of one grid, and of one backbone, can be compared. 0, or -1. */
+int bank_check_shape(const Bank *bank, const Scene *scene, Error *err);
 /* The image as a scene: features and objects, no labels. Its objects are measured again from the rounded
  * features and coverage. 0, or -1: no memory. */
 int bank_scene(Scene *scene, const Bank *bank, int image, Error *err);
@@ -94,11 +100,13 @@ int bank_same_image(const Bank *bank, int i, int j);
 
 /* ---- the calibration (bank.c) ------------------------------------------------------------------------*/
 
-/* Room for channel_std, units and leave-one-out scores of n_loo images. */
-int bank_calibration_room(Bank *bank, int n_loo, Error *err);
-/* Drop an earlier calibration and make room for the next. Units are 1, loo_index holds the images that are
+/* Buffers of channel_std, units and leave-one-out scores of n_loo images. */
+int bank_calibration_buffers(Bank *bank, int n_loo, Error *err);
+/* Drop an earlier calibration and allocate the next. Units are 1, loo_index holds the images that are
  * left out in turn, and the rest has no values. */
 int bank_begin_calibration(Bank *bank, Error *err);
+/* channel_std: standard deviation of each channel over all cells of all images. 0, or -1: no memory. */
+int bank_channel_std(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
 /* Drop the calibration, keep the images. */

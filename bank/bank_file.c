@@ -357,7 +357,7 @@ static int load_scores(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
     const int64_t C = b->channels, O = b->first[b->n_images], L = loo_count(st, err);
-    return L < 0 || bank_calibration_room(b, (int)L, err) ||
+    return L < 0 || bank_calibration_buffers(b, (int)L, err) ||
                    copy_to(b->channel_std, st, "channel_std", ST_F32, C, err) ||
                    copy_to(b->units, st, "objects.scale", ST_F32, O, err) ||
                    copy_to(b->loo_index, st, "loo.index", ST_I32, L, err) ||

@@ -18,7 +18,7 @@ typedef struct Buffer {
     size_t used, capacity;
 } Buffer;
 
-/* Room for n_bytes more. NULL: no memory. For 0 bytes, as of an image without objects, it is not NULL
+/* Space for n_bytes more. NULL: no memory. For 0 bytes, as of an image without objects, it is not NULL
  * either. */
 static void *buffer_grow(Buffer *b, size_t n_bytes)
 {

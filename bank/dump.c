@@ -73,7 +73,7 @@ static void encoder_tap(void *user, const char *name, int n_dims, const int64_t 
         dump_tap(user, name, n_dims, shape, data);
 }
 
-int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const SamPicture *picture, Error *err)
+int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const Picture *picture, Error *err)
 {
     DumpTap tap = {.dump = dump, .err = err};
     SamImage image;

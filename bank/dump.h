@@ -24,7 +24,7 @@ void dump_tap(void *tap, const char *name, int n_dims, const int64_t *shape, con
 int dump_masks(StWriter *dump, const AmgMasks *masks, int height, int width, Error *err);
 /* sam.pixels and sam.embedding [C][g][g]: the image encoder's input and output. The mask generator does not
  * give its embedding away, so this encodes the image once more. */
-int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const SamPicture *picture, Error *err);
+int dump_sam(StWriter *dump, const Sam *sam, SamState *state, const Picture *picture, Error *err);
 /* objects.weights, objects.pooled, objects.centroids. */
 int dump_objects(StWriter *dump, const Objects *objects, Error *err);
 

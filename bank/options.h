@@ -16,18 +16,18 @@ typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval
 
 typedef struct Options {
     /* Features. To change one of these, a bank must be built again from its images. */
-    int size;          /* S; 0: the model's recommendation. */
-    int resize;        /* Resize */
-    int layer;         /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters. */
-    int featup_stages; /* 0: bilinear */
-    int grid;          /* cells of the longer side; 0: S/4, or the model's recommendation for its size. */
-    int no_objects;    /* ablation: the whole image is one object (PaDiM on the k references). */
-    int precision;     /* Precision of the products in the ViT and in SAM's image encoder. */
+    int size; /* S; 0: the model's recommendation. */
+    Resize resize;
+    int layer;           /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters. */
+    int featup_stages;   /* 0: bilinear */
+    int grid;            /* cells of the longer side; 0: S/4, or the model's recommendation for its size. */
+    int no_objects;      /* ablation: the whole image is one object (PaDiM on the k references). */
+    Precision precision; /* of the products in the ViT and in SAM's image encoder. */
     ObjectsOptions objects;
     AmgOptions amg;
     /* The method. To change one of these, `samlad bank --from` calibrates a bank again. */
     int k;
-    int retrieval; /* Retrieval */
+    Retrieval retrieval;
     DcgaOptions dcga;
     OmmOptions omm;
     double alpha;          /* score of the weakest normal match, for the dustbin's score; NAN: calibrated. */
@@ -36,11 +36,11 @@ typedef struct Options {
     double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours]. */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
     int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours]. */
-    int fusion;                             /* Fusion of the two scores: smoothmax [ours]. */
-    int only;                               /* Only */
-    double flag_damage;                     /* z above which an object is called damaged: 3 [ours]. */
-    double flag_unmatched;                  /* U or V above which it is called extra or missing: 0.5 [ours] */
-    double flag_quantile; /* and above this quantile of the normal images' own evidence: 0.95 [ours]. */
+    Fusion fusion;                          /* of the two scores: smoothmax [ours]. */
+    Only only;
+    double flag_damage;    /* z above which an object is called damaged: 3 [ours]. */
+    double flag_unmatched; /* U or V above which it is called extra or missing: 0.5 [ours] */
+    double flag_quantile;  /* and above this quantile of the normal images' own evidence: 0.95 [ours]. */
     /* An image is anomalous above this quantile of the leave-one-out scores: 0.95 [ours]. */
     double threshold_quantile;
 } Options;

@@ -40,11 +40,9 @@ int run_pass(const Pass *pass, Error *err)
 #pragma omp parallel for schedule(dynamic, 1)
     for (int at = 0; at < pass->n; at++) {
         Error own;
-        int done;
         if (pass->image(pass->context, at, &own))
             take_failure(&r, &own);
-#pragma omp atomic capture
-        done = ++r.done;
+        const int done = count_done(&r.done, 1);
         if (thread_number() == 0)
             tell(&r, done);
     }

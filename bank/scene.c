@@ -20,7 +20,7 @@
 /* The labels as the file has them; NULL: no memory. */
 static int16_t *short_labels(const Scene *s, Error *err)
 {
-    const size_t n_pixels = (size_t)s->height * (size_t)s->width;
+    const size_t n_pixels = (size_t)s->height * s->width;
     int16_t *labels = aligned_array(n_pixels, sizeof *labels);
     if (!labels)
         fail_memory(err, "a scene", n_pixels * sizeof *labels);
@@ -43,6 +43,20 @@ static int add_all(StWriter *w, const Scene *s, const int16_t *labels, const cha
            st_writer_add(w, "objects.centroids", ST_F32, 2, (int64_t[]){n, 2}, o->centroids, err) ||
            st_writer_add(w, "objects.areas", ST_F32, 1, &n, o->areas, err) ||
            st_writer_add(w, "labels", ST_I16, 2, (int64_t[]){s->height, s->width}, labels, err);
+}
+
+int scene_new_features(Scene *scene, int grid_h, int grid_w, int channels, Error *err)
+{
+    const size_t n_cells = (size_t)grid_h * grid_w, C = channels;
+    scene->features = aligned_array(n_cells * C, sizeof(float));
+    scene->mean_patch = aligned_array(C, sizeof(float));
+    scene->cls = aligned_array(C, sizeof(float));
+    scene->cls_dim = channels;
+    scene->objects =
+        (Objects){.grid_h = grid_h, .grid_w = grid_w, .channels = channels, .features = scene->features};
+    return scene->features && scene->mean_patch && scene->cls
+               ? 0
+               : fail_memory(err, "features", n_cells * C * sizeof(float));
 }
 
 void scene_free(Scene *scene)
@@ -158,7 +172,7 @@ static int load_features(Scene *s, const Safetensors *file, Error *err)
 /* Coverage must be 0 to 1, because a bank keeps it in a byte. */
 static int check_coverage(const Objects *o, const char *path, Error *err)
 {
-    const size_t n = (size_t)o->n * (size_t)o->grid_h * (size_t)o->grid_w;
+    const size_t n = o->n * grid_cells(o);
     for (size_t i = 0; i < n; i++)
         if (!(o->coverage[i] >= 0 && o->coverage[i] <= 1))
             return fail(err, "%s: tensor objects.weights holds %g at %zu, expected 0 to 1", path,
@@ -183,7 +197,7 @@ static int load_objects(Scene *s, const Safetensors *file, Error *err)
 
 static int load_labels(Scene *s, const Safetensors *file, Error *err)
 {
-    const size_t n_pixels = (size_t)s->height * (size_t)s->width;
+    const size_t n_pixels = (size_t)s->height * s->width;
     const int16_t *labels = expect(file, "labels", ST_I16, 2, (int64_t[]){s->height, s->width}, err);
     if (!labels)
         return -1;

@@ -20,6 +20,9 @@ typedef struct Scene {
     int32_t *labels; /* [height][width] the object of each pixel, or -1; NULL for a bank's image. */
 } Scene;
 
+/* Allocate features, mean_patch and cls of `channels` numbers, for a grid of this size. 0, or -1: no memory.
+ * Free the scene in either case. */
+int scene_new_features(Scene *scene, int grid_h, int grid_w, int channels, Error *err);
 void scene_free(Scene *scene);
 /* A scene as a file, bit for bit. made_by is a text that identifies the weights and settings of the maker. A
  * file with another text is refused. */

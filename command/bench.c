@@ -375,7 +375,7 @@ static int prepare_mobile(Work *work, Error *err)
 static int run_encoder(Work *work, Error *err)
 {
     sam_image_free(&work->embedding);
-    const SamPicture picture = {work->rgb, work->height, work->width};
+    const Picture picture = {work->rgb, work->height, work->width};
     return sam_encode(work->sam, work->sam_state, &work->embedding, &picture, NULL, err);
 }
 
@@ -451,7 +451,7 @@ static int run_masks(Work *work, Error *err)
     const double encoder = clock_seconds() - start;
     amg_masks_free(&work->masks);
     work->not_counted = 2 * encoder; /* this run, and the one inside amg_generate */
-    const SamPicture picture = {work->rgb, work->height, work->width};
+    const Picture picture = {work->rgb, work->height, work->width};
     return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, &picture, NULL, NULL, err);
 }
 
@@ -514,7 +514,7 @@ static int prepare_memory(Work *work, Error *err)
 static int run_memory(Work *work, Error *err)
 {
     amg_masks_free(&work->masks);
-    const SamPicture picture = {work->rgb, work->height, work->width};
+    const Picture picture = {work->rgb, work->height, work->width};
     return amg_generate(work->sam, work->sam_state, &work->masks, &work->amg, &picture, NULL, NULL, err);
 }
 
@@ -543,8 +543,8 @@ static int prepare_vit(Work *work, Error *err)
     float *pixels = new_buffer(work, 3 * side * side, err);
     float *patches = pixels ? new_buffer(work, (grid * grid + 1) * (size_t)c->dim, err) : NULL;
     work->vit_state = patches ? vit_state_new(work->vit, (int)grid, (int)grid, err) : NULL;
-    if (!work->vit_state ||
-        vit_preprocess(c, pixels, (int)side, (int)side, work->rgb, work->height, work->width, err))
+    const Picture picture = {work->rgb, work->height, work->width};
+    if (!work->vit_state || vit_preprocess(c, pixels, (int)side, (int)side, &picture, err))
         return -1;
     work->size = (int)side;
     work->gflop = vit_gflop(c, work->size);

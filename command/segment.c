@@ -100,7 +100,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
     uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
     if (!rgb)
         return -1;
-    const SamPicture picture = {rgb, height, width};
+    const Picture picture = {rgb, height, width};
     Progress progress = {0};
     AmgMasks masks;
     StWriter *dump = args->dump ? st_writer_new() : NULL;

@@ -1,9 +1,16 @@
 /* encoder.h - image encoders that replace SAM's own ViT, behind one interface.
  *
- * Light models (MobileSAM, EfficientSAM, ...) keep SAM's prompt encoder and mask decoder, and replace the
- * image encoder. Each encoder is one file of this room, loads its own weights, and defines a SamEncoder. A
- * new one needs such a file, a declaration below, and a line in encoder.c's table. SAM's neck, behind each of
- * them, is in sam.c. */
+ * A light SAM replaces SAM's image encoder. If its prompt encoder and its mask decoder are SAM's (MobileSAM),
+ * the encoder is all that must be added, in five steps:
+ *   1. encoders/NAME.c reads its own weights (image_encoder.*) and defines a SamEncoder;
+ *   2. encoder.h declares it, below;
+ *   3. encoder.c lists it in the table `encoders`;
+ *   4. tools/convert.py recognises the checkpoint and writes the metadata: sam.encoder (the SamEncoder's
+ *      name), sam.image_size, sam.embed_dim (the channels of the encoder's output);
+ *   5. tests/test_sam.c compares it with a golden file of the official code.
+ * SAM's neck follows each encoder: sam.c runs it, load/sam_load.c reads image_encoder.neck.*.
+ *
+ * EfficientSAM needs more: its decoder differs from SAM's. That needs switches in load/sam_load.c and sam.c. */
 #ifndef SAMLAD_ENCODER_H
 #define SAMLAD_ENCODER_H
 

@@ -48,7 +48,7 @@ typedef struct MBConv {
 } MBConv;
 
 typedef struct TinyViTBlock {
-    SamNorm attn_norm, mlp_norm;
+    Norm attn_norm, mlp_norm;
     Linear qkv, proj, fc1, fc2;
     const float *attention_biases; /* see distance_bias */
     const float *pad;              /* [3·dim] qkv of a token of zeros. */
@@ -75,8 +75,8 @@ typedef struct TinyVit {
 typedef struct TinyVitState {
     float *maps[2];                      /* [size][size][dim] of any layer. */
     float *interleaved, *stem, *scratch; /* [S][S][3], [S/2][S/2][stem_dim], conv2d's */
-    float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2. */
-    float *norm, *heads, *branch;        /* [n][dim] */
+    float *strips[2];                    /* rows of an MBConv's hidden channels, before and after conv2 */
+    float *normed, *attended, *branch;   /* [n][dim] */
     float *qkv;                          /* [n][3·dim] */
     float *hidden;                       /* of some rows of an MLP. */
 } TinyVitState;
@@ -112,10 +112,10 @@ __attribute__((format(printf, 4, 5))) static const float *tensor(Reader *r, int 
     return data;
 }
 
-static SamNorm norm(Reader *r, int dim, const char *name)
+static Norm norm(Reader *r, int dim, const char *name)
 {
-    return (SamNorm){tensor(r, 1, (int64_t[]){dim}, "%s.weight", name),
-                     tensor(r, 1, (int64_t[]){dim}, "%s.bias", name)};
+    return (Norm){tensor(r, 1, (int64_t[]){dim}, "%s.weight", name),
+                  tensor(r, 1, (int64_t[]){dim}, "%s.bias", name)};
 }
 
 static Linear layer(Reader *r, int n_out, int n_in, const char *name)
@@ -163,7 +163,7 @@ static void fold_bias(float *bias, const Conv2dBn *official, size_t n_out)
 /* Convolution and batch norm as one convolution in the official layout [n_out][n_in][kernel][kernel]. */
 static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, const char *name)
 {
-    const size_t channels = (size_t)n_out, fan = (size_t)(n_in * kernel * kernel);
+    const size_t channels = n_out, fan = (size_t)(n_in * kernel * kernel);
     const Conv2dBn official = read_conv2d_bn(r, n_out, n_in, kernel, name);
     float *weight = arena_floats(&r->arena, channels * fan), *bias = arena_floats(&r->arena, channels);
     if (r->failed || !weight)
@@ -178,7 +178,7 @@ static Conv conv_bn(Reader *r, int n_out, int n_in, int kernel, const char *name
 /* The same of a depthwise 3x3 convolution, as [3][3][c] for depthwise_conv3x3. */
 static Conv depthwise_conv_bn(Reader *r, int n_channels, const char *name)
 {
-    const size_t channels = (size_t)n_channels;
+    const size_t channels = n_channels;
     const Conv2dBn official = read_conv2d_bn(r, n_channels, 1, 3, name);
     float *weight = arena_floats(&r->arena, 9 * channels), *bias = arena_floats(&r->arena, channels);
     if (r->failed || !weight)
@@ -242,7 +242,7 @@ static MBConv mb_conv(Reader *r, int n_in, int hidden, int n_out, int stride, co
 static void read_qkv(Reader *r, TinyViTBlock *b, int dim, int n_heads, const char *name)
 {
     const Linear official = layer(r, 3 * dim, dim, name);
-    float *weight = arena_floats(&r->arena, 3 * (size_t)dim * (size_t)dim);
+    float *weight = arena_floats(&r->arena, 3 * (size_t)dim * dim);
     float *bias = arena_floats(&r->arena, 3 * (size_t)dim), *pad = arena_floats(&r->arena, 3 * (size_t)dim);
     b->qkv = (Linear){weight, bias, NULL, 3 * dim, dim};
     b->pad = pad;
@@ -317,7 +317,7 @@ static int read_layer(Safetensors *st, Layer *s, int i, Error *err)
     snprintf(before, sizeof before, "image_encoder.layers.%d.blocks.", i);
     s->depth = sam_count_tensors(st, before, i == 0 ? ".conv1.c.weight" : ".attn.qkv.weight", MAX_DEPTH);
     if (s->depth < 1 || s->depth > MAX_DEPTH)
-        return fail(err, "%s: TinyViT's stage %d has %s%d blocks, expected 1 to %d", st_path(st), i,
+        return fail(err, "%s: TinyViT's layer %d has %s%d blocks, expected 1 to %d", st_path(st), i,
                     s->depth > MAX_DEPTH ? "more than " : "", s->depth > MAX_DEPTH ? MAX_DEPTH : s->depth,
                     MAX_DEPTH);
     if (i == 0)
@@ -352,7 +352,7 @@ static int read_sizes(TinyVit *vit, Safetensors *st, Error *err)
     }
     snprintf(name, sizeof name, "image_encoder.layers.%d.downsample.conv1.c.weight", N_LAYERS - 1);
     if (st_find(st, name))
-        return fail(err, "%s: TinyViT has more than %d stages", st_path(st), N_LAYERS);
+        return fail(err, "%s: TinyViT has more than %d layers", st_path(st), N_LAYERS);
     return 0;
 }
 
@@ -363,6 +363,21 @@ static void tiny_vit_close(void *model)
         return;
     free(vit->derived);
     free(vit);
+}
+
+/* Sizes, then weights: once to count what is derived, once with memory. 0 / -1. */
+static int read_model(TinyVit *vit, Reader *r)
+{
+    if (read_sizes(vit, r->st, r->err))
+        return -1;
+    read_weights(r, vit);
+    if (r->failed)
+        return -1;
+    if (arena_allocate(&r->arena))
+        return fail_memory(r->err, "TinyViT's weights", r->arena.size);
+    vit->derived = (void *)r->arena.base;
+    read_weights(r, vit);
+    return r->failed ? -1 : 0;
 }
 
 static void *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
@@ -378,17 +393,7 @@ static void *tiny_vit_open(Safetensors *weights, int image_size, Error *err)
         return NULL;
     }
     vit->image_size = image_size;
-    Reader r = {.st = weights, .err = err};
-    if (!read_sizes(vit, weights, err))
-        read_weights(&r, vit); /* counts the derived arrays. */
-    else
-        r.failed = 1;
-    if (!r.failed && arena_allocate(&r.arena))
-        r.failed = !!fail_memory(err, "TinyViT's weights", r.arena.size);
-    vit->derived = (void *)r.arena.base;
-    if (!r.failed)
-        read_weights(&r, vit);
-    if (r.failed) {
+    if (read_model(vit, &(Reader){.st = weights, .err = err})) {
         tiny_vit_close(vit);
         return NULL;
     }
@@ -455,7 +460,7 @@ static void tiny_vit_pack(void *model, Arena *arena)
 static void strip_floats(size_t n_floats[2], const MBConv *b, int size)
 {
     const int rows = (STRIP_ROWS - 1) * b->stride + 3;
-    const size_t row = (size_t)size * (size_t)b->conv1.n_out;
+    const size_t row = (size_t)size * b->conv1.n_out;
     n_floats[0] = larger(n_floats[0], (size_t)(rows < size ? rows : size) * row);
     n_floats[1] = larger(n_floats[1], STRIP_ROWS * row);
 }
@@ -470,7 +475,7 @@ static Sizes largest_sizes(const TinyVit *vit)
     Sizes most = {0};
     for (int l = 0; l < N_LAYERS; l++) {
         const Layer *s = &vit->layers[l];
-        const size_t n = (size_t)s->size * (size_t)s->size, floats = n * (size_t)s->dim;
+        const size_t n = (size_t)s->size * s->size, floats = n * s->dim;
         most.map = larger(most.map, floats);
         for (int k = 0; l == 0 && k < s->depth; k++)
             strip_floats(most.strip, &s->mb_convs[k], s->size);
@@ -485,12 +490,12 @@ static Sizes largest_sizes(const TinyVit *vit)
     return most;
 }
 
-static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
+static void layout_tiny_vit(const void *model, void *state_struct, Arena *arena)
 {
     const TinyVit *vit = model;
     TinyVitState *state = state_struct;
     const int S = vit->image_size, half = S / 2, stem_dim = vit->stem_dim;
-    const size_t n = (size_t)S * (size_t)S;
+    const size_t n = (size_t)S * S;
     const Sizes most = largest_sizes(vit);
     state->maps[0] = arena_floats(arena, most.map);
     state->maps[1] = arena_floats(arena, most.map);
@@ -505,8 +510,8 @@ static void tiny_vit_layout(const void *model, void *state_struct, Arena *arena)
     arena->used = mark;
     state->strips[0] = arena_floats(arena, most.strip[0]);
     state->strips[1] = arena_floats(arena, most.strip[1]);
-    state->norm = arena_floats(arena, most.tokens);
-    state->heads = arena_floats(arena, most.tokens);
+    state->normed = arena_floats(arena, most.tokens);
+    state->attended = arena_floats(arena, most.tokens);
     state->branch = arena_floats(arena, most.tokens);
     state->qkv = arena_floats(arena, 3 * most.tokens);
     state->hidden = arena_floats(arena, most.hidden);
@@ -528,7 +533,7 @@ static void patch_embed(const TinyVit *vit, TinyVitState *state, const float *pi
 {
     const int S = vit->image_size, half = S / 2, stem_dim = vit->stem_dim;
     const Conv *seq0 = &vit->patch_embed1, *seq2 = &vit->patch_embed2;
-    const size_t n = (size_t)S * (size_t)S;
+    const size_t n = (size_t)S * S;
     for (size_t i = 0; i < n; i++)
         for (size_t c = 0; c < 3; c++)
             state->interleaved[3 * i + c] = pixels[c * n + i];
@@ -544,7 +549,7 @@ static void patch_embed(const TinyVit *vit, TinyVitState *state, const float *pi
 static float *mb_conv_strip(TinyVitState *state, const MBConv *b, int size, int first, int rows)
 {
     const int out = (size - 1) / b->stride + 1, hidden = b->conv1.n_out;
-    const size_t x_row = (size_t)size * (size_t)b->conv1.n_in, y_row = (size_t)out * (size_t)b->conv3.n_out;
+    const size_t x_row = (size_t)size * b->conv1.n_in, y_row = (size_t)out * b->conv3.n_out;
     const int above = first > 0 ? first * b->stride - 1 : 0;
     const int below = (first + rows - 1) * b->stride + 2, end = below < size ? below : size;
     float *y = state->maps[1] + (size_t)first * y_row;
@@ -552,7 +557,7 @@ static float *mb_conv_strip(TinyVitState *state, const MBConv *b, int size, int 
                       (end - above) * size);
     depthwise_conv3x3(state->strips[1], first, rows, state->strips[0], above, b->conv2.weight, b->conv2.bias,
                       size, size, hidden, b->stride);
-    gelu(state->strips[1], (size_t)rows * (size_t)out * (size_t)hidden);
+    gelu(state->strips[1], (size_t)rows * out * hidden);
     linear_layer(y, state->strips[1], &b->conv3, rows * out);
     return y;
 }
@@ -560,7 +565,7 @@ static float *mb_conv_strip(TinyVitState *state, const MBConv *b, int size, int 
 /* MBConv: x = gelu(x + conv3(gelu(conv2(gelu(conv1(x)))))), a strip of rows at a time. */
 static void mb_conv_forward(TinyVitState *state, const MBConv *b, int size)
 {
-    const size_t row = (size_t)size * (size_t)b->conv3.n_out;
+    const size_t row = (size_t)size * b->conv3.n_out;
     for (int first = 0; first < size; first += STRIP_ROWS) {
         const int rows = size - first < STRIP_ROWS ? size - first : STRIP_ROWS;
         float *y = mb_conv_strip(state, b, size, first, rows);
@@ -585,26 +590,26 @@ static void attn(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size, head_dim = s->dim / s->n_heads;
     const RelativePosition rel = {NULL, NULL, s->window_size, s->window_size, b->attention_biases};
-    layer_norm(state->norm, state->maps[0], b->attn_norm.weight, b->attn_norm.bias, n, s->dim, NORM_EPS);
-    linear_layer(state->qkv, state->norm, &b->qkv, n);
-    window_attention(state->heads, state->qkv, b->pad, s->size, s->size, s->n_heads, head_dim,
+    layer_norm(state->normed, state->maps[0], b->attn_norm.weight, b->attn_norm.bias, n, s->dim, NORM_EPS);
+    linear_layer(state->qkv, state->normed, &b->qkv, n);
+    window_attention(state->attended, state->qkv, b->pad, s->size, s->size, s->n_heads, head_dim,
                      (float)(1 / sqrt(head_dim)), &rel, NULL);
-    linear_layer(state->branch, state->heads, &b->proj, n);
-    add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
+    linear_layer(state->branch, state->attended, &b->proj, n);
+    add(state->maps[0], state->branch, (size_t)n * s->dim);
 }
 
 /* x += mlp(x): fc2(gelu(fc1(norm(x)))). */
 static void mlp(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
 {
     const int n = s->size * s->size;
-    layer_norm(state->norm, state->maps[0], b->mlp_norm.weight, b->mlp_norm.bias, n, s->dim, NORM_EPS);
+    layer_norm(state->normed, state->maps[0], b->mlp_norm.weight, b->mlp_norm.bias, n, s->dim, NORM_EPS);
     for (int row = 0; row < n; row += MLP_ROWS) {
         const int rows = n - row < MLP_ROWS ? n - row : MLP_ROWS;
-        const size_t from = (size_t)row * (size_t)s->dim;
-        linear_layer_gelu(state->hidden, state->norm + from, &b->fc1, rows);
+        const size_t from = (size_t)row * s->dim;
+        linear_layer_gelu(state->hidden, state->normed + from, &b->fc1, rows);
         linear_layer(state->branch + from, state->hidden, &b->fc2, rows);
     }
-    add(state->maps[0], state->branch, (size_t)n * (size_t)s->dim);
+    add(state->maps[0], state->branch, (size_t)n * s->dim);
 }
 
 static void tiny_vit_block_forward(TinyVitState *state, const Layer *s, const TinyViTBlock *b)
@@ -655,5 +660,5 @@ const SamEncoder tiny_vit_encoder = {.name = "tiny_vit",
                                      .dim = tiny_vit_dim,
                                      .multiply_adds = tiny_vit_multiply_adds,
                                      .pack = tiny_vit_pack,
-                                     .layout = tiny_vit_layout,
+                                     .layout = layout_tiny_vit,
                                      .forward = tiny_vit_forward};

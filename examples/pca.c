@@ -37,10 +37,10 @@ int main(int argc, char **argv)
     const int grid = 32, n = grid * grid, dim = vit ? vit_config(vit)->dim : 0;
     const int side = vit ? grid * vit_config(vit)->patch_size : 0;
     VitState *state = vit ? vit_state_new(vit, grid, grid, &err) : NULL;
-    float *pixels = calloc(3 * side * side + 1, sizeof *pixels), *x = calloc(n * dim + 1, sizeof *x);
-    if (!state || !pixels || !x || vit_preprocess(vit_config(vit), pixels, side, side, rgb, h, w, &err))
+    float *in = calloc(3 * side * side + 1, sizeof *in), *x = calloc(n * dim + 1, sizeof *x);
+    if (!state || !in || !x || vit_preprocess(vit_config(vit), in, side, side, &(Picture){rgb, h, w}, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
-    vit_forward(vit, state, &(VitImage){pixels, side, side}, vit_config(vit)->depth, NULL, x, NULL, NULL);
+    vit_forward(vit, state, &(VitImage){in, side, side}, vit_config(vit)->depth, NULL, x, NULL, NULL);
     float mean[dim], value[n];
     uint8_t colours[3 * n];
     for (int i = 0; i < n * dim; i++)

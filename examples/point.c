@@ -18,7 +18,7 @@ int main(int argc, char **argv)
     Sam *sam = st ? sam_open(st, &err) : NULL;
     SamState *state = sam ? sam_state_new(sam, &err) : NULL;
     SamImage image;
-    if (!state || sam_encode(sam, state, &image, &(SamPicture){rgb, h, w}, NULL, &err))
+    if (!state || sam_encode(sam, state, &image, &(Picture){rgb, h, w}, NULL, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
 
     /* One point gives several masks, from a part to the whole object. The model predicts the quality of

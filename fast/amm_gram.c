@@ -153,13 +153,13 @@ static int square_side(const Objects *q, int n_threads)
 static void measure_square(float *map, const AmmInput *input, const AmmWork *work, int square, int side)
 {
     const Objects *q = &input->comparison->query;
-    const ptrdiff_t n_cells = (ptrdiff_t)q->grid_h * q->grid_w;
+    const ptrdiff_t n_cells = grid_cells(q);
     const int y0 = square / squares(q->grid_w, side) * side, x0 = square % squares(q->grid_w, side) * side;
     for (int i = 0; i < q->n; i++)
         for (int y = y0; y < y0 + side && y < q->grid_h; y++)
             for (int x = x0; x < x0 + side && x < q->grid_w; x++) {
                 const ptrdiff_t p = (ptrdiff_t)y * q->grid_w + x;
-                const float w = input->coverage[i * n_cells + p];
+                const float w = input->claimed[i * n_cells + p];
                 if (w > 0)
                     map[p] += w * amm_distance_at(input, work, i, x, y);
             }
@@ -175,15 +175,15 @@ int amm_structural(float *map, const AmmInput *input, Error *err)
     const int n_squares = squares(q->grid_h, side) * squares(q->grid_w, side);
     Arena count = {0};
     AmmWork work;
-    amm_work(&work, &count, k, q->channels);
-    char *memory = aligned_array((size_t)n_threads, count.used);
+    layout_amm(&work, &count, k, q->channels);
+    char *memory = aligned_array(n_threads, count.used);
     if (!memory)
         return fail_memory(err, "the structural map", n_threads * count.used);
-    memset(map, 0, (size_t)q->grid_h * (size_t)q->grid_w * sizeof *map);
+    memset(map, 0, grid_cells(q) * sizeof *map);
 #pragma omp parallel for schedule(static, 1) private(work)
     for (int t = 0; t < n_threads; t++) {
-        Arena arena = {memory + (size_t)t * count.used, count.used, 0};
-        amm_work(&work, &arena, k, q->channels);
+        Arena arena = {memory + t * count.used, count.used, 0};
+        layout_amm(&work, &arena, k, q->channels);
         for (int s = t; s < n_squares; s += n_threads)
             measure_square(map, input, &work, s, side);
     }

@@ -94,9 +94,9 @@ int sam_positions_fit(const SamWeights *w, int n_tokens)
 static void layout_planes(SamPlanes *p)
 {
     const SamWeights *w = p->w;
-    const size_t n = (size_t)p->n_tiles * TILE, inner = (size_t)internal_dim(w);
+    const size_t n = (size_t)p->n_tiles * TILE, inner = internal_dim(w);
     const int n_heads = w->config.decoder_heads, depth = w->config.decoder_depth;
-    const size_t padded = (size_t)round_up(internal_dim(w) / n_heads, TILE_PAD);
+    const size_t padded = round_up(internal_dim(w) / n_heads, TILE_PAD);
     for (int l = 0; l <= depth; l++) {
         Level *level = &p->levels[l];
         level->keys = arena_floats(&p->arena, n * inner);
@@ -106,11 +106,11 @@ static void layout_planes(SamPlanes *p)
             break;
         level->queries = arena_floats(&p->arena, n * inner);
         level->queries_pe = l > 0 ? arena_floats(&p->arena, n * inner) : NULL;
-        for (int m = 0; m <= l; m++)
+        for (ptrdiff_t m = 0; m <= l; m++)
             level->back[m] = arena_floats(&p->arena, n * (inner + 1));
         level->square = arena_floats(&p->arena, n);
     }
-    const size_t dim = (size_t)w->config.out_chans;
+    const size_t dim = w->config.out_chans;
     p->up = arena_floats(&p->arena, n * dim);
     p->up_weight1 = arena_floats(&p->arena, dim * dim);
     p->up_weight2 = arena_floats(&p->arena, dim / 4 * (dim / 2));
@@ -121,15 +121,15 @@ static void fill_plane(const SamPlanes *p, float *plane, const float *weight, co
                        const float *x)
 {
     const int dim = p->w->config.out_chans;
-    for (int tile = 0; tile < p->n_tiles; tile++, plane += (size_t)rows * TILE) {
-        matmul_nt(plane, TILE, weight, dim, x + (size_t)tile * TILE * dim, dim, rows, TILE, dim, 0);
+    for (ptrdiff_t tile = 0; tile < p->n_tiles; tile++, plane += (size_t)rows * TILE) {
+        matmul_nt(plane, TILE, weight, dim, x + tile * TILE * dim, dim, rows, TILE, dim, 0);
         for (int i = 0; bias && i < rows; i++)
             for (int j = 0; j < TILE; j++)
                 plane[i * TILE + j] += bias[i];
     }
 }
 
-/* The projection of u_l and that of the positional encoding, in one plane or two. sum is room for u + pe. */
+/* The projection of u_l and that of the positional encoding, in one plane or two. sum is a buffer for u + pe. */
 static void fill_projection(const SamPlanes *p, float *plane, float *plane_pe, const Linear *a,
                             const float *bias, const float *u, const float *pe, float *sum)
 {
@@ -151,8 +151,8 @@ static void fill_values(const SamPlanes *p, float *values, const float *weight, 
     const int head_dim = internal_dim(p->w) / n_heads, padded = round_up(head_dim, TILE_PAD);
     const int n = p->n_tiles * TILE;
     memset(values, 0, (size_t)n * n_heads * padded * sizeof *values);
-    for (int h = 0; h < n_heads; h++)
-        matmul_nt(values + h * padded, n_heads * padded, u, dim, weight + (size_t)h * head_dim * dim, dim, n,
+    for (ptrdiff_t h = 0; h < n_heads; h++)
+        matmul_nt(values + h * padded, n_heads * padded, u, dim, weight + h * head_dim * dim, dim, n,
                   head_dim, dim, 0);
 }
 
@@ -195,15 +195,15 @@ static void transpose_output(const SamWeights *w, float *weight, int m)
             a->out_proj.bias[c] + (m > 0 ? w->mask_decoder.transformer.layers[m - 1].norm4.bias[c] : 0);
 }
 
-/* All planes of level l except its keys and values. u [n][C] becomes P·u_l; t is room of the same size. */
-static void fill_way_back(SamPlanes *p, int l, float *u, float *t, float *weight)
+/* All planes of level l except its keys and values. u [n][C] becomes P·u_l; t is a buffer of the same size. */
+static void fill_way_back(SamPlanes *p, ptrdiff_t l, float *u, float *t, float *weight)
 {
     const SamWeights *w = p->w;
     const int dim = w->config.out_chans, n = p->n_tiles * TILE;
     Level *level = &p->levels[l];
     scale_and_centre(u, NULL, n, dim, level->square);
     memcpy(t, u, (size_t)n * dim * sizeof *t);
-    for (int m = l; m >= 0; m--) {
+    for (ptrdiff_t m = l; m >= 0; m--) {
         transpose_output(w, weight, m);
         fill_plane(p, level->back[m], weight, NULL, internal_dim(w) + 1, t);
         if (m > 0)
@@ -238,7 +238,7 @@ SamPlanes *sam_planes_new(const Sam *sam, const float *embedding, Error *err)
 {
     const SamWeights *w = &sam->weights;
     const SamMaskDecoder *m = &w->mask_decoder;
-    const size_t dim = (size_t)w->config.out_chans, n_source = (size_t)w->n_positions * dim;
+    const size_t dim = w->config.out_chans, n_source = (size_t)w->n_positions * dim;
     const size_t n_padded = (size_t)tiles_of(w) * TILE * dim, n_weight = ((size_t)internal_dim(w) + 1) * dim;
     SamPlanes *p = calloc(1, sizeof *p);
     float *work = aligned_array(3 * n_padded + n_weight, sizeof *work);
@@ -259,7 +259,7 @@ SamPlanes *sam_planes_new(const Sam *sam, const float *embedding, Error *err)
     float *u = work, *t = u + n_padded, *pe = t + n_padded;
     memset(work, 0, 3 * n_padded * sizeof *work);
     memcpy(u, embedding, n_source * sizeof *u);
-    add_rows(u, w->prompt_encoder.no_mask_embed, w->n_positions, (int)dim);
+    add_rows(u, w->prompt_encoder.no_mask_embed, w->n_positions, dim);
     memcpy(pe, sam->image_pe, n_source * sizeof *pe);
     fill_planes(p, u, t, pe, pe + n_padded);
     free(work);
@@ -274,23 +274,23 @@ void sam_planes_free(SamPlanes *planes)
     free(planes);
 }
 
-/* ---- the trail of a prompt --------------------------------------------------------------------*/
+/* ---- the positions of a prompt: σ, z and B ----------------------------------------------------*/
 
-void sam_positions_layout(SamPositions *s, const SamWeights *w, int max_tokens, Arena *arena)
+void sam_layout_positions(SamPositions *s, const SamWeights *w, int max_tokens, Arena *arena)
 {
     const SamConfig *c = &w->config;
-    const size_t dim = (size_t)c->out_chans, inner = (size_t)internal_dim(w);
-    const size_t n_folded = (size_t)max_tokens * (size_t)c->decoder_heads;
-    const size_t rank = 1 + (size_t)c->decoder_depth * (n_folded - (size_t)c->decoder_heads + 1);
-    const size_t padded = (size_t)round_up((int)rank, TILE_PAD);
+    const size_t dim = c->out_chans, inner = internal_dim(w);
+    const size_t n_folded = (size_t)max_tokens * c->decoder_heads;
+    const size_t rank = 1 + c->decoder_depth * (n_folded - c->decoder_heads + 1);
+    const size_t padded = round_up(rank, TILE_PAD);
     s->weights = w;
     s->n_heads = c->decoder_heads;
-    s->head_dim = (int)inner / s->n_heads;
+    s->head_dim = inner / s->n_heads;
     s->head_padded = round_up(s->head_dim, TILE_PAD);
     s->n_tiles = tiles_of(w);
-    s->max_rank = (int)rank;
+    s->max_rank = rank;
     s->max_tokens = max_tokens;
-    s->z = arena_floats(arena, (size_t)s->n_tiles * rank * TILE);
+    s->z = arena_floats(arena, s->n_tiles * rank * TILE);
     s->sigma = arena_floats(arena, (size_t)s->n_tiles * TILE);
     s->basis = arena_floats(arena, rank * dim);
     s->centred = arena_floats(arena, rank * dim);
@@ -299,7 +299,7 @@ void sam_positions_layout(SamPositions *s, const SamWeights *w, int max_tokens, 
     s->folded = arena_floats(arena, n_folded * dim);
     s->pooled = arena_floats(arena, n_folded * dim);
     s->mix = arena_floats(arena, (n_folded > dim ? n_folded : dim) * rank);
-    s->pooled_values = arena_floats(arena, n_folded * (size_t)s->head_padded);
+    s->pooled_values = arena_floats(arena, n_folded * s->head_padded);
     s->pooled_z = arena_floats(arena, n_folded * padded);
     s->max = arena_floats(arena, n_folded);
     s->sum = arena_floats(arena, n_folded);
@@ -312,12 +312,12 @@ void sam_positions_layout(SamPositions *s, const SamWeights *w, int max_tokens, 
     s->gram_z = arena_floats(arena, rank * TILE);
     s->up1 = arena_floats(arena, dim * TILE);
     s->up2 = arena_floats(arena, dim / 2 * TILE);
-    s->logits = arena_floats(arena, 16 * (size_t)w->n_mask_tokens * TILE);
+    s->logits = arena_floats(arena, 16 * w->n_mask_tokens * TILE);
 }
 
-static float *tile_of_z(const SamPositions *s, int tile)
+static float *tile_of_z(const SamPositions *s, ptrdiff_t tile)
 {
-    return s->z + (size_t)tile * s->max_rank * TILE;
+    return s->z + tile * s->max_rank * TILE;
 }
 
 /* x_0 = u_0: z = [1] with a row of zeros in B. */
@@ -327,8 +327,8 @@ void sam_positions_begin(SamPositions *s, int n_tokens)
     s->n_free = (n_tokens - 1) * s->n_heads;
     s->level = 0;
     s->rank = 1;
-    memset(s->basis, 0, (size_t)s->weights->config.out_chans * sizeof *s->basis);
-    for (int tile = 0; tile < s->n_tiles; tile++)
+    memset(s->basis, 0, s->weights->config.out_chans * sizeof *s->basis);
+    for (ptrdiff_t tile = 0; tile < s->n_tiles; tile++)
         for (int j = 0; j < TILE; j++)
             tile_of_z(s, tile)[j] = s->sigma[tile * TILE + j] = 1;
 }
@@ -346,61 +346,61 @@ static void mix_heads(SamPositions *s, const float *x, int n, const float *weigh
     const int dim = s->weights->config.out_chans, inner = s->head_dim * s->n_heads;
     if (!has_basis(s))
         return;
-    for (int h = 0; h < s->n_heads; h++)
-        matmul(s->folded + (size_t)h * n * dim, dim, x + (size_t)h * s->head_dim, inner,
-               weight + (size_t)h * s->head_dim * dim, dim, n, dim, s->head_dim, 0);
+    for (ptrdiff_t h = 0; h < s->n_heads; h++)
+        matmul(s->folded + h * n * dim, dim, x + h * s->head_dim, inner, weight + h * s->head_dim * dim, dim,
+               n, dim, s->head_dim, 0);
     matmul_nt(s->mix, s->max_rank, s->folded, dim, s->basis, dim, s->n_heads * n, s->rank, dim, 0);
 }
 
 /* Head h of x [n][inner], times the rows of that head in a tile's plane [inner][TILE]. */
-static SmallTerm head_term(const SamPositions *s, int h, const float *x, const float *plane)
+static SmallTerm head_term(const SamPositions *s, ptrdiff_t h, const float *x, const float *plane)
 {
-    return (SmallTerm){.a = x + (size_t)h * s->head_dim,
-                       .b = plane + (size_t)h * s->head_dim * TILE,
+    return (SmallTerm){.a = x + h * s->head_dim,
+                       .b = plane + h * s->head_dim * TILE,
                        .lda = s->head_dim * s->n_heads,
                        .ldb = TILE,
                        .k = s->head_dim};
 }
 
-/* s->scores [H·n][TILE] of a tile: x · (reach·plane + plane_pe) + mix·z. */
-static void score_tile(SamPositions *s, int tile, const float *x, int n, const float *plane,
+/* s->scores [H·n][TILE] of a tile: x · (σ·plane + plane_pe) + mix·z. */
+static void score_tile(SamPositions *s, ptrdiff_t tile, const float *x, int n, const float *plane,
                        const float *plane_pe)
 {
     const int inner = s->head_dim * s->n_heads;
-    const size_t at = (size_t)tile * inner * TILE;
+    const size_t at = tile * inner * TILE;
     if (plane_pe)
         tile_scale_add(s->projected, s->sigma + tile * TILE, plane + at, plane_pe + at, inner);
-    for (int h = 0; h < s->n_heads; h++) {
+    for (ptrdiff_t h = 0; h < s->n_heads; h++) {
         const SmallTerm terms[2] = {head_term(s, h, x, plane_pe ? s->projected : plane + at),
-                                    {.a = s->mix + (size_t)h * n * s->max_rank,
+                                    {.a = s->mix + h * n * s->max_rank,
                                      .b = tile_of_z(s, tile),
                                      .lda = s->max_rank,
                                      .ldb = TILE,
                                      .k = s->rank}};
-        small_products(s->scores + (size_t)h * n * TILE, TILE, terms, has_basis(s) ? 2 : 1, n, TILE, 0);
+        small_products(s->scores + h * n * TILE, TILE, terms, has_basis(s) ? 2 : 1, n, TILE, 0);
     }
 }
 
 /* ---- tokens attend to the image ---------------------------------------------------------------*/
 
 /* Add the tile's weighted values and z to the pooled sums; s->scores are the weights. */
-static void pool_tile(SamPositions *s, int n, const float *values, int tile)
+static void pool_tile(SamPositions *s, int n, const float *values, ptrdiff_t tile)
 {
     const int padded = s->head_padded, ldv = s->n_heads * padded;
     const int z_padded = round_up(s->rank, TILE_PAD);
     const float *sigma = s->sigma + tile * TILE;
     for (int i = 0; i < s->n_heads * n; i++) {
         if (s->factor[i] != 1) {
-            multiply_floats(s->pooled_values + (size_t)i * padded, s->factor[i], (size_t)padded);
-            multiply_floats(s->pooled_z + (size_t)i * z_padded, s->factor[i], (size_t)z_padded);
+            multiply_floats(s->pooled_values + (size_t)i * padded, s->factor[i], padded);
+            multiply_floats(s->pooled_z + (size_t)i * z_padded, s->factor[i], z_padded);
         }
         for (int j = 0; j < TILE; j++)
             s->weighted[i * TILE + j] = s->scores[i * TILE + j] * sigma[j];
     }
-    for (int h = 0; h < s->n_heads; h++)
-        small_products(s->pooled_values + (size_t)h * n * padded, padded,
-                       &(SmallTerm){s->weighted + (size_t)h * n * TILE,
-                                    values + (size_t)tile * TILE * ldv + h * padded, TILE, ldv, TILE},
+    for (ptrdiff_t h = 0; h < s->n_heads; h++)
+        small_products(s->pooled_values + h * n * padded, padded,
+                       &(SmallTerm){s->weighted + h * n * TILE, values + tile * TILE * ldv + h * padded, TILE,
+                                    ldv, TILE},
                        1, n, padded, 1);
     if (!has_basis(s))
         return;
@@ -409,31 +409,31 @@ static void pool_tile(SamPositions *s, int n, const float *values, int tile)
                    s->n_heads * n, z_padded, 1);
 }
 
-/* heads [n][inner] from the pooled sums: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
-static void finish_heads(SamPositions *s, int n, const SamAttention *a, float *heads)
+/* attended [n][inner] from the pooled sums: the planes' values, W_v·Bᵀ·(the mean of z), the bias. */
+static void finish_heads(SamPositions *s, int n, const SamAttention *a, float *attended)
 {
     const int dim = s->weights->config.out_chans, inner = a->internal_dim, head_dim = s->head_dim;
     if (has_basis(s))
         matmul(s->pooled, dim, s->pooled_z, round_up(s->rank, TILE_PAD), s->basis, dim, s->n_heads * n, dim,
                s->rank, 0);
     else
-        memset(heads, 0, (size_t)n * inner * sizeof *heads);
-    for (int h = 0; h < s->n_heads; h++) {
+        memset(attended, 0, (size_t)n * inner * sizeof *attended);
+    for (ptrdiff_t h = 0; h < s->n_heads; h++) {
         if (has_basis(s))
-            matmul_nt(heads + (size_t)h * head_dim, inner, s->pooled + (size_t)h * n * dim, dim,
-                      a->v_proj.weight + (size_t)h * head_dim * dim, dim, n, head_dim, dim, 0);
+            matmul_nt(attended + h * head_dim, inner, s->pooled + h * n * dim, dim,
+                      a->v_proj.weight + h * head_dim * dim, dim, n, head_dim, dim, 0);
         for (int t = 0; t < n; t++) {
             const int row = h * n + t;
-            float *out = heads + (size_t)t * inner + (size_t)h * head_dim;
+            float *out = attended + t * inner + h * head_dim;
             for (int i = 0; i < head_dim; i++)
-                out[i] = (out[i] + s->pooled_values[(size_t)row * s->head_padded + i]) / s->sum[row] +
+                out[i] = (out[i] + s->pooled_values[row * s->head_padded + i]) / s->sum[row] +
                          a->v_proj.bias[h * head_dim + i];
         }
     }
 }
 
 void sam_positions_token_to_image(SamPositions *s, const SamPlanes *planes, const SamAttention *a,
-                                  const float *q, int n, float *heads)
+                                  const float *q, int n, float *attended)
 {
     const Level *level = &planes->levels[s->level];
     mix_heads(s, q, n, a->k_proj.weight);
@@ -441,27 +441,27 @@ void sam_positions_token_to_image(SamPositions *s, const SamPlanes *planes, cons
     memset(s->pooled_z, 0, (size_t)s->n_heads * n * round_up(s->rank, TILE_PAD) * sizeof(float));
     for (int i = 0; i < s->n_heads * n; i++)
         s->max[i] = -INFINITY, s->sum[i] = 0;
-    for (int tile = 0; tile < s->n_tiles; tile++) {
+    for (ptrdiff_t tile = 0; tile < s->n_tiles; tile++) {
         const int left = s->weights->n_positions - tile * TILE;
         score_tile(s, tile, q, n, level->keys, level->keys_pe);
         tile_online_softmax(s->scores, s->n_heads * n, left < TILE ? left : TILE, s->max, s->sum, s->factor);
         pool_tile(s, n, level->values, tile);
     }
-    finish_heads(s, n, a, heads);
+    finish_heads(s, n, a, attended);
 }
 
 /* ---- the image attends to the tokens ----------------------------------------------------------*/
 
 /* The values of level l: T-1 rows of differences to the last token's values, then the last token's row. */
-static float *values_of(const SamPositions *s, int l)
+static float *values_of(const SamPositions *s, ptrdiff_t l)
 {
-    return s->values + (size_t)l * s->max_tokens * s->n_heads * s->head_dim;
+    return s->values + l * s->max_tokens * s->n_heads * s->head_dim;
 }
 
 static void take_values(SamPositions *s, const float *v)
 {
     const int inner = s->n_heads * s->head_dim;
-    const float *last = v + (size_t)(s->n_tokens - 1) * inner;
+    const float *last = v + (s->n_tokens - 1) * inner;
     float *out = values_of(s, s->level);
     for (int t = 0; t < s->n_tokens; t++)
         for (int i = 0; i < inner; i++)
@@ -477,54 +477,53 @@ static void make_gram(SamPositions *s, const SamAttention *a)
     const float *v = values_of(s, s->level);
     float *constant = s->centred + (size_t)(s->rank - 1) * dim, *c = constant + dim;
     memcpy(s->centred, s->basis, (size_t)s->rank * dim * sizeof(float));
-    matmul_nt(constant, dim, v + (size_t)n * inner, inner, a->out_proj.weight, inner, 1, dim, inner, 1);
-    add(constant, a->out_proj.bias, (size_t)dim);
-    for (int h = 0; h < s->n_heads; h++)
-        matmul_nt(c + (size_t)h * n * dim, dim, v + (size_t)h * s->head_dim, inner,
-                  a->out_proj.weight + (size_t)h * s->head_dim, inner, n, dim, s->head_dim, 0);
+    matmul_nt(constant, dim, v + n * inner, inner, a->out_proj.weight, inner, 1, dim, inner, 1);
+    add(constant, a->out_proj.bias, dim);
+    for (ptrdiff_t h = 0; h < s->n_heads; h++)
+        matmul_nt(c + h * n * dim, dim, v + h * s->head_dim, inner, a->out_proj.weight + h * s->head_dim,
+                  inner, n, dim, s->head_dim, 0);
     scale_and_centre(s->centred, NULL, rows, dim, NULL);
     matmul_nt(s->gram, s->max_rank, s->centred, dim, s->centred, dim, rows, rows, dim, 0);
     tile_triangle(s->gram, s->max_rank, rows);
 }
 
 /* s->products [rank + H·(T-1)][TILE] = E·P·u of a tile. */
-static void multiply_image(SamPositions *s, const Level *level, int tile)
+static void multiply_image(SamPositions *s, const Level *level, ptrdiff_t tile)
 {
     const int inner = s->head_dim * s->n_heads, n = s->n_tokens - 1;
-    for (int m = 0; m <= s->level; m++) {
-        const float *back = level->back[m] + (size_t)tile * (inner + 1) * TILE, *v = values_of(s, m);
-        float *rows = s->products + (size_t)m * (s->n_free + 1) * TILE;
-        memcpy(rows, back + (size_t)inner * TILE, TILE * sizeof(float));
-        small_products(rows, TILE, &(SmallTerm){v + (size_t)n * inner, back, inner, TILE, inner}, 1, 1, TILE,
-                       1);
-        for (int h = 0; h < s->n_heads; h++) {
+    for (ptrdiff_t m = 0; m <= s->level; m++) {
+        const float *back = level->back[m] + tile * (inner + 1) * TILE, *v = values_of(s, m);
+        float *rows = s->products + m * (s->n_free + 1) * TILE;
+        memcpy(rows, back + inner * TILE, TILE * sizeof(float));
+        small_products(rows, TILE, &(SmallTerm){v + n * inner, back, inner, TILE, inner}, 1, 1, TILE, 1);
+        for (ptrdiff_t h = 0; h < s->n_heads; h++) {
             const SmallTerm term = head_term(s, h, v, back);
-            small_products(rows + (size_t)(1 + h * n) * TILE, TILE, &term, 1, n, TILE, 0);
+            small_products(rows + (1 + h * n) * TILE, TILE, &term, 1, n, TILE, 0);
         }
     }
 }
 
-/* Go from z and a, which lies behind z, to the next level's z. Update the tile's reach as well. */
-static void normalise_tile(SamPositions *s, const Level *level, int tile)
+/* Go from z and a, which lies behind z, to the next level's z. Update the tile's σ as well. */
+static void normalise_tile(SamPositions *s, const Level *level, ptrdiff_t tile)
 {
     const int dim = s->weights->config.out_chans, rows = s->rank + s->n_free;
     float *z = tile_of_z(s, tile), *sigma = s->sigma + tile * TILE;
     const float *square = level->square + tile * TILE;
-    float own[TILE], cross[TILE] = {0}, scale[TILE];
+    float own[TILE], cross[TILE] = {0}, inverse_std[TILE];
     tile_quadratic(own, z, s->gram, s->max_rank, rows, s->gram_z);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE; j++)
             cross[j] += z[i * TILE + j] * s->products[i * TILE + j];
     for (int j = 0; j < TILE; j++) {
         const float sum = sigma[j] * (sigma[j] * square[j] + 2 * cross[j]) + own[j];
-        scale[j] = 1 / sqrtf((sum > 0 ? sum : 0) / (float)dim + SAM_NORM_EPS);
+        inverse_std[j] = 1 / sqrtf((sum > 0 ? sum : 0) / dim + SAM_TRANSFORMER_EPS);
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE; j++)
-            z[i * TILE + j] *= scale[j];
+            z[i * TILE + j] *= inverse_std[j];
     for (int j = 0; j < TILE; j++) {
         z[rows * TILE + j] = 1;
-        sigma[j] *= scale[j];
+        sigma[j] *= inverse_std[j];
     }
 }
 
@@ -537,16 +536,16 @@ void sam_positions_image_to_token(SamPositions *s, const SamPlanes *planes,
     take_values(s, v);
     mix_heads(s, k, s->n_tokens, a->q_proj.weight);
     make_gram(s, a);
-    for (int tile = 0; tile < s->n_tiles; tile++) {
+    for (ptrdiff_t tile = 0; tile < s->n_tiles; tile++) {
         score_tile(s, tile, k, s->n_tokens, level->queries, level->queries_pe);
-        tile_softmax(tile_of_z(s, tile) + (size_t)s->rank * TILE, s->scores, s->n_heads, s->n_tokens);
+        tile_softmax(tile_of_z(s, tile) + s->rank * TILE, s->scores, s->n_heads, s->n_tokens);
         multiply_image(s, level, tile);
         normalise_tile(s, level, tile);
     }
     for (int i = 0; i < rows; i++)
         for (int c = 0; c < dim; c++)
             s->basis[(size_t)i * dim + c] = s->centred[(size_t)i * dim + c] * layer->norm4.weight[c];
-    memcpy(s->basis + (size_t)rows * dim, layer->norm4.bias, (size_t)dim * sizeof(float));
+    memcpy(s->basis + (size_t)rows * dim, layer->norm4.bias, dim * sizeof(float));
     s->rank = rows + 1;
     s->level++;
 }
@@ -555,13 +554,13 @@ void sam_positions_image_to_token(SamPositions *s, const SamPlanes *planes,
 
 /* Put the 16 logits of each of the tile's positions to their places in the masks. The order of the 16 comes
  * from the two transposed convolutions: [2·2 of the first][2·2 of the second]. */
-static void place_logits(const SamPositions *s, float *low_res, int n_masks, int tile)
+static void place_logits(const SamPositions *s, float *low_res, int n_masks, ptrdiff_t tile)
 {
     const int grid = s->weights->grid, side = 4 * grid, first = tile * TILE;
     const int left = s->weights->n_positions - first, used = left < TILE ? left : TILE;
     for (int mask = 0; mask < n_masks; mask++)
         for (int sub = 0; sub < 16; sub++) {
-            const float *from = s->logits + ((size_t)sub * n_masks + mask) * TILE;
+            const float *from = s->logits + (sub * n_masks + mask) * TILE;
             const int row = 2 * (sub >> 3 & 1) + (sub >> 1 & 1), column = 2 * (sub >> 2 & 1) + (sub & 1);
             int y = first / grid, x = first % grid;
             float *to = low_res + ((size_t)mask * side + 4 * y + row) * side + column;
@@ -569,17 +568,17 @@ static void place_logits(const SamPositions *s, float *low_res, int n_masks, int
                 to[4 * x] = from[p];
                 if (++x == grid) {
                     x = 0;
-                    to += 4 * (size_t)side;
+                    to += 4 * side;
                 }
             }
         }
 }
 
 /* up1 [2·2][C/4][TILE] = the first transposed convolution of a tile. */
-static void upscale_once(SamPositions *s, const float *up, int tile)
+static void upscale_once(SamPositions *s, const float *up, ptrdiff_t tile)
 {
     const int dim = s->weights->config.out_chans;
-    const float *sigma = s->sigma + tile * TILE, *plane = up + (size_t)tile * dim * TILE;
+    const float *sigma = s->sigma + tile * TILE, *plane = up + tile * dim * TILE;
     for (int i = 0; i < dim; i++) {
         const float bias = s->weights->mask_decoder.output_upscaling.conv1.bias[i % (dim / 4)];
         for (int j = 0; j < TILE; j++)
@@ -595,18 +594,18 @@ void sam_positions_upscale(SamPositions *s, const SamPlanes *planes, const float
     const SamWeights *w = s->weights;
     const int dim = w->config.out_chans, dim4 = dim / 4, dim8 = dim / 8;
     matmul_nt(s->mix, s->max_rank, planes->up_weight1, dim, s->basis, dim, dim, s->rank, dim, 0);
-    for (int tile = 0; tile < s->n_tiles; tile++) {
+    for (ptrdiff_t tile = 0; tile < s->n_tiles; tile++) {
         upscale_once(s, planes->up, tile);
         for (int sub = 0; sub < 4; sub++) {
-            float *x = s->up1 + (size_t)sub * dim4 * TILE;
+            float *x = s->up1 + sub * dim4 * TILE;
             tile_norm_gelu(x, w->mask_decoder.output_upscaling.norm.weight,
-                           w->mask_decoder.output_upscaling.norm.bias, dim4, SAM_NORM_2D_EPS);
+                           w->mask_decoder.output_upscaling.norm.bias, dim4, SAM_LAYER_NORM_2D_EPS);
             small_products(s->up2, TILE, &(SmallTerm){planes->up_weight2, x, dim4, TILE, dim4}, 1, 4 * dim8,
                            TILE, 0);
             for (int i = 0; i < 4; i++) {
-                float *y = s->up2 + (size_t)i * dim8 * TILE;
+                float *y = s->up2 + i * dim8 * TILE;
                 tile_bias_gelu(y, w->mask_decoder.output_upscaling.conv2.bias, dim8);
-                small_products(s->logits + (size_t)(4 * sub + i) * n_masks * TILE, TILE,
+                small_products(s->logits + (4 * sub + i) * n_masks * TILE, TILE,
                                &(SmallTerm){hyper, y, dim8, TILE, dim8}, 1, n_masks, TILE, 0);
             }
         }

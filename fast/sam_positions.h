@@ -14,7 +14,8 @@ void sam_planes_free(SamPlanes *planes);
  * They lie in a scratch's arena. */
 typedef struct SamPositions {
     const SamWeights *weights;
-    int n_heads, head_dim, head_padded; /* head_padded: room of a head's values, a multiple of TILE_PAD. */
+    int n_heads, head_dim,
+        head_padded; /* head_padded: floats stored of a head's values, a multiple of TILE_PAD */
     int n_tiles, max_rank, max_tokens;
     int n_tokens, n_free;      /* T, H·(T-1) */
     int level, rank;           /* layers done; used rows of z and basis. */
@@ -40,13 +41,13 @@ typedef struct SamPositions {
 /* 1 if prompts of n_tokens can use the planes. The planes are written for decoders of few layers, and pay
  * only while heads times tokens are few. Automatic masks of the published models fit: 2 layers, 8·7. */
 int sam_positions_fit(const SamWeights *weights, int n_tokens);
-void sam_positions_layout(SamPositions *positions, const SamWeights *weights, int max_tokens, Arena *arena);
+void sam_layout_positions(SamPositions *positions, const SamWeights *weights, int max_tokens, Arena *arena);
 /* A new prompt of n_tokens <= max_tokens tokens. */
 void sam_positions_begin(SamPositions *positions, int n_tokens);
-/* heads [n][internal_dim] of n <= T tokens that attend to the image, before out_proj. q [n][internal_dim] is
+/* attended [n][internal_dim] of n <= T tokens that attend to the image, before out_proj. q [n][internal_dim] is
  * projected and scaled. */
 void sam_positions_token_to_image(SamPositions *positions, const SamPlanes *planes, const SamAttention *a,
-                                  const float *q, int n, float *heads);
+                                  const float *q, int n, float *attended);
 /* The image attends to the tokens, then norm4: go to the next level. k [T][internal_dim] is projected and
  * scaled, v [T][internal_dim] projected. */
 void sam_positions_image_to_token(SamPositions *positions, const SamPlanes *planes,

@@ -8,7 +8,6 @@
  *     for 28 rows instead of 7. No cache near a core holds them. Rows of a product are independent, so the
  *     bits are those of one prompt alone.
  * Decoders of very many tokens or layers do not fit the planes. They use the plain form. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,10 +41,10 @@ struct SamScratch {
     int max_prompts;
     /* the current prompts, of the same shape: their tokens lie one prompt after the other. */
     int n_prompts, n_tokens, n_rows; /* P, T, P·T */
-    float *tokens;                   /* [P·T][C] the input tokens: also their positional encoding. */
-    float *queries, *queries_pe;     /* [P·T][C], and with the positional encoding added. */
-    float *q, *k, *v, *heads;        /* [P·T][internal_dim] of an attention. */
-    float *out;                      /* [P·T][C] of an attention or the MLP. */
+    float *tokens;                   /* [P·T][C] the input tokens: also their positional encoding */
+    float *queries, *queries_pe;     /* [P·T][C], and with the positional encoding added */
+    float *q, *k, *v, *attended;     /* [P·T][internal_dim] of an attention */
+    float *out;                      /* [P·T][C] of an attention or the MLP */
     float *hidden[2];                /* [P·T][the widest MLP] */
     float *hyper_in;                 /* [n_mask_tokens][C/8] */
     SamPositions positions[SAM_TOGETHER];
@@ -53,26 +52,16 @@ struct SamScratch {
 
 /* ---- small steps ------------------------------------------------------------------------------*/
 
-static void norm(const SamWeights *w, float *x, const SamNorm *a, int rows)
-{
-    layer_norm(x, x, a->weight, a->bias, rows, w->config.out_chans, SAM_NORM_EPS);
-}
-
-static float attention_scale(const SamWeights *w, const SamAttention *a)
-{
-    return (float)(1 / sqrt(a->internal_dim / w->config.decoder_heads));
-}
-
 /* Floats in the prompts' rows. */
 static size_t n_floats(const SamScratch *s, int dim)
 {
-    return (size_t)s->n_rows * (size_t)dim;
+    return (size_t)s->n_rows * dim;
 }
 
 /* The offset of a prompt's row 0 in [P·T][dim]. */
 static size_t prompt_at(const SamScratch *s, int prompt, int dim)
 {
-    return (size_t)prompt * (size_t)s->n_tokens * (size_t)dim;
+    return (size_t)prompt * s->n_tokens * dim;
 }
 
 static void add_position_encoding(const SamWeights *w, SamScratch *s)
@@ -82,12 +71,6 @@ static void add_position_encoding(const SamWeights *w, SamScratch *s)
 }
 
 /* ---- memory -----------------------------------------------------------------------------------*/
-
-/* The most tokens of a prompt with n_points: a box has two corners, no box one padding point. */
-static int tokens_for(const SamWeights *w, int n_points)
-{
-    return 1 + w->n_mask_tokens + n_points + 2;
-}
 
 SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
 {
@@ -99,7 +82,7 @@ SamDecoder *sam_decoder_new(const Sam *sam, const SamImage *image, Error *err)
     d->sam = sam;
     d->image = image;
     d->plain = plain_sam_decoder_new(sam, image, err);
-    const int fits = sam_positions_fit(&sam->weights, tokens_for(&sam->weights, 0));
+    const int fits = sam_positions_fit(&sam->weights, sam_max_tokens(&sam->weights, 0));
     if (d->plain && fits)
         d->planes = sam_planes_new(sam, image->embedding, err);
     if (!d->plain || (fits && !d->planes)) {
@@ -118,21 +101,21 @@ void sam_decoder_free(SamDecoder *decoder)
     free(decoder);
 }
 
-static void layout(SamScratch *s, const SamWeights *w)
+static void layout_scratch(SamScratch *s, const SamWeights *w)
 {
     const SamConfig *c = &w->config;
-    const size_t n_rows = (size_t)s->max_prompts * s->max_tokens, dim = (size_t)c->out_chans;
-    const size_t mlp = (size_t)c->decoder_mlp_dim, iou = (size_t)c->iou_head_hidden_dim;
+    const size_t n_rows = s->max_prompts * s->max_tokens, dim = c->out_chans;
+    const size_t mlp = c->decoder_mlp_dim, iou = c->iou_head_hidden_dim;
     const size_t widest = mlp > dim ? mlp > iou ? mlp : iou : dim > iou ? dim : iou;
     Arena *a = &s->arena;
-    float **arrays[] = {&s->tokens, &s->queries, &s->queries_pe, &s->q, &s->k, &s->v, &s->heads, &s->out};
+    float **arrays[] = {&s->tokens, &s->queries, &s->queries_pe, &s->q, &s->k, &s->v, &s->attended, &s->out};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         *arrays[i] = arena_floats(a, n_rows * dim);
     s->hidden[0] = arena_floats(a, n_rows * widest);
     s->hidden[1] = arena_floats(a, n_rows * widest);
-    s->hyper_in = arena_floats(a, (size_t)w->n_mask_tokens * dim / 8);
+    s->hyper_in = arena_floats(a, w->n_mask_tokens * dim / 8);
     for (int i = 0; i < s->max_prompts; i++)
-        sam_positions_layout(&s->positions[i], w, (int)s->max_tokens, a);
+        sam_layout_positions(&s->positions[i], w, (int)s->max_tokens, a);
 }
 
 static SamScratch *scratch_failed(SamScratch *s, size_t n_bytes, Error *err)
@@ -145,7 +128,7 @@ static SamScratch *scratch_failed(SamScratch *s, size_t n_bytes, Error *err)
 SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err)
 {
     const SamWeights *w = &sam->weights;
-    const int n_tokens = tokens_for(w, max_points);
+    const int n_tokens = sam_max_tokens(w, max_points);
     SamScratch *s = calloc(1, sizeof *s);
     if (!s)
         return scratch_failed(s, sizeof *s, err);
@@ -156,16 +139,16 @@ SamScratch *sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Err
         sam_scratch_free(s);
         return NULL;
     }
-    s->max_tokens = (size_t)n_tokens;
+    s->max_tokens = n_tokens;
     s->max_prompts = max_prompts < 1 ? 1 : max_prompts < SAM_TOGETHER ? max_prompts : SAM_TOGETHER;
     /* More prompts at a time only while they have few rows together. Then the bits do not depend on how many
      * prompts are asked together. */
     while (s->max_prompts > 1 && s->max_prompts * n_tokens > SKINNY_ROWS)
         s->max_prompts--;
-    layout(s, w);
+    layout_scratch(s, w);
     if (arena_allocate(&s->arena))
         return scratch_failed(s, s->arena.size, err);
-    layout(s, w);
+    layout_scratch(s, w);
     return s;
 }
 
@@ -189,13 +172,12 @@ void sam_scratch_free(SamScratch *scratch)
 static void embed_prompts(const SamDecoder *d, SamScratch *s, const SamPrompt *prompts, int n_prompts)
 {
     const SamWeights *w = &d->sam->weights;
-    const size_t dim = (size_t)w->config.out_chans, n_mask = (size_t)w->n_mask_tokens;
-    float *token = s->tokens;
-    for (int i = 0; i < n_prompts; i++, token += (size_t)s->n_tokens * dim) {
-        memcpy(token, w->mask_decoder.iou_token, dim * sizeof *token);
-        memcpy(token + dim, w->mask_decoder.mask_tokens, n_mask * dim * sizeof *token);
-        s->n_tokens =
-            1 + w->n_mask_tokens + sam_embed_sparse(w, d->image, &prompts[i], token + (1 + n_mask) * dim);
+    const size_t dim = w->config.out_chans;
+    const int n_output = 1 + w->n_mask_tokens;
+    float *tokens = s->tokens;
+    for (int i = 0; i < n_prompts; i++, tokens += s->n_tokens * dim) {
+        sam_output_tokens(w, tokens);
+        s->n_tokens = n_output + sam_embed_sparse(w, d->image, &prompts[i], tokens + n_output * dim);
     }
     s->n_prompts = n_prompts;
     s->n_rows = n_prompts * s->n_tokens;
@@ -213,10 +195,10 @@ static void self_attention(const SamWeights *w, SamScratch *s, const SamAttentio
     skinny_linear(s->v, s->queries, &a->v_proj, s->n_rows);
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, dim);
-        attention(s->heads + at, dim, s->q + at, dim, s->k + at, dim, s->v + at, dim, T, T, n_heads,
-                  dim / n_heads, attention_scale(w, a), NULL, NULL);
+        attention(s->attended + at, dim, s->q + at, dim, s->k + at, dim, s->v + at, dim, T, T, n_heads,
+                  dim / n_heads, sam_attention_scale(w, a), NULL, NULL);
     }
-    skinny_linear(s->out, s->heads, &a->out_proj, s->n_rows);
+    skinny_linear(s->out, s->attended, &a->out_proj, s->n_rows);
 }
 
 /* s->out = the attention of the first n tokens of each prompt to the image. The other tokens' rows are
@@ -226,15 +208,16 @@ static void token_to_image(const SamDecoder *d, SamScratch *s, const SamAttentio
     const SamWeights *w = &d->sam->weights;
     add_position_encoding(w, s);
     skinny_linear(s->q, s->queries_pe, &a->q_proj, s->n_rows);
-    multiply_floats(s->q, attention_scale(w, a), n_floats(s, a->internal_dim));
+    multiply_floats(s->q, sam_attention_scale(w, a), n_floats(s, a->internal_dim));
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, a->internal_dim);
-        sam_positions_token_to_image(&s->positions[i], d->planes, a, s->q + at, n, s->heads + at);
+        sam_positions_token_to_image(&s->positions[i], d->planes, a, s->q + at, n, s->attended + at);
     }
-    skinny_linear(s->out, s->heads, &a->out_proj, s->n_rows);
+    skinny_linear(s->out, s->attended, &a->out_proj, s->n_rows);
 }
 
-static void token_mlp(SamScratch *s, const SamTwoWayAttentionBlock *b)
+/* MLPBlock.forward with ReLU: s->out. */
+static void mlp_block_relu(SamScratch *s, const SamTwoWayAttentionBlock *b)
 {
     skinny_linear(s->hidden[0], s->queries, &b->lin1, s->n_rows);
     relu(s->hidden[0], n_floats(s, b->lin1.n_out));
@@ -249,7 +232,7 @@ static void image_to_token(const SamDecoder *d, SamScratch *s, const SamTwoWayAt
     add_position_encoding(w, s);
     skinny_linear(s->k, s->queries_pe, &a->k_proj, s->n_rows);
     skinny_linear(s->v, s->queries, &a->v_proj, s->n_rows);
-    multiply_floats(s->k, attention_scale(w, a), n_floats(s, a->internal_dim));
+    multiply_floats(s->k, sam_attention_scale(w, a), n_floats(s, a->internal_dim));
     for (int i = 0; i < s->n_prompts; i++) {
         const size_t at = prompt_at(s, i, a->internal_dim);
         sam_positions_image_to_token(&s->positions[i], d->planes, b, s->k + at, s->v + at);
@@ -269,13 +252,13 @@ static void two_way_attention_block(const SamDecoder *d, SamScratch *s, const Sa
         self_attention(w, s, &b->self_attn, s->queries_pe);
         add(s->queries, s->out, n_queries);
     }
-    norm(w, s->queries, &b->norm1, s->n_rows);
+    sam_transformer_norm(w, s->queries, &b->norm1, s->n_rows);
     token_to_image(d, s, &b->cross_attn_token_to_image, s->n_tokens);
     add(s->queries, s->out, n_queries);
-    norm(w, s->queries, &b->norm2, s->n_rows);
-    token_mlp(s, b);
+    sam_transformer_norm(w, s->queries, &b->norm2, s->n_rows);
+    mlp_block_relu(s, b);
     add(s->queries, s->out, n_queries);
-    norm(w, s->queries, &b->norm3, s->n_rows);
+    sam_transformer_norm(w, s->queries, &b->norm3, s->n_rows);
     image_to_token(d, s, b);
 }
 
@@ -288,7 +271,7 @@ static void two_way_transformer(const SamDecoder *d, SamScratch *s)
     /* Only the tokens that a head reads. */
     token_to_image(d, s, &m->transformer.final_attn_token_to_image, 1 + w->n_mask_tokens);
     add(s->queries, s->out, n_floats(s, w->config.out_chans));
-    norm(w, s->queries, &m->transformer.norm_final_attn, s->n_rows);
+    sam_transformer_norm(w, s->queries, &m->transformer.norm_final_attn, s->n_rows);
 }
 
 /* ---- MaskDecoder's heads ----------------------------------------------------------------------*/
@@ -299,7 +282,7 @@ static void mlp(SamScratch *s, const Linear *layers, int n_layers, float *out, c
     for (int i = 0; i < n_layers - 1; i++) {
         float *y = s->hidden[i % 2];
         skinny_linear(y, x, &layers[i], rows);
-        relu(y, (size_t)rows * (size_t)layers[i].n_out);
+        relu(y, (size_t)rows * layers[i].n_out);
         x = y;
     }
     skinny_linear(out, x, &layers[n_layers - 1], rows);
@@ -318,8 +301,8 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
     two_way_transformer(decoder, scratch);
     float *iou_tokens = scratch->out; /* the first of each prompt. */
     for (int i = 0; i < n_prompts; i++)
-        memcpy(iou_tokens + (size_t)i * (size_t)dim, scratch->queries + prompt_at(scratch, i, dim),
-               (size_t)dim * sizeof *iou_tokens);
+        memcpy(iou_tokens + i * dim, scratch->queries + prompt_at(scratch, i, dim),
+               dim * sizeof *iou_tokens);
     mlp(scratch, w->mask_decoder.iou_prediction_head, w->config.iou_head_depth, iou, iou_tokens, n_prompts);
 }
 
@@ -335,6 +318,6 @@ void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt
     const float *mask_tokens_out = scratch->queries + prompt_at(scratch, prompt, dim) + dim;
     for (int i = 0; i < n_tokens; i++)
         mlp(scratch, w->mask_decoder.output_hypernetworks_mlps[tokens[i]], 3,
-            scratch->hyper_in + i * (dim / 8), mask_tokens_out + (size_t)tokens[i] * (size_t)dim, 1);
+            scratch->hyper_in + i * (dim / 8), mask_tokens_out + tokens[i] * dim, 1);
     sam_positions_upscale(&scratch->positions[prompt], decoder->planes, scratch->hyper_in, n_tokens, low_res);
 }

@@ -81,7 +81,7 @@ static void axis_fill(Axis *a, int n_out, int n_in, int n_scale)
     }
 }
 
-static void rows_layout(SamRows *r, int input_h)
+static void layout_rows(SamRows *r, int input_h)
 {
     Arena *arena = &r->arena;
     r->low_x = axis_take(arena, r->input_w);
@@ -129,13 +129,13 @@ SamRows *sam_rows_new(const Sam *sam, const SamImage *image, Error *err)
     r->factor =
         sam->weights.config.image_size % r->low_size ? 0 : sam->weights.config.image_size / r->low_size;
     r->one_resize = image->original_w == image->input_w && image->original_h == image->input_h;
-    rows_layout(r, image->input_h);
+    layout_rows(r, image->input_h);
     if (arena_allocate(&r->arena)) {
         fail_memory(err, "mask rows", r->arena.size);
         free(r);
         return NULL;
     }
-    rows_layout(r, image->input_h);
+    layout_rows(r, image->input_h);
     axis_fill(&r->low_x, image->input_w, r->low_size, sam->weights.config.image_size);
     axis_fill(&r->low_y, image->input_h, r->low_size, sam->weights.config.image_size);
     axis_fill(&r->full_x, r->original_w, image->input_w, r->original_w);

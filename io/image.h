@@ -22,6 +22,12 @@ typedef struct Image {
     uint8_t *indices; /* [height][width] */
 } Image;
 
+/* What the networks take: a picture in memory, for example from image_read_rgb8. */
+typedef struct Picture {
+    const uint8_t *rgb; /* [height][width][3] */
+    int height, width;
+} Picture;
+
 /* Read any supported file. 0 / -1; on failure *image holds nothing. */
 int image_read(Image *image, const char *path, Error *err);
 int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);

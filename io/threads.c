@@ -31,3 +31,11 @@ int thread_number(void)
     return 0;
 #endif
 }
+
+int count_done(int *done, int n)
+{
+    int sum;
+#pragma omp atomic capture
+    sum = *done += n;
+    return sum;
+}

@@ -44,9 +44,9 @@ static void analyse_file(Analysed *image, Samlad *s, const char *path)
     int width, height;
     image->status = -1;
     uint8_t *rgb = image_read_rgb8(path, &width, &height, &image->err);
-    const Photo photo = {rgb, height, width};
+    const Picture picture = {rgb, height, width};
     if (rgb)
-        image->status = scene_analyse(&image->scene, &s->networks, &s->options, &photo, &image->err);
+        image->status = scene_analyse(&image->scene, &s->networks, &s->options, &picture, &image->err);
     free(rgb);
 }
 

@@ -24,38 +24,38 @@ static int make_result(SamladResult *result, const Bank *bank, Detection *d, Sce
 }
 
 /* dump may be NULL. */
-static int detect_image(SamladResult *result, Samlad *s, const Photo *photo, StWriter *dump, Error *err)
+static int detect_image(SamladResult *result, Samlad *s, const Picture *picture, StWriter *dump, Error *err)
 {
     Detection d;
     Scene scene;
-    int status = detect(&d, &scene, &s->networks, &s->bank, photo, dump, err);
-    if (!status)
-        status = make_result(result, &s->bank, &d, &scene, dump, err);
+    const int status = detect(&d, &scene, &s->networks, &s->bank, picture, dump, err) ||
+                       make_result(result, &s->bank, &d, &scene, dump, err);
     detection_free(&d), scene_free(&scene);
-    return status;
+    return status ? -1 : 0;
 }
 
 /* A picture without pixels is refused. */
-static int check_photo(const Photo *photo, Error *err)
+static int check_picture(const Picture *picture, Error *err)
 {
-    return photo->height > 0 && photo->width > 0
+    return picture->height > 0 && picture->width > 0
                ? 0
-               : fail(err, "a picture of %d x %d pixels is empty", photo->width, photo->height);
+               : fail(err, "a picture of %d x %d pixels has nothing to look at", picture->width,
+                      picture->height);
 }
 
 int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladResult *result,
                   const char *dump, Error *err)
 {
-    const Photo photo = {rgb, height, width};
+    const Picture picture = {rgb, height, width};
     *result = (SamladResult){0};
-    if (needs_bank(s, err) || check_photo(&photo, err))
+    if (needs_bank(s, err) || check_picture(&picture, err))
         return -1;
     if (!dump)
-        return detect_image(result, s, &photo, NULL, err);
+        return detect_image(result, s, &picture, NULL, err);
     StWriter *writer = st_writer_new();
     if (!writer)
         return fail_memory(err, "the dump", sizeof(void *));
-    int status = detect_image(result, s, &photo, writer, err);
+    int status = detect_image(result, s, &picture, writer, err);
     if (!status && st_writer_save(writer, dump, err)) {
         samlad_result_free(result);
         status = -1;
@@ -73,19 +73,18 @@ int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error
     if (needs_bank(s, err) || scene_load(&scene, maker, path, err))
         return -1;
     Detection d;
-    int status = detect_in_scene(&d, &s->bank, &scene, -1, err);
-    if (!status)
-        status = make_result(result, &s->bank, &d, &scene, NULL, err);
+    const int status = detect_in_scene(&d, &s->bank, &scene, -1, err) ||
+                       make_result(result, &s->bank, &d, &scene, NULL, err);
     detection_free(&d), scene_free(&scene);
-    return status;
+    return status ? -1 : 0;
 }
 
 int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err)
 {
-    const Photo photo = {rgb, height, width};
+    const Picture picture = {rgb, height, width};
     Scene scene;
     char maker[65];
-    if (check_photo(&photo, err) || scene_analyse(&scene, &s->networks, &s->options, &photo, err))
+    if (check_picture(&picture, err) || scene_analyse(&scene, &s->networks, &s->options, &picture, err))
         return -1;
     handle_maker(s, maker);
     int status = scene_save(&scene, maker, path, err);

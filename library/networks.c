@@ -91,9 +91,9 @@ size_t networks_image_bytes(const Networks *n, const Options *o)
     const FeatureSizes s = feature_sizes(o, vit->patch_size, 1, 1);
     const int sharpens = n->featup && o->featup_stages > 0;
     const size_t n_cells =
-        (sharpens ? (size_t)s.up_h * (size_t)s.up_w : 0) + (size_t)s.grid_h * (size_t)s.grid_w;
+        (sharpens ? (size_t)s.up_h * s.up_w : 0) + (size_t)s.grid_h * s.grid_w;
     return (n->sam_state ? sam_state_bytes(n->sam_state) : 0) +
-           vit_state_bytes(n->vit, s.patch_h, s.patch_w) + n_cells * (size_t)vit->dim * sizeof(float);
+           vit_state_bytes(n->vit, s.patch_h, s.patch_w) + n_cells * vit->dim * sizeof(float);
 }
 
 /* ================================================================================================
@@ -132,7 +132,7 @@ int networks_complete(const Networks *n, Options *o, Error *err)
 
 int networks_precision(Networks *n, const Options *o, Error *err)
 {
-    const Precision precision = (Precision)o->precision;
+    const Precision precision = o->precision;
     if (vit_set_precision(n->vit, precision, err))
         return -1;
     return n->sam && !o->no_objects ? sam_set_precision(n->sam, precision, err) : 0;

@@ -46,15 +46,15 @@ static void cells_box(float box[4], const float *coverage, const Objects *grid, 
     for (int p = 0; p < n_cells && most > 0; p++)
         if (coverage[p] >= most / 2)
             extend(&extent, p % w, p / w);
-    set_box(box, &extent, (float)r->width / (float)w, (float)r->height / (float)grid->grid_h);
+    set_box(box, &extent, (float)r->width / w, (float)r->height / grid->grid_h);
 }
 
 /* Boxes of all objects from the labels; the background has label -1. */
 static int pixel_boxes(SamladResult *r, const Objects *o, Error *err)
 {
-    Extent *extents = aligned_array((size_t)o->n, sizeof *extents);
+    Extent *extents = aligned_array(o->n, sizeof *extents);
     if (!extents)
-        return fail_memory(err, "the objects' boxes", (size_t)o->n * sizeof *extents);
+        return fail_memory(err, "the objects' boxes", o->n * sizeof *extents);
     for (int i = 0; i < o->n; i++)
         extents[i] = NOTHING;
     const int32_t *label = r->labels;
@@ -98,44 +98,68 @@ static SamladObject object_of(const Detection *d, int i)
                           .counted = d->counted[i]};
 }
 
+/* The verdicts of the chapter, in the words of samlad.h. */
+static SamladVerdict verdict_of(ObjectVerdict verdict)
+{
+    switch (verdict) {
+    case OBJECT_EXTRA:
+        return VERDICT_EXTRA;
+    case OBJECT_DAMAGED:
+        return VERDICT_DAMAGED;
+    default:
+        return VERDICT_NORMAL;
+    }
+}
+
 static void set_verdict(SamladObject *object, const Verdict *v, const Spread *spread, const Detection *d,
                         const SamladResult *r)
 {
     const int at = v->damage_cell, h = d->comparison.query.grid_h, w = d->comparison.query.grid_w;
     object->alike = v->alike;
-    object->verdict = v->extra ? VERDICT_EXTRA : v->damaged ? VERDICT_DAMAGED : VERDICT_NORMAL;
+    object->verdict = verdict_of(v->verdict);
     if (at < 0)
         return;
     object->damage = amm_z(spread, d->structural[at]);
-    object->damage_at[0] = ((float)(at % w) + 0.5f) * (float)r->width / (float)w;
-    object->damage_at[1] = ((float)(at / w) + 0.5f) * (float)r->height / (float)h;
+    object->damage_at[0] = (at % w + 0.5f) * r->width / w;
+    object->damage_at[1] = (at / w + 0.5f) * r->height / h;
 }
 
-/* Room for n objects and their matches with k references. */
-static int objects_room(SamladResult *r, int n, int k, Error *err)
+/* Allocate n objects and their matches with k references. */
+static int new_objects(SamladResult *r, int n, int k, Error *err)
 {
-    const size_t n_matches = (size_t)n * (size_t)k;
+    const size_t n_objects = n, n_matches = n_objects * k;
     r->n_objects = n;
-    r->objects = calloc((size_t)n + 1, sizeof *r->objects);
+    r->objects = calloc(n_objects + 1, sizeof *r->objects);
     r->matches = aligned_array(n_matches, sizeof *r->matches);
     return r->objects && r->matches
                ? 0
                : fail_memory(err, "the result",
-                             (size_t)n * sizeof *r->objects + n_matches * sizeof *r->matches);
+                             n_objects * sizeof *r->objects + n_matches * sizeof *r->matches);
+}
+
+/* verdicts [n]; free() frees them. NULL: no memory. */
+static Verdict *new_verdicts(const Bank *bank, const Detection *d, Error *err)
+{
+    const int n = d->comparison.query.n;
+    const VerdictOptions options = bank_verdicts(bank);
+    const VerdictInput input = {&d->comparison, d->unmatched, d->counted, d->structural, d->claimed};
+    Verdict *verdicts = aligned_array(n, sizeof *verdicts);
+    if (!verdicts)
+        fail_memory(err, "the verdicts", n * sizeof *verdicts);
+    if (verdicts && !verdict_objects(verdicts, &input, &options, err))
+        return verdicts;
+    free(verdicts);
+    return NULL;
 }
 
 int result_objects(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
 {
     const Objects *o = &d->comparison.query;
-    const VerdictOptions options = bank_verdicts(bank);
-    const VerdictInput input = {&d->comparison, d->unmatched, d->counted, d->structural, d->coverage};
-    if (objects_room(r, o->n, d->k, err))
+    if (new_objects(r, o->n, d->k, err))
         return -1;
-    Verdict *verdicts = aligned_array((size_t)o->n, sizeof *verdicts);
-    if (!verdicts || verdict_objects(verdicts, &input, &options, err)) {
-        free(verdicts);
-        return verdicts ? -1 : fail_memory(err, "the verdicts", (size_t)o->n * sizeof *verdicts);
-    }
+    Verdict *verdicts = new_verdicts(bank, d, err);
+    if (!verdicts)
+        return -1;
     SamladMatch *matches = r->matches;
     for (int i = 0; i < o->n; i++) {
         SamladObject *object = &r->objects[i];
@@ -153,28 +177,32 @@ int result_objects(SamladResult *r, const Bank *bank, const Detection *d, Error 
  * Missing objects
  * ============================================================================================== */
 
+static SamladMissing missing_of(const Missing *m, const Detection *d, const SamladResult *r)
+{
+    const Objects *reference = &d->comparison.references[m->reference];
+    SamladMissing missing = {.reference = m->reference,
+                             .object = m->object,
+                             .unmatched = m->unmatched,
+                             .alike = m->alike,
+                             .evidence = m->evidence,
+                             .support = m->support};
+    cells_box(missing.box, reference->coverage + m->object * grid_cells(reference), reference, r);
+    return missing;
+}
+
 int result_missing(SamladResult *r, const Bank *bank, const Detection *d, Error *err)
 {
     const VerdictOptions options = bank_verdicts(bank);
     MissingList list;
-    int status = verdict_missing(&list, &d->comparison, &options, err);
-    r->missing = calloc((size_t)list.n + 1, sizeof *r->missing);
-    if (!status && !r->missing)
-        status = fail_memory(err, "the result", (size_t)list.n * sizeof *r->missing);
-    for (int i = 0; !status && i < list.n; i++) {
-        const Missing *m = &list.items[i];
-        const Objects *reference = &d->comparison.references[m->reference];
-        SamladMissing *missing = &r->missing[r->n_missing++];
-        *missing = (SamladMissing){.reference = m->reference,
-                                   .object = m->object,
-                                   .unmatched = m->unmatched,
-                                   .alike = m->alike,
-                                   .evidence = m->evidence,
-                                   .support = m->support};
-        cells_box(missing->box, reference->coverage + (size_t)m->object * bank_cells(bank), reference, r);
+    if (verdict_missing(&list, &d->comparison, &options, err)) {
+        free(list.items);
+        return -1;
     }
+    r->missing = calloc((size_t)list.n + 1, sizeof *r->missing);
+    for (int i = 0; r->missing && i < list.n; i++)
+        r->missing[r->n_missing++] = missing_of(&list.items[i], d, r);
     free(list.items);
-    return status;
+    return r->missing ? 0 : fail_memory(err, "the result", list.n * sizeof *r->missing);
 }
 
 /* ================================================================================================

@@ -115,7 +115,7 @@ int segment_prompted(const SegmentRequest *request)
 
 /* The masks of the request's prompt. */
 static int prompted(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
-                    const SamPicture *picture, Error *err)
+                    const Picture *picture, Error *err)
 {
     SamImage image;
     if (sam_encode(sam, state, &image, picture, NULL, err))
@@ -126,7 +126,7 @@ static int prompted(AmgMasks *out, const Sam *sam, SamState *state, const Segmen
 }
 
 int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
-            const SamPicture *picture, Error *err)
+            const Picture *picture, Error *err)
 {
     StWriter *dump = request->dump;
     *out = (AmgMasks){0};
@@ -134,8 +134,8 @@ int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest
                                            : amg_generate(sam, state, out, &request->amg, picture,
                                                           request->progress, request->user, err);
     if (!status && dump)
-        status =
-            dump_masks(dump, out, picture->h, picture->w, err) || dump_sam(dump, sam, state, picture, err);
+        status = dump_masks(dump, out, picture->height, picture->width, err) ||
+                 dump_sam(dump, sam, state, picture, err);
     if (status)
         amg_masks_free(out);
     return status ? -1 : 0;

@@ -22,6 +22,6 @@ int segment_prompted(const SegmentRequest *request);
 /* Automatic masks, or the masks of one prompt as records of the same kind, the best predicted IoU first. Free
  * *out with amg_masks_free. */
 int segment(AmgMasks *out, const Sam *sam, SamState *state, const SegmentRequest *request,
-            const SamPicture *picture, Error *err);
+            const Picture *picture, Error *err);
 
 #endif

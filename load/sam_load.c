@@ -214,10 +214,10 @@ static const float *load_weight(Loader *l, int n_dims, const int64_t *shape, con
 }
 
 /* NAME.weight [dim], NAME.bias [dim]. */
-static SamNorm load_norm(Loader *l, int dim, const char *name)
+static Norm load_norm(Loader *l, int dim, const char *name)
 {
     const float *weight = load_vector(l, dim, name, "weight");
-    return (SamNorm){weight, load_vector(l, dim, name, "bias")};
+    return (Norm){weight, load_vector(l, dim, name, "bias")};
 }
 
 /* NAME.weight [n_out][n_in], NAME.bias [n_out]. */

@@ -31,11 +31,6 @@ typedef struct SamConfig {
     float mask_threshold;              /* 0 */
 } SamConfig;
 
-/* LayerNorm or LayerNorm2d: gamma and beta [dim]. */
-typedef struct SamNorm {
-    const float *weight, *bias;
-} SamNorm;
-
 /* Conv2d [c_out][c_in][k][k] or ConvTranspose2d [c_in][c_out][k][k]; bias [c_out] or NULL. */
 typedef struct SamConv {
     const float *weight, *bias;
@@ -44,7 +39,7 @@ typedef struct SamConv {
 /* ---- image_encoder.py -------------------------------------------------------------------------*/
 
 typedef struct SamBlock {
-    SamNorm norm1, norm2;
+    Norm norm1, norm2;
     Linear qkv, proj;                   /* attn */
     const float *rel_pos_h, *rel_pos_w; /* [n_rel_h][head_dim], [n_rel_w][head_dim] */
     int n_rel_h, n_rel_w;
@@ -60,7 +55,7 @@ typedef struct SamImageEncoder {
     /* the neck, behind either: */
     Linear neck_conv1;  /* 1 x 1: [out_chans][embed_dim] */
     SamConv neck_conv2; /* [out_chans][out_chans][3][3] */
-    SamNorm neck_norm1, neck_norm2;
+    Norm neck_norm1, neck_norm2;
 } SamImageEncoder;
 
 /* ---- prompt_encoder.py ------------------------------------------------------------------------*/
@@ -71,8 +66,8 @@ typedef struct SamPromptEncoder {
         *point_embeddings[4]; /* background, foreground, box corner 0, box corner 1; [out_chans] each. */
     const float *not_a_point_embed, *no_mask_embed; /* [out_chans] */
     struct {
-        SamConv conv1, conv2; /* 1 -> mask_in_chans/4 -> mask_in_chans; kernel and stride 2. */
-        SamNorm norm1, norm2;
+        SamConv conv1, conv2; /* 1 -> mask_in_chans/4 -> mask_in_chans; kernel and stride 2 */
+        Norm norm1, norm2;
         Linear conv3; /* 1 x 1: [out_chans][mask_in_chans] */
     } mask_downscaling;
 } SamPromptEncoder;
@@ -87,7 +82,7 @@ typedef struct SamAttention {
 
 typedef struct SamTwoWayAttentionBlock {
     SamAttention self_attn, cross_attn_token_to_image, cross_attn_image_to_token;
-    SamNorm norm1, norm2, norm3, norm4;
+    Norm norm1, norm2, norm3, norm4;
     Linear lin1, lin2; /* mlp */
 } SamTwoWayAttentionBlock;
 
@@ -98,11 +93,11 @@ typedef struct SamMaskDecoder {
     struct {
         SamTwoWayAttentionBlock layers[SAM_MAX_DECODER_DEPTH];
         SamAttention final_attn_token_to_image;
-        SamNorm norm_final_attn;
+        Norm norm_final_attn;
     } transformer;
     struct {
         SamConv conv1, conv2; /* ConvTranspose2d: out_chans -> out_chans/4 -> out_chans/8, stride 2 */
-        SamNorm norm;
+        Norm norm;
     } output_upscaling;
     Linear output_hypernetworks_mlps[SAM_MAX_MASK_TOKENS][3];
     Linear iou_prediction_head[SAM_MAX_MLP];

@@ -229,15 +229,25 @@ static Linear take_linear(Loader *l, int n_out, int n_in, int block, const char 
     return layer;
 }
 
+/* blocks.BLOCK.NAME.weight and blocks.BLOCK.NAME.bias [dim]. */
+static Norm take_norm(Loader *l, int dim, int block, const char *name)
+{
+    char full_name[96];
+    Norm norm;
+    snprintf(full_name, sizeof full_name, "blocks.%d.%s.weight", block, name);
+    norm.weight = take(l, 1, (int64_t[]){dim}, full_name);
+    snprintf(full_name, sizeof full_name, "blocks.%d.%s.bias", block, name);
+    norm.bias = take(l, 1, (int64_t[]){dim}, full_name);
+    return norm;
+}
+
 static void load_block(VitBlock *b, Loader *l, const VitConfig *c, int i)
 {
     const int dim = c->dim, hidden = c->hidden_dim;
-    b->norm1_weight = take_vector(l, dim, i, "norm1.weight");
-    b->norm1_bias = take_vector(l, dim, i, "norm1.bias");
+    b->norm1 = take_norm(l, dim, i, "norm1");
     b->qkv = take_linear(l, 3 * dim, dim, i, "attn.qkv");
     b->proj = take_linear(l, dim, dim, i, "attn.proj");
-    b->norm2_weight = take_vector(l, dim, i, "norm2.weight");
-    b->norm2_bias = take_vector(l, dim, i, "norm2.bias");
+    b->norm2 = take_norm(l, dim, i, "norm2");
     b->ffn_in =
         c->swiglu ? take_linear(l, 2 * hidden, dim, i, "mlp.w12") : take_linear(l, hidden, dim, i, "mlp.fc1");
     b->ffn_out = take_linear(l, dim, hidden, i, c->swiglu ? "mlp.w3" : "mlp.fc2");
@@ -267,16 +277,17 @@ static int load_weights(Vit *vit, Loader *l)
 {
     const VitConfig *c = &vit->config;
     const int dim = c->dim, patch = c->patch_size, n_pos = c->pos_cls + c->pos_grid * c->pos_grid;
-    vit->patch_weight = take(l, 4, (int64_t[]){dim, 3, patch, patch}, "patch_embed.proj.weight");
-    vit->patch_bias = take(l, 1, (int64_t[]){dim}, "patch_embed.proj.bias");
+    vit->patch_embed = (Linear){.n_out = dim, .n_in = 3 * patch * patch};
+    vit->patch_embed.weight = take(l, 4, (int64_t[]){dim, 3, patch, patch}, "patch_embed.proj.weight");
+    vit->patch_embed.bias = take(l, 1, (int64_t[]){dim}, "patch_embed.proj.bias");
     vit->cls_token = take(l, 3, (int64_t[]){1, 1, dim}, "cls_token");
     vit->pos_embed = take(l, 3, (int64_t[]){1, n_pos, dim}, "pos_embed");
     if (c->n_registers)
         vit->register_tokens = take(l, 3, (int64_t[]){1, c->n_registers, dim}, "register_tokens");
     for (int i = 0; i < c->depth && !l->failed; i++)
         load_block(&vit->blocks[i], l, c, i);
-    vit->norm_weight = take(l, 1, (int64_t[]){dim}, "norm.weight");
-    vit->norm_bias = take(l, 1, (int64_t[]){dim}, "norm.bias");
+    vit->norm.weight = take(l, 1, (int64_t[]){dim}, "norm.weight");
+    vit->norm.bias = take(l, 1, (int64_t[]){dim}, "norm.bias");
     return l->failed ? -1 : check_all_taken(l, c->depth);
 }
 

@@ -29,25 +29,25 @@ typedef struct VitConfig {
 
 /* blocks.N of the file. */
 typedef struct VitBlock {
-    const float *norm1_weight, *norm1_bias; /* [dim] */
-    Linear qkv;                             /* attn.qkv [3*dim][dim]: queries, keys, values. */
-    Linear proj;                            /* attn.proj [dim][dim] */
-    const float *ls1;                       /* ls1.gamma [dim]; NULL without LayerScale */
-    const float *norm2_weight, *norm2_bias; /* [dim] */
-    Linear ffn_in;                          /* mlp.fc1 [hidden][dim], or mlp.w12 [2*hidden][dim]. */
-    Linear ffn_out;                         /* mlp.fc2 or mlp.w3 [dim][hidden]. */
-    const float *ls2;                       /* ls2.gamma [dim]; NULL without LayerScale */
+    Norm norm1;
+    Linear qkv;       /* attn.qkv [3*dim][dim]: queries, keys, values */
+    Linear proj;      /* attn.proj [dim][dim] */
+    const float *ls1; /* ls1.gamma [dim]; NULL without LayerScale */
+    Norm norm2;
+    Linear ffn_in;    /* mlp.fc1 [hidden][dim], or mlp.w12 [2*hidden][dim] */
+    Linear ffn_out;   /* mlp.fc2 or mlp.w3 [dim][hidden] */
+    const float *ls2; /* ls2.gamma [dim]; NULL without LayerScale */
 } VitBlock;
 
 typedef struct Vit {
     VitConfig config;
-    const float *patch_weight, *patch_bias; /* patch_embed.proj [dim][3][patch][patch], [dim] */
-    const float *cls_token;                 /* [dim] */
-    const float *register_tokens;           /* [n_registers][dim]; NULL without registers */
-    const float *pos_embed;                 /* [pos_cls + pos_grid*pos_grid][dim] */
-    const float *norm_weight, *norm_bias;   /* the final norm [dim]. */
-    void *packed;                           /* the blocks' weights in bf16; NULL: float32. */
-    VitBlock blocks[];                      /* [depth] */
+    Linear patch_embed;           /* patch_embed.proj [dim][3*patch*patch] */
+    const float *cls_token;       /* [dim] */
+    const float *register_tokens; /* [n_registers][dim]; NULL without registers */
+    const float *pos_embed;       /* [pos_cls + pos_grid*pos_grid][dim] */
+    Norm norm;                    /* the final one */
+    void *packed;                 /* the blocks' weights in bf16; NULL: float32 */
+    VitBlock blocks[];            /* [depth] */
 } Vit;
 
 /* Open the weights and check every tensor. A tensor that has no place in the network is refused. The

@@ -224,15 +224,15 @@ static int write_json(const AmgMasks *masks, const char *path, Error *err)
 }
 
 int segment_write(const char *prefix, const AmgMasks *masks, const SegmentRequest *request,
-                  const SamPicture *picture, Error *err)
+                  const Picture *picture, Error *err)
 {
     char json[4096], png[4096], overlay[4096];
-    const size_t n_pixels = (size_t)picture->h * (size_t)picture->w;
+    const size_t n_pixels = (size_t)picture->height * (size_t)picture->width;
     if (snprintf(overlay, sizeof overlay, "%s_masks_overlay.png", prefix) >= (int)sizeof overlay ||
         snprintf(json, sizeof json, "%s_masks.json", prefix) < 0 ||
         snprintf(png, sizeof png, "%s_masks.png", prefix) < 0)
         return fail(err, "%s: the path is too long", prefix);
-    Labels labels = {picture->w, picture->h, aligned_array(n_pixels, sizeof *labels.of)};
+    Labels labels = {picture->width, picture->height, aligned_array(n_pixels, sizeof *labels.of)};
     if (!labels.of)
         return fail_memory(err, "the masks' picture", n_pixels * sizeof *labels.of);
     int status = write_json(masks, json, err) || paint_masks(&labels, masks, err) ||

@@ -11,6 +11,6 @@
  *   PREFIX_masks_overlay.png  the masks on the picture, or a prompt's candidates side by side, best first, with
  *                             the prompt; at most 4,096 pixels wide. */
 int segment_write(const char *prefix, const AmgMasks *masks, const SegmentRequest *request,
-                  const SamPicture *picture, Error *err);
+                  const Picture *picture, Error *err);
 
 #endif

@@ -7,8 +7,9 @@ This is docs/METHOD.md 2 and 4 to 7 in float64 and as literally as possible. It 
 code. It has the symmetric square root where the C code has a Cholesky factor, the C×C inverse where that has a low-rank
 identity, and SuperGlue's log_optimal_transport by its published formula. The text leaves a few choices open, such as the
 four partners, or the precision of a bank. There the choice is the C code's, and a comment says so. A function has the
-name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Soft masks, in the C code `coverage`, are
-"weights" in the files, as in a bank. The objects' units are "scale". Needs numpy, scipy, torch.
+name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Defaults are the method's. verdict.c has no
+goldens: test_bank.c tests it. The files keep a bank's words: `coverage` is "weights" there, `units` is "scale". Needs
+numpy, scipy, torch.
 """
 import argparse
 
@@ -20,6 +21,14 @@ import golden_io
 
 torch.set_num_threads(1)
 KEPT = ("float16", "float32", "uint8", "int32")
+
+
+FILE_NAMES = {"coverage": "weights", "units": "scale"}
+
+
+def named(prefix, values):
+    """Tensors of a golden under the bank file's words."""
+    return {f"{prefix}.{FILE_NAMES.get(key, key)}": value for key, value in values.items()}
 
 
 def save(path, tensors):
@@ -36,7 +45,7 @@ def f32(x):
     return np.asarray(x, np.float32).astype(np.float64)
 
 
-def unit(x):
+def l2_normalise(x):
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -66,44 +75,46 @@ def objects_labels(masks, max_area=0.9, min_area=0.0005, min_kept=0.5):
     return out, kept
 
 
-def averaging(n, m):
-    """[m][n]: the part of cell c (of m) that pixel i (of n) covers."""
-    a = np.zeros((m, n))
-    for c in range(m):
-        for i in range(n):
-            a[c, i] = max(0.0, min((i + 1) * m / n, c + 1) - max(i * m / n, c))
-    return a
+def overlap(i, n, c, m):
+    """The part of cell c (of m) that pixel i (of n) covers."""
+    return max(0.0, min((i + 1) * m / n, c + 1) - max(i * m / n, c))
 
 
 def objects_coverage(labels, n, background, grid_h, grid_w):
-    rows, cols = averaging(labels.shape[0], grid_h), averaging(labels.shape[1], grid_w)
+    def overlaps(n, m):
+        return np.array([[overlap(i, n, c, m) for i in range(n)] for c in range(m)])
+    rows, cols = overlaps(labels.shape[0], grid_h), overlaps(labels.shape[1], grid_w)
     ids = list(range(n)) + ([-1] if background else [])
     return np.array([rows @ (labels == i).astype(float) @ cols.T for i in ids]).reshape(len(ids), grid_h, grid_w)
 
 
 def pool(coverage, features):
-    """coverage [n][h][w], features [h][w][C] -> pooled [n][C], centroids [n][2], areas [n]."""
+    """coverage [n][h][w], features [h][w][C] -> pooled [n][C]."""
+    flat, total = coverage.reshape(len(coverage), -1), coverage.reshape(len(coverage), -1).sum(1)
+    return flat @ features.reshape(flat.shape[1], -1) / np.where(total > 0, total, 1)[:, None]
+
+
+def locate(coverage):
+    """coverage [n][h][w] -> centroids [n][2], areas [n]."""
     n, h, w = coverage.shape
     flat, total = coverage.reshape(n, -1), coverage.reshape(n, -1).sum(1)
-    safe = np.where(total > 0, total, 1)[:, None]
-    pooled = flat @ features.reshape(h * w, -1) / safe
     x, y = np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h)
-    centroids = np.stack([flat @ x.ravel(), flat @ y.ravel()], 1) / safe
+    centroids = np.stack([flat @ x.ravel(), flat @ y.ravel()], 1) / np.where(total > 0, total, 1)[:, None]
     centroids[total <= 0] = 0.5
-    return pooled, centroids, total / (h * w)
+    return centroids, total / (h * w)
 
 
 # ---- 5. DCGA ---------------------------------------------------------------------------------------------------------
 
 
-def channel_unit(x):
+def channel_deviation(x):
     """Standard deviations; 1 for a channel that varies by no more than float16's rounding of its mean."""
     mean, std = x.mean(0), x.std(0)
     return np.where((std > 1e-6) & (std > np.abs(mean) / 1024), std, 1)
 
 
 def moments(pooled):
-    return pooled.mean(0), channel_unit(pooled)
+    return pooled.mean(0), channel_deviation(pooled)
 
 
 def mutual_pairs(score):
@@ -115,14 +126,15 @@ def mutual_pairs(score):
     return pairs
 
 
-def distance2(a, b):
-    return ((a[:, None] - b[None]) ** 2).sum(-1)
+def distance_cost(a, b, position_weight=0.7):
+    """a [n][2], b [m][2] -> w_p·‖a_i - b_j‖² [n][m]."""
+    return position_weight * ((a[:, None] - b[None]) ** 2).sum(-1)
 
 
 def covariance_filter(x, centroids, first, rounds=2, partners=4, shrinkage=0.3):
     """The symmetric Σ_w^{-1/2}. Partners of image a: a+1+floor(t(N-1)/partners), spread over the bank (the C code's choice)."""
     n_images, channels = len(first) - 1, x.shape[1]
-    h, out = unit(x), None
+    h, out = l2_normalise(x), None
     p = min(partners, n_images - 1)
     for _ in range(rounds):
         sigma, n = np.zeros((channels, channels)), 0
@@ -130,7 +142,7 @@ def covariance_filter(x, centroids, first, rounds=2, partners=4, shrinkage=0.3):
             for t in range(p):
                 b = (a + 1 + t * (n_images - 1) // p) % n_images
                 A, B = slice(first[a], first[a + 1]), slice(first[b], first[b + 1])
-                for i, j in mutual_pairs(h[A] @ h[B].T - distance2(centroids[A], centroids[B])):
+                for i, j in mutual_pairs(h[A] @ h[B].T - distance_cost(centroids[A], centroids[B], 1)):
                     delta = x[A][i] - x[B][j]
                     sigma += np.outer(delta, delta)
                     n += 1
@@ -140,7 +152,7 @@ def covariance_filter(x, centroids, first, rounds=2, partners=4, shrinkage=0.3):
         sigma = sigma + shrinkage * np.trace(sigma) / channels * np.eye(channels)
         values, vectors = np.linalg.eigh(sigma)
         out = vectors @ np.diag(values ** -0.5) @ vectors.T
-        h = unit(x @ out.T)
+        h = l2_normalise(x @ out.T)
     return out
 
 
@@ -161,7 +173,7 @@ def channel_softmax(x, features, coverage, mean, std, strength=0.1, tau=1.0):
 
 
 def object_graph(h, strength, tau=0.1):
-    return unit(h + strength * softmax(h @ h.T / tau) @ h)
+    return l2_normalise(h + strength * softmax(h @ h.T / tau) @ h)
 
 
 def gat_v2(x, w_l, w_r, a, b):
@@ -188,14 +200,33 @@ def channel_layout(features, coverage, mean, std, side):
     return out / np.where(total > 0, total, 1)
 
 
+# ---- 2. retrieval: larger is nearer ----------------------------------------------------------------------------------
+
+
+def retrieval_mean(features):
+    return l2_normalise(features.mean((0, 1)))
+
+
+def retrieval_cosine(a, b):
+    return a @ b
+
+
+def retrieval_l2(a, b):
+    return -((a - b) ** 2).sum()
+
+
 # ---- 6. OMM ----------------------------------------------------------------------------------------------------------
 
 
-def omm_sinkhorn(scores, alpha, iters):
-    """SuperGlue (Sarlin et al. 2020): scores [n][m] (already divided by the temperature) -> log assignment [n+1][m+1]."""
-    scores = torch.from_numpy(scores)
+def omm_scores(hq, cq, hr, cr, position_weight=0.7):
+    return hq @ hr.T - distance_cost(cq, cr, position_weight)
+
+
+def omm_sinkhorn(scores, dustbin, tau=0.02, iters=30):
+    """SuperGlue (Sarlin et al. 2020): scores [n][m] -> the assignment [n+1][m+1]."""
+    scores = torch.from_numpy(scores / tau)
     n, m = scores.shape
-    z = torch.full((n + 1, m + 1), float(alpha), dtype=torch.float64)
+    z = torch.full((n + 1, m + 1), float(dustbin / tau), dtype=torch.float64)
     z[:n, :m] = scores
     norm = -np.log(n + m)
     log_mu = torch.full((n + 1,), norm, dtype=torch.float64)
@@ -206,17 +237,17 @@ def omm_sinkhorn(scores, alpha, iters):
     for _ in range(iters):
         u = log_mu - torch.logsumexp(z + v[None], 1)
         v = log_nu - torch.logsumexp(z + u[:, None], 0)
-    return (z + u[:, None] + v[None] - norm).numpy()
+    return np.exp((z + u[:, None] + v[None] - norm).numpy())
 
 
-def omm_dustbin(alpha, n, m, unmatched, tau=0.02):
+def omm_dustbin(alpha, n, m, unmatched=0.05, tau=0.02):
     """The dustbin at which one of min(n, m) matches of score alpha keeps U = unmatched: U²/(1-U) = min(n, m)·exp(-(alpha - bin)/τ)."""
     return alpha if unmatched == 0 else alpha - tau * np.log(min(n, m) * (1 - unmatched) / unmatched ** 2)
 
 
-def omm_match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, threshold=0.2):
+def omm_match(hq, cq, hr, cr, dustbin, position_weight=0.7, tau=0.02, iters=30, threshold=0.2):
     """-> S, P, match_q, U, V before verification."""
-    scores = hq @ hr.T - position_weight * distance2(cq, cr)
+    scores = omm_scores(hq, cq, hr, cr, position_weight)
     n, m = scores.shape
     match_q = np.full(n, -1)
     if n == 0 or m == 0:
@@ -224,11 +255,26 @@ def omm_match(hq, cq, hr, cr, alpha, position_weight=0.7, tau=0.02, iters=30, th
         p[:n, m] = 1
         p[n, :m] = 1
         return scores, p, match_q, p[:n, m].copy(), p[n, :m].copy()
-    p = np.exp(omm_sinkhorn(scores / tau, alpha / tau, iters))
+    p = omm_sinkhorn(scores, dustbin, tau, iters)
     for i, j in mutual_pairs(p[:n, :m]):
         if p[i, j] > threshold:
             match_q[i] = j
     return scores, p, match_q, p[:n, m].copy(), p[n, :m].copy()
+
+
+def omm_alike(a, i, b, alpha):
+    """Which objects of image b are like object i of image a: S reaches alpha."""
+    return omm_scores(a["h"][i], a["centroids"][i:i + 1], b["h"], b["centroids"])[0] >= alpha
+
+
+def omm_pair_scores(a, b):
+    """S of the mutual nearest pairs of two normal images."""
+    s = omm_scores(a["h"], a["centroids"], b["h"], b["centroids"])
+    return [s[p] for p in mutual_pairs(s)]
+
+
+def omm_alpha(scores, quantile=0.001):
+    return float(np.quantile(scores, quantile)) if scores else 0.0
 
 
 # ---- 7. AMM ----------------------------------------------------------------------------------------------------------
@@ -253,11 +299,11 @@ def sample_half(features, x, y):
             + fy * ((1 - fx) * features[y1, x0] + fx * features[y1, x1]))
 
 
-def place_object(i, features, coverage, centroids, areas, r, pixel, large, reach, unmatched):
+def place_object(i, features, coverage, centroids, areas, r, pixel=False, large=0.15, reach=2, register_unmatched=True):
     """Query cells (x, y) lie at (x0 + x * zoom, y0 + y * zoom) in the reference: -> (x0, y0, zoom), or None."""
     n, h, w = coverage.shape
     j, candidates = r["match_q"][i], []
-    if j < 0 and not unmatched:
+    if j < 0 and not register_unmatched:
         return None
     if j >= 0 and not pixel and not areas[i] > large:
         size = np.array([w, h])
@@ -284,7 +330,7 @@ def amm_claims(coverage, areas, places, references):
     n, h, w = coverage.shape
     expected, out = np.zeros(coverage.shape), coverage.copy()
     for i in range(n):
-        matched = [(r["weights"][r["match_q"][i]], at) for r, at in zip(references, places[i]) if r["match_q"][i] >= 0]
+        matched = [(r["coverage"][r["match_q"][i]], at) for r, at in zip(references, places[i]) if r["match_q"][i] >= 0]
         if not matched or 2 * len(matched) < len(references):
             continue
         for mask, (x0, y0, zoom) in matched:
@@ -304,43 +350,42 @@ def amm_claims(coverage, areas, places, references):
     return out
 
 
-def amm_structural(features, coverage, centroids, areas, references, pixel=False, large=0.15, epsilon=0.01, blur=1.0, reach=0, unmatched=False,
-               claimed=None):
-    """references: dicts of features, centroids, areas, match_q. -> the blurred map. claimed: a list that gets the coverage after claims."""
-    n, h, w = coverage.shape
+def amm_places(features, coverage, centroids, areas, references, **options):
+    """[n][k]: place_object of every object in every reference."""
+    return [[place_object(i, features, coverage, centroids, areas, r, **options) for r in references] for i in range(len(coverage))]
+
+
+def amm_structural(features, claimed, places, references, epsilon=0.01, blur=1.0):
+    """claimed [n][h][w]: the coverage after claims. references: dicts of features, centroids, areas, match_q. -> the blurred map."""
+    n, h, w = claimed.shape
     out = np.zeros((h, w))
-    all_places = [[place_object(i, features, coverage, centroids, areas, r, pixel, large, reach, unmatched) for r in references] for i in range(n)]
-    if claimed is not None:
-        coverage = amm_claims(coverage, areas, all_places, references)
-        claimed.append(coverage)
     for i in range(n):
-        places = all_places[i]
         for y in range(h):
             for x in range(w):
-                if coverage[i, y, x] <= 0:
+                if claimed[i, y, x] <= 0:
                     continue
                 samples = []
-                for r, at in zip(references, places):
+                for r, at in zip(references, places[i]):
                     if at is not None:
                         samples.append(sample_half(r["features"], at[0] + at[2] * (x + 0.5), at[1] + at[2] * (y + 0.5)))
                 if samples:
-                    out[y, x] += coverage[i, y, x] * amm_mahalanobis(features[y, x], np.array(samples), epsilon)
+                    out[y, x] += claimed[i, y, x] * amm_mahalanobis(features[y, x], np.array(samples), epsilon)
     return gaussian_filter(out, blur, mode="reflect", truncate=4.0) if blur > 0 else out
 
 
-def amm_in_units(out, coverage, references):
+def amm_in_units(out, claimed, references):
     """Divide every object's share of a cell by its unit: the mean unit of its matched objects, else of those at its place."""
     factor, covered = np.zeros(out.shape), np.zeros(out.shape)
-    for i in range(len(coverage)):
-        units = [r["scale"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
+    for i in range(len(claimed)):
+        units = [r["units"][r["match_q"][i]] for r in references if r["match_q"][i] >= 0]
         if not units:
             for r in references:
-                both = [(coverage[i] * other).sum() for other in r.get("weights", [])]
+                both = [(claimed[i] * other).sum() for other in r.get("coverage", [])]
                 if sum(both) > 0:
-                    units.append(np.dot(both, r["scale"]) / sum(both))
-        covered += coverage[i]
+                    units.append(np.dot(both, r["units"]) / sum(both))
+        covered += claimed[i]
         if units and sum(units) > 0:
-            factor += coverage[i] / np.mean(units)
+            factor += claimed[i] / np.mean(units)
     return np.where(covered > 0, out * factor / np.where(covered > 0, covered, 1), 0)
 
 
@@ -355,42 +400,62 @@ def amm_logical(coverage, counted, missing, masks):
     return np.max([lacks] + [w * e for w, e in zip(coverage, extra)], axis=0), score, extra
 
 
-def amm_object_quantile(out, coverage, q=0.95):
+def amm_object_quantile(out, coverage, q=0.99):
     """Over the cells of which the object covers at least half; a thin object: its largest value (the C code's choice)."""
     inside = out[coverage >= 0.5]
     return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[coverage > 0]))
 
 
+def amm_score(out, score="max"):
+    """The map's maximum, or the mean of its top 1 %."""
+    return out.max() if score == "max" else np.sort(out.ravel())[-max(1, -(-out.size // 100)):].mean()
+
+
+def amm_spread(scores):
+    """Median and 95 % quantile."""
+    return np.median(scores), np.quantile(scores, 0.95)
+
+
+def amm_z(v, median, width):
+    return (v - median) / width
+
+
+def amm_fuse(za, zl, fusion="smoothmax"):
+    return np.maximum(za, -1) + np.maximum(zl, -1) if fusion == "sum" else np.logaddexp(za, zl) - np.log(2)
+
+
 # ---- 2, 5-7 together: a bank, its calibration, one query --------------------------------------------------------------
 
 
-def moved(mask, dy, dx):
-    """mask [h][w] moved by whole cells; cells beyond the grid are lost."""
-    out = np.zeros_like(mask)
+def pool_moved(features, mask, dx, dy):
+    """mask [h][w] moved by whole cells; cells beyond the grid are lost. -> pooled [1][C] of the features there, moved [1][h][w]."""
+    moved = np.zeros_like(mask)
     h, w = mask.shape
     for y in range(h):
         for x in range(w):
             if 0 <= y + dy < h and 0 <= x + dx < w:
-                out[y + dy, x + dx] = mask[y, x]
-    return out
+                moved[y + dy, x + dx] = mask[y, x]
+    return pool(moved[None], features), moved[None]
 
 
 class Bank:
-    """An image as in a bank: features in float16, weights in 8 bits (the C code's choice); everything else in float32."""
+    """Images as in a bank: features in float16, coverage in 8 bits (the C code's choice); everything else in float32."""
 
-    def __init__(self, images, k=3, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", strength=0.0, unmatched=0.0, shift=0,
-                 reach=0, place_unmatched=False, fusion="sum", claims=False, count=False, channel_strength=0.1):
-        self.claims, self.count, self.channel_strength = claims, count, channel_strength
-        self.reach, self.place_unmatched, self.fusion = reach, place_unmatched, fusion
-        self.unmatched, self.shift = unmatched, shift
-        self.k, self.pixel, self.retrieval, self.channel_graph, self.strength = k, pixel, retrieval, channel_graph, strength
+    def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
+                 alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
+                 fusion="smoothmax"):
+        self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
+        self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
+        self.places = {"pixel": pixel, "reach": reach, "register_unmatched": register_unmatched}
+        self.claims, self.object_quantile, self.fusion = claims, object_quantile, fusion
         self.images = []
         for im in images:
-            a, c, s = (f32(t) for t in pool(im["weights"], im["features"]))
+            pooled, (centroids, areas) = f32(pool(im["coverage"], im["features"])), (f32(t) for t in locate(im["coverage"]))
             self.images.append({
                 "features": np.asarray(im["features"], np.float16).astype(np.float64),
-                "weights": f32(np.rint(np.float32(im["weights"]) * np.float32(255)) / 255), "pooled": a, "centroids": c, "areas": s,
-                "mean": f32(unit(im["features"].mean((0, 1)))), "cls": f32(unit(im["cls"]))})
+                "coverage": f32(np.rint(np.float32(im["coverage"]) * np.float32(255)) / 255),
+                "pooled": pooled, "centroids": centroids, "areas": areas,
+                "mean": f32(retrieval_mean(im["features"])), "cls": f32(l2_normalise(im["cls"]))})
         self.first = np.cumsum([0] + [len(im["areas"]) for im in self.images])
         pooled = np.concatenate([im["pooled"] for im in self.images])
         self.centroids = np.concatenate([im["centroids"] for im in self.images])
@@ -399,9 +464,9 @@ class Bank:
         if channel_graph == "covariance":
             self.filter = covariance_filter((pooled - self.mean) / self.std, self.centroids, self.first)
         cells = np.concatenate([im["features"].reshape(-1, pooled.shape[1]) for im in self.images])
-        self.channel_std = channel_unit(cells)
+        self.channel_std = channel_deviation(cells)
         for im in self.images:
-            im["h"] = self.dcga_describe(im["pooled"], im["features"], im["weights"])
+            im["h"] = self.dcga_describe(im["pooled"], im["features"], im["coverage"])
         self.calibrate_alpha()
         self.units = np.ones(self.first[-1])
         self.spread_a = self.spread_l = (0.0, 1.0)
@@ -412,18 +477,17 @@ class Bank:
         x = (pooled - self.mean) / self.std
         if self.channel_graph == "softmax":
             x = channel_softmax(x, features, coverage, self.mean, self.std, self.channel_strength)
-        return unit(x @ self.filter.T if self.filter is not None else x)
+        return l2_normalise(x @ self.filter.T if self.filter is not None else x)
 
     def dcga_describe(self, pooled, features, coverage):
         h = self.dcga_describe_region(pooled, features, coverage)
-        return object_graph(h, self.strength) if self.strength > 0 else h
+        return object_graph(h, self.object_strength) if self.object_strength > 0 else h
 
     def retrieve(self, query, exclude):
         if self.retrieval == "l2":
-            near = [-((query["features"] - im["features"]) ** 2).sum() for im in self.images]
+            near = [retrieval_l2(query["features"], im["features"]) for im in self.images]
         else:
-            key = "mean" if self.retrieval == "mean" else "cls"
-            near = [query[key] @ im[key] for im in self.images]
+            near = [retrieval_cosine(query[self.retrieval], im[self.retrieval]) for im in self.images]
         order = sorted((i for i in range(len(near)) if i != exclude), key=lambda i: (-near[i], i))
         return order[:self.k]
 
@@ -431,10 +495,8 @@ class Bank:
         scores = []
         for i, im in enumerate(self.images):
             for r in self.retrieve(im, i):
-                other = self.images[r]
-                s = im["h"] @ other["h"].T - 0.7 * distance2(im["centroids"], other["centroids"])
-                scores += [s[p] for p in mutual_pairs(s)]
-        self.alpha = float(np.quantile(scores, 0.001)) if scores else 0.0
+                scores += omm_pair_scores(im, self.images[r])
+        self.alpha = omm_alpha(scores)
 
     def omm_verify(self, u, h, coverage, features):
         for i in range(len(u)):
@@ -442,11 +504,10 @@ class Bank:
                 u[i] = 0
 
     def shown_there(self, h, mask, features):
-        """Are the features under the mask, moved by up to `shift` cells, as similar to h as normal matches are?"""
-        steps = range(-self.shift, self.shift + 1)
-        for coverage in (moved(mask, dy, dx)[None] for dy in steps for dx in steps):
-            a, _, _ = pool(coverage, features)
-            if h @ self.dcga_describe_region(a, features, coverage)[0] >= self.alpha:
+        """Are the features under the mask, moved by up to verify_shift cells, as similar to h as normal matches are?"""
+        steps = range(-self.verify_shift, self.verify_shift + 1)
+        for pooled, moved in (pool_moved(features, mask, dx, dy) for dy in steps for dx in steps):
+            if h @ self.dcga_describe_region(pooled, features, moved)[0] >= self.alpha:
                 return True
         return False
 
@@ -455,8 +516,7 @@ class Bank:
         kind there is every object alike, or matched with one of them (match: mine's index or -1)."""
         out = np.array(u, float)
         for i in range(len(u) if self.count else 0):
-            like = [mine["h"][i] @ side["h"].T - 0.7 * distance2(mine["centroids"][i:i + 1], side["centroids"])[0] >= self.alpha
-                    for side in (mine, other)]
+            like = [omm_alike(mine, i, side, self.alpha) for side in (mine, other)]
             like[0][i] = True
             left, there = u[like[0]].sum(), other["areas"][like[1] | np.array([j >= 0 and like[0][j] for j in match], bool)]
             if len(there):
@@ -466,17 +526,17 @@ class Bank:
 
     def detect_in_scene(self, query, exclude=-1):
         q = dict(query)
-        pooled, q["centroids"], q["areas"] = pool(q["weights"], q["features"])
-        q["h"] = self.dcga_describe(pooled, q["features"], q["weights"])
+        q["centroids"], q["areas"] = locate(q["coverage"])
+        q["h"] = self.dcga_describe(pool(q["coverage"], q["features"]), q["features"], q["coverage"])
         out = {"references": self.retrieve(query, exclude), "h": q["h"], "scores": [], "assignment": [], "match": []}
         n, k, refs, counted, missing = len(q["areas"]), len(out["references"]), [], [], []
         out["unmatched"] = np.zeros(n)
         for r in out["references"]:
             im = self.images[r]
             s, p, match_q, u, v = omm_match(q["h"], q["centroids"], im["h"], im["centroids"],
-                                      omm_dustbin(self.alpha, n, len(im["areas"]), self.unmatched))
-            self.omm_verify(u, q["h"], q["weights"], im["features"])
-            self.omm_verify(v, im["h"], im["weights"], q["features"])
+                                            omm_dustbin(self.alpha, n, len(im["areas"]), self.alpha_unmatched))
+            self.omm_verify(u, q["h"], q["coverage"], im["features"])
+            self.omm_verify(v, im["h"], im["coverage"], q["features"])
             out["scores"].append(s)
             out["assignment"].append(p)
             out["match"].append(match_q)
@@ -486,53 +546,54 @@ class Bank:
             counted.append(self.omm_count(u, q, im, match_r))
             missing.append(self.omm_count(v, im, q, match_q))
             refs.append({"features": im["features"] / self.channel_std, "centroids": im["centroids"], "areas": im["areas"],
-                         "match_q": match_q, "weights": im["weights"], "scale": self.units[self.first[r]:self.first[r + 1]]})
-        out["logical"], out["L"], out["counted"] = amm_logical(q["weights"], counted, missing, [r["weights"] for r in refs])
-        claimed = [] if self.claims else None
-        a = amm_structural(q["features"] / self.channel_std, q["weights"], q["centroids"], q["areas"], refs, self.pixel,
-                       reach=self.reach, unmatched=self.place_unmatched, claimed=claimed)
-        out["distances"] = a  # the units are their quantiles
-        out["structural"] = amm_in_units(a, claimed[0] if self.claims else q["weights"], refs)
-        out["A"] = out["structural"].max()
-        out["score"] = self.amm_fuse(*self.amm_z(out["A"], out["L"]))
-        out["map"] = np.maximum(*self.amm_z(out["structural"], out["logical"]))
+                         "match_q": match_q, "coverage": im["coverage"], "units": self.units[self.first[r]:self.first[r + 1]]})
+        out["logical"], out["L"], out["counted"] = amm_logical(q["coverage"], counted, missing, [r["coverage"] for r in refs])
+        features = q["features"] / self.channel_std
+        places = amm_places(features, q["coverage"], q["centroids"], q["areas"], refs, **self.places)
+        claimed = amm_claims(q["coverage"], q["areas"], places, refs) if self.claims else q["coverage"]
+        out["distances"] = amm_structural(features, claimed, places, refs)  # the units are their quantiles
+        out["structural"] = amm_in_units(out["distances"], claimed, refs)
+        out["A"] = amm_score(out["structural"])
+        out["score"] = amm_fuse(*self.z(out["A"], out["L"]), self.fusion)
+        out["map"] = np.maximum(*self.z(out["structural"], out["logical"]))
         return out
 
-    def amm_fuse(self, za, zl):
-        return np.maximum(za, -1) + np.maximum(zl, -1) if self.fusion == "sum" else np.logaddexp(za, zl) - np.log(2)
-
-    def amm_z(self, a, l):
-        return (a - self.spread_a[0]) / self.spread_a[1], (l - self.spread_l[0]) / self.spread_l[1]
+    def z(self, a, l):
+        return amm_z(a, *self.spread_a), amm_z(l, *self.spread_l)
 
     def calibrate(self, loo):
-        if len(self.images) < 2:
-            self.loo = np.zeros((0, 3))
-            return
-        self.units = self.measure_units()
-        self.loo = self.measure_scores(loo)
+        self.loo = np.zeros((0, 3))
+        if len(self.images) > 1:
+            self.units = self.fill_units(self.first_pass())
+            self.spread_scores(*self.second_pass(loo))
 
-    def measure_units(self):
-        """The first pass: a quantile of every object's own leave-one-out map; the median if it matched nothing."""
+    def first_pass(self):
+        """A quantile of every object's own leave-one-out map; NaN where it was compared with nothing."""
         units = []
         for i, im in enumerate(self.images):
             c = self.detect_in_scene(im, i)
-            for o, w in enumerate(im["weights"]):
-                matched = self.place_unmatched or any(m[o] >= 0 for m in c["match"])
-                s = amm_object_quantile(c["distances"], w)
-                units.append(s if matched and s > 0 else np.nan)
-        units = np.array(units)
+            for o, w in enumerate(im["coverage"]):
+                compared = self.places["register_unmatched"] or any(m[o] >= 0 for m in c["match"])
+                s = amm_object_quantile(c["distances"], w, self.object_quantile)
+                units.append(s if compared and s > 0 else np.nan)
+        return np.array(units)
+
+    def fill_units(self, units):
         return np.where(np.isnan(units), np.median(units[~np.isnan(units)]), units)
 
-    def measure_scores(self, loo):
-        """The second pass: leave-one-out scores, their spreads, and with these the fused scores."""
+    def second_pass(self, loo):
+        """Leave-one-out scores A and L with these units."""
         n = len(self.images)
         count = min(n, loo)
         results = [self.detect_in_scene(self.images[i * n // count], i * n // count) for i in range(count)]
-        a, l = np.array([r["A"] for r in results]), np.array([r["L"] for r in results])
-        self.spread_a = (np.median(a), np.quantile(a, 0.95) - np.median(a) + 0.05 * abs(np.median(a)))
-        self.spread_l = (np.median(l), np.quantile(l, 0.95) - np.median(l) + 0.05)
-        za, zl = self.amm_z(a, l)
-        return np.stack([a, l, self.amm_fuse(za, zl)], 1)
+        return np.array([r["A"] for r in results]), np.array([r["L"] for r in results])
+
+    def spread_scores(self, a, l):
+        """Their medians and widths, and with these the fused scores."""
+        (median_a, q95_a), (median_l, q95_l) = amm_spread(a), amm_spread(l)
+        self.spread_a = (median_a, q95_a - median_a + 0.05 * abs(median_a))
+        self.spread_l = (median_l, q95_l - median_l + 0.05)
+        self.loo = np.stack([a, l, amm_fuse(*self.z(a, l), self.fusion)], 1)
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -576,11 +637,11 @@ def make_objects(out):
     for c, (masks, grid_h, grid_w, background) in enumerate(cases):
         labels, kept = objects_labels(masks)
         has = int(background and (labels < 0).any())
-        weights = objects_coverage(labels, len(kept), has, grid_h, grid_w)
+        coverage = objects_coverage(labels, len(kept), has, grid_h, grid_w)
         features = f32(r.randn(grid_h, grid_w, channels))
-        pooled, centroids, areas = pool(weights, features)
+        pooled, (centroids, areas) = pool(coverage, features), locate(coverage)
         tensors.update({f"{c}.masks": masks, f"{c}.background": [background, has], f"{c}.labels": labels,
-                        f"{c}.kept": np.array(kept, np.int32), f"{c}.weights": weights, f"{c}.features": features,
+                        f"{c}.kept": np.array(kept, np.int32), f"{c}.weights": coverage, f"{c}.features": features,
                         f"{c}.pooled": pooled, f"{c}.centroids": centroids, f"{c}.areas": areas})
     tensors["cases"] = [len(cases)]
     save(f"{out}/method_objects.safetensors", tensors)
@@ -600,31 +661,30 @@ def make_dcga(out):
     tensors = {"pooled": pooled, "centroids": centroids, "first": first, "mean": mean, "std": std}
     for rounds, partners, shrinkage in [(1, 4, 0.3), (2, 4, 0.3), (3, 100, 0.05)]:
         f = covariance_filter(x, centroids, first, rounds, partners, shrinkage)
-        h = unit(x @ f.T)
+        h = l2_normalise(x @ f.T)
         tensors[f"covariance.{rounds}.gram"] = h @ h.T
-    tensors["off.h"] = unit(x)
+    tensors["off.h"] = l2_normalise(x)
     grid_h, grid_w, n = 6, 9, 4
-    weights = np.clip(r.rand(n, grid_h, grid_w) * 2 - 0.8, 0, 1)
-    weights[3] = np.clip(weights[3], 0, 0.4)  # covers half of no cell
+    coverage = np.clip(r.rand(n, grid_h, grid_w) * 2 - 0.8, 0, 1)
+    coverage[3] = np.clip(coverage[3], 0, 0.4)  # covers half of no cell
     features = r.randn(grid_h, grid_w, C) * std + mean
-    weights, features = f32(weights), f32(features)
-    a, _, _ = pool(weights, features)
-    a = f32(a)
+    coverage, features = f32(coverage), f32(features)
+    a = f32(pool(coverage, features))
     x = (a - mean) / std
-    tensors.update({"one.weights": weights, "one.features": features, "one.pooled": a,
-                    "softmax.h": unit(channel_softmax(x, features, weights, mean, std)),
-                    "softmax.strong": unit(channel_softmax(x, features, weights, mean, std, 0.7, 2.5)),
-                    "graph.h": object_graph(unit(x), 0.4), "graph.soft": object_graph(unit(x), 3.0, 1.0)})
+    tensors.update({"one.weights": coverage, "one.features": features, "one.pooled": a,
+                    "softmax.h": l2_normalise(channel_softmax(x, features, coverage, mean, std)),
+                    "softmax.strong": l2_normalise(channel_softmax(x, features, coverage, mean, std, 0.7, 2.5)),
+                    "graph.h": object_graph(l2_normalise(x), 0.4), "graph.soft": object_graph(l2_normalise(x), 3.0, 1.0)})
     def gat(d_in, d_out):
         return [f32(r.randn(*s) * 0.5) for s in ((d_out, d_in), (d_out, d_in), (d_out,), (d_out,))]
     names, side = ("lin_l.weight", "lin_r.weight", "att", "bias"), 3
     g_object, g_channel = gat(C, C), gat(side * side, 7)
     save(f"{out}/method_gat_object.safetensors", {f"object.{k}": v for k, v in zip(names, g_object)})
     save(f"{out}/method_gat_channel.safetensors", {f"channel.{k}": v for k, v in zip(names, g_channel)})
-    tensors["gat.object"] = unit(gat_v2(x, *g_object))
-    tensors["gat.alone"] = unit(np.concatenate([gat_v2(x[i:i + 1], *g_object) for i in range(n)]))
-    y = np.stack([gat_v2(channel_layout(features, weights[i], mean, std, side), *g_channel).mean(1) for i in range(n)])
-    tensors["gat.channel"] = unit(y)
+    tensors["gat.object"] = l2_normalise(gat_v2(x, *g_object))
+    tensors["gat.alone"] = l2_normalise(np.concatenate([gat_v2(x[i:i + 1], *g_object) for i in range(n)]))
+    y = np.stack([gat_v2(channel_layout(features, coverage[i], mean, std, side), *g_channel).mean(1) for i in range(n)])
+    tensors["gat.channel"] = l2_normalise(y)
     save(f"{out}/method_dcga.safetensors", tensors)
 
 
@@ -638,7 +698,7 @@ def make_omm(out):
              (20, 20, 0.6, 0.005, 500, 0.7)]
     for c, (n, m, alpha, tau, iters, w) in enumerate(cases):
         kinds = r.randn(max(n, m), dim)
-        hq, hr = f32(unit(kinds[:n] + 0.3 * r.randn(n, dim))), f32(unit(kinds[:m] + 0.3 * r.randn(m, dim)))
+        hq, hr = f32(l2_normalise(kinds[:n] + 0.3 * r.randn(n, dim))), f32(l2_normalise(kinds[:m] + 0.3 * r.randn(m, dim)))
         places = r.rand(max(n, m), 2)
         cq, cr = f32(places[:n] + 0.03 * r.randn(n, 2)), f32(places[:m] + 0.03 * r.randn(m, 2))
         s, p, match_q, u, v = omm_match(hq, cq, hr, cr, alpha, w, tau, iters)
@@ -673,46 +733,53 @@ def make_amm(out):
     query = objects_coverage(labels, 3, 1, h, w)
     features = f32(r.randn(h, w, C))
     query = f32(query)
-    _, centroids, areas = (f32(t) for t in pool(query, features))
+    centroids, areas = (f32(t) for t in locate(query))
     refs = []
     for i in range(k):
         moved = np.roll(labels, (r.randint(-2, 3), r.randint(-2, 3)), (0, 1))
-        weights = objects_coverage(moved, 3, 1, h, w)
+        coverage = objects_coverage(moved, 3, 1, h, w)
         f = np.float16(features + 0.4 * r.randn(h, w, C))  # as in a bank
-        _, c, a = (f32(t) for t in pool(weights, f))
+        c, a = (f32(t) for t in locate(coverage))
         match_q = np.array([[0, 1, 2, 3], [-1, 0, 2, 3], [0, -1, 1, 3]][i])
         if i == 1:
             match_q[2] = -1
-        refs.append({"features": f.astype(np.float64), "centroids": c, "areas": a * [0.5, 1, 1.7, 1], "match_q": match_q, "scale": f32(1 + 3 * r.rand(4))})
-        refs[-1]["areas"], refs[-1]["weights"] = f32(refs[-1]["areas"]), f32(weights)
-        tensors.update({f"r{i}.{key}": v for key, v in dict(refs[-1], features=f).items()})
+        refs.append({"features": f.astype(np.float64), "centroids": c, "areas": a * [0.5, 1, 1.7, 1], "match_q": match_q, "units": f32(1 + 3 * r.rand(4))})
+        refs[-1]["areas"], refs[-1]["coverage"] = f32(refs[-1]["areas"]), f32(coverage)
+        tensors.update(named(f"r{i}", dict(refs[-1], features=f)))
     none = [dict(ref, match_q=np.where(np.arange(n) == 1, -1, ref["match_q"])) for ref in refs]
     tensors.update({"q.features": features, "q.weights": query, "q.centroids": centroids, "q.areas": areas})
+    plain = {"reach": 0, "register_unmatched": False}
+
+    def structural(references, coverage=query, epsilon=0.01, blur=1.0, **options):
+        """Without claims."""
+        places = amm_places(features, coverage, centroids, areas, references, **dict(plain, **options))
+        return amm_structural(features, coverage, places, references, epsilon, blur)
     for name, kw in [("object", {}), ("pixel", {"pixel": True}), ("large", {"large": 1.0}), ("plain", {"blur": 0.0, "epsilon": 1.0}),
                      ("wide", {"blur": 2.5})]:
-        tensors[f"map.{name}"] = amm_structural(features, query, centroids, areas, refs, **kw)
-    for name, kw in [("registered", {"reach": 1}), ("searched", {"reach": 3, "unmatched": True}), ("same", {"unmatched": True, "pixel": True})]:
-        tensors[f"map.{name}"] = amm_structural(features, query, centroids, areas, none, **kw)
+        tensors[f"map.{name}"] = structural(refs, **kw)
+    for name, kw in [("registered", {"reach": 1}), ("searched", {"reach": 3, "register_unmatched": True}),
+                     ("same", {"register_unmatched": True, "pixel": True})]:
+        tensors[f"map.{name}"] = structural(none, **kw)
     broken = labels.copy()
     broken[2:6, 3:7] = -1  # a corner of object 0 broke off
     tensors["broken.weights"] = f32(objects_coverage(broken, 3, 1, h, w))
-    taken = []
-    tensors["map.claims"] = amm_structural(features, tensors["broken.weights"], centroids, areas, refs, claimed=taken)
-    tensors["broken.claimed"] = taken[0]
-    tensors["map.claims.normalised"] = amm_in_units(f32(tensors["map.claims"]), taken[0], refs)
-    unblurred = amm_structural(features, query, centroids, areas, none, blur=0.0)
+    places = amm_places(features, tensors["broken.weights"], centroids, areas, refs, **plain)
+    claimed = amm_claims(tensors["broken.weights"], areas, places, refs)
+    tensors["map.claims"] = amm_structural(features, claimed, places, refs)
+    tensors["broken.claimed"] = claimed
+    tensors["map.claims.normalised"] = amm_in_units(f32(tensors["map.claims"]), claimed, refs)
+    unblurred = structural(none, blur=0.0)
     tensors["map.none"] = unblurred  # object 1 matches nowhere
     base = f32(tensors["map.object"])
     tensors["map.normalised"] = amm_in_units(base, query, refs)
     tensors["map.normalised.none"] = amm_in_units(base, query, none)
     tensors["quantiles"] = np.array([amm_object_quantile(base, wt, q) for wt in query for q in (0.95, 0.5, 1.0)])
-    top = max(1, -(-h * w // 100))
-    tensors["scores"] = np.array([base.max(), np.sort(base.ravel())[-top:].mean()])
+    tensors["scores"] = np.array([amm_score(base), amm_score(base, "top1")])
     values = f32(r.randn(37))
     tensors["values"] = values
     tensors["values.quantiles"] = np.array([np.quantile(values, q) for q in (0, 0.001, 0.05, 0.5, 0.95, 0.999, 1)])
-    median, q95 = np.median(values), np.quantile(values, 0.95)
-    tensors["values.z"] = (values - median) / (q95 - median + 0.05)
+    median, q95 = amm_spread(values)
+    tensors["values.z"] = amm_z(values, median, q95 - median + 0.05)
     save(f"{out}/method_amm.safetensors", tensors)
 
 
@@ -731,23 +798,28 @@ def scenes(r, n_images, h, w, C, height, width, kinds, places, background):
 
 def scene_of(r, masks, kinds, background, h, w, C):
     labels, kept = objects_labels(masks)
-    weights = objects_coverage(labels, len(kept), (labels < 0).any(), h, w)
+    coverage = objects_coverage(labels, len(kept), (labels < 0).any(), h, w)
     y, x = np.mgrid[0:h, 0:w]
     texture = np.stack([np.sin((c + 1) * 0.7 * x + 0.4 * c * y) for c in range(C)], -1)
     means = np.array([kinds[i] for i in kept] + [background] * int((labels < 0).any()))
-    features = f32(np.tensordot(weights.transpose(1, 2, 0), means, 1) + 0.3 * texture + 0.15 * r.randn(h, w, C))
-    weights = f32(weights)
-    return {"features": features, "weights": weights, "cls": f32(features.mean((0, 1)) + 0.05 * r.randn(C)),
-            "mean": f32(unit(features.mean((0, 1))))}
+    features = f32(np.tensordot(coverage.transpose(1, 2, 0), means, 1) + 0.3 * texture + 0.15 * r.randn(h, w, C))
+    coverage = f32(coverage)
+    return {"features": features, "coverage": coverage, "cls": f32(features.mean((0, 1)) + 0.05 * r.randn(C)),
+            "mean": f32(retrieval_mean(features))}
+
+
+# The files' settings where these are not the method's: each part of the method has a variant that turns it on.
+PLAIN = {"k": 3, "alpha_unmatched": 0, "verify_shift": 0, "count": False, "reach": 0, "register_unmatched": False, "claims": False,
+         "object_quantile": 0.95, "fusion": "sum"}
 
 
 def write_bank(path, images, query, variants):
     tensors = {}
     for i, im in enumerate(images + [query]):
-        tensors.update({f"{i}.{key}": v for key, v in im.items()})
+        tensors.update(named(i, im))
     for name, settings in variants.items():
-        bank = Bank(images, **settings)
-        prepared = dict(query, cls=unit(query["cls"]))
+        bank = Bank(images, **dict(PLAIN, **settings))
+        prepared = dict(query, cls=l2_normalise(query["cls"]))
         c = bank.detect_in_scene(prepared)
         print(name, "alpha %.4f, A %.3f, L %.3f, score %.3f" % (bank.alpha, c["A"], c["L"], c["score"]),
               "loo", np.round(bank.loo, 3).tolist())
@@ -759,7 +831,7 @@ def write_bank(path, images, query, variants):
         for k, (s, p) in enumerate(zip(c["scores"], c["assignment"])):
             tensors[f"{name}.scores.{k}"], tensors[f"{name}.assignment.{k}"] = s, p
     tensors["n"] = [len(images)]
-    one = Bank(images[:1]).detect_in_scene(dict(query, cls=unit(query["cls"])))
+    one = Bank(images[:1], **PLAIN).detect_in_scene(dict(query, cls=l2_normalise(query["cls"])))
     tensors["one.results"] = np.array([one["A"], one["L"], one["score"]])
     save(path, tensors)
 
@@ -778,10 +850,10 @@ def make_bank(out):
     query = scene_of(r, masks, [kinds[0], kinds[1], r.randn(C) * 2, kinds[3], kinds[4]], background, h, w, C)
     query["features"][5:7, 6:8] = f32(query["features"][5:7, 6:8] + 1.5)  # and one is damaged
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
-                "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"unmatched": 0.05},
-                "shifted": {"shift": 1}, "shifted_softmax": {"shift": 2, "channel_graph": "softmax", "channel_strength": 3},
-                "registered": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax"},
-                "claims": {"reach": 2, "place_unmatched": True, "fusion": "smoothmax", "claims": True}}
+                "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "object_strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"alpha_unmatched": 0.05},
+                "shifted": {"verify_shift": 1}, "shifted_softmax": {"verify_shift": 2, "channel_graph": "softmax", "channel_strength": 3},
+                "registered": {"reach": 2, "register_unmatched": True, "fusion": "smoothmax"},
+                "claims": {"reach": 2, "register_unmatched": True, "fusion": "smoothmax", "claims": True}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
 
 
@@ -798,7 +870,7 @@ def make_count(out):
     masks[5, int(0.18 * height):] = masks[2, int(0.18 * height):]
     masks[2] -= masks[5]  # two halves of one
     query = scene_of(r, masks, kinds + kinds[:2], background, h, w, C)
-    settings = {"unmatched": 0.05, "fusion": "smoothmax"}
+    settings = {"alpha_unmatched": 0.05, "fusion": "smoothmax"}
     write_bank(f"{out}/method_count.safetensors", images, query, {"apart": settings, "counted": dict(settings, count=True)})
 
 

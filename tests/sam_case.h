@@ -99,13 +99,13 @@ static inline SamPrompt golden_prompt(Case *c, int labels[8])
 }
 
 /* Picture 0, 1, ... of the golden file. 0: there is none. */
-static inline int case_picture(Case *c, int i, SamPicture *picture)
+static inline int case_picture(Case *c, int i, Picture *picture)
 {
     snprintf(c->key, sizeof c->key, "%d", i);
     const StTensor *rgb = case_find(c, "image");
     if (!rgb || rgb->n_dims != 3)
         return 0;
-    *picture = (SamPicture){rgb->data, (int)rgb->shape[0], (int)rgb->shape[1]};
+    *picture = (Picture){rgb->data, (int)rgb->shape[0], (int)rgb->shape[1]};
     return 1;
 }
 
@@ -118,12 +118,12 @@ static const struct {
 enum { N_GOLDEN_PROMPTS = sizeof golden_prompts / sizeof *golden_prompts };
 
 /* The picture at another size, each pixel repeated: [h][w][3], malloc'd. */
-static inline uint8_t *enlarged(const SamPicture *picture, int h, int w)
+static inline uint8_t *enlarged(const Picture *picture, int h, int w)
 {
     uint8_t *rgb = malloc(3 * (size_t)h * (size_t)w);
     for (int i = 0; rgb && i < w * h; i++) {
-        const int y = i / w * picture->h / h, x = i % w * picture->w / w;
-        memcpy(rgb + 3 * i, picture->rgb + 3 * (y * picture->w + x), 3);
+        const int y = i / w * picture->height / h, x = i % w * picture->width / w;
+        memcpy(rgb + 3 * i, picture->rgb + 3 * (y * picture->width + x), 3);
     }
     return rgb;
 }

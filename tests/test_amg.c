@@ -246,7 +246,7 @@ typedef struct Model {
     Safetensors *weights, *golden;
     Sam *sam;
     SamState *state;
-    SamPicture picture;
+    Picture picture;
 } Model;
 
 static void model_close(Model *m)
@@ -270,7 +270,7 @@ static int model_open(Model *m)
         model_close(m);
         return 0;
     }
-    m->picture = (SamPicture){image->data, (int)image->shape[0], (int)image->shape[1]};
+    m->picture = (Picture){image->data, (int)image->shape[0], (int)image->shape[1]};
     return 1;
 }
 
@@ -295,7 +295,8 @@ static void check_case(const char *name, int at_least)
     Error err = {""};
     REQUIRE(model_open(&model));
     amg_defaults(&defaults);
-    REQUIRE(golden_open(&golden, model.golden, name, &defaults, model.picture.h, model.picture.w) == 0);
+    REQUIRE(golden_open(&golden, model.golden, name, &defaults, model.picture.height, model.picture.width) ==
+            0);
     CHECK_MSG(golden.n >= at_least, "%s: the golden holds %d masks only", name, golden.n);
     CHECK_MSG(amg_generate(model.sam, model.state, &masks, &golden.options, &model.picture, count_calls,
                            &calls, &err) == 0,
@@ -395,7 +396,8 @@ static void test_threads_do_not_change_bits(void)
     const int before = omp_get_max_threads();
     REQUIRE(model_open(&model));
     amg_defaults(&defaults);
-    REQUIRE(golden_open(&golden, model.golden, "all", &defaults, model.picture.h, model.picture.w) == 0);
+    REQUIRE(golden_open(&golden, model.golden, "all", &defaults, model.picture.height, model.picture.width) ==
+            0);
     for (int i = 0; i < 2; i++) {
         omp_set_num_threads(i == 0 ? 1 : 5);
         CHECK(amg_generate(model.sam, model.state, &masks[i], &golden.options, &model.picture, NULL, NULL,
@@ -495,7 +497,7 @@ static void test_options_are_checked(void)
         CHECK(masks.n == 0 && masks.masks == NULL);
     }
     amg_defaults(&o);
-    CHECK(amg_generate(model.sam, model.state, &masks, &o, &(SamPicture){model.picture.rgb, 0, 7}, NULL, NULL,
+    CHECK(amg_generate(model.sam, model.state, &masks, &o, &(Picture){model.picture.rgb, 0, 7}, NULL, NULL,
                        &err) == -1);
     model_close(&model);
 }
@@ -597,7 +599,7 @@ static void test_large_picture(void)
     uint8_t *rgb = enlarged(&model.picture, H, W), *binary = malloc(W * H);
     float *low_res = malloc((size_t)n_masks * n_low * sizeof *low_res),
           *logits = malloc(W * H * sizeof *logits);
-    const SamPicture large = {rgb, H, W};
+    const Picture large = {rgb, H, W};
     REQUIRE(rgb && binary && low_res && logits);
     amg_defaults(&o);
     o.points_per_side = SIDE, o.pred_iou_thresh = -10, o.stability_score_thresh = 0, o.box_nms_thresh = 1;
@@ -633,8 +635,8 @@ static void test_small_pictures(void)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         AmgMasks masks;
         const int h = sizes[i][0], w = sizes[i][1];
-        REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, &(SamPicture){model.picture.rgb, h, w},
-                              NULL, NULL, &err));
+        REQUIRE(!amg_generate(model.sam, model.state, &masks, &o, &(Picture){model.picture.rgb, h, w}, NULL,
+                              NULL, &err));
         for (size_t m = 0; m < masks.n; m++) {
             const float *crop = masks.masks[m].crop_box;
             CHECK(crop[2] >= 1 && crop[3] >= 1 && crop[0] + crop[2] <= (float)w &&
@@ -721,7 +723,8 @@ static void test_small_regions_against_flood_fill(void)
         Rle rle;
         int changed;
         REQUIRE(rle_encode(&rle, mask, h, w, NULL) == 0);
-        CHECK(amg_remove_small_regions(&rle, min_area, islands, &changed, NULL) == 0);
+        CHECK(amg_remove_small_regions(&rle, min_area, islands ? REGION_ISLANDS : REGION_HOLES, &changed,
+                                       NULL) == 0);
         CHECK(remove_plainly(&filler, min_area, islands) == changed);
         rle_decode(ours, &rle);
         CHECK_MSG(memcmp(ours, mask, (size_t)n) == 0, "round %d: %d x %d, least area %d, islands %d", round,
@@ -751,8 +754,7 @@ static void check_photo(Safetensors *golden_file, Safetensors *weights, const ui
     REQUIRE(amg_recommended(&recommended, AMG_FOR_MASKS, weights, &err) == 0);
     REQUIRE(golden_open(&golden, golden_file, "photo", &recommended, h, w) == 0);
     CHECK(golden.n > 0);
-    CHECK_MSG(amg_generate(sam, state, &masks, &golden.options, &(SamPicture){rgb, h, w}, NULL, NULL, &err) ==
-                  0,
+    CHECK_MSG(amg_generate(sam, state, &masks, &golden.options, &(Picture){rgb, h, w}, NULL, NULL, &err) == 0,
               "%s", err.message);
     check_masks(&golden, &masks);
     amg_masks_free(&masks);

@@ -11,15 +11,15 @@
 static const AmmOptions AMM = {
     .align_pixel = 0, .large_object = 0.15f, .epsilon = 0.01f, .blur = 1, .score = SCORE_MAX};
 
-/* Room for k samples of `channels` floats; free(memory). */
+/* Buffers for k samples of `channels` floats; free(memory). */
 static AmmWork make_work(int k, int channels, void **memory)
 {
     AmmWork work;
     Arena arena = {0};
-    amm_work(&work, &arena, k, channels);
+    layout_amm(&work, &arena, k, channels);
     *memory = aligned_array(arena.used, 1);
     arena = (Arena){*memory, arena.used, 0};
-    amm_work(&work, &arena, k, channels);
+    layout_amm(&work, &arena, k, channels);
     return work;
 }
 

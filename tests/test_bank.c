@@ -1036,14 +1036,14 @@ static void test_bilinear_grid(void)
     float *expected = malloc((size_t)(60 * 60 * C) * sizeof(float));
     VitState *state = vit_state_new(networks.vit, SIDE, SIDE, &err);
     REQUIRE(pixels && cls && patches && up && expected && state);
-    REQUIRE(!vit_preprocess(vit_config(networks.vit), pixels, SIZE, SIZE, rgb, H, W, &err));
+    REQUIRE(!vit_preprocess(vit_config(networks.vit), pixels, SIZE, SIZE, &(Picture){rgb, H, W}, &err));
     vit_forward(networks.vit, state, &(VitImage){pixels, SIZE, SIZE}, 6, cls, patches, NULL, NULL);
     interpolate_bilinear(up, UP, UP, patches, SIDE, SIDE, C, 0, 0);
     for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
         Options o = defaults();
         Scene scene;
         o.size = SIZE, o.grid = grids[i], o.layer = 6, o.no_objects = 1;
-        REQUIRE(!scene_analyse(&scene, &networks, &o, &(Photo){rgb, H, W}, &err));
+        REQUIRE(!scene_analyse(&scene, &networks, &o, &(Picture){rgb, H, W}, &err));
         CHECK(scene.objects.grid_h == grids[i] && scene.objects.grid_w == grids[i]);
         if (grids[i] <= UP)
             adaptive_avg_pool(expected, grids[i], grids[i], up, UP, UP, C);

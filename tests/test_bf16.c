@@ -266,7 +266,7 @@ static void compare_masks(Overlap *o, const Sam *sam, const SamImage *single, co
 static void compare_precisions(Overlap *o, Sam *sam, SamState *state, const TrayImage *picture, int size,
                                int side, int narrow)
 {
-    const SamPicture rgb = {picture->rgb, size, size};
+    const Picture rgb = {picture->rgb, size, size};
     SamImage single, half, again;
     Error err = {""};
     const size_t n = (size_t)(sam_config(sam)->image_size / sam_config(sam)->patch_size);

@@ -142,6 +142,20 @@ typedef struct Fitted {
     Objects image;
 } Fitted;
 
+/* Fit to objects [first[n_images]][C] of which image i owns first[i] to first[i+1]-1; at most 16 images. */
+static int fit_flat(Dcga *dcga, const DcgaOptions *options, int channels, const float *pooled,
+                    const float *centroids, const int *first, int n_images, Error *err)
+{
+    Objects images[16];
+    CHECK(n_images <= 16);
+    for (int i = 0; i < n_images; i++)
+        images[i] = (Objects){.n = first[i + 1] - first[i],
+                              .channels = channels,
+                              .pooled = pooled + first[i] * channels,
+                              .centroids = centroids + 2 * first[i]};
+    return dcga_fit(dcga, options, images, n_images, err);
+}
+
 static int fit(Fitted *f, const DcgaOptions *options)
 {
     const StTensor *pooled = golden_tensor("pooled"), *first = golden_tensor("first"),
@@ -154,7 +168,7 @@ static int fit(Fitted *f, const DcgaOptions *options)
                             .features = features->data,
                             .coverage = GOLDEN_F32("one.weights"),
                             .pooled = GOLDEN_F32("one.pooled")}};
-    int status = dcga_fit(&f->dcga, options, f->image.channels, pooled->data, GOLDEN_F32("centroids"),
+    int status = fit_flat(&f->dcga, options, f->image.channels, pooled->data, GOLDEN_F32("centroids"),
                           first->data, (int)first->n_elements - 1, &err);
     CHECK_MSG(!status, "%s", err.message);
     return status;
@@ -312,7 +326,7 @@ static void test_poor_banks(void)
         Dcga d;
         Error err;
         float h[3] = {9, 9, 9};
-        REQUIRE(!dcga_fit(&d, &DCGA, 3, same[0], centroids[0], firsts[c], 2, &err));
+        REQUIRE(!fit_flat(&d, &DCGA, 3, same[0], centroids[0], firsts[c], 2, &err));
         CHECK(d.filter == NULL);
         const Objects one = {.n = 1, .channels = 3, .pooled = (const float[]){2, 2, 4}},
                       none = {.channels = 3};
@@ -343,7 +357,7 @@ static void test_constant_channel(void)
         Error err;
         float exact[4], rounded[4], stored[4];
         options.channel_graph = (ChannelGraph)graph;
-        REQUIRE(!dcga_fit(&d, &options, 4, pooled[0], centroids[0], first, 2, &err));
+        REQUIRE(!fit_flat(&d, &options, 4, pooled[0], centroids[0], first, 2, &err));
         memcpy(stored, pooled[3], sizeof stored);
         stored[0] = 1.3603516f; /* the nearest float16 */
         CHECK(!dcga_describe(&d, exact, &(Objects){.n = 1, .channels = 4, .pooled = pooled[3]}, &err));
@@ -351,7 +365,8 @@ static void test_constant_channel(void)
         CHECK(test_relative_error(rounded, exact, 4) < 2e-3);
         dcga_free(&d);
     }
-    CHECK(channel_unit(0, 0) == 1 && channel_unit(5, 0.5) == 0.5f && channel_unit(-5, 4e-3) == 1);
+    CHECK(channel_deviation(0, 0) == 1 && channel_deviation(5, 0.5) == 0.5f &&
+          channel_deviation(-5, 4e-3) == 1);
 }
 
 /* ---- docs/METHOD.md's example, worked out by hand ----------------------------------------------------*/
@@ -378,7 +393,7 @@ static void test_example(void)
     Error err;
     options.shrinkage = 0.25f;
     REQUIRE(!objects_new(&o, coverage[0], &err));
-    REQUIRE(!dcga_fit(&d, &options, 2, bank[0], places[0], first, 2, &err));
+    REQUIRE(!fit_flat(&d, &options, 2, bank[0], places[0], first, 2, &err));
     CHECK(d.mean[0] == 0 && d.mean[1] == 0 && d.std[0] == 5 && d.std[1] == 1);
     CHECK(d.filter && fabsf(d.filter[0] - 1 / 0.9f) < 1e-6f && fabsf(d.filter[3] - 1 / 0.3f) < 1e-5f);
     REQUIRE(!dcga_describe(&d, h, &o, &err));

@@ -16,18 +16,18 @@
 
 static const uint8_t GREY = 128;
 
-/* A grey picture without labels, and an empty result. */
-typedef struct Picture {
+/* A grey picture without labels, and a result without anything in it. */
+typedef struct Report {
     uint8_t *rgb;
     float map[2 * 2], logical[2 * 2];
     SamladObject objects[8];
     SamladResult r;
-} Picture;
+} Report;
 
-static int picture_new(Picture *p, int side)
+static int picture_new(Report *p, int side)
 {
     const size_t n = (size_t)side * (size_t)side;
-    *p = (Picture){.rgb = malloc(3 * n)};
+    *p = (Report){.rgb = malloc(3 * n)};
     p->r = (SamladResult){.width = side,
                           .height = side,
                           .grid_w = 2,
@@ -44,13 +44,13 @@ static int picture_new(Picture *p, int side)
     return 0;
 }
 
-static void picture_free(Picture *p)
+static void picture_free(Report *p)
 {
     free(p->rgb), free(p->r.labels);
 }
 
-/* The number of drawn pixels of the overlay: those that are not grey. -1: no overlay of the expected size. */
-static long drawn(const Picture *p)
+/* How many pixels of the overlay are drawn: not grey. -1: no overlay of the expected size. */
+static long drawn(const Report *p)
 {
     Error err;
     int width, height;
@@ -67,7 +67,7 @@ static long drawn(const Picture *p)
     return n;
 }
 
-static void add_object(Picture *p, SamladVerdict verdict, float x, float y)
+static void add_object(Report *p, SamladVerdict verdict, float x, float y)
 {
     p->objects[p->r.n_objects++] =
         (SamladObject){.box = {x, y, 40, 40}, .damage_at = {x, y}, .verdict = verdict};
@@ -78,7 +78,7 @@ static void test_labels_stand_apart(void)
 {
     static const float places[][2] = {{300, 300}, {0, 0}, {590, 590}, {590, 0}};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        Picture p;
+        Report p;
         REQUIRE(!picture_new(&p, SIDE));
         for (int n = 1; n <= 8; n++) {
             add_object(&p, VERDICT_EXTRA, places[i][0], places[i][1]);
@@ -92,7 +92,7 @@ static void test_labels_stand_apart(void)
 /* Damage to several objects in one place gets one ring, and its letters do not cover it. */
 static void test_one_ring_a_place(void)
 {
-    Picture p;
+    Report p;
     REQUIRE(!picture_new(&p, SIDE));
     add_object(&p, VERDICT_DAMAGED, 300, 300);
     const long one = drawn(&p), ring = one - PLATE(7);
@@ -107,7 +107,7 @@ static void test_one_ring_a_place(void)
 /* Lines and letters grow with the picture. */
 static void test_large(void)
 {
-    Picture p;
+    Report p;
     REQUIRE(!picture_new(&p, 4 * 512));
     add_object(&p, VERDICT_EXTRA, 900, 900);
     CHECK(drawn(&p) == 16L * PLATE(5));
@@ -122,7 +122,7 @@ static void test_outlines(void)
         int reach;
     } cases[] = {{VERDICT_NORMAL, 1}, {VERDICT_EXTRA, 3}};
     for (int i = 0; i < 2; i++) {
-        Picture p;
+        Report p;
         const int side = A - 2 * cases[i].reach;
         REQUIRE(!picture_new(&p, SIDE));
         add_object(&p, cases[i].verdict, 300, 300);
@@ -138,7 +138,7 @@ static void test_outlines(void)
 /* An anomalous image without a reason: the suspected place is shown in the picture, in words, in JSON. */
 static void test_doubt(void)
 {
-    Picture p;
+    Report p;
     Error err;
     JsonWriter w;
     REQUIRE(!picture_new(&p, SIDE));

@@ -65,7 +65,7 @@ static void check_picture(Case *c, int i)
 {
     Error err = {""};
     SamImage image;
-    SamPicture picture;
+    Picture picture;
     REQUIRE(case_picture(c, i, &picture));
     REQUIRE(sam_encode(c->sam, c->state, &image, &picture, &(SamTap){compare_tap, c}, &err) == 0);
     for (int k = 0; k < N_GOLDEN_PROMPTS; k++) {
@@ -132,7 +132,7 @@ static void test_thin_pictures(void)
         const float point[2] = {0, 0};
         SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
         SamImage image;
-        REQUIRE(sam_encode(c.sam, c.state, &image, &(SamPicture){rgb, h, w}, NULL, NULL) == 0);
+        REQUIRE(sam_encode(c.sam, c.state, &image, &(Picture){rgb, h, w}, NULL, NULL) == 0);
         CHECK(image.input_h >= 1 && image.input_w >= 1);
         CHECK(sam_decode(c.sam, &image, &prompt, 0, low, &iou, NULL, NULL) == 0);
         CHECK(sam_postprocess_masks(c.sam, &image, low, logits, NULL) == 0);
@@ -159,7 +159,7 @@ static void test_threads_do_not_change_bits(void)
     const int before = omp_get_max_threads();
     for (int i = 0; i < 2; i++) {
         omp_set_num_threads(i == 0 ? 1 : 5);
-        REQUIRE(sam_encode(c.sam, c.state, &image[i], &(SamPicture){rgb, 50, 70}, NULL, NULL) == 0);
+        REQUIRE(sam_encode(c.sam, c.state, &image[i], &(Picture){rgb, 50, 70}, NULL, NULL) == 0);
         CHECK(sam_decode(c.sam, &image[i], &prompt, 1, low[i], iou[i], NULL, NULL) == 0);
     }
     omp_set_num_threads(before);
@@ -187,7 +187,7 @@ static void test_tiny_vit_gives_the_same_bits(void)
         const int before = omp_get_max_threads();
         omp_set_num_threads(i < 2 ? 1 : 5);
 #endif
-        const SamPicture picture = {rgb, i ? 50 : 31, i ? 70 : 19};
+        const Picture picture = {rgb, i ? 50 : 31, i ? 70 : 19};
         REQUIRE(sam_encode(c.sam, c.state, &image[i], &picture, NULL, NULL) == 0);
 #ifdef _OPENMP
         omp_set_num_threads(before);
@@ -217,7 +217,7 @@ static void test_scratch_is_reusable(void)
     for (int i = 0; i < 3; i++)
         prompts[i] = (SamPrompt){.n_points = 1, .points = points[i], .labels = &label};
     SamImage image;
-    REQUIRE(sam_encode(c.sam, c.state, &image, &(SamPicture){rgb, 52, 52}, NULL, NULL) == 0);
+    REQUIRE(sam_encode(c.sam, c.state, &image, &(Picture){rgb, 52, 52}, NULL, NULL) == 0);
     SamDecoder *decoder = sam_decoder_new(c.sam, &image, NULL);
     SamScratch *scratch = sam_scratch_new(c.sam, 1, 3, NULL);
     REQUIRE(decoder && scratch && sam_scratch_prompts(scratch) == 3);
@@ -252,7 +252,7 @@ static void test_bad_prompts_are_refused(void)
     const float points[4] = {1, 2, NAN, 3}, box[4] = {0, 0, INFINITY, 2};
     SamImage image, none;
     Error err = {""};
-    REQUIRE(sam_encode(c.sam, c.state, &image, &(SamPicture){rgb, 30, 30}, NULL, NULL) == 0);
+    REQUIRE(sam_encode(c.sam, c.state, &image, &(Picture){rgb, 30, 30}, NULL, NULL) == 0);
     SamPrompt label = {.n_points = 1, .points = points, .labels = (const int[]){2}};
     CHECK(sam_decode(c.sam, &image, &label, 0, low, &iou, NULL, &err) == -1 &&
           strstr(err.message, "label 2"));
@@ -262,7 +262,7 @@ static void test_bad_prompts_are_refused(void)
     CHECK(sam_decode(c.sam, &image, &infinite, 0, low, &iou, NULL, &err) == -1 && strstr(err.message, "box"));
     SamPrompt many = {.n_points = 1 << 30};
     CHECK(sam_decode(c.sam, &image, &many, 0, low, &iou, NULL, &err) == -1 && strstr(err.message, "points"));
-    CHECK(sam_encode(c.sam, c.state, &none, &(SamPicture){rgb, 0, 5}, NULL, &err) == -1);
+    CHECK(sam_encode(c.sam, c.state, &none, &(Picture){rgb, 0, 5}, NULL, &err) == -1);
     sam_image_free(&image);
     free(rgb);
     case_close(&c);
@@ -342,7 +342,7 @@ static void test_wrong_tiny_vits_are_refused(void)
         {.without = "image_encoder.patch_embed.seq.0.c.weight", .expected = "seq.0.c.weight is missing"},
         {.without = "image_encoder.patch_embed.seq.2.bn.running_mean", .expected = "seq.2.bn.running_mean"},
         {.flat = "image_encoder.layers.0.blocks.1.conv2.c.weight", .expected = "blocks.1.conv2.c.weight"},
-        {.without = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "stage 0 has 0 blocks"},
+        {.without = "image_encoder.layers.0.blocks.0.conv1.c.weight", .expected = "layer 0 has 0 blocks"},
         {.without = "image_encoder.layers.1.downsample.conv1.c.weight",
          .expected = "layers.1.downsample.conv1"},
         {.without = "image_encoder.layers.2.downsample.conv3.bn.bias",

@@ -112,11 +112,11 @@ static void check_model(const char *name, int n_pictures)
     float *low = malloc((size_t)config->n_multimask * side * side * sizeof *low), iou[SAM_MAX_MASK_TOKENS];
     REQUIRE(low);
     for (int i = 0; i < n_pictures; i++) {
-        SamPicture picture;
+        Picture picture;
         SamImage image;
         REQUIRE(case_picture(&c, i, &picture));
         REQUIRE(sam_encode(c.sam, c.state, &image, &picture, NULL, NULL) == 0);
-        float *logits = malloc((size_t)picture.h * (size_t)picture.w * sizeof *logits);
+        float *logits = malloc((size_t)picture.height * (size_t)picture.width * sizeof *logits);
         REQUIRE(logits);
         for (int k = 0; k < N_GOLDEN_PROMPTS; k++) {
             int labels[8];
@@ -174,8 +174,8 @@ static void test_large_masks_have_seams(void)
     REQUIRE(state && t);
     const int n_masks = sam_config(sam)->n_multimask;
     const size_t side = 4 * (size_t)sam->weights.grid, n_low = side * side;
-    const SamPicture small = {t->data, (int)t->shape[0], (int)t->shape[1]};
-    const SamPicture large = {enlarged(&small, H, W), H, W};
+    const Picture small = {t->data, (int)t->shape[0], (int)t->shape[1]};
+    const Picture large = {enlarged(&small, H, W), H, W};
     float *low_res = malloc((size_t)n_masks * n_low * sizeof *low_res);
     SamImage image;
     REQUIRE(large.rgb && low_res && !sam_encode(sam, state, &image, &large, NULL, &err));
@@ -206,7 +206,7 @@ static void test_many_points_take_the_plain_form(void)
 {
     enum { N = 400 };
     Case c;
-    SamPicture picture;
+    Picture picture;
     SamImage image;
     REQUIRE(case_open(&c, "blocks"));
     REQUIRE(case_picture(&c, 0, &picture));
@@ -216,8 +216,8 @@ static void test_many_points_take_the_plain_form(void)
     float points[2 * N], iou[2][SAM_MAX_MASK_TOKENS];
     int labels[N];
     for (int i = 0; i < N; i++) {
-        points[2 * i] = (float)(i * 7 % picture.w);
-        points[2 * i + 1] = (float)(i * 13 % picture.h);
+        points[2 * i] = (float)(i * 7 % picture.width);
+        points[2 * i + 1] = (float)(i * 13 % picture.height);
         labels[i] = i % 3 != 0;
     }
     const SamPrompt prompt = {.n_points = N, .points = points, .labels = labels};

@@ -215,8 +215,8 @@ static void real_at_size(const Vit *vit, Safetensors *golden, const StTensor *im
     float cls[192];
     REQUIRE(state && pixels && patches);
     CHECK(vit_state_bytes(vit, h / 16, w / 16) > n_patches * (size_t)c->dim * 4);
-    CHECK(vit_preprocess(c, pixels, h, w, image->data, (int)image->shape[0], (int)image->shape[1], &err) ==
-          0);
+    const Picture picture = {image->data, (int)image->shape[0], (int)image->shape[1]};
+    CHECK(vit_preprocess(c, pixels, h, w, &picture, &err) == 0);
     const float *row = golden_data(golden, golden_find(golden, key, "resized_row"));
     for (int channel = 0; channel < 3; channel++)
         CHECK(memcmp(row + channel * w, pixels + (channel * h + h / 3) * w, (size_t)w * sizeof *row) == 0);
