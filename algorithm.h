@@ -66,9 +66,6 @@ int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, con
 int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
 void detection_free(Detection *d);
 
-/* The options of verdict.h, from a bank's options and calibration. */
-VerdictOptions bank_verdicts(const Bank *bank);
-
 /* Compute everything that a bank knows about itself: DCGA's statistics, descriptors, alpha, the objects'
  * units, leave-one-out scores. */
 typedef void (*CalibrateProgress)(void *user, int done, int total);

@@ -380,18 +380,6 @@ void detection_free(Detection *d)
     *d = (Detection){0};
 }
 
-VerdictOptions bank_verdicts(const Bank *bank)
-{
-    return (VerdictOptions){.omm = &bank->options.omm,
-                            .alpha = bank->alpha,
-                            .only = bank->options.only,
-                            .flag_unmatched = bank->options.flag_unmatched,
-                            .flag_damage = bank->options.flag_damage,
-                            .flag_extra = bank->flag_extra,
-                            .flag_missing = bank->flag_missing,
-                            .spread = bank->n_loo > 0 ? &bank->structural : NULL};
-}
-
 /* ================================================================================================
  * Calibration: the bank's statistics of its own images (docs/METHOD.md 7)
  * ============================================================================================== */

@@ -215,6 +215,18 @@ void bank_thresholds(Bank *b)
     b->threshold = quantile_of(b->loo_sorted, b->loo_score, b->n_loo, b->options.threshold_quantile);
 }
 
+VerdictOptions bank_verdicts(const Bank *bank)
+{
+    return (VerdictOptions){.omm = &bank->options.omm,
+                            .alpha = bank->alpha,
+                            .only = bank->options.only,
+                            .flag_unmatched = bank->options.flag_unmatched,
+                            .flag_damage = bank->options.flag_damage,
+                            .flag_extra = bank->flag_extra,
+                            .flag_missing = bank->flag_missing,
+                            .spread = bank->n_loo > 0 ? &bank->structural : NULL};
+}
+
 /* ================================================================================================
  * Freeing
  * ============================================================================================== */

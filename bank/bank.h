@@ -19,6 +19,7 @@
 #include "bank/scene.h"
 #include "dcga.h"
 #include "tensor.h"
+#include "verdict.h"
 
 enum { BANK_MAX_OBJECTS = 1 << 30 }; /* of all images together. */
 
@@ -109,6 +110,8 @@ int bank_begin_calibration(Bank *bank, Error *err);
 int bank_channel_std(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
+/* The options of verdict.h, from a bank's options and calibration. */
+VerdictOptions bank_verdicts(const Bank *bank);
 /* Drop the calibration, keep the images. */
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);
