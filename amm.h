@@ -1,4 +1,4 @@
-/* amm.h - the Anomaly Measurement Module: matches to maps and scores (docs/METHOD.md 7). Structural:
+/* amm.h - the Anomaly Measurement Model: matches to maps and scores (docs/METHOD.md 7). Structural:
  * per-position Gaussian of the matched objects' features, Mahalanobis distance. Logical: the mass in the
  * dustbins. */
 #ifndef SAMLAD_AMM_H

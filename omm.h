@@ -1,4 +1,4 @@
-/* omm.h - the Object Matching Module: descriptors to matches (docs/METHOD.md 2 and 6). SuperGlue's optimal
+/* omm.h - the Object Matching Model: descriptors to matches (docs/METHOD.md 2 and 6). SuperGlue's optimal
  * transport (Sarlin et al., 2020) [block]: a score matrix with a dustbin row and column, log-domain Sinkhorn,
  * mutual best above a threshold. Objects in the dustbin are missing or extra. */
 #ifndef SAMLAD_OMM_H
