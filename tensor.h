@@ -146,8 +146,8 @@ size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, i
  * == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim,
                 float eps);
-/* x += ls∘branch, then y = layer_norm(x). ls [dim] is LayerScale's factor, or NULL: 1; y == branch allowed.
- * */
+/* x += ls∘branch, then y = layer_norm(x). ls [dim] is LayerScale's factor, or NULL: 1. y == branch
+ * allowed. */
 void add_layer_norm(float *y, float *x, const float *branch, const float *ls, const float *gamma,
                     const float *beta, int rows, int dim, float eps);
 void softmax_rows(float *x, int rows, int cols);               /* in place, over each row. */
@@ -220,8 +220,8 @@ int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFi
 enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32. */
 
 /* ---- one vector among samples ------------------------------------------------------------------
- * A cell of the query among the cells of m references: the sums of the Mahalanobis distance (amm.c). There the
- * anomaly map takes most of its time. x [m + 1][stride] has a row of c features for each reference, and the
+ * A cell of the query among the cells of m references: the sums of the Mahalanobis distance (amm.c). The
+ * anomaly map takes most of its time here. x [m + 1][stride] has a row of c features for each reference, and the
  * query's row last. stride is c rounded up to a multiple of ROW_STEP; the floats behind the c features are 0.
  * Features are divided by their standard deviations: inverse_std [c] holds 1/std. Let x_r be row r, d = x_m:
  *
