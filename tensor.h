@@ -13,8 +13,8 @@
  * What an implementation owes:
  * - Threads divide the outputs, never a sum. So the number of threads does not change a bit of any result.
  *   Called inside a parallel region, a function runs on one thread.
- * - Sums may go in any order, with float32's rounding. tests/test_tensor.c accepts a relative error of 2e-6 in
- *   products and norms, 1e-6 in convolutions, 3e-6 in attention (more with large logits). resize_u8 equals
+ * - Sums may go in any order, with float32's rounding. tests/test_tensor.c accepts a relative error of 2e-6
+ *   in products and norms, 1e-6 in convolutions, 3e-6 in attention (more with large logits). resize_u8 equals
  *   PIL's integers, and bf16_round is exact. In bf16 every implementation rounds the same inputs.
  * - Pointers are aligned as their type is, no more; only bf16_scratch is aligned to 64 bytes. Nothing is read
  *   or written outside the arrays.
@@ -146,7 +146,8 @@ size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, i
  * == x allowed. On channel-last maps it is also SAM's LayerNorm2d. */
 void layer_norm(float *y, const float *x, const float *gamma, const float *beta, int rows, int dim,
                 float eps);
-/* x += ls∘branch, then y = layer_norm(x). ls [dim] is LayerScale's factor, or NULL: 1; y == branch allowed. */
+/* x += ls∘branch, then y = layer_norm(x). ls [dim] is LayerScale's factor, or NULL: 1. y == branch
+ * allowed. */
 void add_layer_norm(float *y, float *x, const float *branch, const float *ls, const float *gamma,
                     const float *beta, int rows, int dim, float eps);
 void softmax_rows(float *x, int rows, int cols);               /* in place, over each row. */
@@ -174,9 +175,9 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
             int c_out, int kernel, int stride, int pad, float *scratch);
 /* A depthwise convolution, 3 × 3, stride 1 or 2, zero padding of 1, of a slice of rows. Whole: x [h][w][c],
  * y [oh][ow][c] with oh = (h-1)/stride+1, ow likewise. Here y points to row y_first of the result and gets
- * y_rows rows; x points to row x_first of the input and holds the rows that these need, at least y_first·stride
- * - 1 to (y_first+y_rows-1)·stride + 1 where they exist. weight [3][3][c]: the official [c][1][3][3] transposed,
- * so that channels are adjacent; bias [c]. */
+ * y_rows rows; x points to row x_first of the input and holds the rows that these need, at least
+ * y_first·stride - 1 to (y_first+y_rows-1)·stride + 1 where they exist. weight [3][3][c]: the official
+ * [c][1][3][3] transposed, so that channels are adjacent; bias [c]. */
 void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,
                        const float *bias, int h, int w, int c, int stride);
 /* ConvTranspose2d with kernel == stride (no overlap). y [h·s][w·s][c_out]; x [h][w][c_in]; weight
@@ -219,8 +220,8 @@ int resize_weights(int32_t *weight, int *first, int i, int in, int out, ResizeFi
 enum { RESIZE_PRECISION_BITS = 32 - 8 - 2 }; /* fractional bits: 8 bits of pixel and 2 of headroom in 32. */
 
 /* ---- one vector among samples ------------------------------------------------------------------
- * A cell of the query among the cells of m references: the sums of the Mahalanobis distance (amm.c), where the
- * anomaly map takes most of its time. x [m + 1][stride] has a row of c features for each reference, and the
+ * A cell of the query among the cells of m references: the sums of the Mahalanobis distance (amm.c). The
+ * anomaly map takes most of its time here. x [m + 1][stride] has a row of c features for each reference, and the
  * query's row last. stride is c rounded up to a multiple of ROW_STEP; the floats behind the c features are 0.
  * Features are divided by their standard deviations: inverse_std [c] holds 1/std. Let x_r be row r, d = x_m:
  *

@@ -25,8 +25,8 @@ typedef struct SmallTerm {
 } SmallTerm;
 void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int m, int n, int accumulate);
 /* linear for the tokens of SAM's prompts, in float32. With at most SKINNY_ROWS rows it is a skinny GEMM: it
- * reads w once and never packs it. Its sums go in another order than linear's. The order of linear must depend
- * on k alone, so linear cannot choose this form itself; only SAM's tokens take it. */
+ * reads w once and never packs it. Its sums go in another order than linear's. The order of linear must
+ * depend on k alone, so linear cannot choose this form itself; only SAM's tokens take it. */
 enum { SKINNY_ROWS = 32 };
 void skinny_linear(float *y, const float *x, const Linear *layer, int m);
 /* x *= factor. */
