@@ -132,8 +132,8 @@ static Placement place_object(const Comparison *c, ptrdiff_t i, int reference, c
 void amm_places(Placement *places, const Comparison *c, const float *inverse_std, const AmmOptions *options)
 {
 #pragma omp parallel for schedule(dynamic, 1)
-    for (ptrdiff_t i = 0; i < c->query.n; i++)
-        for (int r = 0; r < c->k; r++)
+    for (int r = 0; r < c->k; r++)
+        for (ptrdiff_t i = 0; i < c->query.n; i++)
             places[i * c->k + r] = place_object(c, i, r, inverse_std, options);
 }
 
@@ -246,10 +246,8 @@ int amm_claims(float *claimed, const Comparison *c, const Placement *places, Err
     float *expected = aligned_array(n * n_cells, sizeof *expected);
     if (!expected)
         return fail_memory(err, "the structural map", n * n_cells * sizeof *expected);
-#pragma omp parallel for schedule(dynamic, 1)
     for (ptrdiff_t i = 0; i < n; i++)
         expect_mask(expected + i * n_cells, c, i, places);
-#pragma omp parallel for schedule(static)
     for (ptrdiff_t p = 0; p < n_cells; p++)
         settle_cell(claimed, expected, &c->query, p);
     free(expected);
