@@ -10,8 +10,8 @@
 #   make install    PREFIX=/usr/local: command, library, headers, man page, weights (with the same options as make);
 #                   make uninstall removes them
 #   make clean      remove what make has built
-#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too (OBJCOPY= if it is not beside the
-#                   compiler)
+#   OPENMP=0        one thread, no OpenMP; ARCH=  for a portable binary; CC=clang works too, with its libomp or OPENMP=0
+#                   (OBJCOPY= if it is not beside the compiler)
 # make compiles on every core; -j1 uses one.
 
 # A -j of the command line overrides this one. A make started by another make shares its jobs. Several goals
