@@ -79,6 +79,8 @@ static int take_point(Args *args, const char *value)
 
 static int take_box(Args *args, const char *value)
 {
+    if (args->has_box)
+        return usage_error(args->command, "--box '%s': a prompt has one box, and this is the second", value);
     if (parse_floats(value, args->box, 4))
         return usage_error(args->command, "--box '%s' is not X0,Y0,X1,Y1", value);
     if (args->box[0] >= args->box[2] || args->box[1] >= args->box[3])

@@ -74,8 +74,11 @@ static int run_command(size_t command, int want_help, int argc, char **argv)
         return EXIT_SUCCESS;
     }
     Args *args = calloc(1, sizeof *args);
-    if (!args)
-        return EXIT_FAILURE;
+    if (!args) {
+        Error err;
+        fail_memory(&err, "the arguments", sizeof *args);
+        return failed(&err);
+    }
     args->command = COMMANDS[command].name;
     args->takes = COMMANDS[command].takes;
     int status = args_parse(args, argc, argv);

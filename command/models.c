@@ -70,7 +70,7 @@ Samlad *open_samlad(Args *args, Error *err)
     if (default_weights(args))
         return NULL;
     if (has_idle_stages(args)) {
-        fail(err, "--featup-stages needs FeatUp's weights: give --featup FILE");
+        fail(err, "stages of FeatUp need its weights: give --featup FILE");
         failed(err);
         return NULL;
     }

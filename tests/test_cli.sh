@@ -122,6 +122,8 @@ expect 2 "where the data are now, without --merge" "$bin" eval x --data y
 expect 2 "a bank of no images" "$bin" eval x --max-bank 0
 expect 2 "MNIST for trays" "$bin" synth tray out --mnist x
 expect 2 "a box from right to left" "$bin" segment x.ppm --box 50,50,10,60
+expect 2 "a second box" "$bin" segment x.ppm --box 5,5,10,60 --box 1,1,2,2
+says "a prompt has one box"
 points=$(seq -f "--point=%g,1" 257)
 expect 2 "257 points" "$bin" segment x.ppm $points
 says "more than 256"
