@@ -656,6 +656,9 @@ static int merge_one(const char *out, const char *from, Error *err)
 
 int run_merge(const char *out, const char *const *from, int n, Error *err)
 {
+    for (int i = 0; i < n; i++)
+        if (!dir_exists(from[i]))
+            return fail(err, "%s: there is no such folder to merge", from[i]);
     if (dir_make(out, err) || dir_sweep(out, err))
         return -1;
     for (int i = 0; i < n; i++) {

@@ -239,6 +239,9 @@ says "samlad's version was 0.1.0"
 expect 1 "and its tables" "$bin" eval --merge older
 says "was made by samlad 0.1.0"
 rm -r older
+expect 1 "a merge of no folder" "$bin" eval --merge nosuch
+says "there is no such folder"
+[ ! -e nosuch ] && ok || bad "a merge of no folder made one"
 expect 1 "merged with another data set" "$bin" eval --merge out.ad --data other
 says "are not those of this run"
 same before out.ad "refusals change nothing"

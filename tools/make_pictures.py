@@ -248,6 +248,7 @@ def main():
     parser.add_argument("--work", help="a folder for trays and bank, kept; default: a temporary one")
     parser.add_argument("--out", default="docs")
     args = parser.parse_args()
+    os.makedirs(args.out, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or temporary
         tray, bank, found = f"{work}/tray", f"{work}/tray.bank", f"{work}/found"
