@@ -506,7 +506,7 @@ typedef struct DecoderState {
     /* prompt encoder: */
     int n_sparse;
     float *sparse, *dense; /* [n_sparse][C], [n][C] */
-    float *mask1, *mask2; /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
+    float *mask1, *mask2;  /* [2g][2g][mask_in_chans/4], [g][g][mask_in_chans] of a mask prompt */
     float *mask_scratch;
     /* transformer: */
     int n_tokens;                /* T */

@@ -185,8 +185,7 @@ int bank_begin_calibration(Bank *b, Error *err)
     bank_uncalibrate(b);
     if (bank_calibration_buffers(b, !varies(b) ? 0 : b->n_images < most ? b->n_images : most, err))
         return -1;
-    b->descriptors = b->owned_descriptors =
-        aligned_array((size_t)n_objects * b->channels, sizeof(float));
+    b->descriptors = b->owned_descriptors = aligned_array((size_t)n_objects * b->channels, sizeof(float));
     if (!b->descriptors)
         return fail_memory(err, "the objects' descriptors", (size_t)n_objects * b->channels * sizeof(float));
     for (int i = 0; i < n_objects; i++)

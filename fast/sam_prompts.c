@@ -301,8 +301,7 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
     two_way_transformer(decoder, scratch);
     float *iou_tokens = scratch->out; /* the first of each prompt. */
     for (int i = 0; i < n_prompts; i++)
-        memcpy(iou_tokens + i * dim, scratch->queries + prompt_at(scratch, i, dim),
-               dim * sizeof *iou_tokens);
+        memcpy(iou_tokens + i * dim, scratch->queries + prompt_at(scratch, i, dim), dim * sizeof *iou_tokens);
     mlp(scratch, w->mask_decoder.iou_prediction_head, w->config.iou_head_depth, iou, iou_tokens, n_prompts);
 }
 

@@ -256,8 +256,7 @@ static void test_registered(void)
     without_match(&t);
     near.register_reach = 1;
     far.register_reach = 3, far.register_unmatched = 1;
-    same.align_pixel = 1, same.register_unmatched = 1,
-    same.register_reach = 3; /* pixel: no search */
+    same.align_pixel = 1, same.register_unmatched = 1, same.register_reach = 3; /* pixel: no search */
     REQUIRE(!structural(map, &t, 3, &near, NULL));
     CHECK_GOLDEN(map, 1e-5, "map.registered");
     REQUIRE(!structural(map, &t, 3, &far, NULL));
