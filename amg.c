@@ -401,7 +401,7 @@ static void extend_box(Box *box, int y, const uint8_t *mask, const Row *row)
     box->y1 = y;
 }
 
-/* What is known of a mask after some of its rows. */
+/* A mask's measurements after some of its rows. */
 typedef struct MaskRows {
     Box box;                       /* batched_mask_to_box, in the crop */
     int64_t intersections, unions; /* pixels above the high and the low threshold */
@@ -492,7 +492,7 @@ static int decode_masks_of_point(const Generator *g, Worker *worker, int prompt,
     return 0;
 }
 
-/* Prompt SAM with n foreground points [n][2] of the crop; n is at most what the scratch takes at a time. out
+/* Prompt SAM with n foreground points [n][2] of the crop; n is at most the scratch's number of prompts. out
  * [n][n_multimask]. 0 / -1 and worker->error. */
 static int prompt_points(const Generator *g, Worker *worker, const double *points, int n, Candidate *out)
 {

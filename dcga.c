@@ -774,7 +774,7 @@ static void object_graph(const Dcga *dcga, float *h, ptrdiff_t n, const Describe
     l2_normalise(h, n, C, 1e-12f);
 }
 
-/* Channel graph, learned object graph, unit vectors: what an object of an image and a region share. */
+/* Channel graph, learned object graph, unit vectors: the steps that an image's objects and a region share. */
 static void describe(const Dcga *dcga, float *h, const Objects *o, const DescribeWork *work)
 {
     channel_graph(dcga, h, o, work);

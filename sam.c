@@ -318,8 +318,8 @@ size_t sam_state_bytes(const SamState *state)
 static void get_preprocess_shape(const SamWeights *w, SamImage *image)
 {
     const int oldh = image->original_h, oldw = image->original_w;
-    const double scale = w->config.image_size * 1.0 / (oldh > oldw ? oldh : oldw);
-    const int input_h = (int)(oldh * scale + 0.5), input_w = (int)(oldw * scale + 0.5);
+    const double ratio = w->config.image_size * 1.0 / (oldh > oldw ? oldh : oldw); /* official: scale */
+    const int input_h = (int)(oldh * ratio + 0.5), input_w = (int)(oldw * ratio + 0.5);
     image->input_h = input_h < 1 ? 1 : input_h;
     image->input_w = input_w < 1 ? 1 : input_w;
 }

@@ -10,7 +10,7 @@
  * allocates. Scratch comes from the caller or from the stack: at most 900 KB, and 24 bytes per key in
  * tensor.c's attention. Pointers may not overlap unless a comment says so.
  *
- * What an implementation owes:
+ * The duties of an implementation:
  * - Threads divide the outputs, never a sum. So the number of threads does not change a bit of any result.
  *   Called inside a parallel region, a function runs on one thread.
  * - Sums may go in any order, with float32's rounding. tests/test_tensor.c accepts a relative error of 2e-6
@@ -175,7 +175,7 @@ void conv2d(float *y, const float *x, const float *weight, const float *bias, in
             int c_out, int kernel, int stride, int pad, float *scratch);
 /* A depthwise convolution, 3 × 3, stride 1 or 2, zero padding of 1, of a slice of rows. Whole: x [h][w][c],
  * y [oh][ow][c] with oh = (h-1)/stride+1, ow likewise. Here y points to row y_first of the result and gets
- * y_rows rows; x points to row x_first of the input and holds the rows that these need, at least
+ * y_rows rows. x points to row x_first of the input. It holds the rows that these need: at least
  * y_first·stride - 1 to (y_first+y_rows-1)·stride + 1 where they exist. weight [3][3][c]: the official
  * [c][1][3][3] transposed, so that channels are adjacent; bias [c]. */
 void depthwise_conv3x3(float *y, int y_first, int y_rows, const float *x, int x_first, const float *weight,

@@ -192,7 +192,7 @@ static int list_missing(MissingList *list, const Comparison *c, const VerdictOpt
     Role *roles = aligned_array(most, sizeof *roles);
     if (!list->items || !roles) {
         free(roles);
-        return fail_memory(err, "what is missing", most * sizeof *list->items);
+        return fail_memory(err, "the missing objects", most * sizeof *list->items);
     }
     for (int r = 0; r < c->k && options->only != ONLY_STRUCTURAL; r++)
         list_missing_of(list, c, r, roles, options);

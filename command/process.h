@@ -7,8 +7,8 @@
  * writing. A file that is cut short while it is mapped ends the process with a sentence. */
 void process_begin(void);
 
-/* From now on Ctrl-C, SIGTERM, SIGHUP and a reader that goes away do not end the process at once, so that
- * finished results can be kept. process_stopped() holds the signal's number; a second signal ends the
+/* From now on Ctrl-C, SIGTERM, SIGHUP and a reader that goes away do not end the process at once. So finished
+ * results can be kept. process_stopped() holds the signal's number; a second signal ends the
  * process. Signals that are ignored already, as below nohup, stay ignored. */
 void process_stop_gently(void);
 int process_stopped(void); /* 0: not stopped */

@@ -164,7 +164,7 @@ static int read_mean(CategoryFigures *mean, const char *path, Error *err)
     return figures ? 0 : fail(err, "%s: this is no file of samlad eval", path);
 }
 
-/* Remove what a measured setting no longer needs. Folders of the same names may hold the user's files,
+/* Remove the files that a measured setting no longer needs. Folders of the same names may hold the user's files,
  * which stay. */
 static int remove_bulk(const char *out, Error *err)
 {

@@ -198,8 +198,8 @@ static void merge_mask(uint8_t *mask, const Image *image)
             mask[p] |= sample(image, p, c) != 0;
 }
 
-/* The file's only pixel value that is not 0. -1 with a sentence when there is none or more than one, or
- * when no defect has it. */
+/* The file's only pixel value that is not 0. -1 with a sentence: there is none, or more than one, or no defect
+ * has it. */
 static int defect_value(const Image *image, const DefectTable *table, const char *path, Error *err)
 {
     size_t n = (size_t)image->width * (size_t)image->height;

@@ -38,7 +38,7 @@ static inline int min_int(int a, int b)
 void run_tasks(int n, int threads, void (*task)(const void *job, int i), void (*idle)(const void *job),
                const void *job);
 
-/* What a product does to its outputs while they are in the cache. */
+/* A product's last step on its outputs, while they are in the cache. */
 typedef enum Epilogue { EPILOGUE_NONE, EPILOGUE_GELU } Epilogue;
 
 /* linear, then the epilogue. In gemm.c. */

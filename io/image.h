@@ -22,7 +22,7 @@ typedef struct Image {
     uint8_t *indices; /* [height][width] */
 } Image;
 
-/* What the networks take: a picture in memory, for example from image_read_rgb8. */
+/* The networks' input: a picture in memory, for example from image_read_rgb8. */
 typedef struct Picture {
     const uint8_t *rgb; /* [height][width][3] */
     int height, width;

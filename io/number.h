@@ -6,8 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* strtod of the "C" locale: the number at the beginning of text. *end (unless end is NULL) is behind it,
- * or is text when there is none. */
+/* strtod of the "C" locale: the number at the beginning of text. *end is behind it, or is text when there is
+ * none. end may be NULL. */
 double number_read(const char *text, char **end);
 /* snprintf's "%.*g" of the "C" locale. */
 void number_write(char *text, size_t size, int digits, double value);

@@ -58,7 +58,7 @@ def blob(rng, height, width):
 
 
 def scores(rng, truth, levels):
-    """Smooth noise, higher where the truth is; rounded to so many levels a unit."""
+    """Smooth noise, higher where the truth is; rounded to `levels` steps a unit."""
     noise = gaussian_filter(rng.standard_normal(truth.shape), 1.5) * 3 + 0.1 * rng.standard_normal(truth.shape)
     field = noise + rng.uniform(0, 2) * gaussian_filter(truth.astype(float), 1)
     return (np.round(field * levels) / levels if levels else field).astype(np.float32)

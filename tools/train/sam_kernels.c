@@ -1,10 +1,10 @@
 /* The parts of SAM's training step that PyTorch on a CPU does slowly, forward and backward.
  *
- * PyTorch keeps the matrix products (oneDNN's bf16 kernels are near the machine's peak); what is here are the passes
- * between them, which would otherwise go through memory a dozen times: softmax with decomposed relative positions,
- * layer norm, GELU, the attentions between a handful of prompt tokens and the image grid, the mask head with its two
- * 2x2 transposed convolutions, and the sums of the mask losses. sam_model.py wraps each pair as a torch.autograd.Function
- * and compares the whole with the official classes.
+ * PyTorch keeps the matrix products: oneDNN's bf16 kernels are near the machine's peak. This file has the passes
+ * between them, which would otherwise go through memory a dozen times. They are softmax with decomposed relative
+ * positions, layer norm, GELU, and the attentions between a few prompt tokens and the image grid. Then come the mask
+ * head with its two 2x2 transposed convolutions, and the sums of the mask losses. sam_model.py wraps each pair as a
+ * torch.autograd.Function and compares the whole with the official classes.
  *
  * Activations are bf16 (uint16_t), arithmetic is float32. Inside a prompt the grid is kept channel-major ([channel][n]),
  * so that every inner loop runs over grid positions. Compiled by sam_model.py: cc -O3 -march=native -ffast-math -shared.
