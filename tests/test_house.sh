@@ -256,9 +256,9 @@ holds "only chapters stand on top" top_files
 holds "a function of a chapter has at most 60 lines" long_functions
 holds "chapters have no #if, no vectors, no pragma but the loop" plain_chapters
 holds "METHOD.md cites functions of chapters that exist" "citations docs/METHOD.md"
-holds "READING.md cites functions that exist" "citations docs/READING.md 1"
 holds "comments cite sections of docs/METHOD.md that exist" sections
-for document in docs/METHOD.md docs/READING.md; do
+for document in docs/METHOD.md docs/READING.md docs/OUTPUT.md README.md; do
+    holds "$document cites functions that exist" "citations $document 1"
     holds "$document names options that exist" "options $document"
     holds "$document names files that exist" "paths $document"
     holds "$document names tests that exist" "tests_named $document"
