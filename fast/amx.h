@@ -94,12 +94,11 @@ INLINE void zero_sums(void)
 
 /* c[rows][across·16] = start + a·b over `pairs` pairs. a's rows are lda apart, b [pairs][across·16]; down is
  * 2 for more than 16 rows. `down` and `across` are constants at each call. */
-INLINE void amx_tiles(int down, int across, Out out, const uint32_t *a, ptrdiff_t lda, const uint32_t *b,
-                      int pairs)
+INLINE void amx_tiles(int down, int across, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                      ptrdiff_t lda, const uint32_t *b, int pairs)
 {
-    float *c = out.c, *c_down = c + 16 * out.ldc;
-    const float *s = out.start.data, *s_down = s ? s + 16 * out.start.ld : NULL;
-    const int c_stride = (int)(out.ldc * 4), s_stride = (int)(out.start.ld * 4), a_stride = (int)(lda * 4);
+    const int c_stride = (int)(ldc * 4), s_stride = (int)(start.ld * 4), a_stride = (int)(lda * 4);
+    const float *s = start.data, *s_down = s ? s + 16 * start.ld : NULL;
     __asm__ volatile("" ::: "memory"); /* gcc's _tile_loadd does not declare that it reads memory. */
     zero_sums();
     if (s) {
@@ -130,24 +129,24 @@ INLINE void amx_tiles(int down, int across, Out out, const uint32_t *a, ptrdiff_
     if (across > 1)
         _tile_stored(1, c + 16, c_stride);
     if (down > 1)
-        _tile_stored(2, c_down, c_stride);
+        _tile_stored(2, c + 16 * ldc, c_stride);
     if (down > 1 && across > 1)
-        _tile_stored(3, c_down + 16, c_stride);
+        _tile_stored(3, c + 16 * ldc + 16, c_stride);
 }
 
 /* c[rows][width] = start + a·b as above, for 1 <= rows <= AMX_ROWS and a width of 16 or 32. */
-static void amx_product(Amx *amx, int rows, int width, Out out, const uint32_t *a, ptrdiff_t lda,
-                        const uint32_t *b, int pairs)
+static void amx_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc, Start start,
+                        const uint32_t *a, ptrdiff_t lda, const uint32_t *b, int pairs)
 {
     amx_rows(amx, rows);
     if (rows > 16 && width > 16)
-        amx_tiles(2, 2, out, a, lda, b, pairs);
+        amx_tiles(2, 2, c, ldc, start, a, lda, b, pairs);
     else if (rows > 16)
-        amx_tiles(2, 1, out, a, lda, b, pairs);
+        amx_tiles(2, 1, c, ldc, start, a, lda, b, pairs);
     else if (width > 16)
-        amx_tiles(1, 2, out, a, lda, b, pairs);
+        amx_tiles(1, 2, c, ldc, start, a, lda, b, pairs);
     else
-        amx_tiles(1, 1, out, a, lda, b, pairs);
+        amx_tiles(1, 1, c, ldc, start, a, lda, b, pairs);
 }
 
 /* Run `rounds` steps without a memory access, the unit's limit. Returns the multiply-adds. */
@@ -178,10 +177,11 @@ static void amx_end(Amx *amx)
     (void)amx;
 }
 
-static void amx_product(Amx *amx, int rows, int width, Out out, const uint32_t *a, ptrdiff_t lda,
-                        const uint32_t *b, int pairs)
+static void amx_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc, Start start,
+                        const uint32_t *a, ptrdiff_t lda, const uint32_t *b, int pairs)
 {
-    (void)amx, (void)rows, (void)width, (void)out, (void)a, (void)lda, (void)b, (void)pairs;
+    (void)amx, (void)rows, (void)width, (void)c, (void)ldc, (void)start, (void)a, (void)lda, (void)b,
+        (void)pairs;
 }
 
 static double amx_burst(int rounds)

@@ -84,9 +84,10 @@ typedef struct Task {
     Rectangle queries;
 } Task;
 
-static void tile(int rows, int vecs, Out out, const float *a, const float *b, ptrdiff_t ldb, int k)
+static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
+                 ptrdiff_t ldb, int k)
 {
-    micro_kernel_any(rows, vecs, out, (Panels){a, b, STRIDE, ldb, k}, NULL);
+    micro_kernel_any(rows, vecs, c, ldc, start, a, STRIDE, b, ldb, k, NULL);
 }
 
 /* ---- packing ------------------------------------------------------------------------------------------*/
@@ -170,19 +171,21 @@ static void copy_queries(Task *task, const float *q, ptrdiff_t ld, int rows, int
 
 /* ---- relative positions -------------------------------------------------------------------------------*/
 
-/* out[rows][width] = log2(e)·q·table. The queries lie q_ld apart, their biases out_ld. */
+/* out[rows][width] = log2(e)·q·table, table [head_dim][width]. q_ld and out_ld are the distances between
+ * queries and between their biases. */
 static void rel_product(Task *task, float *out, ptrdiff_t out_ld, const float *q, ptrdiff_t q_ld, int rows,
-                        RelTable table)
+                        const float *table, int table_width, int width, int head_dim)
 {
     for (int i = 0; i < rows; i += MR) {
-        const int group = min_int(rows - i, MR);
-        for (int d = 0; d < table.head_dim; d += KEYS) {
-            const int dims = min_int(table.head_dim - d, KEYS);
+        int group = min_int(rows - i, MR);
+        for (int d = 0; d < head_dim; d += KEYS) {
+            int dims = min_int(head_dim - d, KEYS);
             copy_queries(task, q + i * q_ld + d, q_ld, group, dims, LOG2_E);
-            for (int j = 0; j < table.width; j += NR) {
+            for (int j = 0; j < width; j += NR) {
                 float *c = out + i * out_ld + j;
-                tile(group, table.width - j > LANES ? 2 : 1, (Out){c, out_ld, {d ? c : NULL, out_ld}},
-                     task->panel, table.data + (ptrdiff_t)d * table.ld + j, table.ld, dims);
+                Start start = {d ? c : NULL, out_ld};
+                tile(group, width - j > LANES ? 2 : 1, c, out_ld, start, task->panel,
+                     table + (ptrdiff_t)d * table_width + j, table_width, dims);
             }
         }
     }
@@ -212,8 +215,8 @@ static void rel_rows(Task *task, const Head *head, const Rectangle *r)
     const int stride = relative_position_stride(rel->grid_h), width = task->rel_h + task->rel_w;
     for (int y = 0; y < r->h; y++)
         rel_product(task, task->rel + y * r->w * width, width, at(&head->q, r->y + y, r->x), head->q.ld, r->w,
-                    (RelTable){rel->rel_h + (ptrdiff_t)(r->y + y) * head->head_dim * stride, stride,
-                               task->rel_h, head->head_dim});
+                    rel->rel_h + (ptrdiff_t)(r->y + y) * head->head_dim * stride, stride, task->rel_h,
+                    head->head_dim);
 }
 
 /* The biases by the keys' columns kw .. kw + cols. The last vector is padded with -inf. Behind it the first
@@ -226,8 +229,8 @@ static void rel_columns(Task *task, const Head *head, const Rectangle *r, int kw
     float *out = task->rel + task->rel_h;
     for (int x = 0; x < r->w; x++)
         rel_product(task, out + x * width, r->w * width, at(&head->q, r->y, r->x + x), head->q.row_ld, r->h,
-                    (RelTable){rel->rel_w + (ptrdiff_t)(r->x + x) * head->head_dim * stride + kw, stride,
-                               padded, head->head_dim});
+                    rel->rel_w + (ptrdiff_t)(r->x + x) * head->head_dim * stride + kw, stride, padded,
+                    head->head_dim);
     for (int i = 0; i < r->h * r->w; i++, out += width) {
         for (int c = cols; c < padded; c++)
             out[c] = -INFINITY;
@@ -280,8 +283,8 @@ static void group_logits(Task *task, const Head *head, const KeyTile *t, const f
             Start start = {c, STRIDE};
             if (d == 0 && !head->bias)
                 start = width ? (Start){by_column + j % t->padded, width} : (Start){NULL, 0};
-            tile(rows, columns - j > LANES ? 2 : 1, (Out){c, STRIDE, start}, task->panel,
-                 task->keys + j * dims, NR, dims);
+            tile(rows, columns - j > LANES ? 2 : 1, c, STRIDE, start, task->panel, task->keys + j * dims, NR,
+                 dims);
         }
     }
     if (!head->rel)
@@ -345,12 +348,12 @@ static void group_values(Task *task, const Head *head, const KeyTile *t, float *
             const float *values = task->values + j * n;
             float *c = out + d + j, edge[MR * NR];
             int cols = min_int(dims - j, NR);
-            Start start = {first_tile ? NULL : c, head->out_ld};
+            Start start = {first_tile ? NULL : c, head->out_ld}, none = {NULL, 0};
             if (cols % LANES == 0) {
-                tile(rows, cols / LANES, (Out){c, head->out_ld, start}, task->logits, values, NR, n);
+                tile(rows, cols / LANES, c, head->out_ld, start, task->logits, values, NR, n);
                 continue;
             }
-            tile(rows, 2, (Out){edge, NR, {NULL, 0}}, task->logits, values, NR, n);
+            tile(rows, 2, edge, NR, none, task->logits, values, NR, n);
             for (int i = 0; i < rows; i++)
                 for (int x = 0; x < cols; x++)
                     c[i * head->out_ld + x] = edge[i * NR + x] + (first_tile ? 0 : c[i * head->out_ld + x]);

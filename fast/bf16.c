@@ -267,11 +267,9 @@ _Static_assert(MC % MR == 0 && NC % NR == 0 && AMX_MC % AMX_ROWS == 0 && AMX_NC 
 
 /* c[rows][vecs·LANES] = start + a·b: a [rows][pairs] with rows PAIRS apart, b [pairs][vecs·LANES]. `rows` and
  * `vecs` are constants at each call, so that `sum` stays in registers. */
-INLINE void pair_tile(int rows, int vecs, Out out, const uint32_t *a, const uint32_t *b, int pairs)
+INLINE void pair_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                      const uint32_t *b, int pairs)
 {
-    const Start start = out.start;
-    float *c = out.c;
-    const ptrdiff_t ldc = out.ldc;
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
     for (int p = 0; p < pairs; p++) {
@@ -302,15 +300,16 @@ INLINE void pair_tile(int rows, int vecs, Out out, const uint32_t *a, const uint
 }
 
 /* pair_tile for 1 <= rows <= MR, 1 <= vecs <= 2, known only at run time. */
-static void any_tile(int rows, int vecs, Out out, const uint32_t *a, const uint32_t *b, int pairs)
+static void any_tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                     const uint32_t *b, int pairs)
 {
     /* clang-format off */
 #define CASE(n)                                                       \
     case n:                                                           \
         if (vecs > 1)                                                 \
-            pair_tile(n, 2, out, a, b, pairs);                  \
+            pair_tile(n, 2, c, ldc, start, a, b, pairs);          \
         else                                                          \
-            pair_tile(n, 1, out, a, b, pairs);                  \
+            pair_tile(n, 1, c, ldc, start, a, b, pairs);          \
         break;
     switch (rows) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
@@ -329,46 +328,46 @@ static int group_rows(int with_amx)
 }
 
 /* c[rows][width] = start + a·b for one group of rows, by the matrix unit or by vectors. */
-static void group_product(Amx *amx, int rows, int width, Out out, const uint32_t *a, const uint32_t *b,
-                          int pairs)
+static void group_product(Amx *amx, int rows, int width, float *c, ptrdiff_t ldc, Start start,
+                          const uint32_t *a, const uint32_t *b, int pairs)
 {
     if (amx->usable)
-        amx_product(amx, rows, width, out, a, PAIRS, b, round_up(pairs, AMX_STEP));
+        amx_product(amx, rows, width, c, ldc, start, a, PAIRS, b, round_up(pairs, AMX_STEP));
     else
-        any_tile(rows, width / LANES, out, a, b, pairs);
+        any_tile(rows, width / LANES, c, ldc, start, a, b, pairs);
 }
 
 /* A group whose last vector is not full. It is computed in a buffer, and its `cols` columns are copied. */
-static void edge_product(Amx *amx, int rows, int width, int cols, Out out, const uint32_t *a,
-                         const uint32_t *b, int pairs)
+static void edge_product(Amx *amx, int rows, int width, int cols, float *c, ptrdiff_t ldc, Start start,
+                         const uint32_t *a, const uint32_t *b, int pairs)
 {
     float full[AMX_ROWS * NR] __attribute__((aligned(64)));
-    const Start start = out.start;
-    group_product(amx, rows, width, (Out){full, NR, {NULL, 0}}, a, b, pairs);
+    group_product(amx, rows, width, full, NR, (Start){NULL, 0}, a, b, pairs);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++)
-            out.c[i * out.ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
+            c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
 /* c[m][cols] = start + a·panel, panel [pairs][width]; only these cols columns of c and start are touched. */
-static void product_panel(Amx *amx, Out out, const uint32_t *a, const uint32_t *panel, int width, int m,
-                          int cols, int pairs)
+static void product_panel(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                          const uint32_t *panel, int width, int m, int cols, int pairs)
 {
     const int group = group_rows(amx->usable);
     for (int i = 0; i < m; i += group) {
-        const int rows = min_int(m - i, group);
+        int rows = min_int(m - i, group);
+        Start s = {start.data ? start.data + i * start.ld : NULL, start.ld};
         if (cols == width)
-            group_product(amx, rows, width, out_at(out, i, 0), a + i * PAIRS, panel, pairs);
+            group_product(amx, rows, width, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
         else
-            edge_product(amx, rows, width, cols, out_at(out, i, 0), a + i * PAIRS, panel, pairs);
+            edge_product(amx, rows, width, cols, c + i * ldc, ldc, s, a + i * PAIRS, panel, pairs);
     }
 }
 
 /* One output tile (m <= MC): all blocks of the sum, one after the other. Each tile of a row of tiles rounds
  * the rows of a again. That is one instruction for 2·LANES terms, against NC products with each. packed
  * points to the tile's first column. */
-static void product_tile(Out out, const float *a, const uint32_t *packed, int m, int n, int k,
-                         Epilogue epilogue)
+static void product_tile(float *c, ptrdiff_t ldc, Start start, const float *a, const uint32_t *packed, int m,
+                         int n, int k, Epilogue epilogue)
 {
     uint32_t block[MC * PAIRS] __attribute__((aligned(64)));
     Amx amx = amx_begin();
@@ -378,12 +377,13 @@ static void product_tile(Out out, const float *a, const uint32_t *packed, int m,
             round_row(block + i * PAIRS, a + i * k + p, kc);
         for (ptrdiff_t j = 0; j < n; j += NR) {
             int cols = min_int(n - (int)j, NR), width = panel_width(cols);
-            product_panel(&amx, out_at(out, 0, j), block, packed + j * stored_pairs(k) + p / 2 * width, width,
-                          m, cols, pairs_of(kc));
+            Start s = {start.data ? start.data + j : NULL, start.ld};
+            product_panel(&amx, c + j, ldc, s, block, packed + j * stored_pairs(k) + p / 2 * width, width, m,
+                          cols, pairs_of(kc));
             if (epilogue == EPILOGUE_GELU && p + KC >= k)
-                gelu_rows(out.c + j, out.ldc, m, cols);
+                gelu_rows(c + j, ldc, m, cols);
         }
-        out.start = (Start){out.c, out.ldc};
+        start = (Start){c, ldc};
     }
     amx_end(&amx);
 }
@@ -404,7 +404,7 @@ static void numbered_tile(const void *job, int t)
     const ptrdiff_t i = (ptrdiff_t)(t / p->across) * p->tile_m, j = (ptrdiff_t)(t % p->across) * p->tile_n;
     if (i >= p->m || j >= p->n)
         return;
-    product_tile(out_at((Out){p->y, p->n, {p->bias, 0}}, i, j), p->x + i * p->k,
+    product_tile(p->y + i * p->n + j, p->n, (Start){p->bias ? p->bias + j : NULL, 0}, p->x + i * p->k,
                  p->packed + j * stored_pairs(p->k), min_int(p->m - (int)i, p->tile_m),
                  min_int(p->n - (int)j, p->tile_n), p->k, p->epilogue);
 }
@@ -571,16 +571,17 @@ static void pack_keys(const Attention *a, int problem, int first)
     }
 }
 
-/* out[rows][width] = log2(e)·q·table, in float32; width in whole vectors. */
-static void rel_product(float *out, ptrdiff_t ldo, const float *q, ptrdiff_t ldq, int rows, RelTable table)
+/* out[rows][width] = log2(e)·q·table, in float32; table [head_dim][table_ld], width in whole vectors. */
+static void rel_product(float *out, ptrdiff_t ldo, const float *q, ptrdiff_t ldq, int rows,
+                        const float *table, int table_ld, int width, int head_dim)
 {
+    const Start none = {NULL, 0};
     for (int i = 0; i < rows; i += MR)
-        for (int j = 0; j < table.width; j += NR)
-            micro_kernel_any(min_int(rows - i, MR), table.width - j > LANES ? 2 : 1,
-                             (Out){out + i * ldo + j, ldo, {NULL, 0}},
-                             (Panels){q + i * ldq, table.data + j, ldq, table.ld, table.head_dim}, NULL);
+        for (int j = 0; j < width; j += NR)
+            micro_kernel_any(min_int(rows - i, MR), width - j > LANES ? 2 : 1, out + i * ldo + j, ldo, none,
+                             q + i * ldq, ldq, table + j, table_ld, head_dim, NULL);
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < table.width; j += LANES)
+        for (int j = 0; j < width; j += LANES)
             store(out + i * ldo + j, load(out + i * ldo + j) * LOG2_E);
 }
 
@@ -595,15 +596,14 @@ static void rel_line(const Attention *a, int problem, int line)
     if (line < w.h) {
         int stride = a->rel_h_ld, query = line * w.w;
         rel_product(a->rel_h + (first + query) * stride, stride, q + query_row(a, &w, query) * a->ldq, a->ldq,
-                    w.w,
-                    (RelTable){a->rel->rel_h + (ptrdiff_t)line * dim * stride, stride,
-                               round_up(a->key_window.h, LANES), dim});
+                    w.w, a->rel->rel_h + (ptrdiff_t)line * dim * stride, stride,
+                    round_up(a->key_window.h, LANES), dim);
     } else if (column >= 0 && column < w.w) {
         int stride = a->rel_w_ld - LANES;
         rel_product(a->rel_w + (first + column) * a->rel_w_ld, (ptrdiff_t)w.w * a->rel_w_ld,
                     q + query_row(a, &w, column) * a->ldq, a->queries.w * a->ldq, w.h,
-                    (RelTable){a->rel->rel_w + (ptrdiff_t)column * dim * stride, stride,
-                               round_up(a->key_window.w, LANES), dim});
+                    a->rel->rel_w + (ptrdiff_t)column * dim * stride, stride,
+                    round_up(a->key_window.w, LANES), dim);
     }
 }
 
@@ -616,20 +616,16 @@ typedef struct AttentionTask {
     Amx amx;
 } AttentionTask;
 
-/* A block of a sum: `pairs` pairs from `first` on of a packed right operand, which stores all_pairs. */
-typedef struct PackedBlock {
-    const uint32_t *packed;
-    int all_pairs, first, pairs;
-} PackedBlock;
-
-/* c[m][n] = start + a·b. The rows of c and start are padded to whole vectors, so all columns of a panel are
- * computed. */
-static void product_block(Amx *amx, Out out, const uint32_t *a, PackedBlock b, int m, int n)
+/* c[m][n] = start + a·B over the block of `pairs` pairs that begins with `first`. B has `all_pairs` stored
+ * pairs. The rows of c and start are padded to whole vectors, so all columns of a panel are computed. */
+static void product_block(Amx *amx, float *c, ptrdiff_t ldc, Start start, const uint32_t *a,
+                          const uint32_t *b, int all_pairs, int m, int n, int first, int pairs)
 {
     for (ptrdiff_t j = 0; j < n; j += NR) {
         const int width = panel_width(n - (int)j);
-        const uint32_t *panel = b.packed + j * b.all_pairs + (ptrdiff_t)b.first * width;
-        product_panel(amx, out_at(out, 0, j), a, panel, width, m, width, b.pairs);
+        Start s = {start.data ? start.data + j : NULL, start.ld};
+        product_panel(amx, c + j, ldc, s, a, b + j * all_pairs + (ptrdiff_t)first * width, width, m, width,
+                      pairs);
     }
 }
 
@@ -643,9 +639,8 @@ static void tile_logits(AttentionTask *task, const uint32_t *keys, int dim, int 
         if (first_tile || dim > KC)
             for (int i = 0; i < n_q; i++)
                 round_row(task->q + i * PAIRS, task->rows[i] + d, dims);
-        const Out out = {task->logits, KEYS, {d ? task->logits : NULL, KEYS}};
-        product_block(&task->amx, out, task->q, (PackedBlock){keys, stored_pairs(dim), d / 2, pairs_of(dims)},
-                      n_q, n_keys);
+        product_block(&task->amx, task->logits, KEYS, (Start){d ? task->logits : NULL, KEYS}, task->q, keys,
+                      stored_pairs(dim), n_q, n_keys, d / 2, pairs_of(dims));
     }
 }
 
@@ -724,10 +719,9 @@ static void tile_of_keys(AttentionTask *task, const Attention *a, int problem, i
         if (first_key > 0 && factor != 1)
             scale_row(sums + i * a->sums_ld, sums + i * a->sums_ld, factor, dim);
     }
-    const Out out = {sums, a->sums_ld, {first_key > 0 ? sums : NULL, a->sums_ld}};
-    const PackedBlock values = {a->packed_values + (size_t)problem * a->values_size, stored_pairs(n_k),
-                                first_key / 2, pairs_of(keys)};
-    product_block(&task->amx, out, task->probabilities, values, n_q, dim);
+    product_block(&task->amx, sums, a->sums_ld, (Start){first_key > 0 ? sums : NULL, a->sums_ld},
+                  task->probabilities, a->packed_values + (size_t)problem * a->values_size, stored_pairs(n_k),
+                  n_q, dim, first_key / 2, pairs_of(keys));
 }
 
 /* n_q <= QUERIES queries of a problem from first_query on. */

@@ -37,20 +37,22 @@ typedef struct Operand {
     int transposed; /* 0: data[k][n], 1: data[n][k] */
 } Operand;
 
-static void tile(int rows, int vecs, Out out, const float *a, const float *b, int k, Prefetch *prefetch)
+static void tile(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, const float *b,
+                 int k, Prefetch *prefetch)
 {
-    micro_kernel_any(rows, vecs, out, (Panels){a, b, KC, vecs * LANES, k}, prefetch);
+    micro_kernel_any(rows, vecs, c, ldc, start, a, KC, b, vecs * LANES, k, prefetch);
 }
 
 /* A tile whose last vector is not full. It is computed in a buffer, and its `cols` columns are copied. */
-static void edge_tile(int rows, int cols, Out out, const float *a, const float *b, int k, Prefetch *prefetch)
+static void edge_tile(int rows, int cols, float *c, ptrdiff_t ldc, Start start, const float *a,
+                      const float *b, int k, Prefetch *prefetch)
 {
     float full[MR * NR];
-    const Start start = out.start;
-    tile(rows, cols > LANES ? 2 : 1, (Out){full, NR, {NULL, 0}}, a, b, k, prefetch);
+    Start zero = {NULL, 0};
+    tile(rows, cols > LANES ? 2 : 1, full, NR, zero, a, b, k, prefetch);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++)
-            out.c[i * out.ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
+            c[i * ldc + j] = full[i * NR + j] + (start.data ? start.data[i * start.ld + j] : 0);
 }
 
 /* Rows of b are far apart in memory, so each is prefetched this many rows before it is packed. */
@@ -100,17 +102,18 @@ static void pack_block(float *block, Operand b, int n, int k)
 }
 
 /* c[rows][n] = start + panel·block for one group of rows. `next` is the start of a's next group. */
-static void product_rows(Out out, const float *panel, const float *block, int rows, int n, int k,
-                         const float *next, ptrdiff_t lda)
+static void product_rows(float *c, ptrdiff_t ldc, Start start, const float *panel, const float *block,
+                         int rows, int n, int k, const float *next, ptrdiff_t lda)
 {
     const int slivers = (n + NR - 1) / NR, lines = MR * ((k + 15) / 16), calls = slivers * ((rows + 1) / 2);
     Prefetch prefetch = {next, lda, MR, k, 0, (lines + calls - 1) / calls};
     for (int j = 0; j < n; j += NR) {
         const int cols = min_int(n - j, NR);
+        Start s = {start.data ? start.data + j : NULL, start.ld};
         if (cols == NR)
-            tile(rows, 2, out_at(out, 0, j), panel, block + j * k, k, &prefetch);
+            tile(rows, 2, c + j, ldc, s, panel, block + j * k, k, &prefetch);
         else
-            edge_tile(rows, cols, out_at(out, 0, j), panel, block + j * k, k, &prefetch);
+            edge_tile(rows, cols, c + j, ldc, s, panel, block + j * k, k, &prefetch);
     }
 }
 
@@ -148,10 +151,11 @@ static void unlock(Stealing *s)
 
 /* The whole product: equal tiles, at most MC × NC; the last ones are smaller. */
 typedef struct Product {
-    Out out;
+    float *c;
     const float *a;
-    ptrdiff_t lda;
     Operand b;
+    Start start;
+    ptrdiff_t ldc, lda;
     int m, n, k;
     Epilogue epilogue;
     int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile. */
@@ -186,9 +190,7 @@ static void product_block(const Product *p, Tile *t)
     const int kc = min_int(p->k - t->done, p->step), is_last = t->done + p->step >= p->k;
     const Operand b = p->b;
     const ptrdiff_t b_row = b.transposed ? t->col : t->done, b_col = b.transposed ? t->done : t->col;
-    Out out = p->out;
-    if (t->done) /* the sum so far */
-        out.start = (Start){out.c, out.ldc};
+    const Start start = t->done ? (Start){p->c, p->ldc} : p->start;
     pack_block(block, (Operand){b.data + b_row * b.ld + b_col, b.ld, b.transposed}, t->cols, kc);
     for (int i = 0; i < t->rows; i += MR) {
         if (p->stealing && atomic_load_explicit(&p->stealing->waiting, memory_order_relaxed) > 0)
@@ -198,10 +200,11 @@ static void product_block(const Product *p, Tile *t)
         const float *group = p->a + row * p->lda + t->done;
         for (int r = 0; r < rows && kc > 0; r++)
             memcpy(panel + r * KC, group + r * p->lda, (size_t)kc * sizeof *group);
-        const Out rows_out = out_at(out, row, t->col);
-        product_rows(rows_out, panel, block, rows, t->cols, kc, group + MR * p->lda, p->lda);
+        float *c = p->c + row * p->ldc + t->col;
+        Start s = {start.data ? start.data + row * start.ld + t->col : NULL, start.ld};
+        product_rows(c, p->ldc, s, panel, block, rows, t->cols, kc, group + MR * p->lda, p->lda);
         if (p->epilogue == EPILOGUE_GELU && is_last)
-            gelu_rows(rows_out.c, out.ldc, rows, t->cols);
+            gelu_rows(c, p->ldc, rows, t->cols);
     }
     t->done += p->step;
 }
@@ -268,7 +271,8 @@ static void numbered_tile(const void *job, int i)
 }
 
 /* With few rows a tile is one sliver. So packed data is still in the L1 cache when it is used. */
-static void product(Out out, const float *a, ptrdiff_t lda, Operand b, int m, int n, int k, Epilogue epilogue)
+static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda, Operand b, int m,
+                    int n, int k, Epilogue epilogue)
 {
     if (m <= 0 || n <= 0)
         return;
@@ -280,7 +284,9 @@ static void product(Out out, const float *a, ptrdiff_t lda, Operand b, int m, in
     stealing.unfinished = n_tiles;
     stealing.waiting = stealing.n_stolen = 0;
     unlock(&stealing);
-    const Product p = {.out = out,
+    const Product p = {.c = c,
+                       .ldc = ldc,
+                       .start = start,
                        .a = a,
                        .lda = lda,
                        .b = b,
@@ -299,7 +305,7 @@ static void product(Out out, const float *a, ptrdiff_t lda, Operand b, int m, in
 void linear_epilogue(float *y, const float *x, const float *w, const float *bias, int m, int n, int k,
                      Epilogue epilogue)
 {
-    product((Out){y, n, {bias, 0}}, x, k, (Operand){w, k, 1}, m, n, k, epilogue);
+    product(y, n, (Start){bias, 0}, x, k, (Operand){w, k, 1}, m, n, k, epilogue);
 }
 
 void linear(float *y, const float *x, const float *w, const float *bias, int m, int n, int k)
@@ -310,13 +316,13 @@ void linear(float *y, const float *x, const float *w, const float *bias, int m, 
 void matmul(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
             int accumulate)
 {
-    product((Out){c, ldc, {accumulate ? c : NULL, ldc}}, a, lda, (Operand){b, ldb, 0}, m, n, k,
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 0}, m, n, k,
             EPILOGUE_NONE);
 }
 
 void matmul_nt(float *c, int ldc, const float *a, int lda, const float *b, int ldb, int m, int n, int k,
                int accumulate)
 {
-    product((Out){c, ldc, {accumulate ? c : NULL, ldc}}, a, lda, (Operand){b, ldb, 1}, m, n, k,
+    product(c, ldc, (Start){accumulate ? c : NULL, ldc}, a, lda, (Operand){b, ldb, 1}, m, n, k,
             EPILOGUE_NONE);
 }

@@ -9,31 +9,21 @@
 
 /* ---- products ---------------------------------------------------------------------------------*/
 
-/* The arguments of small_products. */
-typedef struct SmallProduct {
-    float *c;
-    int ldc;
-    const SmallTerm *terms;
-    int n_terms, accumulate;
-} SmallProduct;
-
 /* c[rows][vecs·LANES] at (row, column) of the result = the sum of the terms, or c +=. `rows` and `vecs` are
  * constants as in micro_kernel of tile.h. Its prefetching would cost more here than the product. Its
  * add_terms is no faster in sums this short: SAM's masks took 8 % longer with it. */
-INLINE void small_tile(int rows, int vecs, SmallProduct p, ptrdiff_t row, ptrdiff_t column)
+INLINE void small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
+                       ptrdiff_t row, ptrdiff_t column, int accumulate)
 {
-    const ptrdiff_t ldc = p.ldc;
-    float *c = p.c + row * ldc + column;
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++)
     {
-        sum[i][0] = p.accumulate ? load(c + i * ldc) : splat(0);
-        sum[i][1] = p.accumulate && vecs > 1 ? load(c + i * ldc + LANES) : splat(0);
+        sum[i][0] = accumulate ? load(c + i * ldc) : splat(0);
+        sum[i][1] = accumulate && vecs > 1 ? load(c + i * ldc + LANES) : splat(0);
     }
-    for (int t = 0; t < p.n_terms; t++) {
-        const SmallTerm term = p.terms[t];
-        const ptrdiff_t lda = term.lda, ldb = term.ldb;
-        const float *a = term.a + row * lda, *b = term.b + column, *end = a + term.k;
+    for (int t = 0; t < n_terms; t++) {
+        const ptrdiff_t lda = terms[t].lda, ldb = terms[t].ldb;
+        const float *a = terms[t].a + row * lda, *b = terms[t].b + column, *end = a + terms[t].k;
         for (; a < end; a++, b += ldb) {
             const Vec b0 = load(b), b1 = vecs > 1 ? load(b + LANES) : b0;
             UNROLL for (int i = 0; i < rows; i++)
@@ -57,11 +47,12 @@ INLINE void small_tile(int rows, int vecs, SmallProduct p, ptrdiff_t row, ptrdif
 #define SMALL_CASE(n)                                                                       \
     case n:                                                                                 \
         if (vecs > 1)                                                                       \
-            small_tile(n, 2, p, row, column);                                              \
+            small_tile(n, 2, c, ldc, terms, n_terms, row, column, accumulate);              \
         else                                                                                \
-            small_tile(n, 1, p, row, column);                                              \
+            small_tile(n, 1, c, ldc, terms, n_terms, row, column, accumulate);              \
         break;
-static void any_small_tile(int rows, int vecs, SmallProduct p, ptrdiff_t row, ptrdiff_t column)
+static void any_small_tile(int rows, int vecs, float *c, ptrdiff_t ldc, const SmallTerm *terms, int n_terms,
+                           ptrdiff_t row, ptrdiff_t column, int accumulate)
 {
     switch (rows) {
         SMALL_CASE(1) SMALL_CASE(2) SMALL_CASE(3) SMALL_CASE(4) SMALL_CASE(5) SMALL_CASE(6)
@@ -76,10 +67,10 @@ static void any_small_tile(int rows, int vecs, SmallProduct p, ptrdiff_t row, pt
 
 void small_products(float *c, int ldc, const SmallTerm *terms, int n_terms, int m, int n, int accumulate)
 {
-    const SmallProduct p = {c, ldc, terms, n_terms, accumulate};
     for (int j = 0; j < n; j += 2 * LANES)
         for (int i = 0; i < m; i += MR)
-            any_small_tile(min_int(m - i, MR), n - j > LANES ? 2 : 1, p, i, j);
+            any_small_tile(min_int(m - i, MR), n - j > LANES ? 2 : 1, c + (ptrdiff_t)i * ldc + j, ldc, terms,
+                           n_terms, i, j, accumulate);
 }
 
 /* The number of rows of x whose sums with 4 rows of w fit the registers. */

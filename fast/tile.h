@@ -58,33 +58,6 @@ typedef struct Start {
     ptrdiff_t ld;
 } Start;
 
-/* A block of a result: where its sums go, and what they start from. */
-typedef struct Out {
-    float *c;
-    ptrdiff_t ldc;
-    Start start;
-} Out;
-
-/* The block that begins at (row, column) of this one. */
-INLINE Out out_at(Out out, ptrdiff_t row, ptrdiff_t column)
-{
-    const float *data = out.start.data ? out.start.data + row * out.start.ld + column : NULL;
-    return (Out){out.c + row * out.ldc + column, out.ldc, {data, out.start.ld}};
-}
-
-/* The operands of a block, a [rows][k] and b [k][columns]; their rows lie lda and ldb apart. */
-typedef struct Panels {
-    const float *a, *b;
-    ptrdiff_t lda, ldb;
-    int k;
-} Panels;
-
-/* rel_h's or rel_w's matrix of one position: [head_dim][ld], of which `width` columns are read. */
-typedef struct RelTable {
-    const float *data;
-    int ld, width, head_dim;
-} RelTable;
-
 /* The data to prefetch for the next step: the first k floats of each of `rows` rows, `lines` cache lines per
  * call. */
 typedef struct Prefetch {
@@ -148,13 +121,11 @@ INLINE void add_terms(int rows, int vecs, Vec sum[MR][2], const float *a, ptrdif
         add_term(rows, vecs, sum, a, again, lda, b);
 }
 
-/* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES]. `rows` and
+/* c[rows][vecs·LANES] = start + a·b for a [rows][k] and b [k][vecs·LANES], rows lda and ldb apart. `rows` and
  * `vecs` are constants at each call, so that `sum` stays in registers. `next` may be NULL. */
-INLINE void micro_kernel(int rows, int vecs, Out out, Panels p, Prefetch *next)
+INLINE void micro_kernel(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a,
+                         ptrdiff_t lda, const float *b, ptrdiff_t ldb, int k, Prefetch *next)
 {
-    const Start start = out.start;
-    float *c = out.c;
-    const ptrdiff_t ldc = out.ldc;
     Vec sum[MR][2];
     UNROLL for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = splat(0);
     /* c's old values are needed after the sums, and `next` after that. They are prefetched a few lines at a
@@ -167,8 +138,8 @@ INLINE void micro_kernel(int rows, int vecs, Out out, Panels p, Prefetch *next)
         }
         if (next)
             prefetch_next(next);
-        const int until = fetched + 2 < rows ? p.k / rows * (fetched + 2) : p.k;
-        add_terms(rows, vecs, sum, p.a + done, p.lda, p.b + done * p.ldb, p.ldb, until - done);
+        const int until = fetched + 2 < rows ? k / rows * (fetched + 2) : k;
+        add_terms(rows, vecs, sum, a + done, lda, b + done * ldb, ldb, until - done);
         done = until;
     }
     if (start.data) {
@@ -189,14 +160,15 @@ INLINE void micro_kernel(int rows, int vecs, Out out, Panels p, Prefetch *next)
 
 /* micro_kernel for 1 <= rows <= MR, 1 <= vecs <= 2, known only at run time. */
 /* clang-format off */
-#define KERNEL_CASE(n)                                \
-    case n:                                           \
-        if (vecs > 1)                                 \
-            micro_kernel(n, 2, out, panels, next);    \
-        else                                          \
-            micro_kernel(n, 1, out, panels, next);    \
+#define KERNEL_CASE(n)                                                          \
+    case n:                                                                   \
+        if (vecs > 1)                                                         \
+            micro_kernel(n, 2, c, ldc, start, a, lda, b, ldb, k, next);      \
+        else                                                                  \
+            micro_kernel(n, 1, c, ldc, start, a, lda, b, ldb, k, next);      \
         break;
-INLINE void micro_kernel_any(int rows, int vecs, Out out, Panels panels, Prefetch *next)
+INLINE void micro_kernel_any(int rows, int vecs, float *c, ptrdiff_t ldc, Start start, const float *a, ptrdiff_t lda,
+                    const float *b, ptrdiff_t ldb, int k, Prefetch *next)
 {
     switch (rows) {
         KERNEL_CASE(1) KERNEL_CASE(2) KERNEL_CASE(3) KERNEL_CASE(4) KERNEL_CASE(5) KERNEL_CASE(6)
