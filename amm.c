@@ -6,7 +6,7 @@
  *   structural  Σ_i w_i(p)·M_i(p), M² = dᵀΣ⁻¹d, d = f(p) - μ over the samples at the places [h·w]
  *   in units    divided by the matched objects' own variation, their units                  [h·w]
  *   logical     U on the query's objects, V on the objects that it lacks                    [h·w]
- *   scores      A = max of the map, L = the largest U or V; z; one score of both. */
+ *   scores      A = max of the map; L = the largest mean of U, or the mean of the largest V; z; one score. */
 #include "amm.h"
 
 #include <math.h>

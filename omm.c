@@ -85,8 +85,8 @@ static double log_sum_exp(const float *z, ptrdiff_t stride, const double *add, i
 
 /* SuperGlue's log_optimal_transport [block]. The total mass is n + m: each object has 1, and each dustbin has
  * the number of objects on the other side. So all objects may end up unmatched. The potentials u and v are
- * double. Where objects fit well, u + c and v - c are nearly as good. Rounding to float would drift along
- * c. */
+ * double. Adding a constant to u and taking it from v changes little where objects fit well. Rounding to
+ * float would let the two drift apart. */
 int omm_sinkhorn(float *assignment, const float *scores, int n, int m, float dustbin, float tau, int iters,
                  Error *err)
 {
@@ -382,7 +382,7 @@ int omm_count(Matching *m, const Objects *q, const Objects *r, float alpha, cons
 }
 
 /* ================================================================================================
- * The calibration of alpha [ours]
+ * The calibration of alpha [ours]. samlad.c:calibrate_alpha collects the scores over the bank.
  * ============================================================================================== */
 
 int omm_pair_scores(float *scores, const Objects *a, const Objects *b, const OmmOptions *options, Error *err)

@@ -703,8 +703,8 @@ static void mlp_block_relu(DecoderState *s, const SamTwoWayAttentionBlock *b)
     linear_layer(s->mlp_out, s->mlp_hidden, &b->lin2, s->n_tokens);
 }
 
-/* TwoWayAttentionBlock.forward: queries [T][C] and keys [n][C] in place. query_pe is s->tokens, key_pe
- * [n][C]. */
+/* TwoWayAttentionBlock.forward: queries [T][C] and keys [n][C] in place. The official query_pe is s->tokens, its
+ * key_pe [n][C] is key_pe. The official q and k are queries_pe and keys_pe here. */
 static void two_way_attention_block(const SamWeights *w, DecoderState *s, const SamTwoWayAttentionBlock *b,
                                     const float *key_pe, int skip_first_layer_pe)
 {
