@@ -557,10 +557,11 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
         describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err))
         return -1;
 
-    /* First pass: every image against the others, for the units of its objects. */
-    const int n_first = b->n_loo ? b->n_images : 0, total = b->n_images + b->n_loo;
+    /* First pass: every image against the others, for the units of its objects. Without it they are 1. */
+    const int n_first = b->n_loo && b->options.object_quantile > 0 ? b->n_images : 0;
+    const int total = n_first + b->n_loo;
     const Pass first = {n_first, first_pass, b, progress, user, 0, total};
-    if (run_pass(&first, err) || (b->n_loo && fill_units(b, err)))
+    if (run_pass(&first, err) || (n_first && fill_units(b, err)))
         return -1;
 
     /* Second pass: the scores of some images, then spreads and thresholds from these scores. */

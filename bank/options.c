@@ -67,7 +67,7 @@ const OptionSpec option_table[] = {
     {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
     {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
     {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "max|top1", 0, "AMM: largest of the map, or mean of its top 1 %"},
-    {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: quantile of an object's own leave-one-out map"},
+    {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: quantile of an object's own leave-one-out map, its unit (0: no units)"},
     {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: added to the logical spread"},
     {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: times |median|, added to the structural spread"},
     {"loo-images", OPTION_INT, AT(loo_images), 1, 1 << 20, NULL, 0, "fusion: leave-one-out scores of at most this many images"},

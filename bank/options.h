@@ -33,7 +33,7 @@ typedef struct Options {
     double alpha;          /* score of the weakest normal match, for the dustbin's score; NAN: calibrated. */
     double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours]. */
     AmmOptions amm;
-    double object_quantile;                 /* of an object's own leave-one-out map: 0.99 [ours]. */
+    double object_quantile; /* of an object's own leave-one-out map: 0.99; 0: no objects' units [ours]. */
     double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
     int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours]. */
     Fusion fusion;                          /* of the two scores: smoothmax [ours]. */
