@@ -48,9 +48,10 @@ Samlad *samlad_share(const Samlad *s, Error *err);
  * results are the same bits either way. */
 int samlad_images_at_once(const Samlad *s);
 
-/* Set an option by name and text, as on the command line ("k", "5"). It applies to the next bank that is
- * built or calibrated again. The handle's bank is dropped, because it was made with other options. A loaded
- * bank brings its own options, which replace all set options. -1 for a share: set options on its owner. */
+/* Set an option by name and text, as on the command line ("k", "5"). "method" sets several at once: set single
+ * options after it. An option applies to the next bank that is built or calibrated again. The handle's bank is
+ * dropped, because it was made with other options. A loaded bank brings its own options, which replace all set
+ * options. -1 for a share: set options on its owner. */
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 
 /* The calling thread calls it as images are finished: done of total. done may grow by several at once. */

@@ -37,6 +37,9 @@ const OptionSpec option_table[] = {
     {"crop-own-points", OPTION_FLAG, AT(amg.crop_own_points), 0, 1, NULL, 1, "SAM: where crops overlap, a point belongs to the crop with the nearest centre"},
     {"min-mask-region-area", OPTION_INT, AT(amg.min_mask_region_area), 0, AMG_MAX_REGION_AREA, NULL, 1,
      "SAM: fill holes and drop islands below this many pixels"},
+    /* The word stands before the options that it sets, so that a list in this order sets it first. */
+    {"method", OPTION_CHOICE, AT(method), 0, 1, "samlad|paper", 0,
+     "ours, or the paper's values where one is known; options given beside it hold, in any order"},
     {"k", OPTION_INT, AT(k), 1, 10000, NULL, 0, "normal images to compare with"},
     {"retrieval", OPTION_CHOICE, AT(retrieval), 0, 2, "mean|cls|l2", 0, "nearest by mean patch, class token, or whole map"},
     {"channel-graph", OPTION_CHOICE, AT(dcga.channel_graph), 0, 2, "off|covariance|softmax", 0, "DCGA: the channel graph"},
@@ -79,7 +82,28 @@ const OptionSpec option_table[] = {
     {"threshold-quantile", OPTION_DOUBLE, AT(threshold_quantile), 0, 1, NULL, 0,
      "verdict: scores above this quantile of the bank's own are anomalous"},
 };
+
+/* What method paper sets: [paper]'s value, else [secondary]'s, else [block]'s. All other options stay
+ * (docs/METHOD.md, "The paper's own, by one word"). */
+static const struct {
+    const char *name, *value;
+} PAPER[] = {
+    {"channel-graph", "softmax"}, /* [secondary] attention between channels; its form is our literal reading */
+    {"object-strength", "0.1"},   /* [secondary] attention between objects; its strength is ours, as lambda_c */
+    {"sinkhorn-iters", "100"},    /* [block] SuperGlue */
+    {"align", "pixel"},           /* [secondary] a Gaussian per patch; [block] PaDiM: at the same position */
+    /* additions of ours, without which the method works: off */
+    {"position-weight", "0"},
+    {"alpha-unmatched", "0"},
+    {"verify", "0"},
+    {"count", "0"},
+    {"register-reach", "0"},
+    {"register-unmatched", "0"},
+    {"claims", "0"},
+    {"object-quantile", "0"},
+};
 /* clang-format on */
+enum { N_PAPER = sizeof PAPER / sizeof *PAPER };
 const int option_count = (int)(sizeof option_table / sizeof *option_table);
 _Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS,
                "callers keep a flag for each option");
@@ -133,6 +157,34 @@ const OptionSpec *option_find(const char *name)
     for (int i = 0; i < option_count; i++)
         if (strcmp(option_table[i].name, name) == 0)
             return &option_table[i];
+    return NULL;
+}
+
+int option_is_method(const OptionSpec *spec)
+{
+    return spec->offset == AT(method);
+}
+
+void options_follow_method(Options *options, unsigned char *was_set)
+{
+    Options ours;
+    options_default(&ours);
+    for (int i = 0; i < N_PAPER; i++) {
+        const OptionSpec *spec = option_find(PAPER[i].name);
+        char value[64];
+        option_text(&ours, spec, value, sizeof value);
+        /* no value of the table fails: tests/test_bank.c sets them all. */
+        option_set(options, spec, options->method == METHOD_PAPER ? PAPER[i].value : value, spec->name, NULL);
+        was_set[spec - option_table] = 1;
+    }
+}
+
+/* The value that method paper sets, or NULL. */
+static const char *paper_value(const char *name)
+{
+    for (int i = 0; i < N_PAPER; i++)
+        if (strcmp(PAPER[i].name, name) == 0)
+            return PAPER[i].value;
     return NULL;
 }
 
@@ -226,11 +278,13 @@ void options_help(FILE *out, const Options *o, int of_features)
 {
     for (int i = 0; i < option_count; i++) {
         const OptionSpec *spec = &option_table[i];
+        const char *paper = paper_value(spec->name);
         char value[64], head[64];
         if (spec->of_features != of_features)
             continue;
         option_brief(o, spec, value, sizeof value);
         snprintf(head, sizeof head, "--%s %s", spec->name, spec->kind == OPTION_CHOICE ? spec->choices : "N");
-        fprintf(out, "  %-36s %s [%s]\n", head, spec->help, value);
+        fprintf(out, "  %-36s %s [%s%s%s]\n", head, spec->help, value, paper ? "; paper: " : "",
+                paper ? paper : "");
     }
 }

@@ -13,6 +13,7 @@
 
 typedef enum Resize { RESIZE_SQUASH, RESIZE_FIT } Resize;
 typedef enum Retrieval { RETRIEVAL_MEAN, RETRIEVAL_CLS, RETRIEVAL_L2 } Retrieval;
+typedef enum Method { METHOD_SAMLAD, METHOD_PAPER } Method;
 
 typedef struct Options {
     /* Features. To change one of these, a bank must be built again from its images. */
@@ -26,6 +27,7 @@ typedef struct Options {
     ObjectsOptions objects;
     AmgOptions amg;
     /* The method. To change one of these, `samlad bank --from` calibrates a bank again. */
+    Method method; /* a word for other options, see options_follow_method; no step reads it. */
     int k;
     Retrieval retrieval;
     DcgaOptions dcga;
@@ -65,11 +67,15 @@ void options_default(Options *options);
 const OptionSpec *option_find(const char *name);
 /* Set an option by text. Flags take 0 or 1. `where` ("--k", or a bank's name) begins the error's sentence. */
 int option_set(Options *options, const OptionSpec *spec, const char *value, const char *where, Error *err);
+/* 1: the option is the word `method`, which stands for others. Set it before them. */
+int option_is_method(const OptionSpec *spec);
+/* Set every option that the word options->method stands for, and mark it in was_set [option_count]. */
+void options_follow_method(Options *options, unsigned char *was_set);
 /* The value as text that option_set reads back exactly. */
 void option_text(const Options *options, const OptionSpec *spec, char *text, size_t size);
 /* The same for readers: 0.7, not 0.699999988. */
 void option_brief(const Options *options, const OptionSpec *spec, char *text, size_t size);
-/* Print the options' part of --help, with the values of `options` as defaults. */
+/* Print the options' part of --help, with the values of `options` as defaults, and those of method paper. */
 void options_help(FILE *out, const Options *options, int of_features);
 
 #endif

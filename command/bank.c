@@ -19,6 +19,7 @@ static const char BANK_HELP[] =
     "  samlad bank good/ -o screws.bank             with the weights that ship\n"
     "  samlad bank good/ -o screws.bank --backbone dinov2_vits14.safetensors --sam sam_vit_h.safetensors\n"
     "  samlad bank --from screws.bank -o k10.bank --k 10      the same images with another setting\n"
+    "  samlad bank good/ -o paper.bank --method paper         without our additions to the paper\n"
     "\n"
     "  -o, --out FILE        the bank to write\n"
     "  --backbone FILE       ViT weights (samlad info FILE; tools/convert.py makes them)\n"

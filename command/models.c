@@ -65,6 +65,17 @@ static int has_idle_stages(const Args *args)
     return idle;
 }
 
+/* The word of --method comes first, so that single options hold wherever they stand. */
+static int set_options(Samlad *s, const Args *args, Error *err)
+{
+    for (int word = 1; word >= 0; word--)
+        for (int i = 0; i < args->n_set; i++)
+            if (option_is_method(args->set[i]) == word &&
+                samlad_set(s, args->set[i]->name, args->set_value[i], err))
+                return -1;
+    return 0;
+}
+
 Samlad *open_samlad(Args *args, Error *err)
 {
     if (default_weights(args))
@@ -75,17 +86,11 @@ Samlad *open_samlad(Args *args, Error *err)
         return NULL;
     }
     Samlad *s = samlad_open(&args->weights, err);
-    if (!s) {
-        failed(err);
-        return NULL;
-    }
-    for (int i = 0; i < args->n_set; i++)
-        if (samlad_set(s, args->set[i]->name, args->set_value[i], err)) {
-            failed(err);
-            samlad_close(s);
-            return NULL;
-        }
-    return s;
+    if (s && set_options(s, args, err) == 0)
+        return s;
+    failed(err);
+    samlad_close(s);
+    return NULL;
 }
 
 void shipped_defaults(Options *o, AmgUse use)

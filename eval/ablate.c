@@ -114,7 +114,8 @@ void ablation_list(AblationTable *t, const Samlad *s)
     facts_free(&base);
 }
 
-/* Set the base options, then the changes. *features: a change concerns features. */
+/* Set the base options in their table's order, then the changes. *features: a change concerns features. The
+ * word of the method comes first each time, so that single options hold. */
 static int apply(Samlad *s, const Facts *base, const char *changes, int *features, Error *err)
 {
     char name[64], value[64];
@@ -124,12 +125,14 @@ static int apply(Samlad *s, const Facts *base, const char *changes, int *feature
         if (strncmp(base->keys[i], "option.", 7) == 0 &&
             samlad_set(s, base->keys[i] + 7, base->values[i], err))
             return -1;
-    for (const char *at = next_change(changes, name, value, &bad); at;
-         at = next_change(at, name, value, &bad)) {
-        *features |= option_find(name)->of_features;
-        if (samlad_set(s, name, value, err))
-            return -1;
-    }
+    for (int word = 1; word >= 0; word--)
+        for (const char *at = next_change(changes, name, value, &bad); at;
+             at = next_change(at, name, value, &bad)) {
+            const OptionSpec *spec = option_find(name);
+            *features |= spec->of_features;
+            if (option_is_method(spec) == word && samlad_set(s, name, value, err))
+                return -1;
+        }
     return 0;
 }
 

@@ -113,9 +113,13 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err)
         return fail(err, "there is no option %s", name);
     if (s->shared)
         return fail(err, "option %s: a shared handle has its owner's options: set them there", name);
-    if (option_set(&s->asked, spec, value, name, err) || handle_complete(s, err))
+    if (option_set(&s->asked, spec, value, name, err))
         return -1;
     s->was_set[spec - option_table] = 1;
+    if (option_is_method(spec))
+        options_follow_method(&s->asked, s->was_set);
+    if (handle_complete(s, err))
+        return -1;
     handle_drop_bank(s); /* it was made with other options. */
     return networks_precision(&s->networks, &s->options, err);
 }

@@ -267,9 +267,9 @@ def omm_alike(a, i, b, alpha):
     return omm_scores(a["h"][i], a["centroids"][i:i + 1], b["h"], b["centroids"])[0] >= alpha
 
 
-def omm_pair_scores(a, b):
+def omm_pair_scores(a, b, position_weight=0.7):
     """S of the mutual nearest pairs of two normal images."""
-    s = omm_scores(a["h"], a["centroids"], b["h"], b["centroids"])
+    s = omm_scores(a["h"], a["centroids"], b["h"], b["centroids"], position_weight)
     return [s[p] for p in mutual_pairs(s)]
 
 
@@ -443,11 +443,12 @@ class Bank:
 
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
-                 fusion="smoothmax"):
+                 fusion="smoothmax", position_weight=0.7, iters=30, verify=True):
         self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
         self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
         self.places = {"pixel": pixel, "reach": reach, "register_unmatched": register_unmatched}
         self.claims, self.object_quantile, self.fusion = claims, object_quantile, fusion
+        self.position_weight, self.iters, self.verify = position_weight, iters, verify
         self.images = []
         for im in images:
             pooled, (centroids, areas) = f32(pool(im["coverage"], im["features"])), (f32(t) for t in locate(im["coverage"]))
@@ -495,11 +496,11 @@ class Bank:
         scores = []
         for i, im in enumerate(self.images):
             for r in self.retrieve(im, i):
-                scores += omm_pair_scores(im, self.images[r])
+                scores += omm_pair_scores(im, self.images[r], self.position_weight)
         self.alpha = omm_alpha(scores)
 
     def omm_verify(self, u, h, coverage, features):
-        for i in range(len(u)):
+        for i in range(len(u) if self.verify else 0):
             if u[i] > 0.3 and self.shown_there(h[i], coverage[i], features):
                 u[i] = 0
 
@@ -534,7 +535,8 @@ class Bank:
         for r in out["references"]:
             im = self.images[r]
             s, p, match_q, u, v = omm_match(q["h"], q["centroids"], im["h"], im["centroids"],
-                                            omm_dustbin(self.alpha, n, len(im["areas"]), self.alpha_unmatched))
+                                            omm_dustbin(self.alpha, n, len(im["areas"]), self.alpha_unmatched),
+                                            self.position_weight, iters=self.iters)
             self.omm_verify(u, q["h"], q["coverage"], im["features"])
             self.omm_verify(v, im["h"], im["coverage"], q["features"])
             out["scores"].append(s)
@@ -564,7 +566,8 @@ class Bank:
     def calibrate(self, loo):
         self.loo = np.zeros((0, 3))
         if len(self.images) > 1:
-            self.units = self.fill_units(self.first_pass())
+            if self.object_quantile > 0:  # without objects' units they stay 1
+                self.units = self.fill_units(self.first_pass())
             self.spread_scores(*self.second_pass(loo))
 
     def first_pass(self):
@@ -811,6 +814,9 @@ def scene_of(r, masks, kinds, background, h, w, C):
 # The files' settings where these are not the method's: each part of the method has a variant that turns it on.
 PLAIN = {"k": 3, "alpha_unmatched": 0, "verify_shift": 0, "count": False, "reach": 0, "register_unmatched": False, "claims": False,
          "object_quantile": 0.95, "fusion": "sum"}
+# The whole method under --method paper: docs/METHOD.md, "The paper's own, by one word".
+PAPER = {"k": 40, "fusion": "smoothmax", "channel_graph": "softmax", "object_strength": 0.1, "iters": 100, "pixel": True, "position_weight": 0,
+         "verify": False, "object_quantile": 0}
 
 
 def write_bank(path, images, query, variants):
@@ -855,6 +861,7 @@ def make_bank(out):
                 "registered": {"reach": 2, "register_unmatched": True, "fusion": "smoothmax"},
                 "claims": {"reach": 2, "register_unmatched": True, "fusion": "smoothmax", "claims": True}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
+    write_bank(f"{out}/method_paper.safetensors", images, query, {"paper": PAPER})
 
 
 def make_count(out):

@@ -206,6 +206,76 @@ static void test_golden(void)
     check_variant("claims", &registered);
 }
 
+/* The text of every option. */
+typedef char Texts[MAX_OPTIONS][64];
+
+static void texts_of(Texts texts, const Options *o)
+{
+    for (int i = 0; i < option_count; i++)
+        option_text(o, &option_table[i], texts[i], sizeof texts[i]);
+}
+
+/* The word of --method sets these options, all of them options of the method that stand after it, and no
+ * others. */
+static void test_method(void)
+{
+    static const char *const paper[][2] = {{"channel-graph", "softmax"},
+                                           {"object-strength", "0.1"},
+                                           {"position-weight", "0"},
+                                           {"sinkhorn-iters", "100"},
+                                           {"verify", "0"},
+                                           {"count", "0"},
+                                           {"alpha-unmatched", "0"},
+                                           {"align", "pixel"},
+                                           {"register-reach", "0"},
+                                           {"register-unmatched", "0"},
+                                           {"claims", "0"},
+                                           {"object-quantile", "0"}};
+    static Texts ours, found;
+    unsigned char was_set[MAX_OPTIONS] = {0};
+    const OptionSpec *word = option_find("method");
+    Options o;
+    options_default(&o);
+    texts_of(ours, &o);
+    set(&o, "method", "paper");
+    options_follow_method(&o, was_set);
+    texts_of(found, &o);
+    int n_set = 0;
+    for (size_t i = 0; i < sizeof paper / sizeof *paper; i++) {
+        const OptionSpec *spec = option_find(paper[i][0]);
+        char value[64];
+        option_brief(&o, spec, value, sizeof value);
+        CHECK_MSG(strcmp(value, paper[i][1]) == 0, "%s is %s", paper[i][0], value);
+        CHECK(was_set[spec - option_table] && !spec->of_features && spec > word);
+    }
+    for (int i = 0; i < option_count; i++) {
+        const OptionSpec *spec = &option_table[i];
+        n_set += was_set[i];
+        CHECK(option_is_method(spec) == (spec == word));
+        CHECK_MSG(was_set[i] || spec == word || strcmp(ours[i], found[i]) == 0, "%s: %s", spec->name,
+                  found[i]);
+    }
+    CHECK(n_set == (int)(sizeof paper / sizeof *paper));
+    /* The other word takes all of it back. */
+    set(&o, "method", "samlad");
+    options_follow_method(&o, was_set);
+    texts_of(found, &o);
+    for (int i = 0; i < option_count; i++)
+        CHECK_MSG(strcmp(ours[i], found[i]) == 0, "%s: %s", option_table[i].name, found[i]);
+}
+
+/* The float64 reference under the same word. */
+static void test_paper(void)
+{
+    Options o;
+    unsigned char was_set[MAX_OPTIONS];
+    REQUIRE(golden_open("method_paper"));
+    options_default(&o);
+    set(&o, "method", "paper");
+    options_follow_method(&o, was_set);
+    check_variant("paper", &o);
+}
+
 /* The golden's query, judged by a bank of the first n images. */
 typedef struct Judged {
     Bank bank;
@@ -1063,6 +1133,8 @@ static void test_bilinear_grid(void)
 int main(void)
 {
     RUN(test_golden);
+    RUN(test_method);
+    RUN(test_paper);
     RUN(test_count);
     RUN(test_round_trip);
     RUN(test_options_round_trip);

@@ -65,6 +65,16 @@ for c in bank segment bench; do
     expect 0 "help $c" "$bin" help $c
     says "^usage: samlad $c\|^samlad $c"
 done
+# METHOD.md's section on --method names every option, and has the two values of those that the word sets
+sed -n '/^## The paper.s own, by one word/,/^## Notation/p' "$here/../docs/METHOD.md" >words
+"$bin" bank --help >out
+for o in $(sed -n 's/^  \(--[a-z-]*\) .*\]$/\1/p' out); do
+    if [ $o = --method ] || grep -q -- "\`$o\`" words; then ok; else bad "METHOD.md: nothing on $o under --method paper"; fi
+done
+sed -n 's/^  \(--[a-z-]*\) .*\[\(.*\); paper: \(.*\)\]$/| `\1` | \2 | \3 |/p' out >rows
+[ -s rows ] && ok || bad "--help shows no value of the paper's"
+if grep -cF -f rows words | grep -qx "$(grep -c . rows)"; then ok; else bad "METHOD.md and --help differ on --method paper"; fi
+rm words rows
 expect 2 "help of nothing" "$bin" help cups
 expect 0 version "$bin" --version
 says '^samlad [0-9]'
@@ -222,6 +232,44 @@ expect 0 "info of that" "$bin" info k1.bank
 says "option.k = 1"
 says "option.channel-graph = softmax"
 rm k1.bank
+# --method: options given beside it hold, before it or behind it; banks record the word and the values
+expect 0 "the paper's method" "$bin" bank good -o p.bank $weights $masks --k 2 --method paper --count 1
+expect 0 "in another order" "$bin" bank good -o again.bank $weights $masks --count 1 --k 2 --method samlad --method paper
+if cmp -s p.bank again.bank; then ok; else bad "the place of --method counts"; fi
+expect 0 "from a bank" "$bin" bank --from n.bank -o again.bank $weights --count 1 --method paper
+if cmp -s p.bank again.bank; then ok; else bad "--method of a bank's images"; fi
+expect 0 "info of it" "$bin" info p.bank
+says "option.method = paper"
+says "option.align = pixel"
+says "option.object-quantile = 0$"
+says "option.count = 1"
+says "option.points = 3"
+expect 0 "from the paper's bank" "$bin" bank --from p.bank -o again.bank $weights --k 1 --claims 1
+expect 0 "info of that" "$bin" info again.bank
+says "option.method = paper"
+says "option.align = pixel"
+says "option.claims = 1"
+says "option.k = 1$"
+expect 0 "and back" "$bin" bank --from again.bank -o again.bank $weights --k 2 --method samlad
+if cmp -s n.bank again.bank; then ok; else bad "--method samlad does not undo --method paper"; fi
+expect 2 "a method of nobody" "$bin" bank good -o x.bank $weights $masks --method ours
+says "none of samlad|paper"
+if command -v python3 >/dev/null 2>&1; then # a bank from before --method
+    python3 - <<'PYTHON' && ok || bad "a bank without its method"
+import json
+data = open("n.bank", "rb").read()
+size = int.from_bytes(data[:8], "little")
+head = json.loads(data[8:8 + size])
+assert head["__metadata__"].pop("option.method") == "samlad"
+text = json.dumps(head).encode()
+text += b" " * (-len(text) % 8)
+open("old.bank", "wb").write(len(text).to_bytes(8, "little") + text + data[8 + size:])
+PYTHON
+    expect 0 "a bank without its method" "$bin" bank --from old.bank -o again.bank $weights --k 2
+    if cmp -s n.bank again.bank; then ok; else bad "a bank without its method is not samlad's"; fi
+    rm old.bank
+fi
+rm p.bank again.bank
 expect 0 "a bank in bf16" "$bin" bank good -o half.bank $weights $masks --k 2 --precision bf16
 expect 0 "info of a bank in bf16" "$bin" info half.bank
 says "option.precision = bf16"

@@ -400,6 +400,11 @@ same plain/records ablation/settings/default/records "the default row"
 cmp -s plain/results.csv ablation/settings/default/results.csv && ok || bad "the default row's figures"
 expect 0 "a row of its own" "$bin" eval loco -o plain1 --category pushpins --category screw_bag $small --size 48
 same plain1/records ablation/settings/size=48/records "another size"
+expect 0 "the paper's row" "$bin" ablate loco -o by_paper --category pushpins --setting 'alpha=0.3 method=paper' $small_run --tau 0.05
+says "^alpha=0.3 method=paper "
+expect 0 "the paper's run" "$bin" eval loco -o plain_paper --category pushpins $small --tau 0.05 --method paper --alpha 0.3
+same plain_paper/records by_paper/settings/alpha=0.3,method=paper/records "the paper's row"
+rm -r by_paper plain_paper
 mkdir ablation/scenes ablation/settings/default/banks
 echo mine | tee ablation/scenes/notes >ablation/settings/default/banks/notes
 expect 0 "ablate again" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
