@@ -247,10 +247,10 @@ static const char ABLATE_HELP[] =
     "  -o, --out OUT         ablation.md, ablation.json, ablation.csv, and a run for each setting below\n"
     "                        settings/\n"
     "  --setting CHANGES     the options that this row changes; '' changes none.\n"
-    "                        Without any --setting, the rows of docs/METHOD.md 9: FeatUp's stages, both\n"
-    "                        graphs, positions, fixed alpha, nearest neighbours, no verification, no\n"
-    "                        counting, pixel alignment, no claims, no objects, structural only, logical\n"
-    "                        only, k, layers, sizes\n"
+    "                        Without any --setting, the rows of docs/METHOD.md 9: the paper's method,\n"
+    "                        FeatUp's stages, both graphs, each addition of ours taken out, fixed alpha,\n"
+    "                        nearest neighbours, no objects, structural only, logical only, k, layers,\n"
+    "                        sizes\n"
     "  --dataset, --category, --max-bank    as in samlad eval\n"
     "  other options         the base that every row starts from\n";
 

@@ -77,6 +77,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
 {
     static const char *const switches[] = {
         "",                /* the default */
+        "method=paper",    /* the paper's values where one is known */
         "featup-stages=0", /* no FeatUp: bilinear */
         "featup-stages=1",
         "featup-stages=2",
@@ -89,10 +90,15 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "alpha=0.2",       /* fixed */
         "matcher=nearest", /* instead of Sinkhorn */
         "verify=0",
-        "count=0", /* no counting of look-alike objects. */
+        "count=0",           /* no counting of look-alike objects. */
+        "verify-shift=0",    /* mask transfer to the same place only. */
+        "alpha-unmatched=0", /* alpha is the dustbin. */
         "align=pixel",
+        "register-reach=0",
+        "register-unmatched=0",
         "claims=0",
-        "no-objects=1", /* PaDiM on the k references. */
+        "object-quantile=0", /* no objects' units. */
+        "no-objects=1",      /* PaDiM on the k references. */
         "only=structural",
         "only=logical",
     };

@@ -405,6 +405,12 @@ says "^alpha=0.3 method=paper "
 expect 0 "the paper's run" "$bin" eval loco -o plain_paper --category pushpins $small --tau 0.05 --method paper --alpha 0.3
 same plain_paper/records by_paper/settings/alpha=0.3,method=paper/records "the paper's row"
 rm -r by_paper plain_paper
+expect 0 "the rows of METHOD.md" "$bin" ablate loco -o rows --category pushpins $small_run
+for row in default method=paper channel-graph=off position-weight=0 verify=0 verify-shift=0 count=0 alpha-unmatched=0 align=pixel register-reach=0 \
+    register-unmatched=0 claims=0 object-quantile=0 no-objects=1; do
+    says "^$row "
+done
+rm -r rows
 mkdir ablation/scenes ablation/settings/default/banks
 echo mine | tee ablation/scenes/notes >ablation/settings/default/banks/notes
 expect 0 "ablate again" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
