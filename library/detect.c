@@ -1,4 +1,6 @@
-/* detect.c - one image, or one stored scene, against the handle's bank. See samlad.h. */
+/* detect.c - one image, or one stored scene, against the handle's bank. See samlad.h and detect.h. */
+#include "library/detect.h"
+
 #include <math.h>
 
 #include "algorithm.h"
@@ -64,30 +66,66 @@ int samlad_detect(Samlad *s, const uint8_t *rgb, int height, int width, SamladRe
     return status;
 }
 
+/* ================================================================================================
+ * In steps
+ * ============================================================================================== */
+
+int scene_of_image(Scene *scene, Samlad *s, const Picture *picture, Error *err)
+{
+    *scene = (Scene){0};
+    return check_picture(picture, err) || scene_analyse(scene, &s->networks, &s->options, picture, err) ? -1
+                                                                                                        : 0;
+}
+
+int scene_of_file(Scene *scene, const Samlad *s, const char *path, Error *err)
+{
+    char maker[65];
+    handle_maker(s, maker);
+    return scene_load(scene, maker, path, err);
+}
+
+int scene_keep(const Scene *scene, const Samlad *s, const char *path, Error *err)
+{
+    char maker[65];
+    handle_maker(s, maker);
+    return scene_save(scene, maker, path, err);
+}
+
+int scene_detect(SamladResult *result, const Samlad *s, Scene *scene, Error *err)
+{
+    Detection d;
+    *result = (SamladResult){0};
+    if (needs_bank(s, err))
+        return -1;
+    const int status =
+        detect_in_scene(&d, &s->bank, scene, -1, err) || make_result(result, &s->bank, &d, scene, NULL, err);
+    detection_free(&d);
+    return status ? -1 : 0;
+}
+
+const Bank *bank_of(const Samlad *s)
+{
+    return s->has_bank ? &s->bank : NULL;
+}
+
 int samlad_detect_scene(Samlad *s, const char *path, SamladResult *result, Error *err)
 {
     Scene scene;
-    char maker[65];
     *result = (SamladResult){0};
-    handle_maker(s, maker);
-    if (needs_bank(s, err) || scene_load(&scene, maker, path, err))
+    if (needs_bank(s, err) || scene_of_file(&scene, s, path, err))
         return -1;
-    Detection d;
-    const int status = detect_in_scene(&d, &s->bank, &scene, -1, err) ||
-                       make_result(result, &s->bank, &d, &scene, NULL, err);
-    detection_free(&d), scene_free(&scene);
-    return status ? -1 : 0;
+    const int status = scene_detect(result, s, &scene, err);
+    scene_free(&scene);
+    return status;
 }
 
 int samlad_scene_save(Samlad *s, const uint8_t *rgb, int height, int width, const char *path, Error *err)
 {
     const Picture picture = {rgb, height, width};
     Scene scene;
-    char maker[65];
-    if (check_picture(&picture, err) || scene_analyse(&scene, &s->networks, &s->options, &picture, err))
+    if (scene_of_image(&scene, s, &picture, err))
         return -1;
-    handle_maker(s, maker);
-    int status = scene_save(&scene, maker, path, err);
+    const int status = scene_keep(&scene, s, path, err);
     scene_free(&scene);
     return status;
 }
