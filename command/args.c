@@ -213,7 +213,8 @@ static int take_flag(Args *args, const char *name)
                  {"single", &args->single, 1},
                  {"merge", &args->merge, 1},
                  {"parts", &args->parts, 1},
-                 {"no-pictures", &args->pictures, 0}};
+                 {"no-pictures", &args->pictures, 0},
+                 {"no-baselines", &args->baselines, 0}};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (strcmp(name, flags[i].name) == 0) {
             *flags[i].into = flags[i].value;
@@ -241,7 +242,7 @@ static int take_argument(Args *args, const char *arg, const char *next, int *use
 
 int args_parse(Args *args, int argc, char **argv)
 {
-    args->pictures = 1;
+    args->pictures = args->baselines = 1;
     args->inputs = calloc((size_t)argc + 1, sizeof *args->inputs);
     if (!args->inputs)
         return EXIT_FAILURE;

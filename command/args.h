@@ -20,7 +20,7 @@ typedef struct Args {
     const char *dataset, *data, *shard;
     int n_categories, n_settings;
     const char *categories[MAX_WORDS], *settings[MAX_WORDS];
-    int json, single, pictures, merge, parts, max_bank;
+    int json, single, pictures, baselines, merge, parts, max_bank;
     uint64_t seed;
     int has_seed;
     int n_set; /* options of the method, in the order given. */

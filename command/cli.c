@@ -45,7 +45,8 @@ static const struct {
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed parts mnist defects"},
     {"eval", command_eval, help_eval,
-     "bank out json max-bank dataset data category shard merge no-pictures backbone sam featup dcga *"},
+     "bank out json max-bank dataset data category shard merge no-pictures no-baselines backbone sam featup "
+     "dcga *"},
     {"ablate", command_ablate, help_ablate,
      "out max-bank dataset category setting backbone sam featup dcga *"},
 };

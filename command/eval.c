@@ -32,13 +32,14 @@ static const char EVAL_HELP[] =
     "\n"
     "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and\n"
     "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's\n"
-    "                        evaluation scripts), records, pictures, banks.\n"
+    "                        evaluation scripts), records, pictures, baselines, banks.\n"
     "                        Without -o only the figures are printed\n"
     "  --dataset KIND        auto|mvtec-loco|mvtec-ad|visa|digit-anatomy|folder [auto: by the layout]\n"
     "  --category NAME       only this category; may be given several times\n"
     "  --bank BANK           use this bank instead of the normal images (one category)\n"
     "  --max-bank N          use at most N normal images\n"
     "  --no-pictures         no heat maps and overlays\n"
+    "  --no-baselines        do not compare three plain baselines on the same features (docs/METHOD.md 9)\n"
     "  --json                print the figures as JSON\n"
     "\n"
     "Several processes can share a run, on one machine or on several that share OUT:\n"
@@ -98,7 +99,7 @@ static void print_evaluation(const Args *args, const Evaluation *e)
     table_print(stdout, e->categories, &e->dataset);
     for (int i = 0; i < e->dataset.n; i++)
         print_gaps(&e->dataset.categories[i]);
-    table_mean(&all, e->categories, e->dataset.n);
+    figures_mean(&all, e->categories, e->dataset.n);
     if (e->times.n_images == all.n_images)
         printf("bank of %d images in %.1f s, %d test images, %.3f s/image\n", all.n_bank, e->times.bank,
                all.n_images, e->times.images / all.n_images);
@@ -139,12 +140,13 @@ static int parse_shard(const char *text, int *shard, int *n_shards)
 static const char *not_for_merge(const Args *args)
 {
     const SamladWeights *w = &args->weights;
-    return args->n_set > 0   ? args->set[0]->name
-           : args->bank      ? "bank"
-           : args->max_bank  ? "max-bank"
-           : args->shard     ? "shard"
-           : args->dataset   ? "dataset"
-           : !args->pictures ? "no-pictures"
+    return args->n_set > 0    ? args->set[0]->name
+           : args->bank       ? "bank"
+           : args->max_bank   ? "max-bank"
+           : args->shard      ? "shard"
+           : args->dataset    ? "dataset"
+           : !args->pictures  ? "no-pictures"
+           : !args->baselines ? "no-baselines"
            : w->vit || w->sam || w->dcga || w->featup || args->no_featup
                ? "backbone, --sam, --featup or --dcga"
                : NULL;
@@ -177,6 +179,7 @@ static int make_request(Args *args, EvaluateRequest *request, Progress *progress
                  .bank = args->bank,
                  .max_bank = args->max_bank,
                  .pictures = args->pictures && args->out,
+                 .baselines = args->baselines,
                  .progress = show_progress,
                  .user = progress},
     };
@@ -250,7 +253,8 @@ static const char ABLATE_HELP[] =
     "                        Without any --setting, the rows of docs/METHOD.md 9: the paper's method,\n"
     "                        FeatUp's stages, both graphs, each addition of ours taken out, fixed alpha,\n"
     "                        nearest neighbours, no objects, structural only, logical only, k, layers,\n"
-    "                        sizes\n"
+    "                        sizes.\n"
+    "                        Plain baselines on the features of '' follow as rows of their own\n"
     "  --dataset, --category, --max-bank    as in samlad eval\n"
     "  other options         the base that every row starts from\n";
 

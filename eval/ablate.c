@@ -155,20 +155,29 @@ static void folder_of(char name[128], const char *changes)
  * One setting after the other
  * ============================================================================================== */
 
+/* The figures of one method. */
+static void read_figures(Figures *figures, const Json *json)
+{
+    *figures = (Figures){0};
+    for (size_t i = 0; json && i < json->n && figures->n < FIGURES_MAX; i++) {
+        const Json *f = &json->children[i];
+        Figure *figure = &figures->list[figures->n++];
+        snprintf(figure->name, sizeof figure->name, "%s", f->key ? f->key : "?");
+        figure->value = f->type == JSON_NUMBER ? f->number : NAN;
+    }
+}
+
 /* Read the means over the categories from results.json. */
 static int read_mean(CategoryFigures *mean, const char *path, Error *err)
 {
     const Json *json = json_read(path, err), *row = json ? json_get(json, "mean") : NULL,
-               *figures = row ? json_get(row, "figures") : NULL;
+               *figures = row ? json_get(row, "figures") : NULL,
+               *baselines = row ? json_get(row, "baselines") : NULL;
     if (!json)
         return -1;
-    *mean = (CategoryFigures){.name = "mean"};
-    for (size_t i = 0; figures && i < figures->n && mean->n < FIGURES_MAX; i++) {
-        const Json *f = &figures->children[i];
-        Figure *figure = &mean->figures[mean->n++];
-        snprintf(figure->name, sizeof figure->name, "%s", f->key ? f->key : "?");
-        figure->value = f->type == JSON_NUMBER ? f->number : NAN;
-    }
+    *mean = (CategoryFigures){.name = "mean", .n_methods = baselines ? METHODS_MAX : 1};
+    for (int m = 0; m < mean->n_methods; m++)
+        read_figures(&mean->methods[m], m ? json_get(baselines, method_name(m)) : figures);
     json_free(json);
     return figures ? 0 : fail(err, "%s: this is no file of samlad eval", path);
 }
@@ -178,7 +187,7 @@ static int read_mean(CategoryFigures *mean, const char *path, Error *err)
 static int remove_bulk(const char *out, Error *err)
 {
     static const char *const folders[][2] = {
-        {"anomaly_maps", ".tiff"}, {"banks", ".bank"}, {"scenes", ".scene"}};
+        {"anomaly_maps", ".tiff"}, {"baselines", ".tiff"}, {"banks", ".bank"}, {"scenes", ".scene"}};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         char path[RUN_PATH];
         snprintf(path, sizeof path, "%.*s/%s", RUN_PATH - 32, out, folders[i][0]);
@@ -205,6 +214,7 @@ static int do_setting(Samlad *s, const EvaluateRequest *r, AblationTable *t, Abl
         return -1;
     plan.out = out;
     plan.scenes = features ? NULL : scenes;
+    plan.baselines = !*a->changes; /* they depend on features and k alone, so one row has them. */
     if (run_images(s, &e->dataset, &plan, &times, err))
         return -1;
     if (!file_exists(results) && evaluation_measure(e, out, err))
@@ -217,27 +227,58 @@ static int do_setting(Samlad *s, const EvaluateRequest *r, AblationTable *t, Abl
  * Tables
  * ============================================================================================== */
 
-static const char *name_of(const Ablation *a)
+/* A row of the tables: a setting, or behind them a baseline of the default setting. */
+typedef struct Row {
+    const char *name;
+    const Figures *figures;
+} Row;
+
+/* The setting that has baselines, or NULL. */
+static const Ablation *with_baselines(const AblationTable *t)
 {
-    return *a->changes ? a->changes : "default";
+    for (int i = 0; i < t->n; i++)
+        if (t->settings[i].mean.n_methods > 1)
+            return &t->settings[i];
+    return NULL;
+}
+
+static int count_rows(const AblationTable *t)
+{
+    return t->n + (with_baselines(t) ? BASELINES : 0);
+}
+
+static Row row_of(const AblationTable *t, int i)
+{
+    const Ablation *a = i < t->n ? &t->settings[i] : with_baselines(t);
+    const int method = i < t->n ? 0 : 1 + i - t->n;
+    return (Row){method        ? method_name(method)
+                 : *a->changes ? a->changes
+                               : "default",
+                 &a->mean.methods[method]};
 }
 
 /* The columns are the figures of the first row that tables show. A row without one says nan. */
 void ablation_print(FILE *to, const AblationTable *t)
 {
-    const CategoryFigures *first = &t->settings[0].mean;
+    const Figures *first = &t->settings[0].mean.methods[0];
+    char verdict[VERDICT_SIZE];
     fprintf(to, "%-24s", "setting");
     for (int f = 0; f < first->n; f++)
-        if (figure_is_shown(&first->figures[f]))
-            fprintf(to, "  %s", first->figures[f].name);
-    for (int i = 0; i < t->n; i++) {
-        fprintf(to, "\n%-24s", name_of(&t->settings[i]));
+        if (figure_is_shown(&first->list[f]))
+            fprintf(to, "  %s", first->list[f].name);
+    for (int i = 0; i < count_rows(t); i++) {
+        const Row row = row_of(t, i);
+        fprintf(to, "\n%-24s", row.name);
         for (int f = 0; f < first->n; f++)
-            if (figure_is_shown(&first->figures[f]))
-                fprintf(to, "  %*.3f", (int)strlen(first->figures[f].name),
-                        figure_of(&t->settings[i].mean, first->figures[f].name));
+            if (figure_is_shown(&first->list[f]))
+                fprintf(to, "  %*.3f", (int)strlen(first->list[f].name),
+                        figure_of(row.figures, first->list[f].name));
     }
     fprintf(to, "\n");
+    if (!with_baselines(t))
+        return;
+    say_baselines(verdict, &with_baselines(t)->mean);
+    fprintf(to, "%s\n", verdict);
 }
 
 static int write_ablation_json(const AblationTable *t, const char *path, Error *err)
@@ -246,20 +287,17 @@ static int write_ablation_json(const AblationTable *t, const char *path, Error *
     json_begin(&w);
     json_open(&w, '{');
     json_key(&w, "dataset"), json_string(&w, dataset_kind_name(t->evaluation.dataset.kind));
-    json_key(&w, "settings");
-    json_open(&w, '[');
-    for (int i = 0; i < t->n; i++) {
-        const CategoryFigures *mean = &t->settings[i].mean;
+    for (int i = 0; i < count_rows(t); i++) {
+        const Row row = row_of(t, i);
+        if (i == 0 || i == t->n)
+            json_key(&w, i ? "baselines" : "settings"), json_open(&w, '[');
         json_open(&w, '{');
-        json_key(&w, "setting"), json_string(&w, name_of(&t->settings[i]));
-        json_key(&w, "figures");
-        json_open(&w, '{');
-        for (int f = 0; f < mean->n; f++)
-            json_key(&w, mean->figures[f].name), json_number(&w, mean->figures[f].value);
+        json_key(&w, i < t->n ? "setting" : "baseline"), json_string(&w, row.name);
+        json_figures(&w, "figures", row.figures);
         json_close(&w, '}');
-        json_close(&w, '}');
+        if (i == t->n - 1 || i == count_rows(t) - 1)
+            json_close(&w, ']');
     }
-    json_close(&w, ']');
     json_close(&w, '}');
     int status = w.failed ? fail_memory(err, path, w.length) : json_save(&w, path, err);
     json_end(&w);
@@ -278,50 +316,65 @@ static int write_ablation_csv(const AblationTable *t, const char *path, Error *e
     if (out_open(&out, path, err))
         return -1;
     put_line(&out, "setting,figure,value\n");
-    for (int i = 0; i < t->n; i++)
-        for (int f = 0; f < t->settings[i].mean.n; f++) {
-            const Figure *figure = &t->settings[i].mean.figures[f];
+    for (int i = 0; i < count_rows(t); i++) {
+        const Row row = row_of(t, i);
+        for (int f = 0; f < row.figures->n; f++) {
+            const Figure *figure = &row.figures->list[f];
             char value[64];
-            put_csv(&out, name_of(&t->settings[i]));
+            put_csv(&out, row.name);
             put_line(&out, ",");
             put_csv(&out, figure->name);
             snprintf(value, sizeof value, isnan(figure->value) ? ",\n" : ",%.9g\n", figure->value);
             put_line(&out, value);
         }
+    }
     return out_commit(&out, err);
+}
+
+static void put_ablation_head(OutFile *out, const AblationTable *t, const Figures *columns)
+{
+    char line[160];
+    snprintf(line, sizeof line, "# samlad %s on %s: ablations\n\n| setting |", SAMLAD_VERSION,
+             dataset_kind_name(t->evaluation.dataset.kind));
+    put_line(out, line);
+    for (int pass = 0; pass < 2; pass++) {
+        put_line(out, pass ? "\n|---|" : "");
+        for (int f = 0; f < columns->n; f++)
+            if (figure_is_shown(&columns->list[f])) {
+                put_line(out, pass ? "---" : " ");
+                put_markdown(out, pass ? "" : columns->list[f].name);
+                put_line(out, pass ? "|" : " |");
+            }
+    }
 }
 
 static int write_ablation_markdown(const AblationTable *t, const char *path, Error *err)
 {
     OutFile out;
-    char cell[160];
-    const CategoryFigures *first = &t->settings[0].mean;
+    const Figures *first = &t->settings[0].mean.methods[0];
+    char cell[32], verdict[VERDICT_SIZE];
     if (out_open(&out, path, err))
         return -1;
-    snprintf(cell, sizeof cell, "# samlad %s on %s: ablations\n\n| setting |", SAMLAD_VERSION,
-             dataset_kind_name(t->evaluation.dataset.kind));
-    put_line(&out, cell);
-    for (int pass = 0; pass < 2; pass++) {
-        put_line(&out, pass ? "\n|---|" : "");
-        for (int f = 0; f < first->n; f++)
-            if (figure_is_shown(&first->figures[f])) {
-                put_line(&out, pass ? "---" : " ");
-                put_markdown(&out, pass ? "" : first->figures[f].name);
-                put_line(&out, pass ? "|" : " |");
-            }
-    }
-    for (int i = 0; i < t->n; i++) {
+    put_ablation_head(&out, t, first);
+    for (int i = 0; i < count_rows(t); i++) {
+        const Row row = row_of(t, i);
         put_line(&out, "\n| ");
-        put_markdown(&out, name_of(&t->settings[i]));
+        put_markdown(&out, row.name);
         put_line(&out, " |");
         for (int f = 0; f < first->n; f++) {
-            double value = figure_of(&t->settings[i].mean, first->figures[f].name);
+            double value = figure_of(row.figures, first->list[f].name);
             snprintf(cell, sizeof cell, isnan(value) ? " |" : " %.3f |", value);
-            if (figure_is_shown(&first->figures[f]))
+            if (figure_is_shown(&first->list[f]))
                 put_line(&out, cell);
         }
     }
     put_line(&out, "\n");
+    if (with_baselines(t)) {
+        say_baselines(verdict, &with_baselines(t)->mean);
+        put_line(&out, "\nThe last rows are baselines on the features of the default: ");
+        put_line(&out, verdict);
+        put_line(&out, ".\n");
+    }
     return out_commit(&out, err);
 }
 

@@ -1,5 +1,5 @@
 /* eval/ablate.h - the worth of each choice of the method: a data set under many settings, one table
- * (docs/METHOD.md 9).
+ * (docs/METHOD.md 9). The baselines on the default's features are rows of their own.
  *
  * The folder:
  *   settings/NAME/     a run (run.h) under one setting; its maps and banks are removed when it is measured

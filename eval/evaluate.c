@@ -37,7 +37,7 @@ int evaluation_measure(Evaluation *e, const char *out, Error *err)
     if (!e->categories)
         return fail_memory(err, "the figures", (unsigned long long)e->dataset.n * sizeof *e->categories);
     for (int i = 0; i < e->dataset.n; i++)
-        if (table_measure(&e->categories[i], e->dataset.kind, &e->dataset.categories[i], out, err))
+        if (figures_measure(&e->categories[i], e->dataset.kind, &e->dataset.categories[i], out, err))
             return -1;
     return table_write(e->categories, &e->dataset, out, err);
 }

@@ -16,6 +16,7 @@
 #include "io/image.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "library/detect.h"
 #include "report/report.h"
 
 /* ================================================================================================
@@ -37,6 +38,14 @@ int run_path(char path[RUN_PATH], const char *out, const char *folder, const Dat
                     ending) < RUN_PATH - 128
                ? 0
                : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);
+}
+
+int run_baseline_path(char path[RUN_PATH], const char *out, Baseline baseline, const DatasetCategory *c,
+                      const DatasetImage *image, Error *err)
+{
+    char folder[64];
+    snprintf(folder, sizeof folder, "baselines/%s", baseline_names[baseline]);
+    return run_path(path, out, folder, c, image, ".tiff", err);
 }
 
 /* Make the folder of the file. */
@@ -78,6 +87,7 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     free(real);
     facts_add(&facts, "bank", sha);
     facts_add_int(&facts, "max-bank", plan->max_bank);
+    facts_add(&facts, "baselines", plan->baselines ? "on" : "off");
     facts_describe(&facts, s);
     int status = snprintf(path, sizeof path, "%s/run.json", plan->out) < RUN_PATH - 128
                      ? facts_settle(&facts, path, err)
@@ -220,6 +230,7 @@ typedef struct Job {
     Samlad *s;
     const RunPlan *plan;
     const DatasetCategory *category;
+    BaselineBank baselines; /* of the category's bank, if the plan wants them. */
     RunTimes *times;
     int at_once;
     Samlad **shares; /* [at_once] */
@@ -399,24 +410,62 @@ static int write_record(const char *path, const JsonWriter *w, Error *err)
     return out_commit(&out, err);
 }
 
-/* Pictures, map, record, in this order: the record marks all as written. */
-static int write_results(const Job *job, const Samlad *s, const SamladResult *r, const uint8_t *rgb,
-                         const DatasetImage *image, Error *err)
+/* All that is known of one test image. */
+typedef struct Judged {
+    Scene scene;
+    SamladResult result;
+    BaselineMaps baselines;
+    uint8_t *rgb; /* for pictures; NULL: not read. */
+} Judged;
+
+static void judged_free(Judged *j)
+{
+    scene_free(&j->scene), samlad_result_free(&j->result), baseline_maps_free(&j->baselines), free(j->rgb);
+}
+
+static int write_maps(const Job *job, const Judged *j, const DatasetImage *image, Error *err)
+{
+    char path[RUN_PATH];
+    const BaselineMaps *maps = &j->baselines;
+    if (run_path(path, job->plan->out, "anomaly_maps", job->category, image, ".tiff", err) ||
+        make_parent(path, err) || write_map(&j->result, path, err) || file_sync(path, err))
+        return -1;
+    for (int b = 0; b < BASELINES && job->plan->baselines; b++)
+        if (run_baseline_path(path, job->plan->out, b, job->category, image, err) || make_parent(path, err) ||
+            tiff_write_float(path, maps->map[b], maps->grid_w, maps->grid_h, err) || file_sync(path, err))
+            return -1;
+    return 0;
+}
+
+static void json_baselines(JsonWriter *w, const BaselineMaps *maps)
+{
+    json_key(w, "baselines"), json_open(w, '{');
+    for (int b = 0; b < BASELINES; b++)
+        json_key(w, baseline_names[b]), json_float(w, maps->score[b]);
+    json_close(w, '}');
+}
+
+/* Pictures, maps, record, in this order: the record marks all as written. */
+static int write_results(const Job *job, const Samlad *s, const Judged *j, const DatasetImage *image,
+                         Error *err)
 {
     const char *out = job->plan->out;
     const DatasetCategory *c = job->category;
     char path[RUN_PATH], name[RUN_PATH];
     if (job->plan->pictures && (run_path(path, out, "pictures", c, image, "", err) ||
-                                make_parent(path, err) || write_pictures(r, rgb, path, err)))
+                                make_parent(path, err) || write_pictures(&j->result, j->rgb, path, err)))
         return -1;
-    if (run_path(path, out, "anomaly_maps", c, image, ".tiff", err) || make_parent(path, err) ||
-        write_map(r, path, err) || file_sync(path, err) ||
-        run_path(path, out, "records", c, image, ".json", err) || make_parent(path, err))
+    if (write_maps(job, j, image, err) || run_path(path, out, "records", c, image, ".json", err) ||
+        make_parent(path, err))
         return -1;
     JsonWriter w;
     json_begin(&w);
     snprintf(name, sizeof name, "%s/test/%s/%s", c->name, image->kind, base_name(image->path));
-    report_json(&w, s, r, name);
+    json_open(&w, '{');
+    report_members(&w, s, &j->result, name);
+    if (job->plan->baselines)
+        json_baselines(&w, &j->baselines);
+    json_close(&w, '}');
     int status = w.failed ? fail_memory(err, "a record", w.length) : write_record(path, &w, err);
     json_end(&w);
     return status;
@@ -448,46 +497,52 @@ static void note_time(const Job *job, const DatasetImage *image, double seconds)
     json_end(&w);
 }
 
-/* Score the image, or the stored scene of it. *rgb is left for pictures; the caller frees it. */
-static int judge(const Job *job, Samlad *s, const DatasetImage *image, SamladResult *result, uint8_t **rgb,
-                 Error *err)
+/* Find the stored scene, or make it from the image. The image is also read if pictures are wanted. */
+static int find_scene(const Job *job, Samlad *s, const DatasetImage *image, Judged *j, Error *err)
 {
-    char scene[RUN_PATH] = "";
-    int width, height, kept = 0;
-    if (job->plan->scenes) {
-        if (run_path(scene, job->plan->scenes, "test", job->category, image, ".scene", err))
-            return -1;
-        kept = file_exists(scene);
-    }
-    *rgb = NULL;
-    if ((!kept || job->plan->pictures) && !(*rgb = image_read_rgb8(image->path, &width, &height, err)))
+    char path[RUN_PATH] = "";
+    const int keep = job->plan->scenes != NULL;
+    Picture picture = {0};
+    if (keep && run_path(path, job->plan->scenes, "test", job->category, image, ".scene", err))
         return -1;
-    if (*rgb && (width != image->width || height != image->height))
-        return fail(err, "%s: the image is %dx%d, its header says %dx%d", image->path, width, height,
-                    image->width, image->height);
-    if (!job->plan->scenes)
-        return samlad_detect(s, *rgb, height, width, result, NULL, err);
-    if (!kept && (make_parent(scene, err) || samlad_scene_save(s, *rgb, height, width, scene, err)))
+    const int kept = keep && file_exists(path);
+    if ((!kept || job->plan->pictures) &&
+        !(picture.rgb = j->rgb = image_read_rgb8(image->path, &picture.width, &picture.height, err)))
         return -1;
-    return samlad_detect_scene(s, scene, result, err);
+    if (j->rgb && (picture.width != image->width || picture.height != image->height))
+        return fail(err, "%s: the image is %dx%d, its header says %dx%d", image->path, picture.width,
+                    picture.height, image->width, image->height);
+    if (kept)
+        return scene_of_file(&j->scene, s, path, err);
+    if (scene_of_image(&j->scene, s, &picture, err))
+        return -1;
+    return keep && (make_parent(path, err) || scene_keep(&j->scene, s, path, err)) ? -1 : 0;
+}
+
+/* Score the image, by the method and by the baselines. */
+static int judge(const Job *job, Samlad *s, const DatasetImage *image, Judged *j, Error *err)
+{
+    if (find_scene(job, s, image, j, err) || scene_detect(&j->result, s, &j->scene, err))
+        return -1;
+    return job->plan->baselines ? baselines_measure(&j->baselines, &job->baselines, &j->scene,
+                                                    j->result.references, j->result.n_references, err)
+                                : 0;
 }
 
 static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Error *err)
 {
     const DatasetImage *image = &job->category->images[index];
-    SamladResult result;
-    uint8_t *rgb = NULL;
+    Judged j = {0};
     double start = clock_seconds();
-    int status = judge(job, s, image, &result, &rgb, err);
+    int status = judge(job, s, image, &j, err);
     if (!status) {
-        status = write_results(job, s, &result, rgb, image, err);
-        samlad_result_free(&result);
+        status = write_results(job, s, &j, image, err);
     } else {
         Error inner = *err;
         if (!strstr(inner.message, image->path))
             fail(err, "%s: %.600s", image->path, inner.message);
     }
-    free(rgb);
+    judged_free(&j);
     *seconds = clock_seconds() - start;
     if (!status)
         note_time(job, image, *seconds);
@@ -551,8 +606,11 @@ static int do_category(Job *job)
     job->later = job->later > 0 ? job->later : 0;
     job->done = 0, job->total = n_left + job->later; /* the estimate covers the whole run, except for banks */
     double start = clock_seconds();
+    if (!status && n_left > 0 && job->plan->baselines)
+        status = baseline_bank_new(&job->baselines, bank_of(job->s), job->err);
     if (!status && n_left > 0)
         status = work_through(job, detect_one, left, n_left, job->category->name);
+    baseline_bank_free(&job->baselines);
     job->times->images += clock_seconds() - start;
     job->times->n_images += status ? 0 : n_left;
     free(left);
@@ -634,8 +692,9 @@ static int merge_folder(const char *from, const char *to, int must_agree, int de
 static int merge_one(const char *out, const char *from, Error *err)
 {
     /* records last: a record tells that the map is there. */
-    static const char *const folders[] = {"categories", "banks", "pictures", "anomaly_maps", "records"};
-    static const int must_agree[] = {1, 1, 0, 0, 1};
+    static const char *const folders[] = {"categories",   "banks",     "pictures",
+                                          "anomaly_maps", "baselines", "records"};
+    static const int must_agree[] = {1, 1, 0, 0, 0, 1};
     char a[RUN_PATH], b[RUN_PATH];
     Facts facts;
     if (snprintf(a, sizeof a, "%s/run.json", from) >= RUN_PATH - 128 ||

@@ -6,6 +6,8 @@
  *   categories/CATEGORY.json                   checksums of the inputs: normal images, list of test images
  *   banks/CATEGORY.bank                        made once, by the first process
  *   anomaly_maps/CATEGORY/test/KIND/000.tiff   float32, in the layout of MVTec's evaluation scripts
+ *   baselines/NAME/CATEGORY/test/KIND/000.tiff
+ *                                              float32, maps of eval/baselines.h on their own cells
  *   records/CATEGORY/test/KIND/000.json        the result; written last, so it marks the image as done
  *   pictures/CATEGORY/test/KIND/000_*.png      heat map and overlay
  *   scenes/CATEGORY/                           analysed normal images, until their bank is made
@@ -19,6 +21,7 @@
 #include <stdio.h>
 
 #include "samlad.h"
+#include "eval/baselines.h"
 #include "eval/dataset.h"
 
 enum { RUN_PATH = 4096 };
@@ -31,6 +34,7 @@ typedef struct RunPlan {
     int max_bank;        /* use at most this many normal images; 0: all. */
     int with_masks;      /* 1: the masks are facts too, because the maps are removed after measuring. */
     int pictures;        /* 1: heat maps and overlays. */
+    int baselines;       /* 1: compare the baselines on the same features. */
     SamladProgress progress;
     void *user;
 } RunPlan;
@@ -49,6 +53,9 @@ int run_settle(Samlad *s, const Dataset *dataset, const RunPlan *plan, Error *er
 /* The path of one image's result: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *category,
              const DatasetImage *image, const char *ending, Error *err);
+/* The path of the image's map of one baseline. */
+int run_baseline_path(char path[RUN_PATH], const char *out, Baseline baseline,
+                      const DatasetCategory *category, const DatasetImage *image, Error *err);
 
 /* Merge the results of other folders of the same run into `out`, banks too. Settings, weights and banks
  * must be the same. */

@@ -19,6 +19,8 @@ int report_overlay(const char *path, const SamladResult *result, const uint8_t *
 /* Write one object: scores, rank, references by name, objects with matches and reasons, missing objects,
  * doubt. s names the references. */
 void report_json(JsonWriter *w, const Samlad *s, const SamladResult *result, const char *image);
+/* The same without the braces, so that the caller can add members. */
+void report_members(JsonWriter *w, const Samlad *s, const SamladResult *result, const char *image);
 /* Print text from outside the program. Characters that could control the terminal become \xNN, also those of
  * two UTF-8 bytes. */
 void report_plain(FILE *out, const char *text);

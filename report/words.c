@@ -217,9 +217,8 @@ static void json_scores(JsonWriter *w, const SamladResult *r, const char *image)
         json_bool(w, r->anomalous);
 }
 
-void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const char *image)
+void report_members(JsonWriter *w, const Samlad *s, const SamladResult *r, const char *image)
 {
-    json_open(w, '{');
     json_scores(w, r, image);
     json_key(w, "references"), json_open(w, '[');
     for (int k = 0; k < r->n_references; k++)
@@ -234,5 +233,11 @@ void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const ch
         json_missing(w, s, r, &r->missing[i]);
     json_close(w, ']');
     json_key(w, "doubt"), json_doubt(w, r);
+}
+
+void report_json(JsonWriter *w, const Samlad *s, const SamladResult *r, const char *image)
+{
+    json_open(w, '{');
+    report_members(w, s, r, image);
     json_close(w, '}');
 }

@@ -85,6 +85,16 @@ says "^mvtec-loco "
 says "auroc.mean"
 there out.loco/results.json out.loco/results.csv out.loco/results.md out.loco/results.jsonl out.loco/anomaly_maps/pushpins/test/logical_anomalies/001.tiff
 gone out.loco/scenes out.loco/pictures
+# the baselines on the same features, in every output
+says "^auroc.mean  *samlad  position-nn  patchcore-like  anomaly-dino$"
+says "^auspro.5  *samlad  position-nn"
+says "^mean  *[01]\.[0-9]*   *[01]\.[0-9]*[* ]"
+says "^\(no baseline is better than samlad\|better than samlad: .*\) in image AUROC (auroc.mean [01]\."
+there out.loco/baselines/position-nn/pushpins/test/good/000.tiff out.loco/baselines/anomaly-dino/pushpins/test/logical_anomalies/001.tiff
+grep -q '"baselines":{"position-nn":[-0-9.e]*,"patchcore-like":[-0-9.e]*,"anomaly-dino":[-0-9.e]*}}$' out.loco/records/pushpins/test/good/000.json && ok || bad "the record has no baselines"
+grep -q '^mean,patchcore-like.auspro.5,[01]' out.loco/results.csv && ok || bad "CSV has no baselines"
+grep -q '"baselines":{"position-nn":{"auroc.logical_anomalies":' out.loco/results.json && ok || bad "JSON has no baselines"
+grep -q '^| pushpins | anomaly-dino | ' out.loco/results.md && ok || bad "Markdown has no baselines"
 grep -q '| MVTec LOCO AD, detection, mean AUROC | 90.7 | |$' out.loco/results.md && ok || bad "a small set stands beside the paper's"
 category ad/bottle broken
 masks ad/bottle broken _mask
@@ -246,6 +256,19 @@ expect 1 "merged with another data set" "$bin" eval --merge out.ad --data other
 says "are not those of this run"
 same before out.ad "refusals change nothing"
 
+# the baselines can be left out; a run has them or not
+expect 1 "another choice of baselines" "$bin" eval ad --dataset folder -o out.ad $small --no-baselines
+says "--baselines was on and is off now"
+expect 0 "no baselines" "$bin" eval ad --dataset folder -o out.bare $small --no-baselines
+if grep -q 'position-nn' out; then bad "baselines in spite of --no-baselines"; else ok; fi
+gone out.bare/baselines
+if grep -rq 'position-nn' out.bare; then bad "baselines in the files"; else ok; fi
+expect 2 "a merge has the run's baselines" "$bin" eval --merge out.bare --no-baselines
+for f in results.csv records/bottle/test/broken/000.json; do # what is left is the same
+    sed '/,\(position-nn\|patchcore-like\|anomaly-dino\)\./d; s/,"baselines":{[^}]*}//' out.ad/$f | cmp -s - out.bare/$f && ok || bad "$f differs without baselines"
+done
+rm -r out.bare
+
 # outputs can be added later; masks belong to the figures alone
 expect 0 "no pictures" "$bin" eval ad --dataset folder -o out.late $small
 gone out.late/pictures
@@ -387,6 +410,12 @@ tiny="--setting= --setting k=1 --setting align=pixel --setting size=48"
 expect 0 "ablate" "$bin" ablate loco -o ablation --category pushpins --category screw_bag $tiny $small_run
 says "^k=1 "
 says "^default "
+says "^anomaly-dino  *[01]\."
+says "in image AUROC (auroc.mean [01]\."
+grep -q '^| position-nn | ' ablation/ablation.md && ok || bad "no baselines in ablation.md"
+grep -q '^patchcore-like,auroc.all,[01]' ablation/ablation.csv && ok || bad "no baselines in ablation.csv"
+grep -q '"baselines":\[{"baseline":"position-nn","figures":{' ablation/ablation.json && ok || bad "no baselines in ablation.json"
+gone ablation/settings/default/baselines ablation/settings/k=1/baselines
 there ablation/ablation.md ablation/ablation.json ablation/ablation.csv ablation/settings/k=1/results.csv
 gone ablation/scenes ablation/settings/default/anomaly_maps
 cp -r loco loco2 # figures that ablate keeps are of these masks
@@ -398,11 +427,11 @@ rm -r loco2 ablation2
 expect 0 "the default row is eval's" "$bin" eval loco -o plain --category pushpins --category screw_bag $small
 same plain/records ablation/settings/default/records "the default row"
 cmp -s plain/results.csv ablation/settings/default/results.csv && ok || bad "the default row's figures"
-expect 0 "a row of its own" "$bin" eval loco -o plain1 --category pushpins --category screw_bag $small --size 48
+expect 0 "a row of its own" "$bin" eval loco -o plain1 --category pushpins --category screw_bag $small --no-baselines --size 48
 same plain1/records ablation/settings/size=48/records "another size"
 expect 0 "the paper's row" "$bin" ablate loco -o by_paper --category pushpins --setting 'alpha=0.3 method=paper' $small_run --tau 0.05
 says "^alpha=0.3 method=paper "
-expect 0 "the paper's run" "$bin" eval loco -o plain_paper --category pushpins $small --tau 0.05 --method paper --alpha 0.3
+expect 0 "the paper's run" "$bin" eval loco -o plain_paper --category pushpins $small --no-baselines --tau 0.05 --method paper --alpha 0.3
 same plain_paper/records by_paper/settings/alpha=0.3,method=paper/records "the paper's row"
 rm -r by_paper plain_paper
 expect 0 "the rows of METHOD.md" "$bin" ablate loco -o rows --category pushpins $small_run
