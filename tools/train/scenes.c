@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../eval/draw.h"
+#include "eval/draw.h"
 
 typedef struct {
     int32_t parent; /* the object that this one is a part of, or -1 */
