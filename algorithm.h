@@ -45,7 +45,8 @@ typedef struct Detection {
     float *descriptors;    /* [n][C] of the scene's objects. */
     Placement *places;     /* [n][k] where each object lies in each reference. */
     float *claimed;        /* [n][h*w] coverage of the objects after claims (amm.h) */
-    float *structural;     /* [h*w] A before z, blurred, in the objects' units. */
+    float *structural;     /* [h*w] A before z: distances in the objects' units, and the nearest features. */
+    float *nearest;        /* [h*w] distance to the nearest features; empty without them. */
     float *logical;        /* [h*w] L before z */
     float *map;            /* [h*w] fused z */
     float *unmatched;      /* [n] mean of U over the references. */

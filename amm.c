@@ -5,8 +5,10 @@
  *   claims      cells that the references' masks expect of an object become its own         [n][h·w]
  *   structural  Σ_i w_i(p)·M_i(p), M² = dᵀΣ⁻¹d, d = f(p) - μ over the samples at the places [h·w]
  *   in units    divided by the matched objects' own variation, their units                  [h·w]
+ *   nearest     distance to the nearest reference feature at the same place                 [h·w]
  *   logical     U on the query's objects, V on the objects that it lacks                    [h·w]
- *   scores      A = max of the map; L = the largest mean of U, or the mean of the largest V; z; one score. */
+ *   scores      A = the largest percent of the structural map; L = the largest mean of U, or the mean of the
+ *               largest V; z of both; one score. */
 #include "amm.h"
 
 #include <math.h>
@@ -453,6 +455,95 @@ float amm_object_quantile(const float *map, const float *coverage, int n_cells, 
 }
 
 /* ================================================================================================
+ * The nearest feature at the same place [ours]
+ * ============================================================================================== */
+
+static int n_blocks(int n_cells)
+{
+    return (n_cells + 1) / 2;
+}
+
+/* Means of 2x2 cells of x [h][w][C] -> y [n_blocks(h)][n_blocks(w)][C]. */
+static void block_means(float *y, const float *x, int h, int w, ptrdiff_t C)
+{
+    for (int top = 0; top < h; top += 2)
+        for (int left = 0; left < w; left += 2, y += C) {
+            const int bottom = top + 1 < h ? top + 1 : top, right = left + 1 < w ? left + 1 : left;
+            const float *a = x + (top * (ptrdiff_t)w + left) * C, *b = x + (top * (ptrdiff_t)w + right) * C,
+                        *c = x + (bottom * (ptrdiff_t)w + left) * C,
+                        *d = x + (bottom * (ptrdiff_t)w + right) * C;
+            for (ptrdiff_t i = 0; i < C; i++)
+                y[i] = 0.25f * ((a[i] + b[i]) + (c[i] + d[i]));
+        }
+}
+
+static float squared_distance(const float *a, const float *b, ptrdiff_t n)
+{
+    enum { PART = 512 };
+    float difference[PART], sum = 0;
+    for (ptrdiff_t at = 0; at < n; at += PART) {
+        const int count = (int)(n - at < PART ? n - at : PART);
+        for (int i = 0; i < count; i++)
+            difference[i] = a[at + i] - b[at + i];
+        sum += dot(difference, difference, count);
+    }
+    return sum;
+}
+
+/* The least squared distance of f [C] to the blocks of reference [h][w][C] at most one block from (y, x). */
+static float nearest_block(const float *f, const float *reference, int y, int x, int h, int w, ptrdiff_t C)
+{
+    float least = INFINITY;
+    for (int v = y > 0 ? y - 1 : 0; v <= y + 1 && v < h; v++)
+        for (int u = x > 0 ? x - 1 : 0; u <= x + 1 && u < w; u++)
+            least = fminf(least, squared_distance(f, reference + (v * (ptrdiff_t)w + u) * C, C));
+    return least;
+}
+
+typedef struct NearestWork {
+    float *cells;             /* [h*w][C] features of a reference */
+    float *query, *reference; /* [blocks][C] */
+    float *least;             /* [blocks] squared distances */
+} NearestWork;
+
+static void layout_nearest(NearestWork *work, Arena *arena, const Objects *q)
+{
+    const size_t blocks = (size_t)n_blocks(q->grid_h) * n_blocks(q->grid_w), C = q->channels;
+    work->cells = arena_floats(arena, grid_cells(q) * C);
+    work->query = arena_floats(arena, blocks * C);
+    work->reference = arena_floats(arena, blocks * C);
+    work->least = arena_floats(arena, blocks);
+}
+
+int amm_nearest(float *nearest, const Comparison *c, Error *err)
+{
+    const Objects *q = &c->query;
+    const int h = n_blocks(q->grid_h), w = n_blocks(q->grid_w);
+    const ptrdiff_t C = q->channels;
+    Arena arena = {0};
+    NearestWork work;
+    layout_nearest(&work, &arena, q);
+    if (arena_allocate(&arena))
+        return fail_memory(err, "the nearest features", arena.size);
+    layout_nearest(&work, &arena, q);
+    block_means(work.query, q->features, q->grid_h, q->grid_w, C);
+    for (int b = 0; b < h * w; b++)
+        work.least[b] = c->k ? INFINITY : 0;
+    for (int r = 0; r < c->k; r++) {
+        f16_to_f32_row(work.cells, c->references[r].features16, grid_cells(q) * C);
+        block_means(work.reference, work.cells, q->grid_h, q->grid_w, C);
+#pragma omp parallel for
+        for (int b = 0; b < h * w; b++)
+            work.least[b] = fminf(work.least[b],
+                                  nearest_block(work.query + b * C, work.reference, b / w, b % w, h, w, C));
+    }
+    for (ptrdiff_t p = 0; p < grid_cells(q); p++)
+        nearest[p] = sqrtf(work.least[p / q->grid_w / 2 * w + p % q->grid_w / 2]);
+    free(arena.base);
+    return 0;
+}
+
+/* ================================================================================================
  * The logical map
  * ============================================================================================== */
 
@@ -491,21 +582,26 @@ float amm_logical(float *map, float *unmatched, float *counted, const Comparison
  * Scores
  * ============================================================================================== */
 
-float amm_score(const float *map, int n, AmmScore score, float *scratch)
+float amm_largest_percent(float *values, int n)
+{
+    const int top = (n + 99) / 100;
+    double sum = 0;
+    qsort(values, n, sizeof *values, compare_floats);
+    for (int i = n - top; i < n; i++)
+        sum += values[i];
+    return (float)(sum / top);
+}
+
+float amm_score(const float *map, int h, int w, AmmScore score, float *scratch)
 {
     if (score == SCORE_MAX) {
-        float largest = n ? map[0] : 0;
-        for (int p = 1; p < n; p++)
+        float largest = map[0];
+        for (ptrdiff_t p = 1; p < (ptrdiff_t)h * w; p++)
             largest = fmaxf(largest, map[p]);
         return largest;
     }
-    memcpy(scratch, map, n * sizeof *map);
-    qsort(scratch, n, sizeof *scratch, compare_floats);
-    int top = (n + 99) / 100;
-    double sum = 0;
-    for (int p = n - top; p < n; p++)
-        sum += scratch[p];
-    return top ? (float)(sum / top) : 0;
+    block_means(scratch, map, h, w, 1);
+    return amm_largest_percent(scratch, n_blocks(h) * n_blocks(w));
 }
 
 float amm_z(const Spread *spread, float v)
@@ -520,13 +616,24 @@ Spread amm_spread(float *scores, int n, float delta)
     return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
 }
 
-/* smoothmax: log(e^zA + e^zL) - log 2. If the two differ, it is nearly the larger one, so the smaller one's
- * noise does not blur it. sum: max(zA, -1) + max(zL, -1). */
-float amm_fuse(float a, float l, Fusion fusion, Only only)
+/* Where the masks of normal images are quiet, one object too many is rarer than any of them: p = 1/(n + 2). Where
+ * masks come and go in normal images, p is large, and matching says little. So z never claims more than n images
+ * can show. The smoothing keeps the order of scores between and beyond those of the normal images. */
+float amm_logical_z(const float *normal, int n, float width, float score)
+{
+    const double scale = sqrt(0.5) / fmax(width, 1e-6);
+    double as_large = 1;
+    if (n == 0)
+        return score;
+    for (int i = 0; i < n; i++)
+        as_large += 0.5 * erfc((score - normal[i]) * scale);
+    return (float)-log10(2 * as_large / (n + 2));
+}
+
+/* If the two differ, it is nearly the larger one, so the smaller one's noise does not blur it. */
+float amm_fuse(float a, float l, Only only)
 {
     if (only != ONLY_BOTH)
         return only == ONLY_STRUCTURAL ? a : l;
-    if (fusion == FUSION_SUM)
-        return fmaxf(a, -1) + fmaxf(l, -1);
     return fmaxf(a, l) + log1pf(expf(-fabsf(a - l))) - log1pf(1);
 }

@@ -8,8 +8,7 @@
 #include "omm.h"
 #include "tensor.h"
 
-typedef enum AmmScore { SCORE_MAX, SCORE_TOP1 } AmmScore;
-typedef enum Fusion { FUSION_SMOOTHMAX, FUSION_SUM } Fusion;
+typedef enum AmmScore { SCORE_TOP1, SCORE_MAX } AmmScore;
 typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct AmmOptions {
@@ -21,7 +20,8 @@ typedef struct AmmOptions {
     int register_unmatched; /* 1: objects without a match are compared at their own place [ours]. */
     float epsilon;          /* of the covariance: 0.01 [block: PaDiM]. */
     float blur;             /* sigma in grid cells: 1 [ours]. */
-    AmmScore score;         /* max, or the mean of the top 1 %. */
+    float nearest_weight;   /* of the nearest features at the same place: 0.5 [ours]; 0: without them. */
+    AmmScore score;         /* the mean of the top 1 % of blocks [ours], or the largest cell. */
 } AmmOptions;
 
 /* ---- where an object lies in a reference [ours] -----------------------------------------------------*/
@@ -86,6 +86,14 @@ int amm_in_units(float *map, const Comparison *c, const float *claimed, Error *e
 float amm_object_quantile(const float *map, const float *coverage, int n_cells, float quantile,
                           float *scratch);
 
+/* ---- the nearest feature at the same place [ours] -----------------------------------------------------*/
+
+/* nearest [grid_h*grid_w]: the distance of each cell's block to the nearest block of the references. It lies at
+ * the same place, or is one of its eight neighbours. A block is the mean feature of 2x2 cells (fewer at the
+ * border of an odd grid). This map needs no objects and no matches, so it holds where masks fail. 0, or -1: no
+ * memory. */
+int amm_nearest(float *nearest, const Comparison *c, Error *err);
+
 /* ---- the logical map ---------------------------------------------------------------------------------*/
 
 /* L = max(max_i mean_r U_i, mean_r max_j V_j), U and V counted together [ours]. map [grid_h*grid_w]: U on the
@@ -95,10 +103,12 @@ float amm_logical(float *map, float *unmatched, float *counted, const Comparison
 
 /* ---- scores ------------------------------------------------------------------------------------------*/
 
-/* Maximum of the map, or the mean of its top 1 %. scratch [n]. */
-float amm_score(const float *map, int n, AmmScore score, float *scratch);
+/* The mean of the largest 1 % of n values, of one at least. They are sorted in place. */
+float amm_largest_percent(float *values, int n);
+/* The mean of the top 1 % of the means of 2x2 cells of map [h][w], or the map's largest cell. scratch [h*w]. */
+float amm_score(const float *map, int h, int w, AmmScore score, float *scratch);
 
-/* The distribution of a bank's leave-one-out scores. */
+/* The distribution of a bank's leave-one-out structural scores. */
 typedef struct Spread {
     float median, q95, delta;
 } Spread;
@@ -106,7 +116,11 @@ typedef struct Spread {
 float amm_z(const Spread *spread, float v);
 /* Median and 95 % quantile of n scores (sorted in place); delta is given. */
 Spread amm_spread(float *scores, int n, float delta);
-/* One score of two z [ours]. */
-float amm_fuse(float structural_z, float logical_z, Fusion fusion, Only only);
+/* z of a logical score beside those of n normal images: -log10(2p), 0 at the median, 1 at 5 % [ours]. p is the
+ * part of normal images whose L is as large, and each L counts as a normal distribution of width `width`. With
+ * n = 0 it is the score itself. */
+float amm_logical_z(const float *normal, int n, float width, float score);
+/* One score of two z: smoothmax, log(e^a + e^l) - log 2 [ours]. */
+float amm_fuse(float structural_z, float logical_z, Only only);
 
 #endif

@@ -263,6 +263,7 @@ static void layout_detection(Detection *d, const Bank *bank, size_t n, size_t n_
     d->places = arena_take(arena, n * k * sizeof *d->places);
     d->claimed = arena_floats(arena, n * n_cells);
     d->structural = arena_floats(arena, n_cells);
+    d->nearest = arena_floats(arena, n_cells);
     d->logical = arena_floats(arena, n_cells);
     d->map = arena_floats(arena, n_cells);
     d->unmatched = arena_floats(arena, n);
@@ -348,15 +349,34 @@ static int measure_distances(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
+/* Add the map of nearest features, in its unit. A bank that does not know the unit does without. */
+static int add_nearest(Detection *d, const Bank *bank, Error *err)
+{
+    if (!(bank->nearest_unit > 0))
+        return 0;
+    if (amm_nearest(d->nearest, &d->comparison, err))
+        return -1;
+    const float factor = bank->options.amm.nearest_weight / bank->nearest_unit;
+    for (size_t p = 0; p < bank_cells(bank); p++)
+        d->structural[p] += factor * d->nearest[p];
+    return 0;
+}
+
 /* Both maps and scores, A and L. */
 static int measure(Detection *d, const Bank *bank, Error *err)
 {
-    const int n_cells = (int)bank_cells(bank);
-    if (measure_distances(d, bank, err) || amm_in_units(d->structural, &d->comparison, d->claimed, err))
+    if (measure_distances(d, bank, err) || amm_in_units(d->structural, &d->comparison, d->claimed, err) ||
+        add_nearest(d, bank, err))
         return -1;
-    d->structural_score = amm_score(d->structural, n_cells, bank->options.amm.score, d->scratch);
+    d->structural_score =
+        amm_score(d->structural, bank->grid_h, bank->grid_w, bank->options.amm.score, d->scratch);
     d->logical_score = amm_logical(d->logical, d->unmatched, d->counted, &d->comparison);
     return 0;
+}
+
+static float logical_z(const Bank *bank, float score)
+{
+    return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);
 }
 
 /* The fused score. The map is the pointwise maximum of the two z-maps [ours]. */
@@ -364,10 +384,10 @@ static void fuse(Detection *d, const Bank *bank)
 {
     const Only only = bank->options.only;
     d->structural_z = amm_z(&bank->structural, d->structural_score);
-    d->logical_z = amm_z(&bank->logical, d->logical_score);
-    d->score = amm_fuse(d->structural_z, d->logical_z, bank->options.fusion, only);
+    d->logical_z = logical_z(bank, d->logical_score);
+    d->score = amm_fuse(d->structural_z, d->logical_z, only);
     for (size_t p = 0; p < bank_cells(bank); p++) {
-        float a = amm_z(&bank->structural, d->structural[p]), l = amm_z(&bank->logical, d->logical[p]);
+        float a = amm_z(&bank->structural, d->structural[p]), l = logical_z(bank, d->logical[p]);
         d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
     }
 }
@@ -472,15 +492,24 @@ static void measure_units(float *units, const Detection *d, const Options *o)
     }
 }
 
-/* The first pass: an image against the others, up to the structural map before the units. */
+/* How far the nearest features are in a normal image, left out [ours]. */
+static int measure_nearest(float *score, Detection *d, const Bank *b, Error *err)
+{
+    if (amm_nearest(d->nearest, &d->comparison, err))
+        return -1;
+    *score = amm_score(d->nearest, b->grid_h, b->grid_w, SCORE_TOP1, d->scratch);
+    return 0;
+}
+
+/* The first pass: an image against the others, up to both structural maps before their units. */
 static int first_pass(void *context, int image, Error *err)
 {
     Bank *b = context;
     Scene scene;
     Detection d = {0};
     const int status = bank_scene(&scene, b, image, err) || compare(&d, b, &scene, image, err) ||
-                       measure_distances(&d, b, err);
-    if (!status)
+                       measure_distances(&d, b, err) || measure_nearest(&b->nearest[image], &d, b, err);
+    if (!status && b->options.object_quantile > 0) /* else the units stay 1. */
         measure_units(b->units + b->first[image], &d, &b->options);
     detection_free(&d), scene_free(&scene);
     return status ? -1 : 0;
@@ -503,8 +532,9 @@ static int second_pass(void *context, int at, Error *err)
     return status ? -1 : 0;
 }
 
-/* Objects that matched nothing in their own leave-one-out get the median unit of the others. */
-static int fill_units(Bank *b, Error *err)
+/* Objects that matched nothing in their own leave-one-out get the median unit of the others. The unit of the
+ * nearest features is the median of the images' scores. */
+static int settle_units(Bank *b, Error *err)
 {
     const int n_objects = b->first[b->n_images];
     float *known = aligned_array(n_objects, sizeof *known);
@@ -520,6 +550,10 @@ static int fill_units(Bank *b, Error *err)
         if (!(b->units[i] > 0))
             b->units[i] = median;
     free(known);
+    if (b->options.amm.nearest_weight > 0) {
+        qsort(b->nearest, b->n_images, sizeof *b->nearest, compare_floats);
+        b->nearest_unit = quantile_sorted(b->nearest, b->n_images, 0.5);
+    }
     return 0;
 }
 
@@ -527,7 +561,7 @@ static int fill_units(Bank *b, Error *err)
  * and so would be a delta relative to it [ours]. */
 static const float LEAST_DELTA = 1e-3f;
 
-/* Spread of the structural and the logical scores, then the fused scores, which need both. */
+/* Spread of the structural scores, then the fused scores. */
 static int spread_scores(Bank *b, Error *err)
 {
     const int n = b->n_loo;
@@ -538,13 +572,11 @@ static int spread_scores(Bank *b, Error *err)
     b->structural = amm_spread(sorted, n, 0);
     b->structural.delta =
         fmaxf(LEAST_DELTA, (float)b->options.delta_structural * fabsf(b->structural.median));
-    memcpy(sorted, b->loo_logical, n * sizeof *sorted);
-    b->logical = amm_spread(sorted, n, (float)b->options.delta_logical);
     if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay unchanged. */
-        b->structural = b->logical = (Spread){0, 1, 0};
+        b->structural = (Spread){0, 1, 0};
     for (int i = 0; i < n; i++)
         b->loo_score[i] = amm_fuse(amm_z(&b->structural, b->loo_structural[i]),
-                                   amm_z(&b->logical, b->loo_logical[i]), b->options.fusion, b->options.only);
+                                   logical_z(b, b->loo_logical[i]), b->options.only);
     bank_thresholds(b);
     free(sorted);
     return 0;
@@ -557,11 +589,10 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
         describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err))
         return -1;
 
-    /* First pass: every image against the others, for the units of its objects. Without it they are 1. */
-    const int n_first = b->n_loo && b->options.object_quantile > 0 ? b->n_images : 0;
-    const int total = n_first + b->n_loo;
+    /* First pass: every image against the others, for the units of its objects and of the nearest features. */
+    const int n_first = b->n_loo ? b->n_images : 0, total = n_first + b->n_loo;
     const Pass first = {n_first, first_pass, b, progress, user, 0, total};
-    if (run_pass(&first, err) || (n_first && fill_units(b, err)))
+    if (run_pass(&first, err) || (n_first && settle_units(b, err)))
         return -1;
 
     /* Second pass: the scores of some images, then spreads and thresholds from these scores. */

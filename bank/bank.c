@@ -125,6 +125,7 @@ static void layout_calibration(Bank *b, Arena *arena)
     const size_t C = b->channels, n_objects = b->first[b->n_images], L = b->n_loo;
     b->channel_std = arena_floats(arena, C);
     b->units = arena_floats(arena, n_objects);
+    b->nearest = arena_floats(arena, b->n_images);
     b->loo_index = arena_take(arena, L * sizeof *b->loo_index);
     b->loo_structural = arena_floats(arena, L);
     b->loo_logical = arena_floats(arena, L);
@@ -203,6 +204,19 @@ static float quantile_of(float *sorted, const float *values, int n, double q)
     return quantile_sorted(sorted, n, q);
 }
 
+/* The score that one normal image in 20 would exceed, if scores above the median fell off exponentially. Fewer
+ * than 20 scores do not show it: one of n + 1 normal images exceeds the largest of n [ours]. */
+static float extended_threshold(const float *sorted, int n)
+{
+    const float median = quantile_sorted(sorted, n, 0.5);
+    float excess = 0;
+    int above = 0;
+    for (int i = 0; i < n; i++)
+        if (sorted[i] > median)
+            excess += sorted[i] - median, above++;
+    return above ? median + excess / above * logf(0.5f * 20) : median;
+}
+
 void bank_thresholds(Bank *b)
 {
     b->flag_extra = b->flag_missing = 0;
@@ -212,6 +226,13 @@ void bank_thresholds(Bank *b)
     b->flag_extra = quantile_of(b->loo_sorted, b->loo_extra, b->n_loo, b->options.flag_quantile);
     b->flag_missing = quantile_of(b->loo_sorted, b->loo_missing, b->n_loo, b->options.flag_quantile);
     b->threshold = quantile_of(b->loo_sorted, b->loo_score, b->n_loo, b->options.threshold_quantile);
+    if (bank_extends_threshold(b))
+        b->threshold = fmaxf(b->threshold, extended_threshold(b->loo_sorted, b->n_loo));
+}
+
+int bank_extends_threshold(const Bank *bank)
+{
+    return bank->n_loo > 0 && bank->n_loo < 20;
 }
 
 VerdictOptions bank_verdicts(const Bank *bank)
@@ -237,8 +258,8 @@ void bank_uncalibrate(Bank *b)
     b->descriptors = b->owned_descriptors = NULL;
     b->n_loo = 0;
     b->calibration = (Arena){0};
-    b->channel_std = b->units = b->loo_structural = b->loo_logical = b->loo_score = b->loo_sorted =
-        b->loo_extra = b->loo_missing = NULL;
+    b->channel_std = b->units = b->nearest = b->loo_structural = b->loo_logical = b->loo_score =
+        b->loo_sorted = b->loo_extra = b->loo_missing = NULL;
     b->loo_index = NULL;
 }
 

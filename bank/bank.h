@@ -45,8 +45,10 @@ typedef struct Bank {
     const float *descriptors; /* [O][C] */
     float *channel_std;       /* [C] over all cells of all images. */
     float *units;             /* [O] of the objects' structural maps. */
+    float *nearest;           /* [N] the images' scores of nearest features; only during calibration. */
     float alpha;
-    Spread structural, logical;
+    float nearest_unit; /* of the map of nearest features: its median score; 0: unknown, or not used. */
+    Spread structural;
     int n_loo;
     int *loo_index;                                  /* [n_loo] the images that are left out in turn. */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
@@ -110,6 +112,8 @@ int bank_begin_calibration(Bank *bank, Error *err);
 int bank_channel_std(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
+/* 1 if the bank has so few images that its threshold is extended beyond the quantile of their scores. */
+int bank_extends_threshold(const Bank *bank);
 /* The options of verdict.h, from a bank's options and calibration. */
 VerdictOptions bank_verdicts(const Bank *bank);
 /* Drop the calibration, keep the images. */

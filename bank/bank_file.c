@@ -11,7 +11,7 @@
 #include "io/number.h"
 #include "tensor.h"
 
-#define BANK_VERSION "1" /* of the file's layout. */
+#define BANK_VERSION "2" /* of the file's layout. */
 
 /* Metadata keys that each hold one float of the bank. */
 static const struct {
@@ -21,9 +21,7 @@ static const struct {
                {"calibration.structural.median", offsetof(Bank, structural.median)},
                {"calibration.structural.q95", offsetof(Bank, structural.q95)},
                {"calibration.structural.delta", offsetof(Bank, structural.delta)},
-               {"calibration.logical.median", offsetof(Bank, logical.median)},
-               {"calibration.logical.q95", offsetof(Bank, logical.q95)},
-               {"calibration.logical.delta", offsetof(Bank, logical.delta)}};
+               {"calibration.nearest_unit", offsetof(Bank, nearest_unit)}};
 
 /* Metadata "weights.ROLE.name" and "weights.ROLE.sha256". */
 static const struct {
@@ -272,8 +270,6 @@ static int load_names(Bank *b, Error *err)
 static int load_options(Bank *b, Error *err)
 {
     options_default(&b->options);
-    /* A bank without these two settings is older than the settings. It was calibrated with both off. */
-    b->options.amm.claims = b->options.omm.count = 0;
     for (size_t i = 0; i < st_meta_count(b->file); i++) {
         const char *key, *value;
         char where[ERROR_SIZE / 2];
@@ -398,7 +394,7 @@ static int load_calibration(Bank *b, Error *err)
     if (check_positive(b, "dcga.std", b->dcga.std, C, err) ||
         check_positive(b, "channel_std", b->channel_std, C, err) ||
         check_positive(b, "objects.scale", b->units, O, err) ||
-        check_spread(b, "structural", &b->structural, err) || check_spread(b, "logical", &b->logical, err))
+        check_spread(b, "structural", &b->structural, err))
         return -1;
     bank_thresholds(b);
     return 0;
@@ -414,8 +410,8 @@ static int check_kind(const Safetensors *st, Error *err)
     if (!kind || strcmp(kind, "bank") != 0)
         return fail(err, "%s: not a samlad bank (metadata samlad.kind is not \"bank\")", st_path(st));
     if (!version || strcmp(version, BANK_VERSION) != 0)
-        return fail(err, "%s: a bank of version %.20s, this program knows version %s", st_path(st),
-                    version ? version : "(none)", BANK_VERSION);
+        return fail(err, "%s: a bank of version %.20s, this program knows version %s: build it again",
+                    st_path(st), version ? version : "(none)", BANK_VERSION);
     return 0;
 }
 

@@ -69,12 +69,12 @@ const OptionSpec option_table[] = {
     {"register-unmatched", OPTION_FLAG, AT(amm.register_unmatched), 0, 1, NULL, 0, "AMM: compare an object without a match with the same place"},
     {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
     {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
-    {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "max|top1", 0, "AMM: largest of the map, or mean of its top 1 %"},
+    {"nearest-weight", OPTION_FLOAT, AT(amm.nearest_weight), 0, 1000, NULL, 0, "AMM: weight of the nearest features at the same place (0: without)"},
+    {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "top1|max", 0, "AMM: mean of the top 1 % of 2x2 cells, or the largest cell"},
     {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: quantile of an object's own leave-one-out map, its unit (0: no units)"},
-    {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: added to the logical spread"},
+    {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: width of each normal image's logical score"},
     {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: times |median|, added to the structural spread"},
     {"loo-images", OPTION_INT, AT(loo_images), 1, 1 << 20, NULL, 0, "fusion: leave-one-out scores of at most this many images"},
-    {"fusion", OPTION_CHOICE, AT(fusion), 0, 1, "smoothmax|sum", 0, "fusion: log(e^zA + e^zL), or the sum of both, each at least -1"},
     {"only", OPTION_CHOICE, AT(only), 0, 2, "both|structural|logical", 0, "anomalies that make the score"},
     {"flag-damage", OPTION_DOUBLE, AT(flag_damage), 0, 1e9, NULL, 0, "report: z above which an object is damaged"},
     {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V above which an object is extra or missing"},
@@ -101,6 +101,7 @@ static const struct {
     {"register-unmatched", "0"},
     {"claims", "0"},
     {"object-quantile", "0"},
+    {"nearest-weight", "0"},
 };
 /* clang-format on */
 enum { N_PAPER = sizeof PAPER / sizeof *PAPER };
@@ -121,7 +122,7 @@ void options_default(Options *o)
                    .flag_damage = 3,
                    .flag_unmatched = 0.5,
                    .flag_quantile = 0.95,
-                   .threshold_quantile = 0.95};
+                   .threshold_quantile = 0.97};
     o->objects = (ObjectsOptions){.max_area = 0.9, .min_area = 0.0005, .min_kept = 0.5, .background = 1};
     o->dcga = (DcgaOptions){.channel_graph = CHANNEL_COVARIANCE,
                             .rounds = 2,
@@ -148,7 +149,8 @@ void options_default(Options *o)
                           .register_unmatched = 1,
                           .epsilon = 0.01f,
                           .blur = 1,
-                          .score = SCORE_MAX};
+                          .nearest_weight = 0.5f,
+                          .score = SCORE_TOP1};
     amg_defaults(&o->amg);
 }
 

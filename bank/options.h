@@ -36,14 +36,14 @@ typedef struct Options {
     double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours]. */
     AmmOptions amm;
     double object_quantile; /* of an object's own leave-one-out map: 0.99; 0: no objects' units [ours]. */
-    double delta_logical, delta_structural; /* 0.05, 0.05·|median| [ours] */
-    int loo_images;                         /* leave-one-out scores of at most this many images: 60 [ours]. */
-    Fusion fusion;                          /* of the two scores: smoothmax [ours]. */
+    double delta_logical;   /* width of each normal image's L: 0.05 [ours] */
+    double delta_structural; /* times |median|, added to the spread: 0.05 [ours] */
+    int loo_images;          /* leave-one-out scores of at most this many images: 60 [ours]. */
     Only only;
     double flag_damage;    /* z above which an object is called damaged: 3 [ours]. */
     double flag_unmatched; /* U or V above which it is called extra or missing: 0.5 [ours] */
     double flag_quantile;  /* and above this quantile of the normal images' own evidence: 0.95 [ours]. */
-    /* An image is anomalous above this quantile of the leave-one-out scores: 0.95 [ours]. */
+    /* An image is anomalous above this quantile of the leave-one-out scores: 0.97 [ours]. */
     double threshold_quantile;
 } Options;
 

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "amm.h"
 #include "io/fail.h"
@@ -216,10 +217,17 @@ static int allocate(Work *work, BaselineMaps *maps, const BaselineBank *b, Error
     return 0;
 }
 
+/* The maximum of the map, or the mean of its largest 1 %. sorted [n_cells] is scratch. */
+static float score_of(Baseline which, const float *map, float *sorted, int n_cells)
+{
+    memcpy(sorted, map, (size_t)n_cells * sizeof *sorted);
+    const float largest_percent = amm_largest_percent(sorted, n_cells);
+    return which == PATCHCORE_LIKE ? sorted[n_cells - 1] : largest_percent;
+}
+
 int baselines_measure(BaselineMaps *maps, const BaselineBank *b, const Scene *scene, const int *references,
                       int k, Error *err)
 {
-    static const AmmScore score[BASELINES] = {SCORE_TOP1, SCORE_MAX, SCORE_TOP1};
     Work work;
     *maps = (BaselineMaps){.grid_h = b->grid_h, .grid_w = b->grid_w};
     const int status = allocate(&work, maps, b, err);
@@ -231,7 +239,7 @@ int baselines_measure(BaselineMaps *maps, const BaselineBank *b, const Scene *sc
         patchcore_like(maps->map[PATCHCORE_LIKE], b, work.queries, work.by_l2);
         anomaly_dino(maps->map[ANOMALY_DINO], b, work.queries, work.by_cosine);
         for (int i = 0; i < BASELINES; i++)
-            maps->score[i] = amm_score(maps->map[i], (int)count_cells(b), score[i], work.sorted);
+            maps->score[i] = score_of(i, maps->map[i], work.sorted, (int)count_cells(b));
     }
     free(work.memory.base);
     return status;
