@@ -45,8 +45,8 @@ typedef struct Detection {
     float *descriptors;    /* [n][C] of the scene's objects. */
     Placement *places;     /* [n][k] where each object lies in each reference. */
     float *claimed;        /* [n][h*w] coverage of the objects after claims (amm.h) */
-    float *structural;     /* [h*w] A before z: distances in the objects' units, and the nearest features. */
-    float *nearest;        /* [h*w] distance to the nearest features; empty without them. */
+    float *structural;     /* [h*w] A before z: distances in the objects' units, plus nearest in its own. */
+    float *nearest;        /* [h*w] distance to the nearest features (amm_nearest); 0 without them. */
     float *logical;        /* [h*w] L before z */
     float *map;            /* [h*w] fused z */
     float *unmatched;      /* [n] mean of U over the references. */
@@ -67,8 +67,8 @@ int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, con
 int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err);
 void detection_free(Detection *d);
 
-/* Compute everything that a bank knows about itself: DCGA's statistics, descriptors, alpha, the objects'
- * units, leave-one-out scores. */
+/* Compute everything that a bank knows about itself: DCGA's statistics, descriptors, alpha, the units of
+ * objects and of the nearest features, leave-one-out scores. */
 typedef void (*CalibrateProgress)(void *user, int done, int total);
 int calibrate(Bank *bank, Safetensors *dcga_weights, CalibrateProgress progress, void *user, Error *err);
 

@@ -349,10 +349,12 @@ static int measure_distances(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* Add the map of nearest features, in its unit. A bank that does not know the unit does without. */
+/* Add the map of nearest features, in its unit. Without a unit there is no such map: the option's weight is 0,
+ * or the bank has one image, or its images do not differ. */
 static int add_nearest(Detection *d, const Bank *bank, Error *err)
 {
-    if (!(bank->nearest_unit > 0))
+    memset(d->nearest, 0, bank_cells(bank) * sizeof *d->nearest);
+    if (bank->nearest_unit == 0)
         return 0;
     if (amm_nearest(d->nearest, &d->comparison, err))
         return -1;
@@ -374,6 +376,7 @@ static int measure(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
+/* z of a value of L, or of the logical map, beside the bank's own L. */
 static float logical_z(const Bank *bank, float score)
 {
     return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);
@@ -478,10 +481,13 @@ static int calibrate_alpha(Bank *b, Error *err)
 
 /* An object's unit is the object-quantile (99 %) of its own leave-one-out map [ours]. -1: it was compared
  * with no object. */
-static void measure_units(float *units, const Detection *d, const Options *o)
+static int measure_units(float *units, Detection *d, const Bank *bank, Error *err)
 {
+    const Options *o = &bank->options;
     const Comparison *c = &d->comparison;
     const ptrdiff_t n_cells = grid_cells(&c->query);
+    if (measure_distances(d, bank, err))
+        return -1;
     for (int i = 0; i < c->query.n; i++) {
         int compared = o->amm.register_unmatched;
         for (int r = 0; r < c->k; r++)
@@ -490,15 +496,27 @@ static void measure_units(float *units, const Detection *d, const Options *o)
                                                o->object_quantile, d->scratch);
         units[i] = compared && unit > 0 ? unit : -1;
     }
+    return 0;
 }
 
 /* How far the nearest features are in a normal image, left out [ours]. */
-static int measure_nearest(float *score, Detection *d, const Bank *b, Error *err)
+static int measure_nearest(float *score, Detection *d, const Bank *bank, Error *err)
 {
     if (amm_nearest(d->nearest, &d->comparison, err))
         return -1;
-    *score = amm_score(d->nearest, b->grid_h, b->grid_w, SCORE_TOP1, d->scratch);
+    *score = amm_score(d->nearest, bank->grid_h, bank->grid_w, SCORE_TOP1, d->scratch);
     return 0;
+}
+
+/* Which units the first pass has to find. Without the option's value the objects' units stay 1. */
+static int uses_objects_units(const Options *o)
+{
+    return o->object_quantile > 0;
+}
+
+static int uses_nearest(const Options *o)
+{
+    return o->amm.nearest_weight > 0;
 }
 
 /* The first pass: an image against the others, up to both structural maps before their units. */
@@ -507,10 +525,10 @@ static int first_pass(void *context, int image, Error *err)
     Bank *b = context;
     Scene scene;
     Detection d = {0};
-    const int status = bank_scene(&scene, b, image, err) || compare(&d, b, &scene, image, err) ||
-                       measure_distances(&d, b, err) || measure_nearest(&b->nearest[image], &d, b, err);
-    if (!status && b->options.object_quantile > 0) /* else the units stay 1. */
-        measure_units(b->units + b->first[image], &d, &b->options);
+    const int status =
+        bank_scene(&scene, b, image, err) || compare(&d, b, &scene, image, err) ||
+        (uses_objects_units(&b->options) && measure_units(b->units + b->first[image], &d, b, err)) ||
+        (uses_nearest(&b->options) && measure_nearest(&b->nearest[image], &d, b, err));
     detection_free(&d), scene_free(&scene);
     return status ? -1 : 0;
 }
@@ -532,9 +550,8 @@ static int second_pass(void *context, int at, Error *err)
     return status ? -1 : 0;
 }
 
-/* Objects that matched nothing in their own leave-one-out get the median unit of the others. The unit of the
- * nearest features is the median of the images' scores. */
-static int settle_units(Bank *b, Error *err)
+/* Objects that matched nothing in their own leave-one-out get the median unit of the others. */
+static int fill_units(Bank *b, Error *err)
 {
     const int n_objects = b->first[b->n_images];
     float *known = aligned_array(n_objects, sizeof *known);
@@ -550,11 +567,17 @@ static int settle_units(Bank *b, Error *err)
         if (!(b->units[i] > 0))
             b->units[i] = median;
     free(known);
-    if (b->options.amm.nearest_weight > 0) {
+    return 0;
+}
+
+/* The unit of the nearest features is the median of the images' scores [ours]. */
+static int settle_units(Bank *b, Error *err)
+{
+    if (uses_nearest(&b->options)) {
         qsort(b->nearest, b->n_images, sizeof *b->nearest, compare_floats);
         b->nearest_unit = quantile_sorted(b->nearest, b->n_images, 0.5);
     }
-    return 0;
+    return uses_objects_units(&b->options) ? fill_units(b, err) : 0;
 }
 
 /* The objects' units make a normal image's structural score about 1. Without any variation the median is 0,
@@ -590,7 +613,8 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
         return -1;
 
     /* First pass: every image against the others, for the units of its objects and of the nearest features. */
-    const int n_first = b->n_loo ? b->n_images : 0, total = n_first + b->n_loo;
+    const int has_units = uses_objects_units(&b->options) || uses_nearest(&b->options);
+    const int n_first = b->n_loo && has_units ? b->n_images : 0, total = n_first + b->n_loo;
     const Pass first = {n_first, first_pass, b, progress, user, 0, total};
     if (run_pass(&first, err) || (n_first && settle_units(b, err)))
         return -1;

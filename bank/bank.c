@@ -189,6 +189,7 @@ int bank_begin_calibration(Bank *b, Error *err)
     b->descriptors = b->owned_descriptors = aligned_array((size_t)n_objects * b->channels, sizeof(float));
     if (!b->descriptors)
         return fail_memory(err, "the objects' descriptors", (size_t)n_objects * b->channels * sizeof(float));
+    b->nearest_unit = 0;
     for (int i = 0; i < n_objects; i++)
         b->units[i] = 1;
     for (int i = 0; i < b->n_loo; i++)
@@ -204,8 +205,11 @@ static float quantile_of(float *sorted, const float *values, int n, double q)
     return quantile_sorted(sorted, n, q);
 }
 
-/* The score that one normal image in 20 would exceed, if scores above the median fell off exponentially. Fewer
- * than 20 scores do not show it: one of n + 1 normal images exceeds the largest of n [ours]. */
+/* One of n + 1 normal images exceeds the largest of n. So fewer scores do not show what one in 20 exceeds. */
+enum { FEW_SCORES = 20 };
+
+/* The score that one normal image in 20 would exceed, if the excess over the median, which half of them have,
+ * were exponential [ours]. Its mean m is estimated: (1/2)·exp(-excess/m) = 1/20. */
 static float extended_threshold(const float *sorted, int n)
 {
     const float median = quantile_sorted(sorted, n, 0.5);
@@ -214,7 +218,7 @@ static float extended_threshold(const float *sorted, int n)
     for (int i = 0; i < n; i++)
         if (sorted[i] > median)
             excess += sorted[i] - median, above++;
-    return above ? median + excess / above * logf(0.5f * 20) : median;
+    return above ? median + excess / above * logf(0.5f * FEW_SCORES) : median;
 }
 
 void bank_thresholds(Bank *b)
@@ -232,7 +236,7 @@ void bank_thresholds(Bank *b)
 
 int bank_extends_threshold(const Bank *bank)
 {
-    return bank->n_loo > 0 && bank->n_loo < 20;
+    return bank->n_loo > 0 && bank->n_loo < FEW_SCORES;
 }
 
 VerdictOptions bank_verdicts(const Bank *bank)

@@ -45,19 +45,19 @@ typedef struct Bank {
     const float *descriptors; /* [O][C] */
     float *channel_std;       /* [C] over all cells of all images. */
     float *units;             /* [O] of the objects' structural maps. */
-    float *nearest;           /* [N] the images' scores of nearest features; only during calibration. */
+    float *nearest;     /* [N] scores of the images' maps of nearest features; only in the first pass. */
+    float nearest_unit; /* of the map of nearest features: median of these scores; 0: it is not used. */
     float alpha;
-    float nearest_unit; /* of the map of nearest features: its median score; 0: unknown, or not used. */
-    Spread structural;
+    Spread structural; /* of loo_structural. */
     int n_loo;
     int *loo_index;                                  /* [n_loo] the images that are left out in turn. */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
     float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks. */
     float *loo_extra, *loo_missing;                  /* [n_loo] evidence (verdict.h) */
     float flag_extra, flag_missing; /* quantiles of the evidence in normal images: a verdict needs more. */
-    float threshold;                /* quantile of the scores; NAN: with one image there is none. */
+    float threshold;                /* quantile of the scores, extended if they are few; NAN: of one image. */
     /* memory: */
-    Arena calibration;        /* of channel_std, units and loo_*. */
+    Arena calibration;        /* of channel_std, units, nearest and loo_*. */
     float *owned_descriptors; /* the descriptors; NULL: they are in the file. */
     Safetensors *file;        /* of a loaded bank: images and descriptors point into it. */
     void *owned[8];           /* of a built bank: the images' arrays. */
@@ -103,16 +103,16 @@ int bank_same_image(const Bank *bank, int i, int j);
 
 /* ---- the calibration (bank.c) ------------------------------------------------------------------------*/
 
-/* Buffers of channel_std, units and leave-one-out scores of n_loo images. */
+/* Buffers of channel_std, units, nearest, and leave-one-out scores of n_loo images. */
 int bank_calibration_buffers(Bank *bank, int n_loo, Error *err);
-/* Drop an earlier calibration and allocate the next. Units are 1, loo_index holds the images that are
+/* Drop an earlier calibration and allocate the next. Objects' units are 1, loo_index holds the images that are
  * left out in turn, and the rest has no values. */
 int bank_begin_calibration(Bank *bank, Error *err);
 /* channel_std: standard deviation of each channel over all cells of all images. 0, or -1: no memory. */
 int bank_channel_std(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
-/* 1 if the bank has so few images that its threshold is extended beyond the quantile of their scores. */
+/* 1 if the leave-one-out scores are so few, below 20, that the threshold is extended beyond their quantile. */
 int bank_extends_threshold(const Bank *bank);
 /* The options of verdict.h, from a bank's options and calibration. */
 VerdictOptions bank_verdicts(const Bank *bank);

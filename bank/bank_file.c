@@ -386,6 +386,14 @@ static int check_spread(const Bank *b, const char *name, const Spread *spread, E
                 st_path(b->file), name, (double)spread->median, (double)spread->q95, (double)spread->delta);
 }
 
+static int check_nearest_unit(const Bank *b, Error *err)
+{
+    if (b->nearest_unit == 0 || b->nearest_unit >= FLT_MIN)
+        return 0;
+    return fail(err, "%s: metadata calibration.nearest_unit is %g, expected 0 or a number above 0",
+                st_path(b->file), (double)b->nearest_unit);
+}
+
 static int load_calibration(Bank *b, Error *err)
 {
     const int C = b->channels, O = b->first[b->n_images];
@@ -394,7 +402,7 @@ static int load_calibration(Bank *b, Error *err)
     if (check_positive(b, "dcga.std", b->dcga.std, C, err) ||
         check_positive(b, "channel_std", b->channel_std, C, err) ||
         check_positive(b, "objects.scale", b->units, O, err) ||
-        check_spread(b, "structural", &b->structural, err))
+        check_spread(b, "structural", &b->structural, err) || check_nearest_unit(b, err))
         return -1;
     bank_thresholds(b);
     return 0;

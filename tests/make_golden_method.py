@@ -7,7 +7,7 @@ This is docs/METHOD.md 2 and 4 to 7 in float64 and as literally as possible. It 
 code. It has the symmetric square root where the C code has a Cholesky factor, the C×C inverse where that has a low-rank
 identity, and SuperGlue's log_optimal_transport by its published formula. The text leaves a few choices open, such as the
 four partners, or the precision of a bank. There the choice is the C code's, and a comment says so. A function has the
-name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Defaults are the method's. verdict.c has no
+name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c, bank/bank.c. Defaults are the method's. verdict.c has no
 goldens: test_bank.c tests it. The files keep a bank's words: `coverage` is "weights" there, `units` is "scale". Needs
 numpy, scipy, torch.
 """
@@ -16,6 +16,7 @@ import argparse
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.special import erfc
 
 import golden_io
 
@@ -389,6 +390,23 @@ def amm_in_units(out, claimed, references):
     return np.where(covered > 0, out * factor / np.where(covered > 0, covered, 1), 0)
 
 
+def block_means(x):
+    """Means of 2x2 cells of x [h][w] or [h][w][C]; a block at the border of an odd grid has fewer cells."""
+    h, w = x.shape[:2]
+    return np.array([[x[top:top + 2, left:left + 2].mean((0, 1)) for left in range(0, w, 2)] for top in range(0, h, 2)])
+
+
+def amm_nearest(features, references):
+    """features [h][w][C], those of each reference -> [h][w]: the distance of a cell's block to the nearest one at most one block away."""
+    blocks = block_means(features)
+    least = np.full(blocks.shape[:2], np.inf if references else 0.0)
+    for other in map(block_means, references):
+        for y, x in np.ndindex(least.shape):
+            near = other[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2]
+            least[y, x] = min(least[y, x], np.linalg.norm(near - blocks[y, x], axis=-1).min())
+    return least.repeat(2, 0).repeat(2, 1)[:features.shape[0], :features.shape[1]]
+
+
 def amm_logical(coverage, counted, missing, masks):
     """counted [k][n]: U of the query's objects; missing [k] of V [n_r] of each reference's, masks [k] their coverage. -> map, L, mean U."""
     k, lacks, worst = len(counted), np.zeros(coverage.shape[1:]), []
@@ -406,9 +424,12 @@ def amm_object_quantile(out, coverage, q=0.99):
     return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[coverage > 0]))
 
 
-def amm_score(out, score="max"):
-    """The map's maximum, or the mean of its top 1 %."""
-    return out.max() if score == "max" else np.sort(out.ravel())[-max(1, -(-out.size // 100)):].mean()
+def amm_score(out, score="top1"):
+    """The mean of the largest 1 % of the means of 2x2 cells, at least one, or the largest cell."""
+    if score == "max":
+        return out.max()
+    means = np.sort(block_means(out).ravel())
+    return means[-int(np.ceil(len(means) / 100)):].mean()
 
 
 def amm_spread(scores):
@@ -420,8 +441,30 @@ def amm_z(v, median, width):
     return (v - median) / width
 
 
-def amm_fuse(za, zl, fusion="smoothmax"):
-    return np.maximum(za, -1) + np.maximum(zl, -1) if fusion == "sum" else np.logaddexp(za, zl) - np.log(2)
+def amm_logical_z(normal, width, score):
+    """-log10(2p), p = the part of the normal images whose L is as large, each L a normal distribution of this width; without any the score itself."""
+    if len(normal) == 0:
+        return score
+    as_large = sum(0.5 * erfc((score - l) / (width * np.sqrt(2))) for l in normal)
+    return -np.log10(2 * (1 + as_large) / (len(normal) + 2))
+
+
+def amm_fuse(za, zl):
+    return np.logaddexp(za, zl) - np.log(2)
+
+
+def extended_threshold(scores):
+    """The score that 5 % exceed if the excess over the median is exponential in the half of the images above it."""
+    median = np.median(scores)
+    above = scores[scores > median]
+    return median + (above - median).mean() * np.log(0.5 / 0.05) if len(above) else median
+
+
+def bank_thresholds(scores, quantile=0.97):
+    """The quantile; of fewer than 20 scores at least the extended threshold; of none NaN."""
+    if len(scores) == 0:
+        return np.nan
+    return max(np.quantile(scores, quantile), extended_threshold(scores) if len(scores) < 20 else -np.inf)
 
 
 # ---- 2, 5-7 together: a bank, its calibration, one query --------------------------------------------------------------
@@ -443,11 +486,12 @@ class Bank:
 
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
-                 fusion="smoothmax", position_weight=0.7, iters=30, verify=True):
+                 nearest_weight=0.5, score="top1", delta_logical=0.05, position_weight=0.7, iters=30, verify=True):
         self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
         self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
         self.places = {"pixel": pixel, "reach": reach, "register_unmatched": register_unmatched}
-        self.claims, self.object_quantile, self.fusion = claims, object_quantile, fusion
+        self.claims, self.object_quantile, self.nearest_weight = claims, object_quantile, nearest_weight
+        self.score, self.delta_logical = score, delta_logical
         self.position_weight, self.iters, self.verify = position_weight, iters, verify
         self.images = []
         for im in images:
@@ -470,7 +514,8 @@ class Bank:
             im["h"] = self.dcga_describe(im["pooled"], im["features"], im["coverage"])
         self.calibrate_alpha()
         self.units = np.ones(self.first[-1])
-        self.spread_a = self.spread_l = (0.0, 1.0)
+        self.nearest_unit = 0.0
+        self.spread_a, self.loo_logical = (0.0, 1.0), np.zeros(0)
         self.calibrate(loo)
 
     def dcga_describe_region(self, pooled, features, coverage):
@@ -555,31 +600,41 @@ class Bank:
         claimed = amm_claims(q["coverage"], q["areas"], places, refs) if self.claims else q["coverage"]
         out["distances"] = amm_structural(features, claimed, places, refs)  # the units are their quantiles
         out["structural"] = amm_in_units(out["distances"], claimed, refs)
-        out["A"] = amm_score(out["structural"])
-        out["score"] = amm_fuse(*self.z(out["A"], out["L"]), self.fusion)
+        out["nearest"] = amm_nearest(q["features"], [self.images[r]["features"] for r in out["references"]])  # the unit is its score
+        if self.nearest_unit > 0:
+            out["structural"] = out["structural"] + self.nearest_weight * out["nearest"] / self.nearest_unit
+        out["A"] = amm_score(out["structural"], self.score)
+        out["score"] = amm_fuse(*self.z(out["A"], out["L"]))
         out["map"] = np.maximum(*self.z(out["structural"], out["logical"]))
         return out
 
     def z(self, a, l):
-        return amm_z(a, *self.spread_a), amm_z(l, *self.spread_l)
+        return amm_z(a, *self.spread_a), amm_logical_z(self.loo_logical, self.delta_logical, l)
 
     def calibrate(self, loo):
         self.loo = np.zeros((0, 3))
         if len(self.images) > 1:
-            if self.object_quantile > 0:  # without objects' units they stay 1
-                self.units = self.fill_units(self.first_pass())
+            self.settle_units(*self.first_pass())
             self.spread_scores(*self.second_pass(loo))
+        self.threshold = bank_thresholds(self.loo[:, 2])
 
     def first_pass(self):
-        """A quantile of every object's own leave-one-out map; NaN where it was compared with nothing."""
-        units = []
+        """A quantile of every object's own leave-one-out map, NaN where it was compared with nothing; every image's score of nearest features."""
+        units, nearest = [], []
         for i, im in enumerate(self.images):
             c = self.detect_in_scene(im, i)
             for o, w in enumerate(im["coverage"]):
                 compared = self.places["register_unmatched"] or any(m[o] >= 0 for m in c["match"])
                 s = amm_object_quantile(c["distances"], w, self.object_quantile)
                 units.append(s if compared and s > 0 else np.nan)
-        return np.array(units)
+            nearest.append(amm_score(c["nearest"], "top1"))
+        return np.array(units), np.array(nearest)
+
+    def settle_units(self, units, nearest):
+        if self.object_quantile > 0:  # without objects' units they stay 1
+            self.units = self.fill_units(units)
+        if self.nearest_weight > 0:
+            self.nearest_unit = np.median(nearest)
 
     def fill_units(self, units):
         return np.where(np.isnan(units), np.median(units[~np.isnan(units)]), units)
@@ -592,11 +647,10 @@ class Bank:
         return np.array([r["A"] for r in results]), np.array([r["L"] for r in results])
 
     def spread_scores(self, a, l):
-        """Their medians and widths, and with these the fused scores."""
-        (median_a, q95_a), (median_l, q95_l) = amm_spread(a), amm_spread(l)
-        self.spread_a = (median_a, q95_a - median_a + 0.05 * abs(median_a))
-        self.spread_l = (median_l, q95_l - median_l + 0.05)
-        self.loo = np.stack([a, l, amm_fuse(*self.z(a, l), self.fusion)], 1)
+        """Median and width of A, all L, and with these the fused scores."""
+        median, q95 = amm_spread(a)
+        self.spread_a, self.loo_logical = (median, q95 - median + 0.05 * abs(median)), l
+        self.loo = np.stack([a, l, amm_fuse(*self.z(a, l))], 1)
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -777,12 +831,24 @@ def make_amm(out):
     tensors["map.normalised"] = amm_in_units(base, query, refs)
     tensors["map.normalised.none"] = amm_in_units(base, query, none)
     tensors["quantiles"] = np.array([amm_object_quantile(base, wt, q) for wt in query for q in (0.95, 0.5, 1.0)])
-    tensors["scores"] = np.array([amm_score(base), amm_score(base, "top1")])
+    tensors["scores"] = np.array([amm_score(base, "max"), amm_score(base, "top1")])
+    for name, (rows, columns) in {"odd": (h, w), "even": (8, 10), "row": (1, w), "column": (h, 1), "cell": (1, 1)}.items():
+        for count in (k, 1, 0):
+            tensors[f"nearest.{name}.{count}"] = amm_nearest(features[:rows, :columns], [ref["features"][:rows, :columns] for ref in refs[:count]])
     values = f32(r.randn(37))
     tensors["values"] = values
     tensors["values.quantiles"] = np.array([np.quantile(values, q) for q in (0, 0.001, 0.05, 0.5, 0.95, 0.999, 1)])
     median, q95 = amm_spread(values)
     tensors["values.z"] = amm_z(values, median, q95 - median + 0.05)
+    wide = f32(r.randn(23, 35))  # 216 blocks: the largest 3
+    tensors["wide"], tensors["wide.scores"] = wide, np.array([amm_score(wide, "max"), amm_score(wide, "top1")])
+    asked = f32(np.concatenate([values, [-50, 0, 1, 50]]))
+    for name, normal in {"37": values, "5": values[:5], "1": values[:1], "0": values[:0], "equal": np.repeat(values[:1], 5)}.items():
+        for width in (0.05, 0.7):
+            tensors[f"logical.{name}.{width}"] = amm_logical_z(normal, width, asked)
+    tensors["logical.asked"] = asked
+    for n in (1, 2, 3, 19, 20, 37):
+        tensors[f"threshold.{n}"] = np.array([extended_threshold(values[:n]), bank_thresholds(values[:n])])
     save(f"{out}/method_amm.safetensors", tensors)
 
 
@@ -813,9 +879,9 @@ def scene_of(r, masks, kinds, background, h, w, C):
 
 # The files' settings where these are not the method's: each part of the method has a variant that turns it on.
 PLAIN = {"k": 3, "alpha_unmatched": 0, "verify_shift": 0, "count": False, "reach": 0, "register_unmatched": False, "claims": False,
-         "object_quantile": 0.95, "fusion": "sum"}
+         "object_quantile": 0.95, "nearest_weight": 0, "score": "max"}
 # The whole method under --method paper: docs/METHOD.md, "The paper's own, by one word".
-PAPER = {"k": 40, "fusion": "smoothmax", "channel_graph": "softmax", "object_strength": 0.1, "iters": 100, "pixel": True, "position_weight": 0,
+PAPER = {"k": 40, "score": "top1", "channel_graph": "softmax", "object_strength": 0.1, "iters": 100, "pixel": True, "position_weight": 0,
          "verify": False, "object_quantile": 0}
 
 
@@ -830,7 +896,8 @@ def write_bank(path, images, query, variants):
         print(name, "alpha %.4f, A %.3f, L %.3f, score %.3f" % (bank.alpha, c["A"], c["L"], c["score"]),
               "loo", np.round(bank.loo, 3).tolist())
         tensors.update({f"{name}.alpha": np.array([bank.alpha]), f"{name}.scale": bank.units, f"{name}.loo": bank.loo,
-                        f"{name}.spread": np.array([bank.spread_a, bank.spread_l]), f"{name}.channel_std": bank.channel_std,
+                        f"{name}.spread": np.array([*bank.spread_a, bank.nearest_unit]), f"{name}.threshold": np.array([bank.threshold]),
+                        f"{name}.channel_std": bank.channel_std, f"{name}.nearest": c["nearest"],
                         f"{name}.references": c["references"], f"{name}.unmatched": c["unmatched"], f"{name}.counted": c["counted"],
                         f"{name}.structural": c["structural"], f"{name}.logical": c["logical"], f"{name}.map": c["map"],
                         f"{name}.results": np.array([c["A"], c["L"], c["score"]])})
@@ -858,8 +925,9 @@ def make_bank(out):
     variants = {"default": {}, "pixel_l2": {"pixel": True, "retrieval": "l2", "k": 2},
                 "softmax_cls": {"channel_graph": "softmax", "retrieval": "cls", "object_strength": 0.2}, "few_loo": {"loo": 3, "k": 100}, "dustbin": {"alpha_unmatched": 0.05},
                 "shifted": {"verify_shift": 1}, "shifted_softmax": {"verify_shift": 2, "channel_graph": "softmax", "channel_strength": 3},
-                "registered": {"reach": 2, "register_unmatched": True, "fusion": "smoothmax"},
-                "claims": {"reach": 2, "register_unmatched": True, "fusion": "smoothmax", "claims": True}}
+                "registered": {"reach": 2, "register_unmatched": True},
+                "claims": {"reach": 2, "register_unmatched": True, "claims": True},
+                "nearest": {"nearest_weight": 0.5, "score": "top1"}, "nearest_alone": {"nearest_weight": 2, "object_quantile": 0, "delta_logical": 0.3}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
     write_bank(f"{out}/method_paper.safetensors", images, query, {"paper": PAPER})
 
@@ -877,7 +945,7 @@ def make_count(out):
     masks[5, int(0.18 * height):] = masks[2, int(0.18 * height):]
     masks[2] -= masks[5]  # two halves of one
     query = scene_of(r, masks, kinds + kinds[:2], background, h, w, C)
-    settings = {"alpha_unmatched": 0.05, "fusion": "smoothmax"}
+    settings = {"alpha_unmatched": 0.05}
     write_bank(f"{out}/method_count.safetensors", images, query, {"apart": settings, "counted": dict(settings, count=True)})
 
 

@@ -333,15 +333,17 @@ static void test_threads(void)
 #ifdef _OPENMP
     REQUIRE(golden_open("method_amm"));
     Three t;
-    float one[512], many[512];
+    float one[512], many[512], nearest_one[512], nearest_many[512];
+    Error err;
     int before = omp_get_max_threads();
     three_new(&t);
+    const size_t bytes = (size_t)(t.c.query.grid_h * t.c.query.grid_w) * sizeof *one;
     omp_set_num_threads(1);
-    REQUIRE(!structural(one, &t, 3, &AMM, NULL));
+    REQUIRE(!structural(one, &t, 3, &AMM, NULL) && !amm_nearest(nearest_one, &t.c, &err));
     omp_set_num_threads(3);
-    REQUIRE(!structural(many, &t, 3, &AMM, NULL));
+    REQUIRE(!structural(many, &t, 3, &AMM, NULL) && !amm_nearest(nearest_many, &t.c, &err));
     omp_set_num_threads(before);
-    CHECK(memcmp(one, many, (size_t)(t.c.query.grid_h * t.c.query.grid_w) * sizeof *one) == 0);
+    CHECK(memcmp(one, many, bytes) == 0 && memcmp(nearest_one, nearest_many, bytes) == 0);
 #else
     SKIP("built without OpenMP");
 #endif
@@ -390,9 +392,126 @@ static void test_units_and_scores(void)
             found[3 * i + l] =
                 amm_object_quantile(base, q->coverage + i * n_cells, n_cells, levels[l], scratch);
     CHECK_GOLDEN(found, 1e-5, "quantiles");
-    found[0] = amm_score(base, n_cells, SCORE_MAX, scratch);
-    found[1] = amm_score(base, n_cells, SCORE_TOP1, scratch);
+    found[0] = amm_score(base, q->grid_h, q->grid_w, SCORE_MAX, scratch);
+    found[1] = amm_score(base, q->grid_h, q->grid_w, SCORE_TOP1, scratch);
     CHECK_GOLDEN(found, 1e-6, "scores");
+}
+
+/* 12x18 blocks at an odd grid's borders: the largest percent are three. */
+static void test_block_score(void)
+{
+    float found[2], scratch[1024];
+    REQUIRE(golden_open("method_amm"));
+    const StTensor *wide = golden_tensor("wide");
+    const int h = (int)wide->shape[0], w = (int)wide->shape[1];
+    REQUIRE(h == 23 && w == 35);
+    found[0] = amm_score(wide->data, h, w, SCORE_MAX, scratch);
+    found[1] = amm_score(wide->data, h, w, SCORE_TOP1, scratch);
+    CHECK_GOLDEN(found, 1e-6, "wide.scores");
+    /* One percent of at most 100 blocks is one block. A single cell counts a quarter, but not at a corner of an
+     * odd grid. */
+    float map[9 * 9] = {0};
+    map[4 * 9 + 4] = 8;
+    CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 2 && amm_score(map, 9, 9, SCORE_MAX, scratch) == 8);
+    map[8 * 9 + 8] = 5;
+    CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 5);
+    map[0] = -1; /* the largest cell of a map below 0 */
+    CHECK(amm_score(map, 1, 1, SCORE_MAX, scratch) == -1 && amm_score(map, 1, 1, SCORE_TOP1, scratch) == -1);
+}
+
+/* ---- the nearest features ----------------------------------------------------------------------*/
+
+/* The first k references and the query, cut to h×w cells. Free with cut_free. */
+typedef struct Cut {
+    Three t;
+    float *features;
+    uint16_t *halves[3];
+} Cut;
+
+static int cut_new(Cut *cut, int h, int w, int k)
+{
+    three_new(&cut->t);
+    Objects *q = &cut->t.c.query;
+    const size_t C = (size_t)q->channels, row = (size_t)w * C, whole_row = (size_t)q->grid_w * C;
+    cut->features = malloc((size_t)h * row * sizeof(float));
+    for (int i = 0; i < 3; i++)
+        cut->halves[i] = malloc((size_t)h * row * sizeof(uint16_t));
+    if (!cut->features || !cut->halves[0] || !cut->halves[1] || !cut->halves[2])
+        return -1;
+    for (size_t y = 0; y < (size_t)h; y++) {
+        memcpy(cut->features + y * row, q->features + y * whole_row, row * sizeof(float));
+        for (int i = 0; i < 3; i++)
+            memcpy(cut->halves[i] + y * row, cut->t.references[i].features16 + y * whole_row,
+                   row * sizeof(uint16_t));
+    }
+    for (int i = 0; i < 3; i++)
+        cut->t.references[i].features16 = cut->halves[i];
+    q->features = cut->features, q->grid_h = h, q->grid_w = w, cut->t.c.k = k;
+    return 0;
+}
+
+static void cut_free(Cut *cut)
+{
+    free(cut->features);
+    for (int i = 0; i < 3; i++)
+        free(cut->halves[i]);
+}
+
+/* Odd and even grids, one row, one column, one cell; several references, one, none. */
+static void test_nearest(void)
+{
+    static const struct {
+        const char *name;
+        int h, w;
+    } grids[] = {{"odd", 9, 11}, {"even", 8, 10}, {"row", 1, 11}, {"column", 9, 1}, {"cell", 1, 1}};
+    static const int counts[] = {3, 1, 0};
+    REQUIRE(golden_open("method_amm"));
+    for (int g = 0; g < 5; g++)
+        for (int i = 0; i < 3; i++) {
+            Cut cut;
+            Error err;
+            float nearest[512];
+            REQUIRE(!cut_new(&cut, grids[g].h, grids[g].w, counts[i]));
+            CHECK(!amm_nearest(nearest, &cut.t.c, &err));
+            CHECK_GOLDEN(nearest, 1e-6, "nearest.%s.%d", grids[g].name, counts[i]);
+            cut_free(&cut);
+        }
+}
+
+/* Channels beyond squared_distance's part of 512, and a rest that fills no vector. */
+static void test_nearest_channels(void)
+{
+    enum { H = 3, W = 2, C = 1187 };
+    static float features[H * W * C];
+    static uint16_t halves[H * W * C];
+    unsigned seed = 1;
+    double expected = 0;
+    float nearest[H * W];
+    Error err;
+    for (int i = 0; i < H * W * C; i++) {
+        features[i] = (float)((seed = seed * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1;
+        halves[i] = f32_to_f16((float)((seed = seed * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1);
+    }
+    Objects reference = {.features16 = halves};
+    const Comparison c = {.query = {.grid_h = H, .grid_w = W, .channels = C, .features = features},
+                          .k = 1,
+                          .references = &reference};
+    REQUIRE(!amm_nearest(nearest, &c, &err));
+    for (int block = 0; block < 2; block++) { /* the query's upper block and each of the reference's */
+        double sum = 0;
+        for (int i = 0; i < C; i++) {
+            double mine = 0, other = 0;
+            for (int p = 0; p < 4; p++)
+                mine += features[p * C + i] / 4.0;
+            for (int p = 0; p < (block ? 2 : 4); p++)
+                other += f16_to_f32(halves[(4 * block + p) * C + i]) / (block ? 2.0 : 4.0);
+            sum += (mine - other) * (mine - other);
+        }
+        expected = block ? fmin(expected, sum) : sum;
+    }
+    CHECK_MSG(fabs(nearest[0] - sqrt(expected)) < 1e-5 * sqrt(expected), "%.9g, not %.9g", (double)nearest[0],
+              sqrt(expected));
+    CHECK(nearest[1] == nearest[0] && nearest[2] == nearest[0] && nearest[3] == nearest[0]);
 }
 
 static void test_quantiles(void)
@@ -412,6 +531,71 @@ static void test_quantiles(void)
     CHECK(quantile_sorted(sorted, 0, 0.5) == 0 && quantile_sorted(sorted, 1, 0.95) == sorted[0]);
     Spread flat = amm_spread((float[]){2, 2, 2}, 3, 0); /* no spread at all: z is large, but a number */
     CHECK(isfinite(amm_z(&flat, 2.5f)) && amm_z(&flat, 2) == 0);
+}
+
+/* z of logical scores: normal images of many values, of one value, one image, none; scores far beyond them. */
+static void test_logical_z(void)
+{
+    static const struct {
+        const char *name;
+        int n;
+    } banks[] = {{"37", 37}, {"5", 5}, {"1", 1}, {"0", 0}, {"equal", 5}};
+    static const char *const widths[] = {"0.05", "0.7"};
+    REQUIRE(golden_open("method_amm"));
+    const float *values = GOLDEN_F32("values"), *asked = GOLDEN_F32("logical.asked");
+    const int n = (int)golden_tensor("logical.asked")->n_elements;
+    REQUIRE(n <= 64);
+    for (int b = 0; b < 5; b++)
+        for (int width = 0; width < 2; width++) {
+            float normal[37], found[64];
+            for (int i = 0; i < banks[b].n; i++)
+                normal[i] = strcmp(banks[b].name, "equal") == 0 ? values[0] : values[i];
+            for (int i = 0; i < n; i++)
+                found[i] = amm_logical_z(normal, banks[b].n, width ? 0.7f : 0.05f, asked[i]);
+            CHECK_GOLDEN(found, 1e-6, "logical.%s.%s", banks[b].name, widths[width]);
+        }
+    const float normal[3] = {0, 0.1f, 0.2f}, far = amm_logical_z(normal, 3, 0.05f, 1e30f);
+    CHECK(fabsf(far - log10f(2.5f)) < 1e-6f); /* p = 1/5: no score claims more than three images show */
+    CHECK(fabsf(amm_logical_z(normal, 3, 0.05f, -1e30f) - log10f(0.625f)) < 1e-6f); /* p = 4/5 */
+    for (int i = 0; i < 3; i++) /* a width of 0 is a step: 1/2 of an equal score counts */
+        CHECK(fabsf(amm_logical_z(normal, 3, 0, normal[i]) + log10f(2 * (3.5f - (float)i) / 5)) < 1e-6f);
+    float before = -INFINITY;
+    for (int i = -20; i <= 40; i++) { /* between and beyond the normal scores the order of scores is kept */
+        const float z = amm_logical_z(normal, 3, 0.05f, 0.01f * (float)i);
+        CHECK(z > before);
+        before = z;
+    }
+}
+
+/* docs/METHOD.md's example: z of L = 0.2 and of L = 1 beside the L of three normal images, 0.1, 0.2 and 0.3. */
+static void test_example_logical_z(void)
+{
+    const float normal[3] = {0.1f, 0.2f, 0.3f};
+    const float between = amm_logical_z(normal, 3, 0.05f, 0.2f), far = amm_logical_z(normal, 3, 0.05f, 1);
+    CHECK_MSG(fabsf(between) < 1e-6f, "%g", (double)between);
+    CHECK_MSG(fabsf(far - 0.39794f) < 1e-5f, "%g", (double)far);
+}
+
+/* docs/METHOD.md's example: a 4x4 grid of zeros in which one cell is 4; the reference has zeros, and in one cell of
+ * the same block, or of a neighbour, 3. */
+static void test_example_nearest(void)
+{
+    static const int places[] = {0, 1, 2, 15}; /* the reference's cell: the same block, or its neighbours */
+    for (int i = 0; i < 4; i++) {
+        const float features[16] = {[5] = 4};
+        uint16_t halves[16] = {0};
+        float nearest[16];
+        Objects reference = {.features16 = halves};
+        const Comparison c = {.query = {.grid_h = 4, .grid_w = 4, .channels = 1, .features = features},
+                              .k = 1,
+                              .references = &reference};
+        Error err;
+        halves[places[i]] = f32_to_f16(3);
+        REQUIRE(!amm_nearest(nearest, &c, &err));
+        for (int p = 0; p < 16; p++)
+            CHECK_MSG(nearest[p] == (p == 0 || p == 1 || p == 4 || p == 5 ? 0.25f : 0), "cell %d: %g", p,
+                      (double)nearest[p]);
+    }
 }
 
 /* A grid of one cell and an object without weight: divisors of zero. */
@@ -434,8 +618,8 @@ static void test_one_cell(void)
     REQUIRE(!structural(map, &t, 1, &options, NULL));
     CHECK(map[0] == 0);
     REQUIRE(!amm_in_units(map, &t.c, coverage, &err));
-    CHECK(map[0] == 0 && amm_score(map, 1, SCORE_TOP1, scratch) == 0 &&
-          amm_score(map, 0, SCORE_MAX, scratch) == 0);
+    CHECK(map[0] == 0 && amm_score(map, 1, 1, SCORE_TOP1, scratch) == 0 &&
+          amm_score(map, 1, 1, SCORE_MAX, scratch) == 0);
     CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
 
@@ -479,9 +663,15 @@ int main(void)
     RUN(test_threads);
     RUN(test_unmatched);
     RUN(test_units_and_scores);
+    RUN(test_block_score);
+    RUN(test_nearest);
+    RUN(test_nearest_channels);
+    RUN(test_logical_z);
     RUN(test_quantiles);
     RUN(test_one_cell);
     RUN(test_example);
+    RUN(test_example_logical_z);
+    RUN(test_example_nearest);
     st_close(golden);
     return test_summary();
 }

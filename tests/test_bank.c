@@ -119,15 +119,16 @@ static Options defaults(void)
                                            {"claims", "0"},
                                            {"register-reach", "0"},
                                            {"register-unmatched", "0"},
-                                           {"fusion", "sum"},
                                            {"epsilon", "0.01"},
                                            {"blur", "1"},
+                                           {"nearest-weight", "0"},
                                            {"score", "max"},
                                            {"object-quantile", "0.95"},
                                            {"delta-logical", "0.05"},
                                            {"delta-structural", "0.05"},
                                            {"loo-images", "60"},
-                                           {"only", "both"}};
+                                           {"only", "both"},
+                                           {"threshold-quantile", "0.97"}};
     Options o;
     options_default(&o);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
@@ -159,8 +160,11 @@ static void check_variant(const char *name, const Options *options)
         CHECK(fabsf(bank.loo_score[i] - loo[3 * i + 2]) < 3e-4f &&
               (i == 0 || bank.loo_sorted[i - 1] <= bank.loo_sorted[i]));
     }
-    CHECK(fabsf(bank.structural.median - spread[0]) < 3e-5f &&
-          fabsf(bank.logical.median - spread[2]) < 3e-5f);
+    const float width = bank.structural.q95 - bank.structural.median + bank.structural.delta;
+    CHECK(fabsf(bank.structural.median - spread[0]) < 3e-5f && fabsf(width - spread[1]) < 3e-5f);
+    CHECK_MSG(fabsf(bank.nearest_unit - spread[2]) <= 1e-5f * spread[2], "%s: nearest unit %g, expected %g",
+              name, (double)bank.nearest_unit, (double)spread[2]);
+    CHECK(fabsf(bank.threshold - GOLDEN_F32("%s.threshold", name)[0]) < 3e-4f);
     REQUIRE(!detect_in_scene(&c, &bank, &scene, -1, &err));
     CHECK_GOLDEN_INTS(c.references, "%s.references", name);
     for (int r = 0; r < c.k; r++) {
@@ -169,6 +173,8 @@ static void check_variant(const char *name, const Options *options)
     }
     CHECK_GOLDEN(c.unmatched, 3e-5, "%s.unmatched", name);
     CHECK_GOLDEN(c.counted, 3e-5, "%s.counted", name);
+    if (bank.nearest_unit > 0)
+        CHECK_GOLDEN(c.nearest, 1e-5, "%s.nearest", name);
     CHECK_GOLDEN(c.structural, 3e-5, "%s.structural", name);
     CHECK_GOLDEN(c.logical, 3e-5, "%s.logical", name);
     /* z divides by the spread of seven scores, which enlarges the errors. */
@@ -183,7 +189,7 @@ static void test_golden(void)
 {
     REQUIRE(golden_open("method_bank"));
     Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(),
-            dustbin = defaults(), shifted = defaults(), registered = defaults();
+            dustbin = defaults(), shifted = defaults(), registered = defaults(), nearest = defaults();
     check_variant("default", &plain);
     pixel.amm.align_pixel = 1, pixel.retrieval = RETRIEVAL_L2, pixel.k = 2;
     check_variant("pixel_l2", &pixel);
@@ -200,10 +206,14 @@ static void test_golden(void)
     shifted.dcga.channel_graph = CHANNEL_SOFTMAX;
     check_variant("shifted_softmax", &shifted);
     set(&registered, "register-reach", "2"), set(&registered, "register-unmatched", "1");
-    set(&registered, "fusion", "smoothmax");
     check_variant("registered", &registered);
     set(&registered, "claims", "1");
     check_variant("claims", &registered);
+    set(&nearest, "nearest-weight", "0.5"), set(&nearest, "score", "top1");
+    check_variant("nearest", &nearest);
+    set(&nearest, "nearest-weight", "2"), set(&nearest, "score", "max");
+    set(&nearest, "object-quantile", "0"), set(&nearest, "delta-logical", "0.3");
+    check_variant("nearest_alone", &nearest);
 }
 
 /* The text of every option. */
@@ -230,7 +240,8 @@ static void test_method(void)
                                            {"register-reach", "0"},
                                            {"register-unmatched", "0"},
                                            {"claims", "0"},
-                                           {"object-quantile", "0"}};
+                                           {"object-quantile", "0"},
+                                           {"nearest-weight", "0"}};
     static Texts ours, found;
     unsigned char was_set[MAX_OPTIONS] = {0};
     const OptionSpec *word = option_find("method");
@@ -315,7 +326,7 @@ static void test_count(void)
 {
     REQUIRE(golden_open("method_count"));
     Options o = defaults();
-    set(&o, "alpha-unmatched", "0.05"), set(&o, "fusion", "smoothmax");
+    set(&o, "alpha-unmatched", "0.05");
     check_variant("apart", &o);
     set(&o, "count", "1");
     check_variant("counted", &o);
@@ -403,6 +414,7 @@ static void test_round_trip(void)
     Error err = {""};
     char again[80];
     REQUIRE(golden_open("method_bank"));
+    options.amm.nearest_weight = 0.7f;
     options.amm.epsilon = 1e-9f, options.omm.tau = 0.0123456789f, options.flag_damage = 1 / 3.0,
     options.dcga.object_tau = 1e-6f;
     if (build(&bank, 7, &options))
@@ -418,6 +430,7 @@ static void test_round_trip(void)
           loaded.options.dcga.object_tau == options.dcga.object_tau);
     CHECK(strcmp(loaded.names[3], "image.png") == 0 && strcmp(loaded.vit.sha256, bank.vit.sha256) == 0 &&
           !loaded.sam.name[0]);
+    CHECK(bank.nearest_unit > 0 && loaded.nearest_unit == bank.nearest_unit);
     CHECK(loaded.threshold == bank.threshold && loaded.flag_extra == bank.flag_extra &&
           loaded.flag_missing == bank.flag_missing);
     snprintf(again, sizeof again, "%s.again", temporary());
@@ -431,6 +444,8 @@ static void test_round_trip(void)
     /* Calibrated again from the loaded images: the file rounds nothing more, so nothing changes. */
     CHECK(!calibrate(&loaded, NULL, NULL, NULL, &err));
     CHECK(flatten(after, &loaded) == n && memcmp(before, after, n * sizeof(float)) == 0);
+    loaded.options.amm.nearest_weight = 0; /* then its unit is not kept, either */
+    CHECK(!calibrate(&loaded, NULL, NULL, NULL, &err) && loaded.nearest_unit == 0);
     unlink(temporary()), unlink(again);
     bank_free(&bank), bank_free(&loaded);
 }
@@ -467,6 +482,7 @@ static void test_threads(void)
 #ifdef _OPENMP
     static float one[MOST], more[MOST];
     Options options = defaults();
+    options.amm.nearest_weight = 0.5f;
     REQUIRE(golden_open("method_bank"));
     int before = omp_get_max_threads();
     size_t n = 0;
@@ -488,7 +504,8 @@ static void test_threads(void)
 #endif
 }
 
-/* Threshold and flags are quantiles of the normal images' own scores and evidence. */
+/* Threshold and flags are quantiles of the normal images' own scores and evidence. 21 scores are enough for the
+ * threshold. */
 static void test_thresholds(void)
 {
     REQUIRE(golden_open("method_bank"));
@@ -496,9 +513,10 @@ static void test_thresholds(void)
         Options options = defaults();
         Bank bank;
         options.flag_quantile = options.threshold_quantile = end;
-        if (build(&bank, 7, &options))
+        if (build_repeated(&bank, 7, 3, &options))
             return;
         int last = bank.n_loo - 1;
+        CHECK(bank.n_loo == 21 && !bank_extends_threshold(&bank));
         CHECK(bank.threshold == bank.loo_sorted[end ? last : 0] &&
               bank.loo_sorted[0] < bank.loo_sorted[last]);
         float extra = bank.loo_extra[0], missing = bank.loo_missing[0];
@@ -514,6 +532,44 @@ static void test_thresholds(void)
                   bank.loo_missing[i] <= bank.loo_logical[i] + 1e-6f);
         bank_free(&bank);
     }
+}
+
+/* Few scores: the threshold is at least the extended one, against the reference. */
+static void test_few_scores(void)
+{
+    static const int counts[] = {1, 2, 3, 19, 20, 37};
+    REQUIRE(golden_open("method_amm"));
+    const float *values = GOLDEN_F32("values");
+    for (int i = 0; i < 6; i++) {
+        const int n = counts[i];
+        float score[37], sorted[37], evidence[37] = {0};
+        Bank bank = {.n_loo = n,
+                     .loo_score = score,
+                     .loo_sorted = sorted,
+                     .loo_extra = evidence,
+                     .loo_missing = evidence,
+                     .options = defaults()};
+        memcpy(score, values, sizeof score);
+        bank_thresholds(&bank);
+        const float *expected = GOLDEN_F32("threshold.%d", n); /* extended, then of the bank */
+        CHECK_MSG(fabsf(bank.threshold - expected[1]) < 1e-5f, "%d scores: %g, not %g", n,
+                  (double)bank.threshold, (double)expected[1]);
+        CHECK(bank_extends_threshold(&bank) == (n < 20) &&
+              (n >= 20 || bank.threshold >= expected[0] - 1e-5f));
+    }
+    /* Two scores: median 2, mean excess 1, threshold 2 + log 10. Equal scores have no excess. */
+    float score[2] = {3, 1}, sorted[2], evidence[2] = {0};
+    Bank two = {.n_loo = 2,
+                .loo_score = score,
+                .loo_sorted = sorted,
+                .loo_extra = evidence,
+                .loo_missing = evidence,
+                .options = defaults()};
+    bank_thresholds(&two);
+    CHECK(fabsf(two.threshold - 2 - logf(10)) < 1e-6f);
+    score[0] = 1;
+    bank_thresholds(&two);
+    CHECK(two.threshold == 1);
 }
 
 /* ---- unusual banks -----------------------------------------------------------------------------*/
@@ -915,7 +971,21 @@ static const Damage DAMAGES[] = {
      .f32 = NAN,
      .expect = "objects.centroids"},
     {.what = "NaN alpha", .key = "calibration.alpha", .value = "nan", .expect = "calibration.alpha"},
-    {.what = "no median", .key = "calibration.logical.median", .expect = "calibration.logical.median"},
+    {.what = "no median", .key = "calibration.structural.median", .expect = "calibration.structural.median"},
+    {.what = "no nearest unit", .key = "calibration.nearest_unit", .expect = "calibration.nearest_unit"},
+    {.what = "negative nearest unit",
+     .key = "calibration.nearest_unit",
+     .value = "-1",
+     .expect = "calibration.nearest_unit"},
+    {.what = "vanishing nearest unit",
+     .key = "calibration.nearest_unit",
+     .value = "1e-44",
+     .expect = "calibration.nearest_unit"},
+    {.what = "an old bank",
+     .key = "samlad.bank_version",
+     .value = "1",
+     .expect = "a bank of version 1, this program knows version 2: build it again"},
+    {.what = "no version", .key = "samlad.bank_version", .expect = "version (none)"},
     {.what = "infinite q95",
      .key = "calibration.structural.q95",
      .value = "inf",
@@ -923,6 +993,7 @@ static const Damage DAMAGES[] = {
     {.what = "k of 0", .key = "option.k", .value = "0", .expect = "option.k"},
     {.what = "k in words", .key = "option.k", .value = "five", .expect = "option.k"},
     {.what = "unknown option", .key = "option.magic", .value = "1", .expect = "option.magic"},
+    {.what = "option that went out", .key = "option.fusion", .value = "sum", .expect = "option.fusion"},
 };
 
 /* A copy of the good bank with the damage. */
@@ -1140,6 +1211,7 @@ int main(void)
     RUN(test_options_round_trip);
     RUN(test_threads);
     RUN(test_thresholds);
+    RUN(test_few_scores);
     RUN(test_one_image);
     RUN(test_count_without_bound);
     RUN(test_recommended_grid);
