@@ -5,10 +5,10 @@
  *   claims      cells that the references' masks expect of an object become its own         [n][h·w]
  *   structural  Σ_i w_i(p)·M_i(p), M² = dᵀΣ⁻¹d, d = f(p) - μ over the samples at the places [h·w]
  *   in units    divided by the matched objects' own variation, their units                  [h·w]
- *   nearest     distance to the nearest reference feature at the same place                 [h·w]
+ *   nearest     distance to the nearest features of the references, about the same place    [h·w]
  *   logical     U on the query's objects, V on the objects that it lacks                    [h·w]
- *   scores      A = the largest percent of the structural map; L = the largest mean of U, or the mean of the
- *               largest V; z of both; one score. */
+ *   scores      A = mean of the largest percent of both together; L = the largest mean of U, or the mean of
+ *               the largest V; z of both; one score. */
 #include "amm.h"
 
 #include <math.h>
@@ -636,4 +636,24 @@ float amm_fuse(float a, float l, Only only)
     if (only != ONLY_BOTH)
         return only == ONLY_STRUCTURAL ? a : l;
     return fmaxf(a, l) + log1pf(expf(-fabsf(a - l))) - log1pf(1);
+}
+
+/* One of n + 1 normal images is expected above the largest score of the other n. So few scores are extended: half
+ * of the normal images exceed the median. If their excess is exponential with mean m, the part of all that exceeds
+ * median + t is (1/2)·exp(-t/m). It is one in 20 at t = m·log(20/2). */
+static float extended_threshold(const float *sorted, int n)
+{
+    const float median = quantile_sorted(sorted, n, 0.5);
+    float excess = 0;
+    int above = 0;
+    for (int i = 0; i < n; i++)
+        if (sorted[i] > median)
+            excess += sorted[i] - median, above++;
+    return above ? median + excess / above * logf(0.5f * AMM_FEW_SCORES) : median;
+}
+
+float amm_threshold(const float *sorted, int n, double quantile)
+{
+    const float threshold = quantile_sorted(sorted, n, quantile);
+    return n < AMM_FEW_SCORES ? fmaxf(threshold, extended_threshold(sorted, n)) : threshold;
 }

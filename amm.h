@@ -123,4 +123,10 @@ float amm_logical_z(const float *normal, int n, float width, float score);
 /* One score of two z: smoothmax, log(e^a + e^l) - log 2 [ours]. */
 float amm_fuse(float structural_z, float logical_z, Only only);
 
+/* Fewer scores do not show which score one normal image in 20 exceeds. */
+enum { AMM_FEW_SCORES = 20 };
+/* The score above which an image is anomalous: the quantile of the n > 0 fused scores of normal images, in
+ * order. If they are few, it is at least the extended threshold [ours]. */
+float amm_threshold(const float *sorted, int n, double quantile);
+
 #endif

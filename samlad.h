@@ -73,9 +73,12 @@ int samlad_bank_recalibrate(Samlad *s, const char *path, SamladProgress progress
 int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *const *names, int n,
                             SamladProgress progress, void *user, Error *err);
 int samlad_bank_size(const Samlad *s); /* normal images; 0: no bank. */
-/* A score above it is anomalous. It is the quantile threshold-quantile of the bank's leave-one-out scores.
- * NAN: no bank, or a bank of one image or of copies of one. */
+/* A score above it is anomalous. It is the quantile threshold-quantile of the bank's leave-one-out scores. If these
+ * are few, it is extended. NAN: no bank, or a bank of one image or of copies of one. */
 float samlad_bank_threshold(const Samlad *s);
+/* The number n of leave-one-out scores if it is below 20; else 0. Of n + 1 normal images one is expected above the
+ * largest score of the other n, so the threshold is extended: excesses over the median are taken as exponential. */
+int samlad_bank_few_scores(const Samlad *s);
 const char *samlad_bank_name(const Samlad *s, int image);
 
 /* ---- for long runs -----------------------------------------------------------------------------*/
@@ -127,7 +130,7 @@ typedef struct SamladResult {
     int grid_w, grid_h;        /* of the maps. */
     float score;               /* fused: sort by it. */
     float structural, logical; /* A and L */
-    float structural_z, logical_z;
+    float structural_z, logical_z; /* logical_z is at most log10((n + 2)/2) for n scores of the bank. */
     float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value. */
     float threshold; /* as samlad_bank_threshold */
     int anomalous;   /* 1: the score is above the threshold, 0: it is not, -1: there is no threshold. */

@@ -197,28 +197,18 @@ int bank_begin_calibration(Bank *b, Error *err)
     return 0;
 }
 
-/* The quantile of n unsorted values; sorted [n] is left in order. */
-static float quantile_of(float *sorted, const float *values, int n, double q)
+/* Sort n values into sorted [n]. */
+static void sort_into(float *sorted, const float *values, int n)
 {
     memcpy(sorted, values, n * sizeof *sorted);
     qsort(sorted, n, sizeof *sorted, compare_floats);
-    return quantile_sorted(sorted, n, q);
 }
 
-/* One of n + 1 normal images exceeds the largest of n. So fewer scores do not show what one in 20 exceeds. */
-enum { FEW_SCORES = 20 };
-
-/* The score that one normal image in 20 would exceed, if the excess over the median, which half of them have,
- * were exponential [ours]. Its mean m is estimated: (1/2)·exp(-excess/m) = 1/20. */
-static float extended_threshold(const float *sorted, int n)
+/* The quantile of n unsorted values; sorted [n] is scratch. */
+static float quantile_of(float *sorted, const float *values, int n, double q)
 {
-    const float median = quantile_sorted(sorted, n, 0.5);
-    float excess = 0;
-    int above = 0;
-    for (int i = 0; i < n; i++)
-        if (sorted[i] > median)
-            excess += sorted[i] - median, above++;
-    return above ? median + excess / above * logf(0.5f * FEW_SCORES) : median;
+    sort_into(sorted, values, n);
+    return quantile_sorted(sorted, n, q);
 }
 
 void bank_thresholds(Bank *b)
@@ -229,14 +219,13 @@ void bank_thresholds(Bank *b)
         return;
     b->flag_extra = quantile_of(b->loo_sorted, b->loo_extra, b->n_loo, b->options.flag_quantile);
     b->flag_missing = quantile_of(b->loo_sorted, b->loo_missing, b->n_loo, b->options.flag_quantile);
-    b->threshold = quantile_of(b->loo_sorted, b->loo_score, b->n_loo, b->options.threshold_quantile);
-    if (bank_extends_threshold(b))
-        b->threshold = fmaxf(b->threshold, extended_threshold(b->loo_sorted, b->n_loo));
+    sort_into(b->loo_sorted, b->loo_score, b->n_loo);
+    b->threshold = amm_threshold(b->loo_sorted, b->n_loo, b->options.threshold_quantile);
 }
 
 int bank_extends_threshold(const Bank *bank)
 {
-    return bank->n_loo > 0 && bank->n_loo < FEW_SCORES;
+    return bank->n_loo > 0 && bank->n_loo < AMM_FEW_SCORES;
 }
 
 VerdictOptions bank_verdicts(const Bank *bank)

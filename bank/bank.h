@@ -105,14 +105,14 @@ int bank_same_image(const Bank *bank, int i, int j);
 
 /* Buffers of channel_std, units, nearest, and leave-one-out scores of n_loo images. */
 int bank_calibration_buffers(Bank *bank, int n_loo, Error *err);
-/* Drop an earlier calibration and allocate the next. Objects' units are 1, loo_index holds the images that are
- * left out in turn, and the rest has no values. */
+/* Drop an earlier calibration and allocate the next. Objects' units are 1, loo_index holds the images that
+ * are left out in turn, and the rest has no values. */
 int bank_begin_calibration(Bank *bank, Error *err);
 /* channel_std: standard deviation of each channel over all cells of all images. 0, or -1: no memory. */
 int bank_channel_std(Bank *bank, Error *err);
 /* loo_sorted, flags and threshold from the leave-one-out scores. */
 void bank_thresholds(Bank *bank);
-/* 1 if the leave-one-out scores are so few, below 20, that the threshold is extended beyond their quantile. */
+/* 1 if the leave-one-out scores are so few, below AMM_FEW_SCORES, that the threshold is extended. */
 int bank_extends_threshold(const Bank *bank);
 /* The options of verdict.h, from a bank's options and calibration. */
 VerdictOptions bank_verdicts(const Bank *bank);

@@ -80,7 +80,7 @@ const OptionSpec option_table[] = {
     {"flag-unmatched", OPTION_DOUBLE, AT(flag_unmatched), 0, 1, NULL, 0, "report: U or V above which an object is extra or missing"},
     {"flag-quantile", OPTION_DOUBLE, AT(flag_quantile), 0, 1, NULL, 0, "report: and above this quantile of the bank's own images"},
     {"threshold-quantile", OPTION_DOUBLE, AT(threshold_quantile), 0, 1, NULL, 0,
-     "verdict: scores above this quantile of the bank's own are anomalous"},
+     "verdict: scores above this quantile of the bank's own are anomalous (of fewer than 20: extended)"},
 };
 
 /* What method paper sets: [paper]'s value, else [secondary]'s, else [block]'s. All other options stay

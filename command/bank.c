@@ -49,6 +49,22 @@ static int bank_make(Args *args, const ImageList *list, Samlad *s, Error *err)
     return samlad_bank_build(s, (const char *const *)list->paths, list->n, show_progress, &progress, err);
 }
 
+/* What the verdicts of this bank rest on. */
+static void tell_threshold(const Samlad *s)
+{
+    const int few = samlad_bank_few_scores(s);
+    if (isnan(samlad_bank_threshold(s))) {
+        printf("one image, or copies of one: no verdicts, only the order of the scores will say something\n");
+        return;
+    }
+    printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
+           (double)samlad_bank_threshold(s));
+    if (few)
+        printf("of %d normal images one is expected above the largest score of the other %d, so the "
+               "threshold is extended: excesses over the median are taken as exponential\n",
+               few + 1, few);
+}
+
 static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
 {
     double start = clock_seconds();
@@ -56,11 +72,7 @@ static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
         return -1;
     const int n = samlad_bank_size(s);
     printf("%s: %d normal image%s, %.1f s\n", args->out, n, n == 1 ? "" : "s", clock_seconds() - start);
-    if (!isnan(samlad_bank_threshold(s)))
-        printf("scores above %.4f are called anomalous (--threshold-quantile of the images' own)\n",
-               (double)samlad_bank_threshold(s));
-    else
-        printf("one image, or copies of one: no verdicts, only the order of the scores will say something\n");
+    tell_threshold(s);
     return 0;
 }
 

@@ -98,6 +98,8 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "register-unmatched=0",
         "claims=0",
         "object-quantile=0", /* no objects' units. */
+        "nearest-weight=0",  /* no nearest features. */
+        "score=max",         /* the largest cell, no blocks. */
         "no-objects=1",      /* PaDiM on the k references. */
         "only=structural",
         "only=logical",

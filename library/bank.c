@@ -167,6 +167,11 @@ float samlad_bank_threshold(const Samlad *s)
     return s->has_bank ? s->bank.threshold : NAN;
 }
 
+int samlad_bank_few_scores(const Samlad *s)
+{
+    return s->has_bank && bank_extends_threshold(&s->bank) ? s->bank.n_loo : 0;
+}
+
 const char *samlad_bank_name(const Samlad *s, int image)
 {
     return s->has_bank && image >= 0 && image < s->bank.n_images ? s->bank.names[image] : "?";

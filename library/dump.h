@@ -6,7 +6,7 @@
 #include "io/safetensors.h"
 
 /* Dumps dcga.descriptors, references, omm.scores.R and omm.assignment.R of each reference, amm.structural,
- * amm.logical, amm.map, scores. 0, or -1: no memory. */
+ * amm.nearest, amm.logical, amm.map, scores. 0, or -1: no memory. */
 int dump_detection(StWriter *dump, const Detection *d, Error *err);
 
 #endif

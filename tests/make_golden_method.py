@@ -7,7 +7,7 @@ This is docs/METHOD.md 2 and 4 to 7 in float64 and as literally as possible. It 
 code. It has the symmetric square root where the C code has a Cholesky factor, the C×C inverse where that has a low-rank
 identity, and SuperGlue's log_optimal_transport by its published formula. The text leaves a few choices open, such as the
 four partners, or the precision of a bank. There the choice is the C code's, and a comment says so. A function has the
-name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c, bank/bank.c. Defaults are the method's. verdict.c has no
+name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Defaults are the method's. verdict.c has no
 goldens: test_bank.c tests it. The files keep a bank's words: `coverage` is "weights" there, `units` is "scale". Needs
 numpy, scipy, torch.
 """
@@ -460,10 +460,8 @@ def extended_threshold(scores):
     return median + (above - median).mean() * np.log(0.5 / 0.05) if len(above) else median
 
 
-def bank_thresholds(scores, quantile=0.97):
-    """The quantile; of fewer than 20 scores at least the extended threshold; of none NaN."""
-    if len(scores) == 0:
-        return np.nan
+def amm_threshold(scores, quantile=0.97):
+    """The quantile; of fewer than 20 scores at least the extended threshold."""
     return max(np.quantile(scores, quantile), extended_threshold(scores) if len(scores) < 20 else -np.inf)
 
 
@@ -616,7 +614,7 @@ class Bank:
         if len(self.images) > 1:
             self.settle_units(*self.first_pass())
             self.spread_scores(*self.second_pass(loo))
-        self.threshold = bank_thresholds(self.loo[:, 2])
+        self.threshold = amm_threshold(self.loo[:, 2]) if len(self.loo) else np.nan
 
     def first_pass(self):
         """A quantile of every object's own leave-one-out map, NaN where it was compared with nothing; every image's score of nearest features."""
@@ -848,7 +846,7 @@ def make_amm(out):
             tensors[f"logical.{name}.{width}"] = amm_logical_z(normal, width, asked)
     tensors["logical.asked"] = asked
     for n in (1, 2, 3, 19, 20, 37):
-        tensors[f"threshold.{n}"] = np.array([extended_threshold(values[:n]), bank_thresholds(values[:n])])
+        tensors[f"threshold.{n}"] = np.array([extended_threshold(values[:n]), amm_threshold(values[:n])])
     save(f"{out}/method_amm.safetensors", tensors)
 
 

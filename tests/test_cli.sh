@@ -445,7 +445,7 @@ expect 2 "a category outside of the data set" "$bin" eval . -o x --category ../y
 expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
 expect 0 "info of a dump" "$bin" info d.safetensors
 for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embedding sam.masks sam.iou_predictions sam.stability_scores sam.boxes sam.points \
-    objects.weights objects.pooled objects.centroids dcga.descriptors omm.scores.1 omm.assignment.1 references amm.structural amm.logical amm.map scores; do
+    objects.weights objects.pooled objects.centroids dcga.descriptors omm.scores.1 omm.assignment.1 references amm.nearest amm.structural amm.logical amm.map scores; do
     says "  $t "
 done
 expect 0 "detect with a bank in bf16" "$bin" detect --bank half.bank new/a.ppm --dump dh.safetensors $weights
