@@ -604,6 +604,14 @@ float amm_score(const float *map, int h, int w, AmmScore score, float *scratch)
     return amm_largest_percent(scratch, n_blocks(h) * n_blocks(w));
 }
 
+float amm_block_mean(const float *map, int h, int w, int p)
+{
+    const int top = p / w / 2 * 2, left = p % w / 2 * 2, bottom = top + 1 < h ? top + 1 : top,
+              right = left + 1 < w ? left + 1 : left;
+    return 0.25f * ((map[top * w + left] + map[top * w + right]) +
+                    (map[bottom * w + left] + map[bottom * w + right]));
+}
+
 float amm_z(const Spread *spread, float v)
 {
     float width = spread->q95 - spread->median + spread->delta;

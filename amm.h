@@ -108,6 +108,9 @@ float amm_largest_percent(float *values, int n);
 /* The mean of the top 1 % of the means of 2x2 cells of map [h][w], or the map's largest cell. scratch [h*w]. */
 float amm_score(const float *map, int h, int w, AmmScore score, float *scratch);
 
+/* The mean of the map [h][w] over the 2x2 block of cell p, one of those of amm_score. */
+float amm_block_mean(const float *map, int h, int w, int p);
+
 /* The distribution of a bank's leave-one-out structural scores. */
 typedef struct Spread {
     float median, q95, delta;

@@ -108,7 +108,7 @@ typedef struct SamladObject {
     float unmatched;    /* mean of U over the references, 0..1. */
     int alike;          /* number of objects that are alike, this one included. */
     float counted;      /* mean of U of all alike together: about 1 when one of them is too many. */
-    float damage;       /* largest structural z on the object. */
+    float damage;       /* structural z of the 2x2 block around the largest value on the object. */
     float damage_at[2]; /* its place: x, y in pixels. */
     SamladVerdict verdict;
     int n_matches;

@@ -79,11 +79,11 @@ static int worst_cell(const float *map, const float *coverage, int n_cells, floa
     return at;
 }
 
-/* Is the map at this cell (-1: none) far above the scores of normal images? */
-static int damaged_at(const float *map, int cell, const VerdictOptions *options)
+/* Is this value of the map far above the scores of normal images? */
+static int is_damage(float value, const VerdictOptions *options)
 {
-    return options->only != ONLY_LOGICAL && options->spread && cell >= 0 &&
-           amm_z(options->spread, map[cell]) > options->flag_damage;
+    return options->only != ONLY_LOGICAL && options->spread &&
+           amm_z(options->spread, value) > options->flag_damage;
 }
 
 int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictOptions *options, Error *err)
@@ -102,9 +102,11 @@ int verdict_objects(Verdict *verdicts, const VerdictInput *input, const VerdictO
         if (cell < 0) /* too thin to cover half of a cell: take all cells that it touches. */
             cell = worst_cell(map, claimed, n_cells, FLT_TRUE_MIN);
         verdicts[i] = (Verdict){.alike = count_alike(o, i, options), .damage_cell = cell};
+        if (cell >= 0)
+            verdicts[i].damage = amm_block_mean(map, o->grid_h, o->grid_w, cell);
         if (options->only != ONLY_STRUCTURAL && roles[i] == ROLE_NAMED)
             verdicts[i].verdict = OBJECT_EXTRA;
-        else if (damaged_at(map, cell, options))
+        else if (cell >= 0 && is_damage(verdicts[i].damage, options))
             verdicts[i].verdict = OBJECT_DAMAGED;
     }
     free(roles);

@@ -1,7 +1,7 @@
 /* verdict.h - which objects are extra or damaged, which are missing, and the evidence [ours] (docs/METHOD.md
  * 7).
  *
- * A verdict must exceed a fixed limit: flag_unmatched for U or V, flag_damage for z. An extra or missing
+ * A verdict must exceed a fixed limit: flag_unmatched for U or V, flag_damage for z of a 2x2 block. An extra or missing
  * object must also exceed the evidence that the bank's normal images give against each other. So segmentation
  * noise that is usual for this product is not reported. If similar objects are together one too many, or one
  * too few, one object stands for all. */
@@ -29,6 +29,7 @@ typedef struct Verdict {
     ObjectVerdict verdict;
     int alike;       /* number of objects like it, itself included. */
     int damage_cell; /* where its structural map is largest; -1: it touches no cell. */
+    float damage;    /* the mean of the map over this cell's 2x2 block: the score is made of such means. */
 } Verdict;
 
 /* An object of the references that the query lacks. */

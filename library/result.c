@@ -119,7 +119,7 @@ static void set_verdict(SamladObject *object, const Verdict *v, const Spread *sp
     object->verdict = verdict_of(v->verdict);
     if (at < 0)
         return;
-    object->damage = amm_z(spread, d->structural[at]);
+    object->damage = amm_z(spread, v->damage);
     object->damage_at[0] = (at % w + 0.5f) * r->width / w;
     object->damage_at[1] = (at / w + 0.5f) * r->height / h;
 }

@@ -415,6 +415,8 @@ static void test_block_score(void)
     CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 2 && amm_score(map, 9, 9, SCORE_MAX, scratch) == 8);
     map[8 * 9 + 8] = 5;
     CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 5);
+    CHECK(amm_block_mean(map, 9, 9, 5 * 9 + 5) == 2 && amm_block_mean(map, 9, 9, 8 * 9 + 8) == 5 &&
+          amm_block_mean(map, 9, 9, 3 * 9 + 4) == 0 && amm_block_mean(map, 9, 9, 8 * 9 + 7) == 0);
     map[0] = -1; /* the largest cell of a map below 0 */
     CHECK(amm_score(map, 1, 1, SCORE_MAX, scratch) == -1 && amm_score(map, 1, 1, SCORE_TOP1, scratch) == -1);
 }

@@ -591,9 +591,14 @@ static void test_one_image(void)
     CHECK_GOLDEN(results, 1e-4, "one.results");
     CHECK(!judge_objects(&judged));
     float worst = 0;
+    const int h = bank->grid_h, w = bank->grid_w;
     for (int i = 0; i < judged.result.n_objects; i++) {
-        worst = fmaxf(worst, judged.result.objects[i].damage);
-        CHECK(judged.result.objects[i].verdict != VERDICT_DAMAGED);
+        const SamladObject *o = &judged.result.objects[i];
+        const int x = (int)(o->damage_at[0] * (float)w / 48), y = (int)(o->damage_at[1] * (float)h / 40);
+        worst = fmaxf(worst, o->damage);
+        CHECK(o->verdict != VERDICT_DAMAGED);
+        CHECK(o->damage ==
+              amm_z(&bank->structural, amm_block_mean(judged.c.structural, h, w, y * w + x))); /* of a block */
     }
     CHECK(worst > (float)options.flag_damage);
     judged_free(&judged);
