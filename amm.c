@@ -624,9 +624,10 @@ Spread amm_spread(float *scores, int n, float delta)
     return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
 }
 
-/* Where the masks of normal images are quiet, one object too many is rarer than any of them: p = 1/(n + 2). Where
- * masks come and go in normal images, p is large, and matching says little. So z never claims more than n images
- * can show. The smoothing keeps the order of scores between and beyond those of the normal images. */
+/* Where the masks of normal images are quiet, one object too many is rarer than any of them: p = 1/(n + 2).
+ * Where masks come and go in normal images, p is large, and matching says little. So z never claims more than
+ * n images can show. The width keeps the order of scores between those of the normal images, and a little
+ * beyond them. */
 float amm_logical_z(const float *normal, int n, float width, float score)
 {
     const double scale = sqrt(0.5) / fmax(width, 1e-6);
@@ -646,9 +647,9 @@ float amm_fuse(float a, float l, Only only)
     return fmaxf(a, l) + log1pf(expf(-fabsf(a - l))) - log1pf(1);
 }
 
-/* One of n + 1 normal images is expected above the largest score of the other n. So few scores are extended: half
- * of the normal images exceed the median. If their excess is exponential with mean m, the part of all that exceeds
- * median + t is (1/2)·exp(-t/m). It is one in 20 at t = m·log(20/2). */
+/* One of n + 1 normal images is expected above the largest score of the other n. So few scores are extended:
+ * half of the normal images exceed the median. If their excess is exponential with mean m, the part of all
+ * that exceeds median + t is (1/2)·exp(-t/m). It is one in 20 at t = m·log(20/2). */
 static float extended_threshold(const float *sorted, int n)
 {
     const float median = quantile_sorted(sorted, n, 0.5);

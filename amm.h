@@ -88,10 +88,10 @@ float amm_object_quantile(const float *map, const float *coverage, int n_cells, 
 
 /* ---- the nearest feature at the same place [ours] -----------------------------------------------------*/
 
-/* nearest [grid_h*grid_w]: the distance of each cell's block to the nearest block of the references. It lies at
- * the same place, or is one of its eight neighbours. A block is the mean feature of 2x2 cells (fewer at the
- * border of an odd grid). This map needs no objects and no matches, so it holds where masks fail. 0, or -1: no
- * memory. */
+/* nearest [grid_h*grid_w]: the distance of each cell's block to the nearest block of the references. It lies
+ * at the same place, or is one of its eight neighbours. A block is the mean feature of 2x2 cells (fewer at
+ * the border of an odd grid). This map needs no objects and no matches, so it holds where masks fail. 0, or
+ * -1: no memory. */
 int amm_nearest(float *nearest, const Comparison *c, Error *err);
 
 /* ---- the logical map ---------------------------------------------------------------------------------*/
@@ -105,7 +105,8 @@ float amm_logical(float *map, float *unmatched, float *counted, const Comparison
 
 /* The mean of the largest 1 % of n values, of one at least. They are sorted in place. */
 float amm_largest_percent(float *values, int n);
-/* The mean of the top 1 % of the means of 2x2 cells of map [h][w], or the map's largest cell. scratch [h*w]. */
+/* The mean of the top 1 % of the means of 2x2 cells of map [h][w], or the map's largest cell. scratch
+ * [h*w]. */
 float amm_score(const float *map, int h, int w, AmmScore score, float *scratch);
 
 /* The mean of the map [h][w] over the 2x2 block of cell p, one of those of amm_score. */
@@ -119,9 +120,9 @@ typedef struct Spread {
 float amm_z(const Spread *spread, float v);
 /* Median and 95 % quantile of n scores (sorted in place); delta is given. */
 Spread amm_spread(float *scores, int n, float delta);
-/* z of a logical score beside those of n normal images: -log10(2p), 0 at the median, 1 at 5 % [ours]. p is the
- * part of normal images whose L is as large, and each L counts as a normal distribution of width `width`. With
- * n = 0 it is the score itself. */
+/* z of a logical score beside those of n normal images: -log10(2p), 0 at the median, 1 at 5 % [ours]. p is
+ * the part of normal images whose L is as large, and each L counts as a normal distribution of width `width`.
+ * With n = 0 it is the score itself. */
 float amm_logical_z(const float *normal, int n, float width, float score);
 /* One score of two z: smoothmax, log(e^a + e^l) - log 2 [ours]. */
 float amm_fuse(float structural_z, float logical_z, Only only);

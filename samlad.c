@@ -349,8 +349,8 @@ static int measure_distances(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* Add the map of nearest features, in its unit. Without a unit there is no such map: the option's weight is 0,
- * or the bank has one image, or its images do not differ. */
+/* Add the map of nearest features, in its unit. Without a unit there is no such map: the option's weight is
+ * 0, or the bank has one image, or its images do not differ. */
 static int add_nearest(Detection *d, const Bank *bank, Error *err)
 {
     memset(d->nearest, 0, bank_cells(bank) * sizeof *d->nearest);
@@ -612,7 +612,8 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
         describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err))
         return -1;
 
-    /* First pass: every image against the others, for the units of its objects and of the nearest features. */
+    /* First pass: every image against the others, for the units of its objects and of the nearest
+     * features. */
     const int has_units = uses_objects_units(&b->options) || uses_nearest(&b->options);
     const int n_first = b->n_loo && has_units ? b->n_images : 0, total = n_first + b->n_loo;
     const Pass first = {n_first, first_pass, b, progress, user, 0, total};

@@ -1,10 +1,10 @@
 /* verdict.h - which objects are extra or damaged, which are missing, and the evidence [ours] (docs/METHOD.md
  * 7).
  *
- * A verdict must exceed a fixed limit: flag_unmatched for U or V, flag_damage for z of a 2x2 block. An extra or missing
- * object must also exceed the evidence that the bank's normal images give against each other. So segmentation
- * noise that is usual for this product is not reported. If similar objects are together one too many, or one
- * too few, one object stands for all. */
+ * A verdict must exceed a fixed limit: flag_unmatched for U or V, flag_damage for z of a 2x2 block. An extra
+ * or missing object must also exceed the evidence that the bank's normal images give against each other. So
+ * segmentation noise that is usual for this product is not reported. If similar objects are together one too
+ * many, or one too few, one object stands for all. */
 #ifndef SAMLAD_VERDICT_H
 #define SAMLAD_VERDICT_H
 

@@ -408,8 +408,8 @@ static void test_block_score(void)
     found[0] = amm_score(wide->data, h, w, SCORE_MAX, scratch);
     found[1] = amm_score(wide->data, h, w, SCORE_TOP1, scratch);
     CHECK_GOLDEN(found, 1e-6, "wide.scores");
-    /* One percent of at most 100 blocks is one block. A single cell counts a quarter, but not at a corner of an
-     * odd grid. */
+    /* One percent of at most 100 blocks is one block. A single cell counts a quarter, but not at a corner of
+     * an odd grid. */
     float map[9 * 9] = {0};
     map[4 * 9 + 4] = 8;
     CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 2 && amm_score(map, 9, 9, SCORE_MAX, scratch) == 8);
@@ -535,7 +535,8 @@ static void test_quantiles(void)
     CHECK(isfinite(amm_z(&flat, 2.5f)) && amm_z(&flat, 2) == 0);
 }
 
-/* z of logical scores: normal images of many values, of one value, one image, none; scores far beyond them. */
+/* z of logical scores: normal images of many values, of one value, one image, none; scores far beyond
+ * them. */
 static void test_logical_z(void)
 {
     static const struct {
@@ -569,7 +570,8 @@ static void test_logical_z(void)
     }
 }
 
-/* docs/METHOD.md's example: z of L = 0.2 and of L = 1 beside the L of three normal images, 0.1, 0.2 and 0.3. */
+/* docs/METHOD.md's example: z of L = 0.2 and of L = 1 beside the L of three normal images, 0.1, 0.2 and
+ * 0.3. */
 static void test_example_logical_z(void)
 {
     const float normal[3] = {0.1f, 0.2f, 0.3f};
@@ -623,10 +625,10 @@ static void test_one_cell(void)
     CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
 
-/* docs/METHOD.md's example, worked out by hand: f = (3, 5) among the references' (0, 0), (2, 0), (1, 3), ε = 1.
- *     μ = (1, 1), d = (2, 4), X = (-1, -1; 1, -1; 0, 2), Σ = XᵀX/2 + I = diag(2, 4), M² = 4/2 + 16/4 = 6
- *     low rank: Xd = (-6, -2, 8), XXᵀ + 2·I = (4, 0, -2; 0, 4, -2; -2, -2, 6), y = (-1, 0, 1)
- *     d - Xᵀy = (1, 1), M² = 2 + 1·2·‖y‖² = 6 */
+/* docs/METHOD.md's example, worked out by hand: f = (3, 5) among the references' (0, 0), (2, 0), (1, 3), ε =
+ * 1. μ = (1, 1), d = (2, 4), X = (-1, -1; 1, -1; 0, 2), Σ = XᵀX/2 + I = diag(2, 4), M² = 4/2 + 16/4 = 6 low
+ * rank: Xd = (-6, -2, 8), XXᵀ + 2·I = (4, 0, -2; 0, 4, -2; -2, -2, 6), y = (-1, 0, 1) d - Xᵀy = (1, 1), M² =
+ * 2 + 1·2·‖y‖² = 6 */
 static void test_example(void)
 {
     static const uint16_t cells[3][2] = {{0, 0}, {0x4000, 0}, {0x3c00, 0x4200}};

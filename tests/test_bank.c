@@ -504,8 +504,8 @@ static void test_threads(void)
 #endif
 }
 
-/* Threshold and flags are quantiles of the normal images' own scores and evidence. 21 scores are enough for the
- * threshold. */
+/* Threshold and flags are quantiles of the normal images' own scores and evidence. 21 scores are enough for
+ * the threshold. */
 static void test_thresholds(void)
 {
     REQUIRE(golden_open("method_bank"));
@@ -597,8 +597,8 @@ static void test_one_image(void)
         const int x = (int)(o->damage_at[0] * (float)w / 48), y = (int)(o->damage_at[1] * (float)h / 40);
         worst = fmaxf(worst, o->damage);
         CHECK(o->verdict != VERDICT_DAMAGED);
-        CHECK(o->damage ==
-              amm_z(&bank->structural, amm_block_mean(judged.c.structural, h, w, y * w + x))); /* of a block */
+        CHECK(o->damage == amm_z(&bank->structural,
+                                 amm_block_mean(judged.c.structural, h, w, y * w + x))); /* of a block */
     }
     CHECK(worst > (float)options.flag_damage);
     judged_free(&judged);

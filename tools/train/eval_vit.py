@@ -164,7 +164,7 @@ def sinkhorn(s, alpha, tau=0.02, iters=30):
 
 
 class Method:
-    """Bank, retrieval, matching, Mahalanobis map, fusion: docs/METHOD.md's defaults, without verification."""
+    """Bank, retrieval, matching, Mahalanobis map, fusion: an early form of docs/METHOD.md, by which backbones were compared."""
 
     def __init__(self, bank, k=5, wp=0.7, whiten=True):
         self.bank, self.k, self.wp = bank, min(k, len(bank) - 1), wp
