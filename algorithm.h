@@ -51,7 +51,8 @@ typedef struct Detection {
     float *map;            /* [h*w] fused z */
     float *unmatched;      /* [n] mean of U over the references. */
     float *counted;        /* [n] the same of U counted together with similar objects (omm_count). */
-    float structural_score, logical_score;   /* A, L */
+    float *unusual;        /* [n] z of the layout of each object (bank_unusual) */
+    float structural_score, logical_score, layout_score; /* A, L, R */
     float structural_z, logical_z, score;    /* score: fused */
     float *reference_coverage;               /* [all objects of the references][h*w]. */
     float *features, *inverse_std, *scratch; /* buffers: [h*w][C] a reference's features, [C], [h*w] */

@@ -378,9 +378,7 @@ static void standardise(const Dcga *dcga, float *x, const Objects *o)
             x[i * C + c] = (o->pooled[i * C + c] - dcga->mean[c]) / dcga->std[c];
 }
 
-/* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle). -1 if A is not
- * positive definite. */
-static int cholesky(double *a, ptrdiff_t n)
+int cholesky(double *a, ptrdiff_t n)
 {
     for (ptrdiff_t j = 0; j < n; j++) {
         double *row_j = a + j * n;
@@ -399,9 +397,8 @@ static int cholesky(double *a, ptrdiff_t n)
     return 0;
 }
 
-/* inverse [n][n] of the lower triangular l, by forward substitution of the unit vectors, all columns at
- * once. */
-static void invert_lower(double *inverse, const double *l, ptrdiff_t n)
+/* By forward substitution of the unit vectors, all columns at once. */
+void invert_lower(double *inverse, const double *l, ptrdiff_t n)
 {
     memset(inverse, 0, n * n * sizeof *inverse);
     for (ptrdiff_t i = 0; i < n; i++) {

@@ -120,6 +120,12 @@ int dcga_describe(const Dcga *dcga, float *descriptors, const Objects *objects, 
 int dcga_describe_region(const Dcga *dcga, float *h, const Objects *image, const float *pooled,
                          const float *coverage, Error *err);
 
+/* In-place Cholesky A = L·Lᵀ of a symmetric positive definite [n][n] (lower triangle). -1 if A is not
+ * positive definite. */
+int cholesky(double *a, ptrdiff_t n);
+/* inverse [n][n] of the lower triangular l. */
+void invert_lower(double *inverse, const double *l, ptrdiff_t n);
+
 /* The j that is the best of row i while i is the best of column j; -1: there is none. score [n][ld] has m
  * columns. Of equal scores the first counts. */
 int mutual_best(const float *score, ptrdiff_t ld, int n, int m, ptrdiff_t i);

@@ -6,6 +6,7 @@
  *   segment    image -> Segment Anything's masks -> objects on the grid               docs/METHOD.md 4
  *   describe   objects -> descriptors (DCGA)                                          docs/METHOD.md 5
  *   match      descriptors -> matches with each reference (OMM), verified, counted    docs/METHOD.md 6
+ *   layout     objects -> how unusual the layout of each is beside its like           docs/METHOD.md 6
  *   measure    matches -> structural and logical maps and scores (AMM)                docs/METHOD.md 7
  *   fuse       both as z of the bank's own leave-one-out scores -> one score          docs/METHOD.md 7. */
 #include "algorithm.h"
@@ -28,6 +29,7 @@ static int segment(Scene *scene, Networks *n, const Options *o, const Picture *p
 static int open_comparison(Detection *d, const Bank *bank, const Scene *scene, Error *err);
 static int describe(Detection *d, const Bank *bank, Error *err);
 static int match(Detection *d, const Bank *bank, Error *err);
+static int layout(Detection *d, const Bank *bank, int exclude, Error *err);
 static int measure(Detection *d, const Bank *bank, Error *err);
 static void fuse(Detection *d, const Bank *bank);
 
@@ -42,6 +44,7 @@ int detect(Detection *d, Scene *scene, Networks *networks, const Bank *bank, con
         open_comparison(d, bank, scene, err) ||             /* the objects of both sides, and buffers */
         describe(d, bank, err) ||                           /* docs/METHOD.md 5 */
         match(d, bank, err) ||                              /* docs/METHOD.md 6 */
+        layout(d, bank, -1, err) ||                         /* docs/METHOD.md 6 */
         measure(d, bank, err))                              /* docs/METHOD.md 7 */
         return -1;
     fuse(d, bank); /* docs/METHOD.md 7 */
@@ -61,7 +64,7 @@ static int compare(Detection *d, const Bank *bank, const Scene *scene, int exclu
 
 int detect_in_scene(Detection *d, const Bank *bank, const Scene *scene, int exclude, Error *err)
 {
-    if (compare(d, bank, scene, exclude, err) || measure(d, bank, err))
+    if (compare(d, bank, scene, exclude, err) || layout(d, bank, exclude, err) || measure(d, bank, err))
         return -1;
     fuse(d, bank);
     return 0;
@@ -268,6 +271,7 @@ static void layout_detection(Detection *d, const Bank *bank, size_t n, size_t n_
     d->map = arena_floats(arena, n_cells);
     d->unmatched = arena_floats(arena, n);
     d->counted = arena_floats(arena, n);
+    d->unusual = arena_floats(arena, n);
     d->reference_coverage = arena_floats(arena, n_r * n_cells);
     d->features = arena_floats(arena, n_cells * C);
     d->inverse_std = arena_floats(arena, C);
@@ -377,9 +381,45 @@ static int measure(Detection *d, const Bank *bank, Error *err)
 }
 
 /* z of a value of L, or of the logical map, beside the bank's own L. */
-static float logical_z(const Bank *bank, float score)
+/* How unusual the layout of each object is; R, the layout's score, is the largest. */
+static int layout(Detection *d, const Bank *bank, int exclude, Error *err)
+{
+    if (bank_unusual(d->unusual, bank, &d->comparison.query, exclude, err))
+        return -1;
+    d->layout_score = 0;
+    for (int i = 0; i < d->comparison.query.n; i++)
+        d->layout_score = fmaxf(d->layout_score, d->unusual[i]);
+    return 0;
+}
+
+/* z of L. */
+static float matching_z(const Bank *bank, float score)
 {
     return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);
+}
+
+/* z of R, with its weight. 0 without rasters. The width smooths over the few images of a bank [ours]. */
+static float layout_z(const Bank *bank, float score)
+{
+    const float width = 0.2f;
+    return bank->raster.dim == 0
+               ? 0
+               : bank->options.raster_weight * amm_logical_z(bank->loo_raster, bank->n_loo, width, score);
+}
+
+/* The logical z-map: z of L, plus the layout's on every object that is more unusual than most. */
+static void logical_map_z(float *map, const Detection *d, const Bank *bank, float *scratch)
+{
+    const ptrdiff_t n_cells = (ptrdiff_t)bank_cells(bank);
+    const Objects *q = &d->comparison.query;
+    memset(scratch, 0, n_cells * sizeof *scratch);
+    for (ptrdiff_t i = 0; i < q->n; i++) {
+        const float z = layout_z(bank, d->unusual[i]);
+        for (ptrdiff_t p = 0; p < n_cells && z > 0; p++)
+            scratch[p] = fmaxf(scratch[p], z * q->coverage[i * n_cells + p]);
+    }
+    for (ptrdiff_t p = 0; p < n_cells; p++)
+        map[p] = matching_z(bank, d->logical[p]) + scratch[p];
 }
 
 /* The fused score. The map is the pointwise maximum of the two z-maps [ours]. */
@@ -387,10 +427,11 @@ static void fuse(Detection *d, const Bank *bank)
 {
     const Only only = bank->options.only;
     d->structural_z = amm_z(&bank->structural, d->structural_score);
-    d->logical_z = logical_z(bank, d->logical_score);
+    d->logical_z = matching_z(bank, d->logical_score) + layout_z(bank, d->layout_score);
     d->score = amm_fuse(d->structural_z, d->logical_z, only);
+    logical_map_z(d->map, d, bank, d->scratch);
     for (size_t p = 0; p < bank_cells(bank); p++) {
-        float a = amm_z(&bank->structural, d->structural[p]), l = logical_z(bank, d->logical[p]);
+        const float a = amm_z(&bank->structural, d->structural[p]), l = d->map[p];
         d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
     }
 }
@@ -598,8 +639,9 @@ static int spread_scores(Bank *b, Error *err)
     if (n == 0) /* one normal image, or copies of one: no spread is known, scores stay unchanged. */
         b->structural = (Spread){0, 1, 0};
     for (int i = 0; i < n; i++)
-        b->loo_score[i] = amm_fuse(amm_z(&b->structural, b->loo_structural[i]),
-                                   logical_z(b, b->loo_logical[i]), b->options.only);
+        b->loo_score[i] =
+            amm_fuse(amm_z(&b->structural, b->loo_structural[i]),
+                     matching_z(b, b->loo_logical[i]) + layout_z(b, b->loo_raster[i]), b->options.only);
     bank_thresholds(b);
     free(sorted);
     return 0;
@@ -609,7 +651,7 @@ int calibrate(Bank *b, Safetensors *dcga_weights, CalibrateProgress progress, vo
 {
     /* The statistics that describe and match objects. */
     if (bank_begin_calibration(b, err) || bank_channel_std(b, err) || fit_descriptors(b, dcga_weights, err) ||
-        describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err))
+        describe_bank(b, dcga_weights, err) || calibrate_alpha(b, err) || bank_fit_rasters(b, err))
         return -1;
 
     /* First pass: every image against the others, for the units of its objects and of the nearest

@@ -130,6 +130,9 @@ static void layout_calibration(Bank *b, Arena *arena)
     b->loo_structural = arena_floats(arena, L);
     b->loo_logical = arena_floats(arena, L);
     b->loo_score = arena_floats(arena, L);
+    b->loo_raster = arena_floats(arena, L);
+    b->rasters = arena_floats(arena, n_objects * b->raster.dim);
+    b->raster_scores = arena_floats(arena, b->raster.dim ? n_objects : 0);
     b->loo_sorted = arena_floats(arena, L);
     b->loo_extra = arena_floats(arena, L);
     b->loo_missing = arena_floats(arena, L);
@@ -184,7 +187,9 @@ int bank_begin_calibration(Bank *b, Error *err)
 {
     const int n_objects = b->first[b->n_images], most = b->options.loo_images;
     bank_uncalibrate(b);
-    if (bank_calibration_buffers(b, !varies(b) ? 0 : b->n_images < most ? b->n_images : most, err))
+    const int n_loo = !varies(b) ? 0 : b->n_images < most ? b->n_images : most;
+    const int with_rasters = n_loo && b->options.raster_weight > 0 && !b->options.no_objects;
+    if ((with_rasters && raster_new(&b->raster, b->channels, err)) || bank_calibration_buffers(b, n_loo, err))
         return -1;
     b->descriptors = b->owned_descriptors = aligned_array((size_t)n_objects * b->channels, sizeof(float));
     if (!b->descriptors)
@@ -246,13 +251,14 @@ VerdictOptions bank_verdicts(const Bank *bank)
 
 void bank_uncalibrate(Bank *b)
 {
-    dcga_free(&b->dcga);
+    dcga_free(&b->dcga), raster_free(&b->raster);
     free(b->owned_descriptors), free(b->calibration.base);
     b->descriptors = b->owned_descriptors = NULL;
     b->n_loo = 0;
     b->calibration = (Arena){0};
-    b->channel_std = b->units = b->nearest = b->loo_structural = b->loo_logical = b->loo_score =
-        b->loo_sorted = b->loo_extra = b->loo_missing = NULL;
+    b->channel_std = b->units = b->nearest = b->rasters = b->raster_scores = b->loo_raster =
+        b->loo_structural = b->loo_logical = b->loo_score = b->loo_sorted = b->loo_extra = b->loo_missing =
+            NULL;
     b->loo_index = NULL;
 }
 

@@ -18,6 +18,7 @@
 #include "bank/options.h"
 #include "bank/scene.h"
 #include "dcga.h"
+#include "raster.h"
 #include "tensor.h"
 #include "verdict.h"
 
@@ -43,6 +44,10 @@ typedef struct Bank {
     /* the calibration, filled by calibrate of samlad.c: */
     Dcga dcga;
     const float *descriptors; /* [O][C] */
+    Raster raster;            /* dim 0: without rasters. */
+    float *rasters;           /* [O][dim] of the objects, whitened (raster_whiten) */
+    float *raster_scores;     /* [O] q of the objects, each left out */
+    float raster_unit;        /* the median unit of q of the objects */
     float *channel_std;       /* [C] over all cells of all images. */
     float *units;             /* [O] of the objects' structural maps. */
     float *nearest;     /* [N] scores of the images' maps of nearest features; only in the first pass. */
@@ -52,6 +57,7 @@ typedef struct Bank {
     int n_loo;
     int *loo_index;                                  /* [n_loo] the images that are left out in turn. */
     float *loo_structural, *loo_logical, *loo_score; /* [n_loo] */
+    float *loo_raster;                               /* [n_loo] R of the images (samlad.c) */
     float *loo_sorted;                               /* [n_loo] fused scores in order, for ranks. */
     float *loo_extra, *loo_missing;                  /* [n_loo] evidence (verdict.h) */
     float flag_extra, flag_missing; /* quantiles of the evidence in normal images: a verdict needs more. */
@@ -119,6 +125,16 @@ VerdictOptions bank_verdicts(const Bank *bank);
 /* Drop the calibration, keep the images. */
 void bank_uncalibrate(Bank *bank);
 void bank_free(Bank *bank);
+
+/* ---- rasters (rasters.c) -----------------------------------------------------------------------------*/
+
+/* Fit the rasters of a bank whose objects have descriptors: raster, rasters, raster_scores, raster_unit and
+ * loo_raster. Nothing to do if raster.dim is 0. 0, or -1: no memory. */
+int bank_fit_rasters(Bank *bank, Error *err);
+/* unusual [mine->n]: z of the raster of each described object of an image, times the part of the normal images in
+ * which its most similar object finds it the most similar, too. `exclude` (or -1) and its copies give no neighbours.
+ * 0 without rasters. 0, or -1: no memory. */
+int bank_unusual(float *unusual, const Bank *bank, const Objects *mine, int exclude, Error *err);
 
 /* ---- retrieval (retrieve.c) --------------------------------------------------------------------------*/
 

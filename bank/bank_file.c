@@ -21,7 +21,8 @@ static const struct {
                {"calibration.structural.median", offsetof(Bank, structural.median)},
                {"calibration.structural.q95", offsetof(Bank, structural.q95)},
                {"calibration.structural.delta", offsetof(Bank, structural.delta)},
-               {"calibration.nearest_unit", offsetof(Bank, nearest_unit)}};
+               {"calibration.nearest_unit", offsetof(Bank, nearest_unit)},
+               {"calibration.raster_unit", offsetof(Bank, raster_unit)}};
 
 /* Metadata "weights.ROLE.name" and "weights.ROLE.sha256". */
 static const struct {
@@ -111,6 +112,7 @@ static int add_tensors(StWriter *w, const Bank *bank, Error *err)
 {
     int64_t N = bank->n_images, h = bank->grid_h, width = bank->grid_w, C = bank->channels,
             O = bank->first[N], L = bank->n_loo;
+    const Raster *r = &bank->raster;
     const Entry entries[] = {
         {"features", ST_F16, 4, {N, h, width, C}, bank->features},
         {"mean_patch", ST_F32, 2, {N, C}, bank->mean_patch},
@@ -130,6 +132,14 @@ static int add_tensors(StWriter *w, const Bank *bank, Error *err)
         {"loo.structural", ST_F32, 1, {L}, bank->loo_structural},
         {"loo.logical", ST_F32, 1, {L}, bank->loo_logical},
         {"loo.score", ST_F32, 1, {L}, bank->loo_score},
+        {"loo.raster", ST_F32, 1, {L}, r->dim ? bank->loo_raster : NULL},
+        {"raster.mean", ST_F32, 1, {C}, r->mean},
+        {"raster.basis", ST_F32, 2, {r->kept, C}, r->basis},
+        {"raster.within", ST_F32, 2, {r->dim, r->dim}, r->within},
+        {"raster.centre", ST_F32, 1, {r->dim}, r->centre},
+        {"raster.all", ST_F32, 2, {r->dim, r->dim}, r->all},
+        {"raster.vectors", ST_F32, 2, {O, r->dim}, r->dim ? bank->rasters : NULL},
+        {"raster.scores", ST_F32, 1, {O}, r->dim ? bank->raster_scores : NULL},
         {"loo.extra", ST_F32, 1, {L}, bank->loo_extra},
         {"loo.missing", ST_F32, 1, {L}, bank->loo_missing},
     };
@@ -349,12 +359,51 @@ static int loo_count(const Safetensors *st, Error *err)
     return expect(st, "loo.index", ST_I32, 1, (int64_t[]){-1}, err) ? (int)t->shape[0] : -1;
 }
 
+/* Copy a float32 tensor of this shape. */
+static int copy_shape(float *copy, const Safetensors *st, const char *name, int n_dims, const int64_t *shape,
+                      Error *err)
+{
+    const void *data = expect(st, name, ST_F32, n_dims, shape, err);
+    if (data)
+        memcpy(copy, data, st_find(st, name)->n_bytes);
+    return data ? 0 : -1;
+}
+
+/* The rasters' statistics and their values. A bank without rasters has none of these tensors. */
+static int load_raster(Bank *b, Error *err)
+{
+    const Safetensors *st = b->file;
+    if (!st_find(st, "raster.mean"))
+        return 0;
+    if (raster_new(&b->raster, b->channels, err))
+        return -1;
+    const Raster *r = &b->raster;
+    const int64_t C = b->channels, D = r->dim;
+    return copy_shape(r->mean, st, "raster.mean", 1, &C, err) ||
+                   copy_shape(r->basis, st, "raster.basis", 2, (int64_t[]){r->kept, C}, err) ||
+                   copy_shape(r->within, st, "raster.within", 2, (int64_t[]){D, D}, err) ||
+                   copy_shape(r->centre, st, "raster.centre", 1, &D, err) ||
+                   copy_shape(r->all, st, "raster.all", 2, (int64_t[]){D, D}, err)
+               ? -1
+               : 0;
+}
+
+static int load_raster_scores(Bank *b, Error *err)
+{
+    const int64_t O = b->first[b->n_images], D = b->raster.dim, L = b->n_loo;
+    return D && (copy_shape(b->rasters, b->file, "raster.vectors", 2, (int64_t[]){O, D}, err) ||
+                 copy_shape(b->raster_scores, b->file, "raster.scores", 1, &O, err) ||
+                 copy_shape(b->loo_raster, b->file, "loo.raster", 1, &L, err))
+               ? -1
+               : 0;
+}
+
 static int load_scores(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
     const int64_t C = b->channels, O = b->first[b->n_images], L = loo_count(st, err);
-    return L < 0 || bank_calibration_buffers(b, (int)L, err) ||
-                   copy_to(b->channel_std, st, "channel_std", ST_F32, C, err) ||
+    return L < 0 || load_raster(b, err) || bank_calibration_buffers(b, (int)L, err) ||
+                   load_raster_scores(b, err) || copy_to(b->channel_std, st, "channel_std", ST_F32, C, err) ||
                    copy_to(b->units, st, "objects.scale", ST_F32, O, err) ||
                    copy_to(b->loo_index, st, "loo.index", ST_I32, L, err) ||
                    copy_to(b->loo_structural, st, "loo.structural", ST_F32, L, err) ||

@@ -62,6 +62,7 @@ const OptionSpec option_table[] = {
     {"alpha", OPTION_DOUBLE, AT(alpha), -1e6, 1e6, NULL, 0, "OMM: score of the weakest normal match (auto: calibrated)"},
     {"alpha-unmatched", OPTION_FLOAT, AT(omm.alpha_unmatched), 0, 0.99, NULL, 0, "OMM: U of a match at alpha (0: alpha is the dustbin)"},
     {"alpha-quantile", OPTION_DOUBLE, AT(alpha_quantile), 0, 1, NULL, 0, "OMM: quantile of normal matches for alpha"},
+    {"raster-weight", OPTION_FLOAT, AT(raster_weight), 0, 1000, NULL, 0, "layout: weight of unusual rasters beside missing and extra objects (0: without)"},
     {"align", OPTION_CHOICE, AT(amm.align_pixel), 0, 1, "object|pixel", 0, "AMM: compare with the matched object's cells, or with the same pixel"},
     {"large-object", OPTION_FLOAT, AT(amm.large_object), 0, 1, NULL, 0, "AMM: objects above this part of the image are compared at the same position"},
     {"register-reach", OPTION_INT, AT(amm.register_reach), 0, 16, NULL, 0, "AMM: look for an object's place within this many cells"},
@@ -102,6 +103,7 @@ static const struct {
     {"claims", "0"},
     {"object-quantile", "0"},
     {"nearest-weight", "0"},
+    {"raster-weight", "0"},
 };
 /* clang-format on */
 enum { N_PAPER = sizeof PAPER / sizeof *PAPER };
@@ -115,6 +117,7 @@ void options_default(Options *o)
                    .k = 40,
                    .alpha = NAN,
                    .alpha_quantile = 0.001,
+                   .raster_weight = 2,
                    .object_quantile = 0.99,
                    .delta_logical = 0.05,
                    .delta_structural = 0.05,

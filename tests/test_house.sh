@@ -7,7 +7,7 @@
 . "$(dirname "$0")/shell.sh"
 here=$(cd "$here/.." && pwd)
 
-CHAPTERS="tensor vit featup sam amg dcga omm amm verdict samlad"
+CHAPTERS="tensor vit featup sam amg dcga omm raster amm verdict samlad"
 
 # ---- includes ------------------------------------------------------------------------------------------------------
 
