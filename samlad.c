@@ -380,7 +380,6 @@ static int measure(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* z of a value of L, or of the logical map, beside the bank's own L. */
 /* How unusual the layout of each object is; R, the layout's score, is the largest. */
 static int layout(Detection *d, const Bank *bank, int exclude, Error *err)
 {
@@ -392,7 +391,7 @@ static int layout(Detection *d, const Bank *bank, int exclude, Error *err)
     return 0;
 }
 
-/* z of L. */
+/* z of a value of L, or of the logical map, beside the bank's own L. */
 static float matching_z(const Bank *bank, float score)
 {
     return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);

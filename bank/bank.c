@@ -138,10 +138,18 @@ static void layout_calibration(Bank *b, Arena *arena)
     b->loo_missing = arena_floats(arena, L);
 }
 
+/* Without scores of normal images, or without objects, there is nothing to compare a raster with. */
+static int uses_rasters(const Bank *b)
+{
+    return b->n_loo > 0 && b->options.raster_weight > 0 && !b->options.no_objects;
+}
+
 int bank_calibration_buffers(Bank *b, int n_loo, Error *err)
 {
     Arena arena = {0};
     b->n_loo = n_loo;
+    if (uses_rasters(b) && raster_new(&b->raster, b->channels, err))
+        return -1;
     layout_calibration(b, &arena);
     if (arena_allocate(&arena))
         return fail_memory(err, "the bank's calibration", arena.size);
@@ -188,13 +196,12 @@ int bank_begin_calibration(Bank *b, Error *err)
     const int n_objects = b->first[b->n_images], most = b->options.loo_images;
     bank_uncalibrate(b);
     const int n_loo = !varies(b) ? 0 : b->n_images < most ? b->n_images : most;
-    const int with_rasters = n_loo && b->options.raster_weight > 0 && !b->options.no_objects;
-    if ((with_rasters && raster_new(&b->raster, b->channels, err)) || bank_calibration_buffers(b, n_loo, err))
+    if (bank_calibration_buffers(b, n_loo, err))
         return -1;
     b->descriptors = b->owned_descriptors = aligned_array((size_t)n_objects * b->channels, sizeof(float));
     if (!b->descriptors)
         return fail_memory(err, "the objects' descriptors", (size_t)n_objects * b->channels * sizeof(float));
-    b->nearest_unit = 0;
+    b->nearest_unit = b->raster_unit = 0;
     for (int i = 0; i < n_objects; i++)
         b->units[i] = 1;
     for (int i = 0; i < b->n_loo; i++)

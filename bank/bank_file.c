@@ -369,31 +369,22 @@ static int copy_shape(float *copy, const Safetensors *st, const char *name, int 
     return data ? 0 : -1;
 }
 
-/* The rasters' statistics and their values. A bank without rasters has none of these tensors. */
-static int load_raster(Bank *b, Error *err)
+/* The rasters' statistics and the values of the objects. The settings tell whether a bank has rasters. */
+static int load_rasters(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
-    if (!st_find(st, "raster.mean"))
-        return 0;
-    if (raster_new(&b->raster, b->channels, err))
-        return -1;
     const Raster *r = &b->raster;
-    const int64_t C = b->channels, D = r->dim;
+    const int64_t C = b->channels, O = b->first[b->n_images], D = r->dim, L = b->n_loo;
+    if (D == 0)
+        return 0;
     return copy_shape(r->mean, st, "raster.mean", 1, &C, err) ||
                    copy_shape(r->basis, st, "raster.basis", 2, (int64_t[]){r->kept, C}, err) ||
                    copy_shape(r->within, st, "raster.within", 2, (int64_t[]){D, D}, err) ||
                    copy_shape(r->centre, st, "raster.centre", 1, &D, err) ||
-                   copy_shape(r->all, st, "raster.all", 2, (int64_t[]){D, D}, err)
-               ? -1
-               : 0;
-}
-
-static int load_raster_scores(Bank *b, Error *err)
-{
-    const int64_t O = b->first[b->n_images], D = b->raster.dim, L = b->n_loo;
-    return D && (copy_shape(b->rasters, b->file, "raster.vectors", 2, (int64_t[]){O, D}, err) ||
-                 copy_shape(b->raster_scores, b->file, "raster.scores", 1, &O, err) ||
-                 copy_shape(b->loo_raster, b->file, "loo.raster", 1, &L, err))
+                   copy_shape(r->all, st, "raster.all", 2, (int64_t[]){D, D}, err) ||
+                   copy_shape(b->rasters, st, "raster.vectors", 2, (int64_t[]){O, D}, err) ||
+                   copy_shape(b->raster_scores, st, "raster.scores", 1, &O, err) ||
+                   copy_shape(b->loo_raster, st, "loo.raster", 1, &L, err)
                ? -1
                : 0;
 }
@@ -402,8 +393,8 @@ static int load_scores(Bank *b, Error *err)
 {
     const Safetensors *st = b->file;
     const int64_t C = b->channels, O = b->first[b->n_images], L = loo_count(st, err);
-    return L < 0 || load_raster(b, err) || bank_calibration_buffers(b, (int)L, err) ||
-                   load_raster_scores(b, err) || copy_to(b->channel_std, st, "channel_std", ST_F32, C, err) ||
+    return L < 0 || bank_calibration_buffers(b, (int)L, err) || load_rasters(b, err) ||
+                   copy_to(b->channel_std, st, "channel_std", ST_F32, C, err) ||
                    copy_to(b->units, st, "objects.scale", ST_F32, O, err) ||
                    copy_to(b->loo_index, st, "loo.index", ST_I32, L, err) ||
                    copy_to(b->loo_structural, st, "loo.structural", ST_F32, L, err) ||
@@ -435,12 +426,12 @@ static int check_spread(const Bank *b, const char *name, const Spread *spread, E
                 st_path(b->file), name, (double)spread->median, (double)spread->q95, (double)spread->delta);
 }
 
-static int check_nearest_unit(const Bank *b, Error *err)
+static int check_unit(const Bank *b, const char *name, float unit, Error *err)
 {
-    if (b->nearest_unit == 0 || b->nearest_unit >= FLT_MIN)
+    if (unit == 0 || unit >= FLT_MIN)
         return 0;
-    return fail(err, "%s: metadata calibration.nearest_unit is %g, expected 0 or a number above 0",
-                st_path(b->file), (double)b->nearest_unit);
+    return fail(err, "%s: metadata calibration.%s is %g, expected 0 or a number above 0", st_path(b->file),
+                name, (double)unit);
 }
 
 static int load_calibration(Bank *b, Error *err)
@@ -451,7 +442,9 @@ static int load_calibration(Bank *b, Error *err)
     if (check_positive(b, "dcga.std", b->dcga.std, C, err) ||
         check_positive(b, "channel_std", b->channel_std, C, err) ||
         check_positive(b, "objects.scale", b->units, O, err) ||
-        check_spread(b, "structural", &b->structural, err) || check_nearest_unit(b, err))
+        check_spread(b, "structural", &b->structural, err) ||
+        check_unit(b, "nearest_unit", b->nearest_unit, err) ||
+        check_unit(b, "raster_unit", b->raster_unit, err))
         return -1;
     bank_thresholds(b);
     return 0;

@@ -15,6 +15,9 @@
 
 enum { FOLDS = 4 };
 
+/* A smaller unit of q is rounding: the object has one neighbour, or its neighbours are alike. */
+static const float LEAST_UNIT = 1e-3f;
+
 /* ================================================================================================
  * Neighbours in the bank
  * ============================================================================================== */
@@ -42,7 +45,7 @@ static int neighbours_of(Neighbours *nb, const Bank *b, const Objects *mine, int
 static float unusual_z(const Bank *b, float q, const int *found, int m, float *scratch)
 {
     const float unit = raster_unit(b->raster_scores, found, m, scratch);
-    return (q - quantile_sorted(scratch, m, 0.5)) / fmaxf(fmaxf(unit, b->raster_unit / 4), 1e-6f);
+    return (q - quantile_sorted(scratch, m, 0.5)) / fmaxf(fmaxf(unit, b->raster_unit / 4), LEAST_UNIT);
 }
 
 int bank_unusual(float *unusual, const Bank *b, const Objects *mine, int exclude, Error *err)
@@ -195,7 +198,8 @@ static int score_images(const RasterFit *f, Error *err)
             units[n++] = raster_unit(b->raster_scores, f->neighbours[i].found + j * f->neighbours[i].m,
                                      f->neighbours[i].m, scratch);
     qsort(units, n, sizeof *units, compare_floats);
-    b->raster_unit = quantile_sorted(units, n, 0.5);
+    const float median = quantile_sorted(units, n, 0.5);
+    b->raster_unit = median > LEAST_UNIT ? median : 1;
     free(units);
     for (int at = 0; at < b->n_loo; at++) {
         const int i = b->loo_index[at];
