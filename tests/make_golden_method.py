@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Goldens for the method's tests: test_dcga.c, test_omm.c, test_amm.c, test_bank.c, test_metrics.c.
+"""Goldens for the method's tests: test_dcga.c, test_omm.c, test_raster.c, test_amm.c, test_bank.c, test_metrics.c.
 
     python3 tests/make_golden_method.py [-o tests/golden]
 
@@ -7,7 +7,7 @@ This is docs/METHOD.md 2 and 4 to 7 in float64 and as literally as possible. It 
 code. It has the symmetric square root where the C code has a Cholesky factor, the C×C inverse where that has a low-rank
 identity, and SuperGlue's log_optimal_transport by its published formula. The text leaves a few choices open, such as the
 four partners, or the precision of a bank. There the choice is the C code's, and a comment says so. A function has the
-name of the C function that does the same, in dcga.c, omm.c, amm.c, samlad.c. Defaults are the method's. verdict.c has no
+name of the C function that does the same, in dcga.c, omm.c, raster.c, amm.c, samlad.c. Defaults are the method's. verdict.c has no
 goldens: test_bank.c tests it. The files keep a bank's words: `coverage` is "weights" there, `units` is "scale". Needs
 numpy, scipy, torch.
 """
@@ -278,6 +278,102 @@ def omm_alpha(scores, quantile=0.001):
     return float(np.quantile(scores, quantile)) if scores else 0.0
 
 
+# ---- 6. layout -------------------------------------------------------------------------------------------------------
+
+SIDE, SAMPLES = 4, 3  # parts along a side of an object's box, samples along a side of a part
+
+
+def box_of(coverage):
+    """The cells of at least half of the heaviest coverage [h][w] -> centre and half sides in cells; a side is at least 0.6 of the other."""
+    y, x = np.nonzero(coverage >= 0.5 * coverage.max())
+    width, height = x.max() + 1 - x.min(), y.max() + 1 - y.min()
+    half = 0.5 * np.maximum([width, height], 0.6 * max(width, height))
+    return (x.min() + x.max() + 1) / 2, (y.min() + y.max() + 1) / 2, *half
+
+
+def parts_of(features, coverage):
+    """features [h][w][C], coverage [h][w] -> the means of 3x3 samples in each of 4x4 parts of the object's box, [16][C]."""
+    x, y, half_w, half_h = box_of(coverage)
+    at = (2 * np.arange(SIDE * SAMPLES) + 1) / (SIDE * SAMPLES) - 1
+    samples = np.array([[sample_half(features, x + half_w * u, y + half_h * v) for u in at] for v in at])
+    return samples.reshape(SIDE, SAMPLES, SIDE, SAMPLES, -1).mean((1, 3)).reshape(SIDE * SIDE, -1)
+
+
+def orthonormalise(v):
+    """Rows, the first one first; a row that depends on those before becomes 0."""
+    for k in range(len(v)):
+        before = v[k] @ v[k]
+        for other in v[:k]:
+            v[k] = v[k] - (v[k] @ other) * other
+        norm = v[k] @ v[k]
+        v[k] = v[k] / np.sqrt(norm) if norm > 1e-20 * before else 0
+    return v
+
+
+def raster_principal(parts, most=8):
+    """parts [n][C] -> mean [C], basis [kept][C]: orthogonal iteration from single channels."""
+    channels = parts.shape[1]
+    kept, mean = min(channels, most), parts.mean(0)
+    covariance = parts.T @ parts / len(parts) - np.outer(mean, mean)
+    v = np.array([[float(c % kept == k) for c in range(channels)] for k in range(kept)])
+    for _ in range(100):
+        v = orthonormalise(v @ covariance)
+    return mean, v
+
+
+def raster_vector(features, coverage, mean, basis):
+    return ((parts_of(features, coverage) - mean) @ basis.T).ravel()
+
+
+def raster_neighbours(mine, images, position_weight=0.7, most=64):
+    """images: (number of the first object, image) of all that may give neighbours -> found [n][m], mutual [n]."""
+    images = [(first, im) for first, im in images if len(im["h"])]
+    n = len(mine["h"])
+    mutual, best = np.zeros(n), [[] for _ in range(n)]
+    for first, im in images:
+        s = omm_scores(mine["h"], mine["centroids"], im["h"], im["centroids"], position_weight)
+        for i in range(n):
+            j = int(np.argmax(s[i]))
+            best[i].append((-s[i, j], first + j))
+            mutual[i] += (int(np.argmax(s[:, j])) == i) / len(images)
+    m = min(max(int(0.7 * len(images)), min(1, len(images))), most)
+    return np.array([[j for _, j in sorted(b)[:m]] for b in best], int).reshape(n, m), mutual
+
+
+def raster_mean(vectors, found):
+    return vectors[found].mean(0) if len(found) else np.zeros(vectors.shape[1])
+
+
+def raster_fit(vectors, deviations):
+    """-> within [dim][dim], centre [dim], all [dim][dim]: symmetric square roots where the C code has Cholesky factors."""
+    dim = vectors.shape[1]
+    centre = vectors.mean(0)
+
+    def invert(x, ridge):
+        values, basis = np.linalg.eigh(x.T @ x / len(x) + ridge * np.eye(dim))
+        return basis @ np.diag(values ** -0.5) @ basis.T
+    trace = (deviations ** 2).sum() / len(deviations)
+    ridge = trace / dim if trace > 0 else 1
+    return invert(deviations, ridge), centre, invert(vectors - centre, ridge)
+
+
+def raster_distance(fit, vector, neighbours):
+    """neighbours [m][dim]: their rasters. q directly, with the dim×dim covariance."""
+    within, centre, everything = fit
+    m, dim = neighbours.shape
+    x = neighbours @ within.T
+    d = vector @ within.T - x.mean(0)
+    x = x - x.mean(0)
+    share = m / (m + 33)
+    sigma = share * x.T @ x / m + (1 - share) * np.eye(dim)
+    return d @ np.linalg.solve(sigma, d) - ((everything @ (vector - centre)) ** 2).sum()
+
+
+def raster_unit(scores):
+    median, q75, q95 = np.quantile(scores, [0.5, 0.75, 0.95])
+    return max(q95 - median, 2.44 * (q75 - median))
+
+
 # ---- 7. AMM ----------------------------------------------------------------------------------------------------------
 
 
@@ -484,12 +580,13 @@ class Bank:
 
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
-                 nearest_weight=0.5, score="top1", delta_logical=0.05, position_weight=0.7, iters=30, verify=True):
+                 nearest_weight=0.5, score="top1", delta_logical=0.05, position_weight=0.7, iters=30, verify=True,
+                 raster_weight=2):
         self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
         self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
         self.places = {"pixel": pixel, "reach": reach, "register_unmatched": register_unmatched}
         self.claims, self.object_quantile, self.nearest_weight = claims, object_quantile, nearest_weight
-        self.score, self.delta_logical = score, delta_logical
+        self.score, self.delta_logical, self.raster_weight = score, delta_logical, raster_weight
         self.position_weight, self.iters, self.verify = position_weight, iters, verify
         self.images = []
         for im in images:
@@ -514,6 +611,9 @@ class Bank:
         self.units = np.ones(self.first[-1])
         self.nearest_unit = 0.0
         self.spread_a, self.loo_logical = (0.0, 1.0), np.zeros(0)
+        self.raster, self.loo_raster = None, np.zeros(0)
+        if raster_weight > 0 and len(images) > 1:
+            self.bank_fit_rasters(loo)
         self.calibrate(loo)
 
     def dcga_describe_region(self, pooled, features, coverage):
@@ -541,6 +641,45 @@ class Bank:
             for r in self.retrieve(im, i):
                 scores += omm_pair_scores(im, self.images[r], self.position_weight)
         self.alpha = omm_alpha(scores)
+
+    def bank_neighbours(self, mine, exclude):
+        return raster_neighbours(mine, [(self.first[i], im) for i, im in enumerate(self.images) if i != exclude], self.position_weight)
+
+    def bank_fit_rasters(self, loo, folds=4):
+        """Rasters of all objects and their q. Each is measured by the statistics of the three folds without its image."""
+        images, n = self.images, len(self.images)
+        spread = np.arange(self.first[-1]) % (self.first[-1] // 500 + 1) == 0
+        parts = [parts_of(im["features"], w) for im in images for w in im["coverage"]]
+        self.raster = raster_principal(np.concatenate([p for p, taken in zip(parts, spread) if taken]))
+        self.vectors = np.stack([raster_vector(im["features"], w, *self.raster) for im in images for w in im["coverage"]])
+        found, mutual = (np.concatenate(x) for x in zip(*(self.bank_neighbours(im, i) for i, im in enumerate(images))))
+        deviations = self.vectors - np.stack([raster_mean(self.vectors, f) for f in found])
+        image_of = np.repeat(np.arange(n), np.diff(self.first))
+        self.raster_scores = np.zeros(len(found))
+        for fold in range(folds):
+            others = image_of % folds != fold
+            fit = raster_fit(self.vectors[others], deviations[others])
+            for o in np.flatnonzero(~others):
+                self.raster_scores[o] = raster_distance(fit, self.vectors[o], self.vectors[found[o]])
+        self.raster_fit = raster_fit(self.vectors, deviations)
+        unit = np.median([raster_unit(self.raster_scores[f]) for f in found])
+        self.raster_unit = unit if unit > 1e-3 else 1.0
+        unusual = [m * self.unusual_z(q, f) for q, f, m in zip(self.raster_scores, found, mutual)]
+        count = min(n, loo)
+        self.loo_raster = np.array([max([0.0] + [u for u, i in zip(unusual, image_of) if i == at * n // count]) for at in range(count)])
+
+    def unusual_z(self, q, found):
+        scores = self.raster_scores[found]
+        return (q - np.median(scores)) / max(raster_unit(scores), self.raster_unit / 4, 1e-3)
+
+    def bank_unusual(self, query, exclude):
+        """query: described. -> z of every object's raster, times the part of the images that confirm its neighbours."""
+        if self.raster is None:
+            return np.zeros(len(query["h"]))
+        found, mutual = self.bank_neighbours(query, exclude)
+        vectors = [raster_vector(query["features"], w, *self.raster) for w in query["coverage"]]
+        return np.array([m * self.unusual_z(raster_distance(self.raster_fit, v, self.vectors[f]), f)
+                         for v, f, m in zip(vectors, found, mutual)])
 
     def omm_verify(self, u, h, coverage, features):
         for i in range(len(u) if self.verify else 0):
@@ -602,12 +741,21 @@ class Bank:
         if self.nearest_unit > 0:
             out["structural"] = out["structural"] + self.nearest_weight * out["nearest"] / self.nearest_unit
         out["A"] = amm_score(out["structural"], self.score)
-        out["score"] = amm_fuse(*self.z(out["A"], out["L"]))
-        out["map"] = np.maximum(*self.z(out["structural"], out["logical"]))
+        out["unusual"] = self.bank_unusual(q, exclude)
+        out["R"] = max([0.0] + list(out["unusual"]))
+        out["score"] = amm_fuse(*self.z(out["A"], out["L"], out["R"]))
+        shown = np.max([np.zeros(out["logical"].shape)] + [max(self.layout_z(u), 0) * w for u, w in zip(out["unusual"], q["coverage"])], axis=0)
+        out["map"] = np.maximum(amm_z(out["structural"], *self.spread_a), self.matching_z(out["logical"]) + shown)
         return out
 
-    def z(self, a, l):
-        return amm_z(a, *self.spread_a), amm_logical_z(self.loo_logical, self.delta_logical, l)
+    def z(self, a, l, r):
+        return amm_z(a, *self.spread_a), self.matching_z(l) + self.layout_z(r)
+
+    def matching_z(self, l):
+        return amm_logical_z(self.loo_logical, self.delta_logical, l)
+
+    def layout_z(self, r):
+        return self.raster_weight * amm_logical_z(self.loo_raster, 0.2, r) if self.raster is not None else 0 * r
 
     def calibrate(self, loo):
         self.loo = np.zeros((0, 3))
@@ -648,7 +796,7 @@ class Bank:
         """Median and width of A, all L, and with these the fused scores."""
         median, q95 = amm_spread(a)
         self.spread_a, self.loo_logical = (median, q95 - median + 0.05 * abs(median)), l
-        self.loo = np.stack([a, l, amm_fuse(*self.z(a, l))], 1)
+        self.loo = np.stack([a, l, amm_fuse(*self.z(a, l, self.loo_raster if self.raster is not None else 0 * l))], 1)
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -850,6 +998,34 @@ def make_amm(out):
     save(f"{out}/method_amm.safetensors", tensors)
 
 
+def make_raster(out):
+    """Objects that touch the border, are thin, cover nothing; neighbours with ties; more neighbours than images are worth."""
+    r, tensors = np.random.RandomState(11), {}
+    h, w, C, n = 7, 9, 11, 5
+    features, coverage = f32(r.randn(h, w, C)), np.zeros((n, h, w))
+    coverage[0, 2:6, 3:7] = 1
+    coverage[1, :, 0] = 0.7
+    coverage[2, 6, 2:9] = [0.2, 0.5, 1, 1, 1, 0.6, 0.4]
+    coverage[3, 0, 8] = 0.3
+    coverage = f32(coverage)  # the last object covers nothing
+    parts = np.concatenate([parts_of(features, c) for c in coverage])
+    mean, basis = raster_principal(parts)
+    vectors = np.stack([raster_vector(features, c, mean, basis) for c in coverage])
+    tensors.update({"features": features, "weights": coverage, "mean": mean, "space": basis.T @ basis, "gram": vectors @ vectors.T})
+    dim = SIDE * SIDE * 8
+    for c, (m, spread) in enumerate([(1, 1), (4, 1), (64, 1), (5, 0)]):  # spread 0: neighbours that are alike
+        bank = f32(r.randn(90, dim) * np.linspace(0.2, 3, dim) + 1)
+        found = r.permutation(90)[:m]
+        bank[found] = bank[found[:1]] + spread * (bank[found] - bank[found[:1]])
+        bank, vector = f32(bank), f32(r.randn(dim) * 2)
+        deviations = f32(0.4 * r.randn(90, dim))
+        tensors.update({f"{c}.vectors": bank, f"{c}.deviations": deviations, f"{c}.found": found, f"{c}.vector": vector,
+                        f"{c}.q": np.array([raster_distance(raster_fit(bank, deviations), vector, bank[found])])})
+    scores = f32(r.randn(64))
+    tensors["scores"], tensors["units"] = scores, np.array([raster_unit(scores[:m]) for m in (1, 2, 3, 10, 64)])
+    save(f"{out}/method_raster.safetensors", tensors)
+
+
 def scenes(r, n_images, h, w, C, height, width, kinds, places, background):
     """Normal images: an object of every kind at its place, some jitter; features of its kind plus texture."""
     images = []
@@ -877,7 +1053,7 @@ def scene_of(r, masks, kinds, background, h, w, C):
 
 # The files' settings where these are not the method's: each part of the method has a variant that turns it on.
 PLAIN = {"k": 3, "alpha_unmatched": 0, "verify_shift": 0, "count": False, "reach": 0, "register_unmatched": False, "claims": False,
-         "object_quantile": 0.95, "nearest_weight": 0, "score": "max"}
+         "object_quantile": 0.95, "nearest_weight": 0, "score": "max", "raster_weight": 0}
 # The whole method under --method paper: docs/METHOD.md, "The paper's own, by one word".
 PAPER = {"k": 40, "score": "top1", "channel_graph": "softmax", "object_strength": 0.1, "iters": 100, "pixel": True, "position_weight": 0,
          "verify": False, "object_quantile": 0}
@@ -899,6 +1075,9 @@ def write_bank(path, images, query, variants):
                         f"{name}.references": c["references"], f"{name}.unmatched": c["unmatched"], f"{name}.counted": c["counted"],
                         f"{name}.structural": c["structural"], f"{name}.logical": c["logical"], f"{name}.map": c["map"],
                         f"{name}.results": np.array([c["A"], c["L"], c["score"]])})
+        if bank.raster:
+            tensors.update({f"{name}.unusual": c["unusual"], f"{name}.raster": np.array([c["R"], bank.raster_unit]),
+                            f"{name}.raster.q": bank.raster_scores, f"{name}.raster.loo": bank.loo_raster})
         for k, (s, p) in enumerate(zip(c["scores"], c["assignment"])):
             tensors[f"{name}.scores.{k}"], tensors[f"{name}.assignment.{k}"] = s, p
     tensors["n"] = [len(images)]
@@ -925,7 +1104,8 @@ def make_bank(out):
                 "shifted": {"verify_shift": 1}, "shifted_softmax": {"verify_shift": 2, "channel_graph": "softmax", "channel_strength": 3},
                 "registered": {"reach": 2, "register_unmatched": True},
                 "claims": {"reach": 2, "register_unmatched": True, "claims": True},
-                "nearest": {"nearest_weight": 0.5, "score": "top1"}, "nearest_alone": {"nearest_weight": 2, "object_quantile": 0, "delta_logical": 0.3}}
+                "nearest": {"nearest_weight": 0.5, "score": "top1"}, "nearest_alone": {"nearest_weight": 2, "object_quantile": 0, "delta_logical": 0.3},
+                "rasters": {"raster_weight": 2}, "rasters_few": {"raster_weight": 0.7, "loo": 3, "k": 2, "position_weight": 0}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
     write_bank(f"{out}/method_paper.safetensors", images, query, {"paper": PAPER})
 
@@ -965,5 +1145,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("-o", "--out", default="tests/golden")
     directory = parser.parse_args().out
-    for make in (make_objects, make_dcga, make_omm, make_amm, make_bank, make_count, make_metrics):
+    for make in (make_objects, make_dcga, make_omm, make_raster, make_amm, make_bank, make_count, make_metrics):
         make(directory)

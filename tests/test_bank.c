@@ -122,6 +122,7 @@ static Options defaults(void)
                                            {"epsilon", "0.01"},
                                            {"blur", "1"},
                                            {"nearest-weight", "0"},
+                                           {"raster-weight", "0"},
                                            {"score", "max"},
                                            {"object-quantile", "0.95"},
                                            {"delta-logical", "0.05"},
@@ -134,6 +135,16 @@ static Options defaults(void)
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         set(&o, texts[i][0], texts[i][1]);
     return o;
+}
+
+/* The rasters of a bank and of a query in it, against the reference. */
+static void check_rasters(const char *name, const Bank *bank, const Detection *c)
+{
+    /* A q is a difference of two squares, and a unit of z a difference of two q. */
+    CHECK_GOLDEN(bank->raster_scores, 3e-5, "%s.raster.q", name);
+    CHECK_GOLDEN(bank->loo_raster, 2e-4, "%s.raster.loo", name);
+    CHECK_GOLDEN(c->unusual, 2e-4, "%s.unusual", name);
+    CHECK_GOLDEN(((float[]){c->layout_score, bank->raster_unit}), 2e-4, "%s.raster", name);
 }
 
 static void check_variant(const char *name, const Options *options)
@@ -175,6 +186,9 @@ static void check_variant(const char *name, const Options *options)
     CHECK_GOLDEN(c.counted, 3e-5, "%s.counted", name);
     if (bank.nearest_unit > 0)
         CHECK_GOLDEN(c.nearest, 1e-5, "%s.nearest", name);
+    if (bank.raster.dim > 0)
+        check_rasters(name, &bank, &c);
+    CHECK((bank.raster.dim > 0) == (options->raster_weight > 0));
     CHECK_GOLDEN(c.structural, 3e-5, "%s.structural", name);
     CHECK_GOLDEN(c.logical, 3e-5, "%s.logical", name);
     /* z divides by the spread of seven scores, which enlarges the errors. */
@@ -189,7 +203,8 @@ static void test_golden(void)
 {
     REQUIRE(golden_open("method_bank"));
     Options plain = defaults(), pixel = defaults(), softmax = defaults(), few = defaults(),
-            dustbin = defaults(), shifted = defaults(), registered = defaults(), nearest = defaults();
+            dustbin = defaults(), shifted = defaults(), registered = defaults(), nearest = defaults(),
+            rasters = defaults();
     check_variant("default", &plain);
     pixel.amm.align_pixel = 1, pixel.retrieval = RETRIEVAL_L2, pixel.k = 2;
     check_variant("pixel_l2", &pixel);
@@ -214,6 +229,11 @@ static void test_golden(void)
     set(&nearest, "nearest-weight", "2"), set(&nearest, "score", "max");
     set(&nearest, "object-quantile", "0"), set(&nearest, "delta-logical", "0.3");
     check_variant("nearest_alone", &nearest);
+    set(&rasters, "raster-weight", "2");
+    check_variant("rasters", &rasters);
+    set(&rasters, "raster-weight", "0.7"), set(&rasters, "loo-images", "3"), set(&rasters, "k", "2");
+    set(&rasters, "position-weight", "0");
+    check_variant("rasters_few", &rasters);
 }
 
 /* The text of every option. */
@@ -241,7 +261,8 @@ static void test_method(void)
                                            {"register-unmatched", "0"},
                                            {"claims", "0"},
                                            {"object-quantile", "0"},
-                                           {"nearest-weight", "0"}};
+                                           {"nearest-weight", "0"},
+                                           {"raster-weight", "0"}};
     static Texts ours, found;
     unsigned char was_set[MAX_OPTIONS] = {0};
     const OptionSpec *word = option_find("method");
@@ -388,6 +409,10 @@ static size_t flatten(float *out, const Bank *bank)
         n += size;
         out[n++] = (float)c.references[r];
     }
+    for (int i = 0; i < c.comparison.query.n; i++)
+        out[n++] = c.unusual[i];
+    for (int i = 0; i < bank->n_loo && bank->raster.dim > 0; i++)
+        out[n++] = bank->loo_raster[i];
     out[n++] = c.structural_score, out[n++] = c.logical_score, out[n++] = c.score;
     for (int i = 0; i < bank->n_loo; i++)
         out[n++] = bank->loo_score[i];
@@ -414,7 +439,7 @@ static void test_round_trip(void)
     Error err = {""};
     char again[80];
     REQUIRE(golden_open("method_bank"));
-    options.amm.nearest_weight = 0.7f;
+    options.amm.nearest_weight = 0.7f, options.raster_weight = 1.5f;
     options.amm.epsilon = 1e-9f, options.omm.tau = 0.0123456789f, options.flag_damage = 1 / 3.0,
     options.dcga.object_tau = 1e-6f;
     if (build(&bank, 7, &options))
@@ -431,6 +456,7 @@ static void test_round_trip(void)
     CHECK(strcmp(loaded.names[3], "image.png") == 0 && strcmp(loaded.vit.sha256, bank.vit.sha256) == 0 &&
           !loaded.sam.name[0]);
     CHECK(bank.nearest_unit > 0 && loaded.nearest_unit == bank.nearest_unit);
+    CHECK(loaded.raster.dim > 0 && loaded.raster_unit == bank.raster_unit);
     CHECK(loaded.threshold == bank.threshold && loaded.flag_extra == bank.flag_extra &&
           loaded.flag_missing == bank.flag_missing);
     snprintf(again, sizeof again, "%s.again", temporary());
@@ -482,7 +508,7 @@ static void test_threads(void)
 #ifdef _OPENMP
     static float one[MOST], more[MOST];
     Options options = defaults();
-    options.amm.nearest_weight = 0.5f;
+    options.amm.nearest_weight = 0.5f, options.raster_weight = 2;
     REQUIRE(golden_open("method_bank"));
     int before = omp_get_max_threads();
     size_t n = 0;
@@ -711,10 +737,12 @@ static int random_bank(Bank *bank, const int *counts, int n_images, int h, int w
     return calibrate(bank, NULL, NULL, NULL, err);
 }
 
-/* Save, load, and compare the first image with the others: all results are numbers. */
-static void check_works(const int *counts, int n_images, int h, int w, int C, const char *what)
+/* Save, load, and compare each image with the others: all results are numbers. */
+static void check_works_with(float raster_weight, const int *counts, int n_images, int h, int w, int C,
+                             const char *what)
 {
     Options options = defaults();
+    options.raster_weight = raster_weight;
     Bank bank, loaded;
     Scene scene;
     Detection c;
@@ -734,6 +762,8 @@ static void check_works(const int *counts, int n_images, int h, int w, int C, co
                   "%s: image %d scores %g", what, i, (double)c.score);
         for (size_t p = 0; p < bank_cells(&bank); p++)
             CHECK(isfinite(c.map[p]));
+        for (int o = 0; o < c.comparison.query.n; o++)
+            CHECK(isfinite(c.unusual[o]) && (raster_weight > 0 || c.unusual[o] == 0));
         detection_free(&c);
         scene_free(&scene);
     }
@@ -742,14 +772,63 @@ static void check_works(const int *counts, int n_images, int h, int w, int C, co
     bank_free(&bank);
 }
 
+static void check_works(const int *counts, int n_images, int h, int w, int C, const char *what)
+{
+    check_works_with(0, counts, n_images, h, w, C, what);
+    check_works_with(2, counts, n_images, h, w, C, what);
+}
+
 static void test_unusual(void)
 {
     check_works((int[]){0, 3, 2, 0}, 4, 3, 4, 5, "first and last image without objects");
     check_works((int[]){0, 0, 0}, 3, 3, 4, 5, "no image has objects");
     check_works((int[]){0}, 1, 2, 2, 3, "one image without objects");
     check_works((int[]){1, 1}, 2, 1, 1, 1, "one cell, one channel");
+    check_works((int[]){3, 2}, 2, 5, 4, 3, "two images");
+    check_works((int[]){3, 0, 2}, 3, 5, 4, 1, "one channel");
+    check_works((int[]){0, 1, 0, 0, 0}, 5, 5, 4, 9, "one object in all");
     check_works((int[]){300, 250, 310}, 3, 20, 20, 8, "hundreds of objects");
     check_works((int[]){2, 2, 2}, 3, 1, 300, 4, "one row of cells");
+}
+
+/* A bank without rasters has none of their numbers, whatever it had before. */
+static void check_without_rasters(const Bank *bank, const char *what)
+{
+    char path[80];
+    Error err = {""};
+    CHECK_MSG(bank->raster.dim == 0 && bank->raster_unit == 0, "%s has rasters", what);
+    snprintf(path, sizeof path, "%s", temporary());
+    REQUIRE(!bank_save(bank, path, &err));
+    Safetensors *st = st_open(path, &err);
+    REQUIRE(st);
+    CHECK_MSG(!st_find(st, "raster.mean") && !st_find(st, "loo.raster"), "%s keeps rasters", what);
+    st_close(st);
+    unlink(path);
+}
+
+static void test_without_rasters(void)
+{
+    static float with[MOST], without[MOST], again[MOST];
+    Options options = defaults();
+    Bank bank, one;
+    Error err = {""};
+    REQUIRE(golden_open("method_bank"));
+    options.raster_weight = 2;
+    if (build(&bank, 7, &options) || build_repeated(&one, 1, 3, &options))
+        return;
+    check_without_rasters(&one, "a bank of copies");
+    size_t n = flatten(with, &bank);
+    bank.options.raster_weight = 0;
+    CHECK(!calibrate(&bank, NULL, NULL, NULL, &err));
+    check_without_rasters(&bank, "a bank without their weight");
+    CHECK(flatten(without, &bank) == n - (size_t)bank.n_loo);
+    bank.options.raster_weight = 2;
+    CHECK(!calibrate(&bank, NULL, NULL, NULL, &err));
+    CHECK(flatten(again, &bank) == n && memcmp(with, again, n * sizeof(float)) == 0);
+    bank.options.no_objects = 1;
+    CHECK(!calibrate(&bank, NULL, NULL, NULL, &err));
+    check_without_rasters(&bank, "a bank without objects");
+    bank_free(&bank), bank_free(&one);
 }
 
 static void test_builder_refuses(void)
@@ -975,6 +1054,39 @@ static const Damage DAMAGES[] = {
      .f32_at = 1,
      .f32 = NAN,
      .expect = "objects.centroids"},
+    {.what = "no raster.mean", .tensor = "raster.mean", .expect = "raster.mean"},
+    {.what = "no raster.vectors", .tensor = "raster.vectors", .expect = "raster.vectors"},
+    {.what = "no loo.raster", .tensor = "loo.raster", .expect = "loo.raster"},
+    {.what = "narrow basis",
+     .tensor = "raster.basis",
+     .shape = {7, 10},
+     .n_dims = 2,
+     .expect = "raster.basis"},
+    {.what = "flat within",
+     .tensor = "raster.within",
+     .shape = {16384},
+     .n_dims = 1,
+     .expect = "raster.within"},
+    {.what = "NaN raster.all", .tensor = "raster.all", .f32_at = 5, .f32 = NAN, .expect = "raster.all"},
+    {.what = "infinite q",
+     .tensor = "raster.scores",
+     .f32_at = 1,
+     .f32 = INFINITY,
+     .expect = "raster.scores"},
+    {.what = "infinite centre",
+     .tensor = "raster.centre",
+     .f32_at = 1,
+     .f32 = INFINITY,
+     .expect = "raster.centre"},
+    {.what = "no raster unit", .key = "calibration.raster_unit", .expect = "calibration.raster_unit"},
+    {.what = "negative raster unit",
+     .key = "calibration.raster_unit",
+     .value = "-1",
+     .expect = "calibration.raster_unit"},
+    {.what = "raster weight in words",
+     .key = "option.raster-weight",
+     .value = "heavy",
+     .expect = "option.raster-weight"},
     {.what = "NaN alpha", .key = "calibration.alpha", .value = "nan", .expect = "calibration.alpha"},
     {.what = "no median", .key = "calibration.structural.median", .expect = "calibration.structural.median"},
     {.what = "no nearest unit", .key = "calibration.nearest_unit", .expect = "calibration.nearest_unit"},
@@ -1050,6 +1162,7 @@ static void test_hostile(void)
     Error err = {""};
     char damaged[80];
     REQUIRE(golden_open("method_bank"));
+    options.raster_weight = 2;
     if (build(&bank, 7, &options))
         return;
     CHECK(bank.channels == 10 && bank.dcga.filter);
@@ -1224,6 +1337,7 @@ int main(void)
     RUN(test_recommendations_can_be_saved);
     RUN(test_bilinear_grid);
     RUN(test_unusual);
+    RUN(test_without_rasters);
     RUN(test_builder_refuses);
     RUN(test_not_finite);
     RUN(test_copies);
