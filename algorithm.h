@@ -53,7 +53,7 @@ typedef struct Detection {
     float *counted;        /* [n] the same of U counted together with similar objects (omm_count). */
     float *unusual;        /* [n] z of the layout of each object (bank_unusual) */
     float structural_score, logical_score, layout_score; /* A, L, R */
-    float structural_z, logical_z, score;    /* score: fused */
+    float structural_z, logical_z, layout_z, score;      /* layout_z: a summand of logical_z; score: fused */
     float *reference_coverage;               /* [all objects of the references][h*w]. */
     float *features, *inverse_std, *scratch; /* buffers: [h*w][C] a reference's features, [C], [h*w] */
     Arena memory;                            /* of all arrays from comparison on. */

@@ -1,4 +1,4 @@
-/* raster.c - the layout of objects. See raster.h; docs/METHOD.md 6, all of it [ours].
+/* raster.c - the layout of objects. See raster.h; docs/METHOD.md 6, "Layout", all of it [ours].
  *
  *   parts       4x4 parts of an object's box, each the mean of 3x3 bilinear samples    [16][C]
  *   vector y    the parts in the bank's principal channels                              [16·8]

@@ -426,7 +426,8 @@ static void fuse(Detection *d, const Bank *bank)
 {
     const Only only = bank->options.only;
     d->structural_z = amm_z(&bank->structural, d->structural_score);
-    d->logical_z = matching_z(bank, d->logical_score) + layout_z(bank, d->layout_score);
+    d->layout_z = layout_z(bank, d->layout_score);
+    d->logical_z = matching_z(bank, d->logical_score) + d->layout_z;
     d->score = amm_fuse(d->structural_z, d->logical_z, only);
     logical_map_z(d->map, d, bank, d->scratch);
     for (size_t p = 0; p < bank_cells(bank); p++) {

@@ -108,6 +108,7 @@ typedef struct SamladObject {
     float unmatched;    /* mean of U over the references, 0..1. */
     int alike;          /* number of objects that are alike, this one included. */
     float counted;      /* mean of U of all alike together: about 1 when one of them is too many. */
+    float unusual;      /* z of its layout beside the most similar objects of the normal images. */
     float damage;       /* structural z of the 2x2 block around the largest value on the object. */
     float damage_at[2]; /* its place: x, y in pixels. */
     SamladVerdict verdict;
@@ -129,8 +130,10 @@ typedef struct SamladResult {
     int width, height;         /* of the image. */
     int grid_w, grid_h;        /* of the maps. */
     float score;               /* fused: sort by it. */
-    float structural, logical; /* A and L */
-    float structural_z, logical_z; /* logical_z is at most log10((n + 2)/2) for n scores of the bank. */
+    float structural, logical, layout; /* A, L and R, the largest `unusual` */
+    /* layout_z is a summand of logical_z. For n scores of the bank it is at most raster-weight times
+     * log10((n + 2)/2), the other summand at most log10((n + 2)/2). */
+    float structural_z, logical_z, layout_z;
     float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value. */
     float threshold; /* as samlad_bank_threshold */
     int anomalous;   /* 1: the score is above the threshold, 0: it is not, -1: there is no threshold. */

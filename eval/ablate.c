@@ -99,6 +99,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
         "claims=0",
         "object-quantile=0", /* no objects' units. */
         "nearest-weight=0",  /* no nearest features. */
+        "raster-weight=0",   /* no layout of objects. */
         "score=max",         /* the largest cell, no blocks. */
         "no-objects=1",      /* PaDiM on the k references. */
         "only=structural",

@@ -4,10 +4,14 @@
 
 #include "samlad.h"
 
+/* Damage; an object is missing or too many; what lies where in an object. */
+typedef enum DoubtKind { DOUBT_STRUCTURAL, DOUBT_LOGICAL, DOUBT_LAYOUT } DoubtKind;
+
 typedef struct Doubt {
-    int logical;    /* 1: an object is missing or too many, 0: damage. */
+    DoubtKind kind;
     float x, y;     /* the place, in pixels of the image. */
-    float evidence; /* logical: the part of an object that has no counterpart; else z of the image. */
+    float evidence; /* DOUBT_LOGICAL: the part of an object without a counterpart; DOUBT_LAYOUT: z of an
+                       object; DOUBT_STRUCTURAL: z of the image. */
 } Doubt;
 
 /* Returns 1 and sets *doubt if the image is anomalous and the result gives no other reason, else 0. */

@@ -24,7 +24,8 @@ int dump_detection(StWriter *dump, const Detection *d, Error *err)
     for (int r = 0; r < d->k; r++)
         if (dump_matching(dump, &d->comparison.matchings[r], r, err))
             return -1;
-    return dump_floats(dump, "amm.nearest", 2, grid, d->nearest, err) ||
+    return dump_floats(dump, "raster.unusual", 1, &n, d->unusual, err) ||
+                   dump_floats(dump, "amm.nearest", 2, grid, d->nearest, err) ||
                    dump_floats(dump, "amm.structural", 2, grid, d->structural, err) ||
                    dump_floats(dump, "amm.logical", 2, grid, d->logical, err) ||
                    dump_floats(dump, "amm.map", 2, grid, d->map, err) ||

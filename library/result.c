@@ -95,7 +95,8 @@ static SamladObject object_of(const Detection *d, int i)
                           .centroid = {o->centroids[2 * i], o->centroids[2 * i + 1]},
                           /* Sinkhorn does not normalise the rows last, so U may slightly exceed 1. */
                           .unmatched = fminf(1, d->unmatched[i]),
-                          .counted = d->counted[i]};
+                          .counted = d->counted[i],
+                          .unusual = d->unusual[i]};
 }
 
 /* The verdicts of the chapter, in the words of samlad.h. */
@@ -235,6 +236,7 @@ static void set_scores(SamladResult *r, const Bank *bank, const Detection *d)
     r->score = d->score;
     r->structural = d->structural_score, r->structural_z = d->structural_z;
     r->logical = d->logical_score, r->logical_z = d->logical_z;
+    r->layout = d->layout_score, r->layout_z = d->layout_z;
     r->rank = rank_of(bank, d->score);
     r->threshold = bank->threshold;
     r->anomalous = isnan(bank->threshold) ? -1 : d->score > bank->threshold;

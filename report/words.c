@@ -49,7 +49,12 @@ static void describe_missing(char text[SENTENCE], const Samlad *s, const SamladR
 static void describe_doubt(char text[SENTENCE], const Doubt *doubt)
 {
     const double x = doubt->x, y = doubt->y, evidence = doubt->evidence;
-    if (doubt->logical)
+    if (doubt->kind == DOUBT_LAYOUT)
+        snprintf(
+            text, SENTENCE,
+            "the object around (%.0f, %.0f) differs most from similar ones by what lies where in it (z %.1f)",
+            x, y, evidence);
+    else if (doubt->kind == DOUBT_LOGICAL)
         snprintf(
             text, SENTENCE,
             "what is missing or too many is suspected most around (%.0f, %.0f), not clearly enough to be "
@@ -152,6 +157,7 @@ static void json_object(JsonWriter *w, const SamladObject *o, int id)
     key_float(w, "unmatched", o->unmatched);
     key_int(w, "alike", o->alike);
     key_float(w, "counted", o->counted);
+    key_float(w, "unusual", o->unusual);
     key_float(w, "damage", o->damage);
     json_key(w, "matches"), json_open(w, '[');
     for (int k = 0; k < o->n_matches; k++)
@@ -182,6 +188,7 @@ static void json_missing(JsonWriter *w, const Samlad *s, const SamladResult *r, 
 
 static void json_doubt(JsonWriter *w, const SamladResult *r)
 {
+    static const char *const kinds[] = {"structural", "logical", "layout"};
     Doubt doubt;
     char text[SENTENCE];
     if (!find_doubt(&doubt, r)) {
@@ -190,9 +197,9 @@ static void json_doubt(JsonWriter *w, const SamladResult *r)
     }
     describe_doubt(text, &doubt);
     json_open(w, '{');
-    key_string(w, "kind", doubt.logical ? "logical" : "structural");
+    key_string(w, "kind", kinds[doubt.kind]);
     json_floats(w, "at", (float[]){doubt.x, doubt.y}, 2);
-    key_float(w, doubt.logical ? "unmatched" : "z", doubt.evidence);
+    key_float(w, doubt.kind == DOUBT_LOGICAL ? "unmatched" : "z", doubt.evidence);
     key_string(w, "reason", text);
     json_close(w, '}');
 }
@@ -206,8 +213,10 @@ static void json_scores(JsonWriter *w, const SamladResult *r, const char *image)
     key_float(w, "score", r->score);
     key_float(w, "structural", r->structural);
     key_float(w, "logical", r->logical);
+    key_float(w, "layout", r->layout);
     key_float(w, "structural_z", r->structural_z);
     key_float(w, "logical_z", r->logical_z);
+    key_float(w, "layout_z", r->layout_z);
     key_float(w, "rank", r->rank);
     key_float(w, "threshold", r->threshold);
     json_key(w, "anomalous");

@@ -313,7 +313,7 @@ assert [l["image"] for l in lines] == ["new/a.ppm", "new/below/b.ppm"], lines
 for l in lines:
     assert l["width"] == 56 and l["height"] == 48 and len(l["references"]) == 2
     assert math.isfinite(l["score"]) and 0 < l["rank"] <= 1 and l["objects"]
-    assert l["doubt"] is None or (l["anomalous"] and l["doubt"]["kind"] in ("logical", "structural") and len(l["doubt"]["at"]) == 2)
+    assert l["doubt"] is None or (l["anomalous"] and l["doubt"]["kind"] in ("logical", "layout", "structural") and len(l["doubt"]["at"]) == 2)
     for o in l["objects"]:
         x, y, w, h = o["bbox"]
         assert 0 <= x and x + w <= 56 and 0 <= y and y + h <= 48 and o["verdict"] in ("normal", "extra", "damaged")
@@ -445,7 +445,7 @@ expect 2 "a category outside of the data set" "$bin" eval . -o x --category ../y
 expect 0 "detect --dump" "$bin" detect --bank n.bank new/a.ppm --dump d.safetensors $weights
 expect 0 "info of a dump" "$bin" info d.safetensors
 for t in query.pixels vit.cls vit.patches featup.features sam.pixels sam.embedding sam.masks sam.iou_predictions sam.stability_scores sam.boxes sam.points \
-    objects.weights objects.pooled objects.centroids dcga.descriptors omm.scores.1 omm.assignment.1 references amm.nearest amm.structural amm.logical amm.map scores; do
+    objects.weights objects.pooled objects.centroids dcga.descriptors omm.scores.1 omm.assignment.1 references raster.unusual amm.nearest amm.structural amm.logical amm.map scores; do
     says "  $t "
 done
 expect 0 "detect with a bank in bf16" "$bin" detect --bank half.bank new/a.ppm --dump dh.safetensors $weights

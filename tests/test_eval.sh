@@ -436,7 +436,7 @@ same plain_paper/records by_paper/settings/alpha=0.3,method=paper/records "the p
 rm -r by_paper plain_paper
 expect 0 "the rows of METHOD.md" "$bin" ablate loco -o rows --category pushpins $small_run
 for row in default method=paper channel-graph=off position-weight=0 verify=0 verify-shift=0 count=0 alpha-unmatched=0 align=pixel register-reach=0 \
-    register-unmatched=0 claims=0 object-quantile=0 nearest-weight=0 score=max no-objects=1; do
+    register-unmatched=0 claims=0 object-quantile=0 nearest-weight=0 raster-weight=0 score=max no-objects=1; do
     says "^$row "
 done
 rm -r rows

@@ -147,13 +147,18 @@ static void test_doubt(void)
     add_object(&p, VERDICT_NORMAL, 0, 0);
     static const struct {
         int anomalous;
-        float logical_z;
+        float logical_z, layout_z;
         const char *kind;
         double x, y;
-    } cases[] = {{1, 1, "structural", 450, 150}, {1, 3, "logical", 150, 450}, {0, 3, NULL, 0, 0}};
-    for (int i = 0; i < 3; i++) {
+    } cases[] = {{1, 1, 0, "structural", 450, 150},
+                 {1, 3, 1, "logical", 150, 450},
+                 {1, 3, 2, "layout", 150, 300},
+                 {1, 1, 1, "structural", 450, 150},
+                 {0, 3, 0, NULL, 0, 0}};
+    p.objects[0].centroid[0] = 0.25f, p.objects[0].centroid[1] = 0.5f;
+    for (int i = 0; i < 5; i++) {
         p.r.anomalous = cases[i].anomalous;
-        p.r.logical_z = cases[i].logical_z;
+        p.r.logical_z = cases[i].logical_z, p.r.layout_z = cases[i].layout_z;
         json_begin(&w);
         report_json(&w, NULL, &p.r, "image.png");
         const Json *json = json_parse(w.text, w.length, "the report", &err),
