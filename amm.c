@@ -624,11 +624,9 @@ Spread amm_spread(float *scores, int n, float delta)
     return (Spread){quantile_sorted(scores, n, 0.5), quantile_sorted(scores, n, 0.95), delta};
 }
 
-/* Where the masks of normal images are quiet, one object too many is rarer than any of them: p = 1/(n + 2).
- * Where masks come and go in normal images, p is large, and matching says little. So z never claims more than
- * n images can show. The width keeps the order of scores between those of the normal images, and a little
- * beyond them. */
-float amm_logical_z(const float *normal, int n, float width, float score)
+/* The rank never claims more than n images can show: p is at least 1/(n + 2). The width keeps the order of
+ * scores between those of the normal images, and a little beyond them. */
+float amm_rank_z(const float *normal, int n, float width, float score)
 {
     const double scale = sqrt(0.5) / fmax(width, 1e-6);
     double as_large = 1;
@@ -637,6 +635,16 @@ float amm_logical_z(const float *normal, int n, float width, float score)
     for (int i = 0; i < n; i++)
         as_large += 0.5 * erfc((score - normal[i]) * scale);
     return (float)-log10(2 * as_large / (n + 2));
+}
+
+/* Where masks come and go in normal images, the largest normal L is about 1, and one object too many says
+ * little. Where masks are quiet, it lies far beyond all of them. */
+float amm_logical_z(const float *normal, int n, float width, float score)
+{
+    float largest = n ? normal[0] : INFINITY;
+    for (int i = 1; i < n; i++)
+        largest = fmaxf(largest, normal[i]);
+    return amm_rank_z(normal, n, width, score) + fmaxf(0, score - largest);
 }
 
 /* If the two differ, it is nearly the larger one, so the smaller one's noise does not blur it. */

@@ -120,9 +120,12 @@ typedef struct Spread {
 float amm_z(const Spread *spread, float v);
 /* Median and 95 % quantile of n scores (sorted in place); delta is given. */
 Spread amm_spread(float *scores, int n, float delta);
-/* z of a logical score beside those of n normal images: -log10(2p), 0 at the median, 1 at 5 % [ours]. p is
- * the part of normal images whose L is as large, and each L counts as a normal distribution of width `width`.
- * With n = 0 it is the score itself. */
+/* z of a score by its rank among those of n normal images: -log10(2p), 0 at the median, 1 at 5 % [ours]. p is
+ * the part of normal images whose score is as large, and each score counts as a normal distribution of width
+ * `width`. With n = 0 it is the score itself. */
+float amm_rank_z(const float *normal, int n, float width, float score);
+/* z of a logical score: that of its rank, plus its distance beyond the largest normal score [ours]. L counts
+ * objects, so one object beyond all normal images adds 1. */
 float amm_logical_z(const float *normal, int n, float width, float score);
 /* One score of two z: smoothmax, log(e^a + e^l) - log 2 [ours]. */
 float amm_fuse(float structural_z, float logical_z, Only only);

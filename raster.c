@@ -267,6 +267,17 @@ static void search_image(Neighbours *nb, Similar *best, int at, int n_images, fl
     }
 }
 
+int raster_n_neighbours(int n_images)
+{
+    const int most = (int)(0.7 * n_images);
+    return most > RASTER_MOST_NEIGHBOURS ? RASTER_MOST_NEIGHBOURS : most > 0 ? most : n_images > 0;
+}
+
+double raster_share(int m)
+{
+    return m / (m + 33.0);
+}
+
 int raster_neighbours(Neighbours *nb, const Objects *mine, const NeighbourSearch *s, Error *err)
 {
     int n_images = 0, most = 0, at = 0;
@@ -274,8 +285,7 @@ int raster_neighbours(Neighbours *nb, const Objects *mine, const NeighbourSearch
         const int n = s->images[s->allowed[a]].n;
         n_images += n > 0, most = n > most ? n : most;
     }
-    const int wanted = (int)(0.7 * n_images), m = wanted > 0 ? wanted : n_images > 0;
-    *nb = (Neighbours){.n = mine->n, .m = m < RASTER_MOST_NEIGHBOURS ? m : RASTER_MOST_NEIGHBOURS};
+    *nb = (Neighbours){.n = mine->n, .m = raster_n_neighbours(n_images)};
     lay_out_neighbours(nb, &nb->memory);
     Similar *best = aligned_array((size_t)mine->n * n_images, sizeof *best);
     float *scores = aligned_array((size_t)mine->n * most, sizeof *scores);
@@ -407,7 +417,7 @@ static double quadratic_form(const double *gram, double *v, int m)
 static double neighbour_distance(const DistanceWork *w, int m, int dim)
 {
     const float *d = w->rows + (ptrdiff_t)m * dim;
-    const double share = m / (m + 33.0), a = share / m, rest = 1 - share;
+    const double share = raster_share(m), a = share / m, rest = 1 - share;
     for (int i = 0; i < m; i++) {
         const float *x = w->rows + (ptrdiff_t)i * dim;
         w->v[i] = dot(x, d, dim);

@@ -65,6 +65,11 @@ typedef struct NeighbourSearch {
 int raster_neighbours(Neighbours *neighbours, const Objects *mine, const NeighbourSearch *search, Error *err);
 void neighbours_free(Neighbours *neighbours);
 
+/* The number of neighbours that n other images with objects give: 70 %, 1 to RASTER_MOST_NEIGHBOURS. */
+int raster_n_neighbours(int n_images);
+/* m/(m + 33): few neighbours tell little, neither about their covariance nor about what is usual [ours]. */
+double raster_share(int m);
+
 /* mean [dim] of the vectors [..][dim] of some objects [m]. */
 void raster_mean(float *mean, const float *vectors, const int *objects, int m, int dim);
 /* within, centre and all from n vectors and their deviations from the mean of their neighbours, both [n][dim]. 0,

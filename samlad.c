@@ -397,28 +397,14 @@ static float matching_z(const Bank *bank, float score)
     return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);
 }
 
-/* z of R, with its weight. 0 without rasters. The width smooths over the few images of a bank [ours]. */
+/* z of R, with its weight. 0 without rasters. Few neighbours tell little about what is usual, so they share less
+ * of the weight. The width smooths over the few images of a bank [ours]. */
 static float layout_z(const Bank *bank, float score)
 {
-    const float width = 0.2f;
-    return bank->raster.dim == 0
-               ? 0
-               : bank->options.raster_weight * amm_logical_z(bank->loo_raster, bank->n_loo, width, score);
-}
-
-/* The logical z-map: z of L, plus the layout's on every object that is more unusual than most. */
-static void logical_map_z(float *map, const Detection *d, const Bank *bank, float *scratch)
-{
-    const ptrdiff_t n_cells = (ptrdiff_t)bank_cells(bank);
-    const Objects *q = &d->comparison.query;
-    memset(scratch, 0, n_cells * sizeof *scratch);
-    for (ptrdiff_t i = 0; i < q->n; i++) {
-        const float z = layout_z(bank, d->unusual[i]);
-        for (ptrdiff_t p = 0; p < n_cells && z > 0; p++)
-            scratch[p] = fmaxf(scratch[p], z * q->coverage[i * n_cells + p]);
-    }
-    for (ptrdiff_t p = 0; p < n_cells; p++)
-        map[p] = matching_z(bank, d->logical[p]) + scratch[p];
+    const float width = 0.2f, share = (float)raster_share(raster_n_neighbours(bank->n_images - 1));
+    return bank->raster.dim == 0 ? 0
+                                 : bank->options.raster_weight * share *
+                                       amm_rank_z(bank->loo_raster, bank->n_loo, width, score);
 }
 
 /* The fused score. The map is the pointwise maximum of the two z-maps [ours]. */
@@ -429,9 +415,8 @@ static void fuse(Detection *d, const Bank *bank)
     d->layout_z = layout_z(bank, d->layout_score);
     d->logical_z = matching_z(bank, d->logical_score) + d->layout_z;
     d->score = amm_fuse(d->structural_z, d->logical_z, only);
-    logical_map_z(d->map, d, bank, d->scratch);
     for (size_t p = 0; p < bank_cells(bank); p++) {
-        const float a = amm_z(&bank->structural, d->structural[p]), l = d->map[p];
+        const float a = amm_z(&bank->structural, d->structural[p]), l = matching_z(bank, d->logical[p]);
         d->map[p] = only == ONLY_STRUCTURAL ? a : only == ONLY_LOGICAL ? l : fmaxf(a, l);
     }
 }

@@ -131,8 +131,7 @@ typedef struct SamladResult {
     int grid_w, grid_h;        /* of the maps. */
     float score;               /* fused: sort by it. */
     float structural, logical, layout; /* A, L and R, the largest `unusual` */
-    /* layout_z is a summand of logical_z. For n scores of the bank it is at most raster-weight times
-     * log10((n + 2)/2), the other summand at most log10((n + 2)/2). */
+    /* layout_z is a summand of logical_z. */
     float structural_z, logical_z, layout_z;
     float rank; /* part of the bank's leave-one-out scores at least as high, (1+n≥)/(1+n): like a p-value. */
     float threshold; /* as samlad_bank_threshold */

@@ -325,6 +325,10 @@ def raster_vector(features, coverage, mean, basis):
     return ((parts_of(features, coverage) - mean) @ basis.T).ravel()
 
 
+def raster_n_neighbours(n, most=64):
+    return min(max(int(0.7 * n), min(1, n)), most)
+
+
 def raster_neighbours(mine, images, position_weight=0.7, most=64):
     """images: (number of the first object, image) of all that may give neighbours -> found [n][m], mutual [n]."""
     images = [(first, im) for first, im in images if len(im["h"])]
@@ -336,7 +340,7 @@ def raster_neighbours(mine, images, position_weight=0.7, most=64):
             j = int(np.argmax(s[i]))
             best[i].append((-s[i, j], first + j))
             mutual[i] += (int(np.argmax(s[:, j])) == i) / len(images)
-    m = min(max(int(0.7 * len(images)), min(1, len(images))), most)
+    m = raster_n_neighbours(len(images), most)
     return np.array([[j for _, j in sorted(b)[:m]] for b in best], int).reshape(n, m), mutual
 
 
@@ -537,12 +541,17 @@ def amm_z(v, median, width):
     return (v - median) / width
 
 
-def amm_logical_z(normal, width, score):
-    """-log10(2p), p = the part of the normal images whose L is as large, each L a normal distribution of this width; without any the score itself."""
+def amm_rank_z(normal, width, score):
+    """-log10(2p), p = the part of the normal images whose score is as large, each a normal distribution of this width; without any the score itself."""
     if len(normal) == 0:
         return score
     as_large = sum(0.5 * erfc((score - l) / (width * np.sqrt(2))) for l in normal)
     return -np.log10(2 * (1 + as_large) / (len(normal) + 2))
+
+
+def amm_logical_z(normal, width, score):
+    """That of the rank, plus the distance beyond the largest normal score."""
+    return amm_rank_z(normal, width, score) + (np.maximum(0, score - max(normal)) if len(normal) else 0)
 
 
 def amm_fuse(za, zl):
@@ -581,7 +590,7 @@ class Bank:
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
                  nearest_weight=0.5, score="top1", delta_logical=0.05, position_weight=0.7, iters=30, verify=True,
-                 raster_weight=2):
+                 raster_weight=3):
         self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
         self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
         self.places = {"pixel": pixel, "reach": reach, "register_unmatched": register_unmatched}
@@ -744,8 +753,7 @@ class Bank:
         out["unusual"] = self.bank_unusual(q, exclude)
         out["R"] = max([0.0] + list(out["unusual"]))
         out["score"] = amm_fuse(*self.z(out["A"], out["L"], out["R"]))
-        shown = np.max([np.zeros(out["logical"].shape)] + [max(self.layout_z(u), 0) * w for u, w in zip(out["unusual"], q["coverage"])], axis=0)
-        out["map"] = np.maximum(amm_z(out["structural"], *self.spread_a), self.matching_z(out["logical"]) + shown)
+        out["map"] = np.maximum(amm_z(out["structural"], *self.spread_a), self.matching_z(out["logical"]))
         return out
 
     def z(self, a, l, r):
@@ -755,7 +763,8 @@ class Bank:
         return amm_logical_z(self.loo_logical, self.delta_logical, l)
 
     def layout_z(self, r):
-        return self.raster_weight * amm_logical_z(self.loo_raster, 0.2, r) if self.raster is not None else 0 * r
+        m = raster_n_neighbours(len(self.images) - 1)
+        return self.raster_weight * m / (m + 33) * amm_rank_z(self.loo_raster, 0.2, r) if self.raster is not None else 0 * r
 
     def calibrate(self, loo):
         self.loo = np.zeros((0, 3))
@@ -992,6 +1001,7 @@ def make_amm(out):
     for name, normal in {"37": values, "5": values[:5], "1": values[:1], "0": values[:0], "equal": np.repeat(values[:1], 5)}.items():
         for width in (0.05, 0.7):
             tensors[f"logical.{name}.{width}"] = amm_logical_z(normal, width, asked)
+            tensors[f"rank.{name}.{width}"] = amm_rank_z(normal, width, asked)
     tensors["logical.asked"] = asked
     for n in (1, 2, 3, 19, 20, 37):
         tensors[f"threshold.{n}"] = np.array([extended_threshold(values[:n]), amm_threshold(values[:n])])

@@ -556,10 +556,15 @@ static void test_logical_z(void)
             for (int i = 0; i < n; i++)
                 found[i] = amm_logical_z(normal, banks[b].n, width ? 0.7f : 0.05f, asked[i]);
             CHECK_GOLDEN(found, 1e-6, "logical.%s.%s", banks[b].name, widths[width]);
+            for (int i = 0; i < n; i++)
+                found[i] = amm_rank_z(normal, banks[b].n, width ? 0.7f : 0.05f, asked[i]);
+            CHECK_GOLDEN(found, 1e-6, "rank.%s.%s", banks[b].name, widths[width]);
         }
-    const float normal[3] = {0, 0.1f, 0.2f}, far = amm_logical_z(normal, 3, 0.05f, 1e30f);
-    CHECK(fabsf(far - log10f(2.5f)) < 1e-6f); /* p = 1/5: no score claims more than three images show */
-    CHECK(fabsf(amm_logical_z(normal, 3, 0.05f, -1e30f) - log10f(0.625f)) < 1e-6f); /* p = 4/5 */
+    const float normal[3] = {0, 0.1f, 0.2f}, far = amm_rank_z(normal, 3, 0.05f, 1e30f);
+    CHECK(fabsf(far - log10f(2.5f)) < 1e-6f); /* p = 1/5: no rank claims more than three images show */
+    CHECK(fabsf(amm_rank_z(normal, 3, 0.05f, -1e30f) - log10f(0.625f)) < 1e-6f); /* p = 4/5 */
+    CHECK(fabsf(amm_logical_z(normal, 3, 0.05f, 2.2f) - far - 2) <
+          1e-6f);               /* two objects beyond all of them */
     for (int i = 0; i < 3; i++) /* a width of 0 is a step: 1/2 of an equal score counts */
         CHECK(fabsf(amm_logical_z(normal, 3, 0, normal[i]) + log10f(2 * (3.5f - (float)i) / 5)) < 1e-6f);
     float before = -INFINITY;
@@ -577,7 +582,7 @@ static void test_example_logical_z(void)
     const float normal[3] = {0.1f, 0.2f, 0.3f};
     const float between = amm_logical_z(normal, 3, 0.05f, 0.2f), far = amm_logical_z(normal, 3, 0.05f, 1);
     CHECK_MSG(fabsf(between) < 1e-6f, "%g", (double)between);
-    CHECK_MSG(fabsf(far - 0.39794f) < 1e-5f, "%g", (double)far);
+    CHECK_MSG(fabsf(far - 1.09794f) < 1e-5f, "%g", (double)far);
 }
 
 /* docs/METHOD.md's example: one cell of the query's 4x4 is 4, one of the reference's is 3, anywhere. */
