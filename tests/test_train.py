@@ -54,12 +54,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import safetensors_io  # noqa: E402
+import train_featup  # noqa: E402
 import train_sam  # noqa: E402
 import train_sam_decoder  # noqa: E402
 import train_vit  # noqa: E402
 from scenes import MIXED, TRAY, Scenes  # noqa: E402
 
 torch.set_num_threads(1)
+train_featup.held_out = lambda *_: [0, 0, 0, 0]
 for module in (train_sam, train_sam_decoder):
     module.held_out_average = lambda *_: "not measured"  # takes longer than all the rest here
 
@@ -303,6 +305,70 @@ def test_vit_from_nothing_keeps_its_size(tmp):
     assert torch.load(second + "/checkpoint.pt")["args"]["dim"] == 48
     meta = metadata_of(second + "/export/vit_tiny.safetensors")
     assert meta["method.size"] == "160" and meta["vit.dim"] == "48" and meta["train.steps"] == "2", meta
+
+
+# ---- FeatUp
+
+def test_featup_stages_are_the_official_ones(_):
+    golden = safetensors_io.load(os.path.join(ROOT, "tests", "golden", "featup_golden.safetensors"))[0]
+    stack = train_featup.load_stack(os.path.join(ROOT, "tests", "golden", "featup_model.safetensors"))
+    for case, every in (("5x6x7", (1, 2, 4)), ("3x4x83", (2, 5)), ("2x35x3", (1, 2))):
+        features, guidance = (torch.from_numpy(golden[f"{case}.{name}"].astype(np.float32)) for name in ("features", "guidance"))
+        with torch.no_grad():
+            results = stack(features[None], guidance.permute(1, 2, 0)[None])
+        for stage, rows in enumerate(every):
+            want = golden[f"{case}.stage{stage + 1}"]
+            error = np.abs(results[stage][0, ::rows].numpy() - want).max() / np.abs(want).max()
+            assert error < 1e-5, (case, stage + 1, error)
+
+
+def test_featup_gradients_are_torchs(_):
+    torch.manual_seed(1)
+    kernel, b, wanted = torch.randn(1, 6, 7, 49), torch.randn(1, 6, 7, 4), torch.randn(1, 6, 7, 4)
+
+    def unfolded(x):
+        x = torch.nn.functional.pad(x.permute(0, 3, 1, 2), [3] * 4, mode="reflect")
+        return torch.nn.Unfold(7)(x).view(1, 4, 49, 6, 7)
+
+    def plain(kernel, b):
+        kernel = kernel + torch.einsum("bcphw,bhwc->bhwp", unfolded(b), b)
+        return torch.einsum("bcphw,bhwp->bhwc", unfolded(b), kernel)
+
+    def own(kernel, b):
+        return train_featup.NeighbourSum.apply(kernel + train_featup.NeighbourDot.apply(b), b)
+
+    results = []
+    for form in (plain, own):
+        inputs = kernel.clone().requires_grad_(), b.clone().requires_grad_()
+        out = form(*inputs)
+        results.append([out, *torch.autograd.grad((out * wanted).sum(), inputs)])
+    for one, other in zip(*results):
+        assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+FEATUP_OPTIONS = {"minutes": 0.02, "stages": 2, "window": 48, "view": 32, "views": 1, "windows": 1, "lr": 0.001, "seed": 3}
+
+
+def test_featup_options_survive_a_resume(tmp):
+    photos, first, second = (os.path.join(tmp, name) for name in ("photos", "first", "second"))
+    os.mkdir(photos)
+    noise = np.random.default_rng(1).integers(0, 256, (200, 300, 3), np.uint8)
+    train_featup.Image.fromarray(noise).save(os.path.join(photos, "noise.png"))
+    options = {**FEATUP_OPTIONS, "photos": photos, "backbone": with_metadata(tmp, VIT, method__note="kept")}
+    none_is_default(train_featup.make_parser(), options)
+    run(train_featup.main, "--out", first, *as_arguments(options))
+    begun = torch.load(first + "/checkpoint.pt")
+    assert begun["step"] > 0 and {k: begun["args"][k] for k in options} == options
+    run(train_featup.main, "--out", second, "--resume", first + "/checkpoint.pt", "--minutes", begun["seconds"] / 60 + 0.02)
+    resumed = torch.load(second + "/checkpoint.pt")
+    assert resumed["step"] > begun["step"] and resumed["args"]["window"] == 48
+    tensors, meta = safetensors_io.load(second + "/export/featup_tiny.safetensors")
+    assert meta["samlad.model"] == "featup" and meta["training.steps"] == str(resumed["step"]), meta
+    stack = train_featup.load_stack(second + "/export/featup_tiny.safetensors")
+    assert len(list(stack.children())) == 2 and tensors["up2.fixup_proj.0.weight"].shape == (49, 52, 1, 1)
+    assert all(torch.equal(v, resumed["ema"][n]) for n, v in stack.state_dict().items())
+    said = refused(train_featup.main, "--out", second, "--resume", first + "/checkpoint.pt", "--stages", 3)
+    assert "--stages 3" in said and "2" in said, said
 
 
 if __name__ == "__main__":
