@@ -14,8 +14,8 @@ typedef struct Args {
     const char *command; /* its name */
     const char *takes;   /* names of its options, separated by spaces; "*": every option of the method. */
     SamladWeights weights;
-    char vit[PATH_SIZE], sam[PATH_SIZE], featup[PATH_SIZE]; /* paths of the default weights (models.h). */
-    int no_featup;                                          /* --featup none */
+    char vit[PATH_SIZE], sam[PATH_SIZE]; /* paths of the default weights (models.h). */
+    int no_featup;                       /* --featup none */
     const char *out, *bank, *from, *dump, *mnist, *defects;
     const char *dataset, *data, *shard;
     int n_categories, n_settings;

@@ -40,7 +40,7 @@ int no_weights(const char *file, const char *option)
     return failed(&err);
 }
 
-/* Fill in the shipped weights where none are named. FeatUp's are optional. */
+/* Fill in the shipped weights where none are named. No FeatUp weights ship. */
 static int default_weights(Args *args)
 {
     SamladWeights *w = &args->weights;
@@ -48,8 +48,6 @@ static int default_weights(Args *args)
         w->vit = find_weights(args->vit, "vit_tiny.safetensors") ? args->vit : NULL;
     if (!w->sam)
         w->sam = find_weights(args->sam, "sam_tiny.safetensors") ? args->sam : NULL;
-    if (!w->featup && !args->no_featup)
-        w->featup = find_weights(args->featup, "featup_tiny.safetensors") ? args->featup : NULL;
     if (args->no_featup)
         w->featup = NULL;
     return w->vit ? 0 : no_weights("vit_tiny.safetensors", "--backbone");
