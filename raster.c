@@ -6,8 +6,8 @@
  *   q           (y - μ)ᵀ Σ⁻¹ (y - μ) - (y - μ_0)ᵀ Σ_0⁻¹ (y - μ_0)
  *               μ, Σ of the neighbours, Σ shrunk to the deviations of all objects from theirs; μ_0, Σ_0 of all
  *
- * The second term makes q a ratio of likelihoods. A raster that is rare, but no rarer here than anywhere, is not
- * unusual. A mirrored or foreign object is. */
+ * q is a difference of squared distances, as in a ratio of likelihoods. A raster that is rare, but no rarer here
+ * than anywhere, is not unusual. A mirrored or foreign object is. */
 #include "raster.h"
 
 #include <math.h>

@@ -1,8 +1,8 @@
 /* rasters.c - the rasters of a bank's objects, and how unusual an image's rasters are beside them (raster.h). See
  * bank.h; docs/METHOD.md 6.
  *
- * An object's q would be too small if the statistics had seen it. So the images are divided into four folds, and an
- * object is measured by the statistics of the other three. */
+ * An object's q would be too small if the covariances had seen it. So the images are divided into four folds, and an
+ * object is measured with the covariances of the other three. */
 #include "bank/bank.h"
 
 #include <math.h>
