@@ -477,7 +477,7 @@ static void block_means(float *y, const float *x, int h, int w, ptrdiff_t C)
         }
 }
 
-static float squared_distance(const float *a, const float *b, ptrdiff_t n)
+float squared_distance(const float *a, const float *b, ptrdiff_t n)
 {
     enum { PART = 512 };
     float difference[PART], sum = 0;

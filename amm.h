@@ -88,6 +88,8 @@ float amm_object_quantile(const float *map, const float *coverage, int n_cells, 
 
 /* ---- the nearest feature at the same place [ours] -----------------------------------------------------*/
 
+/* ‖a - b‖² of n numbers each, without the cancellation of ‖a‖² - 2ab + ‖b‖². */
+float squared_distance(const float *a, const float *b, ptrdiff_t n);
 /* nearest [grid_h*grid_w]: the distance of each cell's block to the nearest block of the references. It lies
  * at the same place, or is one of its eight neighbours. A block is the mean feature of 2x2 cells (fewer at
  * the border of an odd grid). This map needs no objects and no matches, so it holds where masks fail. 0, or

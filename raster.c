@@ -27,8 +27,8 @@ typedef struct Box {
     float x, y, half_w, half_h;
 } Box;
 
-/* Cells of which it covers at least half as much as of its heaviest. The shorter side is at least 0.6 of the longer,
- * so that a thin object is not stretched into a square. */
+/* Cells of which it covers at least half as much as of its heaviest. The shorter side is at least 0.6 of the
+ * longer, so that a thin object is not stretched into a square. */
 static Box box_of(const Objects *o, ptrdiff_t i)
 {
     const float *w = o->coverage + i * grid_cells(o);
@@ -154,7 +154,8 @@ static void covariance_of(double *covariance, const RasterMoments *m, ptrdiff_t 
                 m->product[a * C + b] / m->n - m->sum[a] / m->n * (m->sum[b] / m->n);
 }
 
-/* Make the rows of v [kept][C] orthonormal, the first one first. A row that depends on those before becomes 0. */
+/* Make the rows of v [kept][C] orthonormal, the first one first. A row that depends on those before becomes
+ * 0. */
 static void orthonormalise(double *v, int kept, ptrdiff_t C)
 {
     for (int k = 0; k < kept; k++) {
@@ -176,8 +177,9 @@ static void orthonormalise(double *v, int kept, ptrdiff_t C)
     }
 }
 
-/* v [kept][C] spans the largest eigenvectors of the covariance: orthogonal iteration. Later steps do not depend on
- * the basis of this space, so it needs no eigenvectors. v begins with single channels; next [kept][C] is scratch. */
+/* v [kept][C] spans the largest eigenvectors of the covariance: orthogonal iteration. Later steps do not
+ * depend on the basis of this space, so it needs no eigenvectors. v begins with single channels; next
+ * [kept][C] is scratch. */
 static void iterate(double *v, double *next, const double *covariance, int kept, ptrdiff_t C)
 {
     for (int k = 0; k < kept; k++)
@@ -412,8 +414,8 @@ static double quadratic_form(const double *gram, double *v, int m)
     return sum;
 }
 
-/* dᵀΣ⁻¹d with Σ = share·XᵀX/m + (1 - share)·I over the m centred neighbours X, by Woodbury's identity. share = m/(m +
- * 33): few neighbours tell little about their own covariance [ours]. */
+/* dᵀΣ⁻¹d with Σ = share·XᵀX/m + (1 - share)·I over the m centred neighbours X, by Woodbury's identity. share
+ * = m/(m + 33): few neighbours tell little about their own covariance [ours]. */
 static double neighbour_distance(const DistanceWork *w, int m, int dim)
 {
     const float *d = w->rows + (ptrdiff_t)m * dim;

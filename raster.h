@@ -46,16 +46,16 @@ void raster_moments_free(RasterMoments *moments);
 /* vector [dim]: the raster of object i. bins [RASTER_BINS][C] is scratch. */
 void raster_vector(const Raster *raster, float *vector, const Objects *o, ptrdiff_t i, float *bins);
 
-/* The neighbours of each object of an image: in every other image the object with the largest S, then the best 70 %
- * of these, at most RASTER_MOST_NEIGHBOURS. */
+/* The neighbours of each object of an image: in every other image the object with the largest S, then the
+ * best 70 % of these, at most RASTER_MOST_NEIGHBOURS. */
 typedef struct Neighbours {
     int n, m;      /* objects, neighbours of each */
     int *found;    /* [n][m] objects of the bank */
     float *mutual; /* [n] part of the images whose most similar object finds it the most similar, too. */
     Arena memory;
 } Neighbours;
-/* images [n_images] have descriptors and centroids. Image a owns the bank's objects first[a] .. first[a+1]-1. Only
- * the images in `allowed` [n_allowed] give neighbours. 0, or -1: no memory. */
+/* images [n_images] have descriptors and centroids. Image a owns the bank's objects first[a] ..
+ * first[a+1]-1. Only the images in `allowed` [n_allowed] give neighbours. 0, or -1: no memory. */
 typedef struct NeighbourSearch {
     const Objects *images;
     const int *first, *allowed;
@@ -72,20 +72,20 @@ double raster_share(int m);
 
 /* mean [dim] of the vectors [..][dim] of some objects [m]. */
 void raster_mean(float *mean, const float *vectors, const int *objects, int m, int dim);
-/* within, centre and all from n vectors and their deviations from the mean of their neighbours, both [n][dim]. 0,
- * or -1: no memory. */
+/* within, centre and all from n vectors and their deviations from the mean of their neighbours, both
+ * [n][dim]. 0, or -1: no memory. */
 int raster_fit(Raster *raster, const float *vectors, const float *deviations, int n, Error *err);
 /* y [n][dim] = within·x [n][dim]. */
 void raster_whiten(const Raster *raster, float *y, const float *x, int n);
 
-/* q: how far a raster is from its neighbours', less how far it is from all. vector [dim]; whitened [..][dim] of the
- * bank's objects, of which `found` [m] are the neighbours. 0, or -1: no memory. */
+/* q: how far a raster is from its neighbours', less how far it is from all. vector [dim]; whitened [..][dim]
+ * of the bank's objects, of which `found` [m] are the neighbours. 0, or -1: no memory. */
 int raster_distance(float *q, const Raster *raster, const float *vector, const float *whitened,
                     const int *found, int m, Error *err);
 
-/* The unit of q among the neighbours' own q: the distance of their 95 % quantile from their median, or 2.44 times
- * that of their 75 % quantile, if this is larger. scores [..] of the bank's objects. scratch [m]; it holds the
- * neighbours' q in order. */
+/* The unit of q among the neighbours' own q: the distance of their 95 % quantile from their median, or 2.44
+ * times that of their 75 % quantile, if this is larger. scores [..] of the bank's objects. scratch [m]; it
+ * holds the neighbours' q in order. */
 float raster_unit(const float *scores, const int *found, int m, float *scratch);
 
 #endif

@@ -332,6 +332,17 @@ static int match(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
+/* How unusual the layout of each object is; R, the layout's score, is the largest. */
+static int layout(Detection *d, const Bank *bank, int exclude, Error *err)
+{
+    if (bank_unusual(d->unusual, bank, &d->comparison.query, exclude, err))
+        return -1;
+    d->layout_score = 0;
+    for (int i = 0; i < d->comparison.query.n; i++)
+        d->layout_score = fmaxf(d->layout_score, d->unusual[i]);
+    return 0;
+}
+
 /* The structural map before the division by the objects' units. Every channel is measured in its standard
  * deviation over the bank. */
 static int measure_distances(Detection *d, const Bank *bank, Error *err)
@@ -380,25 +391,14 @@ static int measure(Detection *d, const Bank *bank, Error *err)
     return 0;
 }
 
-/* How unusual the layout of each object is; R, the layout's score, is the largest. */
-static int layout(Detection *d, const Bank *bank, int exclude, Error *err)
-{
-    if (bank_unusual(d->unusual, bank, &d->comparison.query, exclude, err))
-        return -1;
-    d->layout_score = 0;
-    for (int i = 0; i < d->comparison.query.n; i++)
-        d->layout_score = fmaxf(d->layout_score, d->unusual[i]);
-    return 0;
-}
-
 /* z of a value of L, or of the logical map, beside the bank's own L. */
 static float matching_z(const Bank *bank, float score)
 {
     return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);
 }
 
-/* z of R, with its weight. 0 without rasters. Few neighbours tell little about what is usual, so they share less
- * of the weight. The width smooths over the few images of a bank [ours]. */
+/* z of R, with its weight. 0 without rasters. Few neighbours tell little about what is usual, so they share
+ * less of the weight. The width smooths over the few images of a bank [ours]. */
 static float layout_z(const Bank *bank, float score)
 {
     const float width = 0.2f, share = (float)raster_share(raster_n_neighbours(bank->n_images - 1));

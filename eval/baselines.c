@@ -63,20 +63,6 @@ void baseline_bank_free(BaselineBank *b)
     *b = (BaselineBank){0};
 }
 
-/* ‖a - b‖ of n numbers each. */
-static float distance(const float *a, const float *b, int n)
-{
-    enum { PART = 256 };
-    float difference[PART], sum = 0;
-    for (int first = 0; first < n; first += PART) {
-        const int m = n - first < PART ? n - first : PART;
-        for (int i = 0; i < m; i++)
-            difference[i] = a[first + i] - b[first + i];
-        sum += dot(difference, difference, m);
-    }
-    return sqrtf(sum);
-}
-
 /* 1 - cos(a, b). */
 static float cosine_distance(const float *a, const float *b, int n)
 {
@@ -162,7 +148,8 @@ static void position_nn(float *map, const BaselineBank *b, const float *queries,
             for (int y = p / w > 0 ? p / w - 1 : 0; y <= p / w + 1 && y < h; y++)
                 for (int x = p % w > 0 ? p % w - 1 : 0; x <= p % w + 1 && x < w; x++) {
                     const ptrdiff_t cell = ((ptrdiff_t)references[r] * h + y) * w + x;
-                    map[p] = fminf(map[p], distance(queries + (ptrdiff_t)p * C, b->cells + cell * C, C));
+                    map[p] = fminf(
+                        map[p], sqrtf(squared_distance(queries + (ptrdiff_t)p * C, b->cells + cell * C, C)));
                 }
     }
 }
@@ -171,7 +158,7 @@ static void patchcore_like(float *map, const BaselineBank *b, const float *queri
 {
     const ptrdiff_t C = b->channels;
     for (int p = 0; p < (int)count_cells(b); p++)
-        map[p] = distance(queries + p * C, b->cells + by_l2[p] * C, b->channels);
+        map[p] = sqrtf(squared_distance(queries + p * C, b->cells + by_l2[p] * C, b->channels));
 }
 
 static void anomaly_dino(float *map, const BaselineBank *b, const float *queries, const int *by_cosine)
