@@ -67,7 +67,7 @@ void neighbours_free(Neighbours *neighbours);
 
 /* The number of neighbours that n other images with objects give: 70 %, 1 to RASTER_MOST_NEIGHBOURS. */
 int raster_n_neighbours(int n_images);
-/* m/(m + 33): few neighbours tell little, neither about their covariance nor about what is usual [ours]. */
+/* m/(m + 33): what m neighbours tell about their covariance, and once more about what is usual [ours]. */
 double raster_share(int m);
 
 /* mean [dim] of the vectors [..][dim] of some objects [m]. */

@@ -397,13 +397,13 @@ static float matching_z(const Bank *bank, float score)
     return amm_logical_z(bank->loo_logical, bank->n_loo, (float)bank->options.delta_logical, score);
 }
 
-/* z of R, with its weight. 0 without rasters. Few neighbours tell little about what is usual, so they share
- * less of the weight. The width smooths over the few images of a bank [ours]. */
+/* z of R, with its weight. 0 without rasters. Few neighbours tell little about their covariance, and again little
+ * about what is usual: so the share counts twice. The width smooths over the few images of a bank [ours]. */
 static float layout_z(const Bank *bank, float score)
 {
     const float width = 0.2f, share = (float)raster_share(raster_n_neighbours(bank->n_images - 1));
     return bank->raster.dim == 0 ? 0
-                                 : bank->options.raster_weight * share *
+                                 : bank->options.raster_weight * share * share *
                                        amm_rank_z(bank->loo_raster, bank->n_loo, width, score);
 }
 

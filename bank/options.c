@@ -117,7 +117,7 @@ void options_default(Options *o)
                    .k = 40,
                    .alpha = NAN,
                    .alpha_quantile = 0.001,
-                   .raster_weight = 3,
+                   .raster_weight = 4,
                    .object_quantile = 0.99,
                    .delta_logical = 0.05,
                    .delta_structural = 0.05,

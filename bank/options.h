@@ -34,7 +34,7 @@ typedef struct Options {
     OmmOptions omm;
     double alpha;          /* score of the weakest normal match, for the dustbin's score; NAN: calibrated. */
     double alpha_quantile; /* of the scores of mutual nearest pairs: 0.001 [ours]. */
-    float raster_weight;   /* of z of the rasters beside z of L: 3 [ours]; 0: without them. */
+    float raster_weight;   /* of z of the rasters beside z of L: 4 [ours]; 0: without them. */
     AmmOptions amm;
     double object_quantile; /* of an object's own leave-one-out map: 0.99; 0: no objects' units [ours]. */
     double delta_logical;   /* width of each normal image's L: 0.05 [ours] */

@@ -590,7 +590,7 @@ class Bank:
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
                  nearest_weight=0.5, score="top1", delta_logical=0.05, position_weight=0.7, iters=30, verify=True,
-                 raster_weight=3):
+                 raster_weight=4):
         self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
         self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
         self.places = {"pixel": pixel, "reach": reach, "register_unmatched": register_unmatched}
@@ -764,7 +764,7 @@ class Bank:
 
     def layout_z(self, r):
         m = raster_n_neighbours(len(self.images) - 1)
-        return self.raster_weight * m / (m + 33) * amm_rank_z(self.loo_raster, 0.2, r) if self.raster is not None else 0 * r
+        return self.raster_weight * (m / (m + 33)) ** 2 * amm_rank_z(self.loo_raster, 0.2, r) if self.raster is not None else 0 * r
 
     def calibrate(self, loo):
         self.loo = np.zeros((0, 3))
@@ -1115,7 +1115,7 @@ def make_bank(out):
                 "registered": {"reach": 2, "register_unmatched": True},
                 "claims": {"reach": 2, "register_unmatched": True, "claims": True},
                 "nearest": {"nearest_weight": 0.5, "score": "top1"}, "nearest_alone": {"nearest_weight": 2, "object_quantile": 0, "delta_logical": 0.3},
-                "rasters": {"raster_weight": 2}, "rasters_few": {"raster_weight": 0.7, "loo": 3, "k": 2, "position_weight": 0}}
+                "rasters": {"raster_weight": 40}, "rasters_few": {"raster_weight": 20, "loo": 3, "k": 2, "position_weight": 0}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
     write_bank(f"{out}/method_paper.safetensors", images, query, {"paper": PAPER})
 

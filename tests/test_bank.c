@@ -229,9 +229,9 @@ static void test_golden(void)
     set(&nearest, "nearest-weight", "2"), set(&nearest, "score", "max");
     set(&nearest, "object-quantile", "0"), set(&nearest, "delta-logical", "0.3");
     check_variant("nearest_alone", &nearest);
-    set(&rasters, "raster-weight", "2");
+    set(&rasters, "raster-weight", "40");
     check_variant("rasters", &rasters);
-    set(&rasters, "raster-weight", "0.7"), set(&rasters, "loo-images", "3"), set(&rasters, "k", "2");
+    set(&rasters, "raster-weight", "20"), set(&rasters, "loo-images", "3"), set(&rasters, "k", "2");
     set(&rasters, "position-weight", "0");
     check_variant("rasters_few", &rasters);
 }

@@ -20,7 +20,7 @@ run() {
         kind=good called=false
         [ $i -lt 2 ] || kind=bad
         [ "$score" -le 5 ] || called=true
-        echo "{\"image\":\"c/test/$kind/$i.png\",\"score\":$score,\"anomalous\":$called,\"baselines\":{\"position-nn\":1}}"
+        echo "{\"image\":\"c/test/$kind/$i.png\",\"score\":$score,\"threshold\":5,\"anomalous\":$called,\"baselines\":{\"position-nn\":1}}"
         i=$((i + 1))
     done >"$dir/$name/results.jsonl"
 }
@@ -30,6 +30,7 @@ compare "$dir/old" "$dir/new"
 has "bad 0.750 1.000 +0.250 +0.000 to +1.000" # 3 against 4 alone is one draw in 16; 9 alone is one in four
 has "normal images called anomalous 0.000 0.500 of 2"
 has "anomalies called anomalous 0.500 1.000 of 2"
+has "anomalies, at equal alarms 0.500 1.000 of 2" # old: no alarm. new: above 6 there is none, 7 and 9 stay
 compare "$dir/old" "$dir/old"
 has "bad 0.750 0.750 +0.000 +0.000 to +0.000"
 compare "$dir/new" --with position-nn # a baseline of equal scores

@@ -7,7 +7,8 @@
 
 The interval is a paired bootstrap: the images of every kind are drawn again with repetition, the same images for
 both runs. An interval that contains 0 means: these images do not tell the two apart. Verdicts stand below, as the
-share of normal images and of anomalies that were called anomalous. --json prints the same as JSON. Needs numpy.
+share of normal images and of anomalies that were called anomalous. The last line moves the new run's thresholds
+together, until it calls no more normal images than the old one. --json prints the same as JSON. Needs numpy.
 """
 import argparse
 import json
@@ -18,14 +19,15 @@ import numpy as np
 
 
 def read_run(folder, baseline=None):
-    """-> {category/kind: {image: (score, called)}}"""
+    """-> {category/kind: {image: (score, called, score above the threshold)}}"""
     kinds = {}
     with open(os.path.join(folder, "results.jsonl")) as lines:
         for line in lines:
             record = json.loads(line)
             category, _, kind = record["image"].split("/")[:3]
             score = record["baselines"][baseline] if baseline else record["score"]
-            kinds.setdefault(f"{category}/{kind}", {})[record["image"]] = score, record["anomalous"] is True
+            kinds.setdefault(f"{category}/{kind}", {})[record["image"]] = (
+                score, record["anomalous"] is True, score - (record["threshold"] or 0))
     return kinds
 
 
@@ -41,10 +43,10 @@ class Pair:
     def __init__(self, old, new, names):
         if {k: sorted(v) for k, v in old.items()} != {k: sorted(v) for k, v in new.items()}:
             sys.exit(f"{names[0]} and {names[1]}: these runs are of other images")
-        self.scores, self.called = {}, {}
+        self.scores, self.called, self.margins = {}, {}, {}
         for kind, images in old.items():
             both = np.array([[run[kind][i] for i in sorted(images)] for run in (old, new)])
-            self.scores[kind], self.called[kind] = both[..., 0], both[..., 1]
+            self.scores[kind], self.called[kind], self.margins[kind] = both[..., 0], both[..., 1], both[..., 2]
         self.anomalous = sorted(k for k in self.scores if not k.endswith("/good"))
 
     def drawn(self, rng, n_draws):
@@ -77,11 +79,24 @@ def compare(pairs, n_draws, seed):
     for kind, (old, new) in once.items():
         low, high = np.quantile(draws[kind][1] - draws[kind][0], (0.025, 0.975))
         rows.append({"kind": kind, "old": old, "new": new, "difference": new - old, "low": low, "high": high})
+    return {"auroc": rows, "calls": verdicts(pairs)}
+
+
+def verdicts(pairs):
+    def pooled(what, good):
+        return np.concatenate([w[k] for w in what for k in w if k.endswith("/good") == good], 1)
+
     calls = {}
     for name, good in (("normal images called anomalous", True), ("anomalies called anomalous", False)):
-        called = np.concatenate([p.called[k] for p in pairs for k in p.called if k.endswith("/good") == good], 1)
+        called = pooled([p.called for p in pairs], good)
         calls[name] = {"old": called[0].mean(), "new": called[1].mean(), "images": called.shape[1]}
-    return {"auroc": rows, "calls": calls}
+    old, new = np.sort(pooled([p.margins for p in pairs], True))[:, ::-1]
+    alarms = (old > 0).sum()
+    anomalies = pooled([p.margins for p in pairs], False)
+    limit = new[alarms] if alarms < len(new) else -np.inf
+    calls["anomalies, at equal alarms"] = {"old": (anomalies[0] > 0).mean(), "new": (anomalies[1] > limit).mean(),
+                                           "images": anomalies.shape[1]}
+    return calls
 
 
 def main():
@@ -99,6 +114,8 @@ def main():
     else:
         pairs = [Pair(read_run(old), read_run(new), (old, new)) for old, new in zip(a.runs[::2], a.runs[1::2])]
     result = compare(pairs, a.draws, a.seed)
+    if a.baseline:  # it has no threshold
+        del result["calls"]["anomalies, at equal alarms"]
     if a.json:
         print(json.dumps(result, indent=1))
         return
