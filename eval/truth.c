@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/exif.h"
 #include "io/fail.h"
+#include "io/file.h"
 #include "io/image.h"
 #include "io/json.h"
 
@@ -174,40 +176,171 @@ int truth_add_components(Truth *truth, const uint8_t *mask, Error *err)
  * Mask files
  * ============================================================================================== */
 
-/* The value of pixel p in channel c. For a palette image this is the index, as numpy sees it. */
-static unsigned sample(const Image *image, size_t p, size_t c)
+/* A mask file's pixels: what counts is whether they are 0. */
+typedef struct Mask {
+    int width, height, in_colour;
+    uint16_t *values; /* [height][width] grey, or the largest channel, or a palette's index. */
+} Mask;
+
+static unsigned sample(const Image *image, size_t p, int c)
 {
-    if (image->indices)
-        return image->indices[p];
-    size_t i = p * (size_t)image->channels + c;
+    size_t i = p * (size_t)image->channels + (size_t)c;
     return image->bits == 16 ? ((const uint16_t *)image->samples)[i] : ((const uint8_t *)image->samples)[i];
 }
 
-/* The number of channels without alpha. */
-static size_t n_values(const Image *image)
+/* The largest channel of pixel p, without alpha. */
+static unsigned brightest(const Image *image, size_t p)
 {
-    return image->indices || image->channels < 3 ? 1 : 3;
+    unsigned most = sample(image, p, 0);
+    for (int c = 1; c < (image->channels < 3 ? 1 : 3); c++)
+        most = sample(image, p, c) > most ? sample(image, p, c) : most;
+    return most;
 }
 
-/* Set mask where any channel is not 0. */
-static void merge_mask(uint8_t *mask, const Image *image)
+/* Is the palette's index 0 black, so that the indices can be the mask's values? Without such a pixel we cannot
+ * know. */
+static int background_is_black(const Image *image)
 {
-    size_t n = (size_t)image->width * (size_t)image->height;
-    for (size_t c = 0; c < n_values(image); c++)
-        for (size_t p = 0; p < n; p++)
-            mask[p] |= sample(image, p, c) != 0;
+    const size_t n = (size_t)image->width * (size_t)image->height;
+    for (size_t p = 0; p < n; p++)
+        if (image->indices[p] == 0)
+            return brightest(image, p) == 0;
+    return 0;
+}
+
+/* Has the image alpha, and nothing else that varies? */
+static int only_alpha_varies(const Image *image)
+{
+    const size_t n = (size_t)image->width * (size_t)image->height;
+    const int last = image->channels - 1;
+    int varies = 0;
+    if (image->channels != 2 && image->channels != 4)
+        return 0;
+    for (size_t p = 1; p < n; p++) {
+        for (int c = 0; c < last; c++)
+            if (sample(image, p, c) != sample(image, 0, c))
+                return 0;
+        varies |= sample(image, p, last) != sample(image, 0, last);
+    }
+    return varies;
+}
+
+/* A palette's mask are its indices, as numpy sees them, if 0 is black; else its colours. */
+static int mask_of_image(Mask *mask, const Image *image, Error *err)
+{
+    const size_t n = (size_t)image->width * (size_t)image->height;
+    const int by_index = image->indices && background_is_black(image),
+              by_alpha = !by_index && only_alpha_varies(image);
+    *mask = (Mask){.width = image->width,
+                   .height = image->height,
+                   .in_colour = !by_index && !by_alpha && image->channels >= 3,
+                   .values = malloc(n * sizeof *mask->values)};
+    if (!mask->values)
+        return fail_memory(err, "a ground truth", n * sizeof *mask->values);
+    for (size_t p = 0; p < n; p++)
+        mask->values[p] = (uint16_t)(by_index   ? image->indices[p]
+                                     : by_alpha ? sample(image, p, image->channels - 1)
+                                                : brightest(image, p));
+    return 0;
+}
+
+/* Read the file; *jpeg: it is a JPEG file. A photo's mask may lie as the photo's rows do: upright where the
+ * image is wide. Then it is turned as the photo is. */
+static int read_mask(Mask *mask, const char *path, const MaskFit *fit, int *jpeg, Error *err)
+{
+    Image image;
+    size_t n;
+    uint8_t *bytes = file_read(path, (size_t)1 << 30, &n, err);
+    if (!bytes)
+        return -1;
+    *jpeg = n > 2 && memcmp(bytes, "\xff\xd8\xff", 3) == 0;
+    int status = image_read_memory(&image, bytes, n, path, err);
+    free(bytes);
+    if (status)
+        return -1;
+    if (exif_swaps(fit->orientation) && (image.width > image.height) != (fit->width > fit->height))
+        status = exif_turn(&image, fit->orientation, path, err);
+    if (!status)
+        status = mask_of_image(mask, &image, err);
+    image_free(&image);
+    return status;
+}
+
+/* Lossy coding blurs the border: half of white is the limit. */
+static void threshold_mask(Mask *mask)
+{
+    const size_t n = (size_t)mask->width * (size_t)mask->height;
+    for (size_t p = 0; p < n; p++)
+        mask->values[p] = mask->values[p] >= 128 ? 255 : 0;
+}
+
+/* Nearest neighbour, by the centres of the pixels. */
+static int resize_mask(Mask *mask, int width, int height, Error *err)
+{
+    const size_t n = (size_t)width * (size_t)height;
+    uint16_t *values = malloc(n * sizeof *values);
+    if (!values)
+        return fail_memory(err, "a ground truth", n * sizeof *values);
+    for (int y = 0; y < height; y++) {
+        const int64_t from_y = (2 * (int64_t)y + 1) * mask->height / (2 * (int64_t)height);
+        for (int x = 0; x < width; x++) {
+            const int64_t from_x = (2 * (int64_t)x + 1) * mask->width / (2 * (int64_t)width);
+            values[(size_t)y * (size_t)width + (size_t)x] = mask->values[from_y * mask->width + from_x];
+        }
+    }
+    free(mask->values);
+    *mask = (Mask){width, height, mask->in_colour, values};
+    return 0;
+}
+
+/* Read a mask and lay it on its image. */
+static int fit_mask(Mask *mask, const char *path, const MaskFit *fit, int by_value, Error *err)
+{
+    int jpeg;
+    if (read_mask(mask, path, fit, &jpeg, err))
+        return -1;
+    if (jpeg && !by_value)
+        threshold_mask(mask);
+    int status = 0;
+    if (mask->width != fit->width || mask->height != fit->height)
+        status = fit->resize ? resize_mask(mask, fit->width, fit->height, err)
+                             : fail(err,
+                                    "%s: the ground truth is %dx%d, its image %dx%d (--resize-masks resizes "
+                                    "such masks)",
+                                    path, mask->width, mask->height, fit->width, fit->height);
+    if (status)
+        free(mask->values);
+    return status;
+}
+
+int truth_looks_like_mask(const char *path)
+{
+    const MaskFit any = {0};
+    Mask mask;
+    int jpeg;
+    if (read_mask(&mask, path, &any, &jpeg, NULL))
+        return 0;
+    const size_t n = (size_t)mask.width * (size_t)mask.height;
+    size_t n_ends = 0;
+    unsigned most = 0;
+    for (size_t p = 0; p < n; p++)
+        most = mask.values[p] > most ? mask.values[p] : most;
+    for (size_t p = 0; p < n; p++)
+        n_ends += mask.values[p] == 0 || mask.values[p] == most;
+    free(mask.values);
+    return !jpeg && !mask.in_colour && 10 * n_ends >= 9 * n;
 }
 
 /* The file's only pixel value that is not 0. -1 with a sentence: there is none, or more than one, or no defect
  * has it. */
-static int defect_value(const Image *image, const DefectTable *table, const char *path, Error *err)
+static int defect_value(const Mask *mask, const DefectTable *table, const char *path, Error *err)
 {
-    size_t n = (size_t)image->width * (size_t)image->height;
+    size_t n = (size_t)mask->width * (size_t)mask->height;
     unsigned value = 0;
-    if (n_values(image) != 1)
+    if (mask->in_colour)
         return fail(err, "%s: a mask of a defect must be grey, this one is in colour", path);
     for (size_t p = 0; p < n; p++) {
-        unsigned here = sample(image, p, 0);
+        unsigned here = mask->values[p];
         if (here && value && here != value)
             return fail(err, "%s: the mask holds the values %u and %u, expected 0 and one defect's value",
                         path, value, here);
@@ -220,45 +353,58 @@ static int defect_value(const Image *image, const DefectTable *table, const char
     return (int)value;
 }
 
-static int add_defect(Truth *truth, uint8_t *mask, const Image *image, const DefectTable *table,
+/* Set the pixels that the mask sets. Returns their number. */
+static size_t merge_mask(uint8_t *merged, const Mask *mask)
+{
+    const size_t n = (size_t)mask->width * (size_t)mask->height;
+    size_t area = 0;
+    for (size_t p = 0; p < n; p++) {
+        merged[p] |= mask->values[p] != 0;
+        area += mask->values[p] != 0;
+    }
+    return area;
+}
+
+static int add_defect(Truth *truth, uint8_t *pixels, const Mask *mask, const DefectTable *table,
                       const char *path, Error *err)
 {
-    size_t n = (size_t)truth->width * (size_t)truth->height, area = 0;
-    int value = defect_value(image, table, path, err);
+    int value = defect_value(mask, table, path, err);
     if (value < 0)
         return -1;
-    memset(mask, 0, n);
-    merge_mask(mask, image);
-    for (size_t p = 0; p < n; p++)
-        area += mask[p];
-    return truth_add_region(truth, mask, defect_saturation(&table->by_value[value], area), err);
+    memset(pixels, 0, (size_t)truth->width * (size_t)truth->height);
+    const size_t area = merge_mask(pixels, mask);
+    return truth_add_region(truth, pixels, defect_saturation(&table->by_value[value], area), err);
+}
+
+int truth_fit(Truth *truth, const MaskFit *fit, const char *const *masks, size_t n_masks,
+              const DefectTable *table, Error *err)
+{
+    if (truth_begin(truth, fit->width, fit->height, err))
+        return -1;
+    size_t n = (size_t)fit->width * (size_t)fit->height;
+    uint8_t *pixels = n_masks ? calloc(n, 1) : NULL;
+    int status = pixels || !n_masks ? 0 : fail_memory(err, "a ground truth", n);
+    for (size_t i = 0; i < n_masks && !status; i++) {
+        Mask mask;
+        if ((status = fit_mask(&mask, masks[i], fit, table != NULL, err)))
+            break;
+        if (table)
+            status = add_defect(truth, pixels, &mask, table, masks[i], err);
+        else
+            merge_mask(pixels, &mask);
+        free(mask.values);
+    }
+    if (!status && n_masks && !table)
+        status = truth_add_components(truth, pixels, err);
+    free(pixels);
+    if (status)
+        truth_free(truth);
+    return status;
 }
 
 int truth_read(Truth *truth, int width, int height, const char *const *masks, size_t n_masks,
                const DefectTable *table, Error *err)
 {
-    if (truth_begin(truth, width, height, err))
-        return -1;
-    size_t n = (size_t)width * (size_t)height;
-    uint8_t *mask = n_masks ? calloc(n, 1) : NULL;
-    int status = mask || !n_masks ? 0 : fail_memory(err, "a ground truth", n);
-    for (size_t i = 0; i < n_masks && !status; i++) {
-        Image image;
-        if ((status = image_read(&image, masks[i], err)))
-            break;
-        if (image.width != width || image.height != height)
-            status = fail(err, "%s: the ground truth is %dx%d, its image %dx%d", masks[i], image.width,
-                          image.height, width, height);
-        else if (table)
-            status = add_defect(truth, mask, &image, table, masks[i], err);
-        else
-            merge_mask(mask, &image);
-        image_free(&image);
-    }
-    if (!status && n_masks && !table)
-        status = truth_add_components(truth, mask, err);
-    free(mask);
-    if (status)
-        truth_free(truth);
-    return status;
+    const MaskFit fit = {.width = width, .height = height};
+    return truth_fit(truth, &fit, masks, n_masks, table, err);
 }

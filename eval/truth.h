@@ -45,13 +45,28 @@ typedef struct Truth {
     TruthMark *marks; /* [n_marks] every pixel of every region. */
 } Truth;
 
-/* The regions of one image of width x height, from its mask files masks[n_masks] (none: a good image).
+/* The image that masks are laid on. */
+typedef struct MaskFit {
+    int width, height;
+    int orientation; /* of the photo's Exif data (io/exif.h); masks in the order of the stored rows are turned. */
+    int resize;      /* 1: masks of another size are resized, nearest neighbour; 0: refused. */
+} MaskFit;
+
+/* The regions of one image, from its mask files masks[n_masks] (none: a good image).
  * Without a table: the components of their union. With a table: one region a file. A file with other
- * values than 0 and one value of the table is refused, as in MVTec's scripts. Palette images count by
- * index. RGB images (without a table only) count where any channel is not 0. On failure *truth holds
- * nothing. */
+ * values than 0 and one value of the table is refused, as in MVTec's scripts. On failure *truth holds nothing.
+ *
+ * A pixel is a defect where any channel is not 0. Exceptions:
+ *   JPEG                  from 128, without a table
+ *   palette               by index if 0 is black; else by colour
+ *   only alpha varies     by alpha */
+int truth_fit(Truth *truth, const MaskFit *fit, const char *const *masks, size_t n_masks,
+              const DefectTable *table, Error *err);
+/* The same for an image of width x height that is not turned, without resizing. */
 int truth_read(Truth *truth, int width, int height, const char *const *masks, size_t n_masks,
                const DefectTable *table, Error *err);
+/* Are the file's pixels a mask's: grey, no JPEG, nine tenths of them 0 or the largest value? */
+int truth_looks_like_mask(const char *path);
 void truth_free(Truth *truth); /* safe on a zeroed struct. */
 
 /* The same from masks in memory [height][width]: begin, then add. */

@@ -25,7 +25,8 @@ static size_t read_exif(FILE *f, uint8_t bytes[EXIF_MAX], size_t n)
 }
 
 /* A chunk is length, type, data, checksum; the last is IEND. */
-static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const char *path, Error *err)
+static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], int *turn, const char *path,
+                     Error *err)
 {
     if (memcmp(head + 12, "IHDR", 4) != 0)
         return fail(err, "%s: a PNG file without its header", path);
@@ -41,6 +42,7 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], const 
     } while (memcmp(chunk + 4, "IEND", 4) != 0);
     size[exif_swaps(orientation)] = big_endian(head + 16, 4);
     size[!exif_swaps(orientation)] = big_endian(head + 20, 4);
+    *turn = orientation;
     return 0;
 }
 
@@ -63,7 +65,7 @@ static int probe_segment(FILE *f, size_t n)
 }
 
 /* A segment is a marker and, except for restarts, a length. SOF0 ... SOF15 hold height and width. */
-static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
+static int probe_jpeg(FILE *f, uint32_t size[2], int *turn, const char *path, Error *err)
 {
     uint8_t bytes[7]; /* length, precision, height, width. */
     int orientation = 0;
@@ -89,6 +91,7 @@ static int probe_jpeg(FILE *f, uint32_t size[2], const char *path, Error *err)
             break;
         size[!exif_swaps(orientation)] = big_endian(bytes + 3, 2);
         size[exif_swaps(orientation)] = big_endian(bytes + 5, 2);
+        *turn = orientation;
         return 0;
     }
     return fail(err, "%s: the JPEG file has no frame header: cut off or damaged", path);
@@ -124,6 +127,12 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
 
 int image_probe(const char *path, int *width, int *height, Error *err)
 {
+    int orientation;
+    return image_probe_turn(path, width, height, &orientation, err);
+}
+
+int image_probe_turn(const char *path, int *width, int *height, int *orientation, Error *err)
+{
     uint8_t head[HEAD] = {0};
     uint32_t size[2] = {0, 0};
     FILE *f = fopen(path, "rbe");
@@ -131,10 +140,11 @@ int image_probe(const char *path, int *width, int *height, Error *err)
         return fail(err, "%s: cannot open: %s", path, strerror(errno));
     size_t n = fread(head, 1, sizeof head, f);
     int status;
+    *orientation = 0;
     if (n == HEAD && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
-        status = probe_png(f, head, size, path, err);
+        status = probe_png(f, head, size, orientation, path, err);
     else if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
-        status = probe_jpeg(f, size, path, err);
+        status = probe_jpeg(f, size, orientation, path, err);
     else if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
         status = probe_pnm(f, size, path, err);
     else
