@@ -125,6 +125,15 @@ static int take_max_bank(Args *args, const char *value)
     return 0;
 }
 
+static int take_hold_out(Args *args, const char *value)
+{
+    uint64_t number;
+    if (parse_number(value, 1 << 24, &number) || number == 0)
+        return usage_error(args->command, "--hold-out '%s' is not a whole number above 0", value);
+    args->hold_out = (int)number;
+    return 0;
+}
+
 /* An option of the method. Its value is tried here, so that a wrong one is wrong usage. */
 static int take_method_option(Args *args, const OptionSpec *option, const char *value)
 {
@@ -156,6 +165,9 @@ static const char **text_of(Args *args, const char *name)
                  {"defects", &args->defects},
                  {"dataset", &args->dataset},
                  {"data", &args->data},
+                 {"normal", &args->normal},
+                 {"anomalous", &args->anomalous},
+                 {"masks", &args->masks},
                  {"shard", &args->shard}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (strcmp(name, texts[i].name) == 0)
@@ -166,9 +178,9 @@ static const char **text_of(Args *args, const char *name)
 static const struct {
     const char *name;
     int (*take)(Args *args, const char *value);
-} PARSED[] = {{"featup", take_featup},     {"point", take_point},     {"box", take_box},
-              {"category", take_category}, {"setting", take_setting}, {"seed", take_seed},
-              {"max-bank", take_max_bank}};
+} PARSED[] = {{"featup", take_featup},     {"point", take_point},      {"box", take_box},
+              {"category", take_category}, {"setting", take_setting},  {"seed", take_seed},
+              {"max-bank", take_max_bank}, {"hold-out", take_hold_out}};
 
 static int take_option(Args *args, const char *name, const char *value)
 {
@@ -213,6 +225,7 @@ static int take_flag(Args *args, const char *name)
                  {"single", &args->single, 1},
                  {"merge", &args->merge, 1},
                  {"parts", &args->parts, 1},
+                 {"resize-masks", &args->resize_masks, 1},
                  {"no-pictures", &args->pictures, 0},
                  {"no-baselines", &args->baselines, 0}};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)

@@ -18,9 +18,10 @@ typedef struct Args {
     int no_featup;                       /* --featup none */
     const char *out, *bank, *from, *dump, *mnist, *defects;
     const char *dataset, *data, *shard;
+    const char *normal, *anomalous, *masks; /* folders of a data set. */
     int n_categories, n_settings;
     const char *categories[MAX_WORDS], *settings[MAX_WORDS];
-    int json, single, pictures, baselines, merge, parts, max_bank;
+    int json, single, pictures, baselines, merge, parts, max_bank, hold_out, resize_masks;
     uint64_t seed;
     int has_seed;
     int n_set; /* options of the method, in the order given. */

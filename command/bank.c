@@ -82,7 +82,7 @@ int command_bank(Args *args)
     ImageList list = {0};
     if (!args->out)
         return usage_error(args->command, "%s", "-o BANK is missing: the file to write");
-    if ((args->n_inputs == 0) == !args->from)
+    if ((args->n_inputs == 0 && !args->normal) == !args->from)
         return usage_error(args->command, "%s",
                            args->from ? "--from and images exclude each other"
                                       : "no normal images are given");
@@ -92,7 +92,7 @@ int command_bank(Args *args)
                                args->set[i]->name);
     /* check everything before the work, which may take hours. */
     int repeats = 0;
-    if (out_try(args->out, &err) || list_inputs(&list, args, &err) || refuse_data_sets(&list, &err) ||
+    if (out_try(args->out, &err) || list_normal(&list, args, &err) ||
         list_drop_repeats(&list, &repeats, &err) || check_spared(args->out, args, &list, &err) ||
         check_replaceable(args->out, &err)) {
         list_free(&list);

@@ -64,6 +64,20 @@ static void print_json(const Evaluation *e)
     json_end(&w);
 }
 
+/* Name the normal images that were kept for the test. */
+static void print_held_out(const DatasetCategory *c)
+{
+    if (!c->n_held_out)
+        return;
+    report_plain(stdout, c->name);
+    printf(": %d of %d normal images are kept for the test:", c->n_held_out, c->n_held_out + c->n_normal);
+    for (int i = 0; i < c->n_held_out; i++) {
+        printf(i ? ", " : " ");
+        report_plain(stdout, c->images[i].name);
+    }
+    printf("\n");
+}
+
 /* Say which figures are missing, and which use fewer images than the category has. */
 static void print_gaps(const DatasetCategory *c)
 {
@@ -73,10 +87,13 @@ static void print_gaps(const DatasetCategory *c)
         n_masked += !c->images[i].normal && c->images[i].n_masks > 0;
     }
     const int n_anomalous = c->n_images - n_good;
-    if (n_good == 0) {
+    if (n_good == 0 || n_anomalous == 0) {
         report_plain(stdout, c->name);
-        printf(": no good test images, so nothing to compare the anomalous ones with\n");
+        printf(n_good == 0 ? ": no good test images, so nothing to compare the anomalous ones with "
+                             "(--hold-out N keeps some of the normal ones for it)\n"
+                           : ": no anomalous test images, so nothing was measured\n");
     }
+    print_held_out(c);
     if (n_masked > 0 && n_masked < n_anomalous) {
         report_plain(stdout, c->name);
         printf(": %d of %d anomalous images have no ground truth and are not in the pixels' figures\n",
@@ -106,6 +123,13 @@ static void print_evaluation(const Args *args, const Evaluation *e)
     else
         printf("bank of %d images, %d test images, %d of them done now\n", all.n_bank, all.n_images,
                e->times.n_images);
+}
+
+static void warn(const char *sentence)
+{
+    Error err;
+    fail(&err, "warning: %s", sentence);
+    failed(&err);
 }
 
 static void say_problem(const char *sentence)
@@ -167,14 +191,26 @@ static int merge_runs(Args *args, const EvaluateRequest *request)
     return status;
 }
 
+/* One folder, or the folders of both kinds of images alone. */
+static int has_data(const Args *args)
+{
+    return args->n_inputs == 1 || (args->n_inputs == 0 && args->normal && args->anomalous);
+}
+
 /* Fill the request from the command line. Returns 0, or an exit status. */
 static int make_request(Args *args, EvaluateRequest *request, Progress *progress)
 {
     *request = (EvaluateRequest){
-        .data = args->merge ? args->data : args->inputs[0],
-        .kind = args->dataset ? dataset_kind_find(args->dataset) : DATASET_AUTO,
-        .categories = args->categories,
-        .n_categories = args->n_categories,
+        .data = args->merge      ? args->data
+                : args->n_inputs ? args->inputs[0]
+                                 : args->normal,
+        .set = {.kind = args->dataset ? dataset_kind_find(args->dataset) : DATASET_AUTO,
+                .categories = args->categories,
+                .n_categories = args->n_categories,
+                .layout = {.given = {args->normal, args->anomalous, args->masks},
+                           .hold_out = args->hold_out,
+                           .resize_masks = args->resize_masks}},
+        .tell = warn,
         .plan = {.out = args->out,
                  .bank = args->bank,
                  .max_bank = args->max_bank,
@@ -183,7 +219,7 @@ static int make_request(Args *args, EvaluateRequest *request, Progress *progress
                  .progress = show_progress,
                  .user = progress},
     };
-    if (request->kind == DATASET_KINDS)
+    if (request->set.kind == DATASET_KINDS)
         return usage_error(
             args->command,
             "--dataset '%s' is none of auto, mvtec-loco, mvtec-ad, visa, digit-anatomy, folder",
@@ -199,8 +235,8 @@ int command_eval(Args *args)
     Evaluation e;
     Progress progress = {0};
     EvaluateRequest request;
-    if (!args->merge && args->n_inputs != 1)
-        return usage_error(args->command, "%s", "expected one folder");
+    if (!args->merge && !has_data(args))
+        return usage_error(args->command, "%s", "expected one folder, or --normal DIR and --anomalous DIR");
     if (args->merge && not_for_merge(args))
         return usage_error(args->command, "--%s cannot be used with --merge: the settings come from the runs",
                            not_for_merge(args));
@@ -273,8 +309,8 @@ int command_ablate(Args *args)
     Error err;
     Progress progress = {0};
     EvaluateRequest request;
-    if (args->n_inputs != 1)
-        return usage_error(args->command, "%s", "expected one folder");
+    if (!has_data(args))
+        return usage_error(args->command, "%s", "expected one folder, or --normal DIR and --anomalous DIR");
     if (!args->out)
         return usage_error(args->command, "%s", "-o OUT is missing: the folder to write");
     int status = make_request(args, &request, &progress);

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "eval/dataset.h"
+#include "eval/folders.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/safetensors.h"
@@ -77,6 +77,8 @@ static int list_folder(ImageList *list, const char *dir, const char *below, int 
                     PATH_SIZE ||
                 snprintf(name, sizeof name, "%s%s", below, names[i]) >= PATH_SIZE - 1)
                 status = fail(err, "%s: the path is too long", dir);
+            else if (want_dirs && holds_no_images(dir, names[i]))
+                status = 0;
             else if (want_dirs)
                 status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
             else if (looks_like_image(names[i]) && !is_segmented(path))
@@ -106,6 +108,58 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
         }
     }
     return 0;
+}
+
+/* Drop the images in and below the folder. */
+static void drop_folder(ImageList *list, const char *folder)
+{
+    int kept = 0;
+    for (int i = 0; i < list->n; i++)
+        if (folder_is_within(list->paths[i], folder)) {
+            free(list->paths[i]), free(list->names[i]);
+        } else {
+            list->paths[kept] = list->paths[i];
+            list->names[kept++] = list->names[i];
+        }
+    list->n = kept;
+}
+
+/* Leave out the folders of anomalous images and masks that were given. */
+static void drop_given(ImageList *list, const Args *args)
+{
+    const char *const given[] = {args->anomalous, args->masks};
+    for (int k = 0; k < 2; k++) {
+        for (int i = -1; i < args->n_inputs && given[k]; i++) {
+            char *folder = folder_given(i < 0 ? "." : args->inputs[i], given[k]);
+            drop_folder(list, folder);
+            free(folder);
+        }
+    }
+}
+
+/* The folder --normal of each input, or by itself. */
+static int list_given_normal(ImageList *list, const Args *args, Error *err)
+{
+    for (int i = 0; i < args->n_inputs || (i == 0 && args->n_inputs == 0); i++) {
+        char *folder = folder_given(args->n_inputs ? args->inputs[i] : ".", args->normal);
+        int status = folder ? list_folder(list, folder, "", 0, err)
+                            : fail(err, "--normal %s: there is no such folder", args->normal);
+        free(folder);
+        if (status)
+            return -1;
+    }
+    return 0;
+}
+
+int list_normal(ImageList *list, const Args *args, Error *err)
+{
+    const GivenFolders given = {NULL, args->anomalous, args->masks};
+    int status = args->normal ? list_given_normal(list, args, err) : list_inputs(list, args, err);
+    for (int i = 0; i < args->n_inputs && !args->normal && !status; i++)
+        if (dir_exists(args->inputs[i]))
+            status = folder_refuse_mixed(args->inputs[i], &given, err);
+    drop_given(list, args);
+    return !status && list->n == 0 && !args->from ? fail(err, "there are no normal images") : status;
 }
 
 void tell_left_out(FILE *out, const ImageList *list)
@@ -248,67 +302,6 @@ int check_replaceable(const char *out, Error *err)
     st_close(file);
     return file ? 0
                 : fail(err, "%s: this file exists and is not a bank: remove it, or give another name", out);
-}
-
-/* Length of the path up to ROOT/ when the image lies in ROOT/PLACE/ below the folder that was given; else
- * -1. */
-static int root_length(const ImageList *list, int index, const char *place)
-{
-    const char *name = list->names[index];
-    for (const char *at = name; (at = strstr(at, place)) != NULL; at++)
-        if ((at == name || at[-1] == '/') && at[strlen(place)] == '/')
-            return (int)(strlen(list->paths[index]) - strlen(at));
-    return -1;
-}
-
-/* ROOT/normal may have its tests beside it. Returns an image in another folder of that root, or NULL. */
-static const char *beside_normal(const ImageList *list, const char *root, int n)
-{
-    for (int i = 0; i < list->n; i++) {
-        const char *path = list->paths[i];
-        if (strncmp(path, root, (size_t)n) == 0 && strncmp(path + n, "normal/", 7) != 0 &&
-            strchr(path + n, '/'))
-            return path;
-    }
-    return NULL;
-}
-
-/* Check one place. The images of a root stand together in the list, so each root is checked once. */
-static int refuse_data_set(const ImageList *list, const char *place, Error *err)
-{
-    const char *looked = ""; /* the root that was checked last. */
-    int n_looked = 0;
-    for (int i = 0; i < list->n; i++) {
-        char tests[PATH_SIZE];
-        const char *path = list->paths[i], *other = NULL;
-        int n = root_length(list, i, place);
-        if (n < 0 || (n == n_looked && strncmp(path, looked, (size_t)n) == 0))
-            continue;
-        looked = path, n_looked = n;
-        if (snprintf(tests, sizeof tests, "%.*stest", n, path) < PATH_SIZE && dir_exists(tests))
-            other = tests;
-        else if (strcmp(place, "normal") == 0)
-            other = beside_normal(list, path, n);
-        if (other)
-            return fail(err, "%.600s: test images would be taken for normal ones: give %.*s%s instead", other,
-                        n, path, place);
-    }
-    return 0;
-}
-
-int refuse_data_sets(const ImageList *list, Error *err)
-{
-    for (int i = 0; i < list->n; i++) { /* VisA as published: CATEGORY/Data/Images/{Normal,Anomaly}. */
-        const int n = root_length(list, i, "Images/Anomaly");
-        if (n >= 0)
-            return fail(err,
-                        "%.600s: anomalous images would be taken for normal ones: give %.*sImages/Normal",
-                        list->paths[i], n > 600 ? 600 : n, list->paths[i]);
-    }
-    for (const char *const *place = DATASET_NORMAL_PLACES; *place; place++)
-        if (refuse_data_set(list, *place, err))
-            return -1;
-    return 0;
 }
 
 /* Length of a path without its ending. */

@@ -17,14 +17,15 @@ typedef struct ImageList {
 /* List the files, and all images in and below the folders, sorted. The pictures that `samlad segment`
  * wrote are left out. A folder without images is an error. */
 int list_inputs(ImageList *list, const Args *args, Error *err);
+/* List the normal images of a bank: list_inputs, or the folder --normal of the inputs. A folder that holds
+ * normal images beside others is refused, but for those of --anomalous and --masks, which are left out. */
+int list_normal(ImageList *list, const Args *args, Error *err);
 /* Report pictures of other formats in the folders: nobody should think that they count. */
 void tell_left_out(FILE *out, const ImageList *list);
 void list_free(ImageList *list);
 /* Drop repeats: the same file again, under any name. *n_dropped: how many. 0 / -1 (memory). */
 int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
 
-/* Refuse the root of a data set as normal images: its test images would count as normal. */
-int refuse_data_sets(const ImageList *list, Error *err);
 /* Refuse an output folder among the images: pictures would replace some, and be inputs next time. */
 int check_apart(const Args *args, Error *err);
 /* Refuse an output that is one of the images, the bank or the weights: it would be overwritten. list may

@@ -1,16 +1,16 @@
 /* eval/dataset.c - finding, listing and checking data sets. See dataset.h. */
 #include "eval/dataset.h"
 
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
+#include "io/exif.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
+#include "eval/masks.h"
 #include "eval/truth.h"
 
 enum { PATH_SIZE = 4096 };
@@ -55,46 +55,12 @@ DatasetKind dataset_kind_find(const char *name)
  * Small helpers
  * ============================================================================================== */
 
-int has_ending(const char *name, const char *const *endings)
-{
-    const char *dot = strrchr(name, '.');
-    while (dot && *endings && strcasecmp(dot, *endings) != 0)
-        endings++;
-    return dot && *endings;
-}
-
-int looks_like_image(const char *name)
-{
-    return has_ending(name,
-                      (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm", NULL});
-}
-
-int is_segmented(const char *path)
-{
-    static const char *const endings[] = {"_masks.png", "_masks_overlay.png"};
-    const size_t n = strlen(path);
-    char json[PATH_SIZE];
-    for (int i = 0; i < 2; i++) {
-        const size_t n_ending = strlen(endings[i]);
-        if (n >= n_ending && strcmp(path + n - n_ending, endings[i]) == 0 &&
-            snprintf(json, sizeof json, "%.*s_masks.json", (int)(n - n_ending), path) < PATH_SIZE &&
-            file_exists(json))
-            return 1;
-    }
-    return 0;
-}
-
 static int is_listed(const char *const *list, const char *name)
 {
     for (; list && *list; list++)
         if (strcmp(*list, name) == 0)
             return 1;
     return 0;
-}
-
-static int is_normal_kind(const char *kind)
-{
-    return is_listed((const char *const[]){"good", "normal", "ok", NULL}, kind);
 }
 
 static void problem(Problems *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -129,25 +95,6 @@ static void problems_move(Problems *to, Problems *from)
     *from = (Problems){0};
 }
 
-/* A formatted path, malloc'd; NULL after a sentence. */
-static char *path_of(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static char *path_of(Error *err, const char *format, ...)
-{
-    char text[PATH_SIZE];
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    if (n < 0 || n >= PATH_SIZE - 64) {
-        fail(err, "%.600s: the path is too long", text);
-        return NULL;
-    }
-    char *copy = strdup(text);
-    if (!copy)
-        fail_memory(err, "a path", (unsigned long long)n);
-    return copy;
-}
-
 /* Does DIR/NAME exist? NAME may have several parts. */
 static int has_dir(const char *dir, const char *name)
 {
@@ -161,187 +108,13 @@ static int has_file(const char *dir, const char *name)
     return snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_SIZE && file_exists(path);
 }
 
-/* dir_list of the names that look like an image's. */
-static char **list_images(const char *dir, size_t *n, Error *err)
-{
-    char **names = dir_list(dir, 0, n, err);
-    size_t kept = 0;
-    for (size_t i = 0; names && i < *n; i++) {
-        char path[PATH_SIZE];
-        if (looks_like_image(names[i]) &&
-            (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE || !is_segmented(path)))
-            names[kept++] = names[i];
-    }
-    if (names)
-        *n = kept;
-    return names;
-}
-
-/* ================================================================================================
- * Growing lists
- * ============================================================================================== */
-
-/* Append a zeroed place to *items. Capacities are powers of two, so none is stored. */
-static void *grow(void **items, int n, size_t size, Error *err)
-{
-    if ((n & (n - 1)) == 0) {
-        size_t capacity = n ? 2 * (size_t)n : 1;
-        void *grown = n < INT_MAX / 2 ? realloc(*items, capacity * size) : NULL;
-        if (!grown) {
-            fail_memory(err, "the list of images", capacity * size);
-            return NULL;
-        }
-        *items = grown;
-    }
-    void *place = (char *)*items + (size_t)n * size;
-    memset(place, 0, size);
-    return place;
-}
-
-/* Append a path. The list takes it over, and a failure frees it. -1 also when path is NULL. */
-static int add_path(char ***paths, int *n, char *path, Error *err)
-{
-    char **place = path ? grow((void **)paths, *n, sizeof *place, err) : NULL;
-    if (!place) {
-        free(path);
-        return -1;
-    }
-    *place = path;
-    ++*n;
-    return 0;
-}
-
-/* Append an image. The list takes over `path`. */
-static DatasetImage *add_image(DatasetCategory *c, char *path, const char *kind, int normal, Error *err)
-{
-    DatasetImage *image = path ? grow((void **)&c->images, c->n_images, sizeof *image, err) : NULL;
-    if (!image) {
-        free(path);
-        return NULL;
-    }
-    c->n_images++;
-    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path, *dot = strrchr(file, '.');
-    image->path = path;
-    image->normal = normal;
-    image->kind = strdup(kind);
-    image->stem = strndup(file, dot ? (size_t)(dot - file) : strlen(file));
-    if (image->kind && image->stem)
-        return image;
-    fail_memory(err, "the list of images", strlen(path));
-    return NULL;
-}
-
-static void category_free(DatasetCategory *c)
-{
-    for (int i = 0; i < c->n_normal; i++)
-        free(c->normal[i]);
-    for (int i = 0; i < c->n_images; i++) {
-        DatasetImage *image = &c->images[i];
-        for (int m = 0; m < image->n_masks; m++)
-            free(image->masks[m]);
-        free(image->path), free(image->kind), free(image->stem), free(image->masks);
-    }
-    free(c->dir), free(c->config), free(c->normal), free(c->normal_sha256), free(c->images);
-}
-
 void dataset_free(Dataset *d)
 {
     for (int i = 0; i < d->n; i++)
         category_free(&d->categories[i]);
     free(d->categories), free(d->root);
+    notes_free(&d->notes);
     *d = (Dataset){0};
-}
-
-/* ================================================================================================
- * A category whose folders give its layout
- * ============================================================================================== */
-
-const char *const DATASET_NORMAL_PLACES[] = {"train/good", "train/normal", "normal", NULL};
-
-/* The folder of the normal images; NULL: this is no category. */
-static const char *bank_folder(const char *dir)
-{
-    const char *const *place = DATASET_NORMAL_PLACES;
-    while (*place && !has_dir(dir, *place))
-        place++;
-    return *place;
-}
-
-/* ground_truth/KIND/STEM/ *.png (LOCO), STEM_mask.png (MVTec AD), or STEM.png (VisA, reorganised). */
-static int find_masks(DatasetImage *image, const char *dir, Error *err)
-{
-    static const char *const places[] = {"ground_truth", "masks"};
-    static const char *const endings[] = {"_mask.png", ".png", "_mask.pgm", ".pgm"};
-    for (size_t p = 0; p < 2; p++) {
-        char *base = path_of(err, "%s/%s/%s/%s", dir, places[p], image->kind, image->stem);
-        int status = base ? 0 : -1;
-        if (base && dir_exists(base)) {
-            size_t n;
-            char **names = list_images(base, &n, err);
-            status = names ? 0 : -1;
-            for (size_t i = 0; names && i < n && !status; i++)
-                status = add_path(&image->masks, &image->n_masks, path_of(err, "%s/%s", base, names[i]), err);
-            free(names);
-        }
-        for (size_t e = 0; !status && !image->n_masks && e < sizeof endings / sizeof *endings; e++) {
-            char path[PATH_SIZE + 16];
-            snprintf(path, sizeof path, "%s%s", base, endings[e]);
-            if (file_exists(path))
-                status = add_path(&image->masks, &image->n_masks, path_of(err, "%s", path), err);
-        }
-        free(base);
-        if (status || image->n_masks)
-            return status;
-    }
-    return 0;
-}
-
-static int list_kind(DatasetCategory *c, const char *tests, const char *kind, Error *err)
-{
-    size_t n;
-    char *dir = path_of(err, "%s/%s", tests, kind), **names = dir ? list_images(dir, &n, err) : NULL;
-    int status = names ? 0 : -1;
-    for (size_t i = 0; names && i < n && !status; i++) {
-        DatasetImage *image =
-            add_image(c, path_of(err, "%s/%s", dir, names[i]), kind, is_normal_kind(kind), err);
-        status = !image ? -1 : image->normal ? 0 : find_masks(image, c->dir, err);
-    }
-    free(names), free(dir);
-    return status;
-}
-
-/* List the kinds under `tests`, by name, but the good ones first: their scores must come first. */
-static int list_tests(DatasetCategory *c, Error *err)
-{
-    static const char *const no_kinds[] = {"normal", "train", "validation", "ground_truth", "masks", NULL};
-    int below = has_dir(c->dir, "test"), status = 0;
-    char *tests = path_of(err, below ? "%s/test" : "%s", c->dir);
-    size_t n;
-    char **kinds = tests ? dir_list(tests, 1, &n, err) : NULL;
-    if (!kinds)
-        status = -1;
-    for (int normal = 1; normal >= 0 && !status; normal--)
-        for (size_t i = 0; i < n && !status; i++)
-            if (is_normal_kind(kinds[i]) == normal && (below || !is_listed(no_kinds, kinds[i])))
-                status = list_kind(c, tests, kinds[i], err);
-    free(kinds), free(tests);
-    return status;
-}
-
-static int list_category(DatasetCategory *c, const char *dir, Error *err)
-{
-    const char *bank = bank_folder(dir);
-    size_t n = 0;
-    if (!(c->dir = path_of(err, "%s", dir)) ||
-        (has_file(dir, "defects_config.json") && !(c->config = path_of(err, "%s/defects_config.json", dir))))
-        return -1;
-    char *folder = bank ? path_of(err, "%s/%s", dir, bank) : NULL;
-    char **names = folder ? list_images(folder, &n, err) : NULL;
-    int status = bank && !names ? -1 : 0;
-    for (size_t i = 0; i < n && !status; i++)
-        status = add_path(&c->normal, &c->n_normal, path_of(err, "%s/%s", folder, names[i]), err);
-    free(names), free(folder);
-    return status ? status : list_tests(c, err);
 }
 
 /* ================================================================================================
@@ -379,6 +152,15 @@ static int is_word(const char *field, const char *one, const char *other, int *f
     return *first || strcmp(field, other) == 0;
 }
 
+static int append(char ***paths, int *n, char *path, Error *err)
+{
+    PathList list = {*n, *paths};
+    int status = path_add(&list, path, err);
+    *n = list.n;
+    *paths = list.paths;
+    return status;
+}
+
 /* Take one line. A path that leaves the folder is refused. */
 static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int line, Error *err)
 {
@@ -394,12 +176,13 @@ static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int lin
         return 0;
     char *path = path_of(err, "%s/%s", d->root, fields[3]);
     if (!test)
-        return good ? add_path(&c->normal, &c->n_normal, path, err) : (free(path), 0);
-    DatasetImage *image = add_image(c, path, good ? "good" : "bad", good, err);
+        return good ? append(&c->normal, &c->n_normal, path, err) : (free(path), 0);
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    DatasetImage *image = category_add(c, path, slash ? slash + 1 : "", good ? "good" : "bad", good, err);
     if (!image)
         return -1;
     return !good && n == 5 && *fields[4]
-               ? add_path(&image->masks, &image->n_masks, path_of(err, "%s/%s", d->root, fields[4]), err)
+               ? append(&image->masks, &image->n_masks, path_of(err, "%s/%s", d->root, fields[4]), err)
                : 0;
 }
 
@@ -410,6 +193,7 @@ static int by_kind(const void *a, const void *b)
 }
 
 #define VISA_COLUMNS "object,split,label,image,mask"
+#define UTF8_MARK    "\xef\xbb\xbf" /* some editors begin a file with it. */
 
 static int list_visa(Dataset *d, Error *err)
 {
@@ -419,9 +203,10 @@ static int list_visa(Dataset *d, Error *err)
     int status = text ? 0 : -1, number = 1;
     if (text && strlen(text) != n)
         status = fail(err, "%s: a NUL character at %zu: not a table of text", csv, strlen(text));
-    if (!status && strncmp(text, VISA_COLUMNS, strlen(VISA_COLUMNS)) != 0)
+    char *first = text && strncmp(text, UTF8_MARK, strlen(UTF8_MARK)) == 0 ? text + strlen(UTF8_MARK) : text;
+    if (!status && strncmp(first, VISA_COLUMNS, strlen(VISA_COLUMNS)) != 0)
         status = fail(err, "%s: the first line is not " VISA_COLUMNS, csv);
-    for (char *line = text; line && *line && !status; number++) {
+    for (char *line = first; line && *line && !status; number++) {
         char *next = strchr(line, '\n'), *fields[5];
         if (next)
             *next++ = '\0';
@@ -445,35 +230,47 @@ static int list_visa(Dataset *d, Error *err)
  * Which layout?
  * ============================================================================================== */
 
-/* The last part of the path, with "." and links resolved. */
-static void folder_name(char name[128], const char *dir)
-{
-    char *real = realpath(dir, NULL), *slash = real ? strrchr(real, '/') : NULL;
-    snprintf(name, 128, "%.127s", slash && slash[1] ? slash + 1 : "data");
-    free(real);
-}
-
-/* The number of names that are folders in root and could be categories. */
+/* The number of names that are folders in root and could be categories of a published data set. */
 static int count_known(const char *root, const char *const *names)
 {
     int n = 0;
     for (; names && *names; names++) {
         char path[PATH_SIZE];
-        n += snprintf(path, sizeof path, "%s/%s", root, *names) < PATH_SIZE && dir_exists(path) &&
-             bank_folder(path);
+        n += snprintf(path, sizeof path, "%s/%s/train/good", root, *names) < PATH_SIZE && dir_exists(path);
     }
     return n;
 }
 
-static int is_single(const char *root)
+/* Names of folders that are looked for in a data set. Others hold parts of one category. */
+static int may_be_category(const char *root, const char *name, const GivenFolders *given)
 {
-    return bank_folder(root) || has_dir(root, "test/good");
+    const FolderRole role = folder_role(name);
+    char path[PATH_SIZE];
+    return (role == FOLDER_OTHER || role == FOLDER_IMAGES) &&
+           snprintf(path, sizeof path, "%s/%s", root, name) < PATH_SIZE &&
+           (given->normal ? has_dir(path, given->normal) : is_category(path, given));
 }
 
-static DatasetKind guess_kind(const char *root)
+/* Is the folder itself one category? The given folder of normal images lies in it, or in none of its folders. */
+static int is_single(const char *root, const GivenFolders *given)
+{
+    if (!given->normal || has_dir(root, given->normal))
+        return is_category(root, given);
+    size_t n = 0;
+    int several = 0;
+    char **names = dir_list(root, 1, &n, NULL);
+    for (size_t i = 0; names && i < n; i++)
+        several |= may_be_category(root, names[i], given);
+    free(names);
+    return !several;
+}
+
+static DatasetKind guess_kind(const char *root, const GivenFolders *given)
 {
     char name[128];
-    if (is_single(root)) {
+    if (given->normal || given->anomalous || given->masks)
+        return DATASET_FOLDER;
+    if (is_single(root, given)) {
         int digits = 0;
         for (const char *const *kind = DIGITS; *kind; kind++) {
             char path[PATH_SIZE];
@@ -481,11 +278,12 @@ static DatasetKind guess_kind(const char *root)
             digits += has_dir(root, path);
         }
         folder_name(name, root);
-        return digits == 4             ? DATASET_DIGITS
-               : is_listed(LOCO, name) ? DATASET_LOCO
-               : is_listed(AD, name)   ? DATASET_AD
-               : is_listed(VISA, name) ? DATASET_VISA
-                                       : DATASET_FOLDER;
+        return digits == 4                    ? DATASET_DIGITS
+               : !has_dir(root, "train/good") ? DATASET_FOLDER
+               : is_listed(LOCO, name)        ? DATASET_LOCO
+               : is_listed(AD, name)          ? DATASET_AD
+               : is_listed(VISA, name)        ? DATASET_VISA
+                                              : DATASET_FOLDER;
     }
     if (has_file(root, "split_csv/1cls.csv") || has_dir(root, "1cls"))
         return DATASET_VISA;
@@ -497,7 +295,7 @@ static DatasetKind guess_kind(const char *root)
 
 static int add_category(Dataset *d, const char *name, Error *err)
 {
-    DatasetCategory *c = grow((void **)&d->categories, d->n, sizeof *c, err);
+    DatasetCategory *c = list_grow((void **)&d->categories, d->n, sizeof *c, err);
     if (!c)
         return -1;
     snprintf(c->name, sizeof c->name, "%s", name);
@@ -519,32 +317,35 @@ static int name_categories(Dataset *d, const char *const *wanted, int n_wanted, 
     }
     size_t n;
     char **names = dir_list(d->root, 1, &n, err);
-    for (size_t i = 0; names && i < n && !status; i++) {
-        char path[PATH_SIZE];
-        if (snprintf(path, sizeof path, "%s/%s", d->root, names[i]) < PATH_SIZE && bank_folder(path))
+    for (size_t i = 0; names && i < n && !status; i++)
+        if (may_be_category(d->root, names[i], &d->request.given))
             status = add_category(d, names[i], err);
-    }
     free(names);
     if (names && !status && d->n == 0)
-        status =
-            fail(err,
-                 "%s: no data set is recognised here: expected train/good and test, or folders with these, "
-                 "or split_csv/1cls.csv (see samlad eval --help)",
-                 d->root);
+        status = fail(
+            err,
+            "%s: no data set is recognised here: expected train/good and test, or good and bad, or folders "
+            "with these, or split_csv/1cls.csv; or name the folder with --normal (see samlad eval --help)",
+            d->root);
     return names ? status : -1;
 }
 
-static int open_single(Dataset *d, const char *const *wanted, int n_wanted, Error *err)
+static int open_category(Dataset *d, DatasetCategory *c, const char *dir, Error *err)
+{
+    return category_list(c, dir, &d->request, &d->notes, err) || masks_assign(c, &d->notes, err) ? -1 : 0;
+}
+
+static int open_single(Dataset *d, const DatasetRequest *r, Error *err)
 {
     char name[128];
     folder_name(name, d->root);
     if (d->kind == DATASET_DIGITS)
         snprintf(name, sizeof name, "digit_anatomy");
-    for (int i = 0; i < n_wanted; i++)
-        if (strcmp(wanted[i], name) != 0)
+    for (int i = 0; i < r->n_categories; i++)
+        if (strcmp(r->categories[i], name) != 0)
             return fail(err, "%s: there is no category %s: the folder is the one category %s", d->root,
-                        wanted[i], name);
-    return add_category(d, name, err) ? -1 : list_category(&d->categories[0], d->root, err);
+                        r->categories[i], name);
+    return add_category(d, name, err) ? -1 : open_category(d, &d->categories[0], d->root, err);
 }
 
 static int by_category(const void *a, const void *b)
@@ -552,17 +353,24 @@ static int by_category(const void *a, const void *b)
     return strcmp(((const DatasetCategory *)a)->name, ((const DatasetCategory *)b)->name);
 }
 
-static int open_several(Dataset *d, const char *const *wanted, int n_wanted, Problems *problems, Error *err)
+/* VisA as published lies in the root, reorganised in 1cls. */
+static int enter_visa(Dataset *d, Error *err)
 {
-    int csv = d->kind == DATASET_VISA && has_file(d->root, "split_csv/1cls.csv"), status;
-    if (d->kind == DATASET_VISA && !csv && has_dir(d->root, "1cls")) {
-        char *below = path_of(err, "%s/1cls", d->root);
-        if (!below)
-            return -1;
-        free(d->root);
-        d->root = below;
-    }
-    status = name_categories(d, wanted, n_wanted, err);
+    char *below = path_of(err, "%s/1cls", d->root);
+    if (!below)
+        return -1;
+    free(d->root);
+    d->root = below;
+    return 0;
+}
+
+static int open_several(Dataset *d, const DatasetRequest *r, Problems *problems, Error *err)
+{
+    int csv = d->kind == DATASET_VISA && has_file(d->root, "split_csv/1cls.csv"), status = 0;
+    if (d->kind == DATASET_VISA && !csv && has_dir(d->root, "1cls"))
+        status = enter_visa(d, err);
+    if (!status)
+        status = name_categories(d, r->categories, r->n_categories, err);
     if (!status) /* one order, independent of the order of the options. */
         qsort(d->categories, (size_t)d->n, sizeof *d->categories, by_category);
     if (!status && csv)
@@ -574,17 +382,80 @@ static int open_several(Dataset *d, const char *const *wanted, int n_wanted, Pro
                     d->root, c->name, c->name, dataset_kind_name(d->kind));
         else if (!csv) {
             char *dir = path_of(err, "%s/%s", d->root, c->name);
-            status = dir ? list_category(c, dir, err) : -1;
+            status = dir ? open_category(d, c, dir, err) : -1;
             free(dir);
         }
     }
     return status;
 }
 
-int dataset_open(Dataset *d, const char *root, DatasetKind kind, const char *const *wanted, int n_wanted,
-                 Problems *problems, Error *err)
+/* Do the folders that the user named exist, in the data set, in a category, or by themselves? */
+static int check_given(const char *root, const GivenFolders *given, Error *err)
 {
-    *d = (Dataset){.kind = kind};
+    const struct {
+        const char *option, *folder;
+    } all[] = {{"normal", given->normal}, {"anomalous", given->anomalous}, {"masks", given->masks}};
+    size_t n = 0;
+    char **names = dir_list(root, 1, &n, err);
+    int status = names ? 0 : -1;
+    for (int k = 0; k < 3 && !status; k++) {
+        int found = !all[k].folder || has_dir(root, all[k].folder) || dir_exists(all[k].folder);
+        for (size_t i = 0; i < n && !found; i++) {
+            char path[PATH_SIZE];
+            found = snprintf(path, sizeof path, "%s/%s", root, names[i]) < PATH_SIZE &&
+                    has_dir(path, all[k].folder);
+        }
+        if (!found)
+            status = fail(err, "--%s %s: there is no such folder, neither here nor in %s", all[k].option,
+                          all[k].folder, root);
+    }
+    free(names);
+    return status;
+}
+
+static int by_stem(const void *a, const void *b)
+{
+    const DatasetImage *x = *(DatasetImage *const *)a, *y = *(DatasetImage *const *)b;
+    int kind = strcmp(x->kind, y->kind);
+    return kind ? kind : strcmp(x->stem, y->stem);
+}
+
+/* The images by kind and stem: malloc'd, NULL: no memory. */
+static DatasetImage **sort_by_stem(const DatasetCategory *c)
+{
+    DatasetImage **sorted = calloc((size_t)c->n_images + 1, sizeof *sorted);
+    for (int i = 0; sorted && i < c->n_images; i++)
+        sorted[i] = &c->images[i];
+    if (sorted)
+        qsort(sorted, (size_t)c->n_images, sizeof *sorted, by_stem);
+    return sorted;
+}
+
+/* 000.png and 000.jpg of one kind: their results keep the ending. */
+static int tell_twins_apart(DatasetCategory *c, Error *err)
+{
+    DatasetImage **sorted = sort_by_stem(c);
+    if (!sorted)
+        return fail_memory(err, "the list of images", (size_t)c->n_images * sizeof *sorted);
+    int status = 0;
+    for (int i = 0, n; i < c->n_images && !status; i += n) {
+        for (n = 1; i + n < c->n_images && by_stem(&sorted[i], &sorted[i + n]) == 0;)
+            n++;
+        for (int k = i; k < i + n && n > 1 && !status; k++) {
+            char *whole = path_of(err, "%s", sorted[k]->name);
+            free(sorted[k]->stem);
+            sorted[k]->stem = whole;
+            status = whole ? 0 : -1;
+        }
+    }
+    free(sorted);
+    return status;
+}
+
+int dataset_open(Dataset *d, const char *root, const DatasetRequest *r, Problems *problems, Error *err)
+{
+    *d = (Dataset){.kind = r->kind, .request = r->layout};
+    const GivenFolders *given = &r->layout.given;
     if (!dir_exists(root))
         return fail(err, "%s: there is no such folder", root);
     char trimmed[PATH_SIZE];
@@ -593,10 +464,13 @@ int dataset_open(Dataset *d, const char *root, DatasetKind kind, const char *con
         trimmed[n - 1] = '\0';
     if (!(d->root = path_of(err, "%s", trimmed)))
         return -1;
-    if (kind == DATASET_AUTO)
-        d->kind = guess_kind(d->root);
-    int status = is_single(d->root) ? open_single(d, wanted, n_wanted, err)
-                                    : open_several(d, wanted, n_wanted, problems, err);
+    int status = check_given(d->root, given, err);
+    if (!status && d->kind == DATASET_AUTO)
+        d->kind = guess_kind(d->root, given);
+    if (!status)
+        status = is_single(d->root, given) ? open_single(d, r, err) : open_several(d, r, problems, err);
+    for (int i = 0; i < d->n && !status; i++)
+        status = tell_twins_apart(&d->categories[i], err);
     if (status)
         dataset_free(d);
     return status;
@@ -629,29 +503,68 @@ static void add_mask_sha256(char sum[65], const char *mask, Problems *problems)
     sha256(both, strlen(both), sum);
 }
 
-/* Check one image and its masks. table: the defects, or NULL. masks_needed: a defect without a mask is a
- * problem. */
-static void check_image(DatasetImage *image, const DefectTable *table, int masks_needed, int with_masks,
-                        Problems *problems)
+/* What is found in a file, or in some. */
+typedef struct Found {
+    Problems problems;
+    Notes notes;
+} Found;
+
+/* Tell a mask that says nothing. */
+static void check_truth(const Truth *truth, const DatasetImage *image, const char *mask, Notes *notes)
+{
+    const size_t n = (size_t)image->width * (size_t)image->height;
+    if (image->normal && truth->n_anomalous)
+        note(notes, "%s: this mask of a good image shows a defect: it is not used", mask);
+    else if (!image->normal && truth->n_anomalous == 0)
+        note(notes, "%s: this mask is empty: no pixel of its image counts as a defect", mask);
+    else if (!image->normal && truth->n_anomalous == n)
+        note(notes, "%s: this mask covers its whole image", mask);
+}
+
+/* A category while it is checked. */
+typedef struct Check {
+    const DatasetLook *look;
+    DatasetCategory *c;
+    DefectTable *table; /* the defects, or NULL. */
+    int masks_needed;   /* 1: a defect without a mask is a problem. */
+    int done, total;    /* files of the data set. */
+} Check;
+
+static void check_mask(const Check *check, DatasetImage *image, const char *mask, Found *found)
 {
     Error err;
-    if (image_probe(image->path, &image->width, &image->height, &err)) {
-        problem(problems, "%s", err.message);
+    Truth truth;
+    const MaskFit fit = {image->width, image->height, image->orientation, check->c->resize_masks};
+    if (truth_fit(&truth, &fit, &mask, 1, image->normal ? NULL : check->table, &err)) {
+        problem(&found->problems, "%s", err.message);
+    } else {
+        check_truth(&truth, image, mask, &found->notes);
+        truth_free(&truth);
+    }
+    if (check->look->with_masks)
+        add_mask_sha256(image->masks_sha256, mask, &found->problems);
+}
+
+/* Check one image and its masks. */
+static void check_image(const Check *check, DatasetImage *image, Found *found)
+{
+    Error err;
+    if (image_probe_turn(image->path, &image->width, &image->height, &image->orientation, &err)) {
+        problem(&found->problems, "%s", err.message);
         return;
     }
-    file_sha256(image->path, image->sha256, problems);
-    if (!image->normal && masks_needed && image->n_masks == 0)
-        problem(problems, "%s: there is no ground truth for this image", image->path);
-    for (int m = 0; m < image->n_masks; m++) {
-        const char *const mask = image->masks[m];
-        Truth truth;
-        if (truth_read(&truth, image->width, image->height, &mask, 1, table, &err))
-            problem(problems, "%s", err.message);
-        else
-            truth_free(&truth);
-        if (with_masks)
-            add_mask_sha256(image->masks_sha256, mask, problems);
-    }
+    file_sha256(image->path, image->sha256, &found->problems);
+    if (!image->normal && check->masks_needed && image->n_masks == 0)
+        problem(&found->problems, "%s: there is no ground truth for this image", image->path);
+    if (image->orientation > 1 && !image->normal && image->n_masks > 0 &&
+        (!exif_swaps(image->orientation) || image->width == image->height))
+        note(&found->notes,
+             "%s: its Exif data turn this photo, and its mask fits both ways: the mask is taken for the "
+             "turned "
+             "photo's",
+             image->path);
+    for (int m = 0; m < image->n_masks; m++)
+        check_mask(check, image, image->masks[m], found);
 }
 
 static void check_normal(DatasetCategory *c, int index, int with_contents, Problems *problems)
@@ -664,15 +577,6 @@ static void check_normal(DatasetCategory *c, int index, int with_contents, Probl
         file_sha256(c->normal[index], c->normal_sha256[index], problems);
 }
 
-/* A category while it is checked. */
-typedef struct Check {
-    const DatasetLook *look;
-    DatasetCategory *c;
-    DefectTable *table;
-    int masks_needed;
-    int done, total; /* files of the data set. */
-} Check;
-
 /* The number of normal images to look at. */
 static int n_normal_of(const DatasetLook *look, const DatasetCategory *c)
 {
@@ -680,50 +584,39 @@ static int n_normal_of(const DatasetLook *look, const DatasetCategory *c)
 }
 
 /* Check all files of a category in parallel. Problems are reported in the order of the list. */
-static void check_each(Check *check, Problems *problems)
+static void check_each(Check *check, Problems *problems, Notes *notes)
 {
     enum { BATCH = 64 };
     DatasetCategory *c = check->c;
     const DatasetLook *look = check->look;
     const int n_normal = n_normal_of(look, c), n = n_normal + c->n_images;
     for (int first = 0; first < n; first += BATCH) {
-        Problems found[BATCH] = {{0}};
+        Found found[BATCH] = {{.problems = {0}}};
         const int m = n - first < BATCH ? n - first : BATCH;
 #pragma omp parallel for schedule(dynamic, 1)
         for (int i = 0; i < m; i++)
             if (first + i < n_normal)
-                check_normal(c, first + i, first + i < look->n_contents, &found[i]);
+                check_normal(c, first + i, first + i < look->n_contents, &found[i].problems);
             else
-                check_image(&c->images[first + i - n_normal], check->table, check->masks_needed,
-                            look->with_masks, &found[i]);
-        for (int i = 0; i < m; i++)
-            problems_move(problems, &found[i]);
+                check_image(check, &c->images[first + i - n_normal], &found[i]);
+        for (int i = 0; i < m; i++) {
+            problems_move(problems, &found[i].problems);
+            notes_move(notes, &found[i].notes);
+        }
         check->done += m;
         if (look->progress)
             look->progress(look->user, "looking", check->done, check->total);
     }
 }
 
-static int by_name(const void *a, const void *b)
-{
-    const DatasetImage *x = *(const DatasetImage *const *)a, *y = *(const DatasetImage *const *)b;
-    int kind = strcmp(x->kind, y->kind);
-    return kind ? kind : strcmp(x->stem, y->stem);
-}
-
-/* Find two images whose results would share a name: 000.png and 000.jpg of one kind. */
+/* Find two images whose results would share a name: a.png, a.jpg and a.png.png of one kind. */
 static void check_names(const DatasetCategory *c, Problems *problems)
 {
-    const DatasetImage **sorted = calloc((size_t)c->n_images + 1, sizeof *sorted);
-    if (!sorted) {
+    DatasetImage **sorted = sort_by_stem(c);
+    if (!sorted)
         problem(problems, "%s: not enough memory to check its names", c->name);
-        return;
-    }
-    for (int i = 0; i < c->n_images; i++)
-        sorted[i] = &c->images[i];
-    qsort(sorted, (size_t)c->n_images, sizeof *sorted, by_name);
-    for (int i = 1; i < c->n_images; i++)
-        if (by_name(&sorted[i - 1], &sorted[i]) == 0)
+    for (int i = 1; sorted && i < c->n_images; i++)
+        if (by_stem(&sorted[i - 1], &sorted[i]) == 0)
             problem(problems, "%s and %s: both results would have the same name", sorted[i - 1]->path,
                     sorted[i]->path);
     free(sorted);
@@ -747,7 +640,7 @@ static void check_kinds(const DatasetCategory *c, DatasetKind kind, Problems *pr
 }
 
 /* Check the category's files; masks by its table of defects if it has one. */
-static void check_files(Check *check, Problems *problems)
+static void check_files(Check *check, Problems *problems, Notes *notes)
 {
     Error err;
     DatasetCategory *c = check->c;
@@ -762,25 +655,26 @@ static void check_files(Check *check, Problems *problems)
             free(check->table);
             check->table = NULL;
         }
-        check_each(check, problems);
+        check_each(check, problems, notes);
     }
     free(check->table);
 }
 
-static void check_category(const Dataset *d, Check *check, Problems *problems)
+static void check_category(Dataset *d, Check *check, Problems *problems)
 {
     int published = KINDS[d->kind].categories != NULL, n_good = 0;
     DatasetCategory *c = check->c;
     if (!c->dir) /* missing: reported already */
         return;
     if (check->look->with_bank && c->n_normal == 0)
-        problem(problems, "%s: there are no normal images for the bank (train/good or normal)", c->dir);
+        problem(problems, "%s: there are no normal images for the bank (train/good, train or good)", c->dir);
     check->masks_needed = published;
-    check_files(check, problems);
+    check_files(check, problems, &d->notes);
     for (int i = 0; i < c->n_images; i++)
         n_good += c->images[i].normal;
     if (c->n_images == 0)
-        problem(problems, "%s: there are no test images", c->dir);
+        problem(problems, "%s: there are no test images (--hold-out N keeps some of the normal ones)",
+                c->dir);
     else if (published && n_good == 0)
         problem(problems, "%s: there are no good test images", c->dir);
     else if (published && n_good == c->n_images)

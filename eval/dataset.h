@@ -8,13 +8,15 @@
  *                   ROOT/CATEGORY/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, or reorganised:
  *                   ROOT/1cls/CATEGORY/{train/good, test/{good,bad}, ground_truth/bad/000.png}
  *   digit-anatomy   written by `samlad synth digits`: LOCO's layout without categories
- *   folder          ROOT or ROOT/CATEGORY with train/good or normal/, tests in test/KIND or beside normal/,
- *                   masks (optional) in ground_truth/ or masks/ by any of the names above
+ *   folder          ROOT or ROOT/CATEGORY by the names of folders.c: normal images in train/good, train or good,
+ *                   tests in test/KIND or beside good, masks (optional) in ground_truth by the rules of masks.h.
+ *                   So are MVTec AD 2, BTAD, MPDD, Real-IAD, MVTec 3D-AD, and sets of one's own
  *
  * The folder of one category is a data set too. */
 #ifndef SAMLAD_EVAL_DATASET_H
 #define SAMLAD_EVAL_DATASET_H
 
+#include "eval/category.h"
 #include "io/error.h"
 
 typedef enum DatasetKind {
@@ -27,31 +29,13 @@ typedef enum DatasetKind {
     DATASET_KINDS
 } DatasetKind;
 
-typedef struct DatasetImage {
-    char *path, *kind, *stem; /* kind: the folder under test; stem: the file's name without its ending. */
-    int normal;               /* 1: a good image. */
-    int width, height;        /* from the file's header; dataset_check fills this and the checksum. */
-    char sha256[65];          /* of the file's bytes. */
-    int n_masks;
-    char **masks;          /* [n_masks] files of ground truth; pixels that are not 0: defect. */
-    char masks_sha256[65]; /* of their files' checksums; "" unless dataset_check was asked for it. */
-} DatasetImage;
-
-typedef struct DatasetCategory {
-    char name[128];
-    char *dir, *config; /* config: defects_config.json, or NULL. */
-    int n_normal;       /* for the bank */
-    char **normal;
-    char (*normal_sha256)[65]; /* [n_normal]; "" unless dataset_check was asked for it. */
-    int n_images;              /* test images: the good ones first, then kind by kind. */
-    DatasetImage *images;
-} DatasetCategory;
-
 typedef struct Dataset {
     DatasetKind kind;
     char *root;
+    CategoryRequest request; /* how its categories were listed. */
     int n;
     DatasetCategory *categories;
+    Notes notes; /* what is told of it: files that are not used, odd masks. */
 } Dataset;
 
 /* Problems of a data set: the first sentences, and their number. */
@@ -64,10 +48,17 @@ typedef struct Problems {
 const char *dataset_kind_name(DatasetKind kind); /* "mvtec-loco" */
 DatasetKind dataset_kind_find(const char *name); /* DATASET_KINDS: no such kind. */
 
-/* List the data set. wanted [n_wanted]: only these categories (0: all). Problems of its layout go to
- * `problems`; -1 only when the data set cannot be listed at all. */
-int dataset_open(Dataset *dataset, const char *root, DatasetKind kind, const char *const *wanted,
-                 int n_wanted, Problems *problems, Error *err);
+/* What to list. */
+typedef struct DatasetRequest {
+    DatasetKind kind;
+    const char *const *categories; /* [n_categories] only these; 0: all. */
+    int n_categories;
+    CategoryRequest layout; /* its strings live as long as the data set. */
+} DatasetRequest;
+/* List the data set. Problems of its layout go to `problems`; -1 only when the data set cannot be listed at
+ * all. */
+int dataset_open(Dataset *dataset, const char *root, const DatasetRequest *request, Problems *problems,
+                 Error *err);
 /* What dataset_check reads beside the test images. */
 typedef struct DatasetLook {
     int with_bank;  /* 1: the headers of the normal images. */
@@ -82,16 +73,5 @@ void dataset_check(Dataset *dataset, const DatasetLook *look, Problems *problems
 enum { DATASET_MAX_KINDS = 80 }; /* kinds of tests in a category; more are a problem. */
 void dataset_free(Dataset *dataset);
 void problems_free(Problems *problems);
-
-/* Where a category's normal images may lie; NULL at the end. */
-extern const char *const DATASET_NORMAL_PLACES[];
-
-/* Does the name end in one of these (".png", any case; NULL at the end)? */
-int has_ending(const char *name, const char *const *endings);
-/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
-int looks_like_image(const char *name);
-/* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
- * NAME_masks.json are no inputs. */
-int is_segmented(const char *path);
 
 #endif

@@ -13,7 +13,7 @@
 int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)
 {
     *result = (Evaluation){0};
-    if (dataset_open(&result->dataset, data, r->kind, r->categories, r->n_categories, &result->problems, err))
+    if (dataset_open(&result->dataset, data, &r->set, &result->problems, err))
         return -1;
     const DatasetLook look = {.with_bank = !r->plan.bank && !r->merging,
                               .n_contents = r->plan.max_bank > 0 ? r->plan.max_bank : INT_MAX,
@@ -21,6 +21,8 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
                               .progress = r->plan.progress,
                               .user = r->plan.user};
     dataset_check(&result->dataset, &look, &result->problems);
+    for (int i = 0; r->tell && i < result->dataset.notes.n; i++)
+        r->tell(result->dataset.notes.sentences[i]);
     if (result->problems.n)
         return fail(err, "%s: %d problem%s in this data set, nothing was begun", data, result->problems.n,
                     result->problems.n == 1 ? "" : "s");
@@ -86,8 +88,35 @@ static int keep_stems(char **names, size_t n, const char *ending)
     return kept;
 }
 
-/* Read from the run's folder: the kind and place of the data set, and the categories. */
-static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char ***names, Error *err)
+/* What a merge reads from the run's folder. */
+typedef struct Recalled {
+    char data[RUN_PATH], normal[RUN_PATH], anomalous[RUN_PATH], masks[RUN_PATH];
+    char **names; /* of the categories; malloc'd. */
+} Recalled;
+
+/* *value, unless it is set: the run's fact, kept in `text`. */
+static void recall_text(const char **value, char text[RUN_PATH], const Facts *facts, const char *key)
+{
+    const char *fact = facts_get(facts, key);
+    if (*value || !fact)
+        return;
+    snprintf(text, RUN_PATH, "%s", fact);
+    *value = text;
+}
+
+/* How the run listed the data set, unless the request says otherwise. */
+static void recall_layout(CategoryRequest *layout, Recalled *recalled, const Facts *facts)
+{
+    const char *held = facts_get(facts, "data.hold-out");
+    recall_text(&layout->given.normal, recalled->normal, facts, "data.normal");
+    recall_text(&layout->given.anomalous, recalled->anomalous, facts, "data.anomalous");
+    recall_text(&layout->given.masks, recalled->masks, facts, "data.masks");
+    layout->hold_out = layout->hold_out ? layout->hold_out : held ? atoi(held) : 0;
+    layout->resize_masks |= facts_get(facts, "data.resize-masks") != NULL;
+}
+
+/* Read from the run's folder: the kind and place of the data set, its layout, and the categories. */
+static int recall(const char *out, EvaluateRequest *r, Recalled *recalled, Error *err)
 {
     char path[RUN_PATH], version[32];
     Facts facts;
@@ -95,28 +124,30 @@ static int recall(const char *out, EvaluateRequest *r, char data[RUN_PATH], char
         return -1;
     const char *kind = facts_get(&facts, "dataset"), *where = facts_get(&facts, "data"),
                *bank = facts_get(&facts, "bank");
-    r->kind = kind ? dataset_kind_find(kind) : DATASET_KINDS;
+    r->set.kind = kind ? dataset_kind_find(kind) : DATASET_KINDS;
     if (bank && strlen(bank) == 64) /* a checksum: the bank was given, so no normal images are needed. */
         r->plan.bank = out;
     const char *by = facts_get(&facts, "samlad");
     snprintf(version, sizeof version, "%s", by ? by : "of no version");
-    snprintf(data, RUN_PATH, "%s", r->data ? r->data : where ? where : "");
+    snprintf(recalled->data, RUN_PATH, "%s", r->data ? r->data : where ? where : "");
+    recall_layout(&r->set.layout, recalled, &facts);
     facts_free(&facts);
-    if (r->kind == DATASET_KINDS)
+    if (r->set.kind == DATASET_KINDS)
         return fail(err, "%s: the kind of data set is unknown", path);
     if (strcmp(version, SAMLAD_VERSION) != 0)
         return fail(err, "%s: the run was made by samlad %s; samlad %s identifies images in another way",
                     path, version, SAMLAD_VERSION);
-    if (!dir_exists(data))
-        return fail(err, "%s: the data set of this run is missing: give its place with --data", data);
-    if (r->n_categories)
+    if (!dir_exists(recalled->data))
+        return fail(err, "%s: the data set of this run is missing: give its place with --data",
+                    recalled->data);
+    if (r->set.n_categories)
         return 0;
     size_t n;
     snprintf(path, sizeof path, "%.*s/categories", RUN_PATH - 32, out);
-    *names = dir_list(path, 0, &n, err);
-    r->categories = (const char *const *)*names;
-    r->n_categories = *names ? keep_stems(*names, n, ".json") : 0;
-    return *names ? 0 : -1;
+    char **names = recalled->names = dir_list(path, 0, &n, err);
+    r->set.categories = (const char *const *)names;
+    r->set.n_categories = names ? keep_stems(names, n, ".json") : 0;
+    return names ? 0 : -1;
 }
 
 int evaluate_merge(const char *const *folders, int n, const char *out, const EvaluateRequest *request,
@@ -124,11 +155,15 @@ int evaluate_merge(const char *const *folders, int n, const char *out, const Eva
 {
     EvaluateRequest r = *request;
     r.merging = 1;
-    char data[RUN_PATH], **names = NULL;
     *result = (Evaluation){0};
-    int status = run_merge(out, folders, n, err) || recall(out, &r, data, &names, err) ||
-                 evaluation_prepare(&r, data, result, err) || evaluation_measure(result, out, err);
-    free(names);
+    Recalled *recalled = calloc(1, sizeof *recalled);
+    if (!recalled)
+        return fail_memory(err, "a run's settings", sizeof *recalled);
+    int status = run_merge(out, folders, n, err) || recall(out, &r, recalled, err) ||
+                 evaluation_prepare(&r, recalled->data, result, err) || evaluation_measure(result, out, err);
+    result->dataset.request = (CategoryRequest){0}; /* its strings end here. */
+    free(recalled->names);
+    free(recalled);
     return status ? -1 : 0;
 }
 

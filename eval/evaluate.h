@@ -16,11 +16,10 @@ typedef struct Evaluation {
 
 typedef struct EvaluateRequest {
     const char *data;
-    DatasetKind kind;
-    const char *const *categories; /* [n_categories] the wanted ones; 0: all. */
-    int n_categories;
+    DatasetRequest set; /* what to list of it. */
     int merging;  /* 1: measure what is there; normal images are not needed. */
     RunPlan plan; /* out NULL: a temporary folder, removed at the end. */
+    void (*tell)(const char *sentence); /* called for each note of the data set before the work; or NULL. */
 } EvaluateRequest;
 
 /* Run and measure; resumes the run in plan.out. -1 also when the data set has problems: err gives their

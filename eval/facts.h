@@ -18,7 +18,7 @@ void facts_describe(Facts *facts, const Samlad *s); /* the facts of samlad_descr
 int facts_read(Facts *facts, const char *path, Error *err);
 const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
 void facts_free(Facts *facts);
-/* Index of the first fact that differs; -1: none. "data" does not count: images may move. The index is
+/* Index of the first fact that differs; -1: none. "data" and "data.*" do not count: images may move. The index is
  * into `today`, or into `then` when `today` lacks the fact (*in_then = 1). */
 int facts_differ(const Facts *then, const Facts *today, int *in_then);
 /* If `path` is missing, write the facts there. Otherwise compare them with the file: -1 and a sentence that

@@ -180,9 +180,10 @@ static int add_map(PixelScores *scores, int group, const DefectTable *table, con
                               : read_own_map(path, image, err);
     if (!map)
         return -1;
+    const MaskFit fit = {width, height, image->orientation, of->category->resize_masks};
     if (!image->normal)
-        status = truth_read(&truth, width, height, (const char *const *)image->masks, (size_t)image->n_masks,
-                            table, err);
+        status =
+            truth_fit(&truth, &fit, (const char *const *)image->masks, (size_t)image->n_masks, table, err);
     if (!status)
         status =
             pixel_scores_add(scores, group, map, width, height, image->normal ? NULL : &truth, path, err);
@@ -231,7 +232,7 @@ static int measure_maps(Figures *f, const Subject *of, Error *err)
     for (int i = 0; i < SPRO_LIMITS; i++)
         m.au_spro[i] = NAN;
     for (int i = 0; i < c->n_images; i++)
-        any |= c->images[i].n_masks > 0;
+        any |= !c->images[i].normal && c->images[i].n_masks > 0;
     PixelScores *scores = any ? pixel_scores_new(of->out, err) : NULL;
     int status = !any ? 0 : scores ? add_maps(scores, of, err) : -1;
     if (!status && any)

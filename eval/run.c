@@ -74,6 +74,23 @@ static int bank_file_sha256(const char *path, char hex[65], Error *err)
     return 0;
 }
 
+/* How the data set was listed: a merge lists it again. */
+static void add_layout(Facts *facts, const CategoryRequest *r)
+{
+    const struct {
+        const char *key, *value;
+    } given[] = {{"data.normal", r->given.normal},
+                 {"data.anomalous", r->given.anomalous},
+                 {"data.masks", r->given.masks}};
+    for (int i = 0; i < 3; i++)
+        if (given[i].value)
+            facts_add(facts, given[i].key, given[i].value);
+    if (r->hold_out)
+        facts_add_int(facts, "data.hold-out", r->hold_out);
+    if (r->resize_masks)
+        facts_add_int(facts, "data.resize-masks", 1);
+}
+
 static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
@@ -84,6 +101,7 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     facts_add(&facts, "samlad", SAMLAD_VERSION);
     facts_add(&facts, "dataset", dataset_kind_name(d->kind));
     facts_add(&facts, "data", real ? real : d->root);
+    add_layout(&facts, &d->request);
     free(real);
     facts_add(&facts, "bank", sha);
     facts_add_int(&facts, "max-bank", plan->max_bank);
@@ -144,7 +162,7 @@ static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
         const DatasetImage *image = &c->images[i];
         char detail[128];
         snprintf(detail, sizeof detail, "%.40s %s", image->kind, image->sha256);
-        if (digest_line(d, base_name(image->path), detail, err))
+        if (digest_line(d, image->name, detail, err))
             return -1;
     }
     return 0;
@@ -460,7 +478,7 @@ static int write_results(const Job *job, const Samlad *s, const Judged *j, const
         return -1;
     JsonWriter w;
     json_begin(&w);
-    snprintf(name, sizeof name, "%s/test/%s/%s", c->name, image->kind, base_name(image->path));
+    snprintf(name, sizeof name, "%s/test/%s/%s", c->name, image->kind, image->name);
     json_open(&w, '{');
     report_members(&w, s, &j->result, name);
     if (job->plan->baselines)

@@ -252,19 +252,39 @@ void json_figures(JsonWriter *w, const char *key, const Figures *figures)
     json_close(w, '}');
 }
 
-static void json_category(JsonWriter *w, const CategoryFigures *c)
+static void json_strings(JsonWriter *w, const char *key, char *const *strings, int n)
+{
+    json_key(w, key), json_open(w, '[');
+    for (int i = 0; i < n; i++)
+        json_string(w, strings[i]);
+    json_close(w, ']');
+}
+
+/* The normal images that were kept for the test. */
+static void json_held_out(JsonWriter *w, const DatasetCategory *c)
+{
+    json_key(w, "held_out"), json_open(w, '[');
+    for (int i = 0; i < c->n_held_out; i++)
+        json_string(w, c->images[i].name);
+    json_close(w, ']');
+}
+
+/* c: NULL for the mean. */
+static void json_category(JsonWriter *w, const CategoryFigures *f, const DatasetCategory *c)
 {
     json_open(w, '{');
-    json_key(w, "category"), json_string(w, c->name);
-    json_key(w, "bank_images"), json_int(w, c->n_bank);
-    json_key(w, "good_images"), json_int(w, c->n_good);
-    json_key(w, "test_images"), json_int(w, c->n_images);
-    json_figures(w, "figures", &c->methods[0]);
-    if (c->n_methods > 1)
+    json_key(w, "category"), json_string(w, f->name);
+    json_key(w, "bank_images"), json_int(w, f->n_bank);
+    json_key(w, "good_images"), json_int(w, f->n_good);
+    json_key(w, "test_images"), json_int(w, f->n_images);
+    if (c)
+        json_held_out(w, c);
+    json_figures(w, "figures", &f->methods[0]);
+    if (f->n_methods > 1)
         json_key(w, "baselines"), json_open(w, '{');
-    for (int m = 1; m < c->n_methods; m++)
-        json_figures(w, method_name(m), &c->methods[m]);
-    if (c->n_methods > 1)
+    for (int m = 1; m < f->n_methods; m++)
+        json_figures(w, method_name(m), &f->methods[m]);
+    if (f->n_methods > 1)
         json_close(w, '}');
     json_close(w, '}');
 }
@@ -278,9 +298,10 @@ void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset 
     json_key(w, "categories");
     json_open(w, '[');
     for (int i = 0; i < d->n; i++)
-        json_category(w, &categories[i]);
+        json_category(w, &categories[i], &d->categories[i]);
     json_close(w, ']');
-    json_key(w, "mean"), json_category(w, &mean);
+    json_key(w, "mean"), json_category(w, &mean, NULL);
+    json_strings(w, "warnings", d->notes.sentences, d->notes.n);
     json_close(w, '}');
 }
 

@@ -1,0 +1,405 @@
+/* eval/folders.c - see folders.h. */
+#include "eval/folders.h"
+
+#include <ctype.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "io/fail.h"
+#include "io/file.h"
+
+enum { PATH_SIZE = 4096, DEPTH_MAX = 32 };
+
+/* ================================================================================================
+ * The table of names
+ * ============================================================================================== */
+
+/* Where two folders have one role, the first in this table is taken: `normal` for the bank, and `good` beside
+ * it for the test. */
+static const struct {
+    const char *word;
+    FolderRole role;
+} WORDS[] = {
+    {"train", FOLDER_TRAIN},
+    {"training", FOLDER_TRAIN},
+    {"normal", FOLDER_NORMAL},
+    {"ok", FOLDER_NORMAL},
+    {"good", FOLDER_NORMAL},
+    {"nominal", FOLDER_NORMAL},
+    {"defect_free", FOLDER_NORMAL},
+    {"normal_test", FOLDER_NORMAL},
+    {"test", FOLDER_TEST},
+    {"test_public", FOLDER_TEST}, /* MVTec AD 2 */
+    {"testing", FOLDER_TEST},
+    {"test_private", FOLDER_UNLABELLED},
+    {"test_private_mixed", FOLDER_UNLABELLED},
+    {"validation", FOLDER_VALIDATION},
+    {"valid", FOLDER_VALIDATION},
+    {"val", FOLDER_VALIDATION},
+    {"bad", FOLDER_ANOMALOUS},
+    {"ng", FOLDER_ANOMALOUS}, /* Real-IAD */
+    {"ko", FOLDER_ANOMALOUS}, /* BTAD */
+    {"nok", FOLDER_ANOMALOUS},
+    {"abnormal", FOLDER_ANOMALOUS},
+    {"anomalous", FOLDER_ANOMALOUS},
+    {"anomaly", FOLDER_ANOMALOUS}, /* VisA */
+    {"anomalies", FOLDER_ANOMALOUS},
+    {"defect", FOLDER_ANOMALOUS},
+    {"defects", FOLDER_ANOMALOUS},
+    {"defective", FOLDER_ANOMALOUS},
+    {"ground_truth", FOLDER_MASKS},
+    {"groundtruth", FOLDER_MASKS},
+    {"gt", FOLDER_MASKS}, /* MVTec 3D-AD */
+    {"masks", FOLDER_MASKS},
+    {"mask", FOLDER_MASKS},
+    {"rgb", FOLDER_IMAGES},
+    {"images", FOLDER_IMAGES},
+    {"image", FOLDER_IMAGES},
+    {"img", FOLDER_IMAGES},
+    {"imgs", FOLDER_IMAGES},
+    {"xyz", FOLDER_NO_IMAGES},
+};
+enum { N_WORDS = sizeof WORDS / sizeof *WORDS };
+
+/* The letter as it is compared. */
+static int plain_letter(char c)
+{
+    return c == '-' || c == ' ' ? '_' : tolower((unsigned char)c);
+}
+
+/* The length of the name without a final "_dir". */
+static size_t word_length(const char *name)
+{
+    const size_t n = strlen(name);
+    return n > 4 && strcasecmp(name + n - 4, "_dir") == 0 ? n - 4 : n;
+}
+
+int folder_same_word(const char *a, const char *b)
+{
+    const size_t n = word_length(a);
+    int same = n == word_length(b);
+    for (size_t i = 0; i < n && same; i++)
+        same = plain_letter(a[i]) == plain_letter(b[i]);
+    return same;
+}
+
+/* The word's place in the table, N_WORDS for another one. */
+static int word_place(const char *name)
+{
+    int i = 0;
+    while (i < N_WORDS && !folder_same_word(name, WORDS[i].word))
+        i++;
+    return i;
+}
+
+FolderRole folder_role(const char *name)
+{
+    const int place = word_place(name);
+    return place < N_WORDS ? WORDS[place].role : FOLDER_OTHER;
+}
+
+int has_ending(const char *name, const char *const *endings)
+{
+    const char *dot = strrchr(name, '.');
+    while (dot && *endings && strcasecmp(dot, *endings) != 0)
+        endings++;
+    return dot && *endings;
+}
+
+int looks_like_image(const char *name)
+{
+    return has_ending(name,
+                      (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm", NULL});
+}
+
+int is_segmented(const char *path)
+{
+    static const char *const endings[] = {"_masks.png", "_masks_overlay.png"};
+    const size_t n = strlen(path);
+    char json[PATH_SIZE];
+    for (int i = 0; i < 2; i++) {
+        const size_t n_ending = strlen(endings[i]);
+        if (n >= n_ending && strcmp(path + n - n_ending, endings[i]) == 0 &&
+            snprintf(json, sizeof json, "%.*s_masks.json", (int)(n - n_ending), path) < PATH_SIZE &&
+            file_exists(json))
+            return 1;
+    }
+    return 0;
+}
+
+/* ================================================================================================
+ * Lists and paths
+ * ============================================================================================== */
+
+/* Capacities are powers of two, so none is stored. */
+void *list_grow(void **items, int n, size_t size, Error *err)
+{
+    if ((n & (n - 1)) == 0) {
+        size_t capacity = n ? 2 * (size_t)n : 1;
+        void *grown = n < INT_MAX / 2 ? realloc(*items, capacity * size) : NULL;
+        if (!grown) {
+            fail_memory(err, "the list of images", capacity * size);
+            return NULL;
+        }
+        *items = grown;
+    }
+    void *place = (char *)*items + (size_t)n * size;
+    memset(place, 0, size);
+    return place;
+}
+
+char *path_of(Error *err, const char *format, ...)
+{
+    char text[PATH_SIZE];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (n < 0 || n >= PATH_SIZE - 64) {
+        fail(err, "%.600s: the path is too long", text);
+        return NULL;
+    }
+    char *copy = strdup(text);
+    if (!copy)
+        fail_memory(err, "a path", (unsigned long long)n);
+    return copy;
+}
+
+int path_add(PathList *list, char *path, Error *err)
+{
+    char **place = path ? list_grow((void **)&list->paths, list->n, sizeof *place, err) : NULL;
+    if (!place) {
+        free(path);
+        return -1;
+    }
+    *place = path;
+    list->n++;
+    return 0;
+}
+
+void path_list_free(PathList *list)
+{
+    for (int i = 0; i < list->n; i++)
+        free(list->paths[i]);
+    free(list->paths);
+    *list = (PathList){0};
+}
+
+int holds_no_images(const char *dir, const char *name)
+{
+    char rgb[PATH_SIZE];
+    return folder_role(name) == FOLDER_NO_IMAGES && snprintf(rgb, sizeof rgb, "%s/rgb", dir) < PATH_SIZE &&
+           dir_exists(rgb);
+}
+
+static int walk(PathList *images, PathList *masks, const char *dir, int depth, Error *err)
+{
+    if (depth > DEPTH_MAX)
+        return fail(err, "%s: folders are nested too deep", dir);
+    int status = 0;
+    for (int dirs = 0; dirs <= 1 && !status; dirs++) {
+        size_t n = 0;
+        char **names = dir_list(dir, dirs, &n, err);
+        status = names ? 0 : -1;
+        for (size_t i = 0; i < n && !status; i++) {
+            char *path = path_of(err, "%s/%s", dir, names[i]);
+            if (!path)
+                status = -1;
+            else if (!dirs && looks_like_image(names[i]) && !is_segmented(path)) {
+                status = path_add(images, path, err);
+                path = NULL;
+            } else if (dirs && !holds_no_images(dir, names[i]))
+                status =
+                    walk(folder_role(names[i]) == FOLDER_MASKS ? masks : images, masks, path, depth + 1, err);
+            free(path);
+        }
+        free(names);
+    }
+    return status;
+}
+
+int walk_images(PathList *images, PathList *masks, const char *dir, Error *err)
+{
+    return walk(images, masks, dir, 0, err);
+}
+
+/* ================================================================================================
+ * Places
+ * ============================================================================================== */
+
+char *folder_given(const char *dir, const char *given)
+{
+    if (!given)
+        return NULL;
+    char *below = path_of(NULL, "%s/%s", dir, given);
+    if (below && dir_exists(below))
+        return below;
+    free(below);
+    return dir_exists(given) ? path_of(NULL, "%s", given) : NULL;
+}
+
+char *folder_find(const char *dir, FolderRole role)
+{
+    size_t n = 0, best = 0;
+    int place = N_WORDS;
+    char **names = dir_list(dir, 1, &n, NULL), *path = NULL;
+    for (size_t i = 0; names && i < n; i++) {
+        const int here = word_place(names[i]);
+        if (here < place && WORDS[here].role == role)
+            best = i, place = here;
+    }
+    if (place < N_WORDS)
+        path = path_of(NULL, "%s/%s", dir, names[best]);
+    free(names);
+    return path;
+}
+
+/* The first image or mask below `dir`; malloc'd, NULL: none. */
+static char *first_image(const char *dir)
+{
+    PathList images = {0};
+    walk_images(&images, &images, dir, NULL);
+    char *first = images.n ? strdup(images.paths[0]) : NULL;
+    path_list_free(&images);
+    return first;
+}
+
+char *folder_of_normal(const char *dir, const char *given)
+{
+    if (given)
+        return folder_given(dir, given);
+    char *train = folder_find(dir, FOLDER_TRAIN), *first = train ? first_image(train) : NULL;
+    char *normal = first ? folder_find(train, FOLDER_NORMAL) : folder_find(dir, FOLDER_NORMAL);
+    if (first && !normal) {
+        normal = train;
+        train = NULL;
+    }
+    free(train), free(first);
+    return normal;
+}
+
+int folder_is_within(const char *inner, const char *outer)
+{
+    char *in = inner ? realpath(inner, NULL) : NULL, *out = outer ? realpath(outer, NULL) : NULL;
+    const size_t n = out ? strlen(out) : 0;
+    const int within =
+        in && out && strncmp(in, out, n) == 0 && (in[n] == '\0' || in[n] == '/' || out[n - 1] == '/');
+    free(in), free(out);
+    return within;
+}
+
+void folder_name(char name[128], const char *dir)
+{
+    char *real = realpath(dir, NULL), *slash = real ? strrchr(real, '/') : NULL;
+    snprintf(name, 128, "%.127s", slash && slash[1] ? slash + 1 : "data");
+    free(real);
+}
+
+/* ================================================================================================
+ * Mixed folders
+ * ============================================================================================== */
+
+static int refuse(const char *dir, const GivenFolders *given, int depth, Error *err);
+
+/* Refuse the images of `path`, which lie in the folder that holds `normal` (NULL: it holds none). Folders of tests
+ * are refused empty, too. */
+static int refuse_one(const char *path, FolderRole role, const char *normal, Error *err)
+{
+    const int whole = file_exists(path) || role == FOLDER_TEST || role == FOLDER_UNLABELLED;
+    const char *what = role == FOLDER_MASKS       ? "masks"
+                       : role == FOLDER_ANOMALOUS ? "anomalous images"
+                                                  : "test images";
+    char *first = whole ? strdup(path) : first_image(path);
+    int status = 0;
+    if (first && normal)
+        status =
+            fail(err, "%.600s: %s would be taken for normal ones: give %.600s instead", first, what, normal);
+    else if (first)
+        status =
+            fail(err, "%.600s: %s would be taken for normal ones: give the folder of the normal ones alone",
+                 first, what);
+    free(first);
+    return status;
+}
+
+/* A folder while it is checked. */
+typedef struct Mixed {
+    const char *dir;
+    char *normal;    /* the folder of normal images in it, or NULL. */
+    char *spared[2]; /* folders that the user named; no image is taken from them. */
+    const GivenFolders *given;
+    int depth;
+} Mixed;
+
+/* Do folders of this name hold no normal images, or not only such? */
+static int is_refused(FolderRole role)
+{
+    return role == FOLDER_MASKS || role == FOLDER_ANOMALOUS || role == FOLDER_TEST ||
+           role == FOLDER_UNLABELLED;
+}
+
+/* Check the folder `name`. Beside normal images all others are refused, but for validation. Without normal ones
+ * the folders' names must tell. */
+static int refuse_folder(const Mixed *m, const char *name, Error *err)
+{
+    const FolderRole role = folder_role(name);
+    char *path = path_of(err, "%s/%s", m->dir, name);
+    int status = path ? 0 : -1;
+    if (status || folder_is_within(path, m->spared[0]) || folder_is_within(path, m->spared[1]) ||
+        holds_no_images(m->dir, name))
+        ;
+    else if (m->normal ? !folder_is_within(m->normal, path) && role != FOLDER_VALIDATION : is_refused(role))
+        status = refuse_one(path, role, m->normal, err);
+    else
+        status = refuse(path, m->given, m->depth + 1, err);
+    free(path);
+    return status;
+}
+
+/* Images that lie in the same folder as the folder of the normal ones. */
+static int refuse_files(const Mixed *m, Error *err)
+{
+    size_t n = 0;
+    char **names = m->normal ? dir_list(m->dir, 0, &n, err) : NULL;
+    int status = m->normal && !names ? -1 : 0;
+    for (size_t i = 0; i < n && !status; i++) {
+        char *path = path_of(err, "%s/%s", m->dir, names[i]);
+        if (!path || (looks_like_image(names[i]) && !is_segmented(path)))
+            status = path ? refuse_one(path, FOLDER_OTHER, m->normal, err) : -1;
+        free(path);
+    }
+    free(names);
+    return status;
+}
+
+static int refuse(const char *dir, const GivenFolders *given, int depth, Error *err)
+{
+    if (depth > DEPTH_MAX)
+        return fail(err, "%s: folders are nested too deep", dir);
+    Mixed m = {.dir = dir,
+               .normal = folder_of_normal(dir, NULL),
+               .spared = {folder_given(dir, given->anomalous), folder_given(dir, given->masks)},
+               .given = given,
+               .depth = depth};
+    size_t n = 0;
+    char **names = dir_list(dir, 1, &n, err);
+    int status = names ? 0 : -1;
+    /* folders with a role last: images/normal is a better hint than masks. */
+    for (int named = 0; named <= 1; named++)
+        for (size_t i = 0; i < n && !status; i++)
+            if (named == is_refused(folder_role(names[i])))
+                status = refuse_folder(&m, names[i], err);
+    if (!status)
+        status = refuse_files(&m, err);
+    free(names), free(m.normal), free(m.spared[0]), free(m.spared[1]);
+    return status;
+}
+
+int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err)
+{
+    return refuse(dir, given, 0, err);
+}
