@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/exif.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
@@ -556,12 +555,10 @@ static void check_image(const Check *check, DatasetImage *image, Found *found)
     file_sha256(image->path, image->sha256, &found->problems);
     if (!image->normal && check->masks_needed && image->n_masks == 0)
         problem(&found->problems, "%s: there is no ground truth for this image", image->path);
-    if (image->orientation > 1 && !image->normal && image->n_masks > 0 &&
-        (!exif_swaps(image->orientation) || image->width == image->height))
+    const MaskFit fit = {image->width, image->height, image->orientation, 0};
+    if (!image->normal && image->n_masks > 0 && mask_fits_both_ways(&fit))
         note(&found->notes,
-             "%s: its Exif data turn this photo, and its mask fits both ways: the mask is taken for the "
-             "turned "
-             "photo's",
+             "%s: its Exif data turn this photo, and its mask fits both ways: the mask is turned with it",
              image->path);
     for (int m = 0; m < image->n_masks; m++)
         check_mask(check, image, image->masks[m], found);

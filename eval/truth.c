@@ -244,8 +244,22 @@ static int mask_of_image(Mask *mask, const Image *image, Error *err)
     return 0;
 }
 
-/* Read the file; *jpeg: it is a JPEG file. A photo's mask may lie as the photo's rows do: upright where the
- * image is wide. Then it is turned as the photo is. */
+int mask_fits_both_ways(const MaskFit *fit)
+{
+    return fit->orientation > 1 && (!exif_swaps(fit->orientation) || fit->width == fit->height);
+}
+
+/* Does the mask lie as the rows of a turned photo do? Its shape tells, where it can. A mask that is turned by its
+ * own Exif data lies right. */
+static int lies_as_stored(const Image *mask, const char *path, const MaskFit *fit)
+{
+    int width, height, own = 0;
+    if (fit->orientation <= 1 || image_probe_turn(path, &width, &height, &own, NULL) || own > 1)
+        return 0;
+    return mask_fits_both_ways(fit) || (mask->width > mask->height) != (fit->width > fit->height);
+}
+
+/* Read the file; *jpeg: it is a JPEG file. */
 static int read_mask(Mask *mask, const char *path, const MaskFit *fit, int *jpeg, Error *err)
 {
     Image image;
@@ -258,7 +272,7 @@ static int read_mask(Mask *mask, const char *path, const MaskFit *fit, int *jpeg
     free(bytes);
     if (status)
         return -1;
-    if (exif_swaps(fit->orientation) && (image.width > image.height) != (fit->width > fit->height))
+    if (lies_as_stored(&image, path, fit))
         status = exif_turn(&image, fit->orientation, path, err);
     if (!status)
         status = mask_of_image(mask, &image, err);

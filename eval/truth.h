@@ -48,7 +48,7 @@ typedef struct Truth {
 /* The image that masks are laid on. */
 typedef struct MaskFit {
     int width, height;
-    int orientation; /* of the photo's Exif data (io/exif.h); masks in the order of the stored rows are turned. */
+    int orientation; /* of the photo's Exif data (io/exif.h); masks that lie as the stored rows are turned. */
     int resize;      /* 1: masks of another size are resized, nearest neighbour; 0: refused. */
 } MaskFit;
 
@@ -65,6 +65,8 @@ int truth_fit(Truth *truth, const MaskFit *fit, const char *const *masks, size_t
 /* The same for an image of width x height that is not turned, without resizing. */
 int truth_read(Truth *truth, int width, int height, const char *const *masks, size_t n_masks,
                const DefectTable *table, Error *err);
+/* Does a mask of this photo's size fit it turned and unturned? Then it is taken for the stored rows'. */
+int mask_fits_both_ways(const MaskFit *fit);
 /* Are the file's pixels a mask's: grey, no JPEG, nine tenths of them 0 or the largest value? */
 int truth_looks_like_mask(const char *path);
 void truth_free(Truth *truth); /* safe on a zeroed struct. */
