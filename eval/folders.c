@@ -235,11 +235,14 @@ char *folder_given(const char *dir, const char *given)
 {
     if (!given)
         return NULL;
-    char *below = path_of(NULL, "%s/%s", dir, given);
+    size_t n = strlen(given);
+    while (n > 1 && given[n - 1] == '/')
+        n--;
+    char *below = path_of(NULL, "%s/%.*s", dir, (int)n, given);
     if (below && dir_exists(below))
         return below;
     free(below);
-    return dir_exists(given) ? path_of(NULL, "%s", given) : NULL;
+    return dir_exists(given) ? path_of(NULL, "%.*s", (int)n, given) : NULL;
 }
 
 char *folder_find(const char *dir, FolderRole role)

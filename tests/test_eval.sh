@@ -136,6 +136,59 @@ says "pixels  *AUROC 0\."
 expect 0 "the kind can be named" "$bin" eval loco/pushpins --dataset folder $small
 expect 2 "a kind that is none" "$bin" eval own --dataset mvtec $small
 
+# other names, in any case; nested folders; test_layouts.c has each layout
+mkdir -p ngs/OK/s1 ngs/OK/s2 ngs/NG/hole/s1 ngs/gt
+cp n0.ppm ngs/OK/s1/0.ppm && cp n1.ppm ngs/OK/s1/1.ppm && cp n2.ppm n3.ppm ngs/OK/s2
+cp a0.ppm a1.ppm ngs/NG/hole/s1 && cp mask.pgm ngs/gt/a0_GT.PGM && cp mask.pgm ngs/gt/a1.pgm
+expect 0 "OK and NG" "$bin" eval ngs $small
+says "^ngs: no good test images.*--hold-out N"
+expect 0 "held out" "$bin" eval ngs -o out.ngs $small --hold-out 2
+says "^ngs: 2 of 4 normal images are kept for the test: s1/1.ppm, s2/n3.ppm$"
+says "^hole  *AUROC .*(2 against 2 good)"
+says "^pixels  *AUROC 0\."
+grep -q '"held_out":\["s1/1.ppm","s2/n3.ppm"\]' out.ngs/results.json && ok || bad "results.json does not name the images that were held out"
+there out.ngs/anomaly_maps/ngs/test/hole/s1/a0.tiff out.ngs/records/ngs/test/good/s1/1.json
+expect 0 "a merge lists the data set in the same way" "$bin" eval --merge out.ngs
+says "^hole  *AUROC .*(2 against 2 good)"
+expect 1 "none is left for the bank" "$bin" eval ngs $small --hold-out 4
+expect 2 "--hold-out 0" "$bin" eval ngs $small --hold-out 0
+mkdir fine && cp n*.ppm fine
+expect 0 "named folders" "$bin" eval $small --normal fine --anomalous ngs/NG --masks ngs/gt --hold-out 1
+says "^hole  *AUROC .*(2 against 1 good)"
+expect 2 "one named folder is too few" "$bin" eval $small --normal fine
+expect 1 "a named folder that is not there" "$bin" eval ngs $small --masks nomasks
+mkdir -p calm/train/good calm/test/good && cp n0.ppm n1.ppm calm/train/good && cp n2.ppm calm/test/good
+expect 0 "nothing anomalous" "$bin" eval calm -o out.calm $small
+says "^calm: no anomalous test images, so nothing was measured$"
+grep -q '"auroc.all":null,"ap.all":null,"f1.all":null' out.calm/results.json && ok || bad "figures of nothing"
+# told, and no failure: masks of no image, odd ones, images without labels
+mkdir ngs/test_private && cp n0.ppm ngs/test_private && cp mask.pgm ngs/gt/stray.pgm && echo "P2 40 32 1 $(yes 0 | head -n 1280 | paste -sd' ')" >ngs/gt/a1.pgm
+"$bin" eval ngs -o out.told $small --hold-out 1 >out 2>err </dev/null && ok || bad "warnings are a failure"
+says "^samlad: warning: ngs/gt/stray.pgm: this mask belongs to no test image$"
+says "^samlad: warning: ngs/gt/a1.pgm: this mask is empty"
+says "^samlad: warning: ngs/test_private: 1 image is left out: they have no labels$"
+grep -q '"warnings":\["ngs/test_private: 1 image[^"]*","ngs/gt/stray.pgm: [^"]*","ngs/gt/a1.pgm: [^"]*"\]' out.told/results.json && ok || bad "results.json does not have the warnings"
+# masks of another size
+echo "P2 20 16 1 $(yes 1 | head -n 100 | paste -sd' ') $(yes 0 | head -n 220 | paste -sd' ')" >ngs/gt/a1.pgm
+rm -r ngs/test_private ngs/gt/stray.pgm
+expect 1 "a smaller mask" "$bin" eval ngs $small --hold-out 1
+says "ngs/gt/a1.pgm: the ground truth is 20x16, its image 40x32 (--resize-masks"
+expect 0 "resized" "$bin" eval ngs $small --hold-out 1 --resize-masks
+# two endings of one name: both are judged
+cp a2.ppm ngs/NG/hole/s1/a0.pnm
+expect 0 "two endings of a name" "$bin" eval ngs -o out.twins $small --hold-out 1 --resize-masks
+there out.twins/anomaly_maps/ngs/test/hole/s1/a0.ppm.tiff out.twins/anomaly_maps/ngs/test/hole/s1/a0.pnm.tiff out.twins/records/ngs/test/hole/s1/a1.json
+[ "$(grep -c '"image":"ngs/test/hole/s1/a0.p[pn]m"' out.twins/results.jsonl)" -eq 2 ] && ok || bad "twins in results.jsonl"
+# the bank of such a folder is refused; named folders are taken
+expect 1 "a bank of OK and NG" "$bin" bank ngs -o ngs.bank $weights --no-objects 1 --size 32
+says "ngs/NG/hole/s1/a0.pnm: anomalous images would be taken for normal ones: give ngs/OK instead"
+gone ngs.bank
+expect 0 "without the others" "$bin" bank ngs -o ngs.bank $weights --no-objects 1 --size 32 --anomalous NG --masks gt
+says "4 normal images"
+expect 0 "--normal" "$bin" bank --normal ngs/NG/hole -o ngs.bank $weights --no-objects 1 --size 32
+says "3 normal images"
+rm -r ngs ngs.bank fine calm out.ngs out.calm out.told out.twins
+
 # ---- problems are reported first -----------------------------------------------------------------------
 expect 1 "a missing category" "$bin" eval visa $small
 says "visa/1cls/candle: the category candle of visa is missing"
@@ -171,6 +224,10 @@ visa_table "a label of another name" "line 2: label 'Normal'" "$head\ncandle,tes
 visa_table "no head" "the first line is not $head" "candle,train,normal,$row,\n"
 visa_table "columns in another order" "the first line is not $head" "split,object,label,image,mask\ncandle,train,normal,$row,\n"
 visa_table "too many columns" "line 2" "$head\ncandle,train,normal,$row,,,\n"
+printf "\357\273\277$head\r\ncandle,train,normal,$row,\r\ncandle,test,normal,candle/Data/Images/Normal/1.ppm,\r\n" >csv/split_csv/1cls.csv
+printf 'candle,test,anomaly,candle/Data/Images/Anomaly/1.ppm,candle/Data/Masks/Anomaly/1.pgm\r\n' >>csv/split_csv/1cls.csv
+expect 0 "VisA's table with a UTF-8 mark" "$bin" eval csv --category candle $small
+says "^bad  *AUROC .*(1 against 1 good)"
 visa_table "a NUL" "NUL" "$head\ncandle,train,normal,$row,\\000\n"
 for kind in all pixels mean; do
     category taken/$kind/pushpins logical_anomalies $kind
