@@ -18,6 +18,7 @@
 
 static const char EVAL_HELP[] =
     "usage: samlad eval DATA [-o OUT] [options of samlad bank]\n"
+    "       samlad eval --normal DIR --anomalous DIR [--masks DIR] [-o OUT] [options of samlad bank]\n"
     "       samlad eval --merge RUN... [-o OUT]\n"
     "\n"
     "Run a data set: make a bank of each category's normal images, score every test image, write the "
@@ -36,6 +37,11 @@ static const char EVAL_HELP[] =
     "                        Without -o only the figures are printed\n"
     "  --dataset KIND        auto|mvtec-loco|mvtec-ad|visa|digit-anatomy|folder [auto: by the layout]\n"
     "  --category NAME       only this category; may be given several times\n"
+    "  --normal DIR          the folder of the normal images, in DATA or anywhere, whatever it is called\n"
+    "  --anomalous DIR       the anomalous ones; folders in it are kinds\n"
+    "  --masks DIR           their ground truth\n"
+    "  --resize-masks        resize masks that do not have their image's size (nearest neighbour)\n"
+    "  --hold-out N          without good test images: keep N normal images, evenly spread, for the test\n"
     "  --bank BANK           use this bank instead of the normal images (one category)\n"
     "  --max-bank N          use at most N normal images\n"
     "  --no-pictures         no heat maps and overlays\n"
@@ -50,10 +56,10 @@ static const char EVAL_HELP[] =
     "  --merge RUN...        merge the results of these folders (into OUT, or into the only one)\n"
     "  --data DATA           with --merge: where the data set is now\n"
     "\n"
-    "A folder of your own: DIR/train/good or DIR/normal for the bank, DIR/test/good and DIR/test/KIND for "
-    "the\n"
-    "test. Ground truth is optional: ground_truth/KIND/NAME.png, NAME_mask.png or NAME/*.png.\n"
-    "DIR may hold several such folders.\n";
+    "A folder of your own: DIR/train/good, DIR/train or DIR/good for the bank, DIR/test/good and DIR/test/KIND\n"
+    "for the test; or DIR/good and DIR/KIND. Ground truth is optional: ground_truth/KIND/NAME.png,\n"
+    "NAME_mask.png or NAME/*.png, or flat. DIR may hold several such folders. docs/ACCEPTED.md lists all names\n"
+    "and published layouts (MVTec AD 2, BTAD, Real-IAD, MPDD, MVTec 3D-AD).\n";
 
 static void print_json(const Evaluation *e)
 {
@@ -291,7 +297,8 @@ static const char ABLATE_HELP[] =
     "                        nearest neighbours, no objects, structural only, logical only, k, layers,\n"
     "                        sizes.\n"
     "                        Plain baselines on the features of '' follow as rows of their own\n"
-    "  --dataset, --category, --max-bank    as in samlad eval\n"
+    "  --dataset, --category, --max-bank, --normal, --anomalous, --masks, --resize-masks, --hold-out\n"
+    "                        as in samlad eval\n"
     "  other options         the base that every row starts from\n";
 
 static int run_ablation(Args *args, Samlad *s, AblationTable *t, const EvaluateRequest *request, Error *err)

@@ -196,10 +196,20 @@ int holds_no_images(const char *dir, const char *name)
            dir_exists(rgb);
 }
 
+/* Did `samlad eval` write this folder? Its pictures are no inputs. */
+static int is_run(const char *dir)
+{
+    char facts[PATH_SIZE], records[PATH_SIZE];
+    return snprintf(facts, sizeof facts, "%s/run.json", dir) < PATH_SIZE && file_exists(facts) &&
+           snprintf(records, sizeof records, "%s/records", dir) < PATH_SIZE && dir_exists(records);
+}
+
 static int walk(PathList *images, PathList *masks, const char *dir, int depth, Error *err)
 {
     if (depth > DEPTH_MAX)
         return fail(err, "%s: folders are nested too deep", dir);
+    if (is_run(dir))
+        return 0;
     int status = 0;
     for (int dirs = 0; dirs <= 1 && !status; dirs++) {
         size_t n = 0;

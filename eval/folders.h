@@ -55,7 +55,7 @@ void path_list_free(PathList *list);
 /* A formatted path, malloc'd; NULL after a sentence. */
 char *path_of(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* List the images in and below `dir`, sorted: the files of a folder first. Those in folders of masks go to
- * `masks`. */
+ * `masks`. Folders that `samlad eval` wrote are left out. */
 int walk_images(PathList *images, PathList *masks, const char *dir, Error *err);
 
 /* Append a zeroed place of `size` bytes to *items, which holds n. NULL after a sentence. */

@@ -90,11 +90,9 @@ static int same_folder(const DatasetImage *a, const DatasetImage *b)
     return x - a->path == y - b->path && strncmp(a->path, b->path, (size_t)(x - a->path)) == 0;
 }
 
-/* Is `mask` the mask of `image`, which lies in the same folder? */
+/* Is `mask` the mask of `image`, another file of the same folder? */
 static int is_mask_of(const DatasetImage *mask, const DatasetImage *image)
 {
-    if (mask == image || !same_folder(mask, image))
-        return 0;
     if (strcmp(mask->stem, image->stem) == 0)
         return truth_looks_like_mask(mask->path) && !truth_looks_like_mask(image->path);
     const size_t n = bare_length(mask->stem);
