@@ -201,6 +201,8 @@ static void test_own_folders(void)
                "s/train/bad: 1 image is left out: they lie beside the normal ones\n"
                "s/other: 1 image is left out: they lie beside the folder of tests\n"
                "s/test: 1 image is left out: no folder tells whether they are normal");
+    check_list("good/0.png bad/1.png out/records/ out/run.json out/pictures/s/test/bad/1_heat.png", NULL,
+               "s: good/0.png; bad/1"); /* the folder of a run */
     check_list(
         "a/0.png b/1.png", NULL,
         "s: no data set is recognised here: expected train/good and test, or good and bad, or folders with "
