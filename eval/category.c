@@ -159,8 +159,8 @@ static int holds_kinds(const char *dir)
     return names && n_dirs > 0 && !images;
 }
 
-/* Add the anomalous images of a folder beside the normal ones whose name tells no kind (NG, bad): the folders in
- * it are the kinds, if it holds nothing else. */
+/* Add the anomalous images of a folder beside the normal ones whose name tells no kind (NG, bad): the
+ * folders in it are the kinds, if it holds nothing else. */
 static int add_anomalous(Listing *l, const char *dir, const char *kind)
 {
     if (!holds_kinds(dir))

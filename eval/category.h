@@ -1,5 +1,5 @@
-/* eval/category.h - one category of a data set: its normal images and its tests, found in its folders by their
- * names (folders.h). */
+/* eval/category.h - one category of a data set: its normal images and its tests, found in its folders by
+ * their names (folders.h). */
 #ifndef SAMLAD_EVAL_CATEGORY_H
 #define SAMLAD_EVAL_CATEGORY_H
 
@@ -7,8 +7,8 @@
 #include "io/error.h"
 
 typedef struct DatasetImage {
-    /* kind: the folder under test. name: the path below it, without folders like rgb. stem: the name without its
-     * ending, or with it if 000.png and 000.jpg are both there; results are named so. */
+    /* kind: the folder under test. name: the path below it, without folders like rgb. stem: the name
+     * without its ending, or with it if 000.png and 000.jpg are both there; results are named so. */
     char *path, *kind, *name, *stem;
     int normal;        /* 1: a good image. */
     int width, height; /* from the file's header; dataset_check fills this, the turn and the checksum. */

@@ -250,7 +250,8 @@ static int may_be_category(const char *root, const char *name, const GivenFolder
            (given->normal ? has_dir(path, given->normal) : is_category(path, given));
 }
 
-/* Is the folder itself one category? The given folder of normal images lies in it, or in none of its folders. */
+/* Is the folder itself one category? The given folder of normal images lies in it, or in none of its
+ * folders. */
 static int is_single(const char *root, const GivenFolders *given)
 {
     if (!given->normal || has_dir(root, given->normal))

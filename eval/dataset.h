@@ -8,9 +8,9 @@
  *                   ROOT/CATEGORY/Data/{Images/{Normal,Anomaly}, Masks/Anomaly}, or reorganised:
  *                   ROOT/1cls/CATEGORY/{train/good, test/{good,bad}, ground_truth/bad/000.png}
  *   digit-anatomy   written by `samlad synth digits`: LOCO's layout without categories
- *   folder          ROOT or ROOT/CATEGORY by the names of folders.c: normal images in train/good, train or good,
- *                   tests in test/KIND or beside good, masks (optional) in ground_truth by the rules of masks.h.
- *                   So are MVTec AD 2, BTAD, MPDD, Real-IAD, MVTec 3D-AD, and sets of one's own
+ *   folder          ROOT or ROOT/CATEGORY by the names of folders.c: normal images in train/good, train or
+ *                   good, tests in test/KIND or beside good, masks (optional) in ground_truth by the rules
+ *                   of masks.h. So are MVTec AD 2, BTAD, MPDD, Real-IAD, MVTec 3D-AD, and sets of one's own
  *
  * The folder of one category is a data set too. */
 #ifndef SAMLAD_EVAL_DATASET_H

@@ -318,8 +318,8 @@ void folder_name(char name[128], const char *dir)
 
 static int refuse(const char *dir, const GivenFolders *given, int depth, Error *err);
 
-/* Refuse the images of `path`, which lie in the folder that holds `normal` (NULL: it holds none). Folders of tests
- * are refused empty, too. */
+/* Refuse the images of `path`, which lie in the folder that holds `normal` (NULL: it holds none). Folders
+ * of tests are refused empty, too. */
 static int refuse_one(const char *path, FolderRole role, const char *normal, Error *err)
 {
     const int whole = file_exists(path) || role == FOLDER_TEST || role == FOLDER_UNLABELLED;
@@ -355,8 +355,8 @@ static int is_refused(FolderRole role)
            role == FOLDER_UNLABELLED;
 }
 
-/* Check the folder `name`. Beside normal images all others are refused, but for validation. Without normal ones
- * the folders' names must tell. */
+/* Check the folder `name`. Beside normal images all others are refused, but for validation. Without normal
+ * ones the folders' names must tell. */
 static int refuse_folder(const Mixed *m, const char *name, Error *err)
 {
     const FolderRole role = folder_role(name);

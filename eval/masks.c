@@ -172,8 +172,8 @@ static Fit find_fit(const DatasetCategory *c, const Trail *trails, const Trail *
     return fit;
 }
 
-/* Give the mask to all images of this trail: 000.png and 000.jpg have one mask, unless it is named after one of
- * them. */
+/* Give the mask to all images of this trail: 000.png and 000.jpg have one mask, unless it is named after
+ * one of them. */
 static int give_mask(DatasetCategory *c, const Trail *trails, const Trail *mask, Form form, int first,
                      const char *path, Error *err)
 {

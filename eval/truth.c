@@ -197,8 +197,8 @@ static unsigned brightest(const Image *image, size_t p)
     return most;
 }
 
-/* Is the palette's index 0 black, so that the indices can be the mask's values? Without such a pixel we cannot
- * know. */
+/* Is the palette's index 0 black, so that the indices can be the mask's values? Without such a pixel we
+ * cannot know. */
 static int background_is_black(const Image *image)
 {
     const size_t n = (size_t)image->width * (size_t)image->height;
@@ -249,8 +249,8 @@ int mask_fits_both_ways(const MaskFit *fit)
     return fit->orientation > 1 && (!exif_swaps(fit->orientation) || fit->width == fit->height);
 }
 
-/* Does the mask lie as the rows of a turned photo do? Its shape tells, where it can. A mask that is turned by its
- * own Exif data lies right. */
+/* Does the mask lie as the rows of a turned photo do? Its shape tells, where it can. A mask that is turned
+ * by its own Exif data lies right. */
 static int lies_as_stored(const Image *mask, const char *path, const MaskFit *fit)
 {
     int width, height, own = 0;
@@ -345,8 +345,8 @@ int truth_looks_like_mask(const char *path)
     return !jpeg && !mask.in_colour && 10 * n_ends >= 9 * n;
 }
 
-/* The file's only pixel value that is not 0. -1 with a sentence: there is none, or more than one, or no defect
- * has it. */
+/* The file's only pixel value that is not 0. -1 with a sentence: there is none, or more than one, or no
+ * defect has it. */
 static int defect_value(const Mask *mask, const DefectTable *table, const char *path, Error *err)
 {
     size_t n = (size_t)mask->width * (size_t)mask->height;

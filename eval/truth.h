@@ -54,7 +54,8 @@ typedef struct MaskFit {
 
 /* The regions of one image, from its mask files masks[n_masks] (none: a good image).
  * Without a table: the components of their union. With a table: one region a file. A file with other
- * values than 0 and one value of the table is refused, as in MVTec's scripts. On failure *truth holds nothing.
+ * values than 0 and one value of the table is refused, as in MVTec's scripts. On failure *truth holds
+ * nothing.
  *
  * A pixel is a defect where any channel is not 0. Exceptions:
  *   JPEG                  from 128, without a table

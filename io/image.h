@@ -42,7 +42,8 @@ uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
 /* The size from the file's header, without decoding. A file that cannot be an image is refused; others may
  * still turn out damaged. */
 int image_probe(const char *path, int *width, int *height, Error *err);
-/* The same, and the orientation of the Exif data, 0 without (io/exif.h). The size is that of the turned image. */
+/* The same, and the orientation of the Exif data, 0 without (io/exif.h). The size is that of the turned
+ * image. */
 int image_probe_turn(const char *path, int *width, int *height, int *orientation, Error *err);
 
 /* One decoder a format. All take bytes and never read past n. */

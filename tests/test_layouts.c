@@ -1,5 +1,5 @@
-/* test_layouts.c - data sets in the layouts that people have: which images and masks are found, what is told, and
- * which folders `bank` refuses. And masks in their forms. */
+/* test_layouts.c - data sets in the layouts that people have: which images and masks are found, what is
+ * told, and which folders `bank` refuses. And masks in their forms. */
 #include <stdarg.h>
 #include <unistd.h>
 
@@ -16,8 +16,8 @@ static char start[512];                                   /* where they were sta
 enum { WIDTH = 6, HEIGHT = 4 };
 static uint8_t photo[3 * WIDTH * HEIGHT], defect[WIDTH * HEIGHT];
 
-/* Write the files, separated by blanks, in the folder `root`, after removing it. A name with a bar is a mask: it is
- * written without the bar. A name that ends in '/' is an empty folder. */
+/* Write the files, separated by blanks, in the folder `root`, after removing it. A name with a bar is a
+ * mask: it is written without the bar. A name that ends in '/' is an empty folder. */
 static int make(const char *root, const char *files)
 {
     char text[4096], path[512], dir[512];
