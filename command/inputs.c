@@ -45,7 +45,7 @@ void list_free(ImageList *list)
 /* Pictures in formats that samlad does not read. */
 static int is_other_picture(const char *name)
 {
-    static const char *const endings[] = {".bmp", ".dng", ".gif",  ".heic", ".heif", ".avif", ".jp2",
+    static const char *const endings[] = {".dng", ".gif",  ".heic", ".heif", ".avif", ".jp2",
                                           ".j2k", ".jxl", ".tga",  ".tif",  ".tiff", ".webp", ".exr",
                                           ".hdr", ".pfm", ".jfif", ".svg",  ".ras",  ".pcx",  NULL};
     return has_ending(name, endings);
@@ -102,7 +102,7 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
         } else if (list_folder(list, path, "", 0, err)) {
             return -1;
         } else if (list->n == before) {
-            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm)", path);
+            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib)", path);
         }
     }
     return 0;
@@ -112,7 +112,7 @@ void tell_left_out(FILE *out, const ImageList *list)
 {
     if (list->n_other == 0)
         return;
-    fprintf(out, "%d file%s left out, because only PNG, JPEG and PNM are read: ", list->n_other,
+    fprintf(out, "%d file%s left out, because only PNG, JPEG, PNM and BMP are read: ", list->n_other,
             list->n_other == 1 ? " is" : "s are");
     report_plain(out, list->other);
     fprintf(out, "%s\n", list->n_other == 1 ? "" : " and others");

@@ -65,8 +65,8 @@ int has_ending(const char *name, const char *const *endings)
 
 int looks_like_image(const char *name)
 {
-    return has_ending(name,
-                      (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm", NULL});
+    return has_ending(name, (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm",
+                                                  ".bmp", ".dib", NULL});
 }
 
 int is_segmented(const char *path)

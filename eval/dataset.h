@@ -88,7 +88,7 @@ extern const char *const DATASET_NORMAL_PLACES[];
 
 /* Does the name end in one of these (".png", any case; NULL at the end)? */
 int has_ending(const char *name, const char *const *endings);
-/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
+/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib, any case)? */
 int looks_like_image(const char *name);
 /* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
  * NAME_masks.json are no inputs. */

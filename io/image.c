@@ -19,7 +19,9 @@ int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *
         return jpeg_decode(image, bytes, n, name, err);
     if (n >= 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6')
         return pnm_decode(image, bytes, n, name, err);
-    return fail(err, "%s: not a PNG, JPEG or PNM image", name);
+    if (bmp_begins(bytes, n)) /* last: a file without "BM" is told by its sizes only. */
+        return bmp_decode(image, bytes, n, name, err);
+    return fail(err, "%s: %s", name, IMAGE_NOT_ONE);
 }
 
 int image_read(Image *image, const char *path, Error *err)

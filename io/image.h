@@ -1,5 +1,5 @@
-/* io/image.h - images from and to files: PNG, PNM, JPEG, recognised by their first bytes, never by their
- * names. */
+/* io/image.h - images from and to files: PNG, PNM, JPEG, BMP, recognised by their first bytes, never by
+ * their names. */
 #ifndef SAMLAD_IO_IMAGE_H
 #define SAMLAD_IO_IMAGE_H
 
@@ -18,7 +18,8 @@ typedef struct Image {
     int channels;  /* 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA. */
     int bits;      /* 8 or 16 per sample. */
     void *samples; /* [height][width][channels] uint8_t or uint16_t (native order); malloc'd. */
-    /* PNG palette files: the indices before expansion, else NULL (ground-truth masks need them). */
+    /* Files with a palette of colours: the indices before expansion, else NULL (ground-truth masks need
+     * them). */
     uint8_t *indices; /* [height][width] */
 } Image;
 
@@ -43,10 +44,18 @@ uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
  * still turn out damaged. */
 int image_probe(const char *path, int *width, int *height, Error *err);
 
+/* The sentence about any other file. */
+#define IMAGE_NOT_ONE "not a PNG, JPEG, PNM or BMP image"
+
 /* One decoder a format. All take bytes and never read past n. */
 int png_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int jpeg_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+int bmp_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+/* 1 when the bytes begin like a file of the format. */
+int bmp_begins(const uint8_t *bytes, size_t n);
+/* size: width and height by the headers, without decoding. */
+int bmp_size(const uint8_t *bytes, size_t n, const char *name, uint32_t size[2], Error *err);
 
 /* Write a PNG: channels 1..4, bits 8 or 16; filters chosen per row, own deflate (fixed+dynamic Huffman,
  * lazy LZ77). */

@@ -1,7 +1,7 @@
 /* io/probe.c - an image's size from its first bytes, without decoding: data sets are checked before hours
  * of work. A PNG is followed chunk by chunk to its end, so that a cut file is noticed.
  *
- * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6. */
+ * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6; bmp.c reads its own headers. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 #include "io/exif.h"
 #include "io/image.h"
 
-enum { HEAD = 26 };
+enum { HEAD = 160 }; /* a BMP file's headers take up to 138 bytes. */
 
 static uint32_t big_endian(const uint8_t *p, size_t n)
 {
@@ -122,6 +122,21 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
     return 0;
 }
 
+/* 0 or -1 after a sentence; see image_probe. head holds n bytes. */
+static int probe_kind(FILE *f, const uint8_t head[HEAD], size_t n, uint32_t size[2], const char *path,
+                      Error *err)
+{
+    if (n >= 26 && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
+        return probe_png(f, head, size, path, err);
+    if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
+        return probe_jpeg(f, size, path, err);
+    if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
+        return probe_pnm(f, size, path, err);
+    if (bmp_begins(head, n))
+        return bmp_size(head, n, path, size, err);
+    return fail(err, "%s: %s", path, IMAGE_NOT_ONE);
+}
+
 int image_probe(const char *path, int *width, int *height, Error *err)
 {
     uint8_t head[HEAD] = {0};
@@ -129,16 +144,8 @@ int image_probe(const char *path, int *width, int *height, Error *err)
     FILE *f = fopen(path, "rbe");
     if (!f)
         return fail(err, "%s: cannot open: %s", path, strerror(errno));
-    size_t n = fread(head, 1, sizeof head, f);
-    int status;
-    if (n == HEAD && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
-        status = probe_png(f, head, size, path, err);
-    else if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
-        status = probe_jpeg(f, size, path, err);
-    else if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
-        status = probe_pnm(f, size, path, err);
-    else
-        status = fail(err, "%s: not a PNG, JPEG or PNM image", path);
+    const size_t n = fread(head, 1, sizeof head, f);
+    int status = probe_kind(f, head, n, size, path, err);
     fclose(f);
     if (!status && (size[0] < 1 || size[1] < 1 || size[0] > IMAGE_MAX_PIXELS ||
                     (int64_t)size[0] * size[1] > IMAGE_MAX_PIXELS))

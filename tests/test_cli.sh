@@ -378,11 +378,11 @@ rm -r many many?
 # unreadable formats are reported; test images among normal ones are refused
 mkdir -p mixed visa/c/Data/Images/Normal visa/c/Data/Images/Anomaly
 cp good/0.ppm mixed && cp good/0.ppm visa/c/Data/Images/Normal && cp good/1.ppm visa/c/Data/Images/Anomaly
-: >mixed/a.bmp
+: >mixed/a.webp
 : >mixed/b.TIF
 : >mixed/notes.txt
 expect 0 "a folder with other formats" "$bin" bank mixed -o x.bank $weights --no-objects 1
-says "^2 files are left out.*a.bmp and others"
+says "^2 files are left out.*a.webp and others"
 expect 1 "VisA's folder as normal images" "$bin" bank visa -o y.bank $weights
 says "give visa/c/Data/Images/Normal"
 gone y.bank
