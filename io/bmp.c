@@ -155,8 +155,8 @@ static int read_palette(Bmp *bmp)
 {
     const size_t entry = bmp->header == CORE_HEADER ? 3 : 4;
     const uint32_t declared = bmp->header == CORE_HEADER ? 0 : get(bmp, bmp->info + 32, 4);
-    size_t n = bmp->bits > 8 ? 0 : (size_t)1 << bmp->bits;
-    n = declared > 0 && declared < n ? declared : n;
+    const size_t all = bmp->bits > 8 ? 0 : (size_t)1 << bmp->bits;
+    const size_t n = declared > 0 && declared < all ? declared : all;
     bmp->pixels = bmp->info ? get(bmp, 10, 4) : bmp->palette_at + n * entry;
     if (bmp->pixels < bmp->palette_at || bmp->pixels > bmp->n)
         return bad(bmp, "its pixels lie outside the file, or in its header");
@@ -165,8 +165,8 @@ static int read_palette(Bmp *bmp)
     for (int i = 0; i < bmp->n_colors; i++)
         for (size_t c = 0; c < 3; c++)
             bmp->palette[i][c] = bmp->bytes[bmp->palette_at + (size_t)i * entry + 2 - c];
-    for (size_t i = 0; bmp->n_colors == 0 && i < n; i++)
-        memset(bmp->palette[i], (int)(i * 255 / (n - 1)), 3);
+    for (size_t i = 0; bmp->n_colors == 0 && i < all; i++)
+        memset(bmp->palette[i], (int)(i * 255 / (all - 1)), 3);
     return 0;
 }
 

@@ -8,8 +8,6 @@
 #include "io/fail.h"
 #include "io/file.h"
 
-#define IMAGE_MAX_FILE ((size_t)1 << 30) /* bytes */
-
 int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err)
 {
     memset(image, 0, sizeof *image);
@@ -19,6 +17,8 @@ int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *
         return jpeg_decode(image, bytes, n, name, err);
     if (n >= 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6')
         return pnm_decode(image, bytes, n, name, err);
+    if (tiff_begins(bytes, n))
+        return tiff_decode(image, bytes, n, name, err);
     if (bmp_begins(bytes, n)) /* last: a file without "BM" is told by its sizes only. */
         return bmp_decode(image, bytes, n, name, err);
     return fail(err, "%s: %s", name, IMAGE_NOT_ONE);

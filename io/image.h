@@ -1,4 +1,4 @@
-/* io/image.h - images from and to files: PNG, PNM, JPEG, BMP, recognised by their first bytes, never by
+/* io/image.h - images from and to files: PNG, PNM, JPEG, BMP, TIFF, recognised by their first bytes, never by
  * their names. */
 #ifndef SAMLAD_IO_IMAGE_H
 #define SAMLAD_IO_IMAGE_H
@@ -10,6 +10,7 @@
 
 /* Larger images are refused before memory is asked for (decompression bombs). */
 #define IMAGE_MAX_PIXELS ((int64_t)1 << 28)
+#define IMAGE_MAX_FILE   ((size_t)1 << 30) /* bytes */
 
 /* A decoded image as the file holds it: the palette is expanded, bit depths below 8 are scaled to 8,
  * 16-bit samples stay. */
@@ -45,17 +46,20 @@ uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
 int image_probe(const char *path, int *width, int *height, Error *err);
 
 /* The sentence about any other file. */
-#define IMAGE_NOT_ONE "not a PNG, JPEG, PNM or BMP image"
+#define IMAGE_NOT_ONE "not a PNG, JPEG, PNM, BMP or TIFF image"
 
 /* One decoder a format. All take bytes and never read past n. */
 int png_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int jpeg_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int bmp_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+int tiff_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 /* 1 when the bytes begin like a file of the format. */
 int bmp_begins(const uint8_t *bytes, size_t n);
-/* size: width and height by the headers, without decoding. */
+int tiff_begins(const uint8_t *bytes, size_t n);
+/* size: width and height by the headers, without decoding. TIFF: of the turned image. */
 int bmp_size(const uint8_t *bytes, size_t n, const char *name, uint32_t size[2], Error *err);
+int tiff_size(const uint8_t *bytes, size_t n, const char *name, uint32_t size[2], Error *err);
 
 /* Write a PNG: channels 1..4, bits 8 or 16; filters chosen per row, own deflate (fixed+dynamic Huffman,
  * lazy LZ77). */

@@ -2,9 +2,9 @@
 """Make tests/golden/pictures.safetensors: small BMP, TIFF and PNG files of each kind, and their pixels (needs numpy, PIL
 with libtiff, OpenCV, and ImageMagick's convert).
 
-Tensors KIND.WRITER.file (the file's bytes) and KIND.WRITER.pixels ([height][width][3], uint8 or uint16: RGB). The writer is
-pillow, opencv, magick, or hand for kinds that none of them writes. The pixels are what all three read; DIFFERS lists
-the files on which they do not agree, whom we follow, and why.
+Tensors KIND.WRITER.file (the file's bytes) and KIND.WRITER.pixels ([height][width][3], uint8 or uint16: RGB), or
+KIND.WRITER.refused (the bytes of a file that samlad does not read; test_pictures.c has the sentences). The writer is pillow, opencv, magick, or hand for kinds that none of them writes. The pixels are what all three read; FOLLOWS lists
+the files on which they do not agree, whom we follow, and why. Of RGB of 16 bits Pillow keeps the high bytes.
 
     make_golden_pictures.py tests/golden/pictures.safetensors
 """
@@ -63,7 +63,7 @@ def by_magick(data, kind, deep):
 
 # ---- pictures -----------------------------------------------------------------------------------------------------------
 
-HEIGHT, WIDTH = 11, 13
+HEIGHT, WIDTH = 7, 9
 rng = np.random.default_rng(28)
 y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
 rgb = np.stack([x * 19 % 256, y * 23 % 256, (x * y * 7 + 40) % 256], 2).astype("u1")
@@ -72,7 +72,8 @@ alpha = (255 - x * 9 - y * 3).astype("u1")
 deep = (rng.integers(0, 65536, (HEIGHT, WIDTH, 3))).astype("u2")
 mono = (((x + y * 3) % 5 == 0) * 255).astype("u1")
 few = np.stack([(x // 3 * 60) % 256, (y // 3 * 80) % 256, 0 * x + 128], 2).astype("u1")  # 16 colours
-noise = rng.integers(0, 256, (40, 70, 3)).astype("u1")  # it fills LZW's table
+noise = rng.integers(0, 256, (40, 36, 3)).astype("u1")  # it fills LZW's table
+small_noise = noise[:18, :20]
 assert len(np.unique(few.reshape(-1, 3), axis=0)) <= 20
 
 files = {}  # KIND.WRITER -> bytes
@@ -206,11 +207,94 @@ def runs(array, bits, end=True):
 index_runs = np.where(y % 3 == 1, 0, x // 4 * (1 + y % 2) + (x == 7) * 3 + (y == 5) * x) % 16
 for bits in 4, 8:
     hand("bmp-%d-runs" % bits, bmp(runs(index_runs, bits), bits, compression=1 if bits == 8 else 2, colors=colors16, declared=16))
-# 3 pixels, 2 right and 3 up, 4 pixels, the next row, 5 right and 1 up, 2 pixels, 5 up, a run to the last pixel
+# 3 pixels, 2 right and 3 up, 4 pixels, the next row, 5 right and 1 up, 2 pixels, 1 up, a run to the last pixel
 for bits, compression, scale in (8, 1, 1), (4, 2, 17):
-    hand("bmp-%d-moves" % bits, bmp(bytes((3, 5 * scale, 0, 2, 2, 3, 4, 7 * scale, 0, 0, 0, 2, 5, 1, 2, 9 * scale, 0, 2, 0, 5, 6, 3 * scale, 0, 1)),
+    hand("bmp-%d-moves" % bits, bmp(bytes((3, 5 * scale, 0, 2, 2, 3, 4, 7 * scale, 0, 0, 0, 2, 5, 1, 2, 9 * scale, 0, 2, 0, 1, 2, 3 * scale, 0, 1)),
                                     bits, compression=compression, colors=colors16, declared=16))
 hand("bmp-8-early-end", bmp(bytes((3, 5, 0, 0, 6, 7, 0, 1)), 8, compression=1, colors=colors16, declared=16))
+
+# ---- TIFF ---------------------------------------------------------------------------------------------------------------
+
+grey16 = deep[..., 0]
+compressions = {"raw": "plain", "tiff_lzw": "lzw", "tiff_adobe_deflate": "deflate", "tiff_deflate": "old-deflate", "packbits": "packbits"}
+for compression, word in compressions.items():
+    options = {} if compression == "raw" else {"compression": compression}
+    pillow("tiff-1-" + word, bw, "TIFF", **options)
+    pillow("tiff-8-grey-" + word, grey, "TIFF", **options)
+    pillow("tiff-8-palette-" + word, palette16, "TIFF", **options)
+    pillow("tiff-8-rgb-" + word, rgb, "TIFF", **options)
+    pillow("tiff-16-grey-" + word, Image.fromarray(grey16), "TIFF", **options)
+for word, number in ("plain", 1), ("lzw", 5), ("deflate", 8), ("old-deflate", 32946), ("packbits", 32773):
+    chosen = cv2.IMWRITE_TIFF_COMPRESSION, number
+    opencv("tiff-8-grey-" + word, grey, ".tiff", *chosen)
+    opencv("tiff-8-rgb-" + word, rgb, ".tiff", *chosen)
+    opencv("tiff-16-grey-" + word, grey16, ".tiff", *chosen)
+    opencv("tiff-16-rgb-" + word, deep, ".tiff", *chosen)
+opencv("tiff-8-rgba-lzw", rgba, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5)
+opencv("tiff-16-rgba-lzw", np.dstack([deep, grey16]), ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5)
+opencv("tiff-8-rgb-lzw-plain-differences", rgb, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 1)
+pillow("tiff-8-rgb-lzw-table", noise, "TIFF", compression="tiff_lzw")
+pillow("tiff-8-rgb-lzw-differences", rgb, "TIFF", compression="tiff_lzw", tiffinfo={317: 2})
+pillow("tiff-16-grey-deflate-differences", Image.fromarray(grey16), "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 2})
+pillow("tiff-8-rgba", Image.fromarray(rgba), "TIFF")
+pillow("tiff-8-grey-alpha", Image.fromarray(np.dstack([grey, alpha])), "TIFF")
+pillow("tiff-8-rgb-big", rgb, "TIFF", big_tiff=True)
+pillow("tiff-8-rgb-strips", small_noise, "TIFF", compression="packbits", strip_size=400)
+for orientation in 2, 6, 7:
+    pillow("tiff-8-rgb-turned-%d" % orientation, rgb, "TIFF", compression="tiff_lzw", tiffinfo={274: orientation})
+pillow("tiff-8-rgb-two-pages", rgb, "TIFF", save_all=True, append_images=[Image.fromarray(small_noise)])
+pillow("tiff-8-cmyk", Image.fromarray(rgb).convert("CMYK"), "TIFF")
+pillow("tiff-8-ycbcr", Image.fromarray(rgb).convert("YCbCr"), "TIFF")
+pillow("tiff-8-rgb-jpeg", rgb, "TIFF", compression="jpeg")
+pillow("tiff-1-fax", bw, "TIFF", compression="group4")
+pillow("tiff-1-fax3", bw, "TIFF", compression="group3")
+pillow("tiff-8-rgb-zstd", rgb, "TIFF", compression="zstd")
+pillow("tiff-float", Image.fromarray(grey.astype("f4")), "TIFF")
+pillow("tiff-32", Image.fromarray(grey.astype("i4")), "TIFF")
+
+LITTLE, BIG = ("-define", "tiff:endian=lsb"), ("-define", "tiff:endian=msb")
+TILES = ("-define", "tiff:tile-geometry=16x16")
+by_convert("tiff-1-plain", mono, "TIFF", "-type", "bilevel", "-compress", "none")
+by_convert("tiff-1-white-is-zero", mono, "TIFF", "-type", "bilevel", "-compress", "none", "-define", "quantum:polarity=min-is-white")
+by_convert("tiff-8-grey-white-is-zero", grey, "TIFF", "-compress", "lzw", "-define", "quantum:polarity=min-is-white")
+by_convert("tiff-16-grey-white-is-zero", grey16, "TIFF", "-compress", "lzw", "-define", "quantum:polarity=min-is-white")
+by_convert("tiff-8-grey-packbits", grey, "TIFF", "-compress", "RLE")
+by_convert("tiff-8-palette-lzw", few, "TIFF", "-colors", "12", "-type", "palette", "-compress", "lzw")
+by_convert("tiff-4-palette", few, "TIFF", "-colors", "12", "-type", "palette", "-compress", "none", "-depth", "4")
+by_convert("tiff-4-grey", grey // 16 * 17, "TIFF", "-compress", "none", "-depth", "4")
+by_convert("tiff-2-grey", grey // 64 * 85, "TIFF", "-compress", "none", "-depth", "2")
+by_convert("tiff-8-rgb-lzw", rgb, "TIFF", "-compress", "lzw")
+by_convert("tiff-8-rgb-deflate", rgb, "TIFF", "-compress", "zip")
+by_convert("tiff-8-rgb-msb", rgb, "TIFF", "-compress", "none", *BIG)
+by_convert("tiff-8-rgb-planes", rgb, "TIFF", "-interlace", "plane", "-compress", "lzw")
+by_convert("tiff-16-rgb-planes-msb", deep, "TIFF", "-interlace", "plane", "-compress", "zip", *BIG)
+by_convert("tiff-16-rgb-msb", deep, "TIFF", "-compress", "lzw", *BIG)
+by_convert("tiff-16-rgb-lzw", deep, "TIFF", "-compress", "lzw", *LITTLE)
+by_convert("tiff-16-grey-lzw", grey16, "TIFF", "-compress", "lzw")
+by_convert("tiff-8-rgb-tiles", small_noise, "TIFF", "-compress", "lzw", *TILES)
+by_convert("tiff-16-grey-tiles-msb", grey16, "TIFF", "-compress", "zip", *TILES, *BIG)
+by_convert("tiff-8-rgb-tiles-planes", small_noise, "TIFF", "-compress", "none", "-interlace", "plane", *TILES)
+by_convert("tiff-8-rgba-lzw", rgba, "TIFF", "-compress", "lzw")
+by_convert("tiff-8-rgba-premultiplied", rgba, "TIFF", "-compress", "lzw", "-define", "tiff:alpha=associated")
+by_convert("tiff-16-rgba-lzw", np.dstack([deep, grey16]), "TIFF", "-compress", "lzw")
+by_convert("tiff-8-rgb-big", rgb, "TIFF64", "-compress", "lzw")
+by_convert("tiff-8-rgb-big-msb", rgb, "TIFF64", "-compress", "lzw", *BIG)
+
+# ---- PNG, JPEG, PNM: the same table for those that other goldens hold in breadth --------------------------------------
+
+for ending in "png", "jpeg", "pnm":
+    pillow(ending + "-8-rgb", rgb, "PPM" if ending == "pnm" else ending.upper())
+    pillow(ending + "-8-grey", grey, "PPM" if ending == "pnm" else ending.upper())
+    opencv(ending + "-8-rgb", rgb, {"pnm": ".ppm", "png": ".png", "jpeg": ".jpg"}[ending])
+    opencv(ending + "-8-grey", grey, {"pnm": ".pgm", "png": ".png", "jpeg": ".jpg"}[ending])
+    by_convert(ending + "-8-rgb", rgb, "PPM" if ending == "pnm" else ending.upper())
+    by_convert(ending + "-8-grey", grey, "PGM" if ending == "pnm" else ending.upper())
+opencv("png-16-rgb", deep, ".png")
+opencv("png-8-rgba", rgba, ".png")
+by_convert("png-16-grey", grey16, "PNG", "-depth", "16")
+by_convert("png-8-palette", few, "PNG8")
+hand("png-8-rgb-no-end", files["png-8-rgb.pillow"][:-12])
+hand("png-8-rgb-end-cut", files["png-8-rgb.pillow"][:-5])
 
 # ---- the end ------------------------------------------------------------------------------------------------------------
 
@@ -230,11 +314,22 @@ FOLLOWS = {
     "bmp-8-rle.magick": ("pillow", "magick fills rows to 4 bytes; OpenCV continues these runs in the next row"),
     "bmp-8-early-end.hand": ("opencv", "the others refuse it"),
     "bmp-8-no-palette.hand": ("us", "all refuse it"),
+    "png-8-rgb-no-end.hand": ("pillow", "OpenCV refuses it"),
+    "png-8-rgb-end-cut.hand": ("pillow", "OpenCV refuses it"),
+    "tiff-16-grey-white-is-zero.magick": ("magick", "Pillow and OpenCV do not invert 16 bits"),
+    "tiff-16-rgb-planes-msb.magick": ("magick", "OpenCV mixes the planes"),
+    "tiff-8-rgba.pillow": ("pillow", "OpenCV multiplies the colours by alpha"),
+    "tiff-8-rgba-lzw.magick": ("pillow", "OpenCV multiplies the colours by alpha"),
+    "tiff-8-rgba-premultiplied.magick": ("pillow", "OpenCV does not divide by alpha"),
 }
+for word in compressions.values():
+    FOLLOWS["tiff-8-palette-%s.pillow" % word] = ("pillow", "a palette of 8 bits times 256: magick rounds it")
+REFUSED = ["tiff-8-cmyk.pillow", "tiff-8-ycbcr.pillow", "tiff-8-rgb-jpeg.pillow", "tiff-1-fax.pillow", "tiff-1-fax3.pillow",
+           "tiff-8-rgb-zstd.pillow", "tiff-float.pillow", "tiff-32.pillow"]
 
 
 def four_bits(data):
-    words = np.frombuffer(data[14 + 124:], "<u2")[:HEIGHT * 14].reshape(HEIGHT, 14)[::-1, :WIDTH]
+    words = np.frombuffer(data[14 + 124:], "<u2")[:HEIGHT * 10].reshape(HEIGHT, 10)[::-1, :WIDTH]
     return (np.stack([words >> 8, words >> 4, words], 2) % 16 * 17).astype("u1")
 
 
@@ -243,12 +338,17 @@ COMPUTED = {"bmp-32-ten-bits.hand": ((rgb.astype("u8") * 4) * 255 // 1023).astyp
             "bmp-8-no-palette.hand": np.repeat(grey[..., None], 3, 2)}
 
 tensors = {}
+for name in REFUSED:
+    tensors[name + ".refused"] = np.frombuffer(files.pop(name), np.uint8)
 for name, data in sorted(files.items()):
     pixels = {"pillow": by_pillow(data), "opencv": by_opencv(data), "us": COMPUTED.get(name)}
     shape = next((p.shape for p in pixels.values() if p is not None), (HEIGHT, WIDTH, 3))
     deep_file = any(p is not None and p.dtype == np.uint16 for p in pixels.values())
     seen = by_magick(data, name.split("-")[0], deep_file)
     pixels["magick"] = seen.reshape(shape) if seen is not None and seen.size == np.prod(shape) else None
+    if deep_file and pixels["pillow"] is not None and pixels["pillow"].dtype == np.uint8:
+        assert np.array_equal(pixels["pillow"], pixels["magick"] >> 8), name
+        pixels["pillow"] = pixels["magick"]
     read = {who: p for who, p in pixels.items() if p is not None}
     if name in FOLLOWS:
         expected = read[FOLLOWS[name][0]]

@@ -121,6 +121,7 @@ static void test_jpeg(void)
 static void test_tiff(void)
 {
     attack_golden(fuzz_tiff, "tests/golden/tiff.safetensors", "", 40);
+    attack_golden(fuzz_tiff, "tests/golden/pictures.safetensors", "tiff", 40);
 }
 
 static void test_bmp(void)

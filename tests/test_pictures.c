@@ -95,8 +95,117 @@ static void test_table(void)
     unlink(TMP);
 }
 
+/* What is not read is named. The same file's size is not told either. */
+static void test_refused(void)
+{
+    static const struct {
+        const char *name, *says;
+    } cases[] = {
+        {"tiff-8-cmyk.pillow.refused", "photometric 5 (CMYK) is not supported"},
+        {"tiff-8-ycbcr.pillow.refused", "photometric 6 (YCbCr) is not supported"},
+        {"tiff-8-rgb-jpeg.pillow.refused", "compression 7 (JPEG) is not supported"},
+        {"tiff-1-fax.pillow.refused", "compression 4 (CCITT fax) is not supported"},
+        {"tiff-1-fax3.pillow.refused", "compression 3 (CCITT fax) is not supported"},
+        {"tiff-8-rgb-zstd.pillow.refused", "compression 50000 (Zstandard) is not supported"},
+        {"tiff-float.pillow.refused", "float samples: not a picture"},
+        {"tiff-32.pillow.refused", "(signed) are not supported"},
+    };
+    Safetensors *st = st_open("tests/golden/pictures.safetensors", NULL);
+    REQUIRE(st);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Image image;
+        Error err = {""};
+        int width, height;
+        const StTensor *file = st_find(st, cases[i].name);
+        REQUIRE(file);
+        CHECK(file_write(TMP, file->data, file->n_bytes, &err) == 0);
+        CHECK(image_read(&image, TMP, &err) == -1 && !image.samples);
+        CHECK_MSG(strstr(err.message, cases[i].says), "%s: %s", cases[i].name, err.message);
+        CHECK(image_probe(TMP, &width, &height, &err) == -1);
+        CHECK_MSG(strstr(err.message, cases[i].says), "%s: %s", cases[i].name, err.message);
+    }
+    st_close(st);
+    unlink(TMP);
+}
+
+/* A golden file with the 32-bit number at an offset changed. Each must be refused with this sentence, and
+ * before memory is asked for its claims. */
+static void test_hostile(void)
+{
+    static const struct {
+        const char *name;
+        size_t at;
+        uint32_t value;
+        const char *says;
+    } cases[] = {
+        {"bmp-24.pillow.file", 18, 0x7fffffff, "pixels, expected"}, /* width */
+        {"bmp-24.pillow.file", 22, 0x80000000, "pixels, expected"}, /* height -2^31 */
+        {"bmp-24.pillow.file", 18, 16000, "truncated"},
+        {"bmp-24.pillow.file", 10, 0xffffffff, "outside the file"}, /* offset of the pixels */
+        {"bmp-24.pillow.file", 10, 20, "in its header"},
+        {"bmp-24.pillow.file", 14, 41, "a header of 41 bytes"},
+        {"bmp-24.pillow.file", 14, 124, "in its header"},
+        {"bmp-24.pillow.file", 28, 7, "of 7 bits"},
+        {"bmp-24.pillow.file", 30, 1, "compression 1 with 24"},
+        {"bmp-24.pillow.file", 30, 4, "around a JPEG"},
+        {"bmp-24.pillow.file", 30, 5, "around a PNG"},
+        {"bmp-8-rle.magick.file", 18, 1 << 24, "far too little data"}, /* 2^24 x 7 */
+        {"bmp-16-rgb565.magick.file", 54, 0, NULL},                    /* one mask less: a channel of zeros */
+    };
+    Safetensors *st = st_open("tests/golden/pictures.safetensors", NULL);
+    REQUIRE(st);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Image image;
+        Error err = {""};
+        const StTensor *file = st_find(st, cases[i].name);
+        REQUIRE(file);
+        uint8_t *bytes = malloc(file->n_bytes);
+        REQUIRE(bytes);
+        memcpy(bytes, file->data, file->n_bytes);
+        for (size_t k = 0; k < 4; k++)
+            bytes[cases[i].at + k] = (uint8_t)(cases[i].value >> 8 * k);
+        const int status = image_read_memory(&image, bytes, file->n_bytes, "hostile", &err);
+        CHECK_MSG(cases[i].says ? status && strstr(err.message, cases[i].says) : !status, "case %zu: %s", i,
+                  err.message);
+        image_free(&image);
+        free(bytes);
+    }
+    st_close(st);
+}
+
+/* A file that is cut anywhere gives a sentence; BMP may lack the filling of its last row. */
+static void test_cut(void)
+{
+    static const char *const names[] = {"bmp-24.pillow.file",          "bmp-8-runs.hand.file",
+                                        "bmp-16-rgb565.magick.file",   "tiff-8-rgb-lzw.opencv.file",
+                                        "tiff-1-packbits.pillow.file", "tiff-8-rgb-big.pillow.file",
+                                        "tiff-8-rgb-strips.pillow.file"};
+    Safetensors *st = st_open("tests/golden/pictures.safetensors", NULL);
+    REQUIRE(st);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const StTensor *file = st_find(st, names[i]);
+        REQUIRE(file);
+        for (size_t n = 0; n + 4 < file->n_bytes; n++) {
+            Image image;
+            Error err = {""};
+            uint8_t *bytes = malloc(n + 1); /* so that the sanitizer notices one byte too far */
+            REQUIRE(bytes);
+            memcpy(bytes, file->data, n);
+            const int status = image_read_memory(&image, bytes, n, "cut", &err);
+            CHECK_MSG(status == -1 && err.message[0] && !image.samples, "%s is read from %zu of %zu bytes",
+                      names[i], n, file->n_bytes);
+            image_free(&image);
+            free(bytes);
+        }
+    }
+    st_close(st);
+}
+
 int main(void)
 {
     RUN(test_table);
+    RUN(test_refused);
+    RUN(test_hostile);
+    RUN(test_cut);
     return test_summary();
 }
