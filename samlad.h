@@ -12,7 +12,7 @@
  *
  * Functions return 0 on success. On failure they return -1, or NULL for a pointer, and leave one sentence in err.
  * A handle (Samlad) belongs to one thread; samlad_share makes one for another thread. A bank is built from image
- * files (PNG, JPEG, PNM, BMP); detection takes pixels. Compile with cc program.c -lsamlad -lm -fopenmp; leave -fopenmp
+ * files (PNG, JPEG, PNM, BMP, TIFF); detection takes pixels. Compile with cc program.c -lsamlad -lm -fopenmp; leave -fopenmp
  * out if the library was made with OPENMP=0. */
 #ifndef SAMLAD_H
 #define SAMLAD_H

@@ -98,7 +98,7 @@ int command_bank(Args *args)
         list_free(&list);
         return failed(&err);
     }
-    tell_left_out(stdout, &list);
+    left_out_tell(stdout, &list.left_out);
     if (repeats)
         printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
     Samlad *s = open_samlad(args, &err);

@@ -231,7 +231,7 @@ int command_detect(Args *args)
         list_free(&list);
         return failed(&err);
     }
-    tell_left_out(stderr, &list);
+    left_out_tell(stderr, &list.left_out);
     if (args->dump && list.n != 1) {
         list_free(&list);
         return usage_error(args->command, "%s", "--dump takes one image");

@@ -108,6 +108,13 @@ static void print_evaluation(const Args *args, const Evaluation *e)
                e->times.n_images);
 }
 
+/* What nobody should think to be judged. */
+static void tell_left_out(const Evaluation *e)
+{
+    for (int i = 0; i < e->dataset.n; i++)
+        left_out_tell(stderr, &e->dataset.categories[i].left_out);
+}
+
 static void say_problem(const char *sentence)
 {
     Error err;
@@ -219,6 +226,7 @@ int command_eval(Args *args)
     if (!s)
         return EXIT_FAILURE;
     status = evaluate(s, &request, &e, &err);
+    tell_left_out(&e);
     if (!status)
         print_evaluation(args, &e);
     status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
@@ -289,6 +297,7 @@ int command_ablate(Args *args)
         return EXIT_FAILURE;
     }
     status = run_ablation(args, s, table, &request, &err);
+    tell_left_out(&table->evaluation);
     if (!status)
         ablation_print(stdout, table);
     status = status ? failed_evaluation(&table->evaluation, &err) : EXIT_SUCCESS;

@@ -66,7 +66,7 @@ int has_ending(const char *name, const char *const *endings)
 int looks_like_image(const char *name)
 {
     return has_ending(name, (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm",
-                                                  ".bmp", ".dib", NULL});
+                                                  ".bmp", ".dib", ".tif", ".tiff", NULL});
 }
 
 int is_segmented(const char *path)
@@ -161,17 +161,14 @@ static int has_file(const char *dir, const char *name)
     return snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_SIZE && file_exists(path);
 }
 
-/* dir_list of the names that look like an image's. */
+/* dir_list of the pictures' names. */
 static char **list_images(const char *dir, size_t *n, Error *err)
 {
     char **names = dir_list(dir, 0, n, err);
     size_t kept = 0;
-    for (size_t i = 0; names && i < *n; i++) {
-        char path[PATH_SIZE];
-        if (looks_like_image(names[i]) &&
-            (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= PATH_SIZE || !is_segmented(path)))
+    for (size_t i = 0; names && i < *n; i++)
+        if (is_picture(dir, names[i]))
             names[kept++] = names[i];
-    }
     if (names)
         *n = kept;
     return names;
@@ -301,6 +298,8 @@ static int list_kind(DatasetCategory *c, const char *tests, const char *kind, Er
     size_t n;
     char *dir = path_of(err, "%s/%s", tests, kind), **names = dir ? list_images(dir, &n, err) : NULL;
     int status = names ? 0 : -1;
+    if (names)
+        left_out_note_folder(&c->left_out, dir);
     for (size_t i = 0; names && i < n && !status; i++) {
         DatasetImage *image =
             add_image(c, path_of(err, "%s/%s", dir, names[i]), kind, is_normal_kind(kind), err);
@@ -338,6 +337,8 @@ static int list_category(DatasetCategory *c, const char *dir, Error *err)
     char *folder = bank ? path_of(err, "%s/%s", dir, bank) : NULL;
     char **names = folder ? list_images(folder, &n, err) : NULL;
     int status = bank && !names ? -1 : 0;
+    if (names)
+        left_out_note_folder(&c->left_out, folder);
     for (size_t i = 0; i < n && !status; i++)
         status = add_path(&c->normal, &c->n_normal, path_of(err, "%s/%s", folder, names[i]), err);
     free(names), free(folder);

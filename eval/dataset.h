@@ -15,6 +15,7 @@
 #ifndef SAMLAD_EVAL_DATASET_H
 #define SAMLAD_EVAL_DATASET_H
 
+#include "eval/pictures.h"
 #include "io/error.h"
 
 typedef enum DatasetKind {
@@ -45,6 +46,7 @@ typedef struct DatasetCategory {
     char (*normal_sha256)[65]; /* [n_normal]; "" unless dataset_check was asked for it. */
     int n_images;              /* test images: the good ones first, then kind by kind. */
     DatasetImage *images;
+    LeftOut left_out; /* files in the folders of both that are no pictures. */
 } DatasetCategory;
 
 typedef struct Dataset {
@@ -88,7 +90,7 @@ extern const char *const DATASET_NORMAL_PLACES[];
 
 /* Does the name end in one of these (".png", any case; NULL at the end)? */
 int has_ending(const char *name, const char *const *endings);
-/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib, any case)? */
+/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff, any case)? */
 int looks_like_image(const char *name);
 /* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
  * NAME_masks.json are no inputs. */

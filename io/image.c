@@ -36,6 +36,15 @@ int image_read(Image *image, const char *path, Error *err)
     return status;
 }
 
+int image_is_float(const char *path)
+{
+    size_t n;
+    uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, NULL);
+    const int is_float = bytes && tiff_is_float(bytes, n);
+    free(bytes);
+    return is_float;
+}
+
 void image_free(Image *image)
 {
     free(image->samples);

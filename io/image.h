@@ -44,6 +44,8 @@ uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
 /* The size from the file's header, without decoding. A file that cannot be an image is refused; others may
  * still turn out damaged. */
 int image_probe(const char *path, int *width, int *height, Error *err);
+/* 1 when the file is a TIFF of floats: a map of depth or of anomalies, not a picture. */
+int image_is_float(const char *path);
 
 /* The sentence about any other file. */
 #define IMAGE_NOT_ONE "not a PNG, JPEG, PNM, BMP or TIFF image"
@@ -54,6 +56,7 @@ int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, E
 int jpeg_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int bmp_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int tiff_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+int tiff_is_float(const uint8_t *bytes, size_t n);
 /* 1 when the bytes begin like a file of the format. */
 int bmp_begins(const uint8_t *bytes, size_t n);
 int tiff_begins(const uint8_t *bytes, size_t n);

@@ -54,6 +54,12 @@ static int check_map(const Tiff *t)
     return 0;
 }
 
+int tiff_is_float(const uint8_t *bytes, size_t n)
+{
+    Tiff t = {.bytes = bytes, .n = n, .name = ""};
+    return tiff_open(&t) == 0 && t.format == TIFF_FLOAT;
+}
+
 float *tiff_decode_float(const uint8_t *bytes, size_t n, const char *name, int *width, int *height,
                          Error *err)
 {

@@ -1,0 +1,23 @@
+/* eval/pictures.h - which files of a folder are pictures to look at, and which are told to be none. */
+#ifndef SAMLAD_EVAL_PICTURES_H
+#define SAMLAD_EVAL_PICTURES_H
+
+#include <stdio.h>
+
+/* The files of folders that are no pictures: their number, and the names of the first. */
+typedef struct LeftOut {
+    int n;
+    char names[256]; /* "a.txt, b.webp" */
+} LeftOut;
+
+/* 1 when the file DIR/NAME is to be looked at: it has a picture's ending (dataset.h:looks_like_image), it is no
+ * TIFF of floats, and neither `samlad segment` nor `samlad detect` wrote it. */
+int is_picture(const char *dir, const char *name);
+/* Note the file DIR/NAME unless it is a picture, our own output, or JSON or CSV: those belong to data sets. */
+void left_out_note(LeftOut *left_out, const char *dir, const char *name);
+/* left_out_note for all files of the folder; a folder that cannot be read has none. */
+void left_out_note_folder(LeftOut *left_out, const char *dir);
+/* Print one sentence, "2 files are no pictures: a.txt, b.webp", or nothing. */
+void left_out_tell(FILE *out, const LeftOut *left_out);
+
+#endif
