@@ -225,8 +225,10 @@ int command_eval(Args *args)
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
+    const int white = samlad_white(s);
     status = evaluate(s, &request, &e, &err);
     tell_left_out(&e);
+    tell_dark(e.brightest, white, "");
     if (!status)
         print_evaluation(args, &e);
     status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
@@ -296,8 +298,10 @@ int command_ablate(Args *args)
         free(table);
         return EXIT_FAILURE;
     }
+    const int white = samlad_white(s);
     status = run_ablation(args, s, table, &request, &err);
     tell_left_out(&table->evaluation);
+    tell_dark(table->evaluation.brightest, white, "");
     if (!status)
         ablation_print(stdout, table);
     status = status ? failed_evaluation(&table->evaluation, &err) : EXIT_SUCCESS;

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "io/fail.h"
 #include "io/file.h"
@@ -54,35 +53,6 @@ DatasetKind dataset_kind_find(const char *name)
 /* ================================================================================================
  * Small helpers
  * ============================================================================================== */
-
-int has_ending(const char *name, const char *const *endings)
-{
-    const char *dot = strrchr(name, '.');
-    while (dot && *endings && strcasecmp(dot, *endings) != 0)
-        endings++;
-    return dot && *endings;
-}
-
-int looks_like_image(const char *name)
-{
-    return has_ending(name, (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm",
-                                                  ".bmp", ".dib", ".tif", ".tiff", NULL});
-}
-
-int is_segmented(const char *path)
-{
-    static const char *const endings[] = {"_masks.png", "_masks_overlay.png"};
-    const size_t n = strlen(path);
-    char json[PATH_SIZE];
-    for (int i = 0; i < 2; i++) {
-        const size_t n_ending = strlen(endings[i]);
-        if (n >= n_ending && strcmp(path + n - n_ending, endings[i]) == 0 &&
-            snprintf(json, sizeof json, "%.*s_masks.json", (int)(n - n_ending), path) < PATH_SIZE &&
-            file_exists(json))
-            return 1;
-    }
-    return 0;
-}
 
 static int is_listed(const char *const *list, const char *name)
 {

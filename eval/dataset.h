@@ -88,12 +88,4 @@ void problems_free(Problems *problems);
 /* Where a category's normal images may lie; NULL at the end. */
 extern const char *const DATASET_NORMAL_PLACES[];
 
-/* Does the name end in one of these (".png", any case; NULL at the end)? */
-int has_ending(const char *name, const char *const *endings);
-/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff, any case)? */
-int looks_like_image(const char *name);
-/* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
- * NAME_masks.json are no inputs. */
-int is_segmented(const char *path);
-
 #endif

@@ -10,7 +10,15 @@ typedef struct LeftOut {
     char names[256]; /* "a.txt, b.webp" */
 } LeftOut;
 
-/* 1 when the file DIR/NAME is to be looked at: it has a picture's ending (dataset.h:looks_like_image), it is no
+/* Does the name end in one of these (".png", any case; NULL at the end)? */
+int has_ending(const char *name, const char *const *endings);
+/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff, any case)? */
+int looks_like_image(const char *name);
+/* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
+ * NAME_masks.json are no inputs. */
+int is_segmented(const char *path);
+
+/* 1 when the file DIR/NAME is to be looked at: it has a picture's ending, it is no
  * TIFF of floats, and neither `samlad segment` nor `samlad detect` wrote it. */
 int is_picture(const char *dir, const char *name);
 /* Note the file DIR/NAME unless it is a picture, our own output, or JSON or CSV: those belong to data sets. */

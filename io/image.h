@@ -36,10 +36,19 @@ int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *
 void image_free(Image *image); /* safe on a zeroed struct, and twice. */
 
 /* Convert to 8-bit RGB [height][width][3]. 8-bit files: as in PIL's convert("RGB") (grey repeated, alpha
- * dropped). 16-bit samples are scaled, round(v/257). NULL: no memory. */
-uint8_t *image_rgb8(const Image *image, Error *err);
-/* image_read + image_rgb8. NULL on failure. */
+ * dropped). 16-bit samples are scaled, round(255 v / white), and what is brighter is white: cameras of 10 and
+ * 12 bits write values up to 1023 and 4095 into such files. NULL: no memory. */
+#define IMAGE_WHITE 65535
+uint8_t *image_rgb8_white(const Image *image, int white, Error *err);
+uint8_t *image_rgb8(const Image *image, Error *err); /* white: IMAGE_WHITE. */
+/* image_read and image_rgb8_white, or image_rgb8. NULL on failure. */
+uint8_t *image_read_white(const char *path, int white, int *width, int *height, Error *err);
 uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
+/* The largest sample of a 16-bit file, alpha left out; 0: its samples are of 8 bits, or it cannot be read. */
+int image_brightest(const char *path);
+/* The white of a camera whose largest value is this: the smallest of 1023, 4095, 16383 and 65535 (10, 12, 14
+ * and 16 bits) that is not below it. [ours] */
+int image_white(int brightest);
 
 /* The size from the file's header, without decoding. A file that cannot be an image is refused; others may
  * still turn out damaged. */
