@@ -150,6 +150,7 @@ static void test_hostile(void)
         {"bmp-24.pillow.file", 30, 4, "around a JPEG"},
         {"bmp-24.pillow.file", 30, 5, "around a PNG"},
         {"bmp-8-rle.magick.file", 18, 1 << 24, "far too little data"}, /* 2^24 x 7 */
+        {"bmp-8-no-palette.hand.file", 46, 1, NULL},                   /* one colour, but no palette */
         {"bmp-16-rgb565.magick.file", 54, 0, NULL},                    /* one mask less: a channel of zeros */
     };
     Safetensors *st = st_open("tests/golden/pictures.safetensors", NULL);
@@ -176,9 +177,9 @@ static void test_hostile(void)
 /* A file that is cut anywhere gives a sentence; BMP may lack the filling of its last row. */
 static void test_cut(void)
 {
-    static const char *const names[] = {"bmp-24.pillow.file",          "bmp-8-runs.hand.file",
-                                        "bmp-16-rgb565.magick.file",   "tiff-8-rgb-lzw.opencv.file",
-                                        "tiff-1-packbits.pillow.file", "tiff-8-rgb-big.pillow.file",
+    static const char *const names[] = {"bmp-24.pillow.file",           "bmp-8-runs.hand.file",
+                                        "bmp-16-rgb565.magick.file",    "tiff-8-rgb-lzw.opencv.file",
+                                        "tiff-1-packbits.pillow.file",  "tiff-8-rgb-big.pillow.file",
                                         "tiff-8-rgb-strips.pillow.file"};
     Safetensors *st = st_open("tests/golden/pictures.safetensors", NULL);
     REQUIRE(st);
@@ -201,11 +202,35 @@ static void test_cut(void)
     st_close(st);
 }
 
+/* 16-bit samples: 255 v / white, rounded; brighter ones are white. Alpha is no brightness. */
+static void test_white(void)
+{
+    static const uint16_t samples[] = {0, 8, 9, 2048, 4095, 4096, 60000, 65535};
+    static const uint8_t expected[] = {0, 0, 1, 128, 255, 255, 255, 255};
+    static const uint16_t grey_alpha[] = {700, 65535, 1024, 65535};
+    Error err = {""};
+    const Image image = {.width = 8, .height = 1, .channels = 1, .bits = 16, .samples = (void *)samples};
+    uint8_t *rgb = image_rgb8_white(&image, 4095, &err);
+    REQUIRE(rgb);
+    for (size_t i = 0; i < 8; i++)
+        CHECK_MSG(rgb[3 * i] == expected[i] && rgb[3 * i + 2] == expected[i], "%d: %d", samples[i],
+                  rgb[3 * i]);
+    free(rgb);
+    CHECK(image_white(1) == 1023 && image_white(1023) == 1023 && image_white(1024) == 4095);
+    CHECK(image_white(4096) == 16383 && image_white(16384) == IMAGE_WHITE &&
+          image_white(65535) == IMAGE_WHITE);
+    CHECK(!png_write(TMP, grey_alpha, 2, 1, 2, 16, &err) && image_brightest(TMP) == 1024);
+    CHECK(!png_write(TMP, expected, 8, 1, 1, 8, &err) && image_brightest(TMP) == 0);
+    CHECK(image_brightest("no such file") == 0);
+    unlink(TMP);
+}
+
 int main(void)
 {
     RUN(test_table);
     RUN(test_refused);
     RUN(test_hostile);
     RUN(test_cut);
+    RUN(test_white);
     return test_summary();
 }
