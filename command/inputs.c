@@ -82,7 +82,10 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
         } else if (list_folder(list, path, "", 0, err)) {
             return -1;
         } else if (list->n == before) {
-            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff)", path);
+            return fail(
+                err,
+                "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff)",
+                path);
         }
     }
     return 0;

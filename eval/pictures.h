@@ -21,7 +21,8 @@ int is_segmented(const char *path);
 /* 1 when the file DIR/NAME is to be looked at: it has a picture's ending, it is no
  * TIFF of floats, and neither `samlad segment` nor `samlad detect` wrote it. */
 int is_picture(const char *dir, const char *name);
-/* Note the file DIR/NAME unless it is a picture, our own output, or JSON or CSV: those belong to data sets. */
+/* Note the file DIR/NAME unless it is a picture, our own output, or JSON or CSV. These belong to data
+ * sets. */
 void left_out_note(LeftOut *left_out, const char *dir, const char *name);
 /* left_out_note for all files of the folder; a folder that cannot be read has none. */
 void left_out_note_folder(LeftOut *left_out, const char *dir);

@@ -39,9 +39,9 @@ int image_read(Image *image, const char *path, Error *err)
 int image_is_float(const char *path)
 {
     size_t n;
-    uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, NULL);
+    const uint8_t *bytes = file_map(path, &n, NULL);
     const int is_float = bytes && tiff_is_float(bytes, n);
-    free(bytes);
+    file_unmap(bytes, n);
     return is_float;
 }
 

@@ -4,8 +4,8 @@
  * A file is a signature and chunks (length, type, data, CRC-32). IHDR describes the image, PLTE is its
  * palette, tRNS its transparency, eXIf its orientation (exif.h). The IDATs together are one zlib stream:
  * the rows, each behind a filter byte. A filter predicts each byte from its left, upper and upper-left
- * neighbours (a whole pixel away) and stores the difference. IEND ends the file; when it is cut off behind its
- * pixels, these count, as in Pillow. */
+ * neighbours (a whole pixel away) and stores the difference. IEND ends the file; in a file that is cut off
+ * behind its pixels, these count, as in Pillow. */
 #include "io/image.h"
 
 #include <stdlib.h>

@@ -1,11 +1,10 @@
 /* io/probe.c - an image's size from its first bytes, without decoding: data sets are checked before hours
- * of work. A PNG is followed chunk by chunk to its end, so that a cut file is noticed. Of a TIFF the whole file
- * is read, because its directory may lie anywhere.
+ * of work. A PNG is followed chunk by chunk to its end, so that a cut file is noticed. A TIFF's directory may
+ * lie anywhere, so the file is mapped.
  *
  * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6; bmp.c and tiff.c read their own headers. */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "io/bytes.h"
@@ -134,9 +133,9 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
 static int probe_tiff(uint32_t size[2], const char *path, Error *err)
 {
     size_t n;
-    uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, err);
+    const uint8_t *bytes = file_map(path, &n, err);
     const int status = bytes ? tiff_size(bytes, n, path, size, err) : -1;
-    free(bytes);
+    file_unmap(bytes, n);
     return status;
 }
 

@@ -1,13 +1,15 @@
 /* io/tiff.h - TIFF (revision 6.0, and BigTIFF), read in steps: the directory and the rows (tiff.c), their
- * compression (tiff_unpack.c), and what the rows mean: pictures (tiff_picture.c), maps of floats (tiff_map.c).
+ * compression (tiff_unpack.c), and what the rows mean: pictures (tiff_picture.c), maps of floats
+ * (tiff_map.c).
  *
  *   header      "II" (little-endian) or "MM" (big-endian), 42, 4 bytes: offset of the first directory.
  *               BigTIFF: 43, 8, 0, 8 bytes: the offset
  *   directory   number of fields (2 bytes; BigTIFF 8), then the fields
- *   field       tag (2), type (2), count (4; 8), the values, or their offset where they take more than 4 (8) bytes
+ *   field       tag (2), type (2), count (4; 8), the values, or their offset if they take more than 4 (8)
+ *               bytes
  *   pixels      in strips (groups of rows) or tiles, each compressed on its own; all channels of a pixel
- *               together, or plane by plane. A predictor may have replaced samples by differences to the pixel
- *               on their left
+ *               together, or plane by plane. A predictor may have replaced samples by differences to the
+ *               pixel on their left
  *
  * Of several images in a file, the first is read. */
 #ifndef SAMLAD_IO_TIFF_H
