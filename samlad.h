@@ -12,7 +12,7 @@
  *
  * Functions return 0 on success. On failure they return -1, or NULL for a pointer, and leave one sentence in err.
  * A handle (Samlad) belongs to one thread; samlad_share makes one for another thread. A bank is built from image
- * files (PNG, JPEG, PNM); detection takes pixels. Compile with cc program.c -lsamlad -lm -fopenmp; leave -fopenmp
+ * files (PNG, JPEG, PNM, BMP, TIFF); detection takes pixels. Compile with cc program.c -lsamlad -lm -fopenmp; leave -fopenmp
  * out if the library was made with OPENMP=0. */
 #ifndef SAMLAD_H
 #define SAMLAD_H
@@ -53,6 +53,13 @@ int samlad_images_at_once(const Samlad *s);
  * dropped, because it was made with other options. A loaded bank brings its own options, which replace all set
  * options. -1 for a share: set options on its owner. */
 int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
+
+/* The option white: the value in 16-bit images that is white; brighter values are clipped. 0: auto, which
+ * samlad_bank_build settles by its images. Scale the pixels for samlad_detect by it. */
+int samlad_white(const Samlad *s);
+/* The largest value in the 16-bit files among these; 0: none is of 16 bits. Far below samlad_white they are nearly
+ * black. */
+int samlad_brightest(const char *const *paths, int n);
 
 /* The calling thread calls it as images are finished: done of total. done may grow by several at once. */
 typedef void (*SamladProgress)(void *user, const char *what, int done, int total);

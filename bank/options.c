@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "io/fail.h"
+#include "io/image.h"
 #include "io/number.h"
 
 #define AT(field) offsetof(Options, field)
@@ -15,6 +16,7 @@
 const OptionSpec option_table[] = {
     {"size", OPTION_INT, AT(size), 0, 4096, NULL, 1, "longer side of the backbone's input in pixels (0: the model's recommendation)"},
     {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
+    {"white", OPTION_INT, AT(white), 1, 65535, NULL, 1, "the value in 16-bit images that is white (auto: 1023, 4095, 16383 or 65535, by the normal images)"},
     {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: the model's recommendation)"},
     {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
     {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4, or the model's recommendation for its size)"},
@@ -113,7 +115,8 @@ _Static_assert(sizeof option_table / sizeof *option_table <= MAX_OPTIONS,
 
 void options_default(Options *o)
 {
-    *o = (Options){.featup_stages = 3,
+    *o = (Options){.white = IMAGE_WHITE,
+                   .featup_stages = 3,
                    .k = 40,
                    .alpha = NAN,
                    .alpha_quantile = 0.001,
@@ -218,8 +221,8 @@ static int set_number(Options *o, const OptionSpec *spec, const char *value, con
     /* Compare floats with floats. 1e-6 as a float, written into a bank, reads back below the double 1e-6. */
     if (spec->kind == OPTION_FLOAT)
         v = (float)v, least = (float)least, most = (float)most;
-    if (spec->offset == AT(alpha) && strcmp(value, "auto") == 0)
-        v = NAN;
+    if (strcmp(value, "auto") == 0 && (spec->offset == AT(alpha) || spec->offset == AT(white)))
+        v = spec->offset == AT(alpha) ? NAN : 0;
     else if (end == value || *end || errno == ERANGE || !(v >= least && v <= most))
         return fail(err, "%s: '%s' is not a number from %g to %g", where, value, spec->min, spec->max);
     else if ((spec->kind == OPTION_INT || spec->kind == OPTION_FLAG) && v != floor(v))
@@ -258,6 +261,8 @@ void option_text(const Options *o, const OptionSpec *spec, char *text, size_t si
     const void *at = (const char *)o + spec->offset;
     if (spec->kind == OPTION_CHOICE)
         choice_text(spec->choices, *(const int *)at, text, size);
+    else if (spec->offset == AT(white) && *(const int *)at == 0)
+        snprintf(text, size, "auto");
     else if (spec->kind == OPTION_INT || spec->kind == OPTION_FLAG)
         snprintf(text, size, "%d", *(const int *)at);
     else if (spec->kind == OPTION_FLOAT)

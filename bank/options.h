@@ -19,6 +19,7 @@ typedef struct Options {
     /* Features. To change one of these, a bank must be built again from its images. */
     int size; /* S; 0: the model's recommendation. */
     Resize resize;
+    int white;           /* of images with 16 bits a sample: 65535; 0: by the normal images (io/image.h) [ours]. */
     int layer;           /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters. */
     int featup_stages;   /* 0: bilinear */
     int grid;            /* cells of the longer side; 0: S/4, or the model's recommendation for its size. */

@@ -72,10 +72,15 @@ static void tell_threshold(const Samlad *s)
 static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
 {
     double start = clock_seconds();
+    const int is_auto = !samlad_white(s);
+    if (!args->from && !is_auto)
+        tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s), "");
     if (bank_make(args, list, s, err) || samlad_bank_save(s, args->out, err))
         return -1;
     const int n = samlad_bank_size(s);
     printf("%s: %d normal image%s, %.1f s\n", args->out, n, n == 1 ? "" : "s", clock_seconds() - start);
+    if (is_auto)
+        printf("16-bit images: %d is white (--white auto)\n", samlad_white(s));
     tell_threshold(s);
     return 0;
 }
@@ -102,7 +107,7 @@ int command_bank(Args *args)
         list_free(&list);
         return failed(&err);
     }
-    tell_left_out(stdout, &list);
+    left_out_tell(stdout, &list.left_out);
     if (repeats)
         printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
     Samlad *s = open_samlad(args, &err);

@@ -39,7 +39,7 @@ static const struct {
     /* detect takes the method's options (*) only to refuse them with a sentence of its own. */
     {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
-     "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "
+     "out sam point box single dump precision white points pred-iou-thresh stability-score-thresh "
      "stability-score-offset box-nms-thresh crop-n-layers crop-nms-thresh crop-overlap-ratio "
      "crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
     {"info", command_info, help_info, ""},

@@ -41,6 +41,8 @@ static const char DETECT_HELP[] =
     "  --json                print JSON lines instead of words\n"
     "  --backbone, --sam, --featup, --dcga FILE\n"
     "                        the weights that the bank was made with, unless they are the shipped ones\n"
+    "  --white N|auto        is the bank's; another one is refused. In 16-bit images brighter values are "
+    "white\n"
     "  --dump FILE           write every intermediate tensor of one image, as safetensors\n";
 
 typedef struct Detect {
@@ -114,7 +116,7 @@ static void detect_file(Detected *one, Samlad *s, const char *path, const char *
 {
     int width, height;
     one->status = -1;
-    one->rgb = image_read_rgb8(path, &width, &height, &one->err);
+    one->rgb = image_read_white(path, samlad_white(s), &width, &height, &one->err);
     if (!one->rgb)
         return;
     one->status = samlad_detect(s, one->rgb, height, width, &one->result, dump, &one->err);
@@ -212,6 +214,38 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     return status;
 }
 
+/* The option that is a setting of the bank, and must be left out; NULL: none is given. */
+static const char *setting_of_bank(const Args *args)
+{
+    for (int i = 0; i < args->n_set; i++)
+        if (strcmp(args->set[i]->name, "white") != 0)
+            return args->set[i]->name;
+    return NULL;
+}
+
+/* --white may be said again, but not otherwise than the bank says. */
+static int check_white(const Args *args, const Samlad *s, Error *err)
+{
+    for (int i = 0; i < args->n_set; i++)
+        if (strcmp(args->set_value[i], "auto") != 0 && atoi(args->set_value[i]) != samlad_white(s))
+            return fail(err,
+                        "%s: the bank was made with --white %d, so --white %s contradicts it: leave it out, "
+                        "or make a bank with it",
+                        args->bank, samlad_white(s), args->set_value[i]);
+    return 0;
+}
+
+/* Load the bank, and look at what it cannot know of the images. */
+static int load_bank(const Args *args, Samlad *s, const ImageList *list, Error *err)
+{
+    if (samlad_bank_load(s, args->bank, err) || check_white(args, s, err))
+        return -1;
+    if (samlad_white(s) == IMAGE_WHITE)
+        tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s),
+                  "samlad bank ");
+    return 0;
+}
+
 int command_detect(Args *args)
 {
     Error err;
@@ -220,18 +254,18 @@ int command_detect(Args *args)
         return usage_error(args->command, "%s", "--bank BANK is missing: the bank of normal images");
     if (args->n_inputs == 0)
         return usage_error(args->command, "%s", "no image is given");
-    if (args->n_set > 0)
+    if (setting_of_bank(args))
         return usage_error(
             args->command,
             "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)",
-            args->set[0]->name);
+            setting_of_bank(args));
     if (list_inputs(&list, args, &err) ||
         (args->out && args->pictures && (check_apart(args, &err) || check_outputs(&list, args->out, &err))) ||
         (args->dump && (check_spared(args->dump, args, &list, &err) || out_try(args->dump, &err)))) {
         list_free(&list);
         return failed(&err);
     }
-    tell_left_out(stderr, &list);
+    left_out_tell(stderr, &list.left_out);
     if (args->dump && list.n != 1) {
         list_free(&list);
         return usage_error(args->command, "%s", "--dump takes one image");
@@ -243,7 +277,7 @@ int command_detect(Args *args)
     }
     Detect d = {.args = args, .s = s};
     int status =
-        samlad_bank_load(s, args->bank, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
+        load_bank(args, s, &list, &err) || detect_list(&d, &list, &err) ? failed(&err) : EXIT_SUCCESS;
     if (d.n_failed > 1)
         fprintf(stderr, "samlad: %d of %d images could not be judged\n", d.n_failed, list.n);
     status = d.n_failed ? EXIT_FAILURE : status;

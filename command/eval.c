@@ -138,6 +138,13 @@ static void warn(const char *sentence)
     failed(&err);
 }
 
+/* What nobody should think to be judged. */
+static void tell_left_out(const Evaluation *e)
+{
+    for (int i = 0; i < e->dataset.n; i++)
+        left_out_tell(stderr, &e->dataset.categories[i].left_out);
+}
+
 static void say_problem(const char *sentence)
 {
     Error err;
@@ -260,7 +267,10 @@ int command_eval(Args *args)
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
+    const int white = samlad_white(s);
     status = evaluate(s, &request, &e, &err);
+    tell_left_out(&e);
+    tell_dark(e.brightest, white, "");
     if (!status)
         print_evaluation(args, &e);
     status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
@@ -331,7 +341,10 @@ int command_ablate(Args *args)
         free(table);
         return EXIT_FAILURE;
     }
+    const int white = samlad_white(s);
     status = run_ablation(args, s, table, &request, &err);
+    tell_left_out(&table->evaluation);
+    tell_dark(table->evaluation.brightest, white, "");
     if (!status)
         ablation_print(stdout, table);
     status = status ? failed_evaluation(&table->evaluation, &err) : EXIT_SUCCESS;

@@ -11,7 +11,6 @@
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/safetensors.h"
-#include "report/report.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/
 
@@ -42,25 +41,6 @@ void list_free(ImageList *list)
     free(list->paths), free(list->names);
 }
 
-/* Pictures in formats that samlad does not read. */
-static int is_other_picture(const char *name)
-{
-    static const char *const endings[] = {".bmp", ".dng", ".gif",  ".heic", ".heif", ".avif", ".jp2",
-                                          ".j2k", ".jxl", ".tga",  ".tif",  ".tiff", ".webp", ".exr",
-                                          ".hdr", ".pfm", ".jfif", ".svg",  ".ras",  ".pcx",  NULL};
-    return has_ending(name, endings);
-}
-
-/* A map of `samlad detect`: NAME.tiff beside NAME_heat.png. */
-static int is_map(const char *dir, const char *name)
-{
-    char heat[PATH_SIZE];
-    const char *dot = strrchr(name, '.');
-    return dot && strcmp(dot, ".tiff") == 0 &&
-           snprintf(heat, sizeof heat, "%s/%.*s_heat.png", dir, (int)(dot - name), name) < PATH_SIZE &&
-           file_exists(heat);
-}
-
 /* Add all images of a folder and of the folders in it, sorted. `below` is the path under the folder that
  * was given. */
 static int list_folder(ImageList *list, const char *dir, const char *below, int depth, Error *err)
@@ -81,10 +61,10 @@ static int list_folder(ImageList *list, const char *dir, const char *below, int 
                 status = 0;
             else if (want_dirs)
                 status = list_folder(list, path, strcat(name, "/"), depth + 1, err);
-            else if (looks_like_image(names[i]) && !is_segmented(path))
+            else if (is_picture(dir, names[i]))
                 status = list_add(list, path, name, err);
-            else if (is_other_picture(names[i]) && !is_map(dir, names[i]) && list->n_other++ == 0)
-                snprintf(list->other, sizeof list->other, "%s", names[i]);
+            else
+                left_out_note(&list->left_out, dir, names[i]);
         }
         free(names);
         if (status)
@@ -104,7 +84,10 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
         } else if (list_folder(list, path, "", 0, err)) {
             return -1;
         } else if (list->n == before) {
-            return fail(err, "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm)", path);
+            return fail(
+                err,
+                "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff)",
+                path);
         }
     }
     return 0;
@@ -160,16 +143,6 @@ int list_normal(ImageList *list, const Args *args, Error *err)
             status = folder_refuse_mixed(args->inputs[i], &given, err);
     drop_given(list, args);
     return !status && list->n == 0 && !args->from ? fail(err, "there are no normal images") : status;
-}
-
-void tell_left_out(FILE *out, const ImageList *list)
-{
-    if (list->n_other == 0)
-        return;
-    fprintf(out, "%d file%s left out, because only PNG, JPEG and PNM are read: ", list->n_other,
-            list->n_other == 1 ? " is" : "s are");
-    report_plain(out, list->other);
-    fprintf(out, "%s\n", list->n_other == 1 ? "" : " and others");
 }
 
 typedef struct FileId {

@@ -5,13 +5,13 @@
 #include <stdio.h>
 
 #include "command/args.h"
+#include "eval/pictures.h"
 
 typedef struct ImageList {
     char **paths, **names; /* names: paths below the folder that was given; outputs are named so. */
     int n, capacity;
     int whole_names; /* 1: outputs are named a.jpg_heat.png, because a.png is in the list too. */
-    int n_other;     /* files in formats that we cannot read, and the name of the first. */
-    char other[64];
+    LeftOut left_out; /* files in the folders that are no pictures. */
 } ImageList;
 
 /* List the files, and all images in and below the folders, sorted. The pictures that `samlad segment`
@@ -20,8 +20,6 @@ int list_inputs(ImageList *list, const Args *args, Error *err);
 /* List the normal images of a bank: list_inputs, or the folder --normal of the inputs. A folder that holds
  * normal images beside others is refused, but for those of --anomalous and --masks, which are left out. */
 int list_normal(ImageList *list, const Args *args, Error *err);
-/* Report pictures of other formats in the folders: nobody should think that they count. */
-void tell_left_out(FILE *out, const ImageList *list);
 void list_free(ImageList *list);
 /* Drop repeats: the same file again, under any name. *n_dropped: how many. 0 / -1 (memory). */
 int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);

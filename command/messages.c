@@ -7,6 +7,7 @@
 
 #include "io/clock.h"
 #include "io/fail.h"
+#include "io/image.h"
 #include "report/report.h"
 
 /* The line is written in one piece, because other processes may write to the same place. report_plain escapes
@@ -40,6 +41,18 @@ int usage_error(const char *command, const char *format, const char *what)
     snprintf(hint, sizeof hint, " (see samlad %s --help)", command);
     complain(err.message, hint);
     return EXIT_USAGE;
+}
+
+void tell_dark(int brightest, int white, const char *where)
+{
+    Error err;
+    if (brightest == 0 || white != IMAGE_WHITE || image_white(brightest) == IMAGE_WHITE)
+        return;
+    fail(&err,
+         "the largest value of the 16-bit images is %d of %d, so they are nearly black: give %s--white auto, "
+         "or --white %d",
+         brightest, IMAGE_WHITE, where, image_white(brightest));
+    failed(&err);
 }
 
 void show_progress(void *user, const char *what, int done, int total)

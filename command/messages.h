@@ -11,6 +11,10 @@ int failed(const Error *err);
 /* Wrong usage of a sub-command: `format` has one %s, which takes `what`. Returns EXIT_USAGE. */
 int usage_error(const char *command, const char *format, const char *what);
 
+/* Say that 16-bit images are nearly black, when their largest value (0: there are none) is far below `white`, and
+ * nobody has said what white is. where: the command that takes --white. */
+void tell_dark(int brightest, int white, const char *where);
+
 /* A bar with an estimate. It appears on a terminal only, and only when the work takes over two seconds. */
 typedef struct Progress {
     double start, shown; /* seconds of clock_seconds */

@@ -34,6 +34,8 @@ static const char SEGMENT_HELP[] =
     "  --box X0,Y0,X1,Y1     pixels\n"
     "  --single              one mask instead of three\n"
     "  --precision fp32|bf16 of the image encoder's products; bf16 is faster on machines that have it\n"
+    "  --white N|auto        the value in a 16-bit image that is white [65535]; auto: 1023, 4095, 16383 or "
+    "65535\n"
     "  --dump FILE           write the encoder's tensors and the masks, as safetensors\n"
     "  --points N, --pred-iou-thresh N, --stability-score-thresh N, --stability-score-offset N,\n"
     "  --box-nms-thresh N, --crop-n-layers N, --crop-nms-thresh N, --crop-overlap-ratio N,\n"
@@ -87,6 +89,15 @@ static void show_points(void *user, int done, int total)
     show_progress(user, "prompts", done, total);
 }
 
+/* white: the value in a 16-bit image that is white; 0: by the image. */
+static uint8_t *read_picture(const char *path, int white, int *width, int *height, Error *err)
+{
+    const int brightest = image_brightest(path);
+    if (white)
+        tell_dark(brightest, white, "");
+    return image_read_white(path, white ? white : image_white(brightest), width, height, err);
+}
+
 static int segment_file(Args *args, const Sam *sam, SamState *state, const Options *o, Error *err)
 {
     char prefix[PATH_SIZE];
@@ -97,7 +108,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
         snprintf(prefix, sizeof prefix, "%.*s", PATH_SIZE - 32, args->out);
     if (check_segment_outputs(args, prefix, err))
         return -1;
-    uint8_t *rgb = image_read_rgb8(path, &width, &height, err);
+    uint8_t *rgb = read_picture(path, o->white, &width, &height, err);
     if (!rgb)
         return -1;
     const Picture picture = {rgb, height, width};
@@ -134,7 +145,7 @@ static int segment_file(Args *args, const Sam *sam, SamState *state, const Optio
 /* Refuse options that have no effect with a prompt, or without one. */
 static int check_segment_options(const Args *args)
 {
-    static const char *const always[] = {"precision", "stability-score-offset"};
+    static const char *const always[] = {"precision", "stability-score-offset", "white"};
     const int prompted = args->n_points > 0 || args->has_box;
     if (args->single && !prompted)
         return usage_error(args->command, "%s", "--single needs --point or --box");

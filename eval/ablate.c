@@ -385,7 +385,7 @@ int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
 {
     char path[RUN_PATH];
     Facts base = {0};
-    if (evaluation_prepare(r, r->data, &t->evaluation, err) ||
+    if (evaluation_prepare(r, r->data, &t->evaluation, err) || evaluation_white(s, r, &t->evaluation, err) ||
         run_settle(s, &t->evaluation.dataset, &r->plan,
                    err)) /* the scenes are shared, so there must be one base. */
         return -1;

@@ -128,7 +128,7 @@ static void drop_image_folders(char *name)
 /* Add all images in and below `dir`. */
 static int add_images(Listing *l, const char *dir, const char *kind, int normal)
 {
-    PathList images = {0}, masks = {0};
+    PathList images = {.left_out = &l->c->left_out}, masks = {0};
     int status = walk_images(&images, l->masks ? &masks : &l->c->masks, dir, l->err);
     for (int i = 0; i < images.n && !status; i++) {
         char *path = images.paths[i], *name = path_of(l->err, "%s", path + strlen(dir) + 1);
@@ -150,7 +150,7 @@ static int holds_kinds(const char *dir)
     char **names = dir_list(dir, 0, &n, NULL);
     int images = 0;
     for (size_t i = 0; names && i < n; i++)
-        images |= looks_like_image(names[i]);
+        images |= is_picture(dir, names[i]);
     free(names);
     names = dir_list(dir, 1, &n_dirs, NULL);
     for (size_t i = 0; names && i < n_dirs; i++)
@@ -202,7 +202,7 @@ static int note_beside(Listing *l, const char *dir)
     int images = 0;
     char **names = dir_list(dir, 0, &n, l->err);
     for (size_t i = 0; names && i < n; i++)
-        images += looks_like_image(names[i]) != 0;
+        images += is_picture(dir, names[i]);
     free(names);
     if (names && images)
         note(l->notes, "%s: %d image%s left out: no folder tells whether they are normal", dir, images,
@@ -302,7 +302,7 @@ static int look_beside_normal(Listing *l)
 
 static int list_normal(Listing *l)
 {
-    PathList images = {0}, masks = {0};
+    PathList images = {.left_out = &l->c->left_out}, masks = {0};
     int status = l->normal ? walk_images(&images, &masks, l->normal, l->err) : 0;
     l->c->normal = images.paths;
     l->c->n_normal = images.n;

@@ -30,6 +30,7 @@ typedef struct DatasetCategory {
     int n_held_out;   /* the first of them are normal images, kept for the test. */
     int resize_masks; /* 1: masks of another size are resized. */
     PathList masks;   /* mask files in the category's folders, until masks_assign hands them out. */
+    LeftOut left_out; /* files beside the images that are no pictures. */
     char *masks_dir;  /* the folder of masks that was given, or NULL; all of `masks` lie in it then. */
 } DatasetCategory;
 

@@ -153,7 +153,7 @@ static int is_word(const char *field, const char *one, const char *other, int *f
 
 static int append(char ***paths, int *n, char *path, Error *err)
 {
-    PathList list = {*n, *paths};
+    PathList list = {.n = *n, .paths = *paths};
     int status = path_add(&list, path, err);
     *n = list.n;
     *paths = list.paths;

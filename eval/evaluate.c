@@ -9,6 +9,7 @@
 #include "eval/facts.h"
 #include "io/fail.h"
 #include "io/file.h"
+#include "io/image.h"
 
 int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)
 {
@@ -30,6 +31,21 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
         return fail(err, "%s: %d categories, but one bank: choose one with --category", data,
                     result->dataset.n);
     return 0;
+}
+
+/* One white for all categories: a run has one list of settings. A bank that is given brings its own. */
+int evaluation_white(Samlad *s, const EvaluateRequest *r, Evaluation *e, Error *err)
+{
+    char text[16];
+    for (int i = 0; i < e->dataset.n && !r->plan.bank; i++) {
+        const DatasetCategory *c = &e->dataset.categories[i];
+        const int here = samlad_brightest((const char *const *)c->normal, c->n_normal);
+        e->brightest = here > e->brightest ? here : e->brightest;
+    }
+    if (samlad_white(s))
+        return 0;
+    snprintf(text, sizeof text, "%d", e->brightest ? image_white(e->brightest) : IMAGE_WHITE);
+    return samlad_set(s, "white", text, err);
 }
 
 int evaluation_measure(Evaluation *e, const char *out, Error *err)
@@ -59,7 +75,7 @@ static char *temporary_folder(Error *err)
 int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err)
 {
     RunPlan plan = r->plan;
-    if (evaluation_prepare(r, r->data, result, err))
+    if (evaluation_prepare(r, r->data, result, err) || evaluation_white(s, r, result, err))
         return -1;
     char *temporary = plan.out ? NULL : temporary_folder(err);
     plan.out = plan.out ? plan.out : temporary;

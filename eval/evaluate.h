@@ -12,6 +12,7 @@ typedef struct Evaluation {
     Problems problems;           /* when there are any, no work was begun. */
     CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work. */
     RunTimes times;              /* work of this process. */
+    int brightest;               /* the largest value in normal images of 16 bits; 0: there are none. */
 } Evaluation;
 
 typedef struct EvaluateRequest {
@@ -31,6 +32,8 @@ int evaluate_merge(const char *const *folders, int n, const char *out, const Eva
                    Evaluation *result, Error *err);
 /* The first and last step of both: list and check the data set; measure and write the tables. */
 int evaluation_prepare(const EvaluateRequest *request, const char *data, Evaluation *result, Error *err);
+/* Look for 16-bit images among the normal ones, and settle the option white. */
+int evaluation_white(Samlad *s, const EvaluateRequest *request, Evaluation *result, Error *err);
 int evaluation_measure(Evaluation *result, const char *out, Error *err);
 void evaluation_free(Evaluation *result);
 

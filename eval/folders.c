@@ -102,35 +102,6 @@ FolderRole folder_role(const char *name)
     return place < N_WORDS ? WORDS[place].role : FOLDER_OTHER;
 }
 
-int has_ending(const char *name, const char *const *endings)
-{
-    const char *dot = strrchr(name, '.');
-    while (dot && *endings && strcasecmp(dot, *endings) != 0)
-        endings++;
-    return dot && *endings;
-}
-
-int looks_like_image(const char *name)
-{
-    return has_ending(name,
-                      (const char *const[]){".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pnm", ".pbm", NULL});
-}
-
-int is_segmented(const char *path)
-{
-    static const char *const endings[] = {"_masks.png", "_masks_overlay.png"};
-    const size_t n = strlen(path);
-    char json[PATH_SIZE];
-    for (int i = 0; i < 2; i++) {
-        const size_t n_ending = strlen(endings[i]);
-        if (n >= n_ending && strcmp(path + n - n_ending, endings[i]) == 0 &&
-            snprintf(json, sizeof json, "%.*s_masks.json", (int)(n - n_ending), path) < PATH_SIZE &&
-            file_exists(json))
-            return 1;
-    }
-    return 0;
-}
-
 /* ================================================================================================
  * Lists and paths
  * ============================================================================================== */
@@ -186,7 +157,7 @@ void path_list_free(PathList *list)
     for (int i = 0; i < list->n; i++)
         free(list->paths[i]);
     free(list->paths);
-    *list = (PathList){0};
+    *list = (PathList){.left_out = list->left_out};
 }
 
 int holds_no_images(const char *dir, const char *name)
@@ -219,9 +190,11 @@ static int walk(PathList *images, PathList *masks, const char *dir, int depth, E
             char *path = path_of(err, "%s/%s", dir, names[i]);
             if (!path)
                 status = -1;
-            else if (!dirs && looks_like_image(names[i]) && !is_segmented(path)) {
+            else if (!dirs && is_picture(dir, names[i])) {
                 status = path_add(images, path, err);
                 path = NULL;
+            } else if (!dirs && images->left_out) {
+                left_out_note(images->left_out, dir, names[i]);
             } else if (dirs && !holds_no_images(dir, names[i]))
                 status =
                     walk(folder_role(names[i]) == FOLDER_MASKS ? masks : images, masks, path, depth + 1, err);
@@ -381,7 +354,7 @@ static int refuse_files(const Mixed *m, Error *err)
     int status = m->normal && !names ? -1 : 0;
     for (size_t i = 0; i < n && !status; i++) {
         char *path = path_of(err, "%s/%s", m->dir, names[i]);
-        if (!path || (looks_like_image(names[i]) && !is_segmented(path)))
+        if (!path || is_picture(m->dir, names[i]))
             status = path ? refuse_one(path, FOLDER_OTHER, m->normal, err) : -1;
         free(path);
     }

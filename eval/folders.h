@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 
+#include "eval/pictures.h"
 #include "io/error.h"
 
 /* What a folder holds, by its name. Case does not matter, nor '-' for '_', nor a final "_dir". */
@@ -48,6 +49,7 @@ int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err);
 typedef struct PathList {
     int n;
     char **paths;
+    LeftOut *left_out; /* notes the files beside the images that are no pictures; NULL: nobody does. */
 } PathList;
 /* Append; the list takes the path over, and a failure frees it. -1 also when path is NULL. */
 int path_add(PathList *list, char *path, Error *err);
@@ -61,13 +63,6 @@ int walk_images(PathList *images, PathList *masks, const char *dir, Error *err);
 /* Append a zeroed place of `size` bytes to *items, which holds n. NULL after a sentence. */
 void *list_grow(void **items, int n, size_t size, Error *err);
 
-/* Does the name end in one of these (".png", any case; NULL at the end)? */
-int has_ending(const char *name, const char *const *endings);
-/* Does the name end like an image's (.png .jpg .jpeg .pgm .ppm .pnm .pbm, any case)? */
-int looks_like_image(const char *name);
-/* 1 when `samlad segment` wrote this picture: NAME_masks.png and NAME_masks_overlay.png beside
- * NAME_masks.json are no inputs. */
-int is_segmented(const char *path);
 /* 1 when the folder DIR/NAME holds no pictures but other measurements: xyz beside rgb (MVTec 3D-AD). */
 int holds_no_images(const char *dir, const char *name);
 

@@ -183,7 +183,7 @@ static int give_mask(DatasetCategory *c, const Trail *trails, const Trail *mask,
         const char *slash = strrchr(image->name, '/'), *file = slash ? slash + 1 : image->name;
         if (!same_trail(&trails[i], &trails[first]) || !belongs(mask, form, &trails[i], file))
             continue;
-        PathList list = {image->n_masks, image->masks};
+        PathList list = {.n = image->n_masks, .paths = image->masks};
         status = path_add(&list, path_of(err, "%s", path), err);
         image->n_masks = list.n;
         image->masks = list.paths;

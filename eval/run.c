@@ -328,7 +328,7 @@ static int analyse_normal(const Job *job, Samlad *s, int index, double *seconds,
     (void)seconds;
     if (scene_path(job, index, path, err) || file_exists(path)) /* another process did it. */
         return file_exists(path) ? 0 : -1;
-    uint8_t *rgb = image_read_rgb8(job->category->normal[index], &width, &height, err);
+    uint8_t *rgb = image_read_white(job->category->normal[index], samlad_white(s), &width, &height, err);
     int status = rgb ? samlad_scene_save(s, rgb, height, width, path, err) : -1;
     free(rgb);
     return status;
@@ -525,7 +525,7 @@ static int find_scene(const Job *job, Samlad *s, const DatasetImage *image, Judg
         return -1;
     const int kept = keep && file_exists(path);
     if ((!kept || job->plan->pictures) &&
-        !(picture.rgb = j->rgb = image_read_rgb8(image->path, &picture.width, &picture.height, err)))
+        !(picture.rgb = j->rgb = image_read_white(image->path, samlad_white(s), &picture.width, &picture.height, err)))
         return -1;
     if (j->rgb && (picture.width != image->width || picture.height != image->height))
         return fail(err, "%s: the image is %dx%d, its header says %dx%d", image->path, picture.width,

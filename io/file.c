@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -392,6 +393,28 @@ int out_commit(OutFile *out, Error *err)
     }
     out_release(out);
     return status;
+}
+
+const uint8_t *file_map(const char *path, size_t *n, Error *err)
+{
+    struct stat info;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would block. */
+    const int known = fd >= 0 && fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0 &&
+                      (uint64_t)info.st_size <= SIZE_MAX;
+    *n = known ? (size_t)info.st_size : 0;
+    void *map = known ? mmap(NULL, *n, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
+    if (fd >= 0)
+        close(fd);
+    if (map != MAP_FAILED)
+        return map;
+    fail(err, "%s: cannot read: %s", path, fd >= 0 && !known ? "not a file with contents" : strerror(errno));
+    return NULL;
+}
+
+void file_unmap(const uint8_t *bytes, size_t n)
+{
+    if (bytes)
+        munmap((void *)(uintptr_t)bytes, n);
 }
 
 int file_write(const char *path, const void *bytes, size_t n, Error *err)

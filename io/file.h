@@ -9,6 +9,9 @@
 
 /* Read the whole file, malloc'd, with a NUL after it that *n does not count. max_bytes is the limit. */
 uint8_t *file_read(const char *path, size_t max_bytes, size_t *n, Error *err);
+/* Map the whole file instead: only what is looked at is read. NULL on failure, also of an empty file. */
+const uint8_t *file_map(const char *path, size_t *n, Error *err);
+void file_unmap(const uint8_t *bytes, size_t n);
 /* Write to "PATH.tmp.HOST.PID", then rename. On failure nothing is left behind. */
 int file_write(const char *path, const void *bytes, size_t n, Error *err);
 

@@ -8,8 +8,6 @@
 #include "io/fail.h"
 #include "io/file.h"
 
-#define IMAGE_MAX_FILE ((size_t)1 << 30) /* bytes */
-
 int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err)
 {
     memset(image, 0, sizeof *image);
@@ -19,7 +17,11 @@ int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *
         return jpeg_decode(image, bytes, n, name, err);
     if (n >= 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6')
         return pnm_decode(image, bytes, n, name, err);
-    return fail(err, "%s: not a PNG, JPEG or PNM image", name);
+    if (tiff_begins(bytes, n))
+        return tiff_decode(image, bytes, n, name, err);
+    if (bmp_begins(bytes, n)) /* last: a file without "BM" is told by its sizes only. */
+        return bmp_decode(image, bytes, n, name, err);
+    return fail(err, "%s: %s", name, IMAGE_NOT_ONE);
 }
 
 int image_read(Image *image, const char *path, Error *err)
@@ -34,6 +36,15 @@ int image_read(Image *image, const char *path, Error *err)
     return status;
 }
 
+int image_is_float(const char *path)
+{
+    size_t n;
+    const uint8_t *bytes = file_map(path, &n, NULL);
+    const int is_float = bytes && tiff_is_float(bytes, n);
+    file_unmap(bytes, n);
+    return is_float;
+}
+
 void image_free(Image *image)
 {
     free(image->samples);
@@ -41,7 +52,7 @@ void image_free(Image *image)
     memset(image, 0, sizeof *image);
 }
 
-uint8_t *image_rgb8(const Image *image, Error *err)
+uint8_t *image_rgb8_white(const Image *image, int white, Error *err)
 {
     size_t n_pixels = (size_t)image->width * (size_t)image->height;
     uint8_t *rgb = malloc(3 * n_pixels + 1);
@@ -57,23 +68,74 @@ uint8_t *image_rgb8(const Image *image, Error *err)
         memcpy(rgb, in8, 3 * n_pixels);
         return rgb;
     }
+    const uint32_t most = (uint32_t)white;
     for (size_t i = 0; i < n_pixels; i++)
         for (size_t c = 0; c < 3; c++) {
             size_t from = i * channels + (is_grey ? 0 : c);
-            rgb[3 * i + c] =
-                image->bits == 8 ? in8[from] : (uint8_t)((in16[from] + 128u) / 257u); /* round(v/257) */
+            if (image->bits == 8)
+                rgb[3 * i + c] = in8[from];
+            else
+                rgb[3 * i + c] = in16[from] < most ? (uint8_t)((in16[from] * 255u + most / 2) / most) : 255;
         }
+    return rgb;
+}
+
+uint8_t *image_rgb8(const Image *image, Error *err)
+{
+    return image_rgb8_white(image, IMAGE_WHITE, err);
+}
+
+uint8_t *image_read_white(const char *path, int white, int *width, int *height, Error *err)
+{
+    Image image;
+    if (image_read(&image, path, err))
+        return NULL;
+    uint8_t *rgb = image_rgb8_white(&image, white, err);
+    *width = image.width;
+    *height = image.height;
+    image_free(&image);
     return rgb;
 }
 
 uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err)
 {
+    return image_read_white(path, IMAGE_WHITE, width, height, err);
+}
+
+/* Could the file hold samples of 16 bits? The others need no decoding. */
+static int may_be_deep(const uint8_t *bytes, size_t n)
+{
+    if (n > 24 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0)
+        return bytes[24] == 16;
+    return tiff_begins(bytes, n) || (n > 2 && bytes[0] == 'P');
+}
+
+static int largest_sample(const Image *image)
+{
+    const size_t channels = (size_t)image->channels, n_colors = channels < 3 ? 1 : 3;
+    const uint16_t *samples = image->samples;
+    int largest = 0;
+    for (size_t i = 0; i < (size_t)image->width * (size_t)image->height; i++)
+        for (size_t c = 0; c < n_colors; c++)
+            largest = samples[i * channels + c] > largest ? samples[i * channels + c] : largest;
+    return largest;
+}
+
+int image_brightest(const char *path)
+{
+    size_t n;
     Image image;
-    if (image_read(&image, path, err))
-        return NULL;
-    uint8_t *rgb = image_rgb8(&image, err);
-    *width = image.width;
-    *height = image.height;
-    image_free(&image);
-    return rgb;
+    uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, NULL);
+    int brightest = 0;
+    if (bytes && may_be_deep(bytes, n) && image_read_memory(&image, bytes, n, path, NULL) == 0) {
+        brightest = image.bits == 16 ? largest_sample(&image) : 0;
+        image_free(&image);
+    }
+    free(bytes);
+    return brightest;
+}
+
+int image_white(int brightest)
+{
+    return brightest <= 1023 ? 1023 : brightest <= 4095 ? 4095 : brightest <= 16383 ? 16383 : IMAGE_WHITE;
 }

@@ -1,5 +1,5 @@
-/* io/image.h - images from and to files: PNG, PNM, JPEG, recognised by their first bytes, never by their
- * names. */
+/* io/image.h - images from and to files: PNG, PNM, JPEG, BMP, TIFF, recognised by their first bytes, never by
+ * their names. */
 #ifndef SAMLAD_IO_IMAGE_H
 #define SAMLAD_IO_IMAGE_H
 
@@ -10,6 +10,7 @@
 
 /* Larger images are refused before memory is asked for (decompression bombs). */
 #define IMAGE_MAX_PIXELS ((int64_t)1 << 28)
+#define IMAGE_MAX_FILE   ((size_t)1 << 30) /* bytes */
 
 /* A decoded image as the file holds it: the palette is expanded, bit depths below 8 are scaled to 8,
  * 16-bit samples stay. */
@@ -18,7 +19,8 @@ typedef struct Image {
     int channels;  /* 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA. */
     int bits;      /* 8 or 16 per sample. */
     void *samples; /* [height][width][channels] uint8_t or uint16_t (native order); malloc'd. */
-    /* PNG palette files: the indices before expansion, else NULL (ground-truth masks need them). */
+    /* Files with a palette of colours: the indices before expansion, else NULL (ground-truth masks need
+     * them). */
     uint8_t *indices; /* [height][width] */
 } Image;
 
@@ -34,10 +36,19 @@ int image_read_memory(Image *image, const uint8_t *bytes, size_t n, const char *
 void image_free(Image *image); /* safe on a zeroed struct, and twice. */
 
 /* Convert to 8-bit RGB [height][width][3]. 8-bit files: as in PIL's convert("RGB") (grey repeated, alpha
- * dropped). 16-bit samples are scaled, round(v/257). NULL: no memory. */
-uint8_t *image_rgb8(const Image *image, Error *err);
-/* image_read + image_rgb8. NULL on failure. */
+ * dropped). 16-bit samples are scaled, round(255 v / white), and what is brighter is white: cameras of 10 and
+ * 12 bits write values up to 1023 and 4095 into such files. NULL: no memory. */
+#define IMAGE_WHITE 65535
+uint8_t *image_rgb8_white(const Image *image, int white, Error *err);
+uint8_t *image_rgb8(const Image *image, Error *err); /* white: IMAGE_WHITE. */
+/* image_read and image_rgb8_white, or image_rgb8. NULL on failure. */
+uint8_t *image_read_white(const char *path, int white, int *width, int *height, Error *err);
 uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
+/* The largest sample of a 16-bit file, alpha left out; 0: its samples are of 8 bits, or it cannot be read. */
+int image_brightest(const char *path);
+/* The white of a camera whose largest value is this: the smallest of 1023, 4095, 16383 and 65535 (10, 12, 14
+ * and 16 bits) that is not below it. [ours] */
+int image_white(int brightest);
 
 /* The size from the file's header, without decoding. A file that cannot be an image is refused; others may
  * still turn out damaged. */
@@ -45,11 +56,26 @@ int image_probe(const char *path, int *width, int *height, Error *err);
 /* The same, and the orientation of the Exif data, 0 without (io/exif.h). The size is that of the turned
  * image. */
 int image_probe_turn(const char *path, int *width, int *height, int *orientation, Error *err);
+/* 1 when the file is a TIFF of floats: a map of depth or of anomalies, not a picture. */
+int image_is_float(const char *path);
+
+/* The sentence about any other file. */
+#define IMAGE_NOT_ONE "not a PNG, JPEG, PNM, BMP or TIFF image"
 
 /* One decoder a format. All take bytes and never read past n. */
 int png_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int pnm_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
 int jpeg_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+int bmp_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+int tiff_decode(Image *image, const uint8_t *bytes, size_t n, const char *name, Error *err);
+int tiff_is_float(const uint8_t *bytes, size_t n);
+/* 1 when the bytes begin like a file of the format. */
+int bmp_begins(const uint8_t *bytes, size_t n);
+int tiff_begins(const uint8_t *bytes, size_t n);
+/* size: width and height by the headers, without decoding. TIFF: of the turned image; *turn: its orientation,
+ * as in Exif data. */
+int bmp_size(const uint8_t *bytes, size_t n, const char *name, uint32_t size[2], Error *err);
+int tiff_size(const uint8_t *bytes, size_t n, const char *name, uint32_t size[2], int *turn, Error *err);
 
 /* Write a PNG: channels 1..4, bits 8 or 16; filters chosen per row, own deflate (fixed+dynamic Huffman,
  * lazy LZ77). */

@@ -4,7 +4,8 @@
  * A file is a signature and chunks (length, type, data, CRC-32). IHDR describes the image, PLTE is its
  * palette, tRNS its transparency, eXIf its orientation (exif.h). The IDATs together are one zlib stream:
  * the rows, each behind a filter byte. A filter predicts each byte from its left, upper and upper-left
- * neighbours (a whole pixel away) and stores the difference. */
+ * neighbours (a whole pixel away) and stores the difference. IEND ends the file; in a file that is cut off
+ * behind its pixels, these count, as in Pillow. */
 #include "io/image.h"
 
 #include <stdlib.h>
@@ -140,16 +141,24 @@ static int read_chunk(Png *png, const uint8_t *type, const uint8_t *p, size_t n,
     return 0;
 }
 
+/* Is the file cut off behind its pixels? Then the end chunk is missing, but nothing else. */
+static int ends_behind_pixels(const Png *png, size_t at)
+{
+    return png->n_data > 0 && (png->n - at < 8 || memcmp(png->bytes + at + 4, "IDAT", 4) != 0);
+}
+
 static int read_chunks(Png *png)
 {
     const uint8_t *previous = NULL;
     for (size_t at = 8;;) {
-        if (png->n - at < 12)
-            return bad(png, "truncated");
+        const size_t left = png->n - at;
         const uint8_t *type = png->bytes + at + 4, *p = type + 4;
-        size_t n = get32(png->bytes + at);
-        if (n > png->n - at - 12)
+        size_t n = left < 12 ? 0 : get32(png->bytes + at);
+        if (left < 12 || n > left - 12) {
+            if (ends_behind_pixels(png, at))
+                break;
             return bad(png, "truncated, or a chunk has a wrong length");
+        }
         int critical = !(type[0] & 0x20);
         if ((critical || memcmp(type, "tRNS", 4) == 0) && crc32_update(0, type, n + 4) != get32(p + n))
             return bad(png, "the CRC of a chunk does not agree");
@@ -159,15 +168,16 @@ static int read_chunks(Png *png)
             if (read_ihdr(png, p, n))
                 return -1;
         } else if (memcmp(type, "IEND", 4) == 0) {
-            if (png->n_data == 0)
-                return bad(png, "no IDAT");
-            return png->color == INDEXED && png->n_colors == 0 ? bad(png, "no palette") : 0;
+            break;
         } else if (read_chunk(png, type, p, n, previous)) {
             return -1;
         }
         previous = type;
         at += n + 12;
     }
+    if (png->n_data == 0)
+        return bad(png, "no IDAT");
+    return png->color == INDEXED && png->n_colors == 0 ? bad(png, "no palette") : 0;
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------*/

@@ -1,7 +1,8 @@
 /* io/probe.c - an image's size from its first bytes, without decoding: data sets are checked before hours
- * of work. A PNG is followed chunk by chunk to its end, so that a cut file is noticed.
+ * of work. A PNG is followed chunk by chunk to its end, so that a cut file is noticed. A TIFF's directory may
+ * lie anywhere, so the file is mapped.
  *
- * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6. */
+ * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6; bmp.c and tiff.c read their own headers. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,9 +10,10 @@
 #include "io/bytes.h"
 #include "io/fail.h"
 #include "io/exif.h"
+#include "io/file.h"
 #include "io/image.h"
 
-enum { HEAD = 26 };
+enum { HEAD = 160 }; /* a BMP file's headers take up to 138 bytes. */
 
 static uint32_t big_endian(const uint8_t *p, size_t n)
 {
@@ -24,22 +26,28 @@ static size_t read_exif(FILE *f, uint8_t bytes[EXIF_MAX], size_t n)
     return fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f);
 }
 
-/* A chunk is length, type, data, checksum; the last is IEND. */
+/* A chunk is length, type, data, checksum; the last is IEND. As in png.c, the file may end behind IDAT. */
 static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], int *turn, const char *path,
                      Error *err)
 {
     if (memcmp(head + 12, "IHDR", 4) != 0)
         return fail(err, "%s: a PNG file without its header", path);
     uint8_t chunk[8], exif[EXIF_MAX];
-    int orientation = 0;
-    int64_t at = 8; /* a hostile length would wrap a 32-bit long and restart the walk. */
-    do {
-        if (at > (1L << 30) || fseek(f, (long)at, SEEK_SET) || fread(chunk, 1, 8, f) != 8)
+    int orientation = 0, has_pixels = 0, is_pixels = 0;
+    const int64_t n = fseek(f, 0, SEEK_END) ? -1 : ftell(f);
+    for (int64_t at = 8; at < n || !has_pixels;) { /* a hostile length would wrap a 32-bit long. */
+        const int whole =
+            at <= n && at <= (1L << 30) && !fseek(f, (long)at, SEEK_SET) && fread(chunk, 1, 8, f) == 8;
+        at += whole ? 12 + (int64_t)big_endian(chunk, 4) : 0;
+        is_pixels = whole && memcmp(chunk + 4, "IDAT", 4) == 0;
+        if ((!whole || at > n) && (!has_pixels || is_pixels))
             return fail(err, "%s: the PNG file is cut off or damaged at byte %lld", path, (long long)at);
+        if (!whole || at > n || memcmp(chunk + 4, "IEND", 4) == 0)
+            break;
+        has_pixels |= is_pixels;
         if (memcmp(chunk + 4, "eXIf", 4) == 0 && !orientation)
             orientation = exif_of_chunk(exif, read_exif(f, exif, big_endian(chunk, 4)));
-        at += 12 + (int64_t)big_endian(chunk, 4);
-    } while (memcmp(chunk + 4, "IEND", 4) != 0);
+    }
     size[exif_swaps(orientation)] = big_endian(head + 16, 4);
     size[!exif_swaps(orientation)] = big_endian(head + 20, 4);
     *turn = orientation;
@@ -125,6 +133,32 @@ static int probe_pnm(FILE *f, uint32_t size[2], const char *path, Error *err)
     return 0;
 }
 
+static int probe_tiff(uint32_t size[2], int *turn, const char *path, Error *err)
+{
+    size_t n;
+    const uint8_t *bytes = file_map(path, &n, err);
+    const int status = bytes ? tiff_size(bytes, n, path, size, turn, err) : -1;
+    file_unmap(bytes, n);
+    return status;
+}
+
+/* 0 or -1 after a sentence; see image_probe. head holds n bytes. */
+static int probe_kind(FILE *f, const uint8_t head[HEAD], size_t n, uint32_t size[2], int *turn,
+                      const char *path, Error *err)
+{
+    if (n >= 26 && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
+        return probe_png(f, head, size, turn, path, err);
+    if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
+        return probe_jpeg(f, size, turn, path, err);
+    if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
+        return probe_pnm(f, size, path, err);
+    if (tiff_begins(head, n))
+        return probe_tiff(size, turn, path, err);
+    if (bmp_begins(head, n))
+        return bmp_size(head, n, path, size, err);
+    return fail(err, "%s: %s", path, IMAGE_NOT_ONE);
+}
+
 int image_probe(const char *path, int *width, int *height, Error *err)
 {
     int orientation;
@@ -138,17 +172,9 @@ int image_probe_turn(const char *path, int *width, int *height, int *orientation
     FILE *f = fopen(path, "rbe");
     if (!f)
         return fail(err, "%s: cannot open: %s", path, strerror(errno));
-    size_t n = fread(head, 1, sizeof head, f);
-    int status;
+    const size_t n = fread(head, 1, sizeof head, f);
     *orientation = 0;
-    if (n == HEAD && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
-        status = probe_png(f, head, size, orientation, path, err);
-    else if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
-        status = probe_jpeg(f, size, orientation, path, err);
-    else if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
-        status = probe_pnm(f, size, path, err);
-    else
-        status = fail(err, "%s: not a PNG, JPEG or PNM image", path);
+    int status = probe_kind(f, head, n, size, orientation, path, err);
     fclose(f);
     if (!status && (size[0] < 1 || size[1] < 1 || size[0] > IMAGE_MAX_PIXELS ||
                     (int64_t)size[0] * size[1] > IMAGE_MAX_PIXELS))

@@ -5,6 +5,7 @@
 #include "algorithm.h"
 #include "io/fail.h"
 #include "library/batch.h"
+#include "library/white.h"
 
 /* ================================================================================================
  * Building
@@ -52,7 +53,7 @@ int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress
                       Error *err)
 {
     Listener listener = {progress, user};
-    if (begin_bank(s, err))
+    if (begin_bank(s, err) || white_settle(s, paths, n, err))
         return -1;
     BankBuilder *builder = bank_builder_new(err);
     if (!builder || batch_files(builder, s, paths, n, &listener, err)) {

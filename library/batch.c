@@ -43,7 +43,7 @@ static void analyse_file(Analysed *image, Samlad *s, const char *path)
 {
     int width, height;
     image->status = -1;
-    uint8_t *rgb = image_read_rgb8(path, &width, &height, &image->err);
+    uint8_t *rgb = image_read_white(path, s->options.white, &width, &height, &image->err);
     const Picture picture = {rgb, height, width};
     if (rgb)
         image->status = scene_analyse(&image->scene, &s->networks, &s->options, &picture, &image->err);

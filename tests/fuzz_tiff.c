@@ -1,11 +1,12 @@
-/* fuzz_tiff.c - TIFF: any bytes give an image whose values can all be read, or a sentence. See fuzz.h. */
+/* fuzz_tiff.c - TIFF: any bytes give a picture whose samples can all be read, or a map whose values can, or a
+ * sentence. See fuzz.h. */
 #include "fuzz.h"
 
 #include <stdlib.h>
 
 #include "io/image.h"
 
-int FUZZ_TARGET(const uint8_t *bytes, size_t n)
+static void fuzz_map(const uint8_t *bytes, size_t n)
 {
     int width, height;
     Error err;
@@ -17,5 +18,17 @@ int FUZZ_TARGET(const uint8_t *bytes, size_t n)
     if (!values && !err.message[0])
         abort();
     free(values);
+}
+
+int FUZZ_TARGET(const uint8_t *bytes, size_t n)
+{
+    Image image;
+    Error err;
+    err.message[0] = 0;
+    fuzz_map(bytes, n);
+    if (tiff_decode(&image, bytes, n, "fuzz", &err))
+        return err.message[0] && !image.samples && !image.indices ? 0 : (abort(), 0);
+    free(image_rgb8(&image, &err));
+    image_free(&image);
     return 0;
 }

@@ -146,7 +146,7 @@ for i in 0 1 2 3; do picture 56 48 $i >good/$i.ppm; done
 picture 56 48 5 >new/a.ppm
 mkdir new/below
 picture 56 48 1 >new/below/b.ppm
-echo "no image" >new/notes.txt
+echo "no image" >new/notes.json
 echo "not an image" >fake.png
 : >void.png
 head -c 300 good/0.ppm >short.ppm
@@ -378,11 +378,13 @@ rm -r many many?
 # unreadable formats are reported; test images among normal ones are refused
 mkdir -p mixed visa/c/Data/Images/Normal visa/c/Data/Images/Anomaly
 cp good/0.ppm mixed && cp good/0.ppm visa/c/Data/Images/Normal && cp good/1.ppm visa/c/Data/Images/Anomaly
-: >mixed/a.bmp
-: >mixed/b.TIF
+: >mixed/a.webp
+cp res/a.tiff mixed/b.TIF # a map: floats are no picture
 : >mixed/notes.txt
 expect 0 "a folder with other formats" "$bin" bank mixed -o x.bank $weights --no-objects 1
-says "^2 files are left out.*a.bmp and others"
+says "^3 files are no pictures: a.webp, b.TIF, notes.txt$"
+expect 0 "the same words in detect" sh -c "'$bin' detect --bank x.bank mixed $weights --json 2>told"
+if [ "$(cat told)" = "3 files are no pictures: a.webp, b.TIF, notes.txt" ]; then ok; else bad "detect tells: $(cat told)"; fi
 expect 1 "VisA's folder as normal images" "$bin" bank visa -o y.bank $weights
 says "give visa/c/Data/Images/Normal"
 gone y.bank

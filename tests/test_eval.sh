@@ -200,7 +200,7 @@ rm -r broken/screw_bag/ground_truth/structural_anomalies/000 broken/breakfast_bo
 cp n0.ppm broken/splicing_connectors/test/good/000.pnm # judged as 000.pnm beside 000.ppm
 cp n0.ppm broken/splicing_connectors/test/good/000.ppm.ppm
 expect 1 "five problems at once" "$bin" eval broken -o out.broken $small
-says "broken/pushpins/test/good/000.ppm: not a PNG, JPEG or PNM image"
+says "broken/pushpins/test/good/000.ppm: not a PNG, JPEG, PNM, BMP or TIFF image"
 says "juice_bottle/ground_truth/logical_anomalies/001/000.pgm: the ground truth is 3x3, its image 40x32"
 says "screw_bag/test/structural_anomalies/000.ppm: there is no ground truth"
 says "breakfast_box/defects_config.json is missing"

@@ -13,6 +13,10 @@
 #include "fuzz_jpeg.c"
 #undef FUZZ_TARGET
 #undef SAMLAD_FUZZ_H
+#define FUZZ_TARGET fuzz_bmp
+#include "fuzz_bmp.c"
+#undef FUZZ_TARGET
+#undef SAMLAD_FUZZ_H
 #define FUZZ_TARGET fuzz_tiff
 #include "fuzz_tiff.c"
 #undef FUZZ_TARGET
@@ -85,14 +89,14 @@ static void attack(Target target, const uint8_t *bytes, size_t n, int n_times, u
     free(copy);
 }
 
-/* All files of a golden set, n_times each. */
-static void attack_golden(Target target, const char *path, int n_times)
+/* The files of a golden set whose names begin so, n_times each. */
+static void attack_golden(Target target, const char *path, const char *kind, int n_times)
 {
     Error err = {""};
     Safetensors *st = st_open(path, &err);
     CHECK_MSG(st, "%s", err.message);
     for (size_t i = 0; st && i < st_count(st); i++)
-        if (strstr(st_at(st, i)->name, ".file"))
+        if (strncmp(st_at(st, i)->name, kind, strlen(kind)) == 0 && strstr(st_at(st, i)->name, ".file"))
             attack(target, st_at(st, i)->data, st_at(st, i)->n_bytes, n_times, (uint32_t)i);
     st_close(st);
 }
@@ -110,13 +114,20 @@ static void attack_file(Target target, const char *path, int n_times)
 
 static void test_jpeg(void)
 {
-    attack_golden(fuzz_jpeg, "tests/golden/jpeg.safetensors", 12);
-    attack_golden(fuzz_jpeg, "tests/golden/exif.safetensors", 12);
+    attack_golden(fuzz_jpeg, "tests/golden/jpeg.safetensors", "", 12);
+    attack_golden(fuzz_jpeg, "tests/golden/exif.safetensors", "", 12);
 }
 
 static void test_tiff(void)
 {
-    attack_golden(fuzz_tiff, "tests/golden/tiff.safetensors", 40);
+    attack_golden(fuzz_tiff, "tests/golden/tiff.safetensors", "", 40);
+    attack_golden(fuzz_tiff, "tests/golden/pictures.safetensors", "tiff", 40);
+}
+
+static void test_bmp(void)
+{
+    attack_golden(fuzz_bmp, "tests/golden/pictures.safetensors", "bmp", 60);
+    attack_golden(fuzz_bmp, "tests/golden/pictures.safetensors", "dib", 60);
 }
 
 /* CRCs would stop nearly every change. They are corrected, so that damage reaches the code behind them. */
@@ -158,7 +169,7 @@ static void test_png(void)
     CHECK(png_write_indexed(tmp, samples, 23, 11, palette, 16, palette, &err) == 0);
     attack_file(fuzz_png_mended, tmp, 300);
     unlink(tmp);
-    attack_golden(fuzz_png_mended, "tests/golden/exif.safetensors", 12);
+    attack_golden(fuzz_png_mended, "tests/golden/exif.safetensors", "", 12);
 }
 
 static void test_png_suite(void)
@@ -219,6 +230,7 @@ int main(void)
     RUN(test_png_suite);
     RUN(test_pnm);
     RUN(test_jpeg);
+    RUN(test_bmp);
     RUN(test_tiff);
     RUN(test_json);
     RUN(test_inflate);

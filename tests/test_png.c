@@ -414,7 +414,7 @@ static void test_rgb8(void)
     free(rgb);
     int width, height;
     CHECK(!image_read_rgb8("tests/test.h", &width, &height, &err));
-    CHECK_MSG(strcmp(err.message, "tests/test.h: not a PNG, JPEG or PNM image") == 0, "%s", err.message);
+    CHECK_MSG(strcmp(err.message, "tests/test.h: not a PNG, JPEG, PNM, BMP or TIFF image") == 0, "%s", err.message);
     CHECK(!image_read_rgb8("no/such/file.png", &width, &height, &err));
     CHECK(strstr(err.message, "no/such/file.png: cannot open"));
     CHECK(!image_read_rgb8("tests", &width, &height, &err));
