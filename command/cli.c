@@ -35,7 +35,8 @@ static const struct {
     void (*help)(void);
     const char *takes;
 } COMMANDS[] = {
-    {"bank", command_bank, help_bank, "out from normal anomalous masks backbone sam featup dcga *"},
+    {"bank", command_bank, help_bank,
+     "out from normal anomalous masks skip-unreadable backbone sam featup dcga *"},
     /* detect takes the method's options (*) only to refuse them with a sentence of its own. */
     {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
@@ -46,10 +47,10 @@ static const struct {
     {"synth", command_synth, help_synth, "seed parts mnist defects"},
     {"eval", command_eval, help_eval,
      "bank out json max-bank dataset data category normal anomalous masks resize-masks hold-out shard merge "
-     "no-pictures no-baselines backbone sam featup dcga *"},
+     "no-pictures no-baselines skip-unreadable backbone sam featup dcga *"},
     {"ablate", command_ablate, help_ablate,
-     "out max-bank dataset category normal anomalous masks resize-masks hold-out setting backbone sam featup "
-     "dcga *"},
+     "out max-bank dataset category normal anomalous masks resize-masks hold-out setting "
+     "skip-unreadable backbone sam featup dcga *"},
 };
 
 static int wants_help(int argc, char **argv)

@@ -7,7 +7,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "command/messages.h"
 #include "eval/folders.h"
+#include "eval/readable.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/safetensors.h"
@@ -39,7 +41,9 @@ void list_free(ImageList *list)
 {
     for (int i = 0; i < list->n; i++)
         free(list->paths[i]), free(list->names[i]);
-    free(list->paths), free(list->names);
+    for (int i = 0; i < list->n_unreadable; i++)
+        free(list->unreadable[i]);
+    free(list->paths), free(list->names), free(list->unreadable);
 }
 
 /* Pictures in formats that samlad does not read. */
@@ -212,6 +216,64 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
     list->n = kept;
     free(ids);
     return 0;
+}
+
+/* ---- unreadable images -----------------------------------------------------------------------*/
+
+/* Move the names of images that have a reason to list->unreadable, which has room for all. */
+static void drop_unreadable(ImageList *list, char *const *reasons)
+{
+    int kept = 0;
+    for (int i = 0; i < list->n; i++)
+        if (reasons[i]) {
+            list->unreadable[list->n_unreadable++] = list->names[i];
+            free(list->paths[i]);
+        } else {
+            list->paths[kept] = list->paths[i];
+            list->names[kept++] = list->names[i];
+        }
+    list->n = kept;
+}
+
+/* Tell the reasons. A single one that ends the command is the command's one line. */
+static int tell_unreadable(const ImageList *list, char *const *reasons, int n, int skip, Error *err)
+{
+    static const char *const hint = "--skip-unreadable goes on without";
+    Error line;
+    for (int i = 0; i < list->n; i++)
+        if (reasons[i] && n == 1 && !skip)
+            return fail(err, "%s (%s it)", reasons[i], hint);
+        else if (reasons[i])
+            fail(&line, "%s", reasons[i]), failed(&line);
+    if (!skip)
+        return fail(err, "%d of %d images cannot be read, nothing was begun (%s them)", n, list->n, hint);
+    if (n == list->n)
+        return fail(err, "none of the images can be read");
+    fail(&line, "%d of %d images cannot be read and %s left out", n, list->n, n == 1 ? "is" : "are");
+    failed(&line);
+    return 0;
+}
+
+int list_check_readable(ImageList *list, int skip, Error *err)
+{
+    Progress progress = {0};
+    int n = 0, status = 0;
+    char **reasons = calloc((size_t)list->n + 1, sizeof *reasons);
+    list->unreadable = calloc((size_t)list->n + 1, sizeof *list->unreadable);
+    if (!reasons || !list->unreadable)
+        status = fail_memory(err, "the list of images", (unsigned long long)list->n * sizeof *reasons);
+    else
+        find_unreadable(reasons, (const char *const *)list->paths, list->n, show_progress, &progress);
+    for (int i = 0; i < list->n && !status; i++)
+        n += reasons[i] != NULL;
+    if (n)
+        status = tell_unreadable(list, reasons, n, skip, err);
+    if (n && !status)
+        drop_unreadable(list, reasons);
+    for (int i = 0; reasons && i < list->n + list->n_unreadable; i++)
+        free(reasons[i]);
+    free(reasons);
+    return status;
 }
 
 /* ---- refusals ---------------------------------------------------------------------------------*/

@@ -12,6 +12,8 @@ typedef struct ImageList {
     int whole_names; /* 1: outputs are named a.jpg_heat.png, because a.png is in the list too. */
     int n_other;     /* files in formats that we cannot read, and the name of the first. */
     char other[64];
+    char **unreadable; /* [n_unreadable] names of images that are left out. */
+    int n_unreadable;
 } ImageList;
 
 /* List the files, and all images in and below the folders, sorted. The pictures that `samlad segment`
@@ -25,6 +27,10 @@ void tell_left_out(FILE *out, const ImageList *list);
 void list_free(ImageList *list);
 /* Drop repeats: the same file again, under any name. *n_dropped: how many. 0 / -1 (memory). */
 int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
+
+/* Decode all images. Those that cannot be read are told on stderr, a line each. With `skip` they leave the list,
+ * else they are a failure. */
+int list_check_readable(ImageList *list, int skip, Error *err);
 
 /* Refuse an output folder among the images: pictures would replace some, and be inputs next time. */
 int check_apart(const Args *args, Error *err);

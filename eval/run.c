@@ -10,6 +10,7 @@
 
 #include "eval/facts.h"
 #include "eval/maps.h"
+#include "eval/readable.h"
 #include "io/clock.h"
 #include "io/fail.h"
 #include "io/file.h"
@@ -155,7 +156,7 @@ static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
     return 0;
 }
 
-/* Kinds, names and contents of the test images. Masks are left out: no record depends on them. */
+/* Kinds, names and contents of the test images, but not their masks: no record depends on those. */
 static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
 {
     for (int i = 0; i < c->n_images; i++) {
@@ -187,6 +188,38 @@ static int add_digest(Facts *facts, const char *key, Digest *d, int status)
     return status;
 }
 
+/* One checksum of the test images. */
+static int tests_sha256(char sha[65], const DatasetCategory *c, Error *err)
+{
+    Digest tests = {0};
+    int status = digest_tests(&tests, c, err);
+    if (!status)
+        sha256(tests.text ? tests.text : "", tests.n, sha);
+    free(tests.text);
+    return status;
+}
+
+/* What the results of the folder are of. It may change from call to call. */
+static int write_tests(const DatasetCategory *c, const char *out, Error *err)
+{
+    char path[RUN_PATH], sha[65];
+    JsonWriter w;
+    if (tests_sha256(sha, c, err) || join3(path, out, "tests", c->name, ".json", err) ||
+        make_parent(path, err))
+        return -1;
+    json_begin(&w);
+    json_open(&w, '{');
+    json_key(&w, "count"), json_int(&w, c->n_images);
+    json_key(&w, "sha256"), json_string(&w, sha);
+    json_key(&w, "unreadable"), json_open(&w, '[');
+    for (int i = 0; i < c->n_unreadable; i++)
+        json_string(&w, c->unreadable[i].name);
+    json_close(&w, ']'), json_close(&w, '}');
+    int status = w.failed ? fail_memory(err, path, w.length) : json_save(&w, path, err);
+    json_end(&w);
+    return status;
+}
+
 static int settle_category(const Samlad *s, const DatasetCategory *c, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
@@ -195,18 +228,14 @@ static int settle_category(const Samlad *s, const DatasetCategory *c, const RunP
     int n = plan->bank ? 0 : count_normal(c, plan);
     facts_add_int(&facts, "normal.count", plan->bank ? samlad_bank_size(s) : n);
     int status = add_digest(&facts, "normal.sha256", &normal, digest_normal(&normal, c, n, err));
-    facts_add_int(&facts, "test.count", c->n_images);
-    if (!status)
-        status = add_digest(&facts, "test.sha256", &tests, digest_tests(&tests, c, err));
-    if (!status && plan->with_masks)
-        status = add_digest(&facts, "masks.sha256", &masks, digest_masks(&masks, c, err));
+    if (!status && plan->fixed_tests)
+        status = add_digest(&facts, "test.sha256", &tests, digest_tests(&tests, c, err)) ||
+                 add_digest(&facts, "masks.sha256", &masks, digest_masks(&masks, c, err));
     if (!status)
         status = join3(path, plan->out, "categories", c->name, ".json", err) || make_parent(path, err) ||
-                         facts_settle(&facts, path, err)
-                     ? -1
-                     : 0;
+                 facts_settle(&facts, path, err);
     facts_free(&facts);
-    return status;
+    return status ? -1 : 0;
 }
 
 int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
@@ -219,24 +248,42 @@ int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
     return 0;
 }
 
+/* The category's file of test images as JSON; json_free frees it. */
+static const Json *read_tests(const char *out, const DatasetCategory *c, Error *err)
+{
+    char path[RUN_PATH];
+    if (join3(path, out, "tests", c->name, ".json", err))
+        return NULL;
+    if (!file_exists(path)) {
+        fail(err, "%s: the run has not done this category", path);
+        return NULL;
+    }
+    return json_read(path, err);
+}
+
+int run_leave_out(const char *out, DatasetCategory *c, Error *err)
+{
+    const Json *tests = read_tests(out, c, err), *list = tests ? json_get(tests, "unreadable") : NULL;
+    const char **names = tests ? calloc(list ? list->n + 1 : 1, sizeof *names) : NULL;
+    int n = 0, status = !tests ? -1 : names ? 0 : fail_memory(err, "the list of files", sizeof *names);
+    for (size_t i = 0; !status && list && i < list->n; i++)
+        if (list->children[i].type == JSON_STRING)
+            names[n++] = list->children[i].string;
+    if (!status && n)
+        status = dataset_leave_out(c, names, n, err);
+    free(names), json_free(tests);
+    return status;
+}
+
 int run_same_images(const char *out, const DatasetCategory *c, Error *err)
 {
-    Facts then;
-    Digest tests = {0};
-    char path[RUN_PATH], sha[65];
-    if (join3(path, out, "categories", c->name, ".json", err))
-        return -1;
-    if (!file_exists(path))
-        return fail(err, "%s: the run has not done this category", path);
-    int status = facts_read(&then, path, err) || digest_tests(&tests, c, err) ? -1 : 0;
-    if (!status) {
-        sha256(tests.text ? tests.text : "", tests.n, sha);
-        const char *was = facts_get(&then, "test.sha256");
-        if (!was || strcmp(was, sha) != 0)
-            status = fail(err, "%s: the test images in %s are not those of this run", path, c->dir);
-    }
-    free(tests.text);
-    facts_free(&then);
+    char sha[65];
+    const Json *then = read_tests(out, c, err), *was = then ? json_get(then, "sha256") : NULL;
+    int status = then ? tests_sha256(sha, c, err) : -1;
+    if (!status && !(was && was->type == JSON_STRING && strcmp(was->string, sha) == 0))
+        status = fail(err, "%s/tests/%s.json: the test images in %s are not those of this run", out, c->name,
+                      c->dir);
+    json_free(then);
     return status;
 }
 
@@ -481,6 +528,7 @@ static int write_results(const Job *job, const Samlad *s, const Judged *j, const
     snprintf(name, sizeof name, "%s/test/%s/%s", c->name, image->kind, image->name);
     json_open(&w, '{');
     report_members(&w, s, &j->result, name);
+    json_key(&w, "sha256"), json_string(&w, image->sha256);
     if (job->plan->baselines)
         json_baselines(&w, &j->baselines);
     json_close(&w, '}');
@@ -567,6 +615,120 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     return status;
 }
 
+/* ---- results of images that have changed ---------------------------------------------------------*/
+
+int run_is_of(const Json *record, const DatasetImage *image)
+{
+    const Json *sha = json_get(record, "sha256");
+    return sha && sha->type == JSON_STRING && strcmp(sha->string, image->sha256) == 0;
+}
+
+/* Remove a result's file, and its folder if that is empty now. A missing file is fine. */
+static int remove_file(const char *path, Error *err)
+{
+    char dir[RUN_PATH];
+    if (remove(path) && errno != ENOENT)
+        return fail(err, "%s: cannot be removed: %s", path, strerror(errno));
+    snprintf(dir, sizeof dir, "%s", path);
+    *strrchr(dir, '/') = '\0';
+    rmdir(dir);
+    return 0;
+}
+
+/* Remove all results of an image. The record goes last, because it marks that there are others. */
+static int remove_results(const Job *job, const DatasetImage *image)
+{
+    static const char *const files[][2] = {{"pictures", "_heat.png"},
+                                           {"pictures", "_overlay.png"},
+                                           {"anomaly_maps", ".tiff"},
+                                           {"records", ".json"}};
+    char path[RUN_PATH];
+    for (int b = 0; b < BASELINES; b++)
+        if (run_baseline_path(path, job->plan->out, b, job->category, image, job->err) ||
+            remove_file(path, job->err))
+            return -1;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (run_path(path, job->plan->out, files[i][0], job->category, image, files[i][1], job->err) ||
+            remove_file(path, job->err))
+            return -1;
+    return 0;
+}
+
+/* Is there a record, and is it of other contents than the image? A damaged record counts as such. */
+static int is_stale(const Job *job, const DatasetImage *image, int *stale)
+{
+    char path[RUN_PATH];
+    *stale = 0;
+    if (run_path(path, job->plan->out, "records", job->category, image, ".json", job->err))
+        return -1;
+    if (!file_exists(path))
+        return 0;
+    const Json *record = json_read(path, NULL);
+    *stale = !record || !run_is_of(record, image);
+    json_free(record);
+    return 0;
+}
+
+/* Remove the results of this shard's test images that are others now. */
+static int drop_stale(const Job *job)
+{
+    const DatasetCategory *c = job->category;
+    int stale;
+    for (int i = job->plan->shard; i < c->n_images; i += job->plan->n_shards)
+        if (is_stale(job, &c->images[i], &stale) || (stale && remove_results(job, &c->images[i])))
+            return -1;
+    return 0;
+}
+
+static int has_image(const DatasetCategory *c, const DatasetImage *image)
+{
+    for (int i = 0; i < c->n_images; i++)
+        if (strcmp(c->images[i].stem, image->stem) == 0 && strcmp(c->images[i].kind, image->kind) == 0)
+            return 1;
+    return 0;
+}
+
+/* Remove the results of a kind's test images that are gone. */
+static int drop_gone_of(const Job *job, const char *records, char *kind)
+{
+    char path[RUN_PATH];
+    size_t n;
+    int status = snprintf(path, sizeof path, "%s/%s", records, kind) < RUN_PATH
+                     ? 0
+                     : fail(job->err, "%s: the path is too long", records);
+    char **names = status ? NULL : dir_list(path, 0, &n, job->err);
+    for (size_t i = 0; names && i < n && !status; i++) {
+        char *dot = strrchr(names[i], '.');
+        if (!dot || strcmp(dot, ".json") != 0)
+            continue;
+        *dot = '\0';
+        const DatasetImage image = {.kind = kind, .stem = names[i]};
+        if (!has_image(job->category, &image))
+            status = remove_results(job, &image);
+    }
+    free(names);
+    return names ? status : -1;
+}
+
+/* Remove the results of the category's test images that are gone. */
+static int drop_gone(const Job *job)
+{
+    char records[RUN_PATH];
+    size_t n;
+    int status = 0;
+    if (join3(records, job->plan->out, "records", job->category->name, "/test", job->err))
+        return -1;
+    if (!dir_exists(records))
+        return 0;
+    char **kinds = dir_list(records, 1, &n, job->err);
+    for (size_t i = 0; kinds && i < n && !status; i++)
+        status = drop_gone_of(job, records, kinds[i]);
+    free(kinds);
+    return kinds ? status : -1;
+}
+
+/* ---- the work that is left ---------------------------------------------------------------------*/
+
 /* *done: there is a record, and there are pictures if they are wanted. */
 static int is_done(const Job *job, const DatasetImage *image, int *done)
 {
@@ -597,13 +759,14 @@ static int list_left(const Job *job, int **left, int *n_left)
     return 0;
 }
 
-/* job->later = the number of test images to do in all categories. */
-static int count_left(Job *job, const Dataset *d)
+/* Note the test images, and remove results of others. job->later = the number of test images to do in all categories. */
+static int find_left(Job *job, const Dataset *d)
 {
     for (int i = 0; i < d->n; i++) {
         int *left = NULL, n_left = 0;
         job->category = &d->categories[i];
-        int status = list_left(job, &left, &n_left);
+        int status = write_tests(job->category, job->plan->out, job->err) || drop_stale(job) ||
+                     drop_gone(job) || list_left(job, &left, &n_left);
         free(left);
         if (status)
             return -1;
@@ -615,7 +778,7 @@ static int count_left(Job *job, const Dataset *d)
 static int do_category(Job *job)
 {
     int *left = NULL, n_left = 0;
-    if (settle_category(job->s, job->category, job->plan, job->err) || list_left(job, &left, &n_left)) {
+    if (list_left(job, &left, &n_left)) {
         free(left);
         return -1;
     }
@@ -640,10 +803,10 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
     *times = (RunTimes){0};
     if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank. */
         return -1;
-    if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
+    if (run_settle(s, d, plan, err)) /* all refusals come before the first change. */
         return -1;
     Job job = {.s = s, .plan = plan, .times = times, .err = err};
-    if (count_left(&job, d))
+    if (find_left(&job, d))
         return -1;
     for (int i = 0; i < d->n; i++) {
         /* each shard begins with another category, so that the banks are made in parallel. */
@@ -710,9 +873,9 @@ static int merge_folder(const char *from, const char *to, int must_agree, int de
 static int merge_one(const char *out, const char *from, Error *err)
 {
     /* records last: a record tells that the map is there. */
-    static const char *const folders[] = {"categories",   "banks",     "pictures",
+    static const char *const folders[] = {"categories",   "tests",     "banks",  "pictures",
                                           "anomaly_maps", "baselines", "records"};
-    static const int must_agree[] = {1, 1, 0, 0, 0, 1};
+    static const int must_agree[] = {1, 1, 1, 0, 0, 0, 1};
     char a[RUN_PATH], b[RUN_PATH];
     Facts facts;
     if (snprintf(a, sizeof a, "%s/run.json", from) >= RUN_PATH - 128 ||
