@@ -168,7 +168,8 @@ static const char **text_of(Args *args, const char *name)
                  {"normal", &args->normal},
                  {"anomalous", &args->anomalous},
                  {"masks", &args->masks},
-                 {"shard", &args->shard}};
+                 {"shard", &args->shard},
+                 {"output-mode", &args->output_mode}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (strcmp(name, texts[i].name) == 0)
             return texts[i].into;

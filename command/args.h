@@ -17,7 +17,7 @@ typedef struct Args {
     char vit[PATH_SIZE], sam[PATH_SIZE]; /* paths of the default weights (models.h). */
     int no_featup;                       /* --featup none */
     const char *out, *bank, *from, *dump, *mnist, *defects;
-    const char *dataset, *data, *shard;
+    const char *dataset, *data, *shard, *output_mode;
     const char *normal, *anomalous, *masks; /* folders of a data set. */
     int n_categories, n_settings;
     const char *categories[MAX_WORDS], *settings[MAX_WORDS];

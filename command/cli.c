@@ -19,7 +19,7 @@ static const char HELP[] =
     "\n"
     "  bank      normal images -> template bank\n"
     "  detect    bank + images -> scores, maps, reasons\n"
-    "  segment   Segment Anything on one image\n"
+    "  segment   Segment Anything alone: images -> masks\n"
     "  info      the contents of a weights file or a bank\n"
     "  synth     write a data set: trays, DigitAnatomy from MNIST, or LOCO's five categories, drawn\n"
     "  eval      measure on a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
@@ -40,7 +40,7 @@ static const struct {
     /* detect takes the method's options (*) only to refuse them with a sentence of its own. */
     {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
-     "out sam point box single dump precision points pred-iou-thresh stability-score-thresh "
+     "out output-mode sam point box single dump precision points pred-iou-thresh stability-score-thresh "
      "stability-score-offset box-nms-thresh crop-n-layers crop-nms-thresh crop-overlap-ratio "
      "crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
     {"info", command_info, help_info, ""},

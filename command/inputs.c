@@ -13,6 +13,7 @@
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/safetensors.h"
+#include "library/names.h"
 #include "report/report.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/
@@ -367,13 +368,14 @@ int check_replaceable(const char *out, Error *err)
 }
 
 /* Length of a path without its ending. */
-int stem_length(const char *path)
+static int stem_length(const char *path)
 {
     const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
     return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
 }
 
-int output_length(const ImageList *list, int i)
+/* How many characters of the image's name the names of its outputs take. */
+static int output_length(const ImageList *list, int i)
 {
     return list->whole_names ? (int)strlen(list->names[i]) : stem_length(list->names[i]);
 }
@@ -415,6 +417,70 @@ int check_outputs(ImageList *list, const char *out, Error *err)
                       "%s/%.300s_heat.png: two images would write this file: give them in two calls, or "
                       "give a folder above both",
                       out, twin);
+    free(twin);
+    return status;
+}
+
+int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err)
+{
+    const int n = output_length(list, i);
+    if (snprintf(prefix, PATH_SIZE, "%s%s%.*s", out ? out : "", out ? "/" : "", n, list->names[i]) >=
+        PATH_SIZE - 32)
+        return fail(err, "%s: the path is too long", list->paths[i]);
+    char *last = out ? strrchr(prefix, '/') : NULL;
+    if (!last) /* beside the image: the folder is there. */
+        return 0;
+    *last = '\0';
+    int status = dir_make(prefix, err);
+    *last = '/';
+    return status;
+}
+
+/* Give the images new names [n], which are copied. */
+static int rename_images(ImageList *list, const char *const *names, Error *err)
+{
+    for (int i = 0; i < list->n; i++) {
+        char *name = strdup(names[i]);
+        if (!name)
+            return fail_memory(err, "the list of images", strlen(names[i]));
+        free(list->names[i]);
+        list->names[i] = name;
+    }
+    return 0;
+}
+
+int list_name_beside(ImageList *list, Error *err)
+{
+    return rename_images(list, (const char *const *)list->paths, err);
+}
+
+/* Real paths: names with ".." would leave the folder of the outputs. */
+static int name_by_folders(ImageList *list, Error *err)
+{
+    char **real = calloc((size_t)list->n + 1, sizeof *real);
+    const char **names = NULL;
+    int status = real ? 0 : fail_memory(err, "the list of images", (size_t)list->n * sizeof *real);
+    for (int i = 0; i < list->n && !status; i++)
+        if (!(real[i] = realpath(list->paths[i], NULL)))
+            status = fail(err, "%s: cannot be found: %s", list->paths[i], strerror(errno));
+    if (!status)
+        status = (names = names_apart((const char *const *)real, list->n, err)) ? 0 : -1;
+    if (!status)
+        status = rename_images(list, names, err);
+    for (int i = 0; real && i < list->n; i++)
+        free(real[i]);
+    free(real), free(names);
+    return status;
+}
+
+int list_name_apart(ImageList *list, Error *err)
+{
+    char *twin;
+    list->whole_names = 1;
+    int status = find_twins(&twin, list, err);
+    list->whole_names = 0;
+    if (!status && twin)
+        status = name_by_folders(list, err);
     free(twin);
     return status;
 }

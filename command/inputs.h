@@ -42,10 +42,12 @@ int check_replaceable(const char *out, Error *err);
 /* Decide the names of the pictures: without endings, or with them when a.jpg and a.png are both there.
  * Refuse two images that would share a name even so (good/000.png and bad/000.png given as files). */
 int check_outputs(ImageList *list, const char *out, Error *err);
-/* How many characters of the image's name the names of its pictures take. */
-int output_length(const ImageList *list, int i);
-
-/* Length of a path without its ending. */
-int stem_length(const char *path);
+/* prefix = OUT/NAME of image i, without its ending, unless names need it. Makes the folder. */
+int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err);
+/* If two images have one name, as good/000.png and bad/000.png given as files, name all by their paths below their
+ * common folder. */
+int list_name_apart(ImageList *list, Error *err);
+/* Name the images by their whole paths: their outputs lie beside them. */
+int list_name_beside(ImageList *list, Error *err);
 
 #endif
