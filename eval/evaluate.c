@@ -8,6 +8,7 @@
 
 #include "eval/facts.h"
 #include "eval/readable.h"
+#include "eval/renew.h"
 #include "io/fail.h"
 #include "io/file.h"
 

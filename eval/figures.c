@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eval/renew.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"

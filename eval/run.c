@@ -10,7 +10,7 @@
 
 #include "eval/facts.h"
 #include "eval/maps.h"
-#include "eval/readable.h"
+#include "eval/renew.h"
 #include "io/clock.h"
 #include "io/fail.h"
 #include "io/file.h"
@@ -30,23 +30,6 @@ static int join3(char path[RUN_PATH], const char *a, const char *b, const char *
     return snprintf(path, RUN_PATH, "%s/%s/%s%s", a, b, c, ending) < RUN_PATH - 128
                ? 0
                : fail(err, "%s/%s: the path is too long", a, b);
-}
-
-int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *c,
-             const DatasetImage *image, const char *ending, Error *err)
-{
-    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, image->stem,
-                    ending) < RUN_PATH - 128
-               ? 0
-               : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);
-}
-
-int run_baseline_path(char path[RUN_PATH], const char *out, Baseline baseline, const DatasetCategory *c,
-                      const DatasetImage *image, Error *err)
-{
-    char folder[64];
-    snprintf(folder, sizeof folder, "baselines/%s", baseline_names[baseline]);
-    return run_path(path, out, folder, c, image, ".tiff", err);
 }
 
 /* Make the folder of the file. */
@@ -115,27 +98,6 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     return status;
 }
 
-/* A checksum over lines, one line a file. */
-typedef struct Digest {
-    char *text;
-    size_t n, capacity;
-} Digest;
-
-static int digest_line(Digest *d, const char *name, const char *detail, Error *err)
-{
-    size_t size = strlen(name) + strlen(detail) + 3;
-    if (d->n + size > d->capacity) {
-        size_t capacity = 2 * (d->n + size);
-        char *text = realloc(d->text, capacity);
-        if (!text)
-            return fail_memory(err, "a checksum", capacity);
-        d->text = text;
-        d->capacity = capacity;
-    }
-    d->n += (size_t)sprintf(d->text + d->n, "%s %s\n", name, detail);
-    return 0;
-}
-
 static const char *base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -156,19 +118,6 @@ static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
     return 0;
 }
 
-/* Kinds, names and contents of the test images, but not their masks: no record depends on those. */
-static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
-{
-    for (int i = 0; i < c->n_images; i++) {
-        const DatasetImage *image = &c->images[i];
-        char detail[128];
-        snprintf(detail, sizeof detail, "%.40s %s", image->kind, image->sha256);
-        if (digest_line(d, image->name, detail, err))
-            return -1;
-    }
-    return 0;
-}
-
 static int digest_masks(Digest *d, const DatasetCategory *c, Error *err)
 {
     for (int i = 0; i < c->n_images; i++)
@@ -181,56 +130,26 @@ static int add_digest(Facts *facts, const char *key, Digest *d, int status)
 {
     char sha[65];
     if (!status) {
-        sha256(d->text ? d->text : "", d->n, sha);
+        digest_sha256(d, sha);
         facts_add(facts, key, sha);
     }
     free(d->text);
     return status;
 }
 
-/* One checksum of the test images. */
-static int tests_sha256(char sha[65], const DatasetCategory *c, Error *err)
-{
-    Digest tests = {0};
-    int status = digest_tests(&tests, c, err);
-    if (!status)
-        sha256(tests.text ? tests.text : "", tests.n, sha);
-    free(tests.text);
-    return status;
-}
-
-/* What the results of the folder are of. It may change from call to call. */
-static int write_tests(const DatasetCategory *c, const char *out, Error *err)
-{
-    char path[RUN_PATH], sha[65];
-    JsonWriter w;
-    if (tests_sha256(sha, c, err) || join3(path, out, "tests", c->name, ".json", err) ||
-        make_parent(path, err))
-        return -1;
-    json_begin(&w);
-    json_open(&w, '{');
-    json_key(&w, "count"), json_int(&w, c->n_images);
-    json_key(&w, "sha256"), json_string(&w, sha);
-    json_key(&w, "unreadable"), json_open(&w, '[');
-    for (int i = 0; i < c->n_unreadable; i++)
-        json_string(&w, c->unreadable[i].name);
-    json_close(&w, ']'), json_close(&w, '}');
-    int status = w.failed ? fail_memory(err, path, w.length) : json_save(&w, path, err);
-    json_end(&w);
-    return status;
-}
-
 static int settle_category(const Samlad *s, const DatasetCategory *c, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
-    Digest normal = {0}, tests = {0}, masks = {0};
-    char path[RUN_PATH];
+    Digest normal = {0}, masks = {0};
+    char path[RUN_PATH], tests[65];
     int n = plan->bank ? 0 : count_normal(c, plan);
     facts_add_int(&facts, "normal.count", plan->bank ? samlad_bank_size(s) : n);
     int status = add_digest(&facts, "normal.sha256", &normal, digest_normal(&normal, c, n, err));
-    if (!status && plan->fixed_tests)
-        status = add_digest(&facts, "test.sha256", &tests, digest_tests(&tests, c, err)) ||
+    if (!status && plan->fixed_tests) {
+        status = tests_sha256(tests, c, err) ||
                  add_digest(&facts, "masks.sha256", &masks, digest_masks(&masks, c, err));
+        facts_add(&facts, "test.sha256", status ? "" : tests);
+    }
     if (!status)
         status = join3(path, plan->out, "categories", c->name, ".json", err) || make_parent(path, err) ||
                  facts_settle(&facts, path, err);
@@ -246,45 +165,6 @@ int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
         if (settle_category(s, &d->categories[i], plan, err))
             return -1;
     return 0;
-}
-
-/* The category's file of test images as JSON; json_free frees it. */
-static const Json *read_tests(const char *out, const DatasetCategory *c, Error *err)
-{
-    char path[RUN_PATH];
-    if (join3(path, out, "tests", c->name, ".json", err))
-        return NULL;
-    if (!file_exists(path)) {
-        fail(err, "%s: the run has not done this category", path);
-        return NULL;
-    }
-    return json_read(path, err);
-}
-
-int run_leave_out(const char *out, DatasetCategory *c, Error *err)
-{
-    const Json *tests = read_tests(out, c, err), *list = tests ? json_get(tests, "unreadable") : NULL;
-    const char **names = tests ? calloc(list ? list->n + 1 : 1, sizeof *names) : NULL;
-    int n = 0, status = !tests ? -1 : names ? 0 : fail_memory(err, "the list of files", sizeof *names);
-    for (size_t i = 0; !status && list && i < list->n; i++)
-        if (list->children[i].type == JSON_STRING)
-            names[n++] = list->children[i].string;
-    if (!status && n)
-        status = dataset_leave_out(c, names, n, err);
-    free(names), json_free(tests);
-    return status;
-}
-
-int run_same_images(const char *out, const DatasetCategory *c, Error *err)
-{
-    char sha[65];
-    const Json *then = read_tests(out, c, err), *was = then ? json_get(then, "sha256") : NULL;
-    int status = then ? tests_sha256(sha, c, err) : -1;
-    if (!status && !(was && was->type == JSON_STRING && strcmp(was->string, sha) == 0))
-        status = fail(err, "%s/tests/%s.json: the test images in %s are not those of this run", out, c->name,
-                      c->dir);
-    json_free(then);
-    return status;
 }
 
 /* ================================================================================================
@@ -615,120 +495,6 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     return status;
 }
 
-/* ---- results of images that have changed ---------------------------------------------------------*/
-
-int run_is_of(const Json *record, const DatasetImage *image)
-{
-    const Json *sha = json_get(record, "sha256");
-    return sha && sha->type == JSON_STRING && strcmp(sha->string, image->sha256) == 0;
-}
-
-/* Remove a result's file, and its folder if that is empty now. A missing file is fine. */
-static int remove_file(const char *path, Error *err)
-{
-    char dir[RUN_PATH];
-    if (remove(path) && errno != ENOENT)
-        return fail(err, "%s: cannot be removed: %s", path, strerror(errno));
-    snprintf(dir, sizeof dir, "%s", path);
-    *strrchr(dir, '/') = '\0';
-    rmdir(dir);
-    return 0;
-}
-
-/* Remove all results of an image. The record goes last, because it marks that there are others. */
-static int remove_results(const Job *job, const DatasetImage *image)
-{
-    static const char *const files[][2] = {{"pictures", "_heat.png"},
-                                           {"pictures", "_overlay.png"},
-                                           {"anomaly_maps", ".tiff"},
-                                           {"records", ".json"}};
-    char path[RUN_PATH];
-    for (int b = 0; b < BASELINES; b++)
-        if (run_baseline_path(path, job->plan->out, b, job->category, image, job->err) ||
-            remove_file(path, job->err))
-            return -1;
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-        if (run_path(path, job->plan->out, files[i][0], job->category, image, files[i][1], job->err) ||
-            remove_file(path, job->err))
-            return -1;
-    return 0;
-}
-
-/* Is there a record, and is it of other contents than the image? A damaged record counts as such. */
-static int is_stale(const Job *job, const DatasetImage *image, int *stale)
-{
-    char path[RUN_PATH];
-    *stale = 0;
-    if (run_path(path, job->plan->out, "records", job->category, image, ".json", job->err))
-        return -1;
-    if (!file_exists(path))
-        return 0;
-    const Json *record = json_read(path, NULL);
-    *stale = !record || !run_is_of(record, image);
-    json_free(record);
-    return 0;
-}
-
-/* Remove the results of this shard's test images that are others now. */
-static int drop_stale(const Job *job)
-{
-    const DatasetCategory *c = job->category;
-    int stale;
-    for (int i = job->plan->shard; i < c->n_images; i += job->plan->n_shards)
-        if (is_stale(job, &c->images[i], &stale) || (stale && remove_results(job, &c->images[i])))
-            return -1;
-    return 0;
-}
-
-static int has_image(const DatasetCategory *c, const DatasetImage *image)
-{
-    for (int i = 0; i < c->n_images; i++)
-        if (strcmp(c->images[i].stem, image->stem) == 0 && strcmp(c->images[i].kind, image->kind) == 0)
-            return 1;
-    return 0;
-}
-
-/* Remove the results of a kind's test images that are gone. */
-static int drop_gone_of(const Job *job, const char *records, char *kind)
-{
-    char path[RUN_PATH];
-    size_t n;
-    int status = snprintf(path, sizeof path, "%s/%s", records, kind) < RUN_PATH
-                     ? 0
-                     : fail(job->err, "%s: the path is too long", records);
-    char **names = status ? NULL : dir_list(path, 0, &n, job->err);
-    for (size_t i = 0; names && i < n && !status; i++) {
-        char *dot = strrchr(names[i], '.');
-        if (!dot || strcmp(dot, ".json") != 0)
-            continue;
-        *dot = '\0';
-        const DatasetImage image = {.kind = kind, .stem = names[i]};
-        if (!has_image(job->category, &image))
-            status = remove_results(job, &image);
-    }
-    free(names);
-    return names ? status : -1;
-}
-
-/* Remove the results of the category's test images that are gone. */
-static int drop_gone(const Job *job)
-{
-    char records[RUN_PATH];
-    size_t n;
-    int status = 0;
-    if (join3(records, job->plan->out, "records", job->category->name, "/test", job->err))
-        return -1;
-    if (!dir_exists(records))
-        return 0;
-    char **kinds = dir_list(records, 1, &n, job->err);
-    for (size_t i = 0; kinds && i < n && !status; i++)
-        status = drop_gone_of(job, records, kinds[i]);
-    free(kinds);
-    return kinds ? status : -1;
-}
-
-/* ---- the work that is left ---------------------------------------------------------------------*/
-
 /* *done: there is a record, and there are pictures if they are wanted. */
 static int is_done(const Job *job, const DatasetImage *image, int *done)
 {
@@ -759,14 +525,15 @@ static int list_left(const Job *job, int **left, int *n_left)
     return 0;
 }
 
-/* Note the test images, and remove results of others. job->later = the number of test images to do in all categories. */
+/* Remove the results of other test images. job->later = the number of test images to do in all categories. */
 static int find_left(Job *job, const Dataset *d)
 {
     for (int i = 0; i < d->n; i++) {
         int *left = NULL, n_left = 0;
         job->category = &d->categories[i];
-        int status = write_tests(job->category, job->plan->out, job->err) || drop_stale(job) ||
-                     drop_gone(job) || list_left(job, &left, &n_left);
+        int status =
+            run_renew(job->plan->out, job->plan->shard, job->plan->n_shards, job->category, job->err) ||
+            list_left(job, &left, &n_left);
         free(left);
         if (status)
             return -1;

@@ -4,7 +4,7 @@
  *   run.json                                   settings and checksums of the weights: all results depend on
  *                                              them
  *   categories/CATEGORY.json                   checksum of the normal images
- *   tests/CATEGORY.json                        checksum of the test images, names of unreadable files
+ *   tests/CATEGORY.json                        checksum of the test images, names of unreadable files (renew.h)
  *   banks/CATEGORY.bank                        made once, by the first process
  *   anomaly_maps/CATEGORY/test/KIND/000.tiff   float32, in the layout of MVTec's evaluation scripts
  *   baselines/NAME/CATEGORY/test/KIND/000.tiff
@@ -25,9 +25,7 @@
 #include "samlad.h"
 #include "eval/baselines.h"
 #include "eval/dataset.h"
-#include "io/json.h"
-
-enum { RUN_PATH = 4096 };
+#include "eval/paths.h"
 
 typedef struct RunPlan {
     const char *out;     /* the run's folder */
@@ -55,21 +53,8 @@ int run_images(Samlad *s, const Dataset *dataset, const RunPlan *plan, RunTimes 
 /* The first step of run_images: check the facts in the folder against today's, or write them. */
 int run_settle(Samlad *s, const Dataset *dataset, const RunPlan *plan, Error *err);
 
-/* The path of one image's result: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
-int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *category,
-             const DatasetImage *image, const char *ending, Error *err);
-/* The path of the image's map of one baseline. */
-int run_baseline_path(char path[RUN_PATH], const char *out, Baseline baseline,
-                      const DatasetCategory *category, const DatasetImage *image, Error *err);
-
 /* Merge the results of other folders of the same run into `out`, banks too. Settings, weights and banks
  * must be the same. */
 int run_merge(const char *out, const char *const *from, int n, Error *err);
-/* 1 if the record is of the image's contents. */
-int run_is_of(const Json *record, const DatasetImage *image);
-/* Leave out the files of the category that the run has left out, because they could not be read. */
-int run_leave_out(const char *out, DatasetCategory *category, Error *err);
-/* 0 when the category's test images are those of the run, else -1. */
-int run_same_images(const char *out, const DatasetCategory *category, Error *err);
 
 #endif

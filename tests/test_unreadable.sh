@@ -170,14 +170,26 @@ picture 7 >set/test/bad/9.ppm
 mkdir set/test/other
 picture 9 >set/test/other/0.ppm
 changed "one is replaced, two are added" 3
-rm set/test/good/1.ppm set/test/bad/1.ppm
+rm set/test/good/1.ppm set/test/bad/1.ppm set/ground_truth/bad/1.pgm
 changed "and two are removed" 2
-rm -r set/test/bad
+rm -r set/test/bad set/ground_truth
 changed "a kind is removed" 1
+mkdir -p set/test/other/deep/er
+picture 2 >set/test/other/deep/er/0.ppm
+rm -rf out.whole && expect 0 "images in folders" "$bin" eval set -o out.whole $small
+rm -r set/test/other/deep
+expect 0 "and without" "$bin" eval set -o out.whole $small
+expect 0 "from the start" "$bin" eval set -o out.fresh $small
+same out.fresh out.whole "folders below a kind"
+gone out.whole/records/set/test/other/deep out.whole/anomaly_maps/set/test/other/deep
 mv set/test/other/0.ppm set/test/other/renamed.ppm
-changed "one has another name" 1
+expect 0 "one has another name" "$bin" eval set -o out.whole $small
+says "1 of them done now"
+rm -r out.fresh && expect 0 "from the start" "$bin" eval set -o out.fresh $small
+same out.fresh out.whole "one has another name"
 # pictures of the old image do not stay beside the new result
-rm -rf set out.again out.fresh && cp -r kept set
+rm -rf set out.again out.fresh out.whole && cp -r kept set
+expect 0 "the first set" "$bin" eval set -o out.whole $small
 cp -r out.whole out.again
 picture 5 >set/test/good/1.ppm
 expect 0 "without pictures" "$bin" eval set -o out.again $small --no-pictures
