@@ -145,13 +145,20 @@ static int by_score(const void *a, const void *b)
     return p->index < q->index ? -1 : p->index > q->index;
 }
 
-/* torchvision's nms_kernel, with its float arithmetic: the IoU of two boxes of areas (x1-x0)·(y1-y0). */
+/* torchvision's nms_kernel, with its float arithmetic: the IoU of two boxes of areas (x1-x0)·(y1-y0). Corners
+ * are inclusive, so a box of one pixel or one line has no area. Of two such boxes the quotient is 0/0, NaN,
+ * which suppresses nothing there: all equal masks of a single pixel would stay. [ours] They are compared by
+ * their pixels, both ends included. */
 static float box_iou(const float *a, const float *b)
 {
     float width = fminf(a[2], b[2]) - fmaxf(a[0], b[0]), height = fminf(a[3], b[3]) - fmaxf(a[1], b[1]);
     float area_a = (a[2] - a[0]) * (a[3] - a[1]), area_b = (b[2] - b[0]) * (b[3] - b[1]);
+    if (area_a + area_b == 0) {
+        width++, height++;
+        area_a = (a[2] - a[0] + 1) * (a[3] - a[1] + 1), area_b = (b[2] - b[0] + 1) * (b[3] - b[1] + 1);
+    }
     float common = fmaxf(0, width) * fmaxf(0, height);
-    return common / (area_a + area_b - common); /* 0/0 of two empty boxes is NaN, which suppresses nothing. */
+    return common / (area_a + area_b - common);
 }
 
 static int overlaps_any(const Candidate *kept, size_t n_kept, const float *box, double threshold)

@@ -69,6 +69,8 @@ typedef void (*SamladProgress)(void *user, const char *what, int done, int total
  * below their common folder. */
 int samlad_bank_build(Samlad *s, const char *const *paths, int n, SamladProgress progress, void *user,
                       Error *err);
+/* Record in the bank the names of images that were given and could not be read, in place of earlier ones. */
+int samlad_bank_note_unreadable(Samlad *s, const char *const *names, int n, Error *err);
 int samlad_bank_save(const Samlad *s, const char *path, Error *err);
 /* Load a bank and take its options. A bank that was made with other weights is refused. */
 int samlad_bank_load(Samlad *s, const char *path, Error *err);

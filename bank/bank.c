@@ -279,6 +279,7 @@ void bank_free(Bank *bank)
     }
     for (int i = 0; i < bank->n_owned; i++)
         free(bank->owned[i]);
+    free(bank->unreadable);
     st_close(bank->file);
     *bank = (Bank){0};
 }

@@ -10,8 +10,8 @@
  *   loo.index I32, loo.structural, loo.logical, loo.score [n]    leave-one-out scores
  *   loo.extra, loo.missing [n]     the strongest evidence in each normal image for an extra, a missing object
  *
- * __metadata__ holds the settings ("option.k"), the calibration, the images' names and the weights'
- * checksums. */
+ * __metadata__ holds the settings ("option.k"), the calibration, the images' names, the names of images that could
+ * not be read ("unreadable"), and the weights' checksums. */
 #ifndef SAMLAD_BANK_H
 #define SAMLAD_BANK_H
 
@@ -36,6 +36,7 @@ typedef struct Bank {
     /* the images: */
     int n_images, grid_h, grid_w, channels, cls_dim;
     char **names;                  /* [n_images] */
+    char *unreadable; /* "2: a.png, b.png", images that were given and could not be read; NULL: none. */
     const uint16_t *features;      /* [N][h*w][C] float16 */
     const float *mean_patch, *cls; /* [N][C], [N][D] unit vectors */
     const int *first;              /* [N+1] */

@@ -88,7 +88,7 @@ static int add_names(StWriter *w, const Bank *bank, Error *err)
         if (st_writer_meta(w, key, bank->names[i], err))
             return -1;
     }
-    return 0;
+    return bank->unreadable ? st_writer_meta(w, "unreadable", bank->unreadable, err) : 0;
 }
 
 static int add_metadata(StWriter *w, const Bank *bank, Error *err)
@@ -274,6 +274,9 @@ static int load_names(Bank *b, Error *err)
     for (int i = 0; i < b->n_images; i++)
         if (!b->names[i] && !(b->names[i] = strdup("?")))
             return fail_memory(err, "the bank's names", 2);
+    const char *unreadable = st_meta(b->file, "unreadable");
+    if (unreadable && !(b->unreadable = strdup(unreadable)))
+        return fail_memory(err, "the bank's names", strlen(unreadable));
     return 0;
 }
 

@@ -168,7 +168,8 @@ static const char **text_of(Args *args, const char *name)
                  {"normal", &args->normal},
                  {"anomalous", &args->anomalous},
                  {"masks", &args->masks},
-                 {"shard", &args->shard}};
+                 {"shard", &args->shard},
+                 {"output-mode", &args->output_mode}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (strcmp(name, texts[i].name) == 0)
             return texts[i].into;
@@ -226,6 +227,7 @@ static int take_flag(Args *args, const char *name)
                  {"merge", &args->merge, 1},
                  {"parts", &args->parts, 1},
                  {"resize-masks", &args->resize_masks, 1},
+                 {"skip-unreadable", &args->skip_unreadable, 1},
                  {"no-pictures", &args->pictures, 0},
                  {"no-baselines", &args->baselines, 0}};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)

@@ -17,11 +17,11 @@ typedef struct Args {
     char vit[PATH_SIZE], sam[PATH_SIZE]; /* paths of the default weights (models.h). */
     int no_featup;                       /* --featup none */
     const char *out, *bank, *from, *dump, *mnist, *defects;
-    const char *dataset, *data, *shard;
+    const char *dataset, *data, *shard, *output_mode;
     const char *normal, *anomalous, *masks; /* folders of a data set. */
     int n_categories, n_settings;
     const char *categories[MAX_WORDS], *settings[MAX_WORDS];
-    int json, single, pictures, baselines, merge, parts, max_bank, hold_out, resize_masks;
+    int json, single, pictures, baselines, merge, parts, max_bank, hold_out, resize_masks, skip_unreadable;
     uint64_t seed;
     int has_seed;
     int n_set; /* options of the method, in the order given. */

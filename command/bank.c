@@ -14,7 +14,8 @@ static const char BANK_HELP[] =
     "usage: samlad bank DIR|IMAGE... -o BANK [options]\n"
     "\n"
     "Store the features and objects of normal images in one file, the bank (safetensors).\n"
-    "A few dozen images of one product are enough. Folders are searched for images.\n"
+    "A few dozen images of one product are enough. Folders are searched for images. All images are decoded\n"
+    "before the work begins, and all unreadable ones are told.\n"
     "\n"
     "  samlad bank good/ -o screws.bank             with the weights that ship\n"
     "  samlad bank good/ -o screws.bank --backbone dinov2_vits14.safetensors --sam sam_vit_h.safetensors\n"
@@ -30,6 +31,7 @@ static const char BANK_HELP[] =
     "  --sam FILE            Segment Anything weights\n"
     "  --featup FILE|none|N  FeatUp weights; none: bilinear; a number: stages\n"
     "  --dcga FILE           learned graph weights (none by default)\n"
+    "  --skip-unreadable     go on without the images that cannot be read; the bank names them\n"
     "  --from BANK           take images and settings from a bank; recalibrate with the options given\n";
 
 void help_bank(void)
@@ -75,7 +77,12 @@ static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
     const int is_auto = !samlad_white(s);
     if (!args->from && !is_auto)
         tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s), "");
-    if (bank_make(args, list, s, err) || samlad_bank_save(s, args->out, err))
+    if (bank_make(args, list, s, err))
+        return -1;
+    if (list->n_unreadable &&
+        samlad_bank_note_unreadable(s, (const char *const *)list->unreadable, list->n_unreadable, err))
+        return -1;
+    if (samlad_bank_save(s, args->out, err))
         return -1;
     const int n = samlad_bank_size(s);
     printf("%s: %d normal image%s, %.1f s\n", args->out, n, n == 1 ? "" : "s", clock_seconds() - start);
@@ -111,7 +118,10 @@ int command_bank(Args *args)
     if (repeats)
         printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
     Samlad *s = open_samlad(args, &err);
-    int status = !s ? EXIT_FAILURE : write_bank(args, &list, s, &err) ? failed(&err) : EXIT_SUCCESS;
+    int status = !s ? EXIT_FAILURE
+                 : list_check_readable(&list, args->skip_unreadable, &err) || write_bank(args, &list, s, &err)
+                     ? failed(&err)
+                     : EXIT_SUCCESS;
     samlad_close(s);
     list_free(&list);
     return status;

@@ -19,7 +19,7 @@ static const char HELP[] =
     "\n"
     "  bank      normal images -> template bank\n"
     "  detect    bank + images -> scores, maps, reasons\n"
-    "  segment   Segment Anything on one image\n"
+    "  segment   Segment Anything alone: images -> masks\n"
     "  info      the contents of a weights file or a bank\n"
     "  synth     write a data set: trays, DigitAnatomy from MNIST, or LOCO's five categories, drawn\n"
     "  eval      measure on a data set: MVTec LOCO, MVTec AD, VisA, DigitAnatomy, or folders of your own\n"
@@ -35,21 +35,22 @@ static const struct {
     void (*help)(void);
     const char *takes;
 } COMMANDS[] = {
-    {"bank", command_bank, help_bank, "out from normal anomalous masks backbone sam featup dcga *"},
+    {"bank", command_bank, help_bank,
+     "out from normal anomalous masks skip-unreadable backbone sam featup dcga *"},
     /* detect takes the method's options (*) only to refuse them with a sentence of its own. */
     {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
-     "out sam point box single dump precision white points pred-iou-thresh stability-score-thresh "
+     "out output-mode sam point box single dump precision white points pred-iou-thresh stability-score-thresh "
      "stability-score-offset box-nms-thresh crop-n-layers crop-nms-thresh crop-overlap-ratio "
      "crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
     {"info", command_info, help_info, ""},
     {"synth", command_synth, help_synth, "seed parts mnist defects"},
     {"eval", command_eval, help_eval,
      "bank out json max-bank dataset data category normal anomalous masks resize-masks hold-out shard merge "
-     "no-pictures no-baselines backbone sam featup dcga *"},
+     "no-pictures no-baselines skip-unreadable backbone sam featup dcga *"},
     {"ablate", command_ablate, help_ablate,
-     "out max-bank dataset category normal anomalous masks resize-masks hold-out setting backbone sam featup "
-     "dcga *"},
+     "out max-bank dataset category normal anomalous masks resize-masks hold-out setting "
+     "skip-unreadable backbone sam featup dcga *"},
 };
 
 static int wants_help(int argc, char **argv)

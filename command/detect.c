@@ -54,18 +54,6 @@ typedef struct Detect {
     int stopped;    /* before all images were judged. */
 } Detect;
 
-/* prefix = OUT/NAME without its ending, unless names need it. Makes the folder. */
-static int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err)
-{
-    if (snprintf(prefix, PATH_SIZE, "%s/%.*s", out, output_length(list, i), list->names[i]) >= PATH_SIZE - 32)
-        return fail(err, "%s: the path is too long", out);
-    char *last = strrchr(prefix, '/');
-    *last = '\0';
-    int status = dir_make(prefix, err);
-    *last = '/';
-    return status;
-}
-
 static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const ImageList *list, int index,
                       Error *err)
 {

@@ -8,6 +8,7 @@
 #include "command/models.h"
 #include "eval/ablate.h"
 #include "eval/evaluate.h"
+#include "eval/readable.h"
 #include "io/fail.h"
 #include "io/json.h"
 #include "report/report.h"
@@ -23,13 +24,15 @@ static const char EVAL_HELP[] =
     "\n"
     "Run a data set: make a bank of each category's normal images, score every test image, write the "
     "tables.\n"
-    "The data set is checked first. Missing and unreadable files are reported before any work.\n"
+    "The data set is checked first: every file is decoded. All missing and unreadable ones are reported\n"
+    "before any work.\n"
     "\n"
     "  samlad synth tray trays && samlad eval trays -o out\n"
     "  samlad eval mvtec_loco/ -o loco --sam sam_vit_h.safetensors --backbone dinov2_vits14.safetensors\n"
     "\n"
     "A run can be killed at any moment: the same command resumes it, and the bytes are the same.\n"
-    "With other settings, weights or images the command refuses to resume.\n"
+    "With other settings, weights or normal images the command refuses to resume. Where test images were\n"
+    "replaced, removed or added, only these are judged again.\n"
     "\n"
     "  -o, --out OUT         the run's folder: results.md, results.json, results.csv, results.jsonl, and\n"
     "                        anomaly_maps/CATEGORY/test/KIND/000.tiff (float32, the layout of MVTec's\n"
@@ -44,6 +47,7 @@ static const char EVAL_HELP[] =
     "  --hold-out N          without good test images: keep N normal images, evenly spread, for the test\n"
     "  --bank BANK           use this bank instead of the normal images (one category)\n"
     "  --max-bank N          use at most N normal images\n"
+    "  --skip-unreadable     go on without the files that cannot be read; results.json names them\n"
     "  --no-pictures         no heat maps and overlays\n"
     "  --no-baselines        do not compare three plain baselines on the same features (docs/METHOD.md 9)\n"
     "  --json                print the figures as JSON\n"
@@ -105,6 +109,11 @@ static void print_gaps(const DatasetCategory *c)
         printf(": %d of %d anomalous images have no ground truth and are not in the pixels' figures\n",
                n_anomalous - n_masked, n_anomalous);
     }
+    if (c->n_unreadable) {
+        report_plain(stdout, c->name);
+        printf(": %d file%s could not be read and %s left out\n", c->n_unreadable,
+               c->n_unreadable == 1 ? "" : "s", c->n_unreadable == 1 ? "is" : "are");
+    }
 }
 
 static void print_evaluation(const Args *args, const Evaluation *e)
@@ -152,12 +161,13 @@ static void say_problem(const char *sentence)
     failed(&err);
 }
 
-/* Print the problems of the data set, a line each, then their number. A single problem stands alone. */
+/* Print the problems of the data set, a line each, then their number. A single problem stands alone. Files that
+ * cannot be read were told already. */
 static int failed_evaluation(const Evaluation *e, const Error *err)
 {
     for (int i = 0; i < e->problems.n && i < PROBLEMS_KEPT; i++)
         say_problem(e->problems.sentences[i] ? e->problems.sentences[i] : "not enough memory");
-    return e->problems.n == 1 ? EXIT_FAILURE : failed(err);
+    return e->problems.n == 1 && dataset_unreadable(&e->dataset) == 0 ? EXIT_FAILURE : failed(err);
 }
 
 /* "I/N" with 1 <= I <= N. */
@@ -177,13 +187,14 @@ static int parse_shard(const char *text, int *shard, int *n_shards)
 static const char *not_for_merge(const Args *args)
 {
     const SamladWeights *w = &args->weights;
-    return args->n_set > 0    ? args->set[0]->name
-           : args->bank       ? "bank"
-           : args->max_bank   ? "max-bank"
-           : args->shard      ? "shard"
-           : args->dataset    ? "dataset"
-           : !args->pictures  ? "no-pictures"
-           : !args->baselines ? "no-baselines"
+    return args->n_set > 0         ? args->set[0]->name
+           : args->bank            ? "bank"
+           : args->max_bank        ? "max-bank"
+           : args->shard           ? "shard"
+           : args->dataset         ? "dataset"
+           : !args->pictures       ? "no-pictures"
+           : !args->baselines      ? "no-baselines"
+           : args->skip_unreadable ? "skip-unreadable"
            : w->vit || w->sam || w->dcga || w->featup || args->no_featup
                ? "backbone, --sam, --featup or --dcga"
                : NULL;
@@ -223,6 +234,8 @@ static int make_request(Args *args, EvaluateRequest *request, Progress *progress
                 .layout = {.given = {args->normal, args->anomalous, args->masks},
                            .hold_out = args->hold_out,
                            .resize_masks = args->resize_masks}},
+        .skip_unreadable = args->skip_unreadable,
+        .complain = say_problem,
         .tell = warn,
         .plan = {.out = args->out,
                  .bank = args->bank,
@@ -307,8 +320,8 @@ static const char ABLATE_HELP[] =
     "                        nearest neighbours, no objects, structural only, logical only, k, layers,\n"
     "                        sizes.\n"
     "                        Plain baselines on the features of '' follow as rows of their own\n"
-    "  --dataset, --category, --max-bank, --normal, --anomalous, --masks, --resize-masks, --hold-out\n"
-    "                        as in samlad eval\n"
+    "  --dataset, --category, --max-bank, --normal, --anomalous, --masks, --resize-masks, --hold-out,\n"
+    "  --skip-unreadable     as in samlad eval\n"
     "  other options         the base that every row starts from\n";
 
 static int run_ablation(Args *args, Samlad *s, AblationTable *t, const EvaluateRequest *request, Error *err)
@@ -334,7 +347,7 @@ int command_ablate(Args *args)
     if (status)
         return status;
     request.plan.pictures = 0;
-    request.plan.with_masks = 1;
+    request.plan.fixed_tests = 1;
     AblationTable *table = calloc(1, sizeof *table);
     Samlad *s = table ? open_samlad(args, &err) : NULL;
     if (!s) {

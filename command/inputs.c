@@ -7,10 +7,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "command/messages.h"
 #include "eval/folders.h"
+#include "eval/readable.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/safetensors.h"
+#include "library/names.h"
 
 /* ---- the list ----------------------------------------------------------------------------------*/
 
@@ -38,7 +41,9 @@ void list_free(ImageList *list)
 {
     for (int i = 0; i < list->n; i++)
         free(list->paths[i]), free(list->names[i]);
-    free(list->paths), free(list->names);
+    for (int i = 0; i < list->n_unreadable; i++)
+        free(list->unreadable[i]);
+    free(list->paths), free(list->names), free(list->unreadable);
 }
 
 /* Add all images of a folder and of the folders in it, sorted. `below` is the path under the folder that
@@ -187,6 +192,64 @@ int list_drop_repeats(ImageList *list, int *n_dropped, Error *err)
     return 0;
 }
 
+/* ---- unreadable images -----------------------------------------------------------------------*/
+
+/* Move the names of images that have a reason to list->unreadable, which has room for all. */
+static void drop_unreadable(ImageList *list, char *const *reasons)
+{
+    int kept = 0;
+    for (int i = 0; i < list->n; i++)
+        if (reasons[i]) {
+            list->unreadable[list->n_unreadable++] = list->names[i];
+            free(list->paths[i]);
+        } else {
+            list->paths[kept] = list->paths[i];
+            list->names[kept++] = list->names[i];
+        }
+    list->n = kept;
+}
+
+/* Tell the reasons. A single one that ends the command is the command's one line. */
+static int tell_unreadable(const ImageList *list, char *const *reasons, int n, int skip, Error *err)
+{
+    static const char *const hint = "--skip-unreadable goes on without";
+    Error line;
+    for (int i = 0; i < list->n; i++)
+        if (reasons[i] && n == 1 && !skip)
+            return fail(err, "%s (%s it)", reasons[i], hint);
+        else if (reasons[i])
+            fail(&line, "%s", reasons[i]), failed(&line);
+    if (!skip)
+        return fail(err, "%d of %d images cannot be read, nothing was begun (%s them)", n, list->n, hint);
+    if (n == list->n)
+        return fail(err, "none of the images can be read");
+    fail(&line, "%d of %d images cannot be read and %s left out", n, list->n, n == 1 ? "is" : "are");
+    failed(&line);
+    return 0;
+}
+
+int list_check_readable(ImageList *list, int skip, Error *err)
+{
+    Progress progress = {0};
+    int n = 0, status = 0;
+    char **reasons = calloc((size_t)list->n + 1, sizeof *reasons);
+    list->unreadable = calloc((size_t)list->n + 1, sizeof *list->unreadable);
+    if (!reasons || !list->unreadable)
+        status = fail_memory(err, "the list of images", (unsigned long long)list->n * sizeof *reasons);
+    else
+        find_unreadable(reasons, (const char *const *)list->paths, list->n, show_progress, &progress);
+    for (int i = 0; i < list->n && !status; i++)
+        n += reasons[i] != NULL;
+    if (n)
+        status = tell_unreadable(list, reasons, n, skip, err);
+    if (n && !status)
+        drop_unreadable(list, reasons);
+    for (int i = 0; reasons && i < list->n + list->n_unreadable; i++)
+        free(reasons[i]);
+    free(reasons);
+    return status;
+}
+
 /* ---- refusals ---------------------------------------------------------------------------------*/
 
 /* The real path of the folder that `path` names or will lie in: parts that do not exist yet are left out.
@@ -278,13 +341,14 @@ int check_replaceable(const char *out, Error *err)
 }
 
 /* Length of a path without its ending. */
-int stem_length(const char *path)
+static int stem_length(const char *path)
 {
     const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
     return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
 }
 
-int output_length(const ImageList *list, int i)
+/* How many characters of the image's name the names of its outputs take. */
+static int output_length(const ImageList *list, int i)
 {
     return list->whole_names ? (int)strlen(list->names[i]) : stem_length(list->names[i]);
 }
@@ -326,6 +390,70 @@ int check_outputs(ImageList *list, const char *out, Error *err)
                       "%s/%.300s_heat.png: two images would write this file: give them in two calls, or "
                       "give a folder above both",
                       out, twin);
+    free(twin);
+    return status;
+}
+
+int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err)
+{
+    const int n = output_length(list, i);
+    if (snprintf(prefix, PATH_SIZE, "%s%s%.*s", out ? out : "", out ? "/" : "", n, list->names[i]) >=
+        PATH_SIZE - 32)
+        return fail(err, "%s: the path is too long", list->paths[i]);
+    char *last = out ? strrchr(prefix, '/') : NULL;
+    if (!last) /* beside the image: the folder is there. */
+        return 0;
+    *last = '\0';
+    int status = dir_make(prefix, err);
+    *last = '/';
+    return status;
+}
+
+/* Give the images new names [n], which are copied. */
+static int rename_images(ImageList *list, const char *const *names, Error *err)
+{
+    for (int i = 0; i < list->n; i++) {
+        char *name = strdup(names[i]);
+        if (!name)
+            return fail_memory(err, "the list of images", strlen(names[i]));
+        free(list->names[i]);
+        list->names[i] = name;
+    }
+    return 0;
+}
+
+int list_name_beside(ImageList *list, Error *err)
+{
+    return rename_images(list, (const char *const *)list->paths, err);
+}
+
+/* Real paths: names with ".." would leave the folder of the outputs. */
+static int name_by_folders(ImageList *list, Error *err)
+{
+    char **real = calloc((size_t)list->n + 1, sizeof *real);
+    const char **names = NULL;
+    int status = real ? 0 : fail_memory(err, "the list of images", (size_t)list->n * sizeof *real);
+    for (int i = 0; i < list->n && !status; i++)
+        if (!(real[i] = realpath(list->paths[i], NULL)))
+            status = fail(err, "%s: cannot be found: %s", list->paths[i], strerror(errno));
+    if (!status)
+        status = (names = names_apart((const char *const *)real, list->n, err)) ? 0 : -1;
+    if (!status)
+        status = rename_images(list, names, err);
+    for (int i = 0; real && i < list->n; i++)
+        free(real[i]);
+    free(real), free(names);
+    return status;
+}
+
+int list_name_apart(ImageList *list, Error *err)
+{
+    char *twin;
+    list->whole_names = 1;
+    int status = find_twins(&twin, list, err);
+    list->whole_names = 0;
+    if (!status && twin)
+        status = name_by_folders(list, err);
     free(twin);
     return status;
 }

@@ -12,6 +12,8 @@ typedef struct ImageList {
     int n, capacity;
     int whole_names; /* 1: outputs are named a.jpg_heat.png, because a.png is in the list too. */
     LeftOut left_out; /* files in the folders that are no pictures. */
+    char **unreadable; /* [n_unreadable] names of images that are left out. */
+    int n_unreadable;
 } ImageList;
 
 /* List the files, and all images in and below the folders, sorted. The pictures that `samlad segment`
@@ -24,6 +26,10 @@ void list_free(ImageList *list);
 /* Drop repeats: the same file again, under any name. *n_dropped: how many. 0 / -1 (memory). */
 int list_drop_repeats(ImageList *list, int *n_dropped, Error *err);
 
+/* Decode all images. Those that cannot be read are told on stderr, a line each. With `skip` they leave the list,
+ * else they are a failure. */
+int list_check_readable(ImageList *list, int skip, Error *err);
+
 /* Refuse an output folder among the images: pictures would replace some, and be inputs next time. */
 int check_apart(const Args *args, Error *err);
 /* Refuse an output that is one of the images, the bank or the weights: it would be overwritten. list may
@@ -34,10 +40,12 @@ int check_replaceable(const char *out, Error *err);
 /* Decide the names of the pictures: without endings, or with them when a.jpg and a.png are both there.
  * Refuse two images that would share a name even so (good/000.png and bad/000.png given as files). */
 int check_outputs(ImageList *list, const char *out, Error *err);
-/* How many characters of the image's name the names of its pictures take. */
-int output_length(const ImageList *list, int i);
-
-/* Length of a path without its ending. */
-int stem_length(const char *path);
+/* prefix = OUT/NAME of image i, without its ending, unless names need it. Makes the folder. */
+int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err);
+/* If two images have one name, as good/000.png and bad/000.png given as files, name all by their paths below their
+ * common folder. */
+int list_name_apart(ImageList *list, Error *err);
+/* Name the images by their whole paths: their outputs lie beside them. */
+int list_name_beside(ImageList *list, Error *err);
 
 #endif

@@ -205,7 +205,7 @@ static int do_setting(Samlad *s, const EvaluateRequest *r, AblationTable *t, Abl
 {
     char folder[128], out[RUN_PATH], scenes[RUN_PATH], results[RUN_PATH];
     int features;
-    RunPlan plan = r->plan; /* with masks, because the maps are removed when a setting is measured. */
+    RunPlan plan = r->plan; /* fixed tests, because the maps are removed when a setting is measured. */
     Evaluation *e = &t->evaluation;
     RunTimes times;
     folder_of(folder, a->changes);

@@ -88,8 +88,10 @@ void category_free(DatasetCategory *c)
         free(c->normal[i]);
     for (int i = 0; i < c->n_images; i++)
         image_drop(&c->images[i]);
+    for (int i = 0; i < c->n_unreadable; i++)
+        free(c->unreadable[i].name), free(c->unreadable[i].reason);
     path_list_free(&c->masks);
-    free(c->dir), free(c->config), free(c->normal), free(c->normal_sha256), free(c->images),
+    free(c->unreadable), free(c->dir), free(c->config), free(c->normal), free(c->normal_sha256), free(c->images),
         free(c->masks_dir);
 }
 

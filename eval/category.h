@@ -19,6 +19,11 @@ typedef struct DatasetImage {
     char masks_sha256[65]; /* of their files' checksums; "" unless dataset_check was asked for it. */
 } DatasetImage;
 
+/* A file that cannot be read, by its name in the category's folder, and the reason. */
+typedef struct Unreadable {
+    char *name, *reason;
+} Unreadable;
+
 typedef struct DatasetCategory {
     char name[128];
     char *dir, *config; /* config: defects_config.json, or NULL. */
@@ -31,6 +36,8 @@ typedef struct DatasetCategory {
     int resize_masks; /* 1: masks of another size are resized. */
     PathList masks;   /* mask files in the category's folders, until masks_assign hands them out. */
     LeftOut left_out; /* files beside the images that are no pictures. */
+    int n_unreadable; /* files that dataset_read has left out (readable.h). */
+    Unreadable *unreadable;
     char *masks_dir;  /* the folder of masks that was given, or NULL; all of `masks` lie in it then. */
 } DatasetCategory;
 

@@ -7,9 +7,45 @@
 #include <string.h>
 
 #include "eval/facts.h"
+#include "eval/readable.h"
+#include "eval/renew.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
+
+/* Tell every file that cannot be read. Without skip_unreadable they are problems. */
+static void tell_unreadable(const EvaluateRequest *r, const Dataset *d)
+{
+    const int n = dataset_unreadable(d);
+    Error err;
+    for (int i = 0; i < d->n; i++)
+        for (int k = 0; k < d->categories[i].n_unreadable; k++)
+            r->complain(d->categories[i].unreadable[k].reason);
+    if (n && r->skip_unreadable) {
+        fail(&err, "%s: %d file%s cannot be read and %s left out", d->root, n, n == 1 ? "" : "s",
+             n == 1 ? "is" : "are");
+        r->complain(err.message);
+    }
+}
+
+static int fail_problems(const EvaluateRequest *r, const Evaluation *e, Error *err)
+{
+    const int n_unreadable = r->skip_unreadable ? 0 : dataset_unreadable(&e->dataset),
+              n = e->problems.n + n_unreadable;
+    return n ? fail(err, "%s: %d problem%s in this data set, nothing was begun%s", e->dataset.root, n,
+                    n == 1 ? "" : "s",
+                    n_unreadable ? " (--skip-unreadable goes on without files that cannot be read)" : "")
+             : 0;
+}
+
+/* Leave out the files that the run of the request's folder has left out. */
+static int leave_out_again(const EvaluateRequest *r, Dataset *d, Error *err)
+{
+    for (int i = 0; i < d->n; i++)
+        if (run_leave_out(r->plan.out, &d->categories[i], err))
+            return -1;
+    return 0;
+}
 
 int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *result, Error *err)
 {
@@ -18,15 +54,18 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
         return -1;
     const DatasetLook look = {.with_bank = !r->plan.bank && !r->merging,
                               .n_contents = r->plan.max_bank > 0 ? r->plan.max_bank : INT_MAX,
-                              .with_masks = r->plan.with_masks,
+                              .with_masks = r->plan.fixed_tests,
                               .progress = r->plan.progress,
                               .user = r->plan.user};
+    if (r->merging ? leave_out_again(r, &result->dataset, err) : dataset_read(&result->dataset, &look, err))
+        return -1;
+    if (!r->merging)
+        tell_unreadable(r, &result->dataset);
     dataset_check(&result->dataset, &look, &result->problems);
     for (int i = 0; r->tell && i < result->dataset.notes.n; i++)
         r->tell(result->dataset.notes.sentences[i]);
-    if (result->problems.n)
-        return fail(err, "%s: %d problem%s in this data set, nothing was begun", data, result->problems.n,
-                    result->problems.n == 1 ? "" : "s");
+    if (fail_problems(r, result, err))
+        return -1;
     if (r->plan.bank && result->dataset.n > 1)
         return fail(err, "%s: %d categories, but one bank: choose one with --category", data,
                     result->dataset.n);
@@ -170,7 +209,8 @@ int evaluate_merge(const char *const *folders, int n, const char *out, const Eva
                    Evaluation *result, Error *err)
 {
     EvaluateRequest r = *request;
-    r.merging = 1;
+    r.merging = r.skip_unreadable = 1;
+    r.plan.out = out;
     *result = (Evaluation){0};
     Recalled *recalled = calloc(1, sizeof *recalled);
     if (!recalled)

@@ -19,6 +19,8 @@ typedef struct EvaluateRequest {
     const char *data;
     DatasetRequest set; /* what to list of it. */
     int merging;  /* 1: measure what is there; normal images are not needed. */
+    int skip_unreadable;                    /* 1: go on without the files that cannot be read. */
+    void (*complain)(const char *sentence); /* one of each such file. */
     RunPlan plan; /* out NULL: a temporary folder, removed at the end. */
     void (*tell)(const char *sentence); /* called for each note of the data set before the work; or NULL. */
 } EvaluateRequest;

@@ -56,6 +56,26 @@ static int is_place(const char *key)
     return strncmp(key, "data", 4) == 0 && (key[4] == '\0' || key[4] == '.');
 }
 
+int digest_line(Digest *d, const char *name, const char *detail, Error *err)
+{
+    size_t size = strlen(name) + strlen(detail) + 3;
+    if (d->n + size > d->capacity) {
+        size_t capacity = 2 * (d->n + size);
+        char *text = realloc(d->text, capacity);
+        if (!text)
+            return fail_memory(err, "a checksum", capacity);
+        d->text = text;
+        d->capacity = capacity;
+    }
+    d->n += (size_t)sprintf(d->text + d->n, "%s %s\n", name, detail);
+    return 0;
+}
+
+void digest_sha256(const Digest *d, char hex[65])
+{
+    sha256(d->text ? d->text : "", d->n, hex);
+}
+
 int facts_differ(const Facts *then, const Facts *today, int *in_then)
 {
     *in_then = 0;

@@ -3,6 +3,8 @@
 #ifndef SAMLAD_EVAL_FACTS_H
 #define SAMLAD_EVAL_FACTS_H
 
+#include <stddef.h>
+
 #include "io/error.h"
 #include "samlad.h"
 
@@ -18,6 +20,14 @@ void facts_describe(Facts *facts, const Samlad *s); /* the facts of samlad_descr
 int facts_read(Facts *facts, const char *path, Error *err);
 const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
 void facts_free(Facts *facts);
+/* One checksum over lines, one line a file. Start with zeros; free text. */
+typedef struct Digest {
+    char *text;
+    size_t n, capacity;
+} Digest;
+int digest_line(Digest *digest, const char *name, const char *detail, Error *err);
+void digest_sha256(const Digest *digest, char hex[65]);
+
 /* Index of the first fact that differs; -1: none. "data" and "data.*" do not count: images may move. The index is
  * into `today`, or into `then` when `today` lacks the fact (*in_then = 1). */
 int facts_differ(const Facts *then, const Facts *today, int *in_then);

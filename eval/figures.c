@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eval/renew.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
@@ -112,6 +113,7 @@ static int read_scores(float *scores, const char *out, const DatasetCategory *c,
         return -1;
     const Json *baselines = json_get(json, "baselines");
     const int n = baselines ? METHODS_MAX : 1;
+    const int is_of_image = run_is_of(json, image);
     int ok = 1;
     for (int m = 0; m < n; m++) {
         const Json *value = m ? json_get(baselines, method_name(m)) : json_get(json, "score");
@@ -119,6 +121,9 @@ static int read_scores(float *scores, const char *out, const DatasetCategory *c,
         scores[m] = ok ? (float)value->number : 0;
     }
     json_free(json);
+    if (!is_of_image)
+        return fail(err, "%s: this result is of another image than %s: run samlad eval again", path,
+                    image->path);
     return ok ? n : fail(err, "%s: there is no score in this record", path);
 }
 

@@ -10,6 +10,7 @@
 
 #include "eval/facts.h"
 #include "eval/maps.h"
+#include "eval/renew.h"
 #include "io/clock.h"
 #include "io/fail.h"
 #include "io/file.h"
@@ -29,23 +30,6 @@ static int join3(char path[RUN_PATH], const char *a, const char *b, const char *
     return snprintf(path, RUN_PATH, "%s/%s/%s%s", a, b, c, ending) < RUN_PATH - 128
                ? 0
                : fail(err, "%s/%s: the path is too long", a, b);
-}
-
-int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *c,
-             const DatasetImage *image, const char *ending, Error *err)
-{
-    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, image->stem,
-                    ending) < RUN_PATH - 128
-               ? 0
-               : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);
-}
-
-int run_baseline_path(char path[RUN_PATH], const char *out, Baseline baseline, const DatasetCategory *c,
-                      const DatasetImage *image, Error *err)
-{
-    char folder[64];
-    snprintf(folder, sizeof folder, "baselines/%s", baseline_names[baseline]);
-    return run_path(path, out, folder, c, image, ".tiff", err);
 }
 
 /* Make the folder of the file. */
@@ -114,27 +98,6 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     return status;
 }
 
-/* A checksum over lines, one line a file. */
-typedef struct Digest {
-    char *text;
-    size_t n, capacity;
-} Digest;
-
-static int digest_line(Digest *d, const char *name, const char *detail, Error *err)
-{
-    size_t size = strlen(name) + strlen(detail) + 3;
-    if (d->n + size > d->capacity) {
-        size_t capacity = 2 * (d->n + size);
-        char *text = realloc(d->text, capacity);
-        if (!text)
-            return fail_memory(err, "a checksum", capacity);
-        d->text = text;
-        d->capacity = capacity;
-    }
-    d->n += (size_t)sprintf(d->text + d->n, "%s %s\n", name, detail);
-    return 0;
-}
-
 static const char *base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -155,19 +118,6 @@ static int digest_normal(Digest *d, const DatasetCategory *c, int n, Error *err)
     return 0;
 }
 
-/* Kinds, names and contents of the test images. Masks are left out: no record depends on them. */
-static int digest_tests(Digest *d, const DatasetCategory *c, Error *err)
-{
-    for (int i = 0; i < c->n_images; i++) {
-        const DatasetImage *image = &c->images[i];
-        char detail[128];
-        snprintf(detail, sizeof detail, "%.40s %s", image->kind, image->sha256);
-        if (digest_line(d, image->name, detail, err))
-            return -1;
-    }
-    return 0;
-}
-
 static int digest_masks(Digest *d, const DatasetCategory *c, Error *err)
 {
     for (int i = 0; i < c->n_images; i++)
@@ -180,7 +130,7 @@ static int add_digest(Facts *facts, const char *key, Digest *d, int status)
 {
     char sha[65];
     if (!status) {
-        sha256(d->text ? d->text : "", d->n, sha);
+        digest_sha256(d, sha);
         facts_add(facts, key, sha);
     }
     free(d->text);
@@ -190,23 +140,21 @@ static int add_digest(Facts *facts, const char *key, Digest *d, int status)
 static int settle_category(const Samlad *s, const DatasetCategory *c, const RunPlan *plan, Error *err)
 {
     Facts facts = {0};
-    Digest normal = {0}, tests = {0}, masks = {0};
-    char path[RUN_PATH];
+    Digest normal = {0}, masks = {0};
+    char path[RUN_PATH], tests[65];
     int n = plan->bank ? 0 : count_normal(c, plan);
     facts_add_int(&facts, "normal.count", plan->bank ? samlad_bank_size(s) : n);
     int status = add_digest(&facts, "normal.sha256", &normal, digest_normal(&normal, c, n, err));
-    facts_add_int(&facts, "test.count", c->n_images);
-    if (!status)
-        status = add_digest(&facts, "test.sha256", &tests, digest_tests(&tests, c, err));
-    if (!status && plan->with_masks)
-        status = add_digest(&facts, "masks.sha256", &masks, digest_masks(&masks, c, err));
+    if (!status && plan->fixed_tests) {
+        status = tests_sha256(tests, c, err) ||
+                 add_digest(&facts, "masks.sha256", &masks, digest_masks(&masks, c, err));
+        facts_add(&facts, "test.sha256", status ? "" : tests);
+    }
     if (!status)
         status = join3(path, plan->out, "categories", c->name, ".json", err) || make_parent(path, err) ||
-                         facts_settle(&facts, path, err)
-                     ? -1
-                     : 0;
+                 facts_settle(&facts, path, err);
     facts_free(&facts);
-    return status;
+    return status ? -1 : 0;
 }
 
 int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
@@ -217,27 +165,6 @@ int run_settle(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
         if (settle_category(s, &d->categories[i], plan, err))
             return -1;
     return 0;
-}
-
-int run_same_images(const char *out, const DatasetCategory *c, Error *err)
-{
-    Facts then;
-    Digest tests = {0};
-    char path[RUN_PATH], sha[65];
-    if (join3(path, out, "categories", c->name, ".json", err))
-        return -1;
-    if (!file_exists(path))
-        return fail(err, "%s: the run has not done this category", path);
-    int status = facts_read(&then, path, err) || digest_tests(&tests, c, err) ? -1 : 0;
-    if (!status) {
-        sha256(tests.text ? tests.text : "", tests.n, sha);
-        const char *was = facts_get(&then, "test.sha256");
-        if (!was || strcmp(was, sha) != 0)
-            status = fail(err, "%s: the test images in %s are not those of this run", path, c->dir);
-    }
-    free(tests.text);
-    facts_free(&then);
-    return status;
 }
 
 /* ================================================================================================
@@ -481,6 +408,7 @@ static int write_results(const Job *job, const Samlad *s, const Judged *j, const
     snprintf(name, sizeof name, "%s/test/%s/%s", c->name, image->kind, image->name);
     json_open(&w, '{');
     report_members(&w, s, &j->result, name);
+    json_key(&w, "sha256"), json_string(&w, image->sha256);
     if (job->plan->baselines)
         json_baselines(&w, &j->baselines);
     json_close(&w, '}');
@@ -597,13 +525,15 @@ static int list_left(const Job *job, int **left, int *n_left)
     return 0;
 }
 
-/* job->later = the number of test images to do in all categories. */
-static int count_left(Job *job, const Dataset *d)
+/* Remove the results of other test images. job->later = the number of test images to do in all categories. */
+static int find_left(Job *job, const Dataset *d)
 {
     for (int i = 0; i < d->n; i++) {
         int *left = NULL, n_left = 0;
         job->category = &d->categories[i];
-        int status = list_left(job, &left, &n_left);
+        int status =
+            run_renew(job->plan->out, job->plan->shard, job->plan->n_shards, job->category, job->err) ||
+            list_left(job, &left, &n_left);
         free(left);
         if (status)
             return -1;
@@ -615,7 +545,7 @@ static int count_left(Job *job, const Dataset *d)
 static int do_category(Job *job)
 {
     int *left = NULL, n_left = 0;
-    if (settle_category(job->s, job->category, job->plan, job->err) || list_left(job, &left, &n_left)) {
+    if (list_left(job, &left, &n_left)) {
         free(left);
         return -1;
     }
@@ -640,10 +570,10 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
     *times = (RunTimes){0};
     if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank. */
         return -1;
-    if (dir_make(plan->out, err) || dir_sweep(plan->out, err) || settle_run(s, d, plan, err))
+    if (run_settle(s, d, plan, err)) /* all refusals come before the first change. */
         return -1;
     Job job = {.s = s, .plan = plan, .times = times, .err = err};
-    if (count_left(&job, d))
+    if (find_left(&job, d))
         return -1;
     for (int i = 0; i < d->n; i++) {
         /* each shard begins with another category, so that the banks are made in parallel. */
@@ -710,9 +640,9 @@ static int merge_folder(const char *from, const char *to, int must_agree, int de
 static int merge_one(const char *out, const char *from, Error *err)
 {
     /* records last: a record tells that the map is there. */
-    static const char *const folders[] = {"categories",   "banks",     "pictures",
+    static const char *const folders[] = {"categories",   "tests",     "banks",  "pictures",
                                           "anomaly_maps", "baselines", "records"};
-    static const int must_agree[] = {1, 1, 0, 0, 0, 1};
+    static const int must_agree[] = {1, 1, 1, 0, 0, 0, 1};
     char a[RUN_PATH], b[RUN_PATH];
     Facts facts;
     if (snprintf(a, sizeof a, "%s/run.json", from) >= RUN_PATH - 128 ||

@@ -269,6 +269,15 @@ static void json_held_out(JsonWriter *w, const DatasetCategory *c)
     json_close(w, ']');
 }
 
+/* The files that are left out. */
+static void json_unreadable(JsonWriter *w, const DatasetCategory *c)
+{
+    json_key(w, "unreadable"), json_open(w, '[');
+    for (int i = 0; i < c->n_unreadable; i++)
+        json_string(w, c->unreadable[i].name);
+    json_close(w, ']');
+}
+
 /* c: NULL for the mean. */
 static void json_category(JsonWriter *w, const CategoryFigures *f, const DatasetCategory *c)
 {
@@ -277,8 +286,10 @@ static void json_category(JsonWriter *w, const CategoryFigures *f, const Dataset
     json_key(w, "bank_images"), json_int(w, f->n_bank);
     json_key(w, "good_images"), json_int(w, f->n_good);
     json_key(w, "test_images"), json_int(w, f->n_images);
-    if (c)
+    if (c) {
         json_held_out(w, c);
+        json_unreadable(w, c);
+    }
     json_figures(w, "figures", &f->methods[0]);
     if (f->n_methods > 1)
         json_key(w, "baselines"), json_open(w, '{');
@@ -403,6 +414,22 @@ static void markdown_row(OutFile *out, const CategoryFigures *c, const Figures *
     put_text(out, "\n");
 }
 
+/* Name the files that are left out. */
+static void markdown_unreadable(OutFile *out, const DatasetCategory *c)
+{
+    if (c->n_unreadable == 0)
+        return;
+    put_text(out, "\n");
+    put_markdown(out, c->name);
+    put_text(out, ": %d file%s could not be read and %s left out:", c->n_unreadable,
+             c->n_unreadable == 1 ? "" : "s", c->n_unreadable == 1 ? "is" : "are");
+    for (int i = 0; i < c->n_unreadable; i++) {
+        put_text(out, i ? ", " : " ");
+        put_markdown(out, c->unreadable[i].name);
+    }
+    put_text(out, ".\n");
+}
+
 static int write_markdown(const char *path, const CategoryFigures *categories, const CategoryFigures *mean,
                           const Dataset *d, Error *err)
 {
@@ -425,6 +452,8 @@ static int write_markdown(const char *path, const CategoryFigures *categories, c
         markdown_row(&out, &categories[i], columns);
     if (d->n > 1)
         markdown_row(&out, mean, columns);
+    for (int i = 0; i < d->n; i++)
+        markdown_unreadable(&out, &d->categories[i]);
     markdown_baselines(&out, categories, mean, d);
     if (d->kind != DATASET_FOLDER)
         paper_table(&out, mean, d);

@@ -127,18 +127,55 @@ void rle_free(Rle *rle)
     memset(rle, 0, sizeof *rle);
 }
 
-void rle_json(const Rle *rle, JsonWriter *w)
+static void json_size(const Rle *rle, JsonWriter *w)
 {
-    json_open(w, '{');
     json_key(w, "size");
     json_open(w, '[');
     json_int(w, rle->height);
     json_int(w, rle->width);
     json_close(w, ']');
+}
+
+void rle_json(const Rle *rle, JsonWriter *w)
+{
+    json_open(w, '{');
+    json_size(rle, w);
     json_key(w, "counts");
     json_open(w, '[');
     for (size_t i = 0; i < rle->n_counts; i++)
         json_int(w, rle->counts[i]);
     json_close(w, ']');
     json_close(w, '}');
+}
+
+/* Five bits a character, the lowest first, from '0' on; 32 says that more follow. The fifth bit of the last is the
+ * sign. From the fourth count on, the difference from the last but one is coded: runs of one value are alike. */
+char *rle_string(const Rle *rle)
+{
+    enum { MOST = 7 }; /* characters of a difference of two 32-bit counts: 33 bits. */
+    char *text = malloc(rle->n_counts * MOST + 1), *at = text;
+    for (size_t i = 0; text && i < rle->n_counts; i++) {
+        int64_t x = i > 2 ? (int64_t)rle->counts[i] - rle->counts[i - 2] : rle->counts[i];
+        int more = 1;
+        while (more) {
+            const int bits = (int)(x & 31);
+            x = (x - bits) / 32;
+            more = bits & 16 ? x != -1 : x != 0;
+            *at++ = (char)('0' + bits + (more ? 32 : 0));
+        }
+    }
+    if (text)
+        *at = '\0';
+    return text;
+}
+
+void rle_json_compressed(const Rle *rle, JsonWriter *w)
+{
+    char *text = rle_string(rle);
+    json_open(w, '{');
+    json_size(rle, w);
+    json_key(w, "counts"), json_string(w, text ? text : "");
+    json_close(w, '}');
+    w->failed |= !text;
+    free(text);
 }

@@ -1,5 +1,5 @@
-/* io/rle.h - COCO's uncompressed run-length encoding of binary masks (column-major, begins with zeros). It
- * is the output of mask_to_rle_pytorch in segment_anything/utils/amg.py. */
+/* io/rle.h - COCO's run-length encoding of binary masks (column-major, begins with zeros): uncompressed, the output
+ * of mask_to_rle_pytorch in segment_anything/utils/amg.py, and compressed, that of coco_encode_rle there. */
 #ifndef SAMLAD_IO_RLE_H
 #define SAMLAD_IO_RLE_H
 
@@ -24,5 +24,9 @@ void rle_decode(uint8_t *mask /* [height][width] 0/1 */, const Rle *rle);
 int64_t rle_area(const Rle *rle);
 void rle_free(Rle *rle);
 void rle_json(const Rle *rle, JsonWriter *w); /* {"size":[h,w],"counts":[...]} */
+/* The counts as pycocotools' string (rleToString of maskApi.c). malloc'd; NULL: no memory. */
+char *rle_string(const Rle *rle);
+/* {"size":[h,w],"counts":"..."}: pycocotools.mask.decode reads it. */
+void rle_json_compressed(const Rle *rle, JsonWriter *w);
 
 #endif

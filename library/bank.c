@@ -1,5 +1,7 @@
 /* bank.c - the handle's bank: building, saving, loading, calibrating it again. See samlad.h. */
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "algorithm.h"
@@ -80,6 +82,25 @@ int samlad_bank_from_scenes(Samlad *s, const char *const *scenes, const char *co
 /* ================================================================================================
  * Files
  * ============================================================================================== */
+
+int samlad_bank_note_unreadable(Samlad *s, const char *const *names, int n, Error *err)
+{
+    size_t size = 32, at;
+    for (int i = 0; i < n; i++)
+        size += strlen(names[i]) + 2;
+    char *text = malloc(size);
+    if (!s->has_bank || !text) {
+        free(text);
+        return !s->has_bank ? fail(err, "there is no bank to note unreadable images in")
+                            : fail_memory(err, "the names of unreadable images", size);
+    }
+    at = (size_t)snprintf(text, size, "%d:", n);
+    for (int i = 0; i < n; i++)
+        at += (size_t)snprintf(text + at, size - at, "%s %s", i ? "," : "", names[i]);
+    free(s->bank.unreadable);
+    s->bank.unreadable = text;
+    return 0;
+}
 
 int samlad_bank_save(const Samlad *s, const char *path, Error *err)
 {

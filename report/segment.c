@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "io/fail.h"
+#include "io/file.h"
 #include "io/image.h"
 #include "io/json.h"
 #include "report/bitmap.h"
@@ -194,10 +195,16 @@ static int write_overlay(const char *path, const AmgMasks *masks, const SegmentR
  * Files
  * ============================================================================================== */
 
-static void json_mask(JsonWriter *w, const AmgMask *m)
+const char *const masks_form_names[MASKS_FORMS] = {"uncompressed_rle", "coco_rle", "binary_mask"};
+
+static void json_mask(JsonWriter *w, const AmgMask *m, MasksForm form)
 {
     json_open(w, '{');
-    json_key(w, "segmentation"), rle_json(&m->segmentation, w);
+    json_key(w, "segmentation");
+    if (form == MASKS_COCO_RLE)
+        rle_json_compressed(&m->segmentation, w);
+    else
+        rle_json(&m->segmentation, w);
     json_key(w, "area"), json_int(w, m->area);
     json_floats(w, "bbox", m->bbox, 4);
     json_key(w, "predicted_iou"), json_float(w, m->predicted_iou);
@@ -210,34 +217,103 @@ static void json_mask(JsonWriter *w, const AmgMask *m)
     json_close(w, '}');
 }
 
-static int write_json(const AmgMasks *masks, const char *path, Error *err)
+static int write_json(const AmgMasks *masks, MasksForm form, const char *prefix, Error *err)
 {
     JsonWriter w;
+    char path[4096];
+    snprintf(path, sizeof path, "%s_masks.json", prefix);
     json_begin(&w);
     json_open(&w, '[');
     for (size_t i = 0; i < masks->n; i++)
-        json_mask(&w, &masks->masks[i]);
+        json_mask(&w, &masks->masks[i], form);
     json_close(&w, ']');
     int status = w.failed ? fail_memory(err, "the masks' JSON", w.length) : json_save(&w, path, err);
     json_end(&w);
     return status;
 }
 
-int segment_write(const char *prefix, const AmgMasks *masks, const SegmentRequest *request,
+/* The mask as a grey picture, 0 and 255. */
+static int write_binary(const Rle *rle, const char *path, Error *err)
+{
+    const size_t n_pixels = (size_t)rle->height * (size_t)rle->width;
+    uint8_t *mask = aligned_array(n_pixels, 1);
+    if (!mask)
+        return fail_memory(err, "a mask's picture", n_pixels);
+    rle_decode(mask, rle);
+    for (size_t p = 0; p < n_pixels; p++)
+        mask[p] = mask[p] ? 255 : 0;
+    int status = png_write(path, mask, rle->width, rle->height, 1, 8, err);
+    free(mask);
+    return status;
+}
+
+/* A row of write_masks_to_folder's table, with all digits of Python's text. The writer of JSON puts the commas. */
+static int put_row(OutFile *out, size_t id, const AmgMask *m, Error *err)
+{
+    JsonWriter w;
+    json_begin(&w);
+    json_int(&w, (long long)id), json_int(&w, m->area);
+    for (int i = 0; i < 4; i++)
+        json_float(&w, m->bbox[i]);
+    json_number(&w, m->point[0]), json_number(&w, m->point[1]);
+    json_number(&w, (double)m->predicted_iou), json_number(&w, (double)m->stability_score);
+    for (int i = 0; i < 4; i++)
+        json_float(&w, m->crop_box[i]);
+    int status = w.failed ? fail_memory(err, "the masks' table", w.length) : 0;
+    if (!status)
+        out_put(out, "\n", 1), out_put(out, w.text, w.length);
+    json_end(&w);
+    return status;
+}
+
+static int write_table(const AmgMasks *masks, const char *prefix, Error *err)
+{
+    static const char header[] =
+        "id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,stability_score,"
+        "crop_box_x0,crop_box_y0,crop_box_w,crop_box_h";
+    OutFile out;
+    char path[4096];
+    int status = 0;
+    snprintf(path, sizeof path, "%s/metadata.csv", prefix);
+    if (out_open(&out, path, err))
+        return -1;
+    out_put(&out, header, sizeof header - 1);
+    for (size_t i = 0; i < masks->n && !status; i++)
+        status = put_row(&out, i, &masks->masks[i], err);
+    if (status)
+        out_drop(&out);
+    return status ? status : out_commit(&out, err);
+}
+
+/* The folder of scripts/amg.py:write_masks_to_folder. */
+static int write_folder(const AmgMasks *masks, const char *prefix, Error *err)
+{
+    char path[4096];
+    if (dir_make(prefix, err))
+        return -1;
+    for (size_t i = 0; i < masks->n; i++) {
+        snprintf(path, sizeof path, "%s/%zu.png", prefix, i);
+        if (write_binary(&masks->masks[i].segmentation, path, err))
+            return -1;
+    }
+    return write_table(masks, prefix, err);
+}
+
+int segment_write(const char *prefix, const AmgMasks *masks, MasksForm form, const SegmentRequest *request,
                   const Picture *picture, Error *err)
 {
-    char json[4096], png[4096], overlay[4096];
+    char png[4096], overlay[4096];
     const size_t n_pixels = (size_t)picture->height * (size_t)picture->width;
-    if (snprintf(overlay, sizeof overlay, "%s_masks_overlay.png", prefix) >= (int)sizeof overlay ||
-        snprintf(json, sizeof json, "%s_masks.json", prefix) < 0 ||
+    if (snprintf(overlay, sizeof overlay, "%s_masks_overlay.png", prefix) >= (int)sizeof overlay - 16 ||
         snprintf(png, sizeof png, "%s_masks.png", prefix) < 0)
         return fail(err, "%s: the path is too long", prefix);
     Labels labels = {picture->width, picture->height, aligned_array(n_pixels, sizeof *labels.of)};
     if (!labels.of)
         return fail_memory(err, "the masks' picture", n_pixels * sizeof *labels.of);
-    int status = write_json(masks, json, err) || paint_masks(&labels, masks, err) ||
-                 write_indexed(&labels, png, err) ||
-                 write_overlay(overlay, masks, request, picture->rgb, &labels, err);
+    int status =
+        (form == MASKS_BINARY ? write_folder(masks, prefix, err) : write_json(masks, form, prefix, err)) ||
+        paint_masks(&labels, masks, err) || write_indexed(&labels, png, err) ||
+        write_overlay(overlay, masks, request, picture->rgb, &labels, err);
     free(labels.of);
     return status ? -1 : 0;
 }

@@ -622,7 +622,21 @@ static void test_large_picture(void)
     model_close(&model);
 }
 
-/* Pictures with fewer pixels than crops: crops beyond the picture are left out, without an error. */
+/* The number of masks with the box of an earlier one. */
+static size_t count_twins(const AmgMasks *masks)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < masks->n; i++)
+        for (size_t k = 0; k < i; k++)
+            if (memcmp(masks->masks[i].bbox, masks->masks[k].bbox, sizeof masks->masks[i].bbox) == 0) {
+                n++;
+                break;
+            }
+    return n;
+}
+
+/* Pictures with fewer pixels than crops: crops beyond the picture are left out, without an error. Boxes of one
+ * pixel or one line have no area, but equal ones are suppressed as others are. */
 static void test_small_pictures(void)
 {
     static const int sizes[][2] = {{1, 1}, {1, 9}, {9, 1}, {3, 3}};
@@ -642,6 +656,9 @@ static void test_small_pictures(void)
             CHECK(crop[2] >= 1 && crop[3] >= 1 && crop[0] + crop[2] <= (float)w &&
                   crop[1] + crop[3] <= (float)h);
         }
+        CHECK_MSG(count_twins(&masks) == 0, "%dx%d: %zu of %zu masks are twins", w, h, count_twins(&masks),
+                  masks.n);
+        CHECK(masks.n >= 1 && (h * w > 1 || masks.n == 1));
         amg_masks_free(&masks);
     }
     model_close(&model);

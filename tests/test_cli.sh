@@ -87,7 +87,8 @@ expect 2 "detect without an image" "$bin" detect --bank x.bank
 expect 2 "detect with a method option" "$bin" detect --bank x.bank x.ppm --k 3
 says "setting of the bank"
 expect 2 "segment without an image" "$bin" segment
-expect 2 "segment of two" "$bin" segment a.ppm b.ppm
+expect 2 "masks of another form" "$bin" segment a.ppm --output-mode rle
+expect 2 "a folder of masks beside the image" "$bin" segment a.ppm --output-mode binary_mask
 expect 2 "info of nothing" "$bin" info
 expect 2 "synth of nothing" "$bin" synth
 expect 2 "synth of what?" "$bin" synth cups out
@@ -413,9 +414,10 @@ expect 1 "a dump over the image" "$bin" detect --bank n.bank kept.ppm --dump kep
 cp n.bank kept.bank
 expect 1 "a dump over the bank" "$bin" detect --bank kept.bank kept.ppm --dump ./kept.bank $weights
 cp good/0.ppm kept_masks.png
-expect 1 "masks over the image" "$bin" segment kept_masks.png --sam "$sam" -o kept
-expect 1 "masks into a folder that is not there" "$bin" segment kept.ppm --sam "$sam" -o kept2 --dump nowhere/x
-gone kept_masks.json kept2_masks.json kept2_masks.png
+expect 1 "masks over the image" "$bin" segment kept.ppm kept_masks.png --sam "$sam"
+says "kept_masks.png is an input and would be overwritten"
+expect 1 "a dump into a folder that is not there" "$bin" segment kept.ppm --sam "$sam" -o kept2 --dump nowhere/x
+gone kept_masks.json kept2/kept_masks.json kept2/kept_masks.png
 if cmp -s good/0.ppm kept.ppm && cmp -s n.bank kept.bank && cmp -s good/0.ppm kept_masks.png; then ok; else bad "an input was written over"; fi
 rm kept.ppm kept.bank kept_masks.png
 # closed streams: no file gets their place
@@ -536,7 +538,7 @@ expect 0 "automatic masks" "$bin" segment good/0.ppm --sam "$sam" --points 3 --p
 there good/0_masks.png good/0_masks.json good/0_masks_overlay.png
 expect 0 "a point" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 50,2,0 -o p --dump p.safetensors
 says "2 masks"
-there p_masks.png p_masks.json p_masks_overlay.png p.safetensors
+there p/1_masks.png p/1_masks.json p/1_masks_overlay.png p.safetensors
 mkdir segmented # the pictures of segment are no images of the folder
 cp good/0.ppm segmented
 expect 0 "beside the image" "$bin" segment segmented/0.ppm --sam "$sam" --point 14,12
@@ -549,16 +551,16 @@ rm -r segmented segmented.bank
 expect 1 "a point outside" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --point 57,2 -o outside
 says "outside the image of 56x48"
 expect 1 "a box outside" "$bin" segment good/1.ppm --sam "$sam" --box=-9,-9,0,20 -o outside
-gone outside_masks.png
+gone outside/1_masks.png
 expect 0 "a point in bf16" "$bin" segment good/1.ppm --sam "$sam" --point 14,12 --precision bf16 -o h --dump h.safetensors
 if cmp -s p.safetensors h.safetensors; then bad "bf16 changes nothing"; else ok; fi
 expect 2 "another precision" "$bin" segment good/1.ppm --precision fp16
 expect 0 "a box, one mask" "$bin" segment good/1.ppm --sam "$sam" --box 8,6,20,18 --single -o b
 says ": 1 mask in .*_masks.png, _masks.json, _masks_overlay.png$"
 expect 0 "a box far beyond the picture" "$bin" segment good/0.ppm --sam "$sam" --box -1e30,3,1e30,3e38 -o far
-there far_masks_overlay.png
+there far/0_masks_overlay.png
 if command -v python3 >/dev/null 2>&1; then
-    python3 - good/0_masks.json p_masks.json b_masks.json >err 2>&1 <<'PYTHON' && ok || bad "masks' JSON"
+    python3 - good/0_masks.json p/1_masks.json b/1_masks.json >err 2>&1 <<'PYTHON' && ok || bad "masks' JSON"
 import json, sys
 for path in sys.argv[1:]:
     masks = json.load(open(path))
@@ -572,7 +574,7 @@ PYTHON
 else
     skipped=$((skipped + 1))
 fi
-expect 1 "masks cannot be written" "$bin" segment good/1.ppm --sam "$sam" --point 1,1 -o nowhere/p
+expect 1 "masks cannot be written" "$bin" segment good/1.ppm --sam "$sam" --point 1,1 -o good/0.ppm/p
 for size in "1 1" "1 300"; do
     picture $size 0 >tiny.ppm
     expect 0 "segment $size" "$bin" segment tiny.ppm --sam "$sam" --point 0,0

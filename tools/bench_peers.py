@@ -356,7 +356,8 @@ class Samlad:
                         "--backbone" if work == "dinov2_s.518" else "--sam", weights]
         self.segment = [arguments.samlad, "segment", "--sam", weights, "--points", str(POINTS_PER_SIDE),
                         "-o", os.path.join(folder, "samlad"), image]
-        self.records = os.path.join(folder, "samlad_masks.json")
+        stem = os.path.splitext(os.path.basename(image))[0]
+        self.records = os.path.join(folder, "samlad", stem + "_masks.json")
 
     def run(self):
         answer = subprocess.run(self.command + self.thresholds() + ["--dump", self.dump], check=True,

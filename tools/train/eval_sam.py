@@ -95,8 +95,8 @@ class SamladGenerator:
         from segment_anything.utils.amg import rle_to_mask
         with tempfile.TemporaryDirectory() as folder:
             Image.fromarray(rgb).save(f"{folder}/scene.png")
-            subprocess.run([*self.command, f"{folder}/scene.png", "-o", f"{folder}/scene"], check=True, stdout=subprocess.DEVNULL)
-            with open(f"{folder}/scene_masks.json") as file:
+            subprocess.run([*self.command, f"{folder}/scene.png", "-o", f"{folder}/masks"], check=True, stdout=subprocess.DEVNULL)
+            with open(f"{folder}/masks/scene_masks.json") as file:
                 return [{"segmentation": rle_to_mask(m["segmentation"])} for m in json.load(file)]
 
 
