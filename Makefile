@@ -156,8 +156,8 @@ clean:
 .PHONY: vit sam-lib examples
 
 PART_SRC = $(wildcard io/*.c) tensor.c $(if $(FAST),$(filter-out fast/featup_% fast/sam_% fast/amm_%,$(wildcard fast/*.c)))
-VIT_SRC  = $(PART_SRC) load/vit_load.c vit.c
-SAM_SRC  = $(PART_SRC) $(wildcard load/sam_*.c load/amg_*.c encoders/*.c) sam.c amg.c $(if $(FAST),$(wildcard fast/sam_*.c))
+VIT_SRC  = $(PART_SRC) $(wildcard load/foreign*.c) load/vit_load.c vit.c
+SAM_SRC  = $(PART_SRC) $(wildcard load/foreign*.c load/sam_*.c load/amg_*.c encoders/*.c) sam.c amg.c $(if $(FAST),$(wildcard fast/sam_*.c))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c))
 
 $(BUILD)/libvit.a: $(VIT_SRC:%.c=$(BUILD)/%.o)

@@ -418,10 +418,10 @@ static void block_forward(const Sam *sam, SamState *s, const SamBlock *b)
 {
     const SamWeights *w = &sam->weights;
     const int dim = w->config.embed_dim, n = w->n_positions;
-    layer_norm(s->normed, s->x, b->norm1.weight, b->norm1.bias, n, dim, SAM_IMAGE_ENCODER_EPS);
+    layer_norm(s->normed, s->x, b->norm1.weight, b->norm1.bias, n, dim, w->config.encoder_eps);
     attn(sam, s, b);
     add_layer_norm(s->normed, s->x, s->branch, NULL, b->norm2.weight, b->norm2.bias, n, dim,
-                   SAM_IMAGE_ENCODER_EPS);
+                   w->config.encoder_eps);
     mlp_block_gelu(w, s, b);
     add(s->x, s->branch, (size_t)n * dim);
 }
@@ -674,7 +674,14 @@ static void prompt_encoder(const SamWeights *w, DecoderState *s, const SamImage 
 
 void sam_transformer_norm(const SamWeights *weights, float *x, const Norm *norm, int rows)
 {
-    layer_norm(x, x, norm->weight, norm->bias, rows, weights->config.out_chans, SAM_TRANSFORMER_EPS);
+    layer_norm(x, x, norm->weight, norm->bias, rows, weights->config.out_chans,
+               weights->config.decoder_eps);
+}
+
+void sam_final_norm(const SamWeights *weights, float *x, int rows)
+{
+    const Norm *norm = &weights->mask_decoder.transformer.norm_final_attn;
+    layer_norm(x, x, norm->weight, norm->bias, rows, weights->config.out_chans, SAM_FINAL_NORM_EPS);
 }
 
 float sam_attention_scale(const SamWeights *weights, const SamAttention *a)
@@ -756,7 +763,7 @@ static void two_way_transformer(const Sam *sam, DecoderState *s)
     attention_forward(w, s, &w->mask_decoder.transformer.final_attn_token_to_image, s->queries_pe,
                       s->n_tokens, s->keys_pe, s->keys, w->n_positions);
     add(s->queries, s->attn_out, n_queries);
-    sam_transformer_norm(w, s->queries, &w->mask_decoder.transformer.norm_final_attn, s->n_tokens);
+    sam_final_norm(w, s->queries, s->n_tokens);
 }
 
 /* ---- MaskDecoder (mask_decoder.py) ------------------------------------------------------------*/

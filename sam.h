@@ -11,9 +11,8 @@
 #include "load/sam_load.h"
 #include "tensor.h"
 
-#define SAM_IMAGE_ENCODER_EPS 1e-6f /* LayerNorm in ImageEncoderViT's blocks */
 #define SAM_LAYER_NORM_2D_EPS 1e-6f /* LayerNorm2d: neck, mask_downscaling, output_upscaling */
-#define SAM_TRANSFORMER_EPS   1e-5f /* LayerNorm in TwoWayTransformer (PyTorch's default) */
+#define SAM_FINAL_NORM_EPS    1e-5f /* norm_final_attn of TwoWayTransformer (PyTorch's default) */
 
 typedef struct Sam {
     SamWeights weights;
@@ -101,6 +100,8 @@ void sam_output_tokens(const SamWeights *weights, float *out);
 float sam_attention_scale(const SamWeights *weights, const SamAttention *attention);
 /* One of the transformer's norms on x [rows][out_chans], in place. */
 void sam_transformer_norm(const SamWeights *weights, float *x, const Norm *norm, int rows);
+/* The same with norm_final_attn, which has an eps of its own. */
+void sam_final_norm(const SamWeights *weights, float *x, int rows);
 
 /* ---- many prompts on one image -----------------------------------------------------------------
  * Automatic mask generation calls these functions. sam.c defines them plainly: the official order, one prompt

@@ -30,6 +30,7 @@
 #include "command/messages.h"
 #include "featup.h"
 #include "io/image.h"
+#include "load/foreign.h"
 #include "io/json.h"
 #include "sam.h"
 #include "tensor.h"
@@ -341,7 +342,7 @@ static const SamSizes SMALL_ENCODER = {64, 1, 1, ""};
 static int open_sam(Work *work, const SamSizes *sizes, int blank, Error *err)
 {
     if (work->options->sam)
-        work->file = st_open(work->options->sam, err);
+        work->file = weights_open(work->options->sam, err);
     else if (sizes ? bench_model_sam(&work->model, sizes, blank, err)
                    : bench_model_mobile_sam(&work->model, err))
         return -1;
@@ -531,7 +532,7 @@ static int prepare_vit(Work *work, Error *err)
 {
     const int size = work->size;
     if (work->options->backbone)
-        work->file = st_open(work->options->backbone, err);
+        work->file = weights_open(work->options->backbone, err);
     else if (bench_model_dinov2_s(&work->model, err))
         return -1;
     Safetensors *weights = work->file ? work->file : work->model.weights;

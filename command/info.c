@@ -6,6 +6,8 @@
 #include "command/commands.h"
 #include "command/messages.h"
 #include "io/safetensors.h"
+#include "io/shards.h"
+#include "load/foreign.h"
 #include "report/report.h"
 #include "sam.h"
 #include "vit.h"
@@ -88,12 +90,13 @@ static int check_model(Safetensors *st, const char *model, Error *err)
 /* Print the contents first: they help to find out why a model cannot be opened. */
 static int info_one(const char *path, Error *err)
 {
-    Safetensors *st = st_open(path, err);
+    Safetensors *file = st_open_checkpoint(path, err);
+    Safetensors *official = file ? weights_official(file, err) : NULL, *st = official ? official : file;
     if (!st)
         return -1;
     const char *model = st_meta(st, "samlad.model"), *kind = st_meta(st, "samlad.kind");
     print_file(st, path, model ? model : kind ? kind : "no samlad metadata");
-    const int status = check_model(st, model, err);
+    const int status = official ? check_model(st, model, err) : -1;
     st_close(st);
     return status;
 }

@@ -10,6 +10,7 @@
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
+#include "load/foreign.h"
 #include "report/report.h"
 #include "report/segment.h"
 #include "sam.h"
@@ -244,7 +245,7 @@ static MasksForm form_of(const char *mode)
 static int segment_all(Segmenter *s, const char *weights, Error *err)
 {
     const Args *args = s->args;
-    Safetensors *file = st_open(weights, err);
+    Safetensors *file = weights_open(weights, err);
     Sam *sam = file ? sam_open(file, err) : NULL;
     s->sam = sam;
     s->state = sam ? sam_state_new(sam, err) : NULL;

@@ -509,6 +509,7 @@ static void normalise_tile(SamPositions *s, const Level *level, ptrdiff_t tile)
     const int dim = s->weights->config.out_chans, rows = s->rank + s->n_free;
     float *z = tile_of_z(s, tile), *sigma = s->sigma + tile * TILE;
     const float *square = level->square + tile * TILE;
+    const float eps = s->weights->config.decoder_eps;
     float own[TILE], cross[TILE] = {0}, inverse_std[TILE];
     tile_quadratic(own, z, s->gram, s->max_rank, rows, s->gram_z);
     for (int i = 0; i < rows; i++)
@@ -516,7 +517,7 @@ static void normalise_tile(SamPositions *s, const Level *level, ptrdiff_t tile)
             cross[j] += z[i * TILE + j] * s->products[i * TILE + j];
     for (int j = 0; j < TILE; j++) {
         const float sum = sigma[j] * (sigma[j] * square[j] + 2 * cross[j]) + own[j];
-        inverse_std[j] = 1 / sqrtf((sum > 0 ? sum : 0) / dim + SAM_TRANSFORMER_EPS);
+        inverse_std[j] = 1 / sqrtf((sum > 0 ? sum : 0) / dim + eps);
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE; j++)

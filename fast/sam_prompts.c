@@ -271,7 +271,7 @@ static void two_way_transformer(const SamDecoder *d, SamScratch *s)
     /* Only the tokens that a head reads. */
     token_to_image(d, s, &m->transformer.final_attn_token_to_image, 1 + w->n_mask_tokens);
     add(s->queries, s->out, n_floats(s, w->config.out_chans));
-    sam_transformer_norm(w, s->queries, &m->transformer.norm_final_attn, s->n_rows);
+    sam_final_norm(w, s->queries, s->n_rows);
 }
 
 /* ---- MaskDecoder's heads ----------------------------------------------------------------------*/

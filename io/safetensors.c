@@ -16,6 +16,7 @@
 
 #include "io/fail.h"
 #include "io/file.h"
+#include "io/format.h"
 #include "io/json.h"
 #include "io/number.h"
 
@@ -27,9 +28,12 @@
 
 struct Safetensors {
     char *path;
-    const uint8_t *map; /* the whole file */
+    const uint8_t *map; /* the whole file; NULL: a view of parts. */
     size_t map_size;
     int borrowed; /* map is the caller's memory. */
+    Safetensors **parts; /* [n_parts] the files of a view; the writer has its names and the copies. */
+    size_t n_parts;
+    StWriter *writer;
     const Json *header;
     const Json *meta;         /* the "__metadata__" object or NULL. */
     StTensor *tensors;        /* [n_tensors] in file order. */
@@ -242,12 +246,12 @@ static int read_header(Safetensors *st, Error *err)
 {
     uint64_t length;
     memcpy(&length, st->map, 8);
-    if (length > st->map_size - 8 || length > ST_MAX_HEADER)
+    const char *text = (const char *)st->map + 8;
+    if (st->map_size < 10 || text[0] != '{')
+        return refuse_format(st->path, st->map, st->map_size, err);
+    if (length < 2 || length > st->map_size - 8 || length > ST_MAX_HEADER)
         return fail(err, "%s: not a safetensors file, or truncated (its header would take %llu of %zu bytes)",
                     st->path, (unsigned long long)length, st->map_size);
-    const char *text = (const char *)st->map + 8;
-    if (length < 2 || text[0] != '{')
-        return fail(err, "%s: not a safetensors file (its header does not begin with '{')", st->path);
     st->header = json_parse(text, (size_t)length, st->path, err);
     if (!st->header)
         return -1;
@@ -303,6 +307,10 @@ void st_close(Safetensors *st)
     free(st->by_name);
     free(st->tensors);
     json_free(st->header);
+    st_writer_free(st->writer);
+    for (size_t i = 0; i < st->n_parts; i++)
+        st_close(st->parts[i]);
+    free(st->parts);
     if (st->map && !st->borrowed)
         munmap((void *)(uintptr_t)st->map, st->map_size);
     free(st->path);
@@ -518,9 +526,30 @@ const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *s
     return st_f32(st, name, n_dims, shape, err);
 }
 
+/* The sums of the parts, one behind the other; NULL: no memory. */
+static char *sums_of_parts(const Safetensors *st)
+{
+    char *sums = malloc(st->n_parts * 64 + 1);
+    for (size_t i = 0; sums && i < st->n_parts; i++)
+        st_sha256(st->parts[i], sums + 64 * i);
+    return sums;
+}
+
 void st_sha256(const Safetensors *st, char hex[65])
 {
-    sha256(st->map, st->map_size, hex);
+    if (st->map) {
+        sha256(st->map, st->map_size, hex);
+        return;
+    }
+    if (st->n_parts == 1) {
+        st_sha256(st->parts[0], hex);
+        return;
+    }
+    char *sums = sums_of_parts(st);
+    hex[0] = '\0';
+    if (sums)
+        sha256(sums, st->n_parts * 64, hex);
+    free(sums);
 }
 
 /* ---- writing ---------------------------------------------------------------------------------------*/
@@ -753,4 +782,94 @@ int st_writer_save(StWriter *w, const char *path, Error *err)
     for (size_t i = 0; i < w->n_entries; i++)
         out_put(&out, w->entries[i].tensor.data, w->entries[i].tensor.n_bytes);
     return out_commit(&out, err);
+}
+
+/* ---- views -----------------------------------------------------------------------------------------*/
+
+int st_writer_stack(StWriter *w, const char *name, const Safetensors *file, const StTensor *const *pieces,
+                    int n, Error *err)
+{
+    StTensor whole = *pieces[0];
+    for (int i = 0; i < n; i++) {
+        const StTensor *piece = pieces[i];
+        if (piece->dtype != ST_F32 && piece->dtype != ST_F16 && piece->dtype != ST_BF16 &&
+            piece->dtype != ST_F64)
+            return fail(err, "%s: tensor %s has dtype %s, expected F32, F16, BF16 or F64", file->path,
+                        piece->name, st_dtype_name(piece->dtype));
+        if (piece->n_dims != whole.n_dims || whole.n_dims < 1 ||
+            memcmp(piece->shape + 1, whole.shape + 1, (size_t)(whole.n_dims - 1) * sizeof *whole.shape) != 0)
+            return fail(err, "%s: tensors %s and %s have rows of different shapes", file->path,
+                        pieces[0]->name, piece->name);
+        if (i > 0)
+            whole.shape[0] += piece->shape[0], whole.n_elements += piece->n_elements;
+    }
+    float *rows = calloc(whole.n_elements + 1, sizeof *rows);
+    if (!rows)
+        return fail_memory(err, name, (unsigned long long)whole.n_elements * sizeof *rows);
+    if (st_writer_add(w, name, ST_F32, whole.n_dims, whole.shape, rows, err)) {
+        free(rows);
+        return -1;
+    }
+    w->entries[w->n_entries - 1].copy = rows;
+    for (int i = 0; i < n; i++) {
+        convert_to_f32(rows, pieces[i]);
+        let_go(file, pieces[i]);
+        rows += pieces[i]->n_elements;
+    }
+    return 0;
+}
+
+/* The writer's metadata as the header of a file has them. */
+static int view_meta(Safetensors *st, Error *err)
+{
+    JsonWriter json;
+    const StWriter only_meta = {.meta = st->writer->meta, .n_meta = st->writer->n_meta};
+    json_begin(&json);
+    write_header(&only_meta, &json);
+    st->header = json.failed ? NULL : json_parse(json.text, json.length, st->path, err);
+    const int failed = json.failed;
+    json_end(&json);
+    if (!st->header)
+        return failed ? fail_memory(err, st->path, 0) : -1;
+    st->meta = json_get(st->header, "__metadata__");
+    return 0;
+}
+
+static int view_tensors(Safetensors *st, Error *err)
+{
+    const size_t n = st->writer->n_entries;
+    st->tensors = calloc(n + 1, sizeof *st->tensors);
+    st->by_name = calloc(n + 1, sizeof *st->by_name);
+    st->converted = calloc(n + 1, sizeof *st->converted);
+    if (!st->tensors || !st->by_name || !st->converted)
+        return fail_memory(err, st->path, (n + 1) * sizeof *st->tensors);
+    st->n_tensors = n;
+    for (size_t i = 0; i < n; i++) {
+        st->tensors[i] = st->writer->entries[i].tensor;
+        st->by_name[i] = &st->tensors[i];
+    }
+    qsort(st->by_name, n, sizeof *st->by_name, compare_tensor_names);
+    return check_names(st->writer, st->path, err);
+}
+
+Safetensors *st_view(const char *path, StWriter *w, Safetensors *const *parts, size_t n_parts, Error *err)
+{
+    Safetensors *st = st_new(path, err);
+    if (!st)
+        return NULL;
+    st->writer = w;
+    st->parts = malloc((n_parts + 1) * sizeof *st->parts);
+    for (size_t i = 0; st->parts && i < n_parts; i++) {
+        st->parts[i] = parts[i];
+        st->borrowed |= parts[i]->borrowed;
+    }
+    if (!st->parts)
+        fail_memory(err, path, n_parts * sizeof *st->parts);
+    else if (!view_meta(st, err) && !view_tensors(st, err)) {
+        st->n_parts = n_parts;
+        return st;
+    }
+    st->writer = NULL; /* all stays the caller's. */
+    st_close(st);
+    return NULL;
 }

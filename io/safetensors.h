@@ -42,6 +42,7 @@ typedef struct StTensor {
 } StTensor;
 
 typedef struct Safetensors Safetensors;
+typedef struct StWriter StWriter;
 
 /* Map the file and check all of it. NULL on failure. The path is kept for messages. */
 Safetensors *st_open(const char *path, Error *err);
@@ -74,11 +75,10 @@ const float *st_weight(Safetensors *st, Error *err, int n_dims, const int64_t *s
 #endif
     ;
 
-/* SHA-256 of the whole file as 64 hex digits + NUL. */
+/* SHA-256 of the whole file as 64 hex digits + NUL. Of several files (st_view): of their sums in a row. */
 void st_sha256(const Safetensors *st, char hex[65]);
 
 /* ---- writing: collect, then write in one go to a temporary name, fsync, rename --------------------*/
-typedef struct StWriter StWriter;
 StWriter *st_writer_new(void); /* NULL: no memory */
 /* `data` must stay valid until st_writer_save. Names and keys are copied. 0 / -1. */
 int st_writer_add(StWriter *w, const char *name, StDtype dtype, int n_dims, const int64_t *shape,
@@ -91,6 +91,15 @@ int st_writer_meta(StWriter *w, const char *key, const char *value, Error *err);
  * twice. */
 int st_writer_save(StWriter *w, const char *path, Error *err);
 void st_writer_free(StWriter *w);
+
+/* ---- views: files as one, and tensors under other names --------------------------------------------*/
+/* Add a copy of its own, in float32: the pieces' rows, one piece below the other. Their pages of `file`, in
+ * which they lie, are released. */
+int st_writer_stack(StWriter *w, const char *name, const Safetensors *file, const StTensor *const *pieces,
+                    int n, Error *err);
+/* What st_writer_save would write, without writing it: the tensors stay where they are. The view owns the
+ * writer and the parts, which are the files that the tensors lie in. On failure (NULL) they stay the caller's. */
+Safetensors *st_view(const char *path, StWriter *w, Safetensors *const *parts, size_t n_parts, Error *err);
 
 size_t st_dtype_size(StDtype dtype);
 const char *st_dtype_name(StDtype dtype);

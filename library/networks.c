@@ -2,6 +2,7 @@
 #include "library/networks.h"
 
 #include "io/fail.h"
+#include "load/foreign.h"
 
 /* ================================================================================================
  * Opening and sharing
@@ -9,7 +10,7 @@
 
 static int open_vit(Networks *n, const char *path, Error *err)
 {
-    n->vit_file = st_open(path, err);
+    n->vit_file = weights_open(path, err);
     n->vit = n->vit_file ? vit_open(n->vit_file, err) : NULL;
     return n->vit ? 0 : -1;
 }
@@ -18,7 +19,7 @@ static int open_sam(Networks *n, const char *path, Error *err)
 {
     if (!path)
         return 0;
-    n->sam_file = st_open(path, err);
+    n->sam_file = weights_open(path, err);
     n->sam = n->sam_file ? sam_open(n->sam_file, err) : NULL;
     n->sam_state = n->sam ? sam_state_new(n->sam, err) : NULL;
     return n->sam_state ? 0 : -1;

@@ -157,6 +157,16 @@ static int read_decoder_config(const Safetensors *st, SamConfig *c, Error *err)
     return 0;
 }
 
+/* eps of LayerNorm: the official code's, unless the metadata have another. */
+static int read_eps(const Safetensors *st, const char *key, double official, float *out, Error *err)
+{
+    double eps = official;
+    if (st_meta(st, key) && st_meta_float(st, key, 0, 1, &eps, err))
+        return -1;
+    *out = (float)eps;
+    return 0;
+}
+
 int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size, Error *err)
 {
     SamConfig *c = &weights->config;
@@ -166,7 +176,9 @@ int sam_load_config(SamWeights *weights, const Safetensors *file, int patch_size
                     model ? model : "missing");
     if (patch_size ? read_other_encoder(file, c, patch_size, err) : read_image_encoder_config(file, c, err))
         return -1;
-    if (read_decoder_config(file, c, err) || st_meta_floats(file, "sam.pixel_mean", 3, c->pixel_mean, err) ||
+    if (read_decoder_config(file, c, err) || read_eps(file, "sam.encoder_eps", 1e-6, &c->encoder_eps, err) ||
+        read_eps(file, "sam.decoder_eps", 1e-5, &c->decoder_eps, err) ||
+        st_meta_floats(file, "sam.pixel_mean", 3, c->pixel_mean, err) ||
         st_meta_floats(file, "sam.pixel_std", 3, c->pixel_std, err))
         return -1;
     for (int i = 0; i < 3; i++)

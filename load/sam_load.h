@@ -29,6 +29,8 @@ typedef struct SamConfig {
     int n_multimask, iou_head_depth, iou_head_hidden_dim;
     float pixel_mean[3], pixel_std[3]; /* on pixels in [0,255]. */
     float mask_threshold;              /* 0 */
+    float encoder_eps;                 /* LayerNorm in ImageEncoderViT's blocks: 1e-6 */
+    float decoder_eps; /* norm1 to norm4 in TwoWayTransformer: 1e-5 (PyTorch's default); Hugging Face: 1e-6 */
 } SamConfig;
 
 /* Conv2d [c_out][c_in][k][k] or ConvTranspose2d [c_in][c_out][k][k]; bias [c_out] or NULL. */

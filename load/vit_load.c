@@ -2,7 +2,8 @@
  *
  * Names and shapes are those of dinov2/models/vision_transformer.py and timm's models/vision_transformer.py.
  * The configuration comes from the metadata of tools/convert.py. Without metadata it comes from the shapes,
- * and from values that all published models of a family share. */
+ * and from values that all published models of a family share. A checkpoint of another library has its names
+ * changed before (load/foreign.c); its settings files may then replace some of these values. */
 #include "load/vit_load.h"
 
 #include <math.h>
@@ -60,7 +61,9 @@ static int config_from_metadata(VitConfig *c, const Safetensors *st, Error *err)
         return -1;
     c->eps = (float)eps;
     c->hidden_dim = ffn_hidden_dim(c->dim, mlp_ratio, c->swiglu);
-    return 0;
+    /* A width that no ratio gives: timm's packed SwiGLU may even have an odd one. */
+    return st_meta(st, "vit.hidden_dim") ? st_meta_int(st, "vit.hidden_dim", 1, MAX_HIDDEN, &c->hidden_dim, err)
+                                         : 0;
 }
 
 /* ---- the configuration from names and shapes ----------------------------------------------------------*/
@@ -76,6 +79,8 @@ static int block_exists(const Safetensors *st, int block)
  * (TIMM_HEADS of tools/convert.py). */
 static int published_heads(int dim, int timm)
 {
+    if (dim % 64 != 0)
+        return 0; /* not published */
     return timm && (dim == 1152 || dim == 1280 || dim == 1408 || dim == 1664) ? 16 : dim / 64;
 }
 
@@ -92,17 +97,13 @@ static int read_patch_embed(VitConfig *c, const Safetensors *st, Error *err)
                     st_path(st), MAX_DIM, MAX_PATCH_SIZE);
     c->dim = (int)patch->shape[0];
     c->patch_size = (int)patch->shape[2];
-    if (c->dim % 64 != 0)
-        return fail(err,
-                    "%s: dim %d is no multiple of 64, so the number of heads must be given in metadata "
-                    "(convert the checkpoint with tools/convert.py)",
-                    st_path(st), c->dim);
     return 0;
 }
 
 /* The families' training and evaluation settings, which no shape tells. timm's augreg ViTs have mean = std =
- * 0.5, DINOv2 has ImageNet's. DINOv2's hub files without registers have the offset 0.1. Those with registers
- * have the antialiased form without an offset (dinov2/hub/backbones.py). LayerNorm has eps 1e-6 in all. */
+ * 0.5. Models with LayerScale (DINOv2, DeiT-3) have ImageNet's. DINOv2's hub files without registers have the
+ * offset 0.1. Those with registers have the antialiased form without an offset (dinov2/hub/backbones.py).
+ * LayerNorm has eps 1e-6 in all. */
 static void published_defaults(VitConfig *c)
 {
     static const float imagenet_mean[3] = {0.485f, 0.456f, 0.406f};
@@ -112,8 +113,39 @@ static void published_defaults(VitConfig *c)
     c->interpolate_antialias = c->timm || c->n_registers > 0;
     c->interpolate_offset = c->interpolate_antialias ? 0.0 : 0.1;
     c->eps = 1e-6f;
-    memcpy(c->mean, c->timm ? half : imagenet_mean, sizeof c->mean);
-    memcpy(c->std, c->timm ? half : imagenet_std, sizeof c->std);
+    memcpy(c->mean, c->layer_scale ? imagenet_mean : half, sizeof c->mean);
+    memcpy(c->std, c->layer_scale ? imagenet_std : half, sizeof c->std);
+}
+
+/* In timm the class token may have no position (`no_embed_class`): then the positions are a square. */
+static int has_square_positions(const Safetensors *st)
+{
+    const StTensor *pos = st_find(st, "pos_embed");
+    const double n = pos && pos->n_dims == 3 ? (double)pos->shape[1] : 0, side = floor(sqrt(n));
+    return n > 0 && side * side == n;
+}
+
+/* The settings beside a checkpoint of another library, as far as they are there. */
+static int read_foreign_settings(VitConfig *c, const Safetensors *st, Error *err)
+{
+    double eps = c->eps;
+    if ((st_meta(st, "vit.n_heads") && st_meta_int(st, "vit.n_heads", 1, MAX_DIM, &c->n_heads, err)) ||
+        (st_meta(st, "vit.eps") && st_meta_float(st, "vit.eps", 0, 1, &eps, err)) ||
+        (st_meta(st, "vit.mean") && st_meta_floats(st, "vit.mean", 3, c->mean, err)) ||
+        (st_meta(st, "vit.std") && st_meta_floats(st, "vit.std", 3, c->std, err)))
+        return -1;
+    c->eps = (float)eps;
+    return 0;
+}
+
+static int check_heads(const VitConfig *c, const Safetensors *st, Error *err)
+{
+    if (c->n_heads < 1)
+        return fail(err,
+                    "%s: dim %d is no multiple of 64, so the number of heads must be given: by config.json "
+                    "beside the file, or by tools/convert.py --heads",
+                    st_path(st), c->dim);
+    return 0;
 }
 
 static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
@@ -123,7 +155,7 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
     while (c->depth <= MAX_DEPTH && block_exists(st, c->depth))
         c->depth++;
     c->layer_scale = st_find(st, "blocks.0.ls1.gamma") != NULL;
-    c->timm = !c->layer_scale;
+    c->timm = !c->layer_scale || has_square_positions(st);
     c->swiglu = st_find(st, "blocks.0.mlp.w12.weight") != NULL;
     const StTensor *ffn = st_find(st, c->swiglu ? "blocks.0.mlp.w12.weight" : "blocks.0.mlp.fc1.weight");
     if (ffn && ffn->n_dims == 2 && ffn->shape[0] <= 2 * MAX_HIDDEN)
@@ -132,7 +164,7 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
     if (registers && registers->n_dims == 3 && registers->shape[1] <= MAX_REGISTERS)
         c->n_registers = (int)registers->shape[1];
     published_defaults(c);
-    return 0;
+    return (st_meta(st, "samlad.names") && read_foreign_settings(c, st, err)) || check_heads(c, st, err) ? -1 : 0;
 }
 
 /* ---- both ---------------------------------------------------------------------------------------------*/
@@ -168,8 +200,10 @@ static int read_config(VitConfig *c, const Safetensors *st, Error *err)
     *c = (VitConfig){0};
     if (model && strcmp(model, "vit") != 0)
         return fail(err, "%s: metadata samlad.model is '%.40s', expected vit", st_path(st), model);
-    if (model ? config_from_metadata(c, st, err) : config_from_shapes(c, st, err))
+    const int converted = model && !st_meta(st, "samlad.names"); /* by tools/convert.py, with all settings */
+    if (converted ? config_from_metadata(c, st, err) : config_from_shapes(c, st, err))
         return -1;
+    c->qkv_bias = st_find(st, "blocks.0.attn.qkv.bias") != NULL;
     if (c->dim % c->n_heads != 0)
         return fail(err, "%s: dim %d is no multiple of the number of heads %d", st_path(st), c->dim,
                     c->n_heads);
@@ -217,13 +251,21 @@ static const float *take_vector(Loader *l, int n, int block, const char *name)
     return take(l, 1, (int64_t[]){n}, full_name);
 }
 
-/* blocks.BLOCK.NAME.weight [n_out][n_in] and blocks.BLOCK.NAME.bias [n_out]. */
-static Linear take_linear(Loader *l, int n_out, int n_in, int block, const char *name)
+/* blocks.BLOCK.NAME.weight [n_out][n_in], without a bias. */
+static Linear take_product(Loader *l, int n_out, int n_in, int block, const char *name)
 {
     char full_name[96];
     Linear layer = {.n_out = n_out, .n_in = n_in};
     snprintf(full_name, sizeof full_name, "blocks.%d.%s.weight", block, name);
     layer.weight = take(l, 2, (int64_t[]){n_out, n_in}, full_name);
+    return layer;
+}
+
+/* The same, and blocks.BLOCK.NAME.bias [n_out]. */
+static Linear take_linear(Loader *l, int n_out, int n_in, int block, const char *name)
+{
+    char full_name[96];
+    Linear layer = take_product(l, n_out, n_in, block, name);
     snprintf(full_name, sizeof full_name, "blocks.%d.%s.bias", block, name);
     layer.bias = take(l, 1, (int64_t[]){n_out}, full_name);
     return layer;
@@ -245,7 +287,8 @@ static void load_block(VitBlock *b, Loader *l, const VitConfig *c, int i)
 {
     const int dim = c->dim, hidden = c->hidden_dim;
     b->norm1 = take_norm(l, dim, i, "norm1");
-    b->qkv = take_linear(l, 3 * dim, dim, i, "attn.qkv");
+    b->qkv = c->qkv_bias ? take_linear(l, 3 * dim, dim, i, "attn.qkv")
+                         : take_product(l, 3 * dim, dim, i, "attn.qkv");
     b->proj = take_linear(l, dim, dim, i, "attn.proj");
     b->norm2 = take_norm(l, dim, i, "norm2");
     b->ffn_in =

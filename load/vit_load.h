@@ -1,9 +1,9 @@
 /* vit_load.h - the weights of a Vision Transformer under their official names, and its configuration. vit.c
  * is the forward pass on them.
  *
- * Supported are DINOv2 S/B/L/g with and without registers (facebookresearch/dinov2), and timm's plain ViT. A
+ * Supported are DINOv2 S/B/L/g with and without registers (facebookresearch/dinov2), and timm's ViT. A
  * file made by tools/convert.py has its configuration in the metadata. A published file is recognised by
- * names and shapes. */
+ * names and shapes. load/foreign.h gives the names of other libraries their official form. */
 #ifndef SAMLAD_VIT_LOAD_H
 #define SAMLAD_VIT_LOAD_H
 
@@ -17,11 +17,12 @@ typedef struct VitConfig {
     int n_registers;
     int swiglu;                /* 0: MLP with GELU (fc1, fc2); 1: SwiGLU (w12, w3) */
     int layer_scale;           /* 1: blocks.N.ls1.gamma exists. */
+    int qkv_bias;              /* 1: blocks.N.attn.qkv.bias exists. */
     int pos_grid;              /* pos_embed was trained on pos_grid x pos_grid patches. */
     int pos_cls;               /* 1: pos_embed has a row for the class token. */
     double interpolate_offset; /* 0.1 in DINOv2, 0 with registers and in timm. */
     int interpolate_antialias; /* 1 in DINOv2 with registers and in timm. */
-    int timm;                  /* 1: timm's plain ViT, 0: DINOv2 */
+    int timm;                  /* 1: timm's ViT, 0: DINOv2 */
     int image_size;            /* side in pixels of the training images. */
     float eps;                 /* of every LayerNorm */
     float mean[3], std[3];     /* of pixels in [0, 1]. */
@@ -30,7 +31,7 @@ typedef struct VitConfig {
 /* blocks.N of the file. */
 typedef struct VitBlock {
     Norm norm1;
-    Linear qkv;       /* attn.qkv [3*dim][dim]: queries, keys, values */
+    Linear qkv;       /* attn.qkv [3*dim][dim]: queries, keys, values; timm's may have no bias */
     Linear proj;      /* attn.proj [dim][dim] */
     const float *ls1; /* ls1.gamma [dim]; NULL without LayerScale */
     Norm norm2;
