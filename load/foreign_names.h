@@ -16,6 +16,8 @@ typedef struct ForeignName {
     int piece;
 } ForeignName;
 
+/* clang-format off */
+
 /* Hugging Face transformers: Dinov2Model, Dinov2WithRegistersModel, ViTModel, DeiTModel, ViTMSNModel and
  * ViTMAEModel. A saved file has the names of transformers 4. Those of transformers 5 in memory come from a
  * model.state_dict() that somebody saved. */
@@ -222,5 +224,7 @@ static const Stranger STRANGERS[] = {
     {"model.diffusion_model.", "Stable Diffusion"},
     {"embed_tokens.", "a language model"},
 };
+
+/* clang-format on */
 
 #endif

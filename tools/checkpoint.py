@@ -1,7 +1,7 @@
 """checkpoint.py - open a PyTorch checkpoint (or a safetensors file) without PyTorch, and without trusting it.
 
 Three containers: torch.save's zip archive, its older stream (before torch 1.6), and safetensors. All three are
-mapped into memory and give dicts of Tensors. A Tensor only points into the mapping (dtype, shape, strides, offset).
+mapped into memory and give dicts of Tensors. Several files with an index (shards) open as one. A Tensor only points into the mapping (dtype, shape, strides, offset).
 
 Our own small stack machine runs the pickle inside. Python's unpickler calls every function that the file names.
 Ours calls nothing. It knows dicts, lists, numbers, strings and torch's recipes for tensors. Everything else (a
@@ -11,7 +11,7 @@ Every file may be hostile. Each length is compared with the file's size before i
 budget of steps. Only str keys are kept, because numbers or nested tuples could take forever to hash. Nothing is
 followed recursively. A Refusal refuses a file in one sentence.
 
-    checkpoint = Checkpoint("sam_vit_b_01ec64.pth")
+    checkpoint = open_checkpoint("sam_vit_b_01ec64.pth")    # or a folder, or an index of shards
     for path, tensors in dicts_with_tensors(checkpoint.root): ...
     for chunk in checkpoint.chunks(name, tensor): ...        # its bytes, row-major
 """
@@ -31,6 +31,8 @@ MAX_PICKLE_LINE = 4096        # names of modules and classes
 MAX_STRING = 4096             # a longer one is no tensor's name, and not kept
 MAX_INERT_NAME = 100          # so that names made of names cannot grow
 MAX_ST_HEADER = 16 << 20      # about 70 KB for SAM ViT-H
+MAX_INDEX = 64 << 20          # bytes of an index or a settings file
+MAX_SHARDS = 1024
 MAX_DIMS = 8
 CHUNK_ELEMENTS = 1 << 16      # elements that are converted and written at a time; small enough for the cache
 
@@ -393,7 +395,10 @@ class Checkpoint:
 
     def open_container(self):
         start = self.data[:512]
-        if start.startswith(b"PK"):
+        if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= self.size:  # may begin as a pickle does
+            self.kind = "safetensors"
+            self.open_safetensors()
+        elif start.startswith(b"PK"):
             self.kind = "a zip archive of torch.save"
             self.open_zip()
         elif start.startswith(b"\x80"):
@@ -410,6 +415,10 @@ class Checkpoint:
                 hint = "; it is a web page, probably an error message of the download"
             elif start[257:262] == b"ustar":
                 hint = "; it is a tar archive, as PyTorch wrote before 0.2"
+            elif start.startswith(b"GGUF"):
+                hint = "; it is a GGUF file"
+            elif start[:1] == b"\x08" and start[2:3] == b"\x12":
+                hint = "; it is an ONNX file"
             raise Refusal("%s: is neither a PyTorch checkpoint nor safetensors%s" % (self.path, hint))
 
     def sha256(self):
@@ -591,15 +600,131 @@ def run_starts(shape, strides):
 
 
 def dicts_with_tensors(root):
-    """(path, tensors) of the object and the dicts in it, three levels down: {"model": {"weight": ...}}."""
+    """(path, tensors) of the object and the dicts, lists and tuples in it, four levels down: {"model": {"weight": ...}}."""
     queue, seen, found = [((), root)], set(), []
     for path, value in queue:  # grows while it is read
-        if type(value) is not dict or id(value) in seen:
+        if type(value) not in (dict, list, tuple) or id(value) in seen:
             continue
         seen.add(id(value))
-        tensors = {name: t for name, t in value.items() if type(t) is Tensor}
-        if tensors:
+        items = value.items() if type(value) is dict else ((str(i), inner) for i, inner in enumerate(value))
+        inner_ones = []
+        tensors = {}
+        for name, inner in items:
+            if type(inner) is Tensor:
+                tensors[name] = inner
+            elif type(inner) in (dict, list, tuple):
+                inner_ones.append((path + (name,), inner))
+        if tensors and type(value) is dict:
             found.append((path, tensors))
-        if len(path) < 3:
-            queue.extend((path + (name,), inner) for name, inner in value.items())
+        if len(path) < 4:
+            queue.extend(inner_ones)
     return found
+
+
+# ---- several files as one ----------------------------------------------------------------------------------
+
+class Joined:
+    """Tensors whose rows make one, one below the other: query, key and value make qkv."""
+    __slots__ = ("pieces",)
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    dtype = property(lambda self: self.pieces[0].dtype)
+    n_elements = property(lambda self: sum(piece.n_elements for piece in self.pieces))
+
+    @property
+    def shape(self):
+        return (sum(piece.shape[0] for piece in self.pieces),) + self.pieces[0].shape[1:]
+
+
+class Several:
+    """Checkpoints as one, with the interface of Checkpoint: `root` is the dict of the tensors."""
+
+    def __init__(self, path, kind):
+        self.path, self.kind = path, kind
+        self.parts, self.root, self.metadata, self.size, self.part_of = [], {}, {}, 0, {}
+
+    def add(self, part, tensors):
+        """Add tensors {name: Tensor} of a part."""
+        self.parts.append(part)
+        self.size += part.size
+        self.root.update(tensors)
+        self.metadata = self.metadata or part.metadata
+        for tensor in tensors.values():
+            for piece in getattr(tensor, "pieces", (tensor,)):
+                self.part_of[id(piece.storage)] = part
+
+    def sha256(self):
+        return hashlib.sha256("".join(part.sha256() for part in self.parts).encode()).hexdigest()
+
+    def range_of(self, name, tensor):
+        return self.part_of[id(tensor.storage)].range_of(name, tensor)
+
+    def chunks(self, name, tensor):
+        return self.part_of[id(tensor.storage)].chunks(name, tensor)
+
+
+def read_json(path):
+    """The object in a JSON file beside a checkpoint."""
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(MAX_INDEX + 1)
+        if len(raw) > MAX_INDEX:
+            raise Refusal("%s: has more than %d bytes" % (path, MAX_INDEX))
+        value = json.loads(raw.decode("utf-8"))
+    except OSError as e:
+        raise Refusal("%s: cannot be read: %s" % (path, e.strerror))
+    except (ValueError, RecursionError) as e:
+        raise Refusal("%s: is not valid JSON: %s" % (path, str(e)[:120]))
+    if type(value) is not dict:
+        raise Refusal("%s: is not an object" % path)
+    return value
+
+
+def open_index(path):
+    """The shards of an index, {"weight_map": {tensor: file beside the index}}, which names all their tensors."""
+    weight_map = read_json(path).get("weight_map")
+    if type(weight_map) is not dict or not weight_map:
+        raise Refusal("%s: has no weight_map, so it is no index of shards" % path)
+    by_file = {}
+    for name, file in weight_map.items():
+        if type(file) is not str or not file or file[0] == "." or os.path.basename(file) != file or "\\" in file \
+                or not file.isprintable():
+            raise Refusal("%s: weight_map: tensor %s is in %s, expected a file beside the index"
+                          % (path, shown(name), shown(str(file))))
+        by_file.setdefault(file, set()).add(name)
+    if len(by_file) > MAX_SHARDS:
+        raise Refusal("%s: weight_map names more than %d files" % (path, MAX_SHARDS))
+    several = Several(path, "shards")
+    for file, names in sorted(by_file.items()):
+        shard_path = os.path.join(os.path.dirname(path), file)
+        if not os.path.isfile(shard_path):
+            raise Refusal("%s: the shard %s, which weight_map names, is missing" % (path, shown(file)))
+        part = Checkpoint(shard_path)
+        found = dict(dicts_with_tensors(part.root)).get((), {})
+        if set(found) != names:
+            name = sorted(set(found) ^ names)[0]
+            raise Refusal("%s: weight_map and %s disagree about tensor %s" % (path, shown(file), shown(name)))
+        several.add(part, found)
+    return several
+
+
+def choose_in_folder(path):
+    names = sorted(os.listdir(path))
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                 "pytorch_model.bin.index.json"):
+        if name in names:
+            return os.path.join(path, name)
+    for ending in (".safetensors.index.json", ".safetensors"):
+        fitting = [name for name in names if name.endswith(ending)]
+        if len(fitting) == 1:
+            return os.path.join(path, fitting[0])
+    raise Refusal("%s: cannot be read: a folder without model.safetensors, pytorch_model.bin or their index" % path)
+
+
+def open_checkpoint(path, official_size=0):
+    """A file, an index of shards, or the folder that holds either."""
+    if os.path.isdir(path):
+        path = choose_in_folder(path)
+    return open_index(path) if path.endswith(".json") else Checkpoint(path, official_size)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""convert.py - official PyTorch checkpoints -> safetensors files that samlad opens.
+"""convert.py - PyTorch checkpoints -> safetensors files that samlad opens.
 
     convert.py CHECKPOINT -o FILE.safetensors [--dtype f32|f16|bf16]
 
@@ -7,7 +7,8 @@ Needs only Python 3.8: no torch, no numpy. checkpoint.py opens the file and exec
 
   1. Recognise the model by names and shapes alone, and derive its configuration from them. Wrappers
      ("state_dict", "model", "teacher") and prefixes ("module.", "teacher.backbone.") are removed. Optimisers
-     and heads are left out.
+     and heads are left out. foreign.py gives Hugging Face's and timm's tensors their official names, and reads
+     the settings in config.json beside the file.
   2. Require every tensor of the architecture, with its exact shape. A tensor without a place in it is refused:
      the file is a variant that we would compute wrongly.
   3. Stream the tensors, chunk by chunk, under their official names to a temporary file, then rename it. The
@@ -25,11 +26,14 @@ import struct
 import sys
 
 sys.dont_write_bytecode = True  # no .pyc files beside a tool in a checkout
-from checkpoint import ITEM_SIZE, Checkpoint, Inert, Refusal, Tensor, dicts_with_tensors, shape_text, shown
+from checkpoint import (ITEM_SIZE, Inert, Joined, Refusal, Several, Tensor, dicts_with_tensors, open_checkpoint,
+                        shape_text, shown)
+from foreign import family_names, official_tensors, refuse_strangers, settings_beside
 
 DESCRIPTION = """\
-Convert an official PyTorch checkpoint (.pth, .pt, .ckpt, .safetensors) to a safetensors file that samlad
-opens. The model is recognised by its tensors: DINOv2, plain timm ViT, Segment Anything, MobileSAM, FeatUp.
+Convert a PyTorch checkpoint (.pth, .pt, .bin, .ckpt, .safetensors, an index of shards, or the folder of
+either) to a safetensors file that samlad opens. The model is recognised by its tensors, in the official naming,
+Hugging Face's or timm's: DINOv2, ViT, DeiT, DINO, Segment Anything; MobileSAM and FeatUp in the official one.
 Nothing in the checkpoint is executed, and neither torch nor numpy is needed.
 """
 EPILOG = """\
@@ -43,6 +47,10 @@ examples:
       a plain timm ViT; give the normalisation of its images when it is not 0.5, because the file lacks it
   convert.py dino16_jbu_stack_cocostuff.ckpt -o featup.safetensors
       FeatUp's JBU stack from a PyTorch Lightning checkpoint
+  convert.py dinov2-base/pytorch_model.bin -o dinov2_base.safetensors
+      Hugging Face's file; config.json and preprocessor_config.json beside it are read
+  convert.py decoder.pth --base sam_vit_b_01ec64.pth -o sam_tuned.safetensors
+      a fine-tune that holds only a part of SAM, with the rest from the base
   convert.py some.pth --list
       list the contents of a file and the recognised model; convert nothing
 
@@ -91,12 +99,14 @@ class StateDict:
     def __init__(self, path, where, tensors, n_heads=None):
         self.path, self.where, self.tensors, self.n_heads = path, where, tensors, n_heads
         self.title = "a model"
+        self.naming = ""  # " in Hugging Face's naming"
+        self.settings = {}  # metadata from the files beside the checkpoint
 
     def refuse(self, why):
         raise Refusal("%s: %s" % (self.path, why))
 
     def refuse_tensor(self, name, why):
-        self.refuse("looks like %s, but tensor %s %s" % (self.title, shown(name), why))
+        self.refuse("looks like %s%s, but tensor %s %s" % (self.title, self.naming, shown(name), why))
 
     def shape(self, name, n_dims):
         tensor = self.tensors.get(name)
@@ -145,7 +155,7 @@ TIMM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # where a head has not 64
 
 def vit_heads(sd, dim, is_dinov2):
     """The file does not say it: 64 channels a head in all of DINOv2 and most of timm."""
-    n_heads = sd.n_heads or (0 if is_dinov2 else TIMM_HEADS.get(dim, 0))
+    n_heads = sd.n_heads or int(sd.settings.get("vit.n_heads", 0)) or (0 if is_dinov2 else TIMM_HEADS.get(dim, 0))
     if not n_heads and dim % 64:
         sd.refuse("is a ViT of dim %d, no multiple of 64, so its number of heads must be given by --heads"
                   % dim)
@@ -164,7 +174,7 @@ def vit_ffn(sd, dim):
     for ratio in (4.0, hidden * 1.5 / dim, (hidden * 1.5 + 0.5) / dim):
         if (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8 == hidden:
             return "swiglu", hidden, number_text(ratio)
-    return sd.refuse("is a SwiGLU ViT with %d hidden channels, expected a multiple of 8" % hidden)
+    return "swiglu", hidden, number_text(hidden * 1.5 / dim)  # timm's; vit.hidden_dim has the width
 
 
 def vit_grid(sd, is_dinov2):
@@ -177,9 +187,16 @@ def vit_grid(sd, is_dinov2):
     return sd.refuse("is %s with %d positions, expected a class token and a square grid" % (sd.title, n))
 
 
+def has_square_positions(sd):
+    """timm's class token may have no position."""
+    n = sd.shape("pos_embed", 3)[1] if "pos_embed" in sd.tensors else 0
+    return n > 0 and math.isqrt(n) ** 2 == n
+
+
 def recognise_vit(sd):
-    is_dinov2 = "blocks.0.ls1.gamma" in sd.tensors
-    sd.title = "a DINOv2 ViT" if is_dinov2 else "a plain ViT"
+    layer_scale = "blocks.0.ls1.gamma" in sd.tensors
+    is_dinov2 = layer_scale and not has_square_positions(sd)
+    sd.title = "a DINOv2 ViT" if is_dinov2 else "a ViT with LayerScale" if layer_scale else "a plain ViT"
     dim, n_rgb, patch, patch_w = sd.shape("patch_embed.proj.weight", 4)
     if n_rgb != 3 or patch != patch_w:
         sd.refuse("is %s on patches of %d x %d x %d, expected 3 channels and square ones"
@@ -196,8 +213,10 @@ def recognise_vit(sd):
     for block in ("blocks.%d." % i for i in range(depth)):
         add_norm(shapes, block + "norm1", dim)
         add_linear(shapes, block + "attn.qkv", 3 * dim, dim)
+        if "blocks.0.attn.qkv.bias" not in sd.tensors:
+            del shapes[block + "attn.qkv.bias"]
         add_linear(shapes, block + "attn.proj", dim, dim)
-        if is_dinov2:
+        if layer_scale:
             shapes[block + "ls1.gamma"] = (dim,)
         add_norm(shapes, block + "norm2", dim)
         if ffn == "swiglu":
@@ -206,7 +225,7 @@ def recognise_vit(sd):
         else:
             add_linear(shapes, block + "mlp.fc1", hidden, dim)
             add_linear(shapes, block + "mlp.fc2", dim, hidden)
-        if is_dinov2:
+        if layer_scale:
             shapes[block + "ls2.gamma"] = (dim,)
     add_norm(shapes, "norm", dim)
 
@@ -218,11 +237,14 @@ def recognise_vit(sd):
         "vit.depth": str(depth),
         "vit.n_heads": str(vit_heads(sd, dim, is_dinov2)), "vit.mlp_ratio": ratio, "vit.ffn": ffn,
         "vit.n_registers": str(n_registers),
-        "vit.layer_scale": str(int(is_dinov2)), "vit.eps": "1e-6",
+        "vit.layer_scale": str(int(layer_scale)), "vit.eps": "1e-6",
         "vit.interpolate_offset": offset, "vit.interpolate_antialias": antialias,
-        "vit.mean": "0.485,0.456,0.406" if is_dinov2 else "0.5,0.5,0.5",
-        "vit.std": "0.229,0.224,0.225" if is_dinov2 else "0.5,0.5,0.5",
+        "vit.mean": "0.485,0.456,0.406" if layer_scale else "0.5,0.5,0.5",
+        "vit.std": "0.229,0.224,0.225" if layer_scale else "0.5,0.5,0.5",
     }
+    if ffn == "swiglu" and hidden % 8:
+        config["vit.hidden_dim"] = str(hidden)
+    config.update(sd.settings)
     model = Model("%s: image %d, patch %d, dim %d, %d blocks, %d registers, %s"
                   % (sd.title[2:], grid * patch, patch, dim, depth, n_registers, ffn), config, shapes,
                   {"mask_token": (1, dim)} if is_dinov2 else {},
@@ -232,7 +254,7 @@ def recognise_vit(sd):
     if is_dinov2 and DINOV2_BLOCKS.get(dim, depth) != depth:
         model.notes.append("the official DINOv2 of dim %d has %d blocks, this one %d"
                            % (dim, DINOV2_BLOCKS[dim], depth))
-    if not is_dinov2:
+    if not layer_scale and "vit.mean" not in sd.settings:
         model.notes.append("a ViT's file does not say how its images were normalised: mean = std = 0.5 "
                            "(timm's augreg models) unless --mean and --std say otherwise")
     return model
@@ -368,11 +390,12 @@ def sam_decoder(sd, shapes, c):
     mlp_dim = sd.shape(t + "layers.0.mlp.lin1.weight", 2)[0]
     inner = sd.shape(t + "final_attn_token_to_image.q_proj.weight", 2)[0]
     n_masks = sd.shape(d + "mask_tokens.weight", 2)[0]
+    n_heads = int(sd.settings.get("sam.decoder_heads", 8))
     iou_depth = sd.count(d + "iou_prediction_head.layers", "weight")
     iou_hidden = sd.shape(d + "iou_prediction_head.layers.0.weight", 2)[0]
-    if c % inner or inner % 8 or c % 8 or n_masks < 2 or n_masks > MAX_BLOCKS:
+    if c % inner or inner % n_heads or c % 8 or n_masks < 2 or n_masks > MAX_BLOCKS:
         sd.refuse("is SAM with a decoder of %d channels, %d inside its attention, for %d masks, which does "
-                  "not fit its 8 heads" % (c, inner, n_masks - 1))
+                  "not fit its %d heads" % (c, inner, n_masks - 1, n_heads))
 
     def attention(name, width):
         for part in ("q_proj", "k_proj", "v_proj"):
@@ -414,6 +437,7 @@ def sam_rest(sd, shapes, config):
     config.update(sam_prompt_encoder(sd, shapes, c))
     config.update(sam_decoder(sd, shapes, c))
     config["sam.pixel_mean"], config["sam.pixel_std"] = "123.675,116.28,103.53", "58.395,57.12,57.375"
+    config.update(sd.settings)
     return config
 
 
@@ -475,20 +499,15 @@ def recognise_featup(sd):
 
 
 # The end of one name identifies a family; the text before it is the prefix ("teacher.backbone.").
-# (its name for --model, that end, the builder of its Model, the beginning of the names in our file)
+# (its name for --model, that end, the builder of its Model, the beginning of the names in our file, the table of
+# load/foreign_names.h, its library)
 FAMILIES = (
-    ("featup", "up1.range_temp", recognise_featup, "upsampler."),
-    ("sam", "image_encoder.patch_embed.proj.weight", recognise_sam, ""),
-    ("sam", "image_encoder.patch_embed.seq.0.c.weight", recognise_mobile_sam, ""),
-    ("vit", "patch_embed.proj.weight", recognise_vit, ""),
-)
-# Models that their names identify, but samlad does not have.
-STRANGERS = (
-    ("image_encoder.trunk.", "SAM 2, which is not supported; use Segment Anything 1"),
-    ("vision_encoder.patch_embed.projection.", "SAM in Hugging Face's naming; use the official .pth"),
-    ("embeddings.patch_embeddings.projection.",
-     "a ViT in Hugging Face's naming; use the official .pth or timm's file"),
-    ("visual.transformer.resblocks.", "CLIP, which is not supported"),
+    ("featup", "up1.range_temp", recognise_featup, "upsampler.", None, ""),
+    ("sam", "vision_encoder.patch_embed.projection.weight", recognise_sam, "", "HF_SAM", " in Hugging Face's naming"),
+    ("sam", "image_encoder.patch_embed.proj.weight", recognise_sam, "", None, ""),
+    ("sam", "image_encoder.patch_embed.seq.0.c.weight", recognise_mobile_sam, "", None, ""),
+    ("vit", "embeddings.patch_embeddings.projection.weight", recognise_vit, "", "HF_VIT", " in Hugging Face's naming"),
+    ("vit", "patch_embed.proj.weight", recognise_vit, "", "TIMM_VIT", ""),
 )
 
 
@@ -497,7 +516,7 @@ def find_state_dict(checkpoint, wanted, n_heads):
     the teacher is taken, as DINOv2 publishes it; otherwise the shortest prefix."""
     best = None
     for path, tensors in dicts_with_tensors(checkpoint.root):
-        for rank, (kind, anchor, _, _) in enumerate(FAMILIES):
+        for rank, (kind, anchor, _, _, _, _) in enumerate(FAMILIES):
             for name in tensors:
                 prefix = name[:-len(anchor)]
                 if not name.endswith(anchor) or (prefix and not prefix.endswith(".")):
@@ -514,15 +533,31 @@ def find_state_dict(checkpoint, wanted, n_heads):
     if best is None:
         return None, None
     rank, _, _, path, prefix, tensors = best
-    below = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
+    family = FAMILIES[rank]
+    if family[0] != "featup":  # its file may hold any backbone beside it
+        refuse_strangers(checkpoint.path, tensors)
+    below = unchunked({name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)})
     where = "/".join(map(shown, path + ((prefix + "*",) if prefix else ()))) or "the top level"
-    return FAMILIES[rank], StateDict(checkpoint.path, where, unchunked(below), n_heads)
+    sd = StateDict(checkpoint.path, where, below, n_heads)
+    earlier = checkpoint.metadata
+    if earlier.get("samlad.model") == "sam" and re.fullmatch("[1-9][0-9]?", earlier.get("sam.decoder_heads", "")):
+        sd.settings = {key: value for key, value in earlier.items() if key.startswith("sam.")}
+    if family[4]:
+        sd.naming = family[5]
+        sd.tensors = official_tensors(checkpoint, below, family[4], "a model" + family[5], bool(family[5]))
+        if "samlad.model" not in earlier:
+            sd.settings = settings_beside(checkpoint, family[4], sd.tensors)
+    return family, sd
 
 
 def unchunked(tensors):
     """DINOv2's training code numbers blocks twice, blocks.CHUNK.BLOCK.norm1: the second number counts."""
     renamed = {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name): t for name, t in tensors.items()}
     return renamed if len(renamed) == len(tensors) else tensors
+
+
+def pieces_of(tensor):
+    return tensor.pieces if type(tensor) is Joined else (tensor,)
 
 
 def recognise(checkpoint, wanted=None, n_heads=None):
@@ -541,12 +576,13 @@ def recognise(checkpoint, wanted=None, n_heads=None):
         if tensor.shape != shape:
             found = shape_text(tensor.shape)
             sd.refuse_tensor(name, "has shape %s, expected %s" % (found, shape_text(shape)))
-        if tensor.n_elements > tensor.storage.n_elements:  # otherwise a small file could fill the disk
-            sd.refuse_tensor(name, "repeats the %d elements of its storage (torch's expand), which no model needs"
-                             % tensor.storage.n_elements)
+        for piece in pieces_of(tensor):
+            if piece.n_elements > piece.storage.n_elements:  # otherwise a small file could fill the disk
+                sd.refuse_tensor(name, "repeats the %d elements of its storage (torch's expand), which no model needs"
+                                 % piece.storage.n_elements)
+            checkpoint.range_of(name, piece)
         if tensor.dtype not in FLOAT_TYPES:
             sd.refuse_tensor(name, "has dtype %s, expected a floating-point one" % tensor.dtype)
-        checkpoint.range_of(name, tensor)
         total += tensor.n_elements * ITEM_SIZE[tensor.dtype]
     if total > 4 * checkpoint.size:
         sd.refuse("its tensors share storages so often that %d bytes become %d, which no model does"
@@ -562,6 +598,76 @@ def recognise(checkpoint, wanted=None, n_heads=None):
     return model, sd
 
 
+# ---- a fine-tune of a part of SAM, and its base ---------------------------------------------------------------
+
+def official_name(name, base, names, last):
+    """(prefix, official name, is foreign) of a tensor that the base has too; None if it has none. A decoder saved alone
+    may lack "mask_decoder."."""
+    ends = [0] + [i + 1 for i, c in enumerate(name[:MAX_PREFIX]) if c == "."]
+    for begin in ends:
+        rest = name[begin:]
+        for part in ("",) + SAM_PARTS:
+            if part + rest in base:
+                return name[:begin], part + rest, False
+        row = names.find(rest)
+        if row and row[0] and names.fill(*row[:3], last) in base:
+            return name[:begin], names.fill(*row[:3], last), True
+    return None
+
+
+def find_part(checkpoint, base, names, last):
+    """(prefix, {official name: tensor}, is foreign) of the dict and prefix with the most tensors of the base."""
+    best = ("", {}, False)
+    for _, tensors in dicts_with_tensors(checkpoint.root):
+        found = {}
+        for name, tensor in tensors.items():
+            place = official_name(name, base, names, last) if len(name) <= MAX_PREFIX else None
+            if place:
+                prefix, official, foreign = place
+                part = found.setdefault(prefix, ({}, []))
+                part[0].setdefault(official, tensor)
+                part[1].append(foreign)
+        for prefix, (part, foreign) in found.items():
+            if len(part) > len(best[1]):
+                best = prefix, part, all(foreign)
+    return best
+
+
+def merge(checkpoint, base, n_heads=None):
+    """(Several, Model, StateDict) of the base with the tensors that the checkpoint has in their place."""
+    model, sd = recognise(base, "sam", n_heads)
+    if model.config["samlad.model"] != "sam":
+        raise Refusal("%s: is no SAM; --base is for fine-tunes of SAM" % base.path)
+    for _, tensors in dicts_with_tensors(checkpoint.root):
+        refuse_strangers(checkpoint.path, tensors)
+    names = family_names("HF_SAM", {})
+    prefix, part, foreign = find_part(checkpoint, sd.tensors, names, int(model.config["sam.iou_head_depth"]) - 1)
+    if not part:
+        raise Refusal("%s: has no tensor in common with %s" % (checkpoint.path, base.path))
+    for name, tensor in part.items():
+        if tensor.shape != sd.tensors[name].shape:
+            raise Refusal("%s: tensor %s has shape %s, in %s it has %s"
+                          % (checkpoint.path, shown(name), shape_text(tensor.shape), base.path,
+                             shape_text(sd.tensors[name].shape)))
+    several = Several(checkpoint.path, "a part of SAM on its base")
+    several.metadata = model.config
+    several.add(base, {name: t for name, t in sd.tensors.items() if name not in part})
+    several.add(checkpoint, part)
+    merged, merged_sd = recognise(several, "sam", n_heads)
+    merged.config.update(model.config)
+    if foreign and any(name.startswith("mask_decoder.transformer.") for name in part):
+        merged.config["sam.decoder_eps"] = "1e-06"  # transformers' eps, in which it was tuned
+    parts = sorted({name.split(".")[0] for name in part})
+    merged.notes = ["%d tensors (%s) are %s's, the other %d are %s's"
+                    % (len(part), ", ".join(parts), os.path.basename(checkpoint.path),
+                       len(sd.tensors) - len(part), os.path.basename(base.path))]
+    n_left = sum(len(tensors) for _, tensors in dicts_with_tensors(checkpoint.root)) - len(part)
+    if n_left:
+        merged.notes.append("%d tensors of %s have no place in SAM and are left out"
+                            % (n_left, os.path.basename(checkpoint.path)))
+    return several, merged, merged_sd
+
+
 def refuse_unknown(checkpoint):
     found = dicts_with_tensors(checkpoint.root)
     if not found:
@@ -569,9 +675,7 @@ def refuse_unknown(checkpoint):
         raise Refusal("%s: holds no dict of tensors (its object is %s); save model.state_dict()"
                       % (checkpoint.path, shown(what)))
     for _, tensors in found:
-        for part, what in STRANGERS:
-            if any(part in name for name in tensors):
-                raise Refusal("%s: is %s" % (checkpoint.path, what))
+        refuse_strangers(checkpoint.path, tensors)
     raise Refusal("%s: holds %d tensors (%s, ...), but no model that samlad knows: DINOv2, plain ViT, SAM, "
                   "MobileSAM, FeatUp's JBU stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
 
@@ -663,7 +767,7 @@ def write_safetensors(out, checkpoint, tensors, metadata, wanted_dtype):
 def write_tensor(f, checkpoint, name, tensor, dtype):
     """Convert and append one tensor; returns how many of its values are not finite."""
     n_bad = n_bytes = 0
-    for raw in checkpoint.chunks(name, tensor):
+    for raw in (raw for piece in pieces_of(tensor) for raw in checkpoint.chunks(name, piece)):
         wide = to_f32(raw, tensor.dtype)
         n_bad += not_finite(wide)
         try:
@@ -701,6 +805,8 @@ def parse_arguments(arguments):
                         help="a ViT's attention heads, when not one per 64 channels")
     parser.add_argument("--model", choices=("vit", "sam", "featup"),
                         help="which one, of a checkpoint that holds several")
+    parser.add_argument("--base", metavar="FILE",
+                        help="the SAM that CHECKPOINT, a decoder or an encoder alone, was tuned from")
     parser.add_argument("--list", action="store_true",
                         help="print the contents of the checkpoint, and convert nothing")
     options = parser.parse_args(arguments)
@@ -712,12 +818,21 @@ def parse_arguments(arguments):
 
 
 def recognise_with(checkpoint, options):
-    """recognise(), where our own earlier metadata and the command line know more than names and shapes."""
-    earlier = checkpoint.metadata if "samlad.model" in checkpoint.metadata else {}
+    """recognise(), where our own earlier metadata and the command line know more than names and shapes. With --base, of
+    the two together. -> (the checkpoint that has the tensors, Model, StateDict)"""
+    if options.base:
+        base = open_checkpoint(options.base)
+        checkpoint, model, sd = merge(checkpoint, base)
+        model.config["samlad.base"] = os.path.basename(base.path)
+        model.config["samlad.base_sha256"] = base.sha256()
+        earlier = {}
+    else:
+        earlier = checkpoint.metadata if "samlad.model" in checkpoint.metadata else {}
     n_heads = options.heads
     if n_heads is None and re.fullmatch("[1-9][0-9]{0,5}", earlier.get("vit.n_heads", "")):
         n_heads = int(earlier["vit.n_heads"])
-    model, sd = recognise(checkpoint, options.model, n_heads)
+    if not options.base:
+        model, sd = recognise(checkpoint, options.model, n_heads)
     kind = model.config["samlad.model"]
     if earlier.get("samlad.model") == kind:
         model.config.update(earlier)
@@ -734,7 +849,7 @@ def recognise_with(checkpoint, options):
             model.config[vit_key if kind == "vit" else sam_key] = option
     if options.mean and options.std:
         model.notes = [note for note in model.notes if "--mean" not in note]
-    return model, sd
+    return checkpoint, model, sd
 
 
 def list_checkpoint(checkpoint, options):
@@ -748,17 +863,18 @@ def list_checkpoint(checkpoint, options):
                                          "" if tensor.is_contiguous() else "  strides "
                                          + shape_text(tensor.strides)))
     try:
-        model, sd = recognise_with(checkpoint, options)
+        _, model, sd = recognise_with(checkpoint, options)
         print("recognised at %s: %s" % (sd.where, model.summary))
     except Refusal as why:
         print("not convertible: %s" % why)
 
 
 def convert(checkpoint, options):
-    if os.path.exists(options.output) and os.path.samefile(options.output, checkpoint.path):
-        raise Refusal("%s: is the checkpoint itself; give another name to -o" % options.output)
-    model, sd = recognise_with(checkpoint, options)
+    for path in (checkpoint.path, options.base):
+        if path and os.path.exists(options.output) and os.path.exists(path) and os.path.samefile(options.output, path):
+            raise Refusal("%s: is the checkpoint itself; give another name to -o" % options.output)
     name, digest = os.path.basename(checkpoint.path), checkpoint.sha256()
+    checkpoint, model, sd = recognise_with(checkpoint, options)
     if name in OFFICIAL_FILES:
         same = OFFICIAL_FILES[name] == (checkpoint.size, digest)
         model.notes.append("sha256 is " + ("" if same else "NOT ") + "that of the official file of this name")
@@ -780,7 +896,7 @@ def main(arguments=None):
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         official_size, _ = OFFICIAL_FILES.get(os.path.basename(options.checkpoint), (0, ""))
-        checkpoint = Checkpoint(options.checkpoint, official_size)
+        checkpoint = open_checkpoint(options.checkpoint, official_size)
         list_checkpoint(checkpoint, options) if options.list else convert(checkpoint, options)
     except Refusal as why:
         print("convert.py: %s" % why, file=sys.stderr)
