@@ -244,28 +244,34 @@ static int pieces_of(const ForeignTensors *p, const ForeignTensor *placed)
     return n;
 }
 
-/* Add one official tensor: n places have its name. */
+/* The n places that have one official name: two tensors in one place must be equal, as tied weights are. */
+static int check_doubles(const ForeignTensors *p, const ForeignTensor *placed, size_t n, Error *err)
+{
+    for (size_t i = 1; i < n; i++)
+        if (placed[i - 1].piece == 0 || placed[i].piece == placed[i - 1].piece) {
+            if (placed[i].piece == 0 && same_tensor(placed[i].tensor, placed[i - 1].tensor))
+                continue;
+            return fail(err, "%s: tensors %.150s and %.150s are both %s", st_path(p->file),
+                        placed[i - 1].tensor->name, placed[i].tensor->name, placed->official);
+        }
+    return 0;
+}
+
 static int add_tensor(StWriter *view, const ForeignTensors *p, const ForeignTensor *placed, size_t n,
                       Error *err)
 {
     const StTensor *t = placed->tensor, *pieces[8];
     const int n_pieces = pieces_of(p, placed);
-    if (n_pieces == 0) {
-        for (size_t i = 1; i < n; i++) /* tied weights may be there twice. */
-            if (!same_tensor(t, placed[i].tensor))
-                return fail(err, "%s: tensors %.150s and %.150s are both %s", st_path(p->file), t->name,
-                            placed[i].tensor->name, placed->official);
+    if (check_doubles(p, placed, n, err))
+        return -1;
+    if (n_pieces == 0)
         return st_writer_add(view, placed->official, t->dtype, t->n_dims, t->shape, t->data, err);
-    }
     for (int i = 0; i < n_pieces; i++) {
         if ((size_t)i >= n || placed[i].piece != i + 1)
             return fail(err, "%s: tensor %.200s is there, but not piece %d of %d that make %s",
                         st_path(p->file), t->name, i + 1, n_pieces, placed->official);
         pieces[i] = placed[i].tensor;
     }
-    if (n > (size_t)n_pieces)
-        return fail(err, "%s: tensor %.200s comes twice to make %s", st_path(p->file), t->name,
-                    placed->official);
     return st_writer_stack(view, placed->official, p->file, pieces, n_pieces, err);
 }
 

@@ -870,6 +870,154 @@ def test_mobile_sam_variants_are_refused(tmp):
         refused(save_zip(tmp + "/v.pt", make(shapes)), "image_encoder." + name, "missing")
 
 
+# ---- tests: names of Hugging Face and timm --------------------------------------------------------------------
+
+HF_BLOCK = {"norm1": "norm1", "norm2": "norm2", "attention.output.dense": "attn.proj", "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2", "layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
+
+
+def hf_dinov2(official, in_memory=False, prefix="dinov2."):
+    """transformers' Dinov2Model with the numbers of an official model: as version 4 names them, or version 5 in memory."""
+    model, places = {}, {v: k for k, v in HF_BLOCK.items()}
+    outside = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+               "norm.weight": "layernorm.weight", "norm.bias": "layernorm.bias",
+               "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+               "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias"}
+    for name, t in official.items():
+        if name in outside:
+            model[prefix + outside[name]] = t
+            continue
+        block, rest = re.match(r"blocks\.(\d+)\.(.*)", name).groups()
+        layer = prefix + "encoder.layer.%s." % block
+        if rest.startswith("attn.qkv"):
+            n, values = t.shape[0] // 3, struct.unpack("<%df" % math.prod(t.shape), t.storage.raw)
+            row = math.prod(t.shape[1:])
+            for i, (old, new) in enumerate((("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))):
+                part = "attention." + new if in_memory else "attention.attention." + old
+                model[layer + part + rest[8:]] = T(values[i * n * row:(i + 1) * n * row], (n,) + t.shape[1:])
+            continue
+        stem, dot, end = rest.rpartition(".")
+        place = places[rest] if rest in places else places[stem] + dot + end
+        model[layer + (place.replace("output.dense", "o_proj") if in_memory else place)] = t
+    return model
+
+
+def beside(tmp, **files):
+    for name, value in files.items():
+        with open(os.path.join(tmp, name + ".json"), "w") as f:
+            json.dump(value, f)
+
+
+def test_hugging_face_names(tmp):
+    official = make(vit_shapes(dim=48, depth=3))
+    config = {"model_type": "dinov2", "hidden_size": 48, "num_attention_heads": 4, "layer_norm_eps": 1e-5}
+    beside(tmp, config=config, preprocessor_config={"image_mean": [0.25, 0.5, 0.75], "image_std": [1, 2, 4]})
+    for in_memory in (False, True):
+        foreign = {**hf_dinov2(official, in_memory), "classifier.weight": make({"a": (2, 48)})["a"]}
+        for save in (save_zip, save_legacy, save_safetensors):
+            tensors, m = converted(save(tmp + "/pytorch_model.bin", foreign))
+            expect_equal(tensors, official)
+            expect_metadata(m, vit__family="dinov2", vit__n_heads="4", vit__eps="1e-05", vit__mean="0.25,0.5,0.75",
+                            vit__std="1,2,4", vit__depth="3", vit__interpolate_offset="0.1")
+    path = save_zip(tmp + "/pytorch_model.bin", foreign)
+    expect_metadata(converted(path, "--heads", "6", "--mean", "0,0,0", "--std", "1,1,1")[1], vit__n_heads="6",
+                    vit__mean="0,0,0", vit__std="1,1,1")
+    for bad, word in (({"hidden_size": 64}, "another model"), ({"hidden_size": 48, "num_attention_heads": []}, "heads"),
+                      ({"hidden_size": 48, "num_attention_heads": 1.5}, "whole"), ([1], "not an object"),
+                      ({"hidden_size": 48, "hidden_act": "silu"}, "silu")):
+        beside(tmp, config=bad)
+        status, _, err = run(path, "-o", tmp + "/no")
+        assert status == 1 and word in err and "config.json" in err and err.count("\n") == 1, err
+    os.unlink(tmp + "/config.json")
+    refused(path, "--heads")
+    missing = {k: v for k, v in foreign.items() if "layer.1.attention.k_proj.weight" not in k}
+    refused(save_zip(tmp + "/piece.bin", missing), "piece 2 of 3", "blocks.1.attn.qkv.weight")
+    refused(save_zip(tmp + "/more.bin", {**foreign, "dinov2.encoder.layer.0.q_norm": official["norm.bias"]}), "no place")
+
+
+def test_timm_names(tmp):
+    shapes = {k: v for k, v in vit_shapes(registers=2).items() if "qkv.bias" not in k and ".mlp." not in k}
+    shapes["pos_embed"] = (1, 9, 64)
+    for i in range(2):  # packed SwiGLU of 5 channels
+        shapes.update({"blocks.%d.mlp.w12.weight" % i: (10, 64), "blocks.%d.mlp.w12.bias" % i: (10,),
+                       "blocks.%d.mlp.w3.weight" % i: (64, 5), "blocks.%d.mlp.w3.bias" % i: (64,)})
+    official = make(shapes)
+    foreign = {k.replace("register_tokens", "reg_token").replace("w12", "fc1").replace("w3", "fc2"): t
+               for k, t in official.items()}
+    beside(tmp, config={"architecture": "x", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}})
+    tensors, m = converted(save_zip(tmp + "/timm.pth", [foreign]))
+    expect_equal(tensors, official)
+    expect_metadata(m, vit__family="timm", vit__layer_scale="1", vit__ffn="swiglu", vit__hidden_dim="5",
+                    vit__n_registers="2", vit__mean="0.1,0.2,0.3", vit__std="0.229,0.224,0.225",
+                    vit__interpolate_antialias="1")
+
+
+def test_state_dicts_inside_lists_and_deep_dicts(tmp):
+    model = make(vit_shapes())
+    for name, checkpoint in {"list": [model], "tuple": (model, 3), "deep": {"a": {"b": {"c": {"d": model}}}},
+                             "mixed": ({"state_dict": [{"model": model}]}, 1)}.items():
+        expect_equal(converted(save_zip(tmp + "/%s.pth" % name, checkpoint))[0], model)
+    refused(save_zip(tmp + "/deeper.pth", {"a": {"b": {"c": {"d": {"e": model}}}}}), "no dict of tensors")
+
+
+def test_shards_and_folders(tmp):
+    model = make(vit_shapes())
+    names = sorted(model)
+    halves = {"pytorch_model-1.bin": names[:9], "pytorch_model-2.bin": names[9:]}
+    for file, part in halves.items():
+        save_zip(os.path.join(tmp, file), {name: model[name] for name in part})
+    weight_map = {name: file for file, part in halves.items() for name in part}
+    beside(tmp, **{"pytorch_model.bin.index": {"weight_map": weight_map}})
+    index = tmp + "/pytorch_model.bin.index.json"
+    expect_equal(converted(index)[0], model)
+    os.unlink(index + ".safetensors")
+    out = tmp + "/out"
+    assert run(tmp, "-o", out)[0] == 0  # the folder
+    expect_equal(read(out)[0], model)
+    for bad, word in (({}, "no weight_map"), ({"weight_map": {"a": "../x.bin"}}, "beside the index"),
+                      ({"weight_map": {"a": 3}}, "beside the index"), ({"weight_map": {"a": "gone.bin"}}, "missing"),
+                      ({"weight_map": {**weight_map, "more": "pytorch_model-1.bin"}}, "more"),
+                      ({"weight_map": {name: weight_map[name] for name in names[1:]}}, names[0])):
+        beside(tmp, **{"bad.index": bad})
+        refused(tmp + "/bad.index.json", word)
+
+
+def test_a_part_of_sam_on_its_base(tmp):
+    base = make(sam_shapes())
+    path = save_zip(tmp + "/sam_base.pth", base)
+    decoder = {k: t for k, t in make(sam_shapes()).items() if k.startswith("mask_decoder.")}
+    expected = {**base, **decoder}
+    for name, part in (("plain", decoder), ("bare", {k[len("mask_decoder."):]: t for k, t in decoder.items()}),
+                       ("ddp", {"state_dict": {"module.sam." + k: t for k, t in decoder.items()}, "epoch": 3})):
+        tensors, m = converted(save_zip(tmp + "/%s.pth" % name, part), "--base", path)
+        expect_equal(tensors, expected)
+        expect_metadata(m, samlad__model="sam", samlad__source=name + ".pth", samlad__base="sam_base.pth",
+                        sam__decoder_heads="8")
+    encoder = {k: t for k, t in make(sam_shapes()).items() if k.startswith("image_encoder.")}
+    expect_equal(converted(save_zip(tmp + "/encoder.pth", encoder), "--base", path)[0], {**base, **encoder})
+    refused(save_zip(tmp + "/other.pth", make({"a": (3,)})), "no tensor in common", arguments=("--base", path))
+    wrong = {**decoder, "mask_decoder.iou_token.weight": make({"a": (1, 3)})["a"]}
+    refused(save_zip(tmp + "/wrong.pth", wrong), "iou_token", "[1, 32]", arguments=("--base", path))
+
+
+def test_converted_models_equal_the_libraries(tmp):
+    """The models of tests/golden/names and of SAMLAD_DATA's names/, through this tool and then through the C program."""
+    test_names = os.path.join(os.path.dirname(os.environ.get("SAMLAD_BIN", "/")), "tests", "test_names")
+    if not os.access(test_names, os.X_OK):
+        raise Skip("SAMLAD_BIN has no tests/test_names beside it")
+    roots = [os.path.join(HERE, "golden", "names")] + ([os.path.join(DATA, "names")] if DATA else [])
+    for root in filter(os.path.isdir, roots):
+        for name in sorted(os.listdir(root)):
+            folder = os.path.join(root, name)
+            if os.path.isdir(folder):
+                os.makedirs(os.path.join(tmp, name))
+                with open(folder + "/io.safetensors", "rb") as f, open(os.path.join(tmp, name, "io.safetensors"), "wb") as g:
+                    g.write(f.read())
+                assert run(folder, "-o", os.path.join(tmp, name, "model.safetensors"))[0] == 0, name
+    result = subprocess.run([test_names, "models"], env={**os.environ, "SAMLAD_NAMES": tmp}, stdout=subprocess.PIPE)
+    assert result.returncode == 0 and b"1 passed" in result.stdout, result.stdout.decode()
+
+
 def test_strangers_are_named(tmp):
     for name, part in (("image_encoder.trunk.patch_embed.proj.weight", "SAM 2"),
                        ("conv1.weight", "conv1.weight"),

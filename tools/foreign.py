@@ -118,6 +118,9 @@ def official_tensors(checkpoint, tensors, table, title, strict):
         elif not same_bytes(checkpoint, name, official[target], tensor):  # tied weights may be there twice
             raise Refusal("%s: two tensors are both %s" % (checkpoint.path, shown(target)))
     for target, (n_pieces, found) in pieces.items():
+        if target in official:
+            raise Refusal("%s: tensor %s comes twice to make %s"
+                          % (checkpoint.path, shown(found[min(found)][0]), shown(target)))
         official[target] = join(checkpoint.path, target, found, n_pieces)
     return official
 
