@@ -25,12 +25,29 @@ void handle_drop_bank(Samlad *s)
  * Opening
  * ============================================================================================== */
 
+/* The settings beside a checkpoint of another library (load/foreign.h) are part of the model: other heads or
+ * another mean give other features. */
+static void add_settings(char hex[65], const Safetensors *file)
+{
+    char text[4096];
+    int n = snprintf(text, sizeof text, "%s\n", hex);
+    for (size_t i = 0; i < st_meta_count(file) && n < (int)sizeof text; i++) {
+        const char *key, *value;
+        st_meta_at(file, i, &key, &value);
+        if (strncmp(key, "vit.", 4) == 0 || strncmp(key, "sam.", 4) == 0)
+            n += snprintf(text + n, sizeof text - (size_t)n, "%s=%s\n", key, value);
+    }
+    sha256(text, strlen(text), hex);
+}
+
 static void identify(WeightsId *id, const Safetensors *file)
 {
     if (!file)
         return;
     snprintf(id->name, sizeof id->name, "%s", path_name(st_path(file)));
     st_sha256(file, id->sha256);
+    if (st_meta(file, "samlad.names"))
+        add_settings(id->sha256, file);
 }
 
 static int open_weights(Samlad *s, const SamladWeights *weights, Error *err)

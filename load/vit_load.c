@@ -155,7 +155,6 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
     while (c->depth <= MAX_DEPTH && block_exists(st, c->depth))
         c->depth++;
     c->layer_scale = st_find(st, "blocks.0.ls1.gamma") != NULL;
-    c->timm = !c->layer_scale || has_square_positions(st);
     c->swiglu = st_find(st, "blocks.0.mlp.w12.weight") != NULL;
     const StTensor *ffn = st_find(st, c->swiglu ? "blocks.0.mlp.w12.weight" : "blocks.0.mlp.fc1.weight");
     if (ffn && ffn->n_dims == 2 && ffn->shape[0] <= 2 * MAX_HIDDEN)
@@ -163,6 +162,8 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
     const StTensor *registers = st_find(st, "register_tokens");
     if (registers && registers->n_dims == 3 && registers->shape[1] <= MAX_REGISTERS)
         c->n_registers = (int)registers->shape[1];
+    /* DeiT-3 has LayerScale too, but neither registers nor a position for the class token. */
+    c->timm = !c->layer_scale || (has_square_positions(st) && c->n_registers == 0);
     published_defaults(c);
     return (st_meta(st, "samlad.names") && read_foreign_settings(c, st, err)) || check_heads(c, st, err) ? -1 : 0;
 }
@@ -170,7 +171,7 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
 /* ---- both ---------------------------------------------------------------------------------------------*/
 
 /* The shape of pos_embed [1][n][dim] gives the square grid of the training. It also tells whether the class
- * token has a position (in timm's `no_embed_class` models it has none). */
+ * token has a position (in timm's `no_embed_class` models and its DINOv2 with registers it has none). */
 static int read_position_grid(VitConfig *c, const Safetensors *st, Error *err)
 {
     const StTensor *pos = st_find(st, "pos_embed");
@@ -178,7 +179,7 @@ static int read_position_grid(VitConfig *c, const Safetensors *st, Error *err)
         return fail(err, "%s: tensor pos_embed [1][positions][dim] is missing", st_path(st));
     const int64_t n = pos->shape[1];
     for (int grid = 1; grid <= MAX_POS_GRID && grid * grid <= n; grid++)
-        if (grid * grid == n - 1 || (grid * grid == n && c->timm)) {
+        if (grid * grid == n - 1 || grid * grid == n) {
             c->pos_grid = grid;
             c->pos_cls = grid * grid == n - 1;
         }

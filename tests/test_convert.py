@@ -947,7 +947,7 @@ def test_timm_names(tmp):
     beside(tmp, config={"architecture": "x", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}})
     tensors, m = converted(save_zip(tmp + "/timm.pth", [foreign]))
     expect_equal(tensors, official)
-    expect_metadata(m, vit__family="timm", vit__layer_scale="1", vit__ffn="swiglu", vit__hidden_dim="5",
+    expect_metadata(m, vit__family="dinov2", vit__layer_scale="1", vit__ffn="swiglu", vit__hidden_dim="5",
                     vit__n_registers="2", vit__mean="0.1,0.2,0.3", vit__std="0.229,0.224,0.225",
                     vit__interpolate_antialias="1")
 

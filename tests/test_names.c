@@ -425,7 +425,7 @@ static void test_settings_of_timm(void)
     const VitConfig *c = vit_config(vit);
     CHECK(c->mean[1] == 0.25f && c->std[2] == 1 && c->hidden_dim == 5 && c->swiglu && c->n_registers == 2 &&
           !c->pos_cls);
-    CHECK(c->timm && c->layer_scale && c->interpolate_antialias && c->n_heads == 1 && c->image_size == 12);
+    CHECK(!c->timm && c->layer_scale && c->interpolate_antialias && c->n_heads == 1 && c->image_size == 12);
     vit_close(vit);
     st_close(st);
 }

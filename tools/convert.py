@@ -177,10 +177,9 @@ def vit_ffn(sd, dim):
     return "swiglu", hidden, number_text(hidden * 1.5 / dim)  # timm's; vit.hidden_dim has the width
 
 
-def vit_grid(sd, is_dinov2):
+def vit_grid(sd):
     n = sd.shape("pos_embed", 3)[1]
-    # timm's no_embed_class models give the class token no position
-    for n_cls in (1,) if is_dinov2 else (1, 0):
+    for n_cls in (1, 0):  # timm's no_embed_class models give the class token no position
         grid = math.isqrt(max(n - n_cls, 0))
         if grid > 0 and grid * grid == n - n_cls:
             return n, grid
@@ -195,13 +194,14 @@ def has_square_positions(sd):
 
 def recognise_vit(sd):
     layer_scale = "blocks.0.ls1.gamma" in sd.tensors
-    is_dinov2 = layer_scale and not has_square_positions(sd)
+    # DeiT-3 has LayerScale too, but neither registers nor a position for the class token
+    is_dinov2 = layer_scale and ("register_tokens" in sd.tensors or not has_square_positions(sd))
     sd.title = "a DINOv2 ViT" if is_dinov2 else "a ViT with LayerScale" if layer_scale else "a plain ViT"
     dim, n_rgb, patch, patch_w = sd.shape("patch_embed.proj.weight", 4)
     if n_rgb != 3 or patch != patch_w:
         sd.refuse("is %s on patches of %d x %d x %d, expected 3 channels and square ones"
                   % (sd.title, n_rgb, patch, patch_w))
-    n_positions, grid = vit_grid(sd, is_dinov2)
+    n_positions, grid = vit_grid(sd)
     depth = sd.count("blocks", "norm1.weight")
     n_registers = sd.shape("register_tokens", 3)[1] if "register_tokens" in sd.tensors else 0
     ffn, hidden, ratio = vit_ffn(sd, dim)
