@@ -15,7 +15,8 @@
 static const char INFO_HELP[] =
     "usage: samlad info FILE...\n"
     "\n"
-    "Print the contents of a weights file or a bank: configuration, tensors, checksum.\n";
+    "Print the contents of a weights file or a bank: configuration, tensors, checksum. A checkpoint of\n"
+    "Hugging Face or timm (file, index of shards, folder) is shown under the official names.\n";
 
 static void print_tensor(const StTensor *t)
 {

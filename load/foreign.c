@@ -324,8 +324,27 @@ static Safetensors *make_view(Safetensors *file, const ForeignTensors *p, Error 
 
 /* ---- recognising --------------------------------------------------------------------------------------*/
 
+/* NAME-00001-of-00003.safetensors: a part alone is no model. */
+static int is_one_shard(const char *path)
+{
+    static const char ending[] = ".safetensors", form[] = "-00000-of-00000";
+    const size_t n = strlen(path), m = sizeof form - 1 + sizeof ending - 1;
+    if (n <= m || strcmp(path + n - (sizeof ending - 1), ending) != 0)
+        return 0;
+    for (size_t i = 0; i < sizeof form - 1; i++) {
+        const char c = path[n - m + i];
+        if (form[i] == '0' ? c < '0' || c > '9' : c != form[i])
+            return 0;
+    }
+    return memcmp(path + n - m + 1, "00001-of-00001", 14) != 0;
+}
+
 static int refuse_strangers(const Safetensors *file, Error *err)
 {
+    if (is_one_shard(st_path(file)))
+        return fail(err,
+                    "%s: one shard of several: give the folder, or the index (model.safetensors.index.json)",
+                    st_path(file));
     for (size_t k = 0; k < COUNT(STRANGERS); k++)
         for (size_t i = 0; i < st_count(file); i++)
             if (strstr(st_at(file, i)->name, STRANGERS[k].part))

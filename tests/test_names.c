@@ -439,6 +439,7 @@ static void test_folders_without_a_checkpoint(void)
     write_one("torch/io.safetensors", "t"); /* not the model */
     refused_in_made("torch", "tools/convert.py", "torch/pytorch_model.safetensors");
     refused_in_made("nowhere.safetensors", "cannot open", "nowhere");
+    refused("tests/golden/names/hf/model-00001-of-00002.safetensors", "one shard of several", "index");
 }
 
 /* With an argument: only the models of the folder SAMLAD_NAMES (test_convert). */
