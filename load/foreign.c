@@ -386,6 +386,12 @@ Safetensors *weights_official(Safetensors *file, Error *err)
         if (anchor)
             return official_of(file, ORDER[i], anchor, prefix, err);
     }
+    if (st_find(file, "image_encoder.patch_embed.seq.0.c.weight")) {
+        fail(err,
+             "%s: MobileSAM without its settings: convert it with tools/convert.py FILE -o OUT.safetensors",
+             st_path(file));
+        return NULL;
+    }
     return file; /* not a model that we rename; its loader says what is missing. */
 }
 

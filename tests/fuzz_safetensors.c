@@ -1,5 +1,5 @@
-/* fuzz_safetensors.c - safetensors: every byte of every tensor of an accepted file can be read. See fuzz.h.
- */
+/* fuzz_safetensors.c - safetensors: every byte of every tensor of an accepted file can be read, and its names
+ * can be made official. See fuzz.h. */
 #include "fuzz.h"
 
 #include <stdio.h>
@@ -8,6 +8,8 @@
 
 #include "io/file.h"
 #include "io/safetensors.h"
+#include "load/foreign.h"
+#include "vit.h"
 
 int FUZZ_TARGET(const uint8_t *bytes, size_t n)
 {
@@ -30,6 +32,9 @@ int FUZZ_TARGET(const uint8_t *bytes, size_t n)
             abort();
         st_f32(st, tensor->name, tensor->n_dims, tensor->shape, &err);
     }
-    st_close(st);
+    Safetensors *official = weights_official(st, &err);
+    Vit *vit = official ? vit_open(official, &err) : NULL;
+    vit_close(vit);
+    st_close(official ? official : st);
     return 0;
 }

@@ -222,6 +222,8 @@ static void test_safetensors(void)
     uint8_t bytes[8 + sizeof header - 1 + 22] = {sizeof header - 1};
     memcpy(bytes + 8, header, sizeof header - 1);
     attack(fuzz_safetensors, bytes, sizeof bytes, 1500, 1);
+    attack_file(fuzz_safetensors, "tests/golden/names/timm/model.safetensors", 300);
+    attack_file(fuzz_safetensors, "tests/golden/names/hf/model-00001-of-00002.safetensors", 300);
 }
 
 int main(void)
