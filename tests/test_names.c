@@ -256,6 +256,8 @@ static void test_strangers_are_named(void)
     }
 }
 
+#define BYTES(text) text, sizeof(text) - 1
+
 static void test_other_files_are_named(void)
 {
     static const struct {
@@ -263,22 +265,22 @@ static void test_other_files_are_named(void)
         size_t n;
         const char *word;
     } cases[] = {
-        {"page.safetensors", "\n<!DOCTYPE html><html><body>Not found</body></html>", 50, "web page"},
-        {"lfs.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n", 56, "Git LFS"},
+        {"page.safetensors", BYTES("\n<!DOCTYPE html><html><body>Not found</body></html>"), "web page"},
+        {"lfs.safetensors", BYTES("version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "Git LFS"},
         {"old.pth",
          "\x80\x02\x8a\nl\xfc\x9c"
          "F\xf9 j\xa8P\x19.\x80\x02M",
-         20, "convert.py"},
+         18, "convert.py"},
         {"it's.pth",
          "\x80\x02\x8a\nl\xfc\x9c"
          "F\xf9 j\xa8P\x19.\x80\x02M",
-         20, "pickle"},
-        {"zip.bin", "PK\3\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0\0\0archive/data.pkl", 46,
+         18, "pickle"},
+        {"zip.bin", BYTES("PK\3\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0\0\0archive/data.pkl"),
          "convert.py"},
-        {"a.npz", "PK\3\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\5\0\0\0a.npyxx", 37, "NumPy"},
-        {"a.gguf", "GGUF\3\0\0\0\0\0\0\0", 12, "GGUF"},
-        {"a.onnx", "\x08\x08\x12\x07pytorch", 11, "ONNX"},
-        {"denied.safetensors", "Access to this model is restricted", 34, "Access to this model"},
+        {"a.npz", BYTES("PK\3\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\5\0\0\0a.npyxx"), "NumPy"},
+        {"a.gguf", BYTES("GGUF\3\0\0\0\0\0\0\0"), "GGUF"},
+        {"a.onnx", BYTES("\x08\x08\x12\x07pytorch"), "ONNX"},
+        {"denied.safetensors", BYTES("Access to this model is restricted"), "Access to this model"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         write_text(cases[i].name, cases[i].bytes, cases[i].n);
