@@ -674,8 +674,7 @@ static void prompt_encoder(const SamWeights *w, DecoderState *s, const SamImage 
 
 void sam_transformer_norm(const SamWeights *weights, float *x, const Norm *norm, int rows)
 {
-    layer_norm(x, x, norm->weight, norm->bias, rows, weights->config.out_chans,
-               weights->config.decoder_eps);
+    layer_norm(x, x, norm->weight, norm->bias, rows, weights->config.out_chans, weights->config.decoder_eps);
 }
 
 void sam_final_norm(const SamWeights *weights, float *x, int rows)

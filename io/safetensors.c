@@ -30,7 +30,7 @@ struct Safetensors {
     char *path;
     const uint8_t *map; /* the whole file; NULL: a view of parts. */
     size_t map_size;
-    int borrowed; /* map is the caller's memory. */
+    int borrowed;        /* map is the caller's memory. */
     Safetensors **parts; /* [n_parts] the files of a view; the writer has its names and the copies. */
     size_t n_parts;
     StWriter *writer;

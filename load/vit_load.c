@@ -62,8 +62,9 @@ static int config_from_metadata(VitConfig *c, const Safetensors *st, Error *err)
     c->eps = (float)eps;
     c->hidden_dim = ffn_hidden_dim(c->dim, mlp_ratio, c->swiglu);
     /* A width that no ratio gives: timm's packed SwiGLU may even have an odd one. */
-    return st_meta(st, "vit.hidden_dim") ? st_meta_int(st, "vit.hidden_dim", 1, MAX_HIDDEN, &c->hidden_dim, err)
-                                         : 0;
+    return st_meta(st, "vit.hidden_dim")
+               ? st_meta_int(st, "vit.hidden_dim", 1, MAX_HIDDEN, &c->hidden_dim, err)
+               : 0;
 }
 
 /* ---- the configuration from names and shapes ----------------------------------------------------------*/
@@ -165,7 +166,8 @@ static int config_from_shapes(VitConfig *c, const Safetensors *st, Error *err)
     /* DeiT-3 has LayerScale too, but neither registers nor a position for the class token. */
     c->timm = !c->layer_scale || (has_square_positions(st) && c->n_registers == 0);
     published_defaults(c);
-    return (st_meta(st, "samlad.names") && read_foreign_settings(c, st, err)) || check_heads(c, st, err) ? -1 : 0;
+    return (st_meta(st, "samlad.names") && read_foreign_settings(c, st, err)) || check_heads(c, st, err) ? -1
+                                                                                                         : 0;
 }
 
 /* ---- both ---------------------------------------------------------------------------------------------*/
