@@ -76,12 +76,12 @@ run 0 "the same run again" "$bin" eval deep $quick --no-pictures --white auto -o
 run 0 "eval of 8 bits" "$bin" eval grey $quick --no-pictures -o grey.out
 if cmp -s grey.out/anomaly_maps/grey/test/bad/0.tiff deep.out/anomaly_maps/deep/test/bad/0.tiff; then ok; else bad "eval: 12 bits are not as 8 bits"; fi
 sam="--sam $here/golden/sam_resampled_model.safetensors --points 2"
-run 0 "segment in the dark" "$bin" segment deep/test/bad/0.pgm -o dark $sam
+run 0 "segment in the dark" "$bin" segment deep/test/bad/0.pgm -o dark.out $sam
 says "nearly black"
-run 0 "segment" "$bin" segment deep/test/bad/0.pgm -o deep $sam --white auto
+run 0 "segment" "$bin" segment deep/test/bad/0.pgm -o deep.masks $sam --white auto
 silent "nearly black"
-run 0 "segment of 8 bits" "$bin" segment grey/test/bad/0.pgm -o grey $sam
-if cmp -s grey_masks.png deep_masks.png; then ok; else bad "segment: 12 bits are not as 8 bits"; fi
+run 0 "segment of 8 bits" "$bin" segment grey/test/bad/0.pgm -o grey.masks $sam
+if cmp -s grey.masks/0_masks.png deep.masks/0_masks.png; then ok; else bad "segment: 12 bits are not as 8 bits"; fi
 
 # ---- files that are no pictures ------------------------------------------------------------------------------
 echo "no picture" >grey/test/bad/readme.txt

@@ -51,6 +51,7 @@ expect 0 "two of one name" "$bin" segment in/good/000.ppm in/good/../bad/000.ppm
 [ "$(wc -l <out)" -eq 2 ] && ok || bad "the same image twice"
 for f in good bad; do cmp -s out.two/$f/000_masks.json out.folder/$f/000_masks.json && ok || bad "another $f/000"; done
 (cd in/good && expect 0 "two of one name from below" "$bin" segment 000.ppm ../bad/000.ppm -o ../../out.below $some)
+rm in/good/out in/good/err
 there out.below/good/000_masks.json out.below/bad/000_masks.json
 picture 2 >in/001.pnm
 expect 0 "two of one stem" "$bin" segment in/001.pnm in/001.ppm -o out.stem $some
