@@ -44,7 +44,12 @@ DEMO_OUT ?= demo-out
 
 # -ffp-contract=off: compilers must not fuse a product and a sum. PIL's integers and torch's last digits depend on it.
 WARN    = -Wall -Wextra -Wshadow -Werror
-ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
+# 32-bit x86 computes with SSE, not with x87, whose numbers are wider than float until they happen to leave a register:
+# then one thread and several have different bits. FPMATH= for a processor without SSE2; its results agree within rounding.
+ifeq ($(origin FPMATH),undefined)
+FPMATH := $(if $(shell $(CC) $(CFLAGS) $(ARCH) -E -dM -x c /dev/null 2>/dev/null | grep __i386__),-msse2 -mfpmath=sse)
+endif
+ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) $(FPMATH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
 ifneq ($(OPENMP),0)
 ALL    += -fopenmp

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/bytes.h"
 #include "io/fail.h"
 #include "io/json.h"
 
@@ -138,20 +139,22 @@ static void norm_layer(Recipe *r, const char *name, int dim)
 static int lay_out(BenchModel *model, const Recipe *r, const char *name, int blank, Error *err)
 {
     const size_t before = (8 + r->header.length + 63) & ~(size_t)63; /* padded with spaces: data aligned. */
-    const uint64_t length = before - 8;
     const size_t n_bytes = before + 4 * r->n_floats;
     char *bytes = calloc(n_bytes / 64 + 2, 64);
     if (!bytes)
         return fail_memory(err, name, n_bytes);
     char *aligned = bytes + (-(uintptr_t)bytes & 63);
     memset(aligned, ' ', before);
-    memcpy(aligned, &length, 8);
+    for (int i = 0; i < 8; i++)
+        aligned[i] = (char)((uint64_t)(before - 8) >> 8 * i);
     memcpy(aligned + 8, r->header.text, r->header.length);
     float *x = (float *)(void *)(aligned + before);
     for (int i = 0; i < r->n_tensors && !blank; i++) {
         random_floats(x, r->tensors[i].n, r->tensors[i].mean, r->tensors[i].deviation, (uint64_t)i + 1);
         x += r->tensors[i].n;
     }
+    if (BIG_ENDIAN_MEMORY) /* a file is little-endian. */
+        bytes_reverse((uint8_t *)aligned + before, (const uint8_t *)aligned + before, r->n_floats, 4);
     model->memory = bytes;
     model->weights = st_open_memory(name, aligned, n_bytes, err);
     if (model->weights)

@@ -206,7 +206,7 @@ static int list_visa(Dataset *d, Error *err)
     if (!status && strncmp(first, VISA_COLUMNS, strlen(VISA_COLUMNS)) != 0)
         status = fail(err, "%s: the first line is not " VISA_COLUMNS, csv);
     for (char *line = first; line && *line && !status; number++) {
-        char *next = strchr(line, '\n'), *fields[5];
+        char *next = strchr(line, '\n'), *fields[5] = {NULL};
         if (next)
             *next++ = '\0';
         int found = split_fields(line, fields);

@@ -41,7 +41,7 @@ static float row_deviation(const float *x, int n, float mean)
     Vec s0 = {0}, s1 = {0};
     int i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        Vec d0 = load(x + i) - mean, d1 = load(x + i + LANES) - mean;
+        Vec d0 = load(x + i) - splat(mean), d1 = load(x + i + LANES) - splat(mean);
         s0 = fmadd(d0, d0, s0);
         s1 = fmadd(d1, d1, s1);
     }
@@ -98,13 +98,13 @@ static void softmax_row(float *x, int n)
     Vec sum = {0};
     int i = 0;
     for (; i + LANES <= n; i += LANES) {
-        Vec e = vec_exp(load(x + i) - max);
+        Vec e = vec_exp(load(x + i) - splat(max));
         store(x + i, e);
         sum += e;
     }
     float tail[LANES] = {0};
     if (i < n)
-        store(tail, vec_exp(load_part(x + i, n - i) - max));
+        store(tail, vec_exp(load_part(x + i, n - i) - splat(max)));
     for (int j = 0; i + j < n; j++)
         x[i + j] = tail[j];
     sum += load_part(tail, n - i);

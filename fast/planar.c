@@ -225,7 +225,7 @@ void tile_online_softmax(float *scores, int rows, int used, float *max, float *s
         if (now > before)
             max[i] = now;
         for (int j = 0; j < TILE; j += LANES) {
-            const Vec e = vec_exp(load(scores + j) - max[i]);
+            const Vec e = vec_exp(load(scores + j) - splat(max[i]));
             store(scores + j, e);
             total += e;
         }
@@ -242,13 +242,13 @@ void tile_norm_gelu(float *x, const float *gamma, const float *beta, int rows, f
         Vec sum = splat(0), squares = splat(0);
         for (int i = 0; i < rows; i++)
             sum += load(x + i * TILE + j);
-        const Vec mean = sum / (float)rows;
+        const Vec mean = sum / splat((float)rows);
         for (int i = 0; i < rows; i++) {
             const Vec d = load(x + i * TILE + j) - mean;
             squares = fmadd(d, d, squares);
         }
         float scale[LANES];
-        store(scale, squares / (float)rows + eps);
+        store(scale, squares / splat((float)rows) + splat(eps));
         for (int i = 0; i < LANES; i++)
             scale[i] = 1 / sqrtf(scale[i]);
         for (int i = 0; i < rows; i++) {
@@ -262,5 +262,5 @@ void tile_bias_gelu(float *x, const float *bias, int rows)
 {
     for (int i = 0; i < rows; i++, x += TILE)
         for (int j = 0; j < TILE; j += LANES)
-            store(x + j, vec_gelu(load(x + j) + bias[i]));
+            store(x + j, vec_gelu(load(x + j) + splat(bias[i])));
 }

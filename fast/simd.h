@@ -32,6 +32,11 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES))); /* the bits of
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef int32_t IntVec4 __attribute__((vector_size(16)));
 
+/* gcc warns that calls with vectors depend on the options where SSE is off. All functions here are inline. */
+#if defined(__i386__) && !defined(__SSE__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL                     _Pragma("clang loop unroll(full)")
@@ -40,6 +45,19 @@ typedef int32_t IntVec4 __attribute__((vector_size(16)));
 #define UNROLL                     _Pragma("GCC unroll 16")
 #define SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (IntVec4){i, j, k, l})
 #endif
+
+/* Every lane is x. Scalars enter vectors only here. C allows float arithmetic to be wider than float (x87,
+ * S/390), and then a scalar beside a vector, x + v, does not compile. */
+INLINE Vec splat(float x)
+{
+#if LANES == 16
+    return (Vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#elif LANES == 8
+    return (Vec){x, x, x, x, x, x, x, x};
+#else
+    return (Vec){x, x, x, x};
+#endif
+}
 
 INLINE Vec load(const float *p)
 {
@@ -60,7 +78,7 @@ INLINE Vec load_half(const uint16_t *p)
     HalfVec half;
     memcpy(&half, p, sizeof half);
     IntVec bits = __builtin_convertvector(half, IntVec), magnitude = (bits & 0x7fff) << 13; /* < 2^28 */
-    Vec value = (Vec)magnitude * 0x1p112f;
+    Vec value = (Vec)magnitude * splat(0x1p112f);
     return (Vec)((BitsVec)value | ((BitsVec)bits & 0x8000) << 16);
 #endif
 }
@@ -89,11 +107,6 @@ INLINE Vec load_part(const float *p, size_t n)
 INLINE void store_part(float *p, Vec v, size_t n)
 {
     memcpy(p, &v, n * sizeof *p);
-}
-
-INLINE Vec splat(float x)
-{
-    return x - (Vec){0};
 }
 
 /* a·b + c, with one rounding if the machine can do so. Vector types cannot express it, and the Makefile
@@ -244,8 +257,8 @@ INLINE float max_lanes(Vec v)
 INLINE Vec vec_exp(Vec x)
 {
     const Vec magic = splat(12582912.0f);
-    Vec too_small = (Vec)(x < -87.0f);
-    Vec clamped = choose(x > 88.0f, splat(88.0f), x);
+    Vec too_small = (Vec)(x < splat(-87.0f));
+    Vec clamped = choose(x > splat(88.0f), splat(88.0f), x);
     clamped = choose((IntVec)too_small, splat(-87.0f), clamped);
     Vec t = fmadd(clamped, splat(1.44269504f), magic);
     Vec n = t - magic;
@@ -314,18 +327,18 @@ INLINE Vec vec_erf(Vec z)
     q = fmadd(q, t, splat(5.030582609e-01f));
     q = fmadd(q, t, splat(1.0f));
     Vec inside = z * p / q;
-    Vec result = choose(z >= 3.95f, splat(1.0f), inside);
-    return choose(z <= -3.95f, splat(-1.0f), result);
+    Vec result = choose(z >= splat(3.95f), splat(1.0f), inside);
+    return choose(z <= splat(-3.95f), splat(-1.0f), result);
 }
 
 INLINE Vec vec_sigmoid(Vec x)
 {
-    return 1.0f / (1.0f + vec_exp(-x));
+    return splat(1.0f) / (splat(1.0f) + vec_exp(-x));
 }
 
 INLINE Vec vec_gelu(Vec x)
 {
-    return 0.5f * x * (1.0f + vec_erf(x * 0.707106781f));
+    return splat(0.5f) * x * (splat(1.0f) + vec_erf(x * splat(0.707106781f)));
 }
 
 #endif

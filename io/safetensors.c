@@ -14,15 +14,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "io/bytes.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/format.h"
 #include "io/json.h"
+#include "io/memory.h"
 #include "io/number.h"
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "safetensors data are little-endian and are used in place: this machine needs a byte-swapping reader"
-#endif
 
 #define ST_MAX_HEADER 100000000 /* bytes; the official limit. */
 
@@ -34,6 +32,7 @@ struct Safetensors {
     Safetensors **parts; /* [n_parts] the files of a view; the writer has its names and the copies. */
     size_t n_parts;
     StWriter *writer;
+    uint8_t *swapped; /* on big-endian machines: the data, each number in the machine's order. Else NULL. */
     const Json *header;
     const Json *meta;         /* the "__metadata__" object or NULL. */
     StTensor *tensors;        /* [n_tensors] in file order. */
@@ -213,6 +212,24 @@ static int read_tensors(Safetensors *st, const uint8_t *data, size_t data_size, 
     return 0;
 }
 
+/* The numbers are little-endian, and most are used in place. A big-endian machine takes a copy. */
+static int native_order(Safetensors *st, const uint8_t *data, size_t data_size, Error *err)
+{
+    if (!BIG_ENDIAN_MEMORY)
+        return 0;
+    st->swapped = aligned_array(data_size, 1);
+    if (!st->swapped)
+        return fail_memory(err, st->path, data_size);
+    for (size_t i = 0; i < st->n_tensors; i++) {
+        StTensor *tensor = &st->tensors[i];
+        const uint8_t *from = tensor->data;
+        uint8_t *to = st->swapped + (from - data);
+        bytes_reverse(to, from, tensor->n_elements, DTYPES[tensor->dtype].size);
+        tensor->data = to;
+    }
+    return 0;
+}
+
 static int map_file(Safetensors *st, Error *err)
 {
     int fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* refuse a pipe, do not wait for it. */
@@ -244,8 +261,7 @@ static int map_file(Safetensors *st, Error *err)
 
 static int read_header(Safetensors *st, Error *err)
 {
-    uint64_t length;
-    memcpy(&length, st->map, 8);
+    const uint64_t length = bytes_number(st->map, 8, 0);
     const char *text = (const char *)st->map + 8;
     if (st->map_size < 10 || text[0] != '{')
         return refuse_format(st->path, st->map, st->map_size, err);
@@ -255,7 +271,9 @@ static int read_header(Safetensors *st, Error *err)
     st->header = json_parse(text, (size_t)length, st->path, err);
     if (!st->header)
         return -1;
-    return read_tensors(st, st->map + 8 + length, st->map_size - 8 - (size_t)length, err);
+    const uint8_t *data = st->map + 8 + length;
+    const size_t data_size = st->map_size - 8 - (size_t)length;
+    return read_tensors(st, data, data_size, err) || native_order(st, data, data_size, err) ? -1 : 0;
 }
 
 static Safetensors *st_new(const char *path, Error *err)
@@ -304,6 +322,7 @@ void st_close(Safetensors *st)
     for (size_t i = 0; st->converted && i < st->n_tensors; i++)
         free(st->converted[i]);
     free(st->converted);
+    free(st->swapped);
     free(st->by_name);
     free(st->tensors);
     json_free(st->header);
@@ -469,7 +488,7 @@ static void let_go(const Safetensors *st, const StTensor *tensor)
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)tensor->data,
                     end = begin + tensor->n_elements * st_dtype_size(tensor->dtype);
     const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-    if (!st->borrowed && first < last)
+    if (!st->borrowed && !BIG_ENDIAN_MEMORY && first < last) /* else it is a copy. */
         madvise((void *)first, last - first, MADV_DONTNEED);
 }
 
@@ -751,6 +770,22 @@ static void write_header(const StWriter *w, JsonWriter *json)
     json_close(json, '}');
 }
 
+/* Numbers in memory, to the file: little-endian. */
+static void put_numbers(OutFile *out, const void *numbers, size_t n, size_t size)
+{
+    if (!BIG_ENDIAN_MEMORY) {
+        out_put(out, numbers, n * size);
+        return;
+    }
+    uint8_t block[4096];
+    const size_t most = sizeof block / size;
+    for (size_t i = 0; i < n; i += most) {
+        const size_t count = n - i < most ? n - i : most;
+        bytes_reverse(block, (const uint8_t *)numbers + i * size, count, size);
+        out_put(out, block, count * size);
+    }
+}
+
 int st_writer_save(StWriter *w, const char *path, Error *err)
 {
     if (check_names(w, path, err))
@@ -775,12 +810,14 @@ int st_writer_save(StWriter *w, const char *path, Error *err)
     static const char spaces[8] = "        "; /* the data then begin at a multiple of 8. */
     size_t padding = (8 - json.length % 8) % 8;
     uint64_t length = json.length + padding;
-    out_put(&out, &length, 8);
+    put_numbers(&out, &length, 1, 8);
     out_put(&out, json.text, json.length);
     out_put(&out, spaces, padding);
     json_end(&json);
-    for (size_t i = 0; i < w->n_entries; i++)
-        out_put(&out, w->entries[i].tensor.data, w->entries[i].tensor.n_bytes);
+    for (size_t i = 0; i < w->n_entries; i++) {
+        const StTensor *tensor = &w->entries[i].tensor;
+        put_numbers(&out, tensor->data, tensor->n_elements, DTYPES[tensor->dtype].size);
+    }
     return out_commit(&out, err);
 }
 

@@ -38,7 +38,9 @@ typedef struct StTensor {
     int n_dims; /* 0: a scalar */
     int64_t shape[ST_MAX_DIMS];
     size_t n_elements, n_bytes;
-    const void *data; /* in the mapping; alignment is NOT guaranteed by the format. */
+    const void
+        *data; /* in the mapping, or in a copy on big-endian machines, whose order it then has; alignment
+                         is NOT guaranteed by the format. */
 } StTensor;
 
 typedef struct Safetensors Safetensors;
