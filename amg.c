@@ -511,8 +511,8 @@ static int prompt_points(const Generator *g, Worker *worker, const double *point
         xy[i][1] = points[2 * i + 1];
         prompts[i] = (SamPrompt){.n_points = 1, .points = xy[i], .labels = &foreground};
     }
-    sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou);
-    if (sam_check_finite(g->sam, "IoU prediction", worker->iou, n * (g->n_masks + 1), &worker->error))
+    if (sam_decode_prompts(g->decoder, worker->scratch, prompts, n, worker->iou, &worker->error) ||
+        sam_check_finite(g->sam, "IoU prediction", worker->iou, n * (g->n_masks + 1), &worker->error))
         return -1;
     for (int i = 0; i < n; i++)
         if (decode_masks_of_point(g, worker, i, points + 2 * i, out + i * g->n_masks))

@@ -426,10 +426,14 @@ static void block_forward(const Sam *sam, SamState *s, const SamBlock *b)
     add(s->x, s->branch, (size_t)n * dim);
 }
 
-/* ImageEncoderViT.forward up to the neck: s->pixels -> [n][embed_dim]. */
-static const float *image_encoder_vit(const Sam *sam, SamState *s, const SamTap *tap)
+/* ImageEncoderViT.forward up to the neck: s->pixels -> [n][embed_dim]. NULL: no memory. */
+static const float *image_encoder_vit(const Sam *sam, SamState *s, const SamTap *tap, Error *err)
 {
     const SamWeights *w = &sam->weights;
+    const int n = w->n_positions,
+              window = w->config.window_size * w->config.window_size; /* a window's keys */
+    if (attention_reserve(n > window ? n : window, w->config.embed_dim / w->config.n_heads, err))
+        return NULL;
     const int64_t shape[3] = {w->grid, w->grid, w->config.embed_dim};
     char name[32];
     patch_embed(w, s);
@@ -458,12 +462,16 @@ static void neck(const SamWeights *w, SamState *s, const float *x, float *embedd
                SAM_LAYER_NORM_2D_EPS);
 }
 
-static void image_encoder(const Sam *sam, SamState *s, float *embedding, const SamTap *tap)
+/* 0, or -1 (no memory). */
+static int image_encoder(const Sam *sam, SamState *s, float *embedding, const SamTap *tap, Error *err)
 {
     const float *x = sam->encoder ? sam->encoder->forward(sam->encoder_model, s->encoder_state, s->pixels,
-                                                          tap ? tap->call : NULL, tap ? tap->user : NULL)
-                                  : image_encoder_vit(sam, s, tap);
+                                                          tap ? tap->call : NULL, tap ? tap->user : NULL, err)
+                                  : image_encoder_vit(sam, s, tap, err);
+    if (!x)
+        return -1;
     neck(&sam->weights, s, x, embedding);
+    return 0;
 }
 
 int sam_encode(const Sam *sam, SamState *state, SamImage *out, const Picture *picture, const SamTap *tap,
@@ -481,8 +489,8 @@ int sam_encode(const Sam *sam, SamState *state, SamImage *out, const Picture *pi
     out->embedding = aligned_array(w->n_embedding, sizeof(float));
     if (!out->embedding)
         return fail_memory(err, "an image embedding", w->n_embedding * sizeof(float));
-    image_encoder(sam, state, out->embedding, tap);
-    if (tap_planar(tap, "sam.embedding", out->embedding, w->grid, channels, err) ||
+    if (image_encoder(sam, state, out->embedding, tap, err) ||
+        tap_planar(tap, "sam.embedding", out->embedding, w->grid, channels, err) ||
         sam_check_finite(sam, "embedding", out->embedding, w->n_embedding, err)) {
         sam_image_free(out);
         return -1;
@@ -688,6 +696,13 @@ float sam_attention_scale(const SamWeights *weights, const SamAttention *a)
     return 1 / sqrt(a->internal_dim / weights->config.decoder_heads);
 }
 
+/* The memory of a prompt's attentions: their keys are the image's positions, or the tokens. 0 / -1. */
+static int reserve_decoder(const SamWeights *w, const SamPrompt *prompt, Error *err)
+{
+    const int n_tokens = sam_max_tokens(w, prompt->n_points);
+    return attention_reserve(w->n_positions > n_tokens ? w->n_positions : n_tokens, w->config.out_chans, err);
+}
+
 /* Attention.forward: s->attn_out [n_q][C], of q [n_q][C] to k, v [n_k][C]. */
 static void attention_forward(const SamWeights *w, DecoderState *s, const SamAttention *a, const float *q,
                               int n_q, const float *k, const float *v, int n_k)
@@ -890,7 +905,7 @@ int sam_decode(const Sam *sam, const SamImage *image, const SamPrompt *prompt, i
     if (!s)
         return -1;
     prompt_encoder(w, s, image, prompt);
-    if (tap_prompt(w, s, tap, err)) {
+    if (reserve_decoder(w, prompt, err) || tap_prompt(w, s, tap, err)) {
         decoder_state_free(s);
         return -1;
     }
@@ -1019,12 +1034,14 @@ void sam_scratch_free(SamScratch *scratch)
 }
 
 /* The official code reads the IoU last. Here the caller chooses by it which masks are made. */
-void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
-                        int n_prompts, float *iou)
+int sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                       int n_prompts, float *iou, Error *err)
 {
     const SamWeights *w = &decoder->sam->weights;
     DecoderState *s = scratch->state;
     float *hs = scratch->hs, *src = scratch->src;
+    if (n_prompts > 0 && reserve_decoder(w, prompts, err)) /* all have as many points. */
+        return -1;
     for (int i = 0; i < n_prompts; i++, hs += scratch->n_hs, src += w->n_embedding, iou += w->n_mask_tokens) {
         prompt_encoder(w, s, decoder->image, &prompts[i]);
         run_transformer(decoder->sam, s, decoder->image);
@@ -1032,6 +1049,7 @@ void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const Sa
         memcpy(hs, s->queries, (size_t)s->n_tokens * w->config.out_chans * sizeof *hs);
         memcpy(src, s->keys, w->n_embedding * sizeof *src);
     }
+    return 0;
 }
 
 void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,

@@ -128,9 +128,9 @@ void sam_scratch_free(SamScratch *scratch);
 
 /* iou [n_prompts][n_multimask + 1]: predicted IoU of every mask token; [0] belongs to the single-mask answer.
  * The prompts must be such that sam_decode would accept them. All have the same number of points, and all or
- * none have a box. Each result has the same bits as for that prompt alone. */
-void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
-                        int n_prompts, float *iou);
+ * none have a box. Each result has the same bits as for that prompt alone. 0 / -1 (no memory). */
+int sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                       int n_prompts, float *iou, Error *err);
 /* Logits of the wanted mask tokens of one of the last prompts, in the order of `tokens` [n_tokens]: low_res
  * [n_tokens][4·grid][4·grid]. */
 void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,

@@ -138,7 +138,9 @@ static int patch_features(Scene *scene, const Networks *n, int layer, const VitI
     const VitConfig *vit = vit_config(n->vit);
     const int patch = vit->patch_size, n_patches = image->h / patch * (image->w / patch);
     DumpTap tap = {dump, err, 0};
-    vit_forward(n->vit, n->vit_state, image, layer, scene->cls, patches, dump ? dump_tap : NULL, &tap);
+    if (vit_forward(n->vit, n->vit_state, image, layer, scene->cls, patches, dump ? dump_tap : NULL, &tap,
+                    err))
+        return -1;
     retrieval_mean(scene->mean_patch, patches, n_patches, vit->dim);
     l2_normalise(scene->cls, 1, vit->dim, 1e-12f);
     return tap.status || dump_floats(dump, "query.pixels", 3, (int64_t[]){3, image->h, image->w},

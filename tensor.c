@@ -9,11 +9,17 @@
  * digits. The OpenMP loops run over independent outputs. */
 #include "tensor.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/number.h"
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
 
 /* ---- matrix products ---------------------------------------------------------------------------*/
 
@@ -102,6 +108,7 @@ static void round_rows(float *y, const float *x, int ldx, int rows, int dim)
 
 void linear_layer(float *y, const float *x, const Linear *layer, int m)
 {
+    enum { MOST_ROUNDED = 4096 }; /* inputs, on a small stack. */
     const ptrdiff_t n_in = layer->n_in, n_out = layer->n_out;
     if (!layer->packed) {
         linear(y, x, layer->weight, layer->bias, m, layer->n_out, layer->n_in);
@@ -110,11 +117,15 @@ void linear_layer(float *y, const float *x, const Linear *layer, int m)
     const float *weight = layer->packed;
 #pragma omp parallel for
     for (ptrdiff_t i = 0; i < m; i++) {
-        float rounded[n_in];
-        round_floats(rounded, x + i * n_in, n_in);
         for (ptrdiff_t j = 0; j < n_out; j++)
-            y[i * n_out + j] =
-                dot(rounded, weight + j * n_in, layer->n_in) + (layer->bias ? layer->bias[j] : 0);
+            y[i * n_out + j] = layer->bias ? layer->bias[j] : 0;
+        for (ptrdiff_t k = 0; k < n_in; k += MOST_ROUNDED) { /* nearly always once. */
+            float rounded[MOST_ROUNDED];
+            const int n = min_int((int)(n_in - k), MOST_ROUNDED);
+            round_floats(rounded, x + i * n_in + k, n);
+            for (ptrdiff_t j = 0; j < n_out; j++)
+                y[i * n_out + j] += dot(rounded, weight + j * n_in + k, n);
+        }
     }
 }
 
@@ -181,7 +192,6 @@ static void position_bias(float *bias, const RelativePosition *rel, const float 
                           int head_dim)
 {
     const int grid_h = rel->grid_h, grid_w = rel->grid_w, stride = distance_bias_stride(grid_w);
-    float by_column[grid_w];
     if (rel->bias) { /* by distance */
         const float *table = rel->bias + (ptrdiff_t)h * grid_h * stride;
         for (int kh = 0; kh < grid_h; kh++)
@@ -190,11 +200,11 @@ static void position_bias(float *bias, const RelativePosition *rel, const float 
         return;
     }
     for (int kw = 0; kw < grid_w; kw++)
-        by_column[kw] = axis_bias(rel->rel_w, q, qw, kw, grid_w, head_dim);
-    for (int kh = 0; kh < grid_h; kh++) {
+        bias[kw] = axis_bias(rel->rel_w, q, qw, kw, grid_w, head_dim);
+    for (int kh = grid_h - 1; kh >= 0; kh--) { /* upwards: row 0 holds the columns' terms until the end. */
         const float by_row = axis_bias(rel->rel_h, q, qh, kh, grid_h, head_dim);
         for (int kw = 0; kw < grid_w; kw++)
-            bias[kh * grid_w + kw] = by_row + by_column[kw];
+            bias[kh * grid_w + kw] = by_row + bias[kw];
     }
 }
 
@@ -225,21 +235,66 @@ void softmax_rows(float *x, int rows, int cols)
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
-/* One query of one head, over n keys and values given by pointers:
- * out[head_dim] = sum_j softmax_j(scale·q·k_j + bias_j)·v_j; bias [n] or NULL. */
-static void attend(float *out, const float *q, const float *const *k, const float *const *v,
-                   const float *bias, int n, int head_dim, float scale)
+/* One query of one head, with its n keys and values. It lies in a thread's scratch: a stack may be small. */
+typedef struct Query {
+    const float *q, **keys, **values; /* keys [n], values [n]: pointers to [head_dim] */
+    float *bias, *probability;        /* [n] */
+    double *sum;                      /* [head_dim] */
+} Query;
+
+static void lay_out_query(Query *query, Arena *arena, int n, int head_dim)
 {
-    float probability[n + 1]; /* + 1: no keys is allowed. */
-    double sum[head_dim];
+    query->keys = arena_take(arena, n * sizeof *query->keys);
+    query->values = arena_take(arena, n * sizeof *query->values);
+    query->bias = arena_floats(arena, n);
+    query->probability = arena_floats(arena, n);
+    query->sum = arena_take(arena, head_dim * sizeof *query->sum);
+}
+
+static size_t query_bytes(int n, int head_dim)
+{
+    Query counted;
+    Arena arena = {0};
+    lay_out_query(&counted, &arena, n, head_dim);
+    return arena.used;
+}
+
+/* The memory of all threads' queries. */
+static char *queries_memory(int n, int head_dim)
+{
+    char *memory = thread_scratch(thread_team_size() * query_bytes(n, head_dim));
+    assert(memory); /* see attention_reserve */
+    return memory;
+}
+
+/* The calling thread's query in it. */
+static Query own_query(char *memory, int n, int head_dim, const float *q)
+{
+    const size_t n_bytes = query_bytes(n, head_dim);
+    Query query = {.q = q};
+    Arena own = {memory + thread_number() * n_bytes, n_bytes, 0};
+    lay_out_query(&query, &own, n, head_dim);
+    return query;
+}
+
+int attention_reserve(int n_k, int head_dim, Error *err)
+{
+    return thread_reserve(thread_team_size() * query_bytes(n_k, head_dim), "attention", err);
+}
+
+/* out[head_dim] = sum_j softmax_j(scale·q·k_j + bias_j)·v_j; without bias if `biased` is 0. */
+static void attend(float *out, Query *query, int biased, int n, int head_dim, float scale)
+{
+    float *probability = query->probability;
+    double *sum = query->sum;
     for (int j = 0; j < n; j++)
-        probability[j] = scale * dot(q, k[j], head_dim) + (bias ? bias[j] : 0);
+        probability[j] = scale * dot(query->q, query->keys[j], head_dim) + (biased ? query->bias[j] : 0);
     softmax(probability, n);
     for (int d = 0; d < head_dim; d++)
         sum[d] = 0;
     for (int j = 0; j < n; j++)
         for (int d = 0; d < head_dim; d++)
-            sum[d] += (double)probability[j] * v[j][d];
+            sum[d] += (double)probability[j] * query->values[j][d];
     for (int d = 0; d < head_dim; d++)
         out[d] = sum[d];
 }
@@ -258,18 +313,19 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
         q = rounded_q, k = rounded_k, v = rounded_v;
         ldq = ldk = ldv = dim;
     }
+    char *memory = queries_memory(n_k, head_dim);
 #pragma omp parallel for
     for (ptrdiff_t i = 0; i < n_q; i++)
         for (int head = 0; head < dim; head += head_dim) {
-            const float *query = q + i * ldq + head, *keys[n_k + 1], *values[n_k + 1];
-            float bias[n_k + 1];
+            Query query = own_query(memory, n_k, head_dim, q + i * ldq + head);
             for (ptrdiff_t j = 0; j < n_k; j++) {
-                keys[j] = k + j * ldk + head;
-                values[j] = v + j * ldv + head;
+                query.keys[j] = k + j * ldk + head;
+                query.values[j] = v + j * ldv + head;
             }
             if (rel)
-                position_bias(bias, rel, query, i / rel->grid_w, i % rel->grid_w, head / head_dim, head_dim);
-            attend(out + i * ldo + head, query, keys, values, rel ? bias : NULL, n_k, head_dim, scale);
+                position_bias(query.bias, rel, query.q, i / rel->grid_w, i % rel->grid_w, head / head_dim,
+                              head_dim);
+            attend(out + i * ldo + head, &query, rel != NULL, n_k, head_dim, scale);
         }
 }
 
@@ -289,22 +345,22 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
         round_rows(rounded_pad, pad, token, 1, token);
         qkv = rounded_qkv, pad = rounded_pad;
     }
+    char *memory = queries_memory(n_k, head_dim);
 #pragma omp parallel for
     for (ptrdiff_t i = 0; i < n; i++)
         for (int head = 0; head < dim; head += head_dim) {
             const int query_y = i / grid_w, query_x = i % grid_w;
             const int y = query_y % rel->grid_h, x = query_x % rel->grid_w; /* in the window */
-            const float *query = qkv + i * token + head, *keys[n_k], *values[n_k];
-            float bias[n_k];
+            Query query = own_query(memory, n_k, head_dim, qkv + i * token + head);
             for (int j = 0; j < n_k; j++) {
                 const int key_y = query_y - y + j / rel->grid_w, key_x = query_x - x + j % rel->grid_w;
                 const int inside = key_y < grid_h && key_x < grid_w;
                 const float *at = inside ? qkv + ((ptrdiff_t)key_y * grid_w + key_x) * token : pad;
-                keys[j] = at + dim + head;
-                values[j] = at + 2 * dim + head;
+                query.keys[j] = at + dim + head;
+                query.values[j] = at + 2 * dim + head;
             }
-            position_bias(bias, rel, query, y, x, head / head_dim, head_dim);
-            attend(out + i * dim + head, query, keys, values, bias, n_k, head_dim, scale);
+            position_bias(query.bias, rel, query.q, y, x, head / head_dim, head_dim);
+            attend(out + i * dim + head, &query, 1, n_k, head_dim, scale);
         }
 }
 
@@ -532,11 +588,6 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
  * coordinate (i + 1/2)·step - 1/2. Every float of torch is a float here, in the same order. The step is a
  * float, the coordinate a double, the weights are floats. */
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 static int clamp_int(int i, int low, int high)
 {
     return i < low ? low : i > high ? high : i;
@@ -622,6 +673,7 @@ static Window cubic_window(float weight[4], int i, int in, float step)
 }
 
 /* Inputs in the widest antialiased window. */
+enum { MOST_TAPS = 4096 };
 static int antialias_taps(int in, float step)
 {
     return (int)fminf(4 * (step >= 1 ? step : 1) + 3, in + 1.0f);
@@ -652,12 +704,12 @@ void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int i
     if (oh <= 0 || ow <= 0 || ih <= 0 || iw <= 0)
         return;
     const float step_h = interpolation_step(ih, oh, scale_h), step_w = interpolation_step(iw, ow, scale_w);
-    const int most_h = antialias ? antialias_taps(ih, step_h) : 4;
-    const int most_w = antialias ? antialias_taps(iw, step_w) : 4;
+    assert(!antialias ||
+           (antialias_taps(ih, step_h) <= MOST_TAPS && antialias_taps(iw, step_w) <= MOST_TAPS));
 #pragma omp parallel for
     for (ptrdiff_t oy = 0; oy < oh; oy++)
         for (int ox = 0; ox < ow; ox++) {
-            float wy[most_h], wx[most_w];
+            float wy[MOST_TAPS], wx[MOST_TAPS];
             const Window rows =
                 antialias ? antialias_window(wy, oy, ih, step_h) : cubic_window(wy, oy, ih, step_h);
             const Window cols =

@@ -136,6 +136,9 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
  * [3][n_heads*head_dim]. rel is needed; bf16_scratch as above. */
 void window_attention(float *out, const float *qkv, const float *pad, int grid_h, int grid_w, int n_heads,
                       int head_dim, float scale, const RelativePosition *rel, void *bf16_scratch);
+/* Take this thread's scratch (io/threads.h) for attentions of up to n_k keys. Call it in the thread that calls
+ * them: without it a lack of memory ends the program there. 0 / -1. */
+int attention_reserve(int n_k, int head_dim, Error *err);
 /* Bytes of scratch. rel_h × rel_w is the grid of relative positions, 0 without. */
 size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w);
 size_t bf16_window_scratch(int grid_h, int grid_w, int window_h, int window_w, int n_heads, int head_dim);
@@ -191,7 +194,7 @@ void conv_transpose2d(float *y, const float *x, const float *weight, const float
 /* torch.nn.functional.interpolate(align_corners=False), channel-last. scale_h/w is the scale_factor given to
  * interpolate. Coordinates then go by 1/scale_factor, as with recompute_scale_factor=None, and the caller
  * sets oh, ow = floor(in·scale_factor). 0 is the size form (in/out). antialias is torch's antialias=True
- * (separable, support scaled). */
+ * (separable, support scaled), for windows of at most 4096 inputs. */
 void interpolate_bilinear(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,
                           double scale_h, double scale_w);
 void interpolate_bicubic(float *y, int oh, int ow, const float *x, int ih, int iw, int channels,

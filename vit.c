@@ -193,8 +193,8 @@ static void block_forward(const Vit *vit, const VitBlock *b, VitState *s, int n_
 
 /* ---- the forward pass ---------------------------------------------------------------------------------*/
 
-void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, float *cls, float *patches,
-                 TensorTap tap, void *tap_user)
+int vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, float *cls, float *patches,
+                TensorTap tap, void *tap_user, Error *err)
 {
     const VitConfig *c = &vit->config;
     const int n_patches = (image->h / c->patch_size) * (image->w / c->patch_size);
@@ -203,6 +203,8 @@ void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, 
     const int64_t tokens_shape[2] = {n_tokens, c->dim};
     const float *normed_patches = s->normed + n_prefix * dim;
 
+    if (attention_reserve(n_tokens, c->dim / c->n_heads, err))
+        return -1;
     prepare_tokens_with_masks(vit, s, image);
     if (tap)
         tap(tap_user, "vit.embed", 2, tokens_shape, s->x);
@@ -227,6 +229,7 @@ void vit_forward(const Vit *vit, VitState *s, const VitImage *image, int layer, 
         memcpy(cls, s->normed, dim * sizeof(float));
     if (patches)
         memcpy(patches, normed_patches, n_patches * dim * sizeof(float));
+    return 0;
 }
 
 /* ---- pixels -------------------------------------------------------------------------------------------*/

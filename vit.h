@@ -24,9 +24,9 @@ typedef struct VitImage {
  * model's own norm, an inner block's through a LayerNorm without affine (docs/METHOD.md 1). cls [dim],
  * patches [grid_h*grid_w][dim] row-major over the grid. Either may be NULL. Tapped: "vit.embed" and
  * "vit.blocks.N" (N from 0) [n_tokens][dim], in the order class token, registers, patches. "vit.cls" and
- * "vit.patches" are tapped as above. */
-void vit_forward(const Vit *vit, VitState *state, const VitImage *image, int layer, float *cls,
-                 float *patches, TensorTap tap, void *tap_user);
+ * "vit.patches" are tapped as above. 0 / -1 (no memory for the threads). */
+int vit_forward(const Vit *vit, VitState *state, const VitImage *image, int layer, float *cls, float *patches,
+                TensorTap tap, void *tap_user, Error *err);
 
 /* picture -> pixels [3][oh][ow]: PIL's antialiased bicubic resize, /255, (x - mean)/std.
  * 0 / -1 (memory). */

@@ -410,22 +410,22 @@ static int third_passes(Work *work, double *threshold, Error *err)
     float *ious = new_buffer(work, (size_t)(SIDE * SIDE + 1) * (size_t)(n_multimask + 1), err);
     SamDecoder *decoder = ious ? sam_decoder_new(work->sam, &work->embedding, err) : NULL;
     SamScratch *scratch = decoder ? sam_scratch_new(work->sam, 1, 1, err) : NULL;
-    int n = 0;
-    for (int i = 0; scratch && i < SIDE * SIDE; i++) {
+    int n = 0, status = scratch ? 0 : -1;
+    for (int i = 0; !status && i < SIDE * SIDE; i++) {
         const float point[2] = {((float)(i % SIDE) + 0.5f) * (float)work->width / SIDE,
                                 ((float)(i / SIDE) + 0.5f) * (float)work->height / SIDE};
         const SamPrompt prompt = {.n_points = 1, .points = point, .labels = (const int[]){1}};
-        sam_decode_prompts(decoder, scratch, &prompt, 1, ious + n);
+        status = sam_decode_prompts(decoder, scratch, &prompt, 1, ious + n, err);
         memmove(ious + n, ious + n + 1, (size_t)n_multimask * sizeof *ious);
         n += n_multimask;
     }
-    if (scratch) {
+    if (!status) {
         qsort(ious, (size_t)n, sizeof *ious, compare_floats);
         *threshold = quantile_sorted(ious, n, 2.0 / 3);
     }
     sam_scratch_free(scratch);
     sam_decoder_free(decoder);
-    return scratch ? 0 : -1;
+    return status;
 }
 
 static int prepare_masks(Work *work, Error *err)
@@ -555,11 +555,9 @@ static int prepare_vit(Work *work, Error *err)
 static int run_vit(Work *work, Error *err)
 {
     const VitConfig *c = vit_config(work->vit);
-    (void)err;
     const VitImage image = {work->buffers[0], work->size, work->size};
-    vit_forward(work->vit, work->vit_state, &image, c->depth, work->buffers[1], work->buffers[1] + c->dim,
-                NULL, NULL);
-    return 0;
+    return vit_forward(work->vit, work->vit_state, &image, c->depth, work->buffers[1],
+                       work->buffers[1] + c->dim, NULL, NULL, err);
 }
 
 static int dump_vit(Work *work, Error *err)

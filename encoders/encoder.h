@@ -35,9 +35,9 @@ typedef struct SamEncoder {
     /* Take the activations' memory from the arena. It is called twice: to count, and with memory. */
     void (*layout)(const void *model, void *state, Arena *arena);
     /* pixels [3][S][S] -> [S/patch_size][S/patch_size][dim], in the state's memory. Each encoder has its own
-     * taps. */
+     * taps. NULL: no memory (see attention_reserve). */
     const float *(*forward)(const void *model, void *state, const float *pixels, TensorTap tap,
-                            void *tap_user);
+                            void *tap_user, Error *err);
 } SamEncoder;
 
 extern const SamEncoder tiny_vit_encoder; /* MobileSAM's TinyViT, tiny_vit.c */

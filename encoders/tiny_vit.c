@@ -630,10 +630,15 @@ static void tap_map(const TinyVitState *state, const Layer *s, const char *name,
 
 /* Taps: sam.patch_embed, sam.layers.0 to 3 [h][w][channels]. */
 static const float *tiny_vit_forward(const void *model, void *state_struct, const float *pixels,
-                                     TensorTap tap, void *tap_user)
+                                     TensorTap tap, void *tap_user, Error *err)
 {
     const TinyVit *vit = model;
     TinyVitState *state = state_struct;
+    for (int l = 1; l < N_LAYERS; l++) {
+        const Layer *s = &vit->layers[l];
+        if (attention_reserve(s->window_size * s->window_size, s->dim / s->n_heads, err))
+            return NULL;
+    }
     patch_embed(vit, state, pixels);
     tap_map(state, vit->layers, "sam.patch_embed", tap, tap_user);
     for (int l = 0; l < N_LAYERS; l++) {

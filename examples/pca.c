@@ -40,7 +40,9 @@ int main(int argc, char **argv)
     float *in = calloc(3 * side * side + 1, sizeof *in), *x = calloc(n * dim + 1, sizeof *x);
     if (!state || !in || !x || vit_preprocess(vit_config(vit), in, side, side, &(Picture){rgb, h, w}, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
-    vit_forward(vit, state, &(VitImage){in, side, side}, vit_config(vit)->depth, NULL, x, NULL, NULL);
+    if (vit_forward(vit, state, &(VitImage){in, side, side}, vit_config(vit)->depth, NULL, x, NULL, NULL,
+                    &err))
+        return fprintf(stderr, "%s\n", err.message), 1;
     float mean[dim], value[n];
     uint8_t colours[3 * n];
     for (int i = 0; i < n * dim; i++)

@@ -163,7 +163,7 @@ static void copy_queries(Task *task, const float *q, ptrdiff_t ld, int rows, int
         float *to = task->panel + i * STRIDE;
         int d = 0;
         for (; d + LANES <= dims; d += LANES)
-            store(to + d, load(q + i * ld + d) * factor);
+            store(to + d, load(q + i * ld + d) * splat(factor));
         for (; d < dims; d++)
             to[d] = q[i * ld + d] * factor;
     }
@@ -259,7 +259,7 @@ static void start_distances(Task *task, const Head *head, const KeyTile *t, int 
             const float *from =
                 head->bias + (ptrdiff_t)abs(qy - t->kh - k) * stride + (t->kw - first - i + head->key_w - 1);
             for (int c = 0; c < t->padded; c += LANES)
-                store(to + c, load(from + c) * LOG2_E);
+                store(to + c, load(from + c) * splat(LOG2_E));
             for (int c = t->cols; c < t->padded; c++)
                 to[c] = -INFINITY;
         }
@@ -307,7 +307,7 @@ static void group_maxima(Task *task, const KeyTile *t, int query, int rows, floa
                 most0 = vec_max(load(row + c), most0);
                 most1 = vec_max(load(row + c + LANES), most1);
             }
-            most = vec_max(vec_max(most0, most1) + by_row[r], most);
+            most = vec_max(vec_max(most0, most1) + splat(by_row[r]), most);
         }
         const float max = max_lanes(most);
         grown[i] = task->max[query + i] - max;
@@ -323,7 +323,7 @@ static void group_powers(Task *task, const KeyTile *t, int query, int rows, cons
     for (int i = 0; i < rows; i++) {
         const float *logits = task->logits + i * STRIDE, *by_row = row_biases(task, t, query + i);
         float *powers = task->logits + i * STRIDE;
-        Vec sum = load(task->sum[query + i]) * factor[i];
+        Vec sum = load(task->sum[query + i]) * splat(factor[i]);
         for (int r = 0; r < t->rows; r++, logits += t->padded, powers += t->cols) {
             const Vec max = splat(task->max[query + i] - by_row[r]);
             for (int c = 0; c < t->padded; c += LANES) {
@@ -404,37 +404,36 @@ static int strip_of_keys(int key_w)
     return strips <= 1 ? key_w : round_up((key_w + strips - 1) / strips, NR);
 }
 
-static void attend(const Head *head, const Rectangle *r)
+static void attend(Task *task, const Head *head, const Rectangle *r)
 {
-    Task task;
     const int strip = strip_of_keys(head->key_w), n = r->h * r->w;
     const int most_rows = head->key_w > strip ? 1 : KEYS / round_up(strip > 0 ? strip : 1, LANES);
     const int row_tiles = (head->key_h + most_rows - 1) / most_rows;
     const int tile_rows = row_tiles ? (head->key_h + row_tiles - 1) / row_tiles : 1;
     const int decomposed = head->rel && !head->bias;
-    memset(task.sum, 0, (size_t)n * sizeof *task.sum);
-    task.queries = *r;
+    memset(task->sum, 0, (size_t)n * sizeof *task->sum);
+    task->queries = *r;
     for (int i = 0; i < n; i++)
-        task.max[i] = -INFINITY;
-    task.rel_h = decomposed ? row_floats(head->rel->grid_h) : 0;
-    task.rel_w = decomposed ? column_floats(strip) : 0;
+        task->max[i] = -INFINITY;
+    task->rel_h = decomposed ? row_floats(head->rel->grid_h) : 0;
+    task->rel_w = decomposed ? column_floats(strip) : 0;
     if (decomposed)
-        rel_rows(&task, head, r);
+        rel_rows(task, head, r);
     int started = 0;
     for (int kw = 0; kw < head->key_w; kw += strip) {
         int cols = min_int(strip, head->key_w - kw);
         if (decomposed)
-            rel_columns(&task, head, r, kw, cols);
+            rel_columns(task, head, r, kw, cols);
         for (int kh = 0; kh < head->key_h; kh += tile_rows, started = 1) {
             KeyTile t = {kh, kw, min_int(tile_rows, head->key_h - kh), cols, round_up(cols, LANES)};
-            tile_of_keys(&task, head, &t, r, !started);
+            tile_of_keys(task, head, &t, r, !started);
         }
     }
     for (int y = 0; y < r->h; y++)
         for (int x = 0; x < r->w; x++) {
             float *out = head->out + (r->y + y) * head->out_row_ld + (r->x + x) * head->out_ld;
             if (started)
-                scale_row(out, 1 / sum_lanes(load(task.sum[y * r->w + x])), head->head_dim);
+                scale_row(out, 1 / sum_lanes(load(task->sum[y * r->w + x])), head->head_dim);
             else
                 memset(out, 0, (size_t)head->head_dim * sizeof *out);
         }
@@ -467,7 +466,8 @@ static Rectangle task_size(int query_h, int query_w, const RelativePosition *rel
 typedef struct Heads {
     Head first;
     Rectangle size;
-    int down, across;
+    int down, across, threads;
+    Task *tasks; /* [threads] */
 } Heads;
 
 static void numbered_task(const void *job, int number)
@@ -485,7 +485,14 @@ static void numbered_task(const void *job, int number)
     if (head.bias)
         head.bias += number_of_head * head_biases(head.rel);
     Rectangle r = {y, x, min_int(size.h, head.q.h - y), min_int(size.w, head.q.w - x)};
-    attend(&head, &r);
+    attend(&all->tasks[task_thread(all->threads)], &head, &r);
+}
+
+int attention_reserve(int n_k, int head_dim, Error *err)
+{
+    (void)n_k, (void)head_dim;
+    const size_t fp32 = sizeof(Task), bf16 = bf16_attention_task_bytes(), most = fp32 > bf16 ? fp32 : bf16;
+    return thread_reserve((size_t)thread_team_size() * most, "attention", err);
 }
 
 void attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v, int ldv,
@@ -519,7 +526,9 @@ void attention(float *out, int ldo, const float *q, int ldq, const float *k, int
                                  .bias = rel ? rel->bias : NULL},
                        .size = size,
                        .down = down,
-                       .across = across};
+                       .across = across,
+                       .threads = threads,
+                       .tasks = reserved_scratch((size_t)threads * sizeof(Task))};
     run_tasks(n_heads * down * across, threads, numbered_task, NULL, &all);
 }
 
@@ -531,6 +540,8 @@ typedef struct Windows {
     int n_heads, head_dim;
     float scale;
     const RelativePosition *rel;
+    int threads;
+    Task *tasks; /* [threads] */
 } Windows;
 
 /* One head of one window. Beyond the edge of the grid there are no queries, and keys and values are pad's. */
@@ -560,7 +571,7 @@ static void head_of_window(const void *job, int number)
     for (int y = 0; y < real_h; y += size.h)
         for (int x = 0; x < real_w; x += size.w) {
             Rectangle r = {y, x, min_int(size.h, real_h - y), min_int(size.w, real_w - x)};
-            attend(&head, &r);
+            attend(&w->tasks[task_thread(w->threads)], &head, &r);
         }
 }
 
@@ -573,6 +584,9 @@ void window_attention(float *out, const float *qkv, const float *pad, int grid_h
     }
     const int down = (grid_h + rel->grid_h - 1) / rel->grid_h,
               across = (grid_w + rel->grid_w - 1) / rel->grid_w;
-    const Windows all = {out, qkv, pad, grid_h, grid_w, across, n_heads, head_dim, scale, rel};
-    run_tasks(down * across * n_heads, thread_team_size(), head_of_window, NULL, &all);
+    const int threads = thread_team_size();
+    Task *tasks = reserved_scratch((size_t)threads * sizeof *tasks);
+    const Windows all = {out,     qkv,      pad,   grid_h, grid_w,  across,
+                         n_heads, head_dim, scale, rel,    threads, tasks};
+    run_tasks(down * across * n_heads, threads, head_of_window, NULL, &all);
 }

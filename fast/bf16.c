@@ -9,7 +9,7 @@
  *
  * So a pair, one uint32_t, takes the place of a float in gemm.c. A register holds LANES pairs. One pair of a
  * is broadcast against a vector of b, and one instruction does the work of two. Both operands come in pairs,
- * the even term in the low half. An odd k ends with a pair whose upper half is zero.
+ * the even term first in memory. An odd k ends with a pair whose second half is zero.
  *
  * Processors with a matrix unit (amx.h) compute a whole block of 32 rows with it, from the same operands. */
 #include "fast/bf16.h"
@@ -17,6 +17,7 @@
 #include <math.h>
 
 #include "fast/amx.h"
+#include "io/bytes.h"
 
 static int pairs_of(int k)
 {
@@ -219,6 +220,12 @@ static void pack_columns(uint32_t *panel, int width, const float *const *rows, i
     }
 }
 
+/* In memory the even term comes first, as when a row is rounded. */
+static uint32_t pair_of(uint16_t even, uint16_t odd)
+{
+    return BIG_ENDIAN_MEMORY ? (uint32_t)even << 16 | odd : even | (uint32_t)odd << 16;
+}
+
 /* panel[stored_pairs(k)][width] = k rows' columns from first on, `cols` of them, padded with zero columns. */
 static void pack_rows(uint32_t *panel, int width, const float *const *rows, int first, int k, int cols)
 {
@@ -234,7 +241,7 @@ static void pack_rows(uint32_t *panel, int width, const float *const *rows, int 
             uint16_t half[NR];
             memcpy(half, &pairs, sizeof half);
             for (int i = 0; i < LANES; i++)
-                panel[j + i] = half[i] | (uint32_t)half[LANES + i] << 16;
+                panel[j + i] = pair_of(half[i], half[LANES + i]);
         }
     }
     memset(panel, 0, (size_t)((stored_pairs(k) - pairs_of(k)) * width) * sizeof *panel);
@@ -258,7 +265,7 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in)
 /* An output tile: its rounded rows of a stay in the L2 cache, and so do its sums. Beside the matrix unit the
  * rounding of a's rows takes a noticeable share of the time. So its tiles are wider, and each row is rounded
  * less often. */
-#define MC     168 /* whole register tiles. */
+#define MC     (112 / MR * MR) /* whole register tiles; the rounded rows are 57 KB of the stack. */
 #define NC     768
 #define AMX_MC 96
 #define AMX_NC 1536
@@ -463,7 +470,7 @@ void linear_pack(Linear *l, Arena *arena)
  * relative positions are prepared in the scratch, once for all of its queries. A task is at most QUERIES
  * queries of a problem. It goes through the keys in tiles of KEYS with the online softmax, as in attention.c.
  * Logits are in units of log 2. */
-#define QUERIES (98 / MR * MR) /* whole groups of rows; the buffers below stay under 200 KiB per thread. */
+#define QUERIES (98 / MR * MR) /* whole groups of rows; the buffers below stay under 200 KiB a thread. */
 #define KEYS    KC             /* so a tile of probabilities is a block of the sum of the product with v. */
 #define LOG2_E  1.44269504088896340736f
 
@@ -489,6 +496,8 @@ typedef struct Attention {
     uint32_t *packed_keys, *packed_values; /* [n_problems][keys_size], [n_problems][values_size] */
     float *rel_h, *rel_w;                  /* [n_problems][n_q][rel_*_ld]: log2(e)·q·rel */
     float *sums;                           /* [n_problems][n_q][sums_ld]: probabilities·v */
+    int threads;
+    struct AttentionTask *tasks; /* [threads] */
 } Attention;
 
 static int area(Grid g)
@@ -582,7 +591,7 @@ static void rel_product(float *out, ptrdiff_t ldo, const float *q, ptrdiff_t ldq
                              q + i * ldq, ldq, table + j, table_ld, head_dim, NULL);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < width; j += LANES)
-            store(out + i * ldo + j, load(out + i * ldo + j) * LOG2_E);
+            store(out + i * ldo + j, load(out + i * ldo + j) * splat(LOG2_E));
 }
 
 /* The queries of one row of the window share rel_h's matrix, those of one column rel_w's. `line` numbers the
@@ -657,7 +666,7 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
     const float before = task->max[i];
     Vec most0 = splat(before), most1 = most0;
     for (int j = 0; j < padded; j += NR) {
-        Vec x0 = load(row + j) * scale, x1 = load(row + j + LANES) * scale;
+        Vec x0 = load(row + j) * splat(scale), x1 = load(row + j + LANES) * splat(scale);
         if (bias)
             x0 += load(bias + j), x1 += load(bias + j + LANES);
         store(row + j, x0);
@@ -669,7 +678,8 @@ static float tile_softmax(AttentionTask *task, int i, int keys, float scale, con
     const BitsVec ones = (BitsVec){0} + 0x3f803f80u;
     Vec sum = {0};
     for (int j = 0; j < padded; j += NR) {
-        BitsVec pairs = round_pairs(vec_exp2(load(row + j) - max), vec_exp2(load(row + j + LANES) - max));
+        BitsVec pairs =
+            round_pairs(vec_exp2(load(row + j) - splat(max)), vec_exp2(load(row + j + LANES) - splat(max)));
         memcpy(probability + j / 2, &pairs, sizeof pairs);
         sum = dot_pairs(pairs, ones, sum);
     }
@@ -687,7 +697,7 @@ static void rel_bias(float *bias, const float *h, const float *w, int key_w, int
     for (int at = 0; at < keys; kh++, kw = 0) {
         int run = min_int(key_w - kw, keys - at);
         for (int c = 0; c < run; c += LANES)
-            store(bias + at + c, load(w + kw + c) + h[kh]);
+            store(bias + at + c, load(w + kw + c) + splat(h[kh]));
         at += run;
     }
     store(bias + keys, splat(0));
@@ -725,25 +735,24 @@ static void tile_of_keys(AttentionTask *task, const Attention *a, int problem, i
 }
 
 /* n_q <= QUERIES queries of a problem from first_query on. */
-static void attention_task(const Attention *a, int problem, int first_query, int n_q)
+static void attention_task(AttentionTask *task, const Attention *a, int problem, int first_query, int n_q)
 {
-    AttentionTask task;
     const Window w = window_of(a, problem);
     const int dim = a->head_dim, head = problem % a->n_heads * dim;
     const size_t first = (size_t)problem * (size_t)area(a->query_window) + (size_t)first_query;
     n_q = min_int(n_q, w.h * w.w - first_query);
-    task.amx = amx_begin();
+    task->amx = amx_begin();
     for (int i = 0; i < n_q; i++) {
-        task.rows[i] = a->q + query_row(a, &w, first_query + i) * a->ldq + head;
-        task.max[i] = -INFINITY, task.sum[i] = 0;
+        task->rows[i] = a->q + query_row(a, &w, first_query + i) * a->ldq + head;
+        task->max[i] = -INFINITY, task->sum[i] = 0;
     }
     for (int first_key = 0; first_key < area(a->key_window); first_key += KEYS)
-        tile_of_keys(&task, a, problem, first_query, n_q, first_key);
-    amx_end(&task.amx);
+        tile_of_keys(task, a, problem, first_query, n_q, first_key);
+    amx_end(&task->amx);
     for (int i = 0; i < n_q; i++) {
         float *out = a->out + query_row(a, &w, first_query + i) * a->ldo + head;
         if (area(a->key_window) > 0)
-            scale_row(out, a->sums + (first + (size_t)i) * (size_t)a->sums_ld, 1 / task.sum[i], dim);
+            scale_row(out, a->sums + (first + (size_t)i) * (size_t)a->sums_ld, 1 / task->sum[i], dim);
         else
             memset(out, 0, (size_t)dim * sizeof *out);
     }
@@ -776,7 +785,8 @@ static void numbered_line(const void *job, int t)
 static void numbered_queries(const void *job, int t)
 {
     const Attention *a = job;
-    attention_task(a, t / a->query_blocks, t % a->query_blocks * a->block, a->block);
+    attention_task(&a->tasks[task_thread(a->threads)], a, t / a->query_blocks, t % a->query_blocks * a->block,
+                   a->block);
 }
 
 static void attend(Attention *a)
@@ -787,6 +797,8 @@ static void attend(Attention *a)
     a->query_blocks = (n_q + most - 1) / most;
     if (a->query_blocks <= 0)
         return;
+    a->threads = threads;
+    a->tasks = reserved_scratch((size_t)threads * sizeof *a->tasks);
     a->block = min_int(round_up((n_q + a->query_blocks - 1) / a->query_blocks, group), most);
     run_tasks(a->n_problems * key_tiles(a), threads, numbered_keys, NULL, a);
     run_tasks(a->n_problems * rel_lines(a), threads, numbered_line, NULL, a);
@@ -798,6 +810,11 @@ static void set_attention(Attention *a, int n_q, int n_k, int rel_h, int rel_w)
     Grid queries = rel_h ? (Grid){rel_h, rel_w} : (Grid){1, n_q};
     Grid keys = rel_h ? queries : (Grid){1, n_k};
     set_windows(a, queries, keys, queries, keys);
+}
+
+size_t bf16_attention_task_bytes(void)
+{
+    return sizeof(AttentionTask);
 }
 
 size_t bf16_attention_scratch(int n_q, int n_k, int n_heads, int head_dim, int rel_h, int rel_w)

@@ -17,6 +17,7 @@ void bf16_pack(uint32_t *packed, const float *weight, int n_out, int n_in);
 
 /* ---- attention ---------------------------------------------------------------------------------*/
 
+size_t bf16_attention_task_bytes(void); /* of a thread's scratch, see attention_reserve. */
 /* attention and window_attention in bf16, for every head_dim. */
 void bf16_attention(float *out, int ldo, const float *q, int ldq, const float *k, int ldk, const float *v,
                     int ldv, int n_q, int n_k, int n_heads, int head_dim, float scale,

@@ -71,6 +71,18 @@ static void make_mix(Mix *mix, int n)
 
 /* ---- the kernels, a tile of pixels at a time ----------------------------------------------------------*/
 
+/* The window of a source pixel, with the weights of its four outputs side by side. */
+typedef struct Folded {
+    float weight[DIAMETER][DIAMETER][4]; /* [source row][source column][output: 00 01 10 11] */
+} Folded;
+
+/* A thread's tile. */
+typedef struct Buffers {
+    float hidden[COLUMNS2 * FEATUP_MAX_KEY_DIM], keys[COLUMNS2 * FEATUP_MAX_KEY_DIM];
+    float kernels[COLUMNS2 * TAPS], input[COLUMNS2 * FIXUP_IN], fixup[COLUMNS2 * TAPS];
+    Folded folded[COLUMNS];
+} Buffers;
+
 /* One stage; all its rows share these data. */
 typedef struct Job {
     const JbuLearnedRange *up;
@@ -83,6 +95,7 @@ typedef struct Job {
                             to both sides, so the neighbours of a run of pixels are a run of floats. */
     Mix *mix_y, *mix_x;  /* [2h], [2w] */
     float *result;       /* [2h][2w][channels] */
+    Buffers *buffers;    /* [threads] */
 } Job;
 
 static size_t key_row_floats(const Job *job)
@@ -97,7 +110,8 @@ static void make_key_row(const Job *job, int y)
     const int w2 = 2 * job->w, dim = up->key_dim;
     const size_t stride = key_row_floats(job);
     float *row = job->keys + (size_t)y * (size_t)dim * stride;
-    float hidden[COLUMNS2 * FEATUP_MAX_KEY_DIM], keys[COLUMNS2 * FEATUP_MAX_KEY_DIM];
+    Buffers *own = &job->buffers[thread_number()];
+    float *hidden = own->hidden, *keys = own->keys;
     for (int x0 = 0; x0 < w2; x0 += COLUMNS2) {
         const int n = w2 - x0 < COLUMNS2 ? w2 - x0 : COLUMNS2;
         const float *guidance = job->guidance + ((size_t)y * (size_t)w2 + (size_t)x0) * 3;
@@ -134,11 +148,11 @@ static void similarity_row(float similarity[DIAMETER][COLUMNS2], const Job *job,
 
 /* combined_kernel [n][49] of the pixels x0 .. x0+n-1 in enlarged row y: range x spatial, normalised, plus the
  * fixup. */
-static void make_kernels(float *kernels, const Job *job, int y, int x0, int n)
+static void make_kernels(Buffers *own, const Job *job, int y, int x0, int n)
 {
+    float *kernels = own->kernels, *input = own->input, *hidden = own->fixup;
     const float *guidance = job->guidance + ((size_t)y * 2 * (size_t)job->w + (size_t)x0) * 3;
-    float similarity[DIAMETER][COLUMNS2], input[COLUMNS2 * FIXUP_IN], hidden[COLUMNS2 * TAPS];
-
+    float similarity[DIAMETER][COLUMNS2];
     for (int dy = 0; dy < DIAMETER; dy++) {
         similarity_row(similarity, job, y, dy - RADIUS, x0, n);
         for (int i = 0; i < n; i++)
@@ -164,11 +178,6 @@ static void make_kernels(float *kernels, const Job *job, int y, int x0, int n)
 }
 
 /* ---- folding ------------------------------------------------------------------------------------------*/
-
-/* The window of a source pixel, with the weights of its four outputs side by side. */
-typedef struct Folded {
-    float weight[DIAMETER][DIAMETER][4]; /* [source row][source column][output: 00 01 10 11] */
-} Folded;
 
 /* folded.weight[.][.][output] = mix_y^T kernel mix_x. */
 static void fold_kernel(Folded *folded, int output, const float *kernel, const Mix *mix_y, const Mix *mix_x)
@@ -267,15 +276,15 @@ static void adaptive_conv(const Job *job, const Folded *folded, int m, int n)
 /* Enlarged rows 2m and 2m+1, a tile of columns at a time. So the kernels stay in the L1 cache. */
 static void upsample_row_pair(const Job *job, int m)
 {
-    Folded folded[COLUMNS];
-    float kernels[COLUMNS2 * TAPS];
+    Buffers *own = &job->buffers[thread_number()];
+    Folded *folded = own->folded;
     for (int n0 = 0; n0 < job->w; n0 += COLUMNS) {
         const int n_tile = job->w - n0 < COLUMNS ? job->w - n0 : COLUMNS;
         for (int row = 0; row < 2; row++) {
-            make_kernels(kernels, job, 2 * m + row, 2 * n0, 2 * n_tile);
+            make_kernels(own, job, 2 * m + row, 2 * n0, 2 * n_tile);
             for (int i = 0; i < 2 * n_tile; i++)
-                fold_kernel(&folded[i / 2], 2 * row + i % 2, kernels + i * TAPS, &job->mix_y[2 * m + row],
-                            &job->mix_x[2 * n0 + i]);
+                fold_kernel(&folded[i / 2], 2 * row + i % 2, own->kernels + i * TAPS,
+                            &job->mix_y[2 * m + row], &job->mix_x[2 * n0 + i]);
         }
         for (int i = 0; i < n_tile; i++)
             adaptive_conv(job, &folded[i], m, n0 + i);
@@ -291,6 +300,7 @@ static void layout_job(Job *job, Arena *arena)
     job->keys = arena_floats(arena, h2 * (size_t)job->up->key_dim * key_row_floats(job));
     job->mix_y = arena_take(arena, h2 * sizeof(Mix));
     job->mix_x = arena_take(arena, w2 * sizeof(Mix));
+    job->buffers = arena_take(arena, thread_team_size() * sizeof(Buffers));
 }
 
 static int upsample_stage(float *result, const JbuLearnedRange *up, const FeatupInput *in, Error *err)

@@ -8,8 +8,8 @@
  *
  * Loops from the outside in:
  *   output tiles of at most MC × NC              one thread each, in rows of its own: see rows_of_tiles
- *   blocks of KC terms of the sum                b's KC × NC block is packed on the stack (L2 cache)
- *   groups of MR rows                            a's MR × KC panel is packed on the stack (L1 cache)
+ *   blocks of KC terms of the sum                b's KC × NC block is packed (L2 cache)
+ *   groups of MR rows                            a's MR × KC panel is packed (L1 cache)
  *   slivers of NR columns                        the micro-kernel, in registers
  * Packing makes every access of the micro-kernel unit-stride, for any distance between the matrices' rows.
  * Each element of b, usually the weights, is packed once for MC rows. Each element of a is packed once for NC
@@ -30,6 +30,8 @@
 #define NC 384 /* 295 KB. Both are multiples of every NR. */
 #define KC 192
 #endif
+
+#define PACKED (NC * KC + MR * KC) /* floats of a thread's packed block and panel. */
 
 typedef struct Operand {
     const float *data;
@@ -159,8 +161,10 @@ typedef struct Product {
     int m, n, k;
     Epilogue epilogue;
     int down, across, tile_n; /* tiles below each other, tiles side by side, columns of a tile. */
+    int threads;
     int step;                 /* terms in a block, fewer in the last. */
     Stealing *stealing;       /* NULL for one thread. */
+    float *packed;            /* [threads][PACKED], or NULL without memory, or if tiles are one sliver. */
 } Product;
 
 /* Give the last rows of a tile to a waiting thread. Rows from i on have yet to get their current block of
@@ -183,10 +187,10 @@ static void split_tile(const Product *p, Tile *t, int i)
     unlock(s);
 }
 
-/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.). */
-static void product_block(const Product *p, Tile *t)
+/* The tile's next block of terms. Meanwhile its last rows may be stolen. (k = 0 still writes its start.).
+ * block has KC rows of the tile's columns in whole slivers, panel MR·KC numbers. */
+static void product_block(const Product *p, Tile *t, float *block, float *panel)
 {
-    float block[NC * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
     const int kc = min_int(p->k - t->done, p->step), is_last = t->done + p->step >= p->k;
     const Operand b = p->b;
     const ptrdiff_t b_row = b.transposed ? t->col : t->done, b_col = b.transposed ? t->done : t->col;
@@ -209,11 +213,30 @@ static void product_block(const Product *p, Tile *t)
     t->done += p->step;
 }
 
-static void product_tile(const Product *p, Tile t)
+static void all_blocks(const Product *p, Tile t, float *block, float *panel)
 {
     do
-        product_block(p, &t);
+        product_block(p, &t, block, panel);
     while (t.done < p->k);
+}
+
+/* A tile of one sliver fits on a small stack. */
+static __attribute__((noinline)) void sliver_tile(const Product *p, Tile t)
+{
+    float block[NR * KC] __attribute__((aligned(64))), panel[MR * KC] __attribute__((aligned(64)));
+    all_blocks(p, t, block, panel);
+}
+
+/* Without memory for packed slivers, one after the other: the same sums. */
+static void product_tile(const Product *p, Tile t)
+{
+    if (p->packed && t.cols > NR) {
+        float *block = p->packed + (size_t)task_thread(p->threads) * PACKED;
+        all_blocks(p, t, block, block + NC * KC);
+    } else {
+        for (int j = 0; j < t.cols; j += NR)
+            sliver_tile(p, (Tile){t.row, t.rows, t.col + j, min_int(t.cols - j, NR), t.done});
+    }
     if (p->stealing)
         p->stealing->unfinished--;
 }
@@ -298,7 +321,10 @@ static void product(float *c, ptrdiff_t ldc, Start start, const float *a, ptrdif
                        .across = across,
                        .tile_n = round_up((n + across - 1) / across, NR),
                        .step = blocks ? round_up((k + blocks - 1) / blocks, 16) : 1,
-                       .stealing = threads > 1 ? &stealing : NULL};
+                       .threads = threads,
+                       .stealing = threads > 1 ? &stealing : NULL,
+                       .packed =
+                           most_n > NR ? thread_scratch((size_t)threads * PACKED * sizeof(float)) : NULL};
     run_tasks(n_tiles, threads, numbered_tile, threads > 1 ? steal_tiles : NULL, &p);
 }
 

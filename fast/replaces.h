@@ -25,6 +25,7 @@
 /* attention.c: */
 #define attention        plain_attention
 #define window_attention plain_window_attention
+#define attention_reserve plain_attention_reserve
 /* elements.c: */
 #define dot            plain_dot
 #define layer_norm     plain_layer_norm

@@ -22,8 +22,8 @@ void plain_sam_decoder_free(SamDecoder *decoder);
 SamScratch *plain_sam_scratch_new(const Sam *sam, int max_points, int max_prompts, Error *err);
 int plain_sam_scratch_prompts(const SamScratch *scratch);
 void plain_sam_scratch_free(SamScratch *scratch);
-void plain_sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
-                              int n_prompts, float *iou);
+int plain_sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                             int n_prompts, float *iou, Error *err);
 void plain_sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,
                             int n_tokens, float *low_res);
 
@@ -288,21 +288,22 @@ static void mlp(SamScratch *s, const Linear *layers, int n_layers, float *out, c
     skinny_linear(out, x, &layers[n_layers - 1], rows);
 }
 
-void sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
-                        int n_prompts, float *iou)
+int sam_decode_prompts(const SamDecoder *decoder, SamScratch *scratch, const SamPrompt *prompts,
+                       int n_prompts, float *iou, Error *err)
 {
     const SamWeights *w = &decoder->sam->weights;
     const int dim = w->config.out_chans;
-    if (scratch->plain) {
-        plain_sam_decode_prompts(decoder->plain, scratch->plain, prompts, n_prompts, iou);
-        return;
-    }
+    if (scratch->plain)
+        return plain_sam_decode_prompts(decoder->plain, scratch->plain, prompts, n_prompts, iou, err);
+    if (attention_reserve((int)scratch->max_tokens, dim, err))
+        return -1;
     embed_prompts(decoder, scratch, prompts, n_prompts);
     two_way_transformer(decoder, scratch);
     float *iou_tokens = scratch->out; /* the first of each prompt. */
     for (int i = 0; i < n_prompts; i++)
         memcpy(iou_tokens + i * dim, scratch->queries + prompt_at(scratch, i, dim), dim * sizeof *iou_tokens);
     mlp(scratch, w->mask_decoder.iou_prediction_head, w->config.iou_head_depth, iou, iou_tokens, n_prompts);
+    return 0;
 }
 
 void sam_decode_masks(const SamDecoder *decoder, SamScratch *scratch, int prompt, const int *tokens,

@@ -3,6 +3,8 @@
 #ifndef SAMLAD_TILE_H
 #define SAMLAD_TILE_H
 
+#include <assert.h>
+
 #include "tensor.h"
 #include "fast/simd.h"
 
@@ -30,6 +32,21 @@ static inline int threads_for(double work, double least)
 static inline int min_int(int a, int b)
 {
     return a < b ? a : b;
+}
+
+/* thread_scratch after attention_reserve, which has made sure of it. */
+static inline void *reserved_scratch(size_t n_bytes)
+{
+    void *scratch = thread_scratch(n_bytes);
+    assert(scratch);
+    return scratch;
+}
+
+/* This thread's number among the `threads` of run_tasks. A single thread makes no team: thread_number would then
+ * be its number in the team around it. */
+static inline int task_thread(int threads)
+{
+    return threads > 1 ? thread_number() : 0;
 }
 
 /* task(job, i) for all i < n, on `threads` threads (see threads_for). A thread that finds no task left calls

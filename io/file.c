@@ -428,7 +428,7 @@ int file_write(const char *path, const void *bytes, size_t n, Error *err)
 
 /* ---- file by file ----------------------------------------------------------------------------------*/
 
-enum { BLOCK = 1 << 16 };
+enum { BLOCK = 1 << 14 }; /* on the stack, which may be small. */
 
 /* The next block of the file; -1 after a sentence. */
 static long read_block(FILE *f, const char *path, uint8_t block[BLOCK], Error *err)

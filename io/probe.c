@@ -5,6 +5,7 @@
  * PNG (ISO 15948, 5), JPEG (ITU T.81, B.1.1), netpbm's P1 ... P6; bmp.c and tiff.c read their own headers. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "io/bytes.h"
@@ -20,10 +21,15 @@ static uint32_t big_endian(const uint8_t *p, size_t n)
     return (uint32_t)bytes_number(p, n, 1);
 }
 
-/* Of Exif data, n bytes from here, as much as is looked at. -> how many. */
-static size_t read_exif(FILE *f, uint8_t bytes[EXIF_MAX], size_t n)
+/* Of Exif data, n bytes from here, as much as is looked at: 64 KB, too much for a small stack. -> orientation_of
+ * them; -1 without memory, or when there are fewer than `least`. */
+static int read_exif(FILE *f, size_t n, size_t least, int (*orientation_of)(const uint8_t *, size_t))
 {
-    return fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f);
+    uint8_t *bytes = malloc(EXIF_MAX);
+    const size_t found = bytes ? fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f) : 0;
+    const int orientation = bytes && found >= least ? orientation_of(bytes, found) : -1;
+    free(bytes);
+    return orientation;
 }
 
 /* A chunk is length, type, data, checksum; the last is IEND. As in png.c, the file may end behind IDAT. */
@@ -32,7 +38,7 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], int *t
 {
     if (memcmp(head + 12, "IHDR", 4) != 0)
         return fail(err, "%s: a PNG file without its header", path);
-    uint8_t chunk[8], exif[EXIF_MAX];
+    uint8_t chunk[8];
     int orientation = 0, has_pixels = 0, is_pixels = 0;
     const int64_t n = fseek(f, 0, SEEK_END) ? -1 : ftell(f);
     for (int64_t at = 8; at < n || !has_pixels;) { /* a hostile length would wrap a 32-bit long. */
@@ -45,8 +51,9 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], int *t
         if (!whole || at > n || memcmp(chunk + 4, "IEND", 4) == 0)
             break;
         has_pixels |= is_pixels;
-        if (memcmp(chunk + 4, "eXIf", 4) == 0 && !orientation)
-            orientation = exif_of_chunk(exif, read_exif(f, exif, big_endian(chunk, 4)));
+        if (memcmp(chunk + 4, "eXIf", 4) == 0 && !orientation &&
+            (orientation = read_exif(f, big_endian(chunk, 4), 0, exif_of_chunk)) < 0)
+            return fail_memory(err, path, EXIF_MAX);
     }
     size[exif_swaps(orientation)] = big_endian(head + 16, 4);
     size[!exif_swaps(orientation)] = big_endian(head + 20, 4);
@@ -68,8 +75,7 @@ static int next_marker(FILE *f)
  * on failure. */
 static int probe_segment(FILE *f, size_t n)
 {
-    uint8_t exif[EXIF_MAX];
-    return read_exif(f, exif, n) == n ? exif_of_segment(exif, n) : -1;
+    return read_exif(f, n, n, exif_of_segment);
 }
 
 /* A segment is a marker and, except for restarts, a length. SOF0 ... SOF15 hold height and width. */

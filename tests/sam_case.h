@@ -138,7 +138,7 @@ static inline int decode_by_scratch(const Sam *sam, const SamImage *image, const
     SamDecoder *decoder = sam_decoder_new(sam, image, NULL);
     SamScratch *scratch = sam_scratch_new(sam, prompt->n_points, 1, NULL);
     if (decoder && scratch) {
-        sam_decode_prompts(decoder, scratch, prompt, 1, all_iou);
+        CHECK(!sam_decode_prompts(decoder, scratch, prompt, 1, all_iou, NULL));
         for (int i = 0; i < n_out; i++) {
             tokens[i] = i + (multimask != 0);
             iou[i] = all_iou[tokens[i]];

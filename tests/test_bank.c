@@ -1296,7 +1296,8 @@ static void test_bilinear_grid(void)
     VitState *state = vit_state_new(networks.vit, SIDE, SIDE, &err);
     REQUIRE(pixels && cls && patches && up && expected && state);
     REQUIRE(!vit_preprocess(vit_config(networks.vit), pixels, SIZE, SIZE, &(Picture){rgb, H, W}, &err));
-    vit_forward(networks.vit, state, &(VitImage){pixels, SIZE, SIZE}, 6, cls, patches, NULL, NULL);
+    CHECK(!vit_forward(networks.vit, state, &(VitImage){pixels, SIZE, SIZE}, 6, cls, patches, NULL, NULL,
+                       NULL));
     interpolate_bilinear(up, UP, UP, patches, SIDE, SIDE, C, 0, 0);
     for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
         Options o = defaults();

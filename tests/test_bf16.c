@@ -331,8 +331,8 @@ static void compare_features(const char *name, double least)
             y[i] = random_array(n);
             CHECK(!vit_set_precision(vit, i == 1 ? PRECISION_BF16 : PRECISION_FP32, &err));
             CHECK(!vit_set_precision(vit, i == 1 ? PRECISION_BF16 : PRECISION_FP32, &err)); /* no change */
-            vit_forward(vit, state, &(VitImage){pixels, h, w}, vit_config(vit)->depth, NULL, y[i], NULL,
-                        NULL);
+            CHECK(!vit_forward(vit, state, &(VitImage){pixels, h, w}, vit_config(vit)->depth, NULL, y[i],
+                               NULL, NULL, NULL));
         }
         CHECK(memcmp(y[0], y[2], n * sizeof(float)) == 0 && memcmp(y[0], y[1], n * sizeof(float)) != 0);
         for (size_t p = 0; p < 35; p++) {

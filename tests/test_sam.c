@@ -221,15 +221,15 @@ static void test_scratch_is_reusable(void)
     SamDecoder *decoder = sam_decoder_new(c.sam, &image, NULL);
     SamScratch *scratch = sam_scratch_new(c.sam, 1, 3, NULL);
     REQUIRE(decoder && scratch && sam_scratch_prompts(scratch) == 3);
-    sam_decode_prompts(decoder, scratch, &prompts[0], 1, iou);
+    CHECK(!sam_decode_prompts(decoder, scratch, &prompts[0], 1, iou, NULL));
     sam_decode_masks(decoder, scratch, 0, (const int[]){0, 1, 2, 3}, 4, all);
-    sam_decode_prompts(decoder, scratch, &prompts[1], 1, again[0]);
+    CHECK(!sam_decode_prompts(decoder, scratch, &prompts[1], 1, again[0], NULL));
     CHECK(memcmp(iou, again[0], sizeof iou) != 0);
     sam_decode_masks(decoder, scratch, 0, (const int[]){2}, 1, one);
     CHECK(memcmp(one, all + 2 * n_low, n_low * sizeof *one) != 0);
     for (int place = 0; place < 3; place++) {
         SamPrompt turned[3] = {prompts[(3 - place) % 3], prompts[(4 - place) % 3], prompts[(5 - place) % 3]};
-        sam_decode_prompts(decoder, scratch, turned, 3, again[0]);
+        CHECK(!sam_decode_prompts(decoder, scratch, turned, 3, again[0], NULL));
         CHECK(memcmp(iou, again[place], sizeof iou) == 0);
         sam_decode_masks(decoder, scratch, place, (const int[]){2}, 1, one);
         CHECK(memcmp(one, all + 2 * n_low, n_low * sizeof *one) == 0);

@@ -67,7 +67,7 @@ static void compare_layer(const Vit *vit, VitState *state, Taps *taps, const flo
     CHECK(patches->n_elements == n);
     float *out = malloc((n + (size_t)c->dim) * sizeof *out);
     REQUIRE(out);
-    vit_forward(vit, state, &(VitImage){pixels, h, w}, layer, out + n, out, NULL, NULL);
+    CHECK(!vit_forward(vit, state, &(VitImage){pixels, h, w}, layer, out + n, out, NULL, NULL, NULL));
     double error = test_relative_error(out, golden_data(taps->golden, patches), n);
     CHECK_MSG(error < TOLERANCE, "layer %d at %s: patches' relative error %.2g", layer, taps->key, error);
     error = test_relative_error(out + n, golden_data(taps->golden, cls), (size_t)c->dim);
@@ -100,8 +100,8 @@ static int compare_model(const char *name, VitConfig *config)
         snprintf(key, sizeof key, "%dx%d", h, w);
         Taps taps = {.golden = golden, .key = key};
         const float *data = golden_data(golden, pixels);
-        vit_forward(vit, state, &(VitImage){data, h, w}, vit_config(vit)->depth, NULL, NULL, compare_tap,
-                    &taps);
+        CHECK(!vit_forward(vit, state, &(VitImage){data, h, w}, vit_config(vit)->depth, NULL, NULL,
+                           compare_tap, &taps, NULL));
         for (int layer = 1; layer < vit_config(vit)->depth; layer++)
             compare_layer(vit, state, &taps, data, h, w, layer);
         n_compared += taps.n_compared;
@@ -222,11 +222,11 @@ static void real_at_size(const Vit *vit, Safetensors *golden, const StTensor *im
         CHECK(memcmp(row + channel * w, pixels + (channel * h + h / 3) * w, (size_t)w * sizeof *row) == 0);
 
     const VitImage input = {pixels, h, w};
-    vit_forward(vit, state, &input, c->depth, cls, patches, NULL, NULL);
+    CHECK(!vit_forward(vit, state, &input, c->depth, cls, patches, NULL, NULL, NULL));
     double error = test_relative_error(cls, golden_data(golden, golden_find(golden, key, "cls")), 192);
     CHECK_MSG(error < 1e-4, "%s.cls: relative error %.2g", key, error);
     compare_real(golden, key, "patches", patches, c->dim);
-    vit_forward(vit, state, &input, 9, NULL, patches, NULL, NULL);
+    CHECK(!vit_forward(vit, state, &input, 9, NULL, patches, NULL, NULL, NULL));
     compare_real(golden, key, "layer9.patches", patches, c->dim);
     free(patches);
     free(pixels);
@@ -278,9 +278,9 @@ static void test_threads_give_the_same_bits(void)
     const VitImage image = {pixels, H, W};
     int before = omp_get_max_threads();
     omp_set_num_threads(1);
-    vit_forward(vit, state, &image, 3, NULL, one, NULL, NULL);
+    CHECK(!vit_forward(vit, state, &image, 3, NULL, one, NULL, NULL, NULL));
     omp_set_num_threads(3);
-    vit_forward(vit, state, &image, 3, NULL, many, NULL, NULL);
+    CHECK(!vit_forward(vit, state, &image, 3, NULL, many, NULL, NULL, NULL));
     omp_set_num_threads(before);
     CHECK(memcmp(one, many, N * sizeof *one) == 0);
     free(many);
