@@ -51,6 +51,8 @@ FPMATH := $(if $(shell $(CC) $(CFLAGS) $(ARCH) -E -dM -x c /dev/null 2>/dev/null
 endif
 ALL     = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(WARN) $(CFLAGS) $(ARCH) $(FPMATH) -ffp-contract=off -fno-math-errno -fno-trapping-math $(SAN) -I.
 LIBS    = -lm
+# X.su beside each X.o: the stack that each function takes, for tests/test_frames.sh.
+FRAMES := $(if $(findstring Free Software,$(shell $(CC) --version 2>/dev/null)),-fstack-usage)
 ifneq ($(OPENMP),0)
 ALL    += -fopenmp
 else
@@ -94,7 +96,7 @@ $(BUILD)/flags: FORCE
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL) $(RENAME) -MMD -MP -c $< -o $@
+	$(CC) $(ALL) $(FRAMES) $(RENAME) -MMD -MP -c $< -o $@
 
 $(LIB): $(OBJ)
 	rm -f $@

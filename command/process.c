@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "io/threads.h"
+
 static volatile sig_atomic_t stopped_by;
 
 /* SIGBUS: a mapped page is no longer in its file. Only calls that are safe in a signal handler. */
@@ -23,6 +25,7 @@ void process_begin(void)
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY) != fd)
             _exit(1);
+    threads_clamp();
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGBUS, lost_page);
 }

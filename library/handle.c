@@ -75,6 +75,7 @@ static Samlad *handle_new(Error *err)
 
 Samlad *samlad_open(const SamladWeights *weights, Error *err)
 {
+    threads_clamp();
     Samlad *s = handle_new(err);
     if (s && open_weights(s, weights, err)) {
         samlad_close(s);

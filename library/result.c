@@ -49,6 +49,21 @@ static void cells_box(float box[4], const float *coverage, const Objects *grid, 
     set_box(box, &extent, (float)r->width / w, (float)r->height / grid->grid_h);
 }
 
+/* In a picture of a few pixels cells are smaller than pixels: then the box is the pixel at its middle. An object
+ * too small for a bank's coverage has an empty box; its middle is the centroid (x, y in 0..1). */
+static void box_of_pixels(float box[4], const float centroid[2], const SamladResult *r)
+{
+    const float size[2] = {(float)r->width, (float)r->height};
+    const int is_empty = !(box[2] > 0);
+    for (int i = 0; i < 2; i++) {
+        const float middle = is_empty ? centroid[i] * size[i] : box[i] + box[2 + i] / 2;
+        if (box[2 + i] >= 1)
+            continue;
+        box[i] = fminf(floorf(middle), size[i] - 1);
+        box[2 + i] = 1;
+    }
+}
+
 /* Boxes of all objects from the labels; the background has label -1. */
 static int pixel_boxes(SamladResult *r, const Objects *o, Error *err)
 {
@@ -188,6 +203,7 @@ static SamladMissing missing_of(const Missing *m, const Detection *d, const Saml
                              .evidence = m->evidence,
                              .support = m->support};
     cells_box(missing.box, reference->coverage + m->object * grid_cells(reference), reference, r);
+    box_of_pixels(missing.box, reference->centroids + 2 * m->object, r);
     return missing;
 }
 

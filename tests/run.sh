@@ -7,7 +7,7 @@ left_out=$*
 here=$(dirname "$0")
 passed=0 failed=0 skipped=0
 for t in "$build"/tests/test_* "$here"/test_*.sh; do
-    case $t in *.d | *.o | *'*'*) continue ;; esac
+    case $t in *.d | *.o | *.su | *'*'*) continue ;; esac
     [ -f "$t" ] || continue
     case " $left_out " in *" $(basename "$t") "*) continue ;; esac
     echo "== $(basename "$t")"

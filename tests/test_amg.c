@@ -578,7 +578,7 @@ static void check_mask(const AmgMasks *masks, const float *logits, int h, int w,
     CHECK_MSG(mask || area == 0, "a mask of %lld pixels is not there", (long long)area);
     if (!mask || area == 0)
         return;
-    CHECK(mask->area == area && mask->stability_score == (float)high / (float)low &&
+    CHECK(mask->area == area && mask->stability_score == (float)((float)high / (float)low) &&
           mask->predicted_iou == iou);
     CHECK(mask->bbox[0] == (float)x0 && mask->bbox[1] == (float)y0 && mask->bbox[2] == (float)(x1 - x0) &&
           mask->bbox[3] == (float)(y1 - y0));
