@@ -25,7 +25,7 @@ static void rounding_is_to_the_nearest_even(void)
 static void rounding_equals_the_plain_one(void)
 {
     enum { N = 4099 };
-    float x[N];
+    float x[N] = {0};
     uint16_t y[N + 1], plain[N + 1];
     for (int round = 0; round < 50; round++) {
         size_t n = round < 40 ? (size_t)round : N;
