@@ -82,7 +82,9 @@ static int load_stage(JbuLearnedRange *up, Loader *l)
     up->range_temp = take_scalar(l, "range_temp");
     up->sigma_spatial = take_scalar(l, "sigma_spatial");
     /* The spatial kernel divides by 2 sigma^2, which underflows to 0 if sigma is tiny. */
-    if (!l->failed && 2 * up->sigma_spatial * up->sigma_spatial == 0)
+    const float twice_variance =
+        2 * up->sigma_spatial * up->sigma_spatial; /* a float, whatever computes it. */
+    if (!l->failed && twice_variance == 0)
         return fail(l->err, "%s: tensor %ssigma_spatial is %g, too close to 0", st_path(l->st), l->path,
                     (double)up->sigma_spatial);
     up->range_proj[0] = take_conv1x1(l, up->key_dim, 3, "range_proj.0");

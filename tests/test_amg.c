@@ -452,11 +452,11 @@ static void test_recommendations(void)
     REQUIRE(file);
     amg_defaults(&official);
     CHECK(amg_recommended(&o, AMG_FOR_MASKS, file, &err) == 0);
-    CHECK(o.points_per_side == 16 && o.box_nms_thresh == 0.9 && o.crop_n_layers == 2);
+    CHECK(o.points_per_side == 16 && o.box_nms_thresh == (double)0.9 && o.crop_n_layers == 2);
     CHECK(o.pred_iou_thresh == official.pred_iou_thresh && o.crop_nms_thresh == official.crop_nms_thresh);
     CHECK(amg_recommended(&o, AMG_FOR_OBJECTS, file, &err) == 0);
-    CHECK(o.points_per_side == 16 && o.box_nms_thresh == 0.8 && o.crop_n_layers == 1);
-    CHECK(o.pred_iou_thresh == 0.6 && o.crop_nms_thresh == official.crop_nms_thresh);
+    CHECK(o.points_per_side == 16 && o.box_nms_thresh == (double)0.8 && o.crop_n_layers == 1);
+    CHECK(o.pred_iou_thresh == (double)0.6 && o.crop_nms_thresh == official.crop_nms_thresh);
     st_close(file);
     file = metadata_file(path, bad);
     REQUIRE(file);

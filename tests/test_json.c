@@ -415,7 +415,7 @@ static void check_numbers(void)
     CHECK(number_read("-1.5e3,7", &end) == -1500 && strcmp(end, ",7") == 0);
     snprintf(text, sizeof text, "0%s75", localeconv()->decimal_point);
     CHECK(number_read(text, &end) == 0 && end == text + 1);
-    CHECK(number_read("-.5e-1.5", &end) == -0.05 && strcmp(end, ".5") == 0);
+    CHECK(number_read("-.5e-1.5", &end) == (double)-0.05 && strcmp(end, ".5") == 0);
     CHECK(number_read("17 and 2.5", &end) == 17 && strcmp(end, " and 2.5") == 0);
     CHECK(number_read("x", &end) == 0 && strcmp(end, "x") == 0);
     number_write(text, sizeof text, 17, 0.1);

@@ -208,7 +208,7 @@ static void test_refill(void)
     CHECK(close_to(m.pixels.auroc, 0.5)); /* half of the anomalous above all, half below all */
     for (int i = 0; i < SPRO_LIMITS - 1; i++)
         CHECK_MSG(close_to(m.au_spro[i], 0.5), "%.17g", m.au_spro[i]);
-    CHECK(m.pixels.best_f1 == 2.0 / 3); /* 1.5 of 3 M found without a false one */
+    CHECK(m.pixels.best_f1 == (double)(2.0 / 3)); /* 1.5 of 3 M found without a false one */
     pixel_scores_free(scores);
     truth_free(&truth);
 }

@@ -235,7 +235,7 @@ static void test_f32(void)
     CHECK((const void *)f == st_find(st, "f")->data && memcmp(f, f32, sizeof f32) == 0);
     CHECK(h[0] == 1.5f && h[1] == -2 && h[2] == ldexpf(1, -24));
     CHECK(b[0] == 1.5f && b[1] == -2 && isinf(b[2]));
-    CHECK(d[0] == 0.1f && isinf(d[1]) && d[2] == -1);
+    CHECK(d[0] == (float)0.1f && isinf(d[1]) && d[2] == -1);
     CHECK(st_f32(st, "h", 1, shape, &err) == h); /* converted once */
     CHECK(!st_f32(st, "f", 2, (int64_t[]){3, 1}, &err));
     CHECK_MSG(strcmp(err.message, TMP ": tensor f has shape [3], expected [3,1]") == 0, "%s", err.message);
