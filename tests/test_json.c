@@ -454,9 +454,12 @@ static int have_locale(const char *const *names)
 static void test_decimal_comma(void)
 {
     if (!have_locale((const char *const[]){"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8",
-                                           "nl_NL.UTF-8", NULL}))
+                                           "nl_NL.UTF-8", NULL}) ||
+        strcmp(localeconv()->decimal_point, ",") != 0) { /* musl takes every name and keeps the point. */
+        setlocale(LC_NUMERIC, "C");
         SKIP("no locale with a decimal comma is installed (localedef -i de_DE -f UTF-8 de_DE.UTF-8 makes "
              "one)");
+    }
     check_numbers();
     setlocale(LC_NUMERIC, "C");
 }
