@@ -38,10 +38,9 @@ int main(int argc, char **argv)
     const int side = vit ? grid * vit_config(vit)->patch_size : 0;
     VitState *state = vit ? vit_state_new(vit, grid, grid, &err) : NULL;
     float *in = calloc(3 * side * side + 1, sizeof *in), *x = calloc(n * dim + 1, sizeof *x);
-    if (!state || !in || !x || vit_preprocess(vit_config(vit), in, side, side, &(Picture){rgb, h, w}, &err))
-        return fprintf(stderr, "%s\n", err.message), 1;
-    if (vit_forward(vit, state, &(VitImage){in, side, side}, vit_config(vit)->depth, NULL, x, NULL, NULL,
-                    &err))
+    if (!state || !in || !x ||
+        vit_preprocess(vit_config(vit), in, side, side, &(Picture){rgb, h, w}, &err) ||
+        vit_forward(vit, state, &(VitImage){in, side, side}, vit_config(vit)->depth, NULL, x, NULL, NULL, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
     float mean[dim], value[n];
     uint8_t colours[3 * n];
@@ -55,8 +54,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < n; i++)
             colours[3 * i + k] = 127.5f + 127.5f * fmaxf(-1, fminf(1, value[i] / range));
     }
-    if (resize_u8(rgb, h, w, colours, grid, grid, 3, RESIZE_BICUBIC) ||
-        png_write(argv[2], rgb, w, h, 3, 8, &err))
+    if (resize_u8(rgb, h, w, colours, grid, grid, 3, RESIZE_BICUBIC) || png_write(argv[2], rgb, w, h, 3, 8, &err))
         return fprintf(stderr, "%s\n", err.message), 1;
     return printf("%d x %d patches of %d channels: %s\n", grid, grid, dim, argv[2]) < 0;
 }

@@ -21,19 +21,14 @@ static uint32_t big_endian(const uint8_t *p, size_t n)
     return (uint32_t)bytes_number(p, n, 1);
 }
 
-/* Of Exif data, n bytes from here, as much as is looked at: 64 KB, too much for a small stack. -> orientation_of
- * them; -1 without memory, or when there are fewer than `least`. */
-static int read_exif(FILE *f, size_t n, size_t least, int (*orientation_of)(const uint8_t *, size_t))
+/* Of Exif data, n bytes from here, as much as is looked at. -> how many. */
+static size_t read_exif(FILE *f, uint8_t *bytes, size_t n)
 {
-    uint8_t *bytes = malloc(EXIF_MAX);
-    const size_t found = bytes ? fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f) : 0;
-    const int orientation = bytes && found >= least ? orientation_of(bytes, found) : -1;
-    free(bytes);
-    return orientation;
+    return fread(bytes, 1, n < EXIF_MAX ? n : EXIF_MAX, f);
 }
 
 /* A chunk is length, type, data, checksum; the last is IEND. As in png.c, the file may end behind IDAT. */
-static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], int *turn, const char *path,
+static int probe_png(FILE *f, const uint8_t head[HEAD], uint8_t *exif, uint32_t size[2], int *turn, const char *path,
                      Error *err)
 {
     if (memcmp(head + 12, "IHDR", 4) != 0)
@@ -51,9 +46,8 @@ static int probe_png(FILE *f, const uint8_t head[HEAD], uint32_t size[2], int *t
         if (!whole || at > n || memcmp(chunk + 4, "IEND", 4) == 0)
             break;
         has_pixels |= is_pixels;
-        if (memcmp(chunk + 4, "eXIf", 4) == 0 && !orientation &&
-            (orientation = read_exif(f, big_endian(chunk, 4), 0, exif_of_chunk)) < 0)
-            return fail_memory(err, path, EXIF_MAX);
+        if (memcmp(chunk + 4, "eXIf", 4) == 0 && !orientation)
+            orientation = exif_of_chunk(exif, read_exif(f, exif, big_endian(chunk, 4)));
     }
     size[exif_swaps(orientation)] = big_endian(head + 16, 4);
     size[!exif_swaps(orientation)] = big_endian(head + 20, 4);
@@ -73,13 +67,13 @@ static int next_marker(FILE *f)
 
 /* The orientation of a segment of n bytes that may be Exif, or 0; afterwards the file stands behind it. -1
  * on failure. */
-static int probe_segment(FILE *f, size_t n)
+static int probe_segment(FILE *f, uint8_t *exif, size_t n)
 {
-    return read_exif(f, n, n, exif_of_segment);
+    return read_exif(f, exif, n) == n ? exif_of_segment(exif, n) : -1;
 }
 
 /* A segment is a marker and, except for restarts, a length. SOF0 ... SOF15 hold height and width. */
-static int probe_jpeg(FILE *f, uint32_t size[2], int *turn, const char *path, Error *err)
+static int probe_jpeg(FILE *f, uint8_t *exif, uint32_t size[2], int *turn, const char *path, Error *err)
 {
     uint8_t bytes[7]; /* length, precision, height, width. */
     int orientation = 0;
@@ -92,7 +86,7 @@ static int probe_jpeg(FILE *f, uint32_t size[2], int *turn, const char *path, Er
         if (fread(bytes, 1, 2, f) != 2 || big_endian(bytes, 2) < 2)
             break;
         if (marker == 0xe1 && !orientation) {
-            if ((orientation = probe_segment(f, big_endian(bytes, 2) - 2)) < 0)
+            if ((orientation = probe_segment(f, exif, big_endian(bytes, 2) - 2)) < 0)
                 break;
             continue;
         }
@@ -149,13 +143,13 @@ static int probe_tiff(uint32_t size[2], int *turn, const char *path, Error *err)
 }
 
 /* 0 or -1 after a sentence; see image_probe. head holds n bytes. */
-static int probe_kind(FILE *f, const uint8_t head[HEAD], size_t n, uint32_t size[2], int *turn,
+static int probe_kind(FILE *f, const uint8_t head[HEAD], size_t n, uint8_t *exif, uint32_t size[2], int *turn,
                       const char *path, Error *err)
 {
     if (n >= 26 && memcmp(head, "\x89PNG\r\n\x1a\n", 8) == 0)
-        return probe_png(f, head, size, turn, path, err);
+        return probe_png(f, head, exif, size, turn, path, err);
     if (n >= 4 && memcmp(head, "\xff\xd8\xff", 3) == 0)
-        return probe_jpeg(f, size, turn, path, err);
+        return probe_jpeg(f, exif, size, turn, path, err);
     if (n >= 4 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6')
         return probe_pnm(f, size, path, err);
     if (tiff_begins(head, n))
@@ -178,10 +172,16 @@ int image_probe_turn(const char *path, int *width, int *height, int *orientation
     FILE *f = fopen(path, "rbe");
     if (!f)
         return fail(err, "%s: cannot open: %s", path, strerror(errno));
+    uint8_t *exif = malloc(EXIF_MAX);
+    if (!exif) {
+        fclose(f);
+        return fail_memory(err, path, EXIF_MAX);
+    }
     const size_t n = fread(head, 1, sizeof head, f);
     *orientation = 0;
-    int status = probe_kind(f, head, n, size, orientation, path, err);
+    int status = probe_kind(f, head, n, exif, size, orientation, path, err);
     fclose(f);
+    free(exif);
     if (!status && (size[0] < 1 || size[1] < 1 || size[0] > IMAGE_MAX_PIXELS ||
                     (int64_t)size[0] * size[1] > IMAGE_MAX_PIXELS))
         status = fail(err, "%s: %u x %u pixels, expected 1 to %lld in all", path, size[0], size[1],

@@ -40,7 +40,8 @@ static void compare_vit(const char *path, Safetensors *weights, Safetensors *io)
     VitState *state = vit_state_new(vit, h / c->patch_size, w / c->patch_size, &err);
     float *out = malloc((size_t)(n + 1) * c->dim * sizeof *out);
     REQUIRE(state && out && expected->shape[1] == 1 + c->n_registers + n && expected->shape[2] == c->dim);
-    vit_forward(vit, state, &(VitImage){pixels->data, h, w}, c->depth, out, out + c->dim, NULL, NULL);
+    REQUIRE(vit_forward(vit, state, &(VitImage){pixels->data, h, w}, c->depth, out, out + c->dim, NULL, NULL,
+                        &err) == 0);
     const double cls = test_relative_error(out, values, c->dim),
                  patches = test_relative_error(out + c->dim, values + (1 + c->n_registers) * c->dim,
                                                (size_t)n * c->dim);
@@ -86,7 +87,7 @@ static void compare_decoder(const char *path, const Sam *sam, const SamImage *im
     SamDecoder *decoder = sam_decoder_new(sam, image, &err);
     SamScratch *scratch = sam_scratch_new(sam, 1, 1, &err);
     REQUIRE(decoder && scratch);
-    sam_decode_prompts(decoder, scratch, &prompt, 1, all);
+    REQUIRE(sam_decode_prompts(decoder, scratch, &prompt, 1, all, &err) == 0);
     const double error[3] = {test_relative_error(low_res, masks->data, masks->n_elements),
                              test_relative_error(iou, iou_expected, (size_t)c->n_multimask),
                              test_relative_error(all + 1, iou_expected, (size_t)c->n_multimask)};
