@@ -228,6 +228,7 @@ static int take_flag(Args *args, const char *name)
                  {"parts", &args->parts, 1},
                  {"resize-masks", &args->resize_masks, 1},
                  {"skip-unreadable", &args->skip_unreadable, 1},
+                 {"force", &args->force, 1},
                  {"no-pictures", &args->pictures, 0},
                  {"no-baselines", &args->baselines, 0}};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)

@@ -21,7 +21,8 @@ typedef struct Args {
     const char *normal, *anomalous, *masks; /* folders of a data set. */
     int n_categories, n_settings;
     const char *categories[MAX_WORDS], *settings[MAX_WORDS];
-    int json, single, pictures, baselines, merge, parts, max_bank, hold_out, resize_masks, skip_unreadable;
+    int json, single, pictures, baselines, merge, parts, force, max_bank,
+        hold_out, resize_masks, skip_unreadable;
     uint64_t seed;
     int has_seed;
     int n_set; /* options of the method, in the order given. */

@@ -38,7 +38,8 @@ static const struct {
     {"bank", command_bank, help_bank,
      "out from normal anomalous masks skip-unreadable backbone sam featup dcga *"},
     /* detect takes the method's options (*) only to refuse them with a sentence of its own. */
-    {"detect", command_detect, help_detect, "bank out json no-pictures dump backbone sam featup dcga *"},
+    {"detect", command_detect, help_detect,
+     "bank out force json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
      "out output-mode sam point box single dump precision white points pred-iou-thresh stability-score-thresh "
      "stability-score-offset box-nms-thresh crop-n-layers crop-nms-thresh crop-overlap-ratio "

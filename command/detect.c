@@ -9,6 +9,7 @@
 #include "command/inputs.h"
 #include "command/messages.h"
 #include "command/models.h"
+#include "command/outputs.h"
 #include "command/process.h"
 #include "eval/maps.h"
 #include "io/fail.h"
@@ -37,6 +38,8 @@ static const char DETECT_HELP[] =
     "                        Outlines in the overlay: green normal, red extra, orange damaged, dashed blue\n"
     "                        missing. A white ring marks the most suspicious place of an anomalous image\n"
     "                        in which no object is named\n"
+    "                        A folder with outputs of an earlier run is refused\n"
+    "  --force               remove the outputs of an earlier run from DIR first, and no other file\n"
     "  --no-pictures         write results.jsonl only\n"
     "  --json                print JSON lines instead of words\n"
     "  --backbone, --sam, --featup, --dcga FILE\n"
@@ -48,11 +51,28 @@ static const char DETECT_HELP[] =
 typedef struct Detect {
     Args *args;
     Samlad *s;
-    OutFile *jsonl; /* results.jsonl, or NULL */
-    int n_failed;   /* images that could not be judged. */
-    int n_told;     /* lines in results.jsonl */
-    int stopped;    /* before all images were judged. */
+    OutputFolder folder; /* args->out */
+    OutFile *jsonl;      /* results.jsonl, or NULL */
+    int n_failed;        /* images that could not be judged. */
+    int n_told;          /* lines in results.jsonl */
+    int stopped;         /* before all images were judged. */
 } Detect;
+
+/* Pictures and map of one image. */
+static int output_pictures(Detect *d, const SamladResult *r, const uint8_t *rgb, const ImageList *list,
+                           int index, Error *err)
+{
+    static const char *const endings[] = {"_heat.png", "_overlay.png", ".tiff"};
+    char prefix[PATH_SIZE], path[PATH_SIZE + 16];
+    if (output_prefix(prefix, d->args->out, list, index, err))
+        return -1;
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s%s", prefix, endings[i]);
+        if (outputs_note(&d->folder, path, err))
+            return -1;
+    }
+    return write_pictures(r, rgb, prefix, err) || write_map(r, path, err) ? -1 : 0;
+}
 
 static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, const ImageList *list, int index,
                       Error *err)
@@ -81,12 +101,8 @@ static int output_one(Detect *d, const SamladResult *r, const uint8_t *rgb, cons
         d->n_told += !status;
     }
     json_end(&w);
-    char prefix[PATH_SIZE];
     if (!status && d->args->out && d->args->pictures)
-        status = output_prefix(prefix, d->args->out, list, index, err) ||
-                         write_pictures(r, rgb, prefix, err) || write_map(r, strcat(prefix, ".tiff"), err)
-                     ? -1
-                     : 0;
+        status = output_pictures(d, r, rgb, list, index, err);
     if ((fflush(stdout) || ferror(stdout)) && !status)
         status = fail(err, "the output cannot be written: %s", strerror(errno));
     return status;
@@ -169,17 +185,10 @@ static int detect_images(Detect *d, const ImageList *list, Error *err)
     return status;
 }
 
-static int detect_list(Detect *d, const ImageList *list, Error *err)
+/* Judge the images, and keep the lines of a run that ended early. */
+static int detect_to(Detect *d, const ImageList *list, const char *path, Error *err)
 {
-    char path[PATH_SIZE];
     OutFile jsonl;
-    if (!d->args->out)
-        return detect_images(d, list, err);
-    if (dir_make(d->args->out, err))
-        return -1;
-    dir_sweep_flat(d->args->out);
-    if (snprintf(path, sizeof path, "%s/results.jsonl", d->args->out) >= PATH_SIZE)
-        return fail(err, "%s: the path is too long", d->args->out);
     if (out_open(&jsonl, path, err))
         return -1;
     d->jsonl = &jsonl;
@@ -192,13 +201,26 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
     }
     if (!status)
         return out_commit(&jsonl, err);
-    Error kept;
+    const Error why = *err;
     if (jsonl.failed)
         out_drop(&jsonl);
-    else if (out_commit(&jsonl, NULL) == 0) {
-        fail(&kept, "%s has %d line%s", path, d->n_told, d->n_told == 1 ? "" : "s");
-        failed(&kept);
+    else if (out_commit(&jsonl, NULL) == 0)
+        fail(err, "%s (%s has %d line%s)", why.message, path, d->n_told, d->n_told == 1 ? "" : "s");
+    return status;
+}
+
+static int detect_list(Detect *d, const ImageList *list, Error *err)
+{
+    char path[PATH_SIZE + 16];
+    if (!d->args->out)
+        return detect_images(d, list, err);
+    int status = outputs_open(&d->folder, d->args, err);
+    if (!status) {
+        snprintf(path, sizeof path, "%s/results.jsonl", d->folder.folder);
+        status = outputs_note(&d->folder, path, err) || detect_to(d, list, path, err) ? -1 : 0;
+        d->folder.empty |= d->n_told == 0;
     }
+    outputs_close(&d->folder);
     return status;
 }
 
@@ -242,6 +264,8 @@ int command_detect(Args *args)
         return usage_error(args->command, "%s", "--bank BANK is missing: the bank of normal images");
     if (args->n_inputs == 0)
         return usage_error(args->command, "%s", "no image is given");
+    if (args->force && !args->out)
+        return usage_error(args->command, "%s", "--force needs -o DIR: the folder to clear");
     if (setting_of_bank(args))
         return usage_error(
             args->command,

@@ -6,6 +6,7 @@
 #include "command/commands.h"
 #include "command/messages.h"
 #include "command/models.h"
+#include "command/outputs.h"
 #include "eval/ablate.h"
 #include "eval/evaluate.h"
 #include "eval/readable.h"
@@ -65,13 +66,16 @@ static const char EVAL_HELP[] =
     "NAME_mask.png or NAME/*.png, or flat. DIR may hold several such folders. docs/ACCEPTED.md lists all names\n"
     "and published layouts (MVTec AD 2, BTAD, Real-IAD, MPDD, MVTec 3D-AD).\n";
 
-static void print_json(const Evaluation *e)
+static int print_json(const Evaluation *e, Error *err)
 {
     JsonWriter w;
     json_begin(&w);
     table_json(&w, e->categories, &e->dataset);
-    printf("%s\n", w.failed ? "{}" : w.text);
+    int status = w.failed ? fail_memory(err, "the figures' JSON", w.length) : 0;
+    if (!status)
+        printf("%s\n", w.text);
     json_end(&w);
+    return status;
 }
 
 /* Name the normal images that were kept for the test. */
@@ -116,18 +120,16 @@ static void print_gaps(const DatasetCategory *c)
     }
 }
 
-static void print_evaluation(const Args *args, const Evaluation *e)
+static int print_evaluation(const Args *args, const Evaluation *e, Error *err)
 {
     CategoryFigures all;
     if (!e->categories) {
         printf("shard %s: %d test images done; when all shards are done: samlad eval --merge %s\n",
                args->shard, e->times.n_images, args->out);
-        return;
+        return 0;
     }
-    if (args->json) {
-        print_json(e);
-        return;
-    }
+    if (args->json)
+        return print_json(e, err);
     table_print(stdout, e->categories, &e->dataset);
     for (int i = 0; i < e->dataset.n; i++)
         print_gaps(&e->dataset.categories[i]);
@@ -138,6 +140,7 @@ static void print_evaluation(const Args *args, const Evaluation *e)
     else
         printf("bank of %d images, %d test images, %d of them done now\n", all.n_bank, all.n_images,
                e->times.n_images);
+    return 0;
 }
 
 static void warn(const char *sentence)
@@ -166,7 +169,7 @@ static void say_problem(const char *sentence)
 static int failed_evaluation(const Evaluation *e, const Error *err)
 {
     for (int i = 0; i < e->problems.n && i < PROBLEMS_KEPT; i++)
-        say_problem(e->problems.sentences[i] ? e->problems.sentences[i] : "not enough memory");
+        say_problem(e->problems.sentences[i] ? e->problems.sentences[i] : "out of memory for the sentence of a problem");
     return e->problems.n == 1 && dataset_unreadable(&e->dataset) == 0 ? EXIT_FAILURE : failed(err);
 }
 
@@ -209,7 +212,7 @@ static int merge_runs(Args *args, const EvaluateRequest *request)
         return usage_error(args->command, "%s", "--merge needs the folder of a run, or several and -o OUT");
     int status = evaluate_merge(args->inputs, args->n_inputs, out, request, &e, &err);
     if (!status)
-        print_evaluation(args, &e);
+        status = print_evaluation(args, &e, &err);
     status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
     evaluation_free(&e);
     return status;
@@ -277,6 +280,8 @@ int command_eval(Args *args)
                            args->set[0]->name);
     if (args->shard && !args->out)
         return usage_error(args->command, "%s", "--shard needs -o OUT: the folder that the shards work on");
+    if (outputs_refuse(args->out, &err))
+        return failed(&err);
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
@@ -285,7 +290,7 @@ int command_eval(Args *args)
     tell_left_out(&e);
     tell_dark(e.brightest, white, "");
     if (!status)
-        print_evaluation(args, &e);
+        status = print_evaluation(args, &e, &err);
     status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
     evaluation_free(&e);
     samlad_close(s);
@@ -349,7 +354,11 @@ int command_ablate(Args *args)
     request.plan.pictures = 0;
     request.plan.fixed_tests = 1;
     AblationTable *table = calloc(1, sizeof *table);
-    Samlad *s = table ? open_samlad(args, &err) : NULL;
+    if (!table) {
+        fail_memory(&err, "the table", sizeof *table);
+        return failed(&err);
+    }
+    Samlad *s = open_samlad(args, &err);
     if (!s) {
         free(table);
         return EXIT_FAILURE;

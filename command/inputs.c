@@ -29,11 +29,13 @@ static int list_add(ImageList *list, const char *path, const char *name, Error *
             return fail_memory(err, "the list of images", (unsigned long long)capacity * 16);
         list->capacity = capacity;
     }
-    list->paths[list->n] = strdup(path);
-    list->names[list->n] = strdup(name);
-    if (!list->paths[list->n] || !list->names[list->n])
+    char *a = strdup(path), *b = a ? strdup(name) : NULL;
+    if (!b) {
+        free(a);
         return fail_memory(err, "the list of images", strlen(path));
-    list->n++;
+    }
+    list->paths[list->n] = a;
+    list->names[list->n++] = b;
     return 0;
 }
 
@@ -347,10 +349,18 @@ static int stem_length(const char *path)
     return (int)(dot && (!slash || dot > slash) ? dot - path : (long)strlen(path));
 }
 
-/* How many characters of the image's name the names of its outputs take. */
-static int output_length(const ImageList *list, int i)
+/* The name that the image's outputs begin with, with its folders: malloc'd; NULL: no memory. */
+static char *output_stem(const ImageList *list, int i)
 {
-    return list->whole_names ? (int)strlen(list->names[i]) : stem_length(list->names[i]);
+    const char *name = list->names[i], *slash = strrchr(name, '/');
+    const size_t n = list->whole_names ? strlen(name) : (size_t)stem_length(name);
+    const size_t folders = slash ? (size_t)(slash + 1 - name) : 0;
+    char *stem = malloc(folders + OUTPUT_NAME);
+    if (!stem)
+        return NULL;
+    memcpy(stem, name, folders);
+    output_name(stem + folders, name + folders, n - folders);
+    return stem;
 }
 
 /* *twin: the first name that two outputs share (malloc'd), or NULL. 0 / -1 (memory). */
@@ -361,7 +371,7 @@ static int find_twins(char **twin, const ImageList *list, Error *err)
         names ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *names);
     *twin = NULL;
     for (int i = 0; i < list->n && !status; i++)
-        if (!(names[i] = strndup(list->names[i], (size_t)output_length(list, i))))
+        if (!(names[i] = output_stem(list, i)))
             status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
     if (!status)
         qsort(names, (size_t)list->n, sizeof *names, compare_names);
@@ -396,9 +406,12 @@ int check_outputs(ImageList *list, const char *out, Error *err)
 
 int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err)
 {
-    const int n = output_length(list, i);
-    if (snprintf(prefix, PATH_SIZE, "%s%s%.*s", out ? out : "", out ? "/" : "", n, list->names[i]) >=
-        PATH_SIZE - 32)
+    char *stem = output_stem(list, i);
+    if (!stem)
+        return fail_memory(err, "the name of an output", strlen(list->names[i]));
+    const int n = snprintf(prefix, PATH_SIZE, "%s%s%s", out ? out : "", out ? "/" : "", stem);
+    free(stem);
+    if (n >= PATH_SIZE - 32)
         return fail(err, "%s: the path is too long", list->paths[i]);
     char *last = out ? strrchr(prefix, '/') : NULL;
     if (!last) /* beside the image: the folder is there. */

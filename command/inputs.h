@@ -40,7 +40,8 @@ int check_replaceable(const char *out, Error *err);
 /* Decide the names of the pictures: without endings, or with them when a.jpg and a.png are both there.
  * Refuse two images that would share a name even so (good/000.png and bad/000.png given as files). */
 int check_outputs(ImageList *list, const char *out, Error *err);
-/* prefix = OUT/NAME of image i, without its ending, unless names need it. Makes the folder. */
+/* prefix = OUT/NAME of image i, without its ending, unless names need it; a long name is cut (output_name).
+ * Makes the folder. */
 int output_prefix(char prefix[PATH_SIZE], const char *out, const ImageList *list, int i, Error *err);
 /* If two images have one name, as good/000.png and bad/000.png given as files, name all by their paths below their
  * common folder. */

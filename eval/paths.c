@@ -2,13 +2,17 @@
 #include "eval/paths.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "io/fail.h"
+#include "io/file.h"
 
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *c,
              const DatasetImage *image, const char *ending, Error *err)
 {
-    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, image->stem,
+    char name[OUTPUT_NAME];
+    output_name(name, image->stem, strlen(image->stem));
+    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, name,
                     ending) < RUN_PATH - 128
                ? 0
                : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);

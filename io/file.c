@@ -94,28 +94,42 @@ static void host_name(char host[64])
         *c = *c == '/' ? '_' : *c;
 }
 
-/* A name that is too long with the ending is cut. A checksum (FNV-1a) of the whole name tells it from
- * others cut alike. */
+enum { LONGEST_NAME = 255 }; /* longest file name on nearly every file system. */
+
+/* cut [longest + 1] = the n bytes of `name` if there is room, else the first of them, "~" and a checksum (FNV-1a)
+ * of all. It tells the name from others cut alike. Characters of UTF-8 stay whole. */
+static void cut_name(char *cut, const char *name, size_t n, size_t longest)
+{
+    if (n <= longest) {
+        snprintf(cut, longest + 1, "%.*s", (int)n, name);
+        return;
+    }
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++)
+        sum = (sum ^ (unsigned char)name[i]) * 0x100000001b3u;
+    size_t kept = longest - 17;
+    while (kept > 0 && ((unsigned char)name[kept] & 0xc0) == 0x80)
+        kept--;
+    snprintf(cut, longest + 1, "%.*s~%016llx", (int)kept, name, (unsigned long long)sum);
+}
+
+void output_name(char cut[OUTPUT_NAME], const char *name, size_t n)
+{
+    cut_name(cut, name, n, OUTPUT_NAME - 1);
+}
+
 char *temporary_name(const char *path)
 {
-    enum { LONGEST = 255 }; /* longest file name on nearly every file system. */
-    char host[64], ending[128];
+    char host[64], ending[128], cut[LONGEST_NAME + 1];
     host_name(host);
     snprintf(ending, sizeof ending, ".tmp.%s.%ld", host, (long)getpid());
     const char *slash = strrchr(path, '/');
-    size_t folder = slash ? (size_t)(slash + 1 - path) : 0, n = strlen(path + folder),
-           size = strlen(path) + 160;
+    const size_t folder = slash ? (size_t)(slash + 1 - path) : 0, size = strlen(path) + 160;
     char *name = malloc(size);
     if (!name)
         return NULL;
-    uint64_t sum = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < n; i++)
-        sum = (sum ^ (unsigned char)path[folder + i]) * 0x100000001b3u;
-    if (n + strlen(ending) <= LONGEST)
-        snprintf(name, size, "%s%s", path, ending);
-    else
-        snprintf(name, size, "%.*s~%016llx%s", (int)(folder + LONGEST - strlen(ending) - 17), path,
-                 (unsigned long long)sum, ending);
+    cut_name(cut, path + folder, strlen(path + folder), LONGEST_NAME - strlen(ending));
+    snprintf(name, size, "%.*s%s%s", (int)folder, path, cut, ending);
     return name;
 }
 
@@ -164,18 +178,17 @@ int dir_sweep(const char *path, Error *err)
                : fail(err, "%s: cannot look through the folder: %s", path, strerror(errno));
 }
 
-void dir_sweep_flat(const char *path)
+int dir_sweep_flat(const char *path, Error *err)
 {
     size_t n;
-    char **names = dir_list(path, 0, &n, NULL);
-    for (size_t i = 0; names && i < n; i++) {
-        const size_t size = strlen(path) + strlen(names[i]) + 2;
-        char *file = is_stale(names[i]) ? malloc(size) : NULL;
-        if (file && snprintf(file, size, "%s/%s", path, names[i]) > 0)
+    char **names = access(path, R_OK) == 0 ? dir_list(path, 0, &n, err) : NULL, file[PATH_MAX];
+    if (!names)
+        return access(path, R_OK) == 0 ? -1 : 0;
+    for (size_t i = 0; i < n; i++)
+        if (is_stale(names[i]) && snprintf(file, sizeof file, "%s/%s", path, names[i]) < PATH_MAX)
             unlink(file); /* another process may have been first. */
-        free(file);
-    }
     free(names);
+    return 0;
 }
 
 /* A folder that another process has filled again stays, with its files. */

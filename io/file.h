@@ -34,6 +34,10 @@ void out_drop(OutFile *out);
 /* Can the file be written? Ask before long work: nothing is left behind, and an old file stays. */
 int out_try(const char *path, Error *err);
 
+/* The name that an image's outputs begin with: the first n bytes of the image's own. If an ending of 24 bytes would
+ * make it too long for a file, its last bytes give way to a checksum of the whole. */
+enum { OUTPUT_NAME = 255 - 24 + 1 };
+void output_name(char cut[OUTPUT_NAME], const char *name, size_t n);
 /* The path with ".tmp.HOST.PID" after it; a long name is cut first. No other process has this name, on
  * this machine or on another that shares the folder. malloc'd; NULL: no memory. */
 char *temporary_name(const char *path);
@@ -48,7 +52,7 @@ int file_sync(const char *path, Error *err);
 int file_publish(const char *from, const char *to, Error *err);
 /* Remove temporary files of killed processes of this machine, in and below the folder. */
 int dir_sweep(const char *path, Error *err);
-void dir_sweep_flat(const char *path); /* in the folder alone, if it can be read. */
+int dir_sweep_flat(const char *path, Error *err); /* in the folder alone, if it can be read. */
 /* Remove the folder and its contents; a missing folder is fine. Files that other processes add meanwhile
  * stay, and the folder with them: those processes remove it later. */
 int dir_remove(const char *path, Error *err);

@@ -423,7 +423,7 @@ rm kept.ppm kept.bank kept_masks.png
 # closed streams: no file gets their place
 "$bin" detect --bank n.bank new -o closed $weights >&- 2>err
 if [ $? -eq 1 ] && grep -q "cannot be written" err; then ok; else bad "standard output is closed"; fi
-"$bin" detect --bank n.bank new fake.png -o closed $weights >out 2>&-
+"$bin" detect --bank n.bank new fake.png -o closed --force $weights >out 2>&-
 if [ $? -eq 1 ] && [ "$(grep -vc '^{.*}$' closed/results.jsonl)" -eq 0 ]; then ok; else bad "standard error is closed"; fi
 rm -r closed
 # a pipe is refused as a weights file, without waiting for its other end
@@ -472,7 +472,7 @@ fi
 expect 2 "dump of two images" "$bin" detect --bank n.bank new --dump d.safetensors $weights
 for size in "1 1" "1 700" "700 1" "3 2"; do
     picture $size 0 >tiny.ppm
-    expect 0 "detect $size" "$bin" detect --bank n.bank tiny.ppm -o tiny $weights
+    expect 0 "detect $size" "$bin" detect --bank n.bank tiny.ppm -o tiny --force $weights
     there tiny/tiny_heat.png tiny/tiny_overlay.png tiny/tiny.tiff
 done
 
@@ -521,9 +521,60 @@ expect 0 "no pictures, no harm" "$bin" detect --bank n.bank photos/0.ppm -o phot
 there photos/sub/0.tiff photos2/0.tiff photos/results.jsonl
 rm -r photos photos2 link
 : >res/results.jsonl.tmp # a file of the user's
-expect 0 "detect beside a file" "$bin" detect --bank n.bank new -o res --no-pictures $weights
+expect 0 "detect beside a file" "$bin" detect --bank n.bank new -o res --force --no-pictures $weights
 if [ -e res/results.jsonl.tmp ]; then ok; else bad "results.jsonl.tmp was taken"; fi
 rm res/results.jsonl.tmp
+# a folder with outputs is refused; --force removes these and nothing else
+expect 0 "a first run" "$bin" detect --bank n.bank new -o used $weights
+echo mine >used/below/b.txt
+ls used used/below >before
+expect 1 "a second run" "$bin" detect --bank n.bank good/0.ppm -o used $weights
+says "^samlad: used: this folder has outputs of an earlier run"
+ls used used/below | cmp -s - before && ok || bad "a refused run changed the folder"
+expect 1 "a broken bank spares the outputs" "$bin" detect --bank fake.png good/0.ppm -o used --force $weights
+there used/a.tiff
+expect 0 "with --force" "$bin" detect --bank n.bank good/0.ppm -o used --force $weights
+there used/0.tiff used/0_heat.png used/below/b.txt
+gone used/a.tiff used/a_heat.png used/a_overlay.png used/below/b.tiff used/below/b_heat.png
+[ "$(wc -l <used/results.jsonl)" -eq 1 ] && ok || bad "results.jsonl of two runs"
+printf '../mine\0' >>used/written.list
+echo mine >mine
+expect 1 "a list that leads out of the folder" "$bin" detect --bank n.bank new -o used --force $weights
+there mine
+mkdir foreign
+echo '{}' >foreign/results.jsonl
+expect 1 "results of another command" "$bin" detect --bank n.bank new -o foreign --force $weights
+gone foreign/written.list
+expect 2 "--force without a folder" "$bin" detect --bank n.bank new --force $weights
+# one process writes a folder; the system drops the lock of a killed one, which here waits for its second image
+mkfifo slow.ppm
+"$bin" detect --bank n.bank new/a.ppm slow.ppm -o locked $weights >lines 2>err &
+process=$!
+while kill -0 $process 2>/dev/null && [ ! -s locked/written.list ]; do sleep 0.01; done
+expect 1 "two processes in one folder" "$bin" detect --bank n.bank new -o locked --force $weights
+says "^samlad: locked: another process writes to this folder"
+kill -KILL $process
+{ wait $process; } 2>/dev/null
+expect 0 "after a killed one" "$bin" detect --bank n.bank new -o locked --force $weights
+there locked/a.tiff locked/below/b.tiff locked/results.jsonl
+if ls locked | grep -q "results.jsonl.tmp"; then bad "a temporary file of the killed process"; else ok; fi
+rm -r slow.ppm lines locked used foreign mine before
+# names of 255 bytes: outputs have shorter ones, and each its own; characters stay whole
+mkdir long
+zeros=$(printf '%0250d' 0)
+umlauts=$(printf '%0125d' 0 | sed "s/0/$(printf '\303\244')/g")
+for name in "${zeros}1" "${zeros}2" "x$umlauts"; do cp good/0.ppm "long/$name.ppm"; done
+expect 0 "names of 255 bytes" "$bin" detect --bank n.bank long -o long.out $weights
+[ "$(ls long.out/*_heat.png | wc -l)" -eq 3 ] && [ "$(ls long.out | wc -l)" -eq 11 ] && ok || bad "outputs of long names"
+for name in long/*; do
+    grep -qF "\"image\":\"$name\"" long.out/results.jsonl && ok || bad "the JSON lacks $name"
+done
+ls long.out | iconv -f UTF-8 -t UTF-8 >/dev/null 2>err && ok || bad "a name is cut within a character"
+expect 0 "again the same names" "$bin" detect --bank n.bank long -o long2.out $weights
+diff -r long.out long2.out >err && ok || bad "names differ from run to run"
+rm -r long long.out long2.out
+expect 1 "eval into a folder of detect" "$bin" eval good -o res $weights
+says "res: this folder has outputs of detect"
 expect 1 "two outputs of one name" "$bin" detect --bank n.bank good/1.ppm new/below/../../good/1.ppm -o bad2 $weights
 gone bad2
 expect 1 "a folder without images" "$bin" detect --bank n.bank empty -o bad2 $weights

@@ -521,4 +521,18 @@ mkdir -p ablated/categories
 expect 0 "ablate after $kills kills" "$bin" ablate loco -o ablated --category pushpins --category screw_bag $tiny $small_run
 if diff -r -x timings.jsonl ablation ablated >difference 2>&1; then ok; else bad "killed ablation: $(head -n 3 difference)"; fi
 
+# names of 255 bytes: outputs have shorter ones, and each its own; the JSON has the whole
+category long hole
+zeros=$(printf '%0250d' 0)
+for i in 1 2; do cp a0.ppm "long/test/hole/$zeros$i.ppm"; done
+expect 0 "names of 255 bytes" "$bin" eval long -o out.long $small_run
+[ "$(ls out.long/records/long/test/hole | wc -l)" -eq 4 ] && [ "$(ls out.long/pictures/long/test/hole | wc -l)" -eq 8 ] && ok || bad "outputs of long names"
+for i in 1 2; do
+    grep -q "\"image\":\"long/test/hole/$zeros$i.ppm\"" out.long/results.jsonl && ok || bad "the JSON lacks the whole name"
+done
+cp -r out.long out.again
+expect 0 "and once more" "$bin" eval long -o out.again $small_run
+says " 0 of them done now"
+same out.long out.again "long names"
+
 summary
