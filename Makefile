@@ -125,7 +125,13 @@ $(BUILD)/tests/%: tests/%.c tests/test.h $(LIB)
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -MMD -MP $< $(LIB) $(LIBS) -o $@
 
-test: $(TESTS) $(BUILD)/samlad $(BUILD)/libsamlad.a
+# The command in which test_failing.sh fails one allocation.
+ALLOCATE = malloc calloc realloc aligned_alloc strdup strndup realpath open_memstream opendir fopen64 nftw64 mmap64 fopen nftw mmap
+$(BUILD)/tests/samlad_failing: tests/fail_nth.c $(CLI:%.c=$(BUILD)/%.o) $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(ALL) $^ $(LIBS) $(ALLOCATE:%=-Wl,--wrap=%) -o $@
+
+test: $(TESTS) $(BUILD)/tests/samlad_failing $(BUILD)/samlad $(BUILD)/libsamlad.a
 	@sh tests/run.sh $(BUILD) $(LEFT_OUT)
 
 demo: samlad

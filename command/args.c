@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "command/messages.h"
+#include "io/fail.h"
 
 /* ================================================================================================
  * Values
@@ -260,8 +261,11 @@ int args_parse(Args *args, int argc, char **argv)
 {
     args->pictures = args->baselines = 1;
     args->inputs = calloc((size_t)argc + 1, sizeof *args->inputs);
-    if (!args->inputs)
-        return EXIT_FAILURE;
+    if (!args->inputs) {
+        Error err;
+        fail_memory(&err, "the arguments", ((size_t)argc + 1) * sizeof *args->inputs);
+        return failed(&err);
+    }
     int only_inputs = 0; /* 1: after "--" */
     for (int i = 0; i < argc; i++) {
         const char *arg = !only_inputs && strcmp(argv[i], "-o") == 0 ? "--out" : argv[i];

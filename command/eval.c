@@ -331,9 +331,7 @@ static const char ABLATE_HELP[] =
 
 static int run_ablation(Args *args, Samlad *s, AblationTable *t, const EvaluateRequest *request, Error *err)
 {
-    int status = 0;
-    if (!args->n_settings)
-        ablation_list(t, s);
+    int status = args->n_settings ? 0 : ablation_list(t, s, err);
     for (int i = 0; i < args->n_settings && !status; i++)
         status = ablation_add(t, args->settings[i], err);
     return status ? status : ablate(s, request, t, err);

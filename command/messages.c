@@ -12,18 +12,24 @@
 
 /* The line is written in one piece, because other processes may write to the same place. report_plain escapes
  * control characters: file names and the user's words must not steer the terminal. */
+static void put_line(FILE *out, const char *sentence, const char *hint)
+{
+    fputs("samlad: ", out);
+    report_plain(out, sentence);
+    fprintf(out, "%s\n", hint);
+}
+
 static void complain(const char *sentence, const char *hint)
 {
     char *line = NULL;
     size_t n;
     FILE *memory = open_memstream(&line, &n);
-    if (memory) {
-        fputs("samlad: ", memory);
-        report_plain(memory, sentence);
-        fprintf(memory, "%s\n", hint);
-        fclose(memory);
-    }
-    fputs(line ? line : "samlad: out of memory for a sentence\n", stderr);
+    if (memory)
+        put_line(memory, sentence, hint);
+    if (memory && fclose(memory) == 0)
+        fputs(line, stderr);
+    else
+        put_line(stderr, sentence, hint); /* no memory: in several pieces. */
     free(line);
 }
 

@@ -73,7 +73,7 @@ static int fact_number(const Facts *facts, const char *key)
     return value ? atoi(value) : 0;
 }
 
-void ablation_list(AblationTable *t, const Samlad *s)
+int ablation_list(AblationTable *t, const Samlad *s, Error *err)
 {
     static const char *const switches[] = {
         "",                /* the default */
@@ -107,9 +107,9 @@ void ablation_list(AblationTable *t, const Samlad *s)
     };
     static const int references[] = {1, 3, 5, 10, 20};
     Facts base = {0};
+    const int status = facts_describe(&base, s, err);
     for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
         ablation_add(t, switches[i], NULL);
-    facts_describe(&base, s);
     int k = fact_number(&base, "option.k"), layer = fact_number(&base, "option.layer"),
         size = fact_number(&base, "option.size"), blocks = samlad_backbone_blocks(s);
     for (size_t i = 0; i < sizeof references / sizeof *references; i++)
@@ -121,6 +121,7 @@ void ablation_list(AblationTable *t, const Samlad *s)
     add_number(t, "size", size * 3 / 4);
     add_number(t, "size", size * 3 / 2);
     facts_free(&base);
+    return status;
 }
 
 /* Set the base options in their table's order, then the changes. *features: a change concerns features. The
@@ -389,8 +390,7 @@ int ablate(Samlad *s, const EvaluateRequest *r, AblationTable *t, Error *err)
         run_settle(s, &t->evaluation.dataset, &r->plan,
                    err)) /* the scenes are shared, so there must be one base. */
         return -1;
-    facts_describe(&base, s);
-    int status = 0, features;
+    int status = facts_describe(&base, s, err), features;
     for (int i = 0; i < t->n && !status; i++)
         status = do_setting(s, r, t, &t->settings[i], &base, err);
     if (!status)

@@ -27,7 +27,7 @@ typedef struct AblationTable {
 } AblationTable;
 
 /* The list of docs/METHOD.md 9 for the opened models; their own layers and sizes are its centre. */
-void ablation_list(AblationTable *table, const Samlad *s);
+int ablation_list(AblationTable *table, const Samlad *s, Error *err);
 /* Append a setting. -1: it is malformed, or an option refuses its value. */
 int ablation_add(AblationTable *table, const char *changes, Error *err);
 /* Do the missing work and write the tables. request->plan.out: the folder. */

@@ -369,8 +369,8 @@ static int list_tests(Listing *l, int n_held)
     if (!status)
         status = add_tests(l, dir, 0);
     if (!status && l->anomalous) {
-        folder_name(kind, l->anomalous);
-        status = add_anomalous(l, l->anomalous, kind);
+        status = folder_name(kind, l->anomalous, l->err);
+        status = status ? status : add_anomalous(l, l->anomalous, kind);
     }
     return status;
 }

@@ -265,9 +265,8 @@ static int is_single(const char *root, const GivenFolders *given)
     return !several;
 }
 
-static DatasetKind guess_kind(const char *root, const GivenFolders *given)
+static DatasetKind guess_kind(const char *root, const char *name, const GivenFolders *given)
 {
-    char name[128];
     if (given->normal || given->anomalous || given->masks)
         return DATASET_FOLDER;
     if (is_single(root, given)) {
@@ -277,7 +276,6 @@ static DatasetKind guess_kind(const char *root, const GivenFolders *given)
             snprintf(path, sizeof path, "test/%s", *kind);
             digits += has_dir(root, path);
         }
-        folder_name(name, root);
         return digits == 4                    ? DATASET_DIGITS
                : !has_dir(root, "train/good") ? DATASET_FOLDER
                : is_listed(LOCO, name)        ? DATASET_LOCO
@@ -338,7 +336,8 @@ static int open_category(Dataset *d, DatasetCategory *c, const char *dir, Error 
 static int open_single(Dataset *d, const DatasetRequest *r, Error *err)
 {
     char name[128];
-    folder_name(name, d->root);
+    if (folder_name(name, d->root, err))
+        return -1;
     if (d->kind == DATASET_DIGITS)
         snprintf(name, sizeof name, "digit_anatomy");
     for (int i = 0; i < r->n_categories; i++)
@@ -458,15 +457,15 @@ int dataset_open(Dataset *d, const char *root, const DatasetRequest *r, Problems
     const GivenFolders *given = &r->layout.given;
     if (!dir_exists(root))
         return fail(err, "%s: there is no such folder", root);
-    char trimmed[PATH_SIZE];
+    char trimmed[PATH_SIZE], name[128];
     snprintf(trimmed, sizeof trimmed, "%s", root);
     for (size_t n = strlen(trimmed); n > 1 && trimmed[n - 1] == '/'; n--)
         trimmed[n - 1] = '\0';
     if (!(d->root = path_of(err, "%s", trimmed)))
         return -1;
-    int status = check_given(d->root, given, err);
+    int status = check_given(d->root, given, err) || folder_name(name, d->root, err) ? -1 : 0;
     if (!status && d->kind == DATASET_AUTO)
-        d->kind = guess_kind(d->root, given);
+        d->kind = guess_kind(d->root, name, given);
     if (!status)
         status = is_single(d->root, given) ? open_single(d, r, err) : open_several(d, r, problems, err);
     for (int i = 0; i < d->n && !status; i++)

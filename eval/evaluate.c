@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "eval/facts.h"
 #include "eval/readable.h"
@@ -105,10 +106,13 @@ static char *temporary_folder(Error *err)
     char name[RUN_PATH];
     const char *tmp = getenv("TMPDIR");
     snprintf(name, sizeof name, "%.*s/samlad-eval.XXXXXX", RUN_PATH - 64, tmp && *tmp ? tmp : "/tmp");
-    char *made = mkdtemp(name) ? strdup(name) : NULL;
-    if (!made)
+    const int is_made = mkdtemp(name) != NULL;
+    char *copy = is_made ? strdup(name) : NULL;
+    if (!copy)
         fail(err, "%s: cannot make a temporary folder: %s (give one with -o)", name, strerror(errno));
-    return made;
+    if (is_made && !copy)
+        rmdir(name);
+    return copy;
 }
 
 int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err)
@@ -123,8 +127,8 @@ int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err
     int status = run_images(s, &result->dataset, &plan, &result->times, err);
     if (!status && plan.n_shards == 1)
         status = evaluation_measure(result, plan.out, err);
-    if (temporary)
-        dir_remove(temporary, NULL);
+    if (temporary && dir_remove(temporary, status ? NULL : err))
+        status = -1;
     free(temporary);
     return status;
 }

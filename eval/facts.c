@@ -13,9 +13,14 @@ void facts_add(Facts *f, const char *key, const char *value)
 {
     if (f->n == (int)(sizeof f->keys / sizeof *f->keys))
         return; /* a longer file is not ours, so its facts differ in any case. */
-    f->keys[f->n] = strdup(key);
-    f->values[f->n] = strdup(value);
-    f->n += f->keys[f->n] && f->values[f->n];
+    char *k = strdup(key), *v = strdup(value);
+    if (!k || !v) {
+        free(k), free(v);
+        f->failed = 1;
+        return;
+    }
+    f->keys[f->n] = k;
+    f->values[f->n++] = v;
 }
 
 static void describe_one(void *facts, const char *key, const char *value)
@@ -23,9 +28,10 @@ static void describe_one(void *facts, const char *key, const char *value)
     facts_add(facts, key, value);
 }
 
-void facts_describe(Facts *f, const Samlad *s)
+int facts_describe(Facts *f, const Samlad *s, Error *err)
 {
     samlad_describe(s, describe_one, f);
+    return f->failed ? fail_memory(err, "the settings", sizeof *f) : 0;
 }
 
 void facts_add_int(Facts *f, const char *key, long long value)
@@ -106,6 +112,8 @@ int facts_read(Facts *f, const char *path, Error *err)
             status = fail(err, "%s: %s is not a string", path, child->key);
     }
     json_free(json);
+    if (f->failed)
+        status = fail_memory(err, path, sizeof *f);
     if (status)
         facts_free(f);
     return status;
@@ -154,6 +162,8 @@ int facts_settle(const Facts *today, const char *path, Error *err)
     Facts then;
     char what[96];
     int in_then;
+    if (today->failed)
+        return fail_memory(err, path, sizeof then);
     if (!file_exists(path) && facts_publish(today, path, err))
         return -1;
     if (facts_read(&then, path, err))

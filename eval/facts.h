@@ -10,13 +10,14 @@
 
 /* Keys and values of run.json or categories/CATEGORY.json. */
 typedef struct Facts {
-    int n;
+    int n, failed; /* failed: out of memory; a fact is missing. */
     char *keys[256], *values[256];
 } Facts;
 
+/* A failure shows in facts_settle and facts_read. */
 void facts_add(Facts *facts, const char *key, const char *value);
 void facts_add_int(Facts *facts, const char *key, long long value);
-void facts_describe(Facts *facts, const Samlad *s); /* the facts of samlad_describe. */
+int facts_describe(Facts *facts, const Samlad *s, Error *err); /* the facts of samlad_describe. */
 int facts_read(Facts *facts, const char *path, Error *err);
 const char *facts_get(const Facts *facts, const char *key); /* NULL: none */
 void facts_free(Facts *facts);

@@ -2,6 +2,7 @@
 #include "eval/folders.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -278,11 +279,14 @@ int folder_is_within(const char *inner, const char *outer)
     return within;
 }
 
-void folder_name(char name[128], const char *dir)
+int folder_name(char name[128], const char *dir, Error *err)
 {
     char *real = realpath(dir, NULL), *slash = real ? strrchr(real, '/') : NULL;
-    snprintf(name, 128, "%.127s", slash && slash[1] ? slash + 1 : "data");
+    if (!real)
+        return fail(err, "%s: cannot be found: %s", dir, strerror(errno));
+    snprintf(name, 128, "%.127s", slash && slash[1] ? slash + 1 : "data"); /* "/" has no name. */
     free(real);
+    return 0;
 }
 
 /* ================================================================================================

@@ -7,12 +7,20 @@
 #include "io/fail.h"
 #include "io/file.h"
 
+void run_stem(char stem[RUN_PATH], const DatasetImage *image)
+{
+    const char *slash = strrchr(image->stem, '/'), *last = slash ? slash + 1 : image->stem;
+    char name[OUTPUT_NAME];
+    output_name(name, last, strlen(last));
+    snprintf(stem, RUN_PATH, "%.*s%s", (int)(last - image->stem), image->stem, name);
+}
+
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *c,
              const DatasetImage *image, const char *ending, Error *err)
 {
-    char name[OUTPUT_NAME];
-    output_name(name, image->stem, strlen(image->stem));
-    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, name,
+    char stem[RUN_PATH];
+    run_stem(stem, image);
+    return snprintf(path, RUN_PATH, "%s/%s/%s/test/%s/%s%s", out, folder, c->name, image->kind, stem,
                     ending) < RUN_PATH - 128
                ? 0
                : fail(err, "%s/%s/%s: the path is too long", out, folder, c->name);

@@ -7,6 +7,8 @@
 
 enum { RUN_PATH = 4096 };
 
+/* The image's stem in the names of its results: a long one is cut (output_name). */
+void run_stem(char stem[RUN_PATH], const DatasetImage *image);
 /* The path of one image's result: FOLDER/CATEGORY/test/KIND/STEM + ending, below the run's folder. */
 int run_path(char path[RUN_PATH], const char *out, const char *folder, const DatasetCategory *category,
              const DatasetImage *image, const char *ending, Error *err);

@@ -167,13 +167,23 @@ static int drop_stale(const char *out, int shard, int n_shards, const DatasetCat
     return 0;
 }
 
+/* Only a long stem is cut. */
+static int has_stem(const DatasetImage *image, const char *stem)
+{
+    char cut[RUN_PATH];
+    if (strlen(image->stem) < OUTPUT_NAME)
+        return strcmp(image->stem, stem) == 0;
+    run_stem(cut, image);
+    return strcmp(cut, stem) == 0;
+}
+
 /* name: KIND/STEM, and the stem may have folders, too. */
 static int has_image(const DatasetCategory *c, const char *name)
 {
     for (int i = 0; i < c->n_images; i++) {
         const DatasetImage *image = &c->images[i];
         const size_t n = strlen(image->kind);
-        if (strncmp(name, image->kind, n) == 0 && name[n] == '/' && strcmp(name + n + 1, image->stem) == 0)
+        if (strncmp(name, image->kind, n) == 0 && name[n] == '/' && has_stem(image, name + n + 1))
             return 1;
     }
     return 0;

@@ -82,16 +82,19 @@ static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *e
     if (plan->bank && bank_file_sha256(plan->bank, sha, err))
         return -1;
     char *real = realpath(d->root, NULL);
+    if (!real)
+        return fail(err, "%s: cannot be found: %s", d->root, strerror(errno));
     facts_add(&facts, "samlad", SAMLAD_VERSION);
     facts_add(&facts, "dataset", dataset_kind_name(d->kind));
-    facts_add(&facts, "data", real ? real : d->root);
+    facts_add(&facts, "data", real);
     add_layout(&facts, &d->request);
     free(real);
     facts_add(&facts, "bank", sha);
     facts_add_int(&facts, "max-bank", plan->max_bank);
     facts_add(&facts, "baselines", plan->baselines ? "on" : "off");
-    facts_describe(&facts, s);
-    int status = snprintf(path, sizeof path, "%s/run.json", plan->out) < RUN_PATH - 128
+    int status = facts_describe(&facts, s, err);
+    if (!status)
+        status = snprintf(path, sizeof path, "%s/run.json", plan->out) < RUN_PATH - 128
                      ? facts_settle(&facts, path, err)
                      : fail(err, "%s: the path is too long", plan->out);
     facts_free(&facts);
@@ -419,7 +422,7 @@ static int write_results(const Job *job, const Samlad *s, const Judged *j, const
 
 /* Times differ from run to run, so they stand in a file of their own; no result depends on them. One short
  * write keeps the lines of several processes apart. */
-static void note_time(const Job *job, const DatasetImage *image, double seconds)
+static int note_time(const Job *job, const DatasetImage *image, double seconds, Error *err)
 {
     char path[RUN_PATH], name[RUN_PATH];
     JsonWriter w;
@@ -437,10 +440,12 @@ static void note_time(const Job *job, const DatasetImage *image, double seconds)
         w.failed ? -1 : open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (fd >= 0) {
         if (write(fd, w.text, w.length) < 0)
-            w.failed = 1; /* a lost time does no harm. */
+            errno = 0; /* a lost time does no harm. */
         close(fd);
     }
+    int status = w.failed ? fail_memory(err, path, w.length) : 0;
     json_end(&w);
+    return status;
 }
 
 /* Find the stored scene, or make it from the image. The image is also read if pictures are wanted. */
@@ -490,9 +495,7 @@ static int detect_one(const Job *job, Samlad *s, int index, double *seconds, Err
     }
     judged_free(&j);
     *seconds = clock_seconds() - start;
-    if (!status)
-        note_time(job, image, *seconds);
-    return status;
+    return status ? status : note_time(job, image, *seconds, err);
 }
 
 /* *done: there is a record, and there are pictures if they are wanted. */
@@ -669,10 +672,12 @@ int run_merge(const char *out, const char *const *from, int n, Error *err)
     if (dir_make(out, err) || dir_sweep(out, err))
         return -1;
     for (int i = 0; i < n; i++) {
-        char *a = realpath(out, NULL), *b = realpath(from[i], NULL);
-        int itself = a && b && strcmp(a, b) == 0;
+        char *a = realpath(out, NULL), *b = a ? realpath(from[i], NULL) : NULL;
+        int status = b ? 0 : fail(err, "%s: cannot be found: %s", a ? from[i] : out, strerror(errno));
+        if (!status && strcmp(a, b) != 0)
+            status = merge_one(out, from[i], err);
         free(a), free(b);
-        if (!itself && merge_one(out, from[i], err))
+        if (status)
             return -1;
     }
     return 0;
