@@ -101,11 +101,11 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
 }
 
 /* Drop the images in and below the folder. */
-static void drop_folder(ImageList *list, const char *folder)
+static void drop_folder(ImageList *list, const char *folder, Error *err)
 {
     int kept = 0;
     for (int i = 0; i < list->n; i++)
-        if (folder_is_within(list->paths[i], folder)) {
+        if (folder_is_within(list->paths[i], folder, err)) {
             free(list->paths[i]), free(list->names[i]);
         } else {
             list->paths[kept] = list->paths[i];
@@ -115,25 +115,29 @@ static void drop_folder(ImageList *list, const char *folder)
 }
 
 /* Leave out the folders of anomalous images and masks that were given. */
-static void drop_given(ImageList *list, const Args *args)
+static int drop_given(ImageList *list, const Args *args, Error *err)
 {
     const char *const given[] = {args->anomalous, args->masks};
+    fail_none(err);
     for (int k = 0; k < 2; k++) {
         for (int i = -1; i < args->n_inputs && given[k]; i++) {
-            char *folder = folder_given(i < 0 ? "." : args->inputs[i], given[k]);
-            drop_folder(list, folder);
+            char *folder = folder_given(i < 0 ? "." : args->inputs[i], given[k], err);
+            drop_folder(list, folder, err);
             free(folder);
         }
     }
+    return fail_any(err);
 }
 
 /* The folder --normal of each input, or by itself. */
 static int list_given_normal(ImageList *list, const Args *args, Error *err)
 {
     for (int i = 0; i < args->n_inputs || (i == 0 && args->n_inputs == 0); i++) {
-        char *folder = folder_given(args->n_inputs ? args->inputs[i] : ".", args->normal);
-        int status = folder ? list_folder(list, folder, "", 0, err)
-                            : fail(err, "--normal %s: there is no such folder", args->normal);
+        fail_none(err);
+        char *folder = folder_given(args->n_inputs ? args->inputs[i] : ".", args->normal, err);
+        int status = folder          ? list_folder(list, folder, "", 0, err)
+                     : fail_any(err) ? -1
+                                     : fail(err, "--normal %s: there is no such folder", args->normal);
         free(folder);
         if (status)
             return -1;
@@ -148,7 +152,8 @@ int list_normal(ImageList *list, const Args *args, Error *err)
     for (int i = 0; i < args->n_inputs && !args->normal && !status; i++)
         if (dir_exists(args->inputs[i]))
             status = folder_refuse_mixed(args->inputs[i], &given, err);
-    drop_given(list, args);
+    if (!status)
+        status = drop_given(list, args, err);
     return !status && list->n == 0 && !args->from ? fail(err, "there are no normal images") : status;
 }
 

@@ -21,6 +21,7 @@ static void keep_sentence(Notes *notes, char *sentence)
         notes->n++;
     } else {
         free(sentence);
+        notes->failed = 1;
     }
 }
 
@@ -38,6 +39,7 @@ void notes_move(Notes *to, Notes *from)
 {
     for (int i = 0; i < from->n; i++)
         keep_sentence(to, from->sentences[i]);
+    to->failed |= from->failed;
     free(from->sentences);
     *from = (Notes){0};
 }
@@ -146,15 +148,15 @@ static int add_images(Listing *l, const char *dir, const char *kind, int normal)
 }
 
 /* Does the folder hold only folders, none of them of plain images? Then each of them may be a kind. */
-static int holds_kinds(const char *dir)
+static int holds_kinds(const char *dir, Error *err)
 {
     size_t n = 0, n_dirs = 0;
-    char **names = dir_list(dir, 0, &n, NULL);
+    char **names = dir_list(dir, 0, &n, err);
     int images = 0;
     for (size_t i = 0; names && i < n; i++)
         images |= is_picture(dir, names[i]);
     free(names);
-    names = dir_list(dir, 1, &n_dirs, NULL);
+    names = dir_list(dir, 1, &n_dirs, err);
     for (size_t i = 0; names && i < n_dirs; i++)
         images |= folder_role(names[i]) == FOLDER_IMAGES;
     free(names);
@@ -165,7 +167,10 @@ static int holds_kinds(const char *dir)
  * folders in it are the kinds, if it holds nothing else. */
 static int add_anomalous(Listing *l, const char *dir, const char *kind)
 {
-    if (!holds_kinds(dir))
+    const int has_kinds = holds_kinds(dir, l->err);
+    if (fail_any(l->err))
+        return -1;
+    if (!has_kinds)
         return add_images(l, dir, kind, 0);
     size_t n = 0;
     char **kinds = dir_list(dir, 1, &n, l->err);
@@ -218,8 +223,8 @@ static int add_tests(Listing *l, const char *dir, int normal);
 static int add_folder(Listing *l, const char *path, const char *name, int normal)
 {
     PathList *masks = &l->c->masks;
-    if (folder_is_within(path, l->normal) || folder_is_within(l->normal, path) ||
-        folder_is_within(path, l->anomalous) || folder_is_within(path, l->masks))
+    if (folder_is_within(path, l->normal, l->err) || folder_is_within(l->normal, path, l->err) ||
+        folder_is_within(path, l->anomalous, l->err) || folder_is_within(path, l->masks, l->err))
         return 0;
     switch (folder_role(name)) {
     case FOLDER_IMAGES:
@@ -252,7 +257,7 @@ static int add_tests(Listing *l, const char *dir, int normal)
         free(path);
     }
     free(names);
-    if (!status && normal && !folder_is_within(dir, l->normal))
+    if (!status && normal && !folder_is_within(dir, l->normal, l->err))
         status = note_beside(l, dir);
     return status;
 }
@@ -271,9 +276,9 @@ static int look_beside_tests(Listing *l)
             status = -1;
         else if (role == FOLDER_MASKS || role == FOLDER_UNLABELLED)
             status = add_folder(l, path, names[i], 1);
-        else if (role != FOLDER_TRAIN && role != FOLDER_VALIDATION && !folder_is_within(path, l->tests) &&
-                 !folder_is_within(l->normal, path) && !folder_is_within(path, l->anomalous) &&
-                 !folder_is_within(path, l->masks))
+        else if (role != FOLDER_TRAIN && role != FOLDER_VALIDATION &&
+                 !folder_is_within(path, l->tests, l->err) && !folder_is_within(l->normal, path, l->err) &&
+                 !folder_is_within(path, l->anomalous, l->err) && !folder_is_within(path, l->masks, l->err))
             status = note_unused(l, path, "they lie beside the folder of tests");
         free(path);
     }
@@ -289,12 +294,13 @@ static int look_beside_tests(Listing *l)
 static int look_beside_normal(Listing *l)
 {
     size_t n = 0;
-    char *train = folder_find(l->c->dir, FOLDER_TRAIN);
-    char **names = train && !folder_is_within(train, l->normal) ? dir_list(train, 1, &n, l->err) : NULL;
+    char *train = folder_find(l->c->dir, FOLDER_TRAIN, l->err);
+    char **names =
+        train && !folder_is_within(train, l->normal, l->err) ? dir_list(train, 1, &n, l->err) : NULL;
     int status = 0;
     for (size_t i = 0; names && i < n && !status; i++) {
         char *path = path_of(l->err, "%s/%s", train, names[i]);
-        if (!path || !folder_is_within(l->normal, path))
+        if (!path || !folder_is_within(l->normal, path, l->err))
             status = path ? note_unused(l, path, "they lie beside the normal ones") : -1;
         free(path);
     }
@@ -344,10 +350,10 @@ static int hold_out(Listing *l, int n_held)
  * The whole
  * ============================================================================================== */
 
-int is_category(const char *dir, const GivenFolders *given)
+int is_category(const char *dir, const GivenFolders *given, Error *err)
 {
-    char *normal = folder_of_normal(dir, given->normal), *tests = folder_find(dir, FOLDER_TEST),
-         *good = tests ? folder_find(tests, FOLDER_NORMAL) : NULL;
+    char *normal = folder_of_normal(dir, given->normal, err), *tests = folder_find(dir, FOLDER_TEST, err),
+         *good = tests ? folder_find(tests, FOLDER_NORMAL, err) : NULL;
     const int is = normal || good;
     free(normal), free(tests), free(good);
     return is;
@@ -379,16 +385,16 @@ int category_list(DatasetCategory *c, const char *dir, const CategoryRequest *r,
 {
     const GivenFolders *given = &r->given, none = {0};
     Listing l = {.c = c,
-                 .normal = folder_of_normal(dir, given->normal),
-                 .anomalous = folder_given(dir, given->anomalous),
-                 .masks = folder_given(dir, given->masks),
-                 .tests = folder_find(dir, FOLDER_TEST),
+                 .normal = folder_of_normal(dir, given->normal, err),
+                 .anomalous = folder_given(dir, given->anomalous, err),
+                 .masks = folder_given(dir, given->masks, err),
+                 .tests = folder_find(dir, FOLDER_TEST, err),
                  .notes = notes,
                  .err = err};
     char *config = path_of(err, "%s/defects_config.json", dir);
     c->dir = path_of(err, "%s", dir);
     c->resize_masks = r->resize_masks;
-    int status = c->dir && config ? 0 : -1;
+    int status = c->dir && config ? fail_any(err) : -1;
     if (!status && file_exists(config)) {
         c->config = config;
         config = NULL;
@@ -396,9 +402,11 @@ int category_list(DatasetCategory *c, const char *dir, const CategoryRequest *r,
     if (!status && l.normal && !given->normal)
         status = folder_refuse_mixed(l.normal, &none, err);
     if (!status)
-        status = list_normal(&l) || list_tests(&l, r->hold_out) ? -1 : 0;
+        status = list_normal(&l) || list_tests(&l, r->hold_out) ? -1 : fail_any(err);
     if (!status && l.masks)
         status = walk_images(&c->masks, &c->masks, l.masks, err);
+    if (!status && notes->failed)
+        status = fail_memory(err, "a note", ERROR_SIZE);
     free(config), free(l.tests), free(l.normal), free(l.anomalous);
     c->masks_dir = l.masks;
     return status;

@@ -43,7 +43,7 @@ typedef struct DatasetCategory {
 
 /* Sentences that are told, but do not stop the work. */
 typedef struct Notes {
-    int n;
+    int n, failed; /* failed: no memory for a sentence. */
     char **sentences;
 } Notes;
 void note(Notes *notes, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -58,7 +58,7 @@ typedef struct CategoryRequest {
 } CategoryRequest;
 
 /* Does the folder hold normal images, or tests with good ones? */
-int is_category(const char *dir, const GivenFolders *given);
+int is_category(const char *dir, const GivenFolders *given, Error *err); /* ask fail_any(err). */
 /* List the category in `dir`. The name is set already. */
 int category_list(DatasetCategory *category, const char *dir, const CategoryRequest *request, Notes *notes,
                   Error *err);

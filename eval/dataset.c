@@ -241,35 +241,35 @@ static int count_known(const char *root, const char *const *names)
 }
 
 /* Names of folders that are looked for in a data set. Others hold parts of one category. */
-static int may_be_category(const char *root, const char *name, const GivenFolders *given)
+static int may_be_category(const char *root, const char *name, const GivenFolders *given, Error *err)
 {
     const FolderRole role = folder_role(name);
     char path[PATH_SIZE];
     return (role == FOLDER_OTHER || role == FOLDER_IMAGES) &&
            snprintf(path, sizeof path, "%s/%s", root, name) < PATH_SIZE &&
-           (given->normal ? has_dir(path, given->normal) : is_category(path, given));
+           (given->normal ? has_dir(path, given->normal) : is_category(path, given, err));
 }
 
 /* Is the folder itself one category? The given folder of normal images lies in it, or in none of its
  * folders. */
-static int is_single(const char *root, const GivenFolders *given)
+static int is_single(const char *root, const GivenFolders *given, Error *err)
 {
     if (!given->normal || has_dir(root, given->normal))
-        return is_category(root, given);
+        return is_category(root, given, err);
     size_t n = 0;
     int several = 0;
-    char **names = dir_list(root, 1, &n, NULL);
+    char **names = dir_list(root, 1, &n, err);
     for (size_t i = 0; names && i < n; i++)
-        several |= may_be_category(root, names[i], given);
+        several |= may_be_category(root, names[i], given, err);
     free(names);
     return !several;
 }
 
-static DatasetKind guess_kind(const char *root, const char *name, const GivenFolders *given)
+static DatasetKind guess_kind(const char *root, const char *name, const GivenFolders *given, int single)
 {
     if (given->normal || given->anomalous || given->masks)
         return DATASET_FOLDER;
-    if (is_single(root, given)) {
+    if (single) {
         int digits = 0;
         for (const char *const *kind = DIGITS; *kind; kind++) {
             char path[PATH_SIZE];
@@ -316,9 +316,11 @@ static int name_categories(Dataset *d, const char *const *wanted, int n_wanted, 
     size_t n;
     char **names = dir_list(d->root, 1, &n, err);
     for (size_t i = 0; names && i < n && !status; i++)
-        if (may_be_category(d->root, names[i], &d->request.given))
+        if (may_be_category(d->root, names[i], &d->request.given, err))
             status = add_category(d, names[i], err);
     free(names);
+    if (names && !status)
+        status = fail_any(err);
     if (names && !status && d->n == 0)
         status = fail(
             err,
@@ -463,11 +465,15 @@ int dataset_open(Dataset *d, const char *root, const DatasetRequest *r, Problems
         trimmed[n - 1] = '\0';
     if (!(d->root = path_of(err, "%s", trimmed)))
         return -1;
+    fail_none(err);
     int status = check_given(d->root, given, err) || folder_name(name, d->root, err) ? -1 : 0;
-    if (!status && d->kind == DATASET_AUTO)
-        d->kind = guess_kind(d->root, name, given);
+    const int single = !status && is_single(d->root, given, err);
     if (!status)
-        status = is_single(d->root, given) ? open_single(d, r, err) : open_several(d, r, problems, err);
+        status = fail_any(err);
+    if (!status && d->kind == DATASET_AUTO)
+        d->kind = guess_kind(d->root, name, given, single);
+    if (!status)
+        status = single ? open_single(d, r, err) : open_several(d, r, problems, err);
     for (int i = 0; i < d->n && !status; i++)
         status = tell_twins_apart(&d->categories[i], err);
     if (status)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "io/fail.h"
 #include "io/file.h"
@@ -215,52 +216,53 @@ int walk_images(PathList *images, PathList *masks, const char *dir, Error *err)
  * Places
  * ============================================================================================== */
 
-char *folder_given(const char *dir, const char *given)
+char *folder_given(const char *dir, const char *given, Error *err)
 {
     if (!given)
         return NULL;
     size_t n = strlen(given);
     while (n > 1 && given[n - 1] == '/')
         n--;
-    char *below = path_of(NULL, "%s/%.*s", dir, (int)n, given);
+    char *below = path_of(err, "%s/%.*s", dir, (int)n, given);
     if (below && dir_exists(below))
         return below;
     free(below);
-    return dir_exists(given) ? path_of(NULL, "%.*s", (int)n, given) : NULL;
+    return dir_exists(given) ? path_of(err, "%.*s", (int)n, given) : NULL;
 }
 
-char *folder_find(const char *dir, FolderRole role)
+char *folder_find(const char *dir, FolderRole role, Error *err)
 {
     size_t n = 0, best = 0;
     int place = N_WORDS;
-    char **names = dir_list(dir, 1, &n, NULL), *path = NULL;
+    /* a folder that is not ours to read has no roles. */
+    char **names = access(dir, R_OK | X_OK) == 0 ? dir_list(dir, 1, &n, err) : NULL, *path = NULL;
     for (size_t i = 0; names && i < n; i++) {
         const int here = word_place(names[i]);
         if (here < place && WORDS[here].role == role)
             best = i, place = here;
     }
     if (place < N_WORDS)
-        path = path_of(NULL, "%s/%s", dir, names[best]);
+        path = path_of(err, "%s/%s", dir, names[best]);
     free(names);
     return path;
 }
 
 /* The first image or mask below `dir`; malloc'd, NULL: none. */
-static char *first_image(const char *dir)
+static char *first_image(const char *dir, Error *err)
 {
     PathList images = {0};
-    walk_images(&images, &images, dir, NULL);
-    char *first = images.n ? strdup(images.paths[0]) : NULL;
+    walk_images(&images, &images, dir, err);
+    char *first = images.n ? path_of(err, "%s", images.paths[0]) : NULL;
     path_list_free(&images);
     return first;
 }
 
-char *folder_of_normal(const char *dir, const char *given)
+char *folder_of_normal(const char *dir, const char *given, Error *err)
 {
     if (given)
-        return folder_given(dir, given);
-    char *train = folder_find(dir, FOLDER_TRAIN), *first = train ? first_image(train) : NULL;
-    char *normal = first ? folder_find(train, FOLDER_NORMAL) : folder_find(dir, FOLDER_NORMAL);
+        return folder_given(dir, given, err);
+    char *train = folder_find(dir, FOLDER_TRAIN, err), *first = train ? first_image(train, err) : NULL;
+    char *normal = first ? folder_find(train, FOLDER_NORMAL, err) : folder_find(dir, FOLDER_NORMAL, err);
     if (first && !normal) {
         normal = train;
         train = NULL;
@@ -269,9 +271,18 @@ char *folder_of_normal(const char *dir, const char *given)
     return normal;
 }
 
-int folder_is_within(const char *inner, const char *outer)
+/* The path without links. NULL: there is none, or no memory. */
+static char *real_path(const char *path, Error *err)
 {
-    char *in = inner ? realpath(inner, NULL) : NULL, *out = outer ? realpath(outer, NULL) : NULL;
+    char *real = path ? realpath(path, NULL) : NULL;
+    if (path && !real && errno == ENOMEM)
+        fail_memory(err, path, strlen(path));
+    return real;
+}
+
+int folder_is_within(const char *inner, const char *outer, Error *err)
+{
+    char *in = real_path(inner, err), *out = real_path(outer, err);
     const size_t n = out ? strlen(out) : 0;
     const int within =
         in && out && strncmp(in, out, n) == 0 && (in[n] == '\0' || in[n] == '/' || out[n - 1] == '/');
@@ -303,7 +314,7 @@ static int refuse_one(const char *path, FolderRole role, const char *normal, Err
     const char *what = role == FOLDER_MASKS       ? "masks"
                        : role == FOLDER_ANOMALOUS ? "anomalous images"
                                                   : "test images";
-    char *first = whole ? strdup(path) : first_image(path);
+    char *first = whole ? path_of(err, "%s", path) : first_image(path, err);
     int status = 0;
     if (first && normal)
         status =
@@ -313,7 +324,7 @@ static int refuse_one(const char *path, FolderRole role, const char *normal, Err
             fail(err, "%.600s: %s would be taken for normal ones: give the folder of the normal ones alone",
                  first, what);
     free(first);
-    return status;
+    return status ? status : fail_any(err);
 }
 
 /* A folder while it is checked. */
@@ -339,10 +350,11 @@ static int refuse_folder(const Mixed *m, const char *name, Error *err)
     const FolderRole role = folder_role(name);
     char *path = path_of(err, "%s/%s", m->dir, name);
     int status = path ? 0 : -1;
-    if (status || folder_is_within(path, m->spared[0]) || folder_is_within(path, m->spared[1]) ||
+    if (status || folder_is_within(path, m->spared[0], err) || folder_is_within(path, m->spared[1], err) ||
         holds_no_images(m->dir, name))
         ;
-    else if (m->normal ? !folder_is_within(m->normal, path) && role != FOLDER_VALIDATION : is_refused(role))
+    else if (m->normal ? !folder_is_within(m->normal, path, err) && role != FOLDER_VALIDATION
+                       : is_refused(role))
         status = refuse_one(path, role, m->normal, err);
     else
         status = refuse(path, m->given, m->depth + 1, err);
@@ -371,8 +383,8 @@ static int refuse(const char *dir, const GivenFolders *given, int depth, Error *
     if (depth > DEPTH_MAX)
         return fail(err, "%s: folders are nested too deep", dir);
     Mixed m = {.dir = dir,
-               .normal = folder_of_normal(dir, NULL),
-               .spared = {folder_given(dir, given->anomalous), folder_given(dir, given->masks)},
+               .normal = folder_of_normal(dir, NULL, err),
+               .spared = {folder_given(dir, given->anomalous, err), folder_given(dir, given->masks, err)},
                .given = given,
                .depth = depth};
     size_t n = 0;
@@ -391,5 +403,6 @@ static int refuse(const char *dir, const GivenFolders *given, int depth, Error *
 
 int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err)
 {
-    return refuse(dir, given, 0, err);
+    fail_none(err);
+    return refuse(dir, given, 0, err) ? -1 : fail_any(err);
 }

@@ -29,15 +29,17 @@ int folder_same_word(const char *a, const char *b);
 typedef struct GivenFolders {
     const char *normal, *anomalous, *masks;
 } GivenFolders;
-/* DIR/GIVEN if it is a folder, else GIVEN if it is one. malloc'd; NULL: neither, or given is NULL. */
-char *folder_given(const char *dir, const char *given);
+/* The next functions return no status: ask fail_any(err) after them.
+ *
+ * DIR/GIVEN if it is a folder, else GIVEN if it is one. malloc'd; NULL: neither, or given is NULL. */
+char *folder_given(const char *dir, const char *given, Error *err);
 /* The folder in `dir` that has the role; of several, the one that stands first in the table. malloc'd path;
  * NULL: none. */
-char *folder_find(const char *dir, FolderRole role);
+char *folder_find(const char *dir, FolderRole role, Error *err);
 /* The folder of the normal images: the given one, or train/good, train, good. malloc'd path; NULL: none. */
-char *folder_of_normal(const char *dir, const char *given);
+char *folder_of_normal(const char *dir, const char *given, Error *err);
 /* Is `inner` the folder `outer`, or below it? Links are followed. NULL is nowhere. */
-int folder_is_within(const char *inner, const char *outer);
+int folder_is_within(const char *inner, const char *outer, Error *err);
 /* The last part of the path, with "." and links resolved; "data" for the root. */
 int folder_name(char name[128], const char *dir, Error *err);
 

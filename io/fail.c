@@ -40,3 +40,13 @@ int fail_memory(Error *err, const char *purpose, unsigned long long n_bytes)
 {
     return fail(err, "out of memory: %llu bytes for %s", n_bytes, purpose);
 }
+
+void fail_none(Error *err)
+{
+    err->message[0] = '\0';
+}
+
+int fail_any(const Error *err)
+{
+    return err->message[0] ? -1 : 0;
+}

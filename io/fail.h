@@ -13,6 +13,11 @@ int fail(Error *err, const char *format, ...)
 #endif
     ;
 
+/* For functions that return a value, not a status: they leave a sentence, and their caller asks at the end. The error
+ * begins empty (fail_none). fail_any: 0, or -1 when there is a sentence. */
+void fail_none(Error *err);
+int fail_any(const Error *err);
+
 /* fail() for an allocation of n_bytes for the named purpose. */
 int fail_memory(Error *err, const char *purpose, unsigned long long n_bytes);
 
