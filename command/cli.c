@@ -41,7 +41,8 @@ static const struct {
     {"detect", command_detect, help_detect,
      "bank out force json no-pictures dump backbone sam featup dcga *"},
     {"segment", command_segment, help_segment,
-     "out output-mode sam point box single dump precision white points pred-iou-thresh stability-score-thresh "
+     "out force output-mode sam point box single dump precision white points pred-iou-thresh "
+     "stability-score-thresh "
      "stability-score-offset box-nms-thresh crop-n-layers crop-nms-thresh crop-overlap-ratio "
      "crop-n-points-downscale-factor crop-own-points min-mask-region-area"},
     {"info", command_info, help_info, ""},

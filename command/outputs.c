@@ -111,7 +111,7 @@ int outputs_refuse(const char *folder, Error *err)
 {
     char list[PATH_SIZE];
     return folder && snprintf(list, sizeof list, "%s/written.list", folder) < PATH_SIZE && file_exists(list)
-               ? fail(err, "%s: this folder has outputs of detect: give another one", folder)
+               ? fail(err, "%s: this folder has outputs of detect or segment: give another one", folder)
                : 0;
 }
 

@@ -7,6 +7,7 @@
 #include "command/inputs.h"
 #include "command/messages.h"
 #include "command/models.h"
+#include "command/outputs.h"
 #include "io/fail.h"
 #include "io/file.h"
 #include "io/image.h"
@@ -33,6 +34,8 @@ static const char SEGMENT_HELP[] =
     "  samlad segment photo.jpg --point 520,310 --point 90,40,0 --single\n"
     "\n"
     "  -o, --out OUT         the folder to write to, with the folders below DIR; default: beside each image\n"
+    "                        A folder with outputs of an earlier run is refused\n"
+    "  --force               remove the outputs of an earlier run from OUT first, and no other file\n"
     "  --output-mode MODE    as in the official generator [uncompressed_rle]:\n"
     "                        uncompressed_rle   run lengths as numbers\n"
     "                        coco_rle           as the string of pycocotools, as amg.py writes RLE\n"
@@ -62,7 +65,8 @@ typedef struct Segmenter {
     Options options;
     MasksForm form;
     ImageList list;
-    int n_failed; /* images without masks. */
+    OutputFolder folder; /* args->out */
+    int n_failed;        /* images without masks. */
 } Segmenter;
 
 /* Prompts must lie in the picture, at least in part. */
@@ -78,6 +82,25 @@ static int check_prompts(const Args *args, const char *path, int height, int wid
     if (args->has_box && (b[2] <= 0 || b[3] <= 0 || b[0] >= (float)width || b[1] >= (float)height))
         return fail(err, "%s: --box %g,%g,%g,%g lies outside the image of %dx%d pixels", path, (double)b[0],
                     (double)b[1], (double)b[2], (double)b[3], width, height);
+    return 0;
+}
+
+/* Note the files that segment_write will write for `prefix`. */
+static int note_outputs(Segmenter *s, const char *prefix, size_t n_masks, Error *err)
+{
+    static const char *const endings[] = {"_masks.png", "_masks_overlay.png", "_masks.json", "/metadata.csv"};
+    const int binary = s->form == MASKS_BINARY;
+    char path[PATH_SIZE + 32];
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s%s", prefix, endings[i]);
+        if (i != (binary ? 2 : 3) && outputs_note(&s->folder, path, err))
+            return -1;
+    }
+    for (size_t i = 0; binary && i < n_masks; i++) {
+        snprintf(path, sizeof path, "%s/%zu.png", prefix, i);
+        if (outputs_note(&s->folder, path, err))
+            return -1;
+    }
     return 0;
 }
 
@@ -127,6 +150,10 @@ static void show_points(void *user, int done, int total)
 static uint8_t *read_picture(const char *path, int white, int *width, int *height, Error *err)
 {
     const int brightest = image_brightest(path);
+    if (brightest < 0) {
+        fail_memory(err, path, strlen(path));
+        return NULL;
+    }
     if (white)
         tell_dark(brightest, white, "");
     return image_read_white(path, white ? white : image_white(brightest), width, height, err);
@@ -138,7 +165,7 @@ static int write_dump(StWriter *dump, const char *path, Error *err)
 }
 
 /* Write the picture's masks. *judged: 0 if the image failed, not its output. */
-static int segment_picture(const Segmenter *s, const Picture *picture, const char *path, const char *prefix,
+static int segment_picture(Segmenter *s, const Picture *picture, const char *path, const char *prefix,
                            int *judged, Error *err)
 {
     const Args *args = s->args;
@@ -158,7 +185,8 @@ static int segment_picture(const Segmenter *s, const Picture *picture, const cha
                                      : segment(&masks, s->sam, s->state, &request, picture, err);
     *judged = !status;
     if (!status) {
-        status = segment_write(prefix, &masks, s->form, &request, picture, err) ||
+        status = (args->out && note_outputs(s, prefix, masks.n, err)) ||
+                 segment_write(prefix, &masks, s->form, &request, picture, err) ||
                  write_dump(dump, args->dump, err);
         if (!status)
             print_masks(s, path, prefix, masks.n);
@@ -190,6 +218,8 @@ static int segment_file(Segmenter *s, int i, Error *err)
 
 static int segment_list(Segmenter *s, Error *err)
 {
+    if (s->args->out && outputs_open(&s->folder, s->args, err))
+        return -1;
     if (check_folders(s, err))
         return -1;
     for (int i = 0; i < s->list.n; i++) {
@@ -255,8 +285,10 @@ static int segment_all(Segmenter *s, const char *weights, Error *err)
         status = option_set(&s->options, args->set[i], args->set_value[i], args->set[i]->name, err);
     if (!status)
         status = sam_set_precision(sam, (Precision)s->options.precision, err);
+    s->folder.lock = -1;
     if (!status)
         status = segment_list(s, err);
+    outputs_close(&s->folder);
     if (s->state)
         sam_state_free(s->state);
     if (sam)
@@ -278,6 +310,8 @@ int command_segment(Args *args)
     if (s.form == MASKS_BINARY && !args->out)
         return usage_error(args->command, "%s",
                            "--output-mode binary_mask needs -o OUT: the folder to write to");
+    if (args->force && !args->out)
+        return usage_error(args->command, "%s", "--force needs -o OUT: the folder to clear");
     if (check_segment_options(args))
         return EXIT_USAGE;
     int status = list_segmented(&s.list, args, &err) ? failed(&err) : EXIT_SUCCESS;

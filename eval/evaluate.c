@@ -80,6 +80,8 @@ int evaluation_white(Samlad *s, const EvaluateRequest *r, Evaluation *e, Error *
     for (int i = 0; i < e->dataset.n && !r->plan.bank; i++) {
         const DatasetCategory *c = &e->dataset.categories[i];
         const int here = samlad_brightest((const char *const *)c->normal, c->n_normal);
+        if (here < 0)
+            return fail(err, "out of memory for the largest value of the images");
         e->brightest = here > e->brightest ? here : e->brightest;
     }
     if (samlad_white(s))

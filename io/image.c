@@ -2,6 +2,7 @@
  * 8-bit RGB. */
 #include "io/image.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -125,11 +126,16 @@ int image_brightest(const char *path)
 {
     size_t n;
     Image image;
+    errno = 0;
     uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, NULL);
-    int brightest = 0;
-    if (bytes && may_be_deep(bytes, n) && image_read_memory(&image, bytes, n, path, NULL) == 0) {
-        brightest = image.bits == 16 ? largest_sample(&image) : 0;
-        image_free(&image);
+    int brightest = bytes || errno != ENOMEM ? 0 : -1;
+    if (bytes && may_be_deep(bytes, n)) {
+        if (image_read_memory(&image, bytes, n, path, NULL) == 0) {
+            brightest = image.bits == 16 ? largest_sample(&image) : 0;
+            image_free(&image);
+        } else if (errno == ENOMEM) {
+            brightest = -1;
+        }
     }
     free(bytes);
     return brightest;

@@ -574,7 +574,7 @@ expect 0 "again the same names" "$bin" detect --bank n.bank long -o long2.out $w
 diff -r long.out long2.out >err && ok || bad "names differ from run to run"
 rm -r long long.out long2.out
 expect 1 "eval into a folder of detect" "$bin" eval good -o res $weights
-says "res: this folder has outputs of detect"
+says "res: this folder has outputs of detect or segment"
 expect 1 "two outputs of one name" "$bin" detect --bank n.bank good/1.ppm new/below/../../good/1.ppm -o bad2 $weights
 gone bad2
 expect 1 "a folder without images" "$bin" detect --bank n.bank empty -o bad2 $weights

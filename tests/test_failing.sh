@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_failing.sh - each command with an allocation that fails, alone or with all after it (fail_nth.c): status 1, one
 # sentence (one an image, if all fail), no half-written output; then the same command again makes the same bytes.
-# `make test` tries some 20 allocations of each command.
+# `make test` tries some 20 allocations of each command. An allocation may do without when all outputs are the same.
 #
 #   sh tests/test_failing.sh all [COMMAND...]    every allocation (of these commands), and the most frequent sentences
 
@@ -44,7 +44,7 @@ run() {
     recalibrate) "$bin" bank --from n.bank -o "$2/x.bank" --k 2 $weights $sam ;;
     detect) "$bin" detect --bank n.bank new -o "$2" $3 $weights $sam ;;
     dump) "$bin" detect --bank n.bank new/a.ppm --dump "$2/d.safetensors" --json $weights $sam ;;
-    segment) "$bin" segment new/b.ppm $sam $masks -o "$2/s" --dump "$2/d.safetensors" ;;
+    segment) "$bin" segment new/b.ppm $sam $masks -o "$2/s" $3 --dump "$2/d.safetensors" ;;
     eval) "$bin" eval set -o "$2" $small ;;
     merge) "$bin" eval --merge n.run -o "$2" --json ;;
     ablate) "$bin" ablate set -o "$2" --setting "" --setting k=1 --max-bank 2 $small ;;
@@ -67,8 +67,11 @@ attempt() {
     SAMLAD_FAIL=$2 run "$1" part
     status=$? odd=$(whole part "$1.whole")
     cat err >>"$1.sentences"
-    case $2 in *+) lines= ;; *) lines=$(sed 1d err) ;; esac # without memory each image may have its sentence
-    if [ $status -ne 1 ] || [ ! -s err ] || [ -n "$lines" ] || grep -qv '^samlad: .' err; then
+    case $2 in *+) lines= ;; *) lines=$(sed 1d err | grep -v 'nothing was begun') ;; esac # without memory each image may have its sentence
+    if [ $status -eq 0 ] && [ ! -s err ] && diff -r -x timings.jsonl part "$1.whole" >/dev/null; then
+        harmless=$((harmless + 1)) # as for the size of a batch
+        ok
+    elif [ $status -ne 1 ] || [ ! -s err ] || [ -n "$lines" ] || grep -qv '^samlad: .' err; then
         bad "$1, allocation $2: status $status, or not one sentence"
     elif [ -n "$odd" ]; then
         bad "$1, allocation $2: half of $odd"
@@ -87,14 +90,14 @@ for c in $commands; do
     unset SAMLAD_COUNT
     n=$(cat count)
     stride=$((all ? 1 : n / 17 + 1))
-    before=$failed i=1
+    before=$failed harmless=0 i=1
     while [ $i -le "$n" ]; do
         attempt "$c" $i
         attempt "$c" $i+
         i=$((i + (i < 4 ? 1 : stride)))
     done
     [ -z "$all" ] || {
-        echo "$c: $n allocations, $((failed - before)) failures"
+        echo "$c: $n allocations, $((failed - before)) failures, $harmless without effect"
         sed 's/[0-9]\{1,\} bytes/N bytes/' "$c.sentences" | sort | uniq -c | sort -rn | head -n 20
     }
 done

@@ -85,8 +85,21 @@ expect 0 "pictures of masks" "$bin" segment in -o out.binary $some --output-mode
 says "001.ppm: [0-9]* masks* in out.binary/001/, _masks.png, _masks_overlay.png$"
 there out.binary/good/000/0.png out.binary/good/000/metadata.csv out.binary/good/000_masks.png
 gone out.binary/good/000_masks.json
-expect 1 "a folder that is there" "$bin" segment in -o out.binary $some --output-mode binary_mask
-says "out.binary/001: this folder exists"
+expect 1 "a folder with outputs" "$bin" segment in -o out.binary $some --output-mode binary_mask
+says "^samlad: out.binary: this folder has outputs of an earlier run"
+expect 0 "--force clears it" "$bin" segment in/001.ppm -o out.binary $some --force
+there out.binary/001_masks.json out.binary/written.list
+gone out.binary/001 out.binary/good
+expect 0 "and again" "$bin" segment in -o out.binary $some --force --output-mode binary_mask
+expect 2 "--force beside the images" "$bin" segment in $some --force
+mkdir -p out.mine/001
+expect 1 "a folder that is there" "$bin" segment in -o out.mine $some --output-mode binary_mask
+says "out.mine/001: this folder exists"
+zeros=$(printf '%0250d' 0)
+mkdir long
+for i in 1 2; do cp in/001.ppm "long/$zeros$i.ppm"; done
+expect 0 "names of 255 bytes" "$bin" segment long -o out.long $some
+[ "$(ls out.long/*_masks.json | wc -l)" -eq 2 ] && ok || bad "outputs of long names"
 for f in 001 good/000 bad/000; do
     for end in .png _overlay.png; do
         cmp -s out.coco/${f}_masks$end out.folder/${f}_masks$end && cmp -s out.binary/${f}_masks$end out.folder/${f}_masks$end &&
