@@ -71,7 +71,7 @@ int is_picture(const char *dir, const char *name)
 
 void left_out_note(LeftOut *left_out, const char *dir, const char *name)
 {
-    static const char *const expected[] = {".json", ".jsonl", ".csv", NULL};
+    static const char *const expected[] = {".json", ".jsonl", ".csv", ".list", NULL};
     enum { NAMED = 3 };
     const size_t used = strlen(left_out->names);
     if (is_picture(dir, name) || is_own(dir, name) || has_ending(name, expected))

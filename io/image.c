@@ -126,6 +126,8 @@ int image_brightest(const char *path)
 {
     size_t n;
     Image image;
+    if (!file_exists(path)) /* a pipe can be read once. */
+        return 0;
     errno = 0;
     uint8_t *bytes = file_read(path, IMAGE_MAX_FILE, &n, NULL);
     int brightest = bytes || errno != ENOMEM ? 0 : -1;

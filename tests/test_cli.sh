@@ -550,7 +550,8 @@ expect 2 "--force without a folder" "$bin" detect --bank n.bank new --force $wei
 mkfifo slow.ppm
 "$bin" detect --bank n.bank new/a.ppm slow.ppm -o locked $weights >lines 2>err &
 process=$!
-while kill -0 $process 2>/dev/null && [ ! -s locked/written.list ]; do sleep 0.01; done
+rounds=0
+while [ ! -s locked/written.list ] && [ $rounds -lt 3000 ]; do sleep 0.01 && rounds=$((rounds + 1)); done
 expect 1 "two processes in one folder" "$bin" detect --bank n.bank new -o locked --force $weights
 says "^samlad: locked: another process writes to this folder"
 kill -KILL $process
@@ -559,6 +560,12 @@ expect 0 "after a killed one" "$bin" detect --bank n.bank new -o locked --force 
 there locked/a.tiff locked/below/b.tiff locked/results.jsonl
 if ls locked | grep -q "results.jsonl.tmp"; then bad "a temporary file of the killed process"; else ok; fi
 rm -r slow.ppm lines locked used foreign mine before
+# an image from a pipe is read once
+mkfifo pipe.ppm
+timeout 20 cat good/0.ppm >pipe.ppm &
+expect 0 "an image from a pipe" timeout 20 "$bin" detect --bank n.bank pipe.ppm $weights
+wait
+rm pipe.ppm
 # names of 255 bytes: outputs have shorter ones, and each its own; characters stay whole
 mkdir long
 zeros=$(printf '%0250d' 0)
