@@ -14,25 +14,24 @@
 #include "io/fail.h"
 #include "io/file.h"
 
-/* An empty list is removed at the end, so the file that was opened may have no name any more. */
-static int is_removed(int file)
-{
-    struct stat info;
-    return fstat(file, &info) == 0 && info.st_nlink == 0;
-}
-
 static int lock_list(OutputFolder *o, Error *err)
 {
     Error told;
+    struct stat info;
     o->lock = open(o->list, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (o->lock < 0)
         return fail(err, "%s: cannot create: %s", o->list, strerror(errno));
     const int status = flock(o->lock, LOCK_EX | LOCK_NB);
-    if ((status && errno == EWOULDBLOCK) || is_removed(o->lock))
+    const int why = errno;
+    /* an empty list is removed at the end, so the file that was opened may have no name any more. */
+    if (fstat(o->lock, &info) != 0)
+        return fail(err, "%s: cannot read: %s", o->list, strerror(errno));
+    if ((status && why == EWOULDBLOCK) || info.st_nlink == 0)
         return fail(err, "%s: another process writes to this folder: give another one", o->folder);
+    o->empty = info.st_size == 0;
     if (status) {
         fail(&told, "%s: no lock: %s: take care that no other process writes to this folder", o->list,
-             strerror(errno));
+             strerror(why));
         failed(&told);
     }
     return 0;
@@ -95,7 +94,6 @@ int outputs_open(OutputFolder *o, const Args *args, Error *err)
     size_t n;
     char *names = (char *)file_read(o->list, LARGEST_LIST, &n, err);
     int status = names ? 0 : -1;
-    o->empty = names && n == 0;
     if (names && n > 0)
         status = args->force
                      ? remove_outputs(o, names, n, err)

@@ -55,7 +55,7 @@ whole() {
     find "$1" -type f | while read -r file; do
         name=${file#"$1"/}
         case $name in
-        timings.jsonl | written.list | scenes/* | settings/*) ;;
+        timings.jsonl | *written.list | scenes/* | settings/*) ;;
         results.jsonl) ! grep -Fvxqf "$2/$name" "$file" || echo "$name" ;;
         *) cmp -s "$file" "$2/$name" || echo "$name" ;;
         esac
