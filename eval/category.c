@@ -393,6 +393,7 @@ int category_list(DatasetCategory *c, const char *dir, const CategoryRequest *r,
                  .err = err};
     char *config = path_of(err, "%s/defects_config.json", dir);
     c->dir = path_of(err, "%s", dir);
+    c->masks.left_out = &c->left_out;
     c->resize_masks = r->resize_masks;
     int status = c->dir && config ? fail_any(err) : -1;
     if (!status && file_exists(config)) {

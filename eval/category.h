@@ -34,6 +34,7 @@ typedef struct DatasetCategory {
     DatasetImage *images;
     int n_held_out;   /* the first of them are normal images, kept for the test. */
     int resize_masks; /* 1: masks of another size are resized. */
+    int masks_needed; /* 1: an anomalous image without a mask is refused, as in published data sets. */
     PathList masks;   /* mask files in the category's folders, until masks_assign hands them out. */
     LeftOut left_out; /* files beside the images that are no pictures. */
     int n_unreadable; /* files that dataset_read has left out (readable.h). */

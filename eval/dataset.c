@@ -455,7 +455,7 @@ static int tell_twins_apart(DatasetCategory *c, Error *err)
 
 int dataset_open(Dataset *d, const char *root, const DatasetRequest *r, Problems *problems, Error *err)
 {
-    *d = (Dataset){.kind = r->kind, .request = r->layout};
+    *d = (Dataset){.kind = r->kind, .request = r->layout, .chosen = r->n_categories > 0};
     const GivenFolders *given = &r->layout.given;
     if (!dir_exists(root))
         return fail(err, "%s: there is no such folder", root);
@@ -467,15 +467,17 @@ int dataset_open(Dataset *d, const char *root, const DatasetRequest *r, Problems
         return -1;
     fail_none(err);
     int status = check_given(d->root, given, err) || folder_name(name, d->root, err) ? -1 : 0;
-    const int single = !status && is_single(d->root, given, err);
+    const int single = d->single = !status && is_single(d->root, given, err);
     if (!status)
         status = fail_any(err);
     if (!status && d->kind == DATASET_AUTO)
         d->kind = guess_kind(d->root, name, given, single);
     if (!status)
         status = single ? open_single(d, r, err) : open_several(d, r, problems, err);
-    for (int i = 0; i < d->n && !status; i++)
+    for (int i = 0; i < d->n && !status; i++) {
+        d->categories[i].masks_needed = KINDS[d->kind].categories != NULL;
         status = tell_twins_apart(&d->categories[i], err);
+    }
     if (status)
         dataset_free(d);
     return status;
@@ -531,7 +533,6 @@ typedef struct Check {
     const DatasetLook *look;
     DatasetCategory *c;
     DefectTable *table; /* the defects, or NULL. */
-    int masks_needed;   /* 1: a defect without a mask is a problem. */
     int done, total;    /* files of the data set. */
 } Check;
 
@@ -559,10 +560,13 @@ static void check_image(const Check *check, DatasetImage *image, Found *found)
         return;
     }
     file_sha256(image->path, image->sha256, &found->problems);
-    if (!image->normal && check->masks_needed && image->n_masks == 0)
+    if (!image->normal && check->c->masks_needed && image->n_masks == 0)
         problem(&found->problems, "%s: there is no ground truth for this image", image->path);
     const MaskFit fit = {image->width, image->height, image->orientation, 0};
-    if (!image->normal && image->n_masks > 0 && mask_fits_both_ways(&fit))
+    int turned = 0;
+    for (int m = 0; m < image->n_masks; m++)
+        turned |= !mask_tells_its_turn(image->masks[m]);
+    if (!image->normal && turned && mask_fits_both_ways(&fit))
         note(&found->notes,
              "%s: its Exif data turn this photo, and its mask fits both ways: the mask is turned with it",
              image->path);
@@ -671,7 +675,6 @@ static void check_category(Dataset *d, Check *check, Problems *problems)
         return;
     if (check->look->with_bank && c->n_normal == 0)
         problem(problems, "%s: there are no normal images for the bank (train/good, train or good)", c->dir);
-    check->masks_needed = published;
     check_files(check, problems, &d->notes);
     for (int i = 0; i < c->n_images; i++)
         n_good += c->images[i].normal;

@@ -33,6 +33,7 @@ typedef struct Dataset {
     DatasetKind kind;
     char *root;
     CategoryRequest request; /* how its categories were listed. */
+    int single, chosen;      /* 1: the root is itself the category; only chosen categories are listed. */
     int n;
     DatasetCategory *categories;
     Notes notes; /* what is told of it: files that are not used, odd masks. */

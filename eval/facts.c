@@ -119,18 +119,36 @@ int facts_read(Facts *f, const char *path, Error *err)
     return status;
 }
 
-/* Write the facts, unless another process was first. */
-static int facts_publish(const Facts *f, const char *path, Error *err)
+int facts_moved(const Facts *then, const Facts *today)
+{
+    const Facts *const both[] = {then, today};
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < both[k]->n; i++) {
+            const char *other = facts_get(both[!k], both[k]->keys[i]);
+            if (is_place(both[k]->keys[i]) && (!other || strcmp(other, both[k]->values[i]) != 0))
+                return 1;
+        }
+    return 0;
+}
+
+int facts_save(const Facts *f, const char *path, Error *err)
 {
     JsonWriter w;
-    char *temporary = temporary_name(path);
     json_begin(&w);
     json_open(&w, '{');
     for (int i = 0; i < f->n; i++)
         json_key(&w, f->keys[i]), json_string(&w, f->values[i]);
     json_close(&w, '}');
-    int status = temporary && !w.failed ? json_save(&w, temporary, err) : fail_memory(err, path, w.length);
+    int status = w.failed ? fail_memory(err, path, w.length) : json_save(&w, path, err);
     json_end(&w);
+    return status;
+}
+
+/* Write the facts, unless another process was first. */
+static int facts_publish(const Facts *f, const char *path, Error *err)
+{
+    char *temporary = temporary_name(path);
+    int status = temporary ? facts_save(f, temporary, err) : fail_memory(err, path, strlen(path));
     if (!status)
         status = file_sync(temporary, err) || file_publish(temporary, path, err) < 0 ? -1 : 0;
     free(temporary);

@@ -35,5 +35,8 @@ int facts_differ(const Facts *then, const Facts *today, int *in_then);
 /* If `path` is missing, write the facts there. Otherwise compare them with the file: -1 and a sentence that
  * names the first difference. */
 int facts_settle(const Facts *today, const char *path, Error *err);
+/* Do "data" or "data.*" differ? */
+int facts_moved(const Facts *then, const Facts *today);
+int facts_save(const Facts *facts, const char *path, Error *err);
 
 #endif

@@ -172,10 +172,18 @@ static Fit find_fit(const DatasetCategory *c, const Trail *trails, const Trail *
     return fit;
 }
 
+/* Tell two masks of one image that do not lie in a folder of its name: 000.png and 000_mask.png. */
+static void note_second(const DatasetImage *image, Form form, const char *path, Notes *notes)
+{
+    if (image->n_masks == 1 && form != FORM_FOLDER)
+        note(notes, "%.300s and %.300s: this image has both masks: they count together", image->masks[0],
+             path);
+}
+
 /* Give the mask to all images of this trail: 000.png and 000.jpg have one mask, unless it is named after
  * one of them. */
 static int give_mask(DatasetCategory *c, const Trail *trails, const Trail *mask, Form form, int first,
-                     const char *path, Error *err)
+                     const char *path, Notes *notes, Error *err)
 {
     int status = 0;
     for (int i = first; i < c->n_images && !status; i++) {
@@ -184,6 +192,7 @@ static int give_mask(DatasetCategory *c, const Trail *trails, const Trail *mask,
         if (!same_trail(&trails[i], &trails[first]) || !belongs(mask, form, &trails[i], file))
             continue;
         PathList list = {.n = image->n_masks, .paths = image->masks};
+        note_second(image, form, path, notes);
         status = path_add(&list, path_of(err, "%s", path), err);
         image->n_masks = list.n;
         image->masks = list.paths;
@@ -212,7 +221,7 @@ static int assign_mask(DatasetCategory *c, const Trail *trails, const char *path
         note(notes, "%.300s: this mask fits %.300s and %.300s: it is not used", path,
              c->images[fit.first].path, c->images[fit.second].path);
     else
-        status = give_mask(c, trails, &mask, form - 1, fit.first, path, err);
+        status = give_mask(c, trails, &mask, form - 1, fit.first, path, notes, err);
     free(mask.text);
     return status;
 }

@@ -125,7 +125,18 @@ static int note_files(DatasetCategory *c, const char *const *paths, char *const 
     return 0;
 }
 
-/* Remove the files that have a reason from the category. Returns the number of files that were looked at. */
+/* Free the image's masks: without one of them, the others do not show all of its defects. */
+static void drop_masks(DatasetImage *image)
+{
+    for (int m = 0; m < image->n_masks; m++)
+        free(image->masks[m]);
+    free(image->masks);
+    image->masks = NULL;
+    image->n_masks = 0;
+}
+
+/* Remove the files that have a reason from the category. An image goes with its mask where masks are needed; else it
+ * stays without. Returns the number of files that were looked at. */
 static int drop_files(DatasetCategory *c, int n_normal, char *const *reasons)
 {
     int at = 0, kept = 0, n_held_out = c->n_held_out;
@@ -137,9 +148,12 @@ static int drop_files(DatasetCategory *c, int n_normal, char *const *reasons)
     c->n_normal = n_normal ? kept : c->n_normal;
     kept = 0;
     for (int i = 0; i < c->n_images; i++) {
-        int bad = reasons[at++] != NULL;
+        int bad = reasons[at++] != NULL, bad_mask = 0;
         for (int m = 0; m < c->images[i].n_masks; m++)
-            bad |= reasons[at++] != NULL;
+            bad_mask |= reasons[at++] != NULL;
+        bad |= bad_mask && c->masks_needed && !c->images[i].normal;
+        if (bad_mask && !bad)
+            drop_masks(&c->images[i]);
         n_held_out -= bad && i < c->n_held_out;
         if (bad)
             image_drop(&c->images[i]);

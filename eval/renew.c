@@ -232,3 +232,67 @@ int run_renew(const char *out, int shard, int n_shards, const DatasetCategory *c
                ? -1
                : 0;
 }
+
+/* ================================================================================================
+ * Results of other categories
+ * ============================================================================================== */
+
+static int is_gone(const Dataset *d, const char *name, const char *old_place)
+{
+    char path[RUN_PATH];
+    for (int i = 0; i < d->n; i++)
+        if (strcmp(d->categories[i].name, name) == 0)
+            return 0;
+    if (d->single)
+        return !dir_exists(old_place);
+    return snprintf(path, sizeof path, "%s/%s", d->root, name) < RUN_PATH && !dir_exists(path);
+}
+
+/* Remove OUT/FOLDER/NAME, a folder or a file. */
+static int drop_below(const char *out, const char *folder, const char *name, const char *ending, Error *err)
+{
+    char path[RUN_PATH];
+    if (snprintf(path, sizeof path, "%s/%s/%s%s", out, folder, name, ending) >= RUN_PATH)
+        return fail(err, "%s: the path is too long", out);
+    return *ending ? remove_file(path, err) : dir_remove(path, err);
+}
+
+/* categories/NAME.json goes last, because it marks that there are others. */
+static int drop_category(const char *out, const char *name, Error *err)
+{
+    static const char *const places[][2] = {{"records", ""},        {"pictures", ""},   {"anomaly_maps", ""},
+                                            {"scenes", ""},         {"banks", ".bank"}, {"tests", ".json"},
+                                            {"categories", ".json"}};
+    char baselines[64];
+    for (int b = 0; b < BASELINES; b++) {
+        snprintf(baselines, sizeof baselines, "baselines/%s", baseline_names[b]);
+        if (drop_below(out, baselines, name, "", err))
+            return -1;
+    }
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        if (drop_below(out, places[i][0], name, places[i][1], err))
+            return -1;
+    return 0;
+}
+
+int run_drop_categories(const char *out, const Dataset *d, const char *old_place, Error *err)
+{
+    static const char *const json[] = {".json", NULL};
+    char path[RUN_PATH];
+    size_t n = 0;
+    if (d->chosen)
+        return 0;
+    if (snprintf(path, sizeof path, "%s/categories", out) >= RUN_PATH)
+        return fail(err, "%s: the path is too long", out);
+    char **names = dir_list(path, 0, &n, err);
+    int status = names ? 0 : -1;
+    for (size_t i = 0; i < n && !status; i++) {
+        if (!has_ending(names[i], json))
+            continue;
+        *strrchr(names[i], '.') = '\0';
+        if (is_gone(d, names[i], old_place))
+            status = drop_category(out, names[i], err);
+    }
+    free(names);
+    return status;
+}

@@ -9,6 +9,9 @@
 /* Note the category's test images in tests/CATEGORY.json of the run's folder. Remove the results of images that are
  * gone, and of this shard's images (run.h) whose contents are others now. */
 int run_renew(const char *out, int shard, int n_shards, const DatasetCategory *category, Error *err);
+/* Remove the results of the categories that are gone: the run's folder has them, but the data set has no such folder
+ * any more. A data set that is itself the category was renamed if nothing is in its old place. */
+int run_drop_categories(const char *out, const Dataset *dataset, const char *old_place, Error *err);
 /* 1 if the record is of the image's contents. */
 int run_is_of(const Json *record, const DatasetImage *image);
 

@@ -75,29 +75,55 @@ static void add_layout(Facts *facts, const CategoryRequest *r)
         facts_add_int(facts, "data.resize-masks", 1);
 }
 
-static int settle_run(Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
+/* The facts of the whole run, and the path of their file. facts_free frees them, after a failure too. */
+static int run_facts(Facts *facts, char path[RUN_PATH], const Samlad *s, const Dataset *d,
+                     const RunPlan *plan, Error *err)
 {
-    Facts facts = {0};
-    char path[RUN_PATH], sha[65] = "made from the normal images";
+    char sha[65] = "made from the normal images";
+    *facts = (Facts){0};
+    if (snprintf(path, RUN_PATH, "%s/run.json", plan->out) >= RUN_PATH - 128)
+        return fail(err, "%s: the path is too long", plan->out);
     if (plan->bank && bank_file_sha256(plan->bank, sha, err))
         return -1;
     char *real = realpath(d->root, NULL);
     if (!real)
         return fail(err, "%s: cannot be found: %s", d->root, strerror(errno));
-    facts_add(&facts, "samlad", SAMLAD_VERSION);
-    facts_add(&facts, "dataset", dataset_kind_name(d->kind));
-    facts_add(&facts, "data", real);
-    add_layout(&facts, &d->request);
+    facts_add(facts, "samlad", SAMLAD_VERSION);
+    facts_add(facts, "dataset", dataset_kind_name(d->kind));
+    facts_add(facts, "data", real);
+    add_layout(facts, &d->request);
     free(real);
-    facts_add(&facts, "bank", sha);
-    facts_add_int(&facts, "max-bank", plan->max_bank);
-    facts_add(&facts, "baselines", plan->baselines ? "on" : "off");
-    int status = facts_describe(&facts, s, err);
+    facts_add(facts, "bank", sha);
+    facts_add_int(facts, "max-bank", plan->max_bank);
+    facts_add(facts, "baselines", plan->baselines ? "on" : "off");
+    return facts_describe(facts, s, err);
+}
+
+static int settle_run(const Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
+{
+    Facts facts;
+    char path[RUN_PATH];
+    int status = run_facts(&facts, path, s, d, plan, err);
     if (!status)
-        status = snprintf(path, sizeof path, "%s/run.json", plan->out) < RUN_PATH - 128
-                     ? facts_settle(&facts, path, err)
-                     : fail(err, "%s: the path is too long", plan->out);
+        status = facts_settle(&facts, path, err);
     facts_free(&facts);
+    return status;
+}
+
+/* The data set may have moved, or lost categories, since run.json was written: a merge looks for what it names. */
+static int follow_data(const Samlad *s, const Dataset *d, const RunPlan *plan, Error *err)
+{
+    Facts then, today;
+    char path[RUN_PATH];
+    int status = run_facts(&today, path, s, d, plan, err);
+    if (!status && !(status = facts_read(&then, path, err))) {
+        const char *old_place = facts_get(&then, "data");
+        status = run_drop_categories(plan->out, d, old_place ? old_place : d->root, err);
+        if (!status && facts_moved(&then, &today))
+            status = facts_save(&today, path, err);
+        facts_free(&then);
+    }
+    facts_free(&today);
     return status;
 }
 
@@ -573,7 +599,8 @@ int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times
     *times = (RunTimes){0};
     if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank. */
         return -1;
-    if (run_settle(s, d, plan, err)) /* all refusals come before the first change. */
+    if (run_settle(s, d, plan, err) ||
+        follow_data(s, d, plan, err)) /* refusals come before the first change. */
         return -1;
     Job job = {.s = s, .plan = plan, .times = times, .err = err};
     if (find_left(&job, d))

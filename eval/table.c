@@ -252,11 +252,35 @@ void json_figures(JsonWriter *w, const char *key, const Figures *figures)
     json_close(w, '}');
 }
 
-static void json_strings(JsonWriter *w, const char *key, char *const *strings, int n)
+/* Copy the sentence, with `name` for the path `root` at the beginning of words. malloc'd; NULL: no memory. */
+static char *name_root(const char *sentence, const char *root, const char *name)
 {
-    json_key(w, key), json_open(w, '[');
-    for (int i = 0; i < n; i++)
-        json_string(w, strings[i]);
+    const size_t n = strlen(root), n_name = strlen(name);
+    char *copy = malloc(strlen(sentence) * (n_name + 1) + 1), *to = copy;
+    for (const char *at = sentence; copy && *at;)
+        if ((at == sentence || at[-1] == ' ') && strncmp(at, root, n) == 0 && strchr("/: ", at[n])) {
+            to = (char *)memcpy(to, name, n_name) + n_name;
+            at += n;
+        } else {
+            *to++ = *at++;
+        }
+    if (copy)
+        *to = '\0';
+    return copy;
+}
+
+/* They name the data set, not its place: a merge looks for it elsewhere. */
+static void json_warnings(JsonWriter *w, const Dataset *d)
+{
+    char name[128];
+    w->failed |= folder_name(name, d->root, NULL) != 0;
+    json_key(w, "warnings"), json_open(w, '[');
+    for (int i = 0; i < d->notes.n && !w->failed; i++) {
+        char *sentence = name_root(d->notes.sentences[i], d->root, name);
+        w->failed |= sentence == NULL;
+        json_string(w, sentence ? sentence : "");
+        free(sentence);
+    }
     json_close(w, ']');
 }
 
@@ -312,7 +336,7 @@ void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset 
         json_category(w, &categories[i], &d->categories[i]);
     json_close(w, ']');
     json_key(w, "mean"), json_category(w, &mean, NULL);
-    json_strings(w, "warnings", d->notes.sentences, d->notes.n);
+    json_warnings(w, d);
     json_close(w, '}');
 }
 

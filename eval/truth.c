@@ -249,12 +249,17 @@ int mask_fits_both_ways(const MaskFit *fit)
     return fit->orientation > 1 && (!exif_swaps(fit->orientation) || fit->width == fit->height);
 }
 
-/* Does the mask lie as the rows of a turned photo do? Its shape tells, where it can. A mask that is turned
- * by its own Exif data lies right. */
-static int lies_as_stored(const Image *mask, const char *path, const MaskFit *fit)
+int mask_tells_its_turn(const char *path)
 {
     int width, height, own = 0;
-    if (fit->orientation <= 1 || image_probe_turn(path, &width, &height, &own, NULL) || own > 1)
+    return image_probe_turn(path, &width, &height, &own, NULL) == 0 && own > 0;
+}
+
+/* Does the mask lie as the rows of a turned photo do? Its shape tells, where it can. A mask that has Exif data of
+ * its own lies right, be it turned by them or not. */
+static int lies_as_stored(const Image *mask, const char *path, const MaskFit *fit)
+{
+    if (fit->orientation <= 1 || mask_tells_its_turn(path))
         return 0;
     return mask_fits_both_ways(fit) || (mask->width > mask->height) != (fit->width > fit->height);
 }
@@ -342,7 +347,7 @@ int truth_looks_like_mask(const char *path)
     for (size_t p = 0; p < n; p++)
         n_ends += mask.values[p] == 0 || mask.values[p] == most;
     free(mask.values);
-    return !jpeg && !mask.in_colour && 10 * n_ends >= 9 * n;
+    return !jpeg && 10 * n_ends >= (mask.in_colour ? 10 : 9) * n;
 }
 
 /* The file's only pixel value that is not 0. -1 with a sentence: there is none, or more than one, or no

@@ -68,7 +68,9 @@ int truth_read(Truth *truth, int width, int height, const char *const *masks, si
                const DefectTable *table, Error *err);
 /* Does a mask of this photo's size fit it turned and unturned? Then it is taken for the stored rows'. */
 int mask_fits_both_ways(const MaskFit *fit);
-/* Are the file's pixels a mask's: grey, no JPEG, nine tenths of them 0 or the largest value? */
+/* Has the mask Exif data of its own that say how it lies? Then it is never turned with its photo. */
+int mask_tells_its_turn(const char *path);
+/* Are the file's pixels a mask's: no JPEG, nine tenths of them (in colour: all) 0 or the largest value? */
 int truth_looks_like_mask(const char *path);
 void truth_free(Truth *truth); /* safe on a zeroed struct. */
 

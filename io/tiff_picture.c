@@ -182,9 +182,9 @@ static int allocate_image(const TiffPicture *p)
 static int read_orientation(const Tiff *t, int *orientation)
 {
     uint32_t value;
-    if (tiff_find_number(t, TIFF_ORIENTATION, 1, &value))
+    if (tiff_find_number(t, TIFF_ORIENTATION, 0, &value))
         return -1;
-    *orientation = value >= 1 && value <= 8 ? (int)value : 1;
+    *orientation = value >= 1 && value <= 8 ? (int)value : 0;
     return 0;
 }
 

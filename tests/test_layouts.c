@@ -14,10 +14,10 @@ static char folder[] = "/tmp/samlad_test_layouts.XXXXXX"; /* the tests run in it
 static char start[512];                                   /* where they were started */
 
 enum { WIDTH = 6, HEIGHT = 4 };
-static uint8_t photo[3 * WIDTH * HEIGHT], defect[WIDTH * HEIGHT];
+static uint8_t photo[3 * WIDTH * HEIGHT], defect[WIDTH * HEIGHT], red_defect[4 * WIDTH * HEIGHT];
 
 /* Write the files, separated by blanks, in the folder `root`, after removing it. A name with a bar is a
- * mask: it is written without the bar. A name that ends in '/' is an empty folder. */
+ * mask: it is written without the bar. One with a ^ is a mask in colour. A name that ends in '/' is an empty folder. */
 static int make(const char *root, const char *files)
 {
     char text[4096], path[512], dir[512];
@@ -26,7 +26,7 @@ static int make(const char *root, const char *files)
     snprintf(text, sizeof text, "%s", files);
     for (char *next = NULL, *name = strtok_r(text, " ", &next); name && !status;
          name = strtok_r(NULL, " ", &next)) {
-        char *bar = strchr(name, '|');
+        char *bar = strpbrk(name, "|^"), kind = bar ? *bar : ' ';
         if (bar)
             memmove(bar, bar + 1, strlen(bar));
         snprintf(path, sizeof path, "%s/%s", root, name);
@@ -34,8 +34,9 @@ static int make(const char *root, const char *files)
         status = dir_make(dir, &err);
         if (!status && name[strlen(name) - 1] != '/')
             status = has_ending(name, (const char *const[]){".tiff", NULL}) ? file_write(path, "II*", 3, &err)
-                     : bar ? png_write(path, defect, WIDTH, HEIGHT, 1, 8, &err)
-                           : png_write(path, photo, WIDTH, HEIGHT, 3, 8, &err);
+                     : kind == '|' ? png_write(path, defect, WIDTH, HEIGHT, 1, 8, &err)
+                     : kind == '^' ? png_write(path, red_defect, WIDTH, HEIGHT, 4, 8, &err)
+                                   : png_write(path, photo, WIDTH, HEIGHT, 3, 8, &err);
     }
     CHECK_MSG(!status, "%s", err.message);
     return status;
@@ -275,6 +276,16 @@ static void test_mask_names(void)
     check_list("good/0.png bad/0.png dent/0.png masks/|0.png", NULL,
                "s: good/0.png; bad/0 dent/0\n"
                "s/masks/0.png: this mask fits s/bad/0.png and s/dent/0.png: it is not used");
+    /* two masks of one image that are no parts of one */
+    check_list(
+        "good/0.png bad/0.ppm masks/bad/|0.png masks/bad/|0_mask.png", NULL,
+        "s: good/0.png; bad/0=masks/bad/0.png,masks/bad/0_mask.png\n"
+        "s/masks/bad/0.png and s/masks/bad/0_mask.png: this image has both masks: they count together");
+    check_list("good/0.png bad/0.ppm masks/bad/0/|0.png masks/bad/0/|1.png", NULL,
+               "s: good/0.png; bad/0=masks/bad/0/0.png,masks/bad/0/1.png");
+    /* beside the image, grey or in colour; a photo is none */
+    check_list("good/0.png bad/0.ppm bad/|0.png", NULL, "s: good/0.png; bad/0=bad/0.png");
+    check_list("good/0.png bad/0.ppm bad/^0.png", NULL, "s: good/0.png; bad/0=bad/0.png");
     /* two files of one stem: both are judged, and share a mask that is not named after one of them */
     check_list("good/0.png bad/a.png bad/a.ppm masks/bad/|a.png", NULL,
                "s: good/0.png; bad/a.png=masks/bad/a.png bad/a.ppm=masks/bad/a.png");
@@ -435,6 +446,21 @@ static void test_turned_masks(void)
     CHECK(!png_write("p.png", (const uint8_t[]){1, 0, 0, 0}, 2, 2, 1, 8, &err));
     check_pixels("p.png", &square, "0100");
     CHECK(mask_fits_both_ways(&half) && mask_fits_both_ways(&square) && !mask_fits_both_ways(&on_side));
+    /* a mask whose own Exif data say that it lies upright (1) is not turned. */
+    size_t n;
+    uint8_t with_exif[256], *file = file_read("p.png", sizeof with_exif, &n, &err);
+    static const uint8_t chunk[] = {0, 0, 0, 26, 'e', 'X', 'I', 'f', 'M', 'M', 0,   '*', 0,
+                                    0, 0, 8, 0,  1,   1,   18,  0,   3,   0,   0,   0,   1,
+                                    0, 1, 0, 0,  0,   0,   0,   0,   19,  192, 117, 231};
+    enum { HEAD = 8 + 25 }; /* the signature and IHDR */
+    REQUIRE(file && n + sizeof chunk <= sizeof with_exif);
+    memcpy(with_exif, file, HEAD);
+    memcpy(with_exif + HEAD, chunk, sizeof chunk);
+    memcpy(with_exif + HEAD + sizeof chunk, file + HEAD, n - HEAD);
+    CHECK(!file_write("p.png", with_exif, n + sizeof chunk, &err));
+    free(file);
+    CHECK(mask_tells_its_turn("p.png"));
+    check_pixels("p.png", &square, "1000");
 }
 
 static void test_odd_masks(void)
@@ -460,7 +486,7 @@ int main(void)
         return 1;
     }
     for (int i = 0; i < WIDTH * HEIGHT; i++)
-        defect[i] = i % 5 == 1 ? 255 : 0;
+        defect[i] = red_defect[4 * i] = i % 5 == 1 ? 255 : 0, red_defect[4 * i + 3] = 255;
     for (int i = 0; i < 3 * WIDTH * HEIGHT; i++)
         photo[i] = (uint8_t)(i * i >> 2);
     RUN(test_names);

@@ -111,7 +111,7 @@ expect 0 "without them" "$bin" eval broken -o out.broken $small --skip-unreadabl
 lines 5
 says "^samlad: broken: 4 files cannot be read and are left out$"
 says "^broken: 4 files could not be read and are left out$"
-says "bank of 3 images .* 3 test images" # an image goes with its mask
+says "bank of 3 images .* 4 test images" # an image stays without its mask
 left_out='"unreadable":\["train/good/1.ppm","test/good/1.ppm","test/bad/0.ppm","ground_truth/bad/2.pgm"\]'
 for f in results.json tests/broken.json; do
     if grep -q "$left_out" out.broken/$f; then ok; else bad "$f does not name the files"; fi
@@ -122,7 +122,7 @@ cp -r broken less
 mv less short
 mkdir less
 mv short less/broken
-rm less/broken/train/good/1.ppm less/broken/test/good/1.ppm less/broken/test/bad/[02].ppm less/broken/ground_truth/bad/2.pgm
+rm less/broken/train/good/1.ppm less/broken/test/good/1.ppm less/broken/test/bad/0.ppm less/broken/ground_truth/bad/2.pgm
 expect 0 "a set without them" "$bin" eval less/broken -o out.less $small
 for f in results.jsonl results.csv anomaly_maps records banks; do same out.less/$f out.broken/$f "without them"; done
 # shards and their merge leave out the same files
@@ -142,7 +142,7 @@ cp set/test/good/1.ppm broken/test/good
 cp set/test/bad/0.ppm broken/test/bad
 cp set/ground_truth/bad/2.pgm broken/ground_truth/bad
 expect 0 "three are repaired" "$bin" eval broken -o out.broken $small --skip-unreadable
-says "6 test images, 3 of them done now"
+says "6 test images, 2 of them done now" # one had lost its mask alone
 expect 0 "from the start" "$bin" eval broken -o out.fresh $small --skip-unreadable
 same out.fresh out.broken "repaired files"
 cp set/train/good/1.ppm broken/train/good
@@ -218,6 +218,44 @@ expect 1 "another normal image" "$bin" eval set -o out.again $small
 says "the normal images (sha256)"
 same out.fresh out.again "another normal image changes nothing"
 cp kept/train/good/2.ppm set/train/good
+# categories are renamed and removed; with --category the others stay
+mkdir many && cp -r kept many/a && cp -r kept many/b
+expect 0 "two categories" "$bin" eval many -o out.many $small
+expect 0 "one of them" "$bin" eval many -o out.many $small --category a
+there out.many/banks/b.bank out.many/records/b
+mv many/b many/c
+expect 0 "one has another name" "$bin" eval many -o out.many $small
+says "6 of them done now"
+gone out.many/banks/b.bank out.many/records/b out.many/anomaly_maps/b out.many/baselines/position-nn/b out.many/tests/b.json out.many/categories/b.json
+expect 0 "from the start" "$bin" eval many -o out.two $small
+same out.two out.many "a category has another name"
+rm -r many/c out.two
+expect 0 "one is removed" "$bin" eval many -o out.many $small
+expect 0 "merge" "$bin" eval --merge out.many
+expect 0 "from the start" "$bin" eval many -o out.two $small
+same out.two out.many "a category is removed"
+# the data set itself has another name; a mask of another size is resized from now on
+expect 0 "alone" "$bin" eval many/a -o out.alone $small
+mv many/a many/z
+echo 'P2 2 2 1 1 0 0 0' >many/z/ground_truth/bad/1.pgm
+expect 0 "another name" "$bin" eval many/z -o out.alone $small --resize-masks
+gone out.alone/records/a out.alone/categories/a.json
+expect 0 "from the start" "$bin" eval many/z -o out.z $small --resize-masks
+same out.z out.alone "a data set with another name"
+expect 0 "merge" "$bin" eval --merge out.alone
+same out.z out.alone "a merge resizes, too"
+# a merge tells the same warnings, from another folder
+cp many/z/ground_truth/bad/1.pgm many/z/ground_truth/bad/other.pgm
+expect 0 "a mask of no image" "$bin" eval many/z -o out.z $small --resize-masks
+says "^samlad: warning: many/z/ground_truth/bad/other.pgm: this mask belongs to no test image$"
+cp out.z/results.json told.json
+expect 0 "merge" "$bin" eval --merge out.z
+same told.json out.z/results.json "the warnings of a merge"
+if grep -q '"warnings":\["z/ground_truth/bad/other.pgm: this mask belongs to no test image"\]' told.json; then ok; else bad "the warning has another path"; fi
+# a TIFF of floats is no mask
+cp out.z/anomaly_maps/z/test/bad/1.tiff many/z/ground_truth/bad/0.tiff
+"$bin" eval many/z -o out.z $small --resize-masks >out 2>err </dev/null || bad "a mask of floats"
+says "^1 file is no picture: 0.tiff$"
 # ablate removes the maps of measured settings, so its test images are facts
 expect 0 "ablate" "$bin" ablate set -o ablation --setting= $small
 picture 3 >set/test/good/0.ppm
