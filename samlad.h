@@ -57,8 +57,8 @@ int samlad_set(Samlad *s, const char *name, const char *value, Error *err);
 /* The option white: the value in 16-bit images that is white; brighter values are clipped. 0: auto, which
  * samlad_bank_build settles by its images. Scale the pixels for samlad_detect by it. */
 int samlad_white(const Samlad *s);
-/* The largest value in the 16-bit files among these; 0: none is of 16 bits; -1: no memory. Far below samlad_white
- * they are nearly black. */
+/* The largest value in the 16-bit files among these, but for one sample in 10,000 of each; 0: none is of 16 bits; -1:
+ * no memory. Far below samlad_white they are nearly black. */
 int samlad_brightest(const char *const *paths, int n);
 
 /* The calling thread calls it as images are finished: done of total. done may grow by several at once. */

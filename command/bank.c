@@ -77,7 +77,7 @@ static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
     double start = clock_seconds();
     const int is_auto = !samlad_white(s);
     if (!args->from && !is_auto)
-        tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s), "");
+        tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s), "images", "");
     if (bank_make(args, list, s, err))
         return -1;
     if (list->n_unreadable &&

@@ -251,7 +251,7 @@ static int load_bank(const Args *args, Samlad *s, const ImageList *list, Error *
     if (samlad_bank_load(s, args->bank, err) || check_white(args, s, err))
         return -1;
     if (samlad_white(s) == IMAGE_WHITE)
-        tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s),
+        tell_dark(samlad_brightest((const char *const *)list->paths, list->n), samlad_white(s), "images",
                   "samlad bank ");
     return 0;
 }

@@ -157,6 +157,11 @@ static void tell_left_out(const Evaluation *e)
         left_out_tell(stderr, &e->dataset.categories[i].left_out);
 }
 
+static void say_dark(int brightest, const char *images, int has_bank)
+{
+    tell_dark(brightest, IMAGE_WHITE, images, has_bank ? "samlad bank " : "");
+}
+
 static void say_problem(const char *sentence)
 {
     Error err;
@@ -240,6 +245,7 @@ static int make_request(Args *args, EvaluateRequest *request, Progress *progress
         .skip_unreadable = args->skip_unreadable,
         .complain = say_problem,
         .tell = warn,
+        .dark = say_dark,
         .plan = {.out = args->out,
                  .bank = args->bank,
                  .max_bank = args->max_bank,
@@ -285,10 +291,8 @@ int command_eval(Args *args)
     Samlad *s = open_samlad(args, &err);
     if (!s)
         return EXIT_FAILURE;
-    const int white = samlad_white(s);
     status = evaluate(s, &request, &e, &err);
     tell_left_out(&e);
-    tell_dark(e.brightest, white, "");
     if (!status)
         status = print_evaluation(args, &e, &err);
     status = status ? failed_evaluation(&e, &err) : EXIT_SUCCESS;
@@ -361,10 +365,8 @@ int command_ablate(Args *args)
         free(table);
         return EXIT_FAILURE;
     }
-    const int white = samlad_white(s);
     status = run_ablation(args, s, table, &request, &err);
     tell_left_out(&table->evaluation);
-    tell_dark(table->evaluation.brightest, white, "");
     if (!status)
         ablation_print(stdout, table);
     status = status ? failed_evaluation(&table->evaluation, &err) : EXIT_SUCCESS;

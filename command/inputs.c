@@ -45,7 +45,7 @@ void list_free(ImageList *list)
         free(list->paths[i]), free(list->names[i]);
     for (int i = 0; i < list->n_unreadable; i++)
         free(list->unreadable[i]);
-    free(list->paths), free(list->names), free(list->unreadable);
+    free(list->paths), free(list->names), free(list->unreadable), free(list->is_twin);
 }
 
 /* Add all images of a folder and of the folders in it, sorted. `below` is the path under the folder that
@@ -358,7 +358,7 @@ static int stem_length(const char *path)
 static char *output_stem(const ImageList *list, int i)
 {
     const char *name = list->names[i], *slash = strrchr(name, '/');
-    const size_t n = list->whole_names ? strlen(name) : (size_t)stem_length(name);
+    const size_t n = list->is_twin && list->is_twin[i] ? strlen(name) : (size_t)stem_length(name);
     const size_t folders = slash ? (size_t)(slash + 1 - name) : 0;
     char *stem = malloc(folders + OUTPUT_NAME);
     if (!stem)
@@ -368,44 +368,61 @@ static char *output_stem(const ImageList *list, int i)
     return stem;
 }
 
-/* *twin: the first name that two outputs share (malloc'd), or NULL. 0 / -1 (memory). */
-static int find_twins(char **twin, const ImageList *list, Error *err)
+/* The name of an image's outputs. */
+typedef struct OutputName {
+    char *stem;
+    int image; /* in the list */
+} OutputName;
+
+static int by_stem(const void *a, const void *b)
 {
-    char **names = calloc((size_t)list->n + 1, sizeof *names);
-    int status =
-        names ? 0 : fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *names);
-    *twin = NULL;
-    for (int i = 0; i < list->n && !status; i++)
-        if (!(names[i] = output_stem(list, i)))
-            status = fail_memory(err, "the list of outputs", strlen(list->names[i]));
-    if (!status)
-        qsort(names, (size_t)list->n, sizeof *names, compare_names);
-    for (int i = 1; i < list->n && !status && !*twin; i++)
-        if (strcmp(names[i - 1], names[i]) == 0) {
-            *twin = names[i];
-            names[i] = NULL;
-        }
-    for (int i = 0; names && i < list->n; i++)
-        free(names[i]);
+    return strcmp(((const OutputName *)a)->stem, ((const OutputName *)b)->stem);
+}
+
+static void output_names_free(OutputName *names, int n)
+{
+    for (int i = 0; names && i < n; i++)
+        free(names[i].stem);
     free(names);
-    return status;
+}
+
+/* The names of all outputs [n], sorted; NULL: no memory. */
+static OutputName *output_names(const ImageList *list, Error *err)
+{
+    OutputName *names = calloc((size_t)list->n + 1, sizeof *names);
+    int complete = names != NULL;
+    for (int i = 0; i < list->n && complete; i++) {
+        names[i] = (OutputName){output_stem(list, i), i};
+        complete = names[i].stem != NULL;
+    }
+    if (complete) {
+        qsort(names, (size_t)list->n, sizeof *names, by_stem);
+        return names;
+    }
+    fail_memory(err, "the list of outputs", (unsigned long long)list->n * sizeof *names);
+    output_names_free(names, list->n);
+    return NULL;
 }
 
 int check_outputs(ImageList *list, const char *out, Error *err)
 {
-    char *twin;
-    int status = find_twins(&twin, list, err);
-    if (!status && twin) {
-        free(twin);
-        list->whole_names = 1;
-        status = find_twins(&twin, list, err);
-    }
-    if (!status && twin)
-        status = fail(err,
-                      "%s/%.300s_heat.png: two images would write this file: give them in two calls, or "
-                      "give a folder above both",
-                      out, twin);
-    free(twin);
+    OutputName *names = output_names(list, err);
+    char *is_twin = calloc((size_t)list->n + 1, 1);
+    int status = !names ? -1 : is_twin ? 0 : fail_memory(err, "the list of outputs", (size_t)list->n);
+    for (int i = 1; i < list->n && !status; i++)
+        if (by_stem(&names[i - 1], &names[i]) == 0)
+            is_twin[names[i - 1].image] = is_twin[names[i].image] = 1;
+    output_names_free(names, list->n);
+    list->is_twin = is_twin;
+    names = status ? NULL : output_names(list, err);
+    status = names ? 0 : -1;
+    for (int i = 1; i < list->n && !status; i++)
+        if (by_stem(&names[i - 1], &names[i]) == 0)
+            status = fail(err,
+                          "%s/%.300s_heat.png: two images would write this file: give them in two calls, or "
+                          "give a folder above both",
+                          out, names[i].stem);
+    output_names_free(names, list->n);
     return status;
 }
 
@@ -466,12 +483,15 @@ static int name_by_folders(ImageList *list, Error *err)
 
 int list_name_apart(ImageList *list, Error *err)
 {
-    char *twin;
-    list->whole_names = 1;
-    int status = find_twins(&twin, list, err);
-    list->whole_names = 0;
-    if (!status && twin)
-        status = name_by_folders(list, err);
-    free(twin);
-    return status;
+    char **names = calloc((size_t)list->n + 1, sizeof *names);
+    int has_twins = 0;
+    if (!names)
+        return fail_memory(err, "the list of images", (unsigned long long)list->n * sizeof *names);
+    for (int i = 0; i < list->n; i++)
+        names[i] = list->names[i];
+    qsort(names, (size_t)list->n, sizeof *names, compare_names);
+    for (int i = 1; i < list->n; i++)
+        has_twins |= strcmp(names[i - 1], names[i]) == 0;
+    free(names);
+    return has_twins ? name_by_folders(list, err) : 0;
 }

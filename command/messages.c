@@ -49,15 +49,15 @@ int usage_error(const char *command, const char *format, const char *what)
     return EXIT_USAGE;
 }
 
-void tell_dark(int brightest, int white, const char *where)
+void tell_dark(int brightest, int white, const char *images, const char *where)
 {
     Error err;
     if (brightest <= 0 || white != IMAGE_WHITE || image_white(brightest) == IMAGE_WHITE)
         return;
     fail(&err,
-         "the largest value of the 16-bit images is %d of %d, so they are nearly black: give %s--white auto, "
+         "the largest value of the 16-bit %s is %d of %d, so they are nearly black: give %s--white auto, "
          "or --white %d",
-         brightest, IMAGE_WHITE, where, image_white(brightest));
+         images, brightest, IMAGE_WHITE, where, image_white(brightest));
     failed(&err);
 }
 

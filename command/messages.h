@@ -12,8 +12,8 @@ int failed(const Error *err);
 int usage_error(const char *command, const char *format, const char *what);
 
 /* Say that 16-bit images are nearly black, when their largest value (0: there are none) is far below `white`, and
- * nobody has said what white is. where: the command that takes --white. */
-void tell_dark(int brightest, int white, const char *where);
+ * nobody has said what white is. images: "images", "test images"; where: the command that takes --white. */
+void tell_dark(int brightest, int white, const char *images, const char *where);
 
 /* A bar with an estimate. It appears on a terminal only, and only when the work takes over two seconds. */
 typedef struct Progress {

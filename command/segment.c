@@ -155,7 +155,7 @@ static uint8_t *read_picture(const char *path, int white, int *width, int *heigh
         return NULL;
     }
     if (white)
-        tell_dark(brightest, white, "");
+        tell_dark(brightest, white, "images", "");
     return image_read_white(path, white ? white : image_white(brightest), width, height, err);
 }
 

@@ -73,20 +73,61 @@ int evaluation_prepare(const EvaluateRequest *r, const char *data, Evaluation *r
     return 0;
 }
 
+/* The largest value in the normal images of 16 bits; 0: there are none, -1: no memory. */
+static int brightest_normal(const Dataset *d)
+{
+    int brightest = 0;
+    for (int i = 0; i < d->n && brightest >= 0; i++) {
+        const DatasetCategory *c = &d->categories[i];
+        const int here = samlad_brightest((const char *const *)c->normal, c->n_normal);
+        brightest = here < 0 || here > brightest ? here : brightest;
+    }
+    return brightest;
+}
+
+/* The same in the test images. */
+static int brightest_test(const Dataset *d)
+{
+    int brightest = 0;
+    for (int i = 0; i < d->n && brightest >= 0; i++) {
+        const DatasetCategory *c = &d->categories[i];
+        const char **paths = calloc((size_t)c->n_images + 1, sizeof *paths);
+        for (int k = 0; paths && k < c->n_images; k++)
+            paths[k] = c->images[k].path;
+        const int here = paths ? samlad_brightest(paths, c->n_images) : -1;
+        brightest = here < 0 || here > brightest ? here : brightest;
+        free(paths);
+    }
+    return brightest;
+}
+
+static int is_dark(int brightest)
+{
+    return brightest > 0 && image_white(brightest) != IMAGE_WHITE;
+}
+
+static void tell_dark_images(const EvaluateRequest *r, int normal, int test)
+{
+    const int has_bank = r->plan.bank != NULL;
+    if (is_dark(normal) && is_dark(test))
+        r->dark(normal > test ? normal : test, "images", has_bank);
+    else if (is_dark(normal) || is_dark(test))
+        r->dark(is_dark(normal) ? normal : test, is_dark(normal) ? "normal images" : "test images", has_bank);
+}
+
 /* One white for all categories: a run has one list of settings. A bank that is given brings its own. */
 int evaluation_white(Samlad *s, const EvaluateRequest *r, Evaluation *e, Error *err)
 {
     char text[16];
-    for (int i = 0; i < e->dataset.n && !r->plan.bank; i++) {
-        const DatasetCategory *c = &e->dataset.categories[i];
-        const int here = samlad_brightest((const char *const *)c->normal, c->n_normal);
-        if (here < 0)
-            return fail(err, "out of memory for the largest value of the images");
-        e->brightest = here > e->brightest ? here : e->brightest;
-    }
+    const int normal = r->plan.bank ? 0 : brightest_normal(&e->dataset),
+              test = samlad_white(s) == IMAGE_WHITE ? brightest_test(&e->dataset) : 0;
+    if (normal < 0 || test < 0)
+        return fail(err, "out of memory for the largest value of the images");
+    if (samlad_white(s) == IMAGE_WHITE && r->dark)
+        tell_dark_images(r, normal, test);
     if (samlad_white(s))
         return 0;
-    snprintf(text, sizeof text, "%d", e->brightest ? image_white(e->brightest) : IMAGE_WHITE);
+    snprintf(text, sizeof text, "%d", normal ? image_white(normal) : IMAGE_WHITE);
     return samlad_set(s, "white", text, err);
 }
 
@@ -120,7 +161,9 @@ static char *temporary_folder(Error *err)
 int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err)
 {
     RunPlan plan = r->plan;
-    if (evaluation_prepare(r, r->data, result, err) || evaluation_white(s, r, result, err))
+    if (evaluation_prepare(r, r->data, result, err) ||
+        (plan.bank && samlad_bank_load(s, plan.bank, err)) || /* the settings come from the bank. */
+        evaluation_white(s, r, result, err))
         return -1;
     char *temporary = plan.out ? NULL : temporary_folder(err);
     plan.out = plan.out ? plan.out : temporary;

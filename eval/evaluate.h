@@ -12,7 +12,6 @@ typedef struct Evaluation {
     Problems problems;           /* when there are any, no work was begun. */
     CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work. */
     RunTimes times;              /* work of this process. */
-    int brightest;               /* the largest value in normal images of 16 bits; 0: there are none. */
 } Evaluation;
 
 typedef struct EvaluateRequest {
@@ -23,6 +22,9 @@ typedef struct EvaluateRequest {
     void (*complain)(const char *sentence); /* one of each such file. */
     RunPlan plan; /* out NULL: a temporary folder, removed at the end. */
     void (*tell)(const char *sentence); /* called for each note of the data set before the work; or NULL. */
+    /* Called before the work for the largest value in images of 16 bits, of which nobody has said what is white: "images",
+     * or "normal images" and "test images" if only these are dark. */
+    void (*dark)(int brightest, const char *images, int has_bank);
 } EvaluateRequest;
 
 /* Run and measure; resumes the run in plan.out. -1 also when the data set has problems: err gives their
@@ -34,7 +36,7 @@ int evaluate_merge(const char *const *folders, int n, const char *out, const Eva
                    Evaluation *result, Error *err);
 /* The first and last step of both: list and check the data set; measure and write the tables. */
 int evaluation_prepare(const EvaluateRequest *request, const char *data, Evaluation *result, Error *err);
-/* Look for 16-bit images among the normal ones, and settle the option white. */
+/* Look for 16-bit images. Settle the option white by the normal ones, or tell what is dark. */
 int evaluation_white(Samlad *s, const EvaluateRequest *request, Evaluation *result, Error *err);
 int evaluation_measure(Evaluation *result, const char *out, Error *err);
 void evaluation_free(Evaluation *result);

@@ -597,8 +597,6 @@ static int do_category(Job *job)
 int run_images(Samlad *s, const Dataset *d, const RunPlan *plan, RunTimes *times, Error *err)
 {
     *times = (RunTimes){0};
-    if (plan->bank && samlad_bank_load(s, plan->bank, err)) /* the settings come from the bank. */
-        return -1;
     if (run_settle(s, d, plan, err) ||
         follow_data(s, d, plan, err)) /* refusals come before the first change. */
         return -1;

@@ -29,7 +29,7 @@
 
 typedef struct RunPlan {
     const char *out;     /* the run's folder */
-    const char *bank;    /* use this bank file (one category), or NULL. */
+    const char *bank;    /* use this bank file (one category), which is loaded, or NULL. */
     const char *scenes;  /* keep all analysed images in this folder and reuse them, or NULL. */
     int shard, n_shards; /* test images i with i mod n_shards == shard; 0 of 1: all. */
     int max_bank;        /* use at most this many normal images; 0: all. */

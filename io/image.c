@@ -111,14 +111,22 @@ static int may_be_deep(const uint8_t *bytes, size_t n)
     return tiff_begins(bytes, n) || (n > 2 && bytes[0] == 'P');
 }
 
+/* Some pixels of a camera are hot, so one sample in 10,000 may be larger. -1: no memory. */
 static int largest_sample(const Image *image)
 {
-    const size_t channels = (size_t)image->channels, n_colors = channels < 3 ? 1 : 3;
+    const size_t channels = (size_t)image->channels, n_colors = channels < 3 ? 1 : 3,
+                 n_pixels = (size_t)image->width * (size_t)image->height;
     const uint16_t *samples = image->samples;
-    int largest = 0;
-    for (size_t i = 0; i < (size_t)image->width * (size_t)image->height; i++)
+    uint32_t *count = calloc(IMAGE_WHITE + 1, sizeof *count);
+    if (!count)
+        return -1;
+    for (size_t i = 0; i < n_pixels; i++)
         for (size_t c = 0; c < n_colors; c++)
-            largest = samples[i * channels + c] > largest ? samples[i * channels + c] : largest;
+            count[samples[i * channels + c]]++;
+    int largest = IMAGE_WHITE;
+    for (size_t above = count[largest]; largest > 0 && above <= n_pixels * n_colors / 10000;)
+        above += count[--largest];
+    free(count);
     return largest;
 }
 
@@ -145,5 +153,9 @@ int image_brightest(const char *path)
 
 int image_white(int brightest)
 {
-    return brightest <= 1023 ? 1023 : brightest <= 4095 ? 4095 : brightest <= 16383 ? 16383 : IMAGE_WHITE;
+    return brightest <= 255     ? 255
+           : brightest <= 1023  ? 1023
+           : brightest <= 4095  ? 4095
+           : brightest <= 16383 ? 16383
+                                : IMAGE_WHITE;
 }

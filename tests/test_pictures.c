@@ -216,11 +216,17 @@ static void test_white(void)
         CHECK_MSG(rgb[3 * i] == expected[i] && rgb[3 * i + 2] == expected[i], "%d: %d", samples[i],
                   rgb[3 * i]);
     free(rgb);
-    CHECK(image_white(1) == 1023 && image_white(1023) == 1023 && image_white(1024) == 4095);
+    CHECK(image_white(255) == 255 && image_white(256) == 1023 && image_white(1023) == 1023 &&
+          image_white(1024) == 4095);
     CHECK(image_white(4096) == 16383 && image_white(16384) == IMAGE_WHITE &&
           image_white(65535) == IMAGE_WHITE);
     CHECK(!png_write(TMP, grey_alpha, 2, 1, 2, 16, &err) && image_brightest(TMP) == 1024);
     CHECK(!png_write(TMP, expected, 8, 1, 1, 8, &err) && image_brightest(TMP) == 0);
+    /* one sample of 10,000 may be hot, two may not. */
+    static uint16_t hot[10000] = {[5] = 255, [17] = 65535};
+    CHECK(!png_write(TMP, hot, 100, 100, 1, 16, &err) && image_brightest(TMP) == 255);
+    hot[18] = 65535;
+    CHECK(!png_write(TMP, hot, 100, 100, 1, 16, &err) && image_brightest(TMP) == 65535);
     CHECK(image_brightest("no such file") == 0);
     unlink(TMP);
 }

@@ -69,6 +69,11 @@ run 2 "no white" "$bin" bank deep/train/good -o same.bank $quick --white 0
 says "is not a number from 1 to 65535"
 run 0 "eval in the dark" "$bin" eval deep $quick --no-pictures
 says "nearly black: give --white auto, or --white 4095$"
+run 0 "eval with a dark bank" "$bin" eval deep --bank dark.bank $weights --no-pictures
+says "^samlad: the largest value of the 16-bit test images is 4095 of 65535, so they are nearly black: give samlad bank --white auto, or --white 4095$"
+mkdir -p half/train && cp -r deep/test half && cp -r grey/train/good half/train
+run 0 "dark tests alone" "$bin" eval half $quick --no-pictures
+says "^samlad: the largest value of the 16-bit test images is 4095 of 65535"
 run 0 "eval" "$bin" eval deep $quick --no-pictures --white auto -o deep.out
 silent "nearly black"
 if grep -q '"option.white": *"4095"' deep.out/run.json; then ok; else bad "the run does not record its white"; fi
