@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "command/commands.h"
 #include "command/inputs.h"
@@ -9,6 +10,7 @@
 #include "command/models.h"
 #include "io/clock.h"
 #include "io/file.h"
+#include "report/report.h"
 
 static const char BANK_HELP[] =
     "usage: samlad bank DIR|IMAGE... -o BANK [options]\n"
@@ -72,6 +74,40 @@ static void tell_threshold(const Samlad *s)
                few + 1, few);
 }
 
+/* The length of the path's folder; 0: none. */
+static int folder_length(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? (int)(slash - path) : 0;
+}
+
+/* Images of several folders: how many of each. The images of a folder stand together. */
+static void tell_folders(const ImageList *list)
+{
+    enum { NAMED = 3 };
+    char folder[PATH_SIZE];
+    int n_folders = 0;
+    for (int i = 0, n = 1; i < list->n; i += n, n = 1) {
+        const char *path = list->paths[i];
+        const int length = folder_length(path);
+        while (i + n < list->n && folder_length(list->paths[i + n]) == length &&
+               strncmp(path, list->paths[i + n], (size_t)length) == 0)
+            n++;
+        if (n == list->n) /* one folder */
+            return;
+        if (n_folders++ < NAMED) {
+            fputs(n_folders == 1 ? "images from " : ", ", stdout);
+            snprintf(folder, sizeof folder, "%.*s", length, length ? path : ".");
+            report_plain(stdout, folder);
+            printf(" (%d)", n);
+        }
+    }
+    if (n_folders > NAMED)
+        printf(", and from %d more folder%s", n_folders - NAMED, n_folders - NAMED == 1 ? "" : "s");
+    if (n_folders)
+        printf("\n");
+}
+
 static int write_bank(Args *args, const ImageList *list, Samlad *s, Error *err)
 {
     double start = clock_seconds();
@@ -116,6 +152,7 @@ int command_bank(Args *args)
         return failed(&err);
     }
     left_out_tell(stdout, &list.left_out);
+    tell_folders(&list);
     if (repeats)
         printf("%d image%s given more than once: each counts once\n", repeats, repeats == 1 ? "" : "s");
     Samlad *s = open_samlad(args, &err);

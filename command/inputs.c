@@ -117,14 +117,19 @@ static void drop_folder(ImageList *list, const char *folder, Error *err)
 /* Leave out the folders of anomalous images and masks that were given. */
 static int drop_given(ImageList *list, const Args *args, Error *err)
 {
-    const char *const given[] = {args->anomalous, args->masks};
+    const char *const given[] = {args->anomalous, args->masks}, *const options[] = {"anomalous", "masks"};
     fail_none(err);
     for (int k = 0; k < 2; k++) {
+        int found = !given[k];
         for (int i = -1; i < args->n_inputs && given[k]; i++) {
             char *folder = folder_given(i < 0 ? "." : args->inputs[i], given[k], err);
+            found |= folder != NULL;
             drop_folder(list, folder, err);
             free(folder);
         }
+        if (!found && !fail_any(err))
+            return fail(err, "--%s %s: there is no such folder, neither here nor in an input", options[k],
+                        given[k]);
     }
     return fail_any(err);
 }

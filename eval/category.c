@@ -311,7 +311,11 @@ static int look_beside_normal(Listing *l)
 static int list_normal(Listing *l)
 {
     PathList images = {.left_out = &l->c->left_out}, masks = {0};
-    int status = l->normal ? walk_images(&images, &masks, l->normal, l->err) : 0;
+    char *train = l->normal ? NULL : folder_find(l->c->dir, FOLDER_TRAIN, l->err),
+         *dir = l->normal ? l->normal : train;
+    int status =
+        dir ? walk_images(&images, &masks, dir, l->err) : 0; /* without normal images, what else is there. */
+    free(train);
     l->c->normal = images.paths;
     l->c->n_normal = images.n;
     path_list_free(&masks);
@@ -362,7 +366,7 @@ int is_category(const char *dir, const GivenFolders *given, Error *err)
 /* The test images: the good ones first, because their scores must come first. */
 static int list_tests(Listing *l, int n_held)
 {
-    char kind[128];
+    char kind[256];
     int status = l->tests ? look_beside_tests(l) : 0;
     const char *dir = l->tests ? l->tests : l->c->dir;
     if (!status)
@@ -400,6 +404,10 @@ int category_list(DatasetCategory *c, const char *dir, const CategoryRequest *r,
         c->config = config;
         config = NULL;
     }
+    if (!status &&
+        (folder_is_within(l.anomalous, l.normal, err) || folder_is_within(l.normal, l.anomalous, err)))
+        status = fail(err, "--anomalous %.600s: the normal images are in %.600s, so they would be both",
+                      l.anomalous, l.normal);
     if (!status && l.normal && !given->normal)
         status = folder_refuse_mixed(l.normal, &none, err);
     if (!status)

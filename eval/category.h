@@ -25,7 +25,7 @@ typedef struct Unreadable {
 } Unreadable;
 
 typedef struct DatasetCategory {
-    char name[128];
+    char name[256];     /* a folder's has at most 255 bytes. */
     char *dir, *config; /* config: defects_config.json, or NULL. */
     int n_normal;       /* for the bank */
     char **normal;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "io/fail.h"
 #include "io/file.h"
@@ -120,20 +121,43 @@ void dataset_free(Dataset *d)
  * VisA as it is published: split_csv/1cls.csv says object,split,label,image,mask
  * ============================================================================================== */
 
-/* Cut the line at commas. Returns the number of fields, 6 for more than 5. */
-static int split_fields(char *line, char *fields[5])
+/* Take the quotes off a cell (RFC 4180: a quote in it is doubled). Returns what follows it, NULL: no second quote. */
+static char *unquote(char *cell)
+{
+    char *to = cell, *from = cell + 1;
+    for (; *from && (*from != '"' || from[1] == '"'); from += 1 + (*from == '"'))
+        *to++ = *from;
+    if (!*from)
+        return NULL;
+    *to = '\0';
+    return from + 1;
+}
+
+/* Cut the line at commas. Returns the number of cells, 6 for more than 5; 0: a quote is not closed, or text follows it. */
+static int split_cells(char *line, char *cells[5])
 {
     int n = 0;
     line[strcspn(line, "\r\n")] = '\0';
     for (char *at = line; at && n < 5; n++) {
-        fields[n] = at;
-        at = strchr(at, ',');
-        if (at)
-            *at++ = '\0';
+        cells[n] = at;
+        char *end = *at == '"' ? unquote(at) : at + strcspn(at, ",");
+        if (!end || (*end && *end != ','))
+            return 0;
+        at = *end ? end + 1 : NULL;
+        *end = '\0';
         if (at && n == 4)
             return 6;
     }
     return n;
+}
+
+/* Does the path lead out of the data set's folder? */
+static int leaves_folder(const char *path)
+{
+    for (const char *at = path; at; at = strchr(at, '/') ? strchr(at, '/') + 1 : NULL)
+        if (strncmp(at, "..", 2) == 0 && (at[2] == '/' || !at[2]))
+            return 1;
+    return *path == '/';
 }
 
 static DatasetCategory *find_category(const Dataset *d, const char *name)
@@ -160,12 +184,15 @@ static int append(char ***paths, int *n, char *path, Error *err)
     return status;
 }
 
-/* Take one line. A path that leaves the folder is refused. */
 static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int line, Error *err)
 {
     int good, test;
-    if (n < 4 || n > 5 || !*fields[3] || strstr(fields[3], "..") || (n == 5 && strstr(fields[4], "..")))
+    if (n < 4 || n > 5 || !*fields[3])
         return fail(err, "%s: line %d is not object,split,label,image,mask", csv, line);
+    for (int i = 3; i < n; i++)
+        if (leaves_folder(fields[i]))
+            return fail(err, "%s: line %d: the %s '%.100s' does not lie in the data set", csv, line,
+                        i == 3 ? "image" : "mask", fields[i]);
     if (!is_word(fields[1], "test", "train", &test))
         return fail(err, "%s: line %d: split '%.40s', expected train or test", csv, line, fields[1]);
     if (!is_word(fields[2], "normal", "anomaly", &good))
@@ -191,8 +218,17 @@ static int by_kind(const void *a, const void *b)
     return x->normal != y->normal ? y->normal - x->normal : strcmp(x->path, y->path);
 }
 
-#define VISA_COLUMNS "object,split,label,image,mask"
-#define UTF8_MARK    "\xef\xbb\xbf" /* some editors begin a file with it. */
+#define UTF8_MARK "\xef\xbb\xbf" /* some editors begin a file with it. */
+
+/* The first line names the columns. */
+static int visa_header(char *cells[5], int n, const char *csv, Error *err)
+{
+    static const char *const columns[] = {"object", "split", "label", "image", "mask"};
+    int same = n == 5;
+    for (int i = 0; i < 5 && same; i++)
+        same = strcmp(cells[i], columns[i]) == 0;
+    return same ? 0 : fail(err, "%s: the first line is not object,split,label,image,mask", csv);
+}
 
 static int list_visa(Dataset *d, Error *err)
 {
@@ -202,16 +238,16 @@ static int list_visa(Dataset *d, Error *err)
     int status = text ? 0 : -1, number = 1;
     if (text && strlen(text) != n)
         status = fail(err, "%s: a NUL character at %zu: not a table of text", csv, strlen(text));
-    char *first = text && strncmp(text, UTF8_MARK, strlen(UTF8_MARK)) == 0 ? text + strlen(UTF8_MARK) : text;
-    if (!status && strncmp(first, VISA_COLUMNS, strlen(VISA_COLUMNS)) != 0)
-        status = fail(err, "%s: the first line is not " VISA_COLUMNS, csv);
-    for (char *line = first; line && *line && !status; number++) {
-        char *next = strchr(line, '\n'), *fields[5] = {NULL};
+    char *line = text && strncmp(text, UTF8_MARK, strlen(UTF8_MARK)) == 0 ? text + strlen(UTF8_MARK) : text;
+    for (; line && (*line || number == 1) && !status; number++) {
+        char *next = strchr(line, '\n'), *cells[5] = {NULL};
         if (next)
             *next++ = '\0';
-        int found = split_fields(line, fields);
-        if (number > 1 && *line) /* the first names the columns. */
-            status = visa_row(d, fields, found, csv, number, err);
+        const int found = split_cells(line, cells);
+        if (number == 1)
+            status = visa_header(cells, found, csv, err);
+        else if (*line)
+            status = visa_row(d, cells, found, csv, number, err);
         line = next;
     }
     for (int i = 0; i < d->n && !status; i++) {
@@ -337,7 +373,7 @@ static int open_category(Dataset *d, DatasetCategory *c, const char *dir, Error 
 
 static int open_single(Dataset *d, const DatasetRequest *r, Error *err)
 {
-    char name[128];
+    char name[256];
     if (folder_name(name, d->root, err))
         return -1;
     if (d->kind == DATASET_DIGITS)
@@ -459,7 +495,7 @@ int dataset_open(Dataset *d, const char *root, const DatasetRequest *r, Problems
     const GivenFolders *given = &r->layout.given;
     if (!dir_exists(root))
         return fail(err, "%s: there is no such folder", root);
-    char trimmed[PATH_SIZE], name[128];
+    char trimmed[PATH_SIZE], name[256];
     snprintf(trimmed, sizeof trimmed, "%s", root);
     for (size_t n = strlen(trimmed); n > 1 && trimmed[n - 1] == '/'; n--)
         trimmed[n - 1] = '\0';
@@ -616,6 +652,52 @@ static void check_each(Check *check, Problems *problems, Notes *notes)
     }
 }
 
+/* A file, and what it is taken for: 0 normal, 1 a good test image, 2 an anomalous one. */
+typedef struct Role {
+    dev_t device;
+    ino_t file;
+    int role;
+    const char *path;
+} Role;
+
+static int by_file(const void *a, const void *b)
+{
+    const Role *x = a, *y = b;
+    return x->device != y->device ? (x->device > y->device) - (x->device < y->device)
+           : x->file != y->file   ? (x->file > y->file) - (x->file < y->file)
+                                  : x->role - y->role;
+}
+
+/* Find a file that is taken for two things, under two names. */
+static void check_roles(const DatasetCategory *c, int n_normal, Problems *problems, Notes *notes)
+{
+    const int n = n_normal + c->n_images;
+    int n_files = 0;
+    Role *roles = calloc((size_t)n + 1, sizeof *roles);
+    if (!roles)
+        problem(problems, "%s: not enough memory to check its files", c->name);
+    for (int i = 0; i < n && roles; i++) {
+        const DatasetImage *image = i < n_normal ? NULL : &c->images[i - n_normal];
+        const char *path = image ? image->path : c->normal[i];
+        struct stat info;
+        if (stat(path, &info) == 0) /* a missing file is reported elsewhere. */
+            roles[n_files++] = (Role){info.st_dev, info.st_ino, image ? 2 - image->normal : 0, path};
+    }
+    if (roles)
+        qsort(roles, (size_t)n_files, sizeof *roles, by_file);
+    for (int i = 1; i < n_files; i++) {
+        const Role *a = &roles[i - 1], *b = &roles[i];
+        if (a->device != b->device || a->file != b->file || a->role == b->role)
+            continue;
+        if (b->role == 2)
+            problem(problems, "%.600s and %.600s: one file as a normal image and as an anomalous one",
+                    a->path, b->path);
+        else
+            note(notes, "%.600s: this good test image is in the bank, too, as %.600s", b->path, a->path);
+    }
+    free(roles);
+}
+
 /* Find two images whose results would share a name: a.png, a.jpg and a.png.png of one kind. */
 static void check_names(const DatasetCategory *c, Problems *problems)
 {
@@ -674,7 +756,8 @@ static void check_category(Dataset *d, Check *check, Problems *problems)
     if (!c->dir) /* missing: reported already */
         return;
     if (check->look->with_bank && c->n_normal == 0)
-        problem(problems, "%s: there are no normal images for the bank (train/good, train or good)", c->dir);
+        problem(problems, "%s: there are no normal images for the bank (train/good, train or good)%s%s",
+                c->dir, c->left_out.n ? "; these are no pictures: " : "", c->left_out.names);
     check_files(check, problems, &d->notes);
     for (int i = 0; i < c->n_images; i++)
         n_good += c->images[i].normal;
@@ -690,6 +773,7 @@ static void check_category(Dataset *d, Check *check, Problems *problems)
                 c->dir);
     check_kinds(c, d->kind, problems);
     check_names(c, problems);
+    check_roles(c, n_normal_of(check->look, c), problems, &d->notes);
 }
 
 void dataset_check(Dataset *d, const DatasetLook *look, Problems *problems)

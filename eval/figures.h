@@ -10,7 +10,7 @@
 enum { FIGURES_MAX = DATASET_MAX_KINDS + 16 }; /* one a kind, and the figures over all kinds. */
 
 typedef struct Figure {
-    char name[96]; /* "auroc.logical_anomalies", "auroc.all", "auroc.pixels", ... */
+    char name[288]; /* "auroc.logical_anomalies", "auroc.all", "auroc.pixels", ... */
     double value;  /* NAN: this data set does not give it. */
     int n;         /* anomalous images in it; 0: does not apply. */
 } Figure;
@@ -23,7 +23,7 @@ typedef struct Figures {
 
 enum { METHODS_MAX = 1 + BASELINES };
 typedef struct CategoryFigures {
-    char name[128];
+    char name[256];
     int n_bank, n_good, n_images;
     int n_methods;                /* 1 when the run has no baselines, else METHODS_MAX. */
     Figures methods[METHODS_MAX]; /* samlad's, then those of the baselines in their order. */

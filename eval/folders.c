@@ -33,6 +33,7 @@ static const struct {
     {"good", FOLDER_NORMAL},
     {"nominal", FOLDER_NORMAL},
     {"defect_free", FOLDER_NORMAL},
+    {"pass", FOLDER_NORMAL},
     {"normal_test", FOLDER_NORMAL},
     {"test", FOLDER_TEST},
     {"test_public", FOLDER_TEST}, /* MVTec AD 2 */
@@ -53,6 +54,7 @@ static const struct {
     {"defect", FOLDER_ANOMALOUS},
     {"defects", FOLDER_ANOMALOUS},
     {"defective", FOLDER_ANOMALOUS},
+    {"fail", FOLDER_ANOMALOUS},
     {"ground_truth", FOLDER_MASKS},
     {"groundtruth", FOLDER_MASKS},
     {"gt", FOLDER_MASKS}, /* MVTec 3D-AD */
@@ -102,6 +104,32 @@ FolderRole folder_role(const char *name)
 {
     const int place = word_place(name);
     return place < N_WORDS ? WORDS[place].role : FOLDER_OTHER;
+}
+
+/* Words that turn the others round: no_defect. */
+static int is_negation(const char *word)
+{
+    static const char *const words[] = {"no", "non", "not", "free", "without", "zero"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (folder_same_word(word, words[i]))
+            return 1;
+    return 0;
+}
+
+/* The role of a name of several words, if one of them says that it holds no normal images: 1_defect, test_bad. */
+static FolderRole role_of_words(const char *name)
+{
+    FolderRole found = FOLDER_OTHER;
+    char text[256], *next = NULL;
+    snprintf(text, sizeof text, "%s", name);
+    for (char *word = strtok_r(text, "_- .", &next); word; word = strtok_r(NULL, "_- .", &next)) {
+        const FolderRole role = folder_role(word);
+        if (is_negation(word))
+            return FOLDER_OTHER;
+        if (role == FOLDER_ANOMALOUS || (role == FOLDER_TEST && found == FOLDER_OTHER))
+            found = role;
+    }
+    return found;
 }
 
 /* ================================================================================================
@@ -290,12 +318,12 @@ int folder_is_within(const char *inner, const char *outer, Error *err)
     return within;
 }
 
-int folder_name(char name[128], const char *dir, Error *err)
+int folder_name(char name[256], const char *dir, Error *err)
 {
     char *real = realpath(dir, NULL), *slash = real ? strrchr(real, '/') : NULL;
     if (!real)
         return fail(err, "%s: cannot be found: %s", dir, strerror(errno));
-    snprintf(name, 128, "%.127s", slash && slash[1] ? slash + 1 : "data"); /* "/" has no name. */
+    snprintf(name, 256, "%.255s", slash && slash[1] ? slash + 1 : "data"); /* "/" has no name. */
     free(real);
     return 0;
 }
@@ -343,11 +371,18 @@ static int is_refused(FolderRole role)
            role == FOLDER_UNLABELLED;
 }
 
+/* The role of the name, or of its words. */
+static FolderRole refused_role(const char *name)
+{
+    const FolderRole role = folder_role(name);
+    return role == FOLDER_OTHER ? role_of_words(name) : role;
+}
+
 /* Check the folder `name`. Beside normal images all others are refused, but for validation. Without normal
  * ones the folders' names must tell. */
 static int refuse_folder(const Mixed *m, const char *name, Error *err)
 {
-    const FolderRole role = folder_role(name);
+    const FolderRole role = refused_role(name);
     char *path = path_of(err, "%s/%s", m->dir, name);
     int status = path ? 0 : -1;
     if (status || folder_is_within(path, m->spared[0], err) || folder_is_within(path, m->spared[1], err) ||
@@ -393,7 +428,7 @@ static int refuse(const char *dir, const GivenFolders *given, int depth, Error *
     /* folders with a role last: images/normal is a better hint than masks. */
     for (int named = 0; named <= 1; named++)
         for (size_t i = 0; i < n && !status; i++)
-            if (named == is_refused(folder_role(names[i])))
+            if (named == is_refused(refused_role(names[i])))
                 status = refuse_folder(&m, names[i], err);
     if (!status)
         status = refuse_files(&m, err);
@@ -403,6 +438,11 @@ static int refuse(const char *dir, const GivenFolders *given, int depth, Error *
 
 int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err)
 {
+    char name[256];
     fail_none(err);
+    if (folder_name(name, dir, err))
+        return -1;
+    if (folder_role(name) == FOLDER_MASKS)
+        return refuse_one(dir, FOLDER_MASKS, NULL, err);
     return refuse(dir, given, 0, err) ? -1 : fail_any(err);
 }

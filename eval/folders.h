@@ -41,7 +41,7 @@ char *folder_of_normal(const char *dir, const char *given, Error *err);
 /* Is `inner` the folder `outer`, or below it? Links are followed. NULL is nowhere. */
 int folder_is_within(const char *inner, const char *outer, Error *err);
 /* The last part of the path, with "." and links resolved; "data" for the root. */
-int folder_name(char name[128], const char *dir, Error *err);
+int folder_name(char name[256], const char *dir, Error *err);
 
 /* -1 with a sentence when images below `dir` lie beside normal ones: tests, anomalous ones, masks. It tells
  * the folder to give instead. */

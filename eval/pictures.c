@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 #include "io/file.h"
 #include "io/image.h"
@@ -64,9 +65,23 @@ static int is_float(const char *dir, const char *name)
            snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_SIZE && image_is_float(path);
 }
 
+/* A pipe, a socket, a device: reading it might never end. */
+static int is_special(const char *dir, const char *name)
+{
+    char path[PATH_SIZE];
+    struct stat info;
+    return snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_SIZE && stat(path, &info) == 0 &&
+           !S_ISREG(info.st_mode);
+}
+
 int is_picture(const char *dir, const char *name)
 {
-    return looks_like_image(name) && !is_own(dir, name) && !is_float(dir, name);
+    return looks_like_image(name) && !is_special(dir, name) && !is_own(dir, name) && !is_float(dir, name);
+}
+
+static const char *reason(const char *dir, const char *name)
+{
+    return !looks_like_image(name) ? "" : is_special(dir, name) ? " (no file)" : " (floats)";
 }
 
 void left_out_note(LeftOut *left_out, const char *dir, const char *name)
@@ -77,7 +92,8 @@ void left_out_note(LeftOut *left_out, const char *dir, const char *name)
     if (is_picture(dir, name) || is_own(dir, name) || has_ending(name, expected))
         return;
     if (left_out->n++ < NAMED)
-        snprintf(left_out->names + used, sizeof left_out->names - used, "%s%.80s", used ? ", " : "", name);
+        snprintf(left_out->names + used, sizeof left_out->names - used, "%s%.70s%s", used ? ", " : "", name,
+                 reason(dir, name));
     else if (left_out->n == NAMED + 1)
         strcat(left_out->names, ", ...");
 }

@@ -7,7 +7,7 @@
 /* The files of folders that are no pictures: their number, and the names of the first. */
 typedef struct LeftOut {
     int n;
-    char names[256]; /* "a.txt, b.webp" */
+    char names[288]; /* "a.txt, b.tiff (floats)" */
 } LeftOut;
 
 /* Does the name end in one of these (".png", any case; NULL at the end)? */
@@ -18,7 +18,7 @@ int looks_like_image(const char *name);
  * NAME_masks.json are no inputs. */
 int is_segmented(const char *path);
 
-/* 1 when the file DIR/NAME is to be looked at: it has a picture's ending, it is no
+/* 1 when the file DIR/NAME is to be looked at: it has a picture's ending, it is a file or a link that leads nowhere, no
  * TIFF of floats, and neither `samlad segment` nor `samlad detect` wrote it. */
 int is_picture(const char *dir, const char *name);
 /* Note the file DIR/NAME unless it is a picture, our own output, or JSON or CSV. These belong to data

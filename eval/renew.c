@@ -30,8 +30,8 @@ int tests_sha256(char sha[65], const DatasetCategory *c, Error *err)
     int status = 0;
     for (int i = 0; i < c->n_images && !status; i++) {
         const DatasetImage *image = &c->images[i];
-        char detail[128];
-        snprintf(detail, sizeof detail, "%.40s %s", image->kind, image->sha256);
+        char detail[400];
+        snprintf(detail, sizeof detail, "%.255s %s", image->kind, image->sha256);
         status = digest_line(&tests, image->name, detail, err);
     }
     if (!status)

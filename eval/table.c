@@ -272,7 +272,7 @@ static char *name_root(const char *sentence, const char *root, const char *name)
 /* They name the data set, not its place: a merge looks for it elsewhere. */
 static void json_warnings(JsonWriter *w, const Dataset *d)
 {
-    char name[128];
+    char name[256];
     w->failed |= folder_name(name, d->root, NULL) != 0;
     json_key(w, "warnings"), json_open(w, '[');
     for (int i = 0; i < d->notes.n && !w->failed; i++) {

@@ -594,9 +594,13 @@ char **dir_list(const char *path, int want_dirs, size_t *n, Error *err)
         if (entry->d_name[0] == '.')
             continue;
         if (fstatat(dirfd(dir), entry->d_name, &info, 0) == 0) {
-            if (want_dirs ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode))
+            if (!!want_dirs == !!S_ISDIR(info.st_mode))
                 full = add_name(&list, entry->d_name);
-        } else if (errno != ENOENT && errno != ELOOP) { /* a link that leads nowhere is no file. */
+        } else if (errno == ENOENT ||
+                   errno == ELOOP) { /* a link that leads nowhere; else it was just removed. */
+            if (!want_dirs && fstatat(dirfd(dir), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0)
+                full = add_name(&list, entry->d_name);
+        } else {
             status = fail(err, "%s/%s: cannot be read: %s", path, entry->d_name, strerror(errno));
         }
     }

@@ -66,8 +66,8 @@ int dir_exists(const char *path);
 int dir_make(const char *path, Error *err); /* with parents; an existing folder is fine. */
 /* For qsort of char *: order by bytes. */
 int compare_names(const void *a, const void *b);
-/* Names (not paths) of regular files (want_dirs 0) or folders (1) in `path`, sorted by bytes. Names that
- * begin with '.' and links that lead nowhere are left out. Returns a malloc'd array with its strings in
+/* Names (not paths) of folders (want_dirs 1) or of all else (0) in `path`, sorted by bytes; links are followed, and those
+ * that lead nowhere are no folders. Names that begin with '.' are left out. Returns a malloc'd array with its strings in
  * the same block, so free(names) frees all. NULL on failure, also when only a part of the folder could be
  * read. */
 char **dir_list(const char *path, int want_dirs, size_t *n, Error *err);

@@ -383,9 +383,9 @@ cp good/0.ppm mixed && cp good/0.ppm visa/c/Data/Images/Normal && cp good/1.ppm 
 cp res/a.tiff mixed/b.TIF # a map: floats are no picture
 : >mixed/notes.txt
 expect 0 "a folder with other formats" "$bin" bank mixed -o x.bank $weights --no-objects 1
-says "^3 files are no pictures: a.webp, b.TIF, notes.txt$"
+says "^3 files are no pictures: a.webp, b.TIF (floats), notes.txt$"
 expect 0 "the same words in detect" sh -c "'$bin' detect --bank x.bank mixed $weights --json 2>told"
-if [ "$(cat told)" = "3 files are no pictures: a.webp, b.TIF, notes.txt" ]; then ok; else bad "detect tells: $(cat told)"; fi
+if [ "$(cat told)" = "3 files are no pictures: a.webp, b.TIF (floats), notes.txt" ]; then ok; else bad "detect tells: $(cat told)"; fi
 expect 1 "VisA's folder as normal images" "$bin" bank visa -o y.bank $weights
 says "give visa/c/Data/Images/Normal"
 gone y.bank

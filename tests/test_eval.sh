@@ -185,6 +185,42 @@ says "ngs/NG/hole/s1/a0.pnm: anomalous images would be taken for normal ones: gi
 gone ngs.bank
 expect 0 "without the others" "$bin" bank ngs -o ngs.bank $weights --no-objects 1 --size 32 --anomalous NG --masks gt
 says "4 normal images"
+says "^images from ngs/OK/s1 (2), ngs/OK/s2 (2)$"
+expect 1 "a folder that is not there" "$bin" bank ngs/OK -o none.bank $weights --no-objects 1 --anomalous N6
+says "^samlad: --anomalous N6: there is no such folder, neither here nor in an input$"
+expect 1 "masks that are not there" "$bin" bank ngs/OK -o none.bank $weights --no-objects 1 --masks g7
+expect 1 "a bank of masks" "$bin" bank ngs/gt -o none.bank $weights --no-objects 1
+says "^samlad: ngs/gt/a0_GT.PGM: masks would be taken for normal ones"
+gone none.bank
+# one image is not both
+expect 1 "the normal images as anomalous ones" "$bin" eval ngs $small --hold-out 1 --anomalous OK
+says "--anomalous ngs/OK: the normal images are in ngs/OK, so they would be both$"
+expect 1 "a folder of both" "$bin" eval $small --normal ngs/OK --anomalous ngs
+ln ngs/OK/s1/0.ppm ngs/NG/hole/s1/same.ppm && mkdir ngs/test && mv ngs/NG ngs/test/NG && mkdir ngs/test/good && cp n0.ppm ngs/test/good && ln -s ../../OK/s1/1.ppm ngs/test/good/1.ppm
+expect 1 "one file as both" "$bin" eval ngs $small --resize-masks
+says "ngs/OK/s1/0.ppm and ngs/test/NG/hole/s1/same.ppm: one file as a normal image and as an anomalous one$"
+rm ngs/test/NG/hole/s1/same.ppm
+"$bin" eval ngs $small --resize-masks >out 2>err </dev/null && ok || bad "a good test image of the bank"
+says "^samlad: warning: ngs/test/good/1.ppm: this good test image is in the bank, too, as ngs/OK/s1/1.ppm$"
+# links to nothing and pipes; a kind with a long name
+ln -s nowhere ngs/OK/s1/lost.png && ln -s nowhere ngs/test/good/lost.ppm && mkfifo ngs/OK/s1/pipe.png
+"$bin" eval ngs $small --resize-masks >out 2>err </dev/null && bad "links to nothing" || ok
+says "^samlad: ngs/OK/s1/lost.png: cannot open: No such file or directory$"
+says "^samlad: ngs/test/good/lost.ppm: "
+"$bin" eval ngs -o out.odd $small --resize-masks --skip-unreadable >out 2>err </dev/null && ok || bad "links to nothing are not left out"
+says "^1 file is no picture: pipe.png (no file)$"
+grep -q '"unreadable":\["OK/s1/lost.png","test/good/lost.ppm"\]' out.odd/results.json && ok || bad "results.json does not name the links"
+rm ngs/OK/s1/lost.png ngs/OK/s1/pipe.png ngs/test/good/lost.ppm
+long=$(printf '%0250d' 7)
+cp -r ngs/test/NG/hole/s1 "ngs/test/${long}a" && cp -r ngs/test/NG/hole/s1 "ngs/test/${long}b"
+"$bin" eval ngs -o out.long $small --resize-masks >out 2>err </dev/null && ok || bad "kinds with long names"
+grep -q "\"auroc.${long}a\":.*\"auroc.${long}b\":" out.long/results.json && ok || bad "long kinds are cut"
+rm -r ngs/test/${long}* && mv ngs/test/NG ngs/NG && rm -r ngs/test out.long
+# TIFF files of floats are no images
+mkdir -p floats/train/good floats/test/good && cp n0.ppm floats/test/good && cp out.odd/anomaly_maps/ngs/test/NG/hole/s1/a1.tiff floats/train/good/0.tiff
+"$bin" eval floats $small >out 2>err </dev/null && bad "a bank of floats" || ok
+says "floats: there are no normal images for the bank (train/good, train or good); these are no pictures: 0.tiff (floats)$"
+rm -r floats out.odd
 expect 0 "--normal" "$bin" bank --normal ngs/NG/hole -o ngs.bank $weights --no-objects 1 --size 32
 says "3 normal images"
 rm -r ngs ngs.bank fine calm out.ngs out.calm out.told out.twins
@@ -211,7 +247,7 @@ expect 1 "a category that is none" "$bin" eval loco/pushpins --category screw_ba
 expect 1 "no folder" "$bin" eval nowhere $small
 printf 'object,split,label,image,mask\ncandle,test,normal,../../n0.ppm,\n' >csv/split_csv/1cls.csv
 expect 1 "a path that leaves the folder" "$bin" eval csv --category candle $small
-says "line 2"
+says "line 2: the image '../../n0.ppm' does not lie in the data set$"
 head=object,split,label,image,mask
 row=candle/Data/Images/Normal/0.ppm
 visa_table() { # WHAT SAYS TEXT: a table that is not VisA's
@@ -224,8 +260,10 @@ visa_table "a label of another name" "line 2: label 'Normal'" "$head\ncandle,tes
 visa_table "no head" "the first line is not $head" "candle,train,normal,$row,\n"
 visa_table "columns in another order" "the first line is not $head" "split,object,label,image,mask\ncandle,train,normal,$row,\n"
 visa_table "too many columns" "line 2" "$head\ncandle,train,normal,$row,,,\n"
+visa_table "a mask elsewhere" "line 2: the mask '/m.pgm' does not lie in the data set" "$head\ncandle,test,anomaly,$row,/m.pgm\n"
+visa_table "an open quote" "line 2 is not $head" "$head\ncandle,test,\"anomaly,$row,\n"
 printf "\357\273\277$head\r\ncandle,train,normal,$row,\r\ncandle,test,normal,candle/Data/Images/Normal/1.ppm,\r\n" >csv/split_csv/1cls.csv
-printf 'candle,test,anomaly,candle/Data/Images/Anomaly/1.ppm,candle/Data/Masks/Anomaly/1.pgm\r\n' >>csv/split_csv/1cls.csv
+printf '"candle",test,"anomaly",candle/Data/Images/Anomaly/1.ppm,"candle/Data/Masks/Anomaly/1.pgm"\r\n' >>csv/split_csv/1cls.csv
 expect 0 "VisA's table with a UTF-8 mark" "$bin" eval csv --category candle $small
 says "^bad  *AUROC .*(1 against 1 good)"
 visa_table "a NUL" "NUL" "$head\ncandle,train,normal,$row,\\000\n"

@@ -328,6 +328,21 @@ static void test_bank_folders(void)
         "a/0.png b/KO/1.png", NULL,
         "s/b/KO/1.png: anomalous images would be taken for normal ones: give the folder of the normal ones "
         "alone");
+    /* names of several words, and the folder itself */
+    check_bank("0_normal/0.png 1_defect/1.png", NULL,
+               "s/1_defect/1.png: anomalous images would be taken for normal ones: give the folder of the "
+               "normal ones "
+               "alone");
+    check_bank("train_good/0.png test-bad/1.png", NULL,
+               "s/test-bad/1.png: anomalous images would be taken for normal ones: give the folder of the "
+               "normal ones "
+               "alone");
+    check_bank("a/0.png test_images/1.png", NULL,
+               "s/test_images: test images would be taken for normal ones: give the folder of the normal "
+               "ones alone");
+    check_bank("pass/0.png fail/1.png", NULL,
+               "s/fail/1.png: anomalous images would be taken for normal ones: give s/pass instead");
+    check_bank("no_defect/0.png free-of-defects/1.png a/2.png", NULL, "");
     check_bank("good/0.png x/1.png y/2.png", &(GivenFolders){.anomalous = "x", .masks = "y"}, "");
 }
 

@@ -255,7 +255,7 @@ if grep -q '"warnings":\["z/ground_truth/bad/other.pgm: this mask belongs to no 
 # a TIFF of floats is no mask
 cp out.z/anomaly_maps/z/test/bad/1.tiff many/z/ground_truth/bad/0.tiff
 "$bin" eval many/z -o out.z $small --resize-masks >out 2>err </dev/null || bad "a mask of floats"
-says "^1 file is no picture: 0.tiff$"
+says "^1 file is no picture: 0.tiff (floats)$"
 # ablate removes the maps of measured settings, so its test images are facts
 expect 0 "ablate" "$bin" ablate set -o ablation --setting= $small
 picture 3 >set/test/good/0.ppm
