@@ -982,6 +982,18 @@ def test_shards_and_folders(tmp):
         refused(tmp + "/bad.index.json", word)
 
 
+def hf_decoder_name(name):
+    """transformers' name of a tensor of the official mask decoder, whose heads have three layers."""
+    for official, foreign in ((r"(layers\.\d+\.)norm(\d)", r"\1layer_norm\2"), ("norm_final_attn", "layer_norm_final_attn"),
+                              (r"output_upscaling\.0", "upscale_conv1"), (r"output_upscaling\.1", "upscale_layer_norm"),
+                              (r"output_upscaling\.3", "upscale_conv2"), (r"(mlps\.\d+|head)\.layers\.0", r"\1.proj_in"),
+                              (r"(mlps\.\d+|head)\.layers\.2", r"\1.proj_out"), (r"(mlps\.\d+|head)\.layers\.1", r"\1.layers.0")):
+        name, n = re.subn(official, foreign, name)
+        if n:
+            break
+    return name
+
+
 def test_a_part_of_sam_on_its_base(tmp):
     base = make(sam_shapes())
     path = save_zip(tmp + "/sam_base.pth", base)
@@ -995,6 +1007,19 @@ def test_a_part_of_sam_on_its_base(tmp):
                         sam__decoder_heads="8")
     encoder = {k: t for k, t in make(sam_shapes()).items() if k.startswith("image_encoder.")}
     expect_equal(converted(save_zip(tmp + "/encoder.pth", encoder), "--base", path)[0], {**base, **encoder})
+    hf = {hf_decoder_name(k): t for k, t in decoder.items()}
+    assert len(hf) == len(decoder) and sum(name not in decoder for name in hf) > 10
+    for name, part in (("hf", hf), ("hf_bare", {k[len("mask_decoder."):]: t for k, t in hf.items()})):
+        tensors, m = converted(save_zip(tmp + "/%s.pth" % name, part), "--base", path)
+        expect_equal(tensors, expected)
+        expect_metadata(m, sam__decoder_eps="1e-06")
+    # a part must be whole, in both namings, and hold no more
+    for part in (decoder, hf):
+        lacks = dict(part)
+        lacks.pop("mask_decoder.mask_tokens.weight")
+        refused(save_zip(tmp + "/half.pth", lacks), "mask_decoder.mask_tokens.weight is missing", arguments=("--base", path))
+        more = {**part, "mask_decoder.depth_token.weight": make({"a": (1, 32)})["a"]}
+        refused(save_zip(tmp + "/more.pth", more), "mask_decoder.depth_token.weight has no place", arguments=("--base", path))
     refused(save_zip(tmp + "/other.pth", make({"a": (3,)})), "no tensor in common", arguments=("--base", path))
     wrong = {**decoder, "mask_decoder.iou_token.weight": make({"a": (1, 3)})["a"]}
     refused(save_zip(tmp + "/wrong.pth", wrong), "iou_token", "[1, 32]", arguments=("--base", path))

@@ -600,37 +600,47 @@ def recognise(checkpoint, wanted=None, n_heads=None):
 
 # ---- a fine-tune of a part of SAM, and its base ---------------------------------------------------------------
 
-def official_name(name, base, names, last):
-    """(prefix, official name, is foreign) of a tensor that the base has too; None if it has none. A decoder saved alone
-    may lack "mask_decoder."."""
-    ends = [0] + [i + 1 for i, c in enumerate(name[:MAX_PREFIX]) if c == "."]
-    for begin in ends:
-        rest = name[begin:]
-        for part in ("",) + SAM_PARTS:
-            if part + rest in base:
-                return name[:begin], part + rest, False
-        row = names.find(rest)
-        if row and row[0] and names.fill(*row[:3], last) in base:
-            return name[:begin], names.fill(*row[:3], last), True
-    return None
+HF_SAM_PARTS = ("vision_encoder.", "prompt_encoder.", "mask_decoder.")
+
+
+def places(tensors, base, names, last):
+    """{(prefix, is foreign): {official name: name}} of the tensors that the base has too. A part that was saved alone may lack
+    "mask_decoder."."""
+    found = {}
+    for name in tensors:
+        begins = [0] + [i + 1 for i, c in enumerate(name[:MAX_PREFIX]) if c == "."] if len(name) <= MAX_PREFIX else []
+        for begin in begins:
+            for part in ("",) + SAM_PARTS:
+                if part + name[begin:] in base:
+                    found.setdefault((name[:begin], False), {}).setdefault(part + name[begin:], name)
+            for part in ("",) + HF_SAM_PARTS:
+                row = names.find(part + name[begin:])
+                if row and row[0] and names.fill(*row[:3], last) in base:
+                    found.setdefault((name[:begin], True), {}).setdefault(names.fill(*row[:3], last), name)
+    return found
 
 
 def find_part(checkpoint, base, names, last):
-    """(prefix, {official name: tensor}, is foreign) of the dict and prefix with the most tensors of the base."""
-    best = ("", {}, False)
+    """(tensors, prefix, {official name: name}, is foreign) of the dict, prefix and naming with the most tensors of the base."""
+    best = ({}, "", {}, False)
     for _, tensors in dicts_with_tensors(checkpoint.root):
-        found = {}
-        for name, tensor in tensors.items():
-            place = official_name(name, base, names, last) if len(name) <= MAX_PREFIX else None
-            if place:
-                prefix, official, foreign = place
-                part = found.setdefault(prefix, ({}, []))
-                part[0].setdefault(official, tensor)
-                part[1].append(foreign)
-        for prefix, (part, foreign) in found.items():
-            if len(part) > len(best[1]):
-                best = prefix, part, all(foreign)
+        for (prefix, foreign), found in sorted(places(tensors, base, names, last).items()):
+            if len(found) > len(best[2]):
+                best = tensors, prefix, found, foreign
     return best
+
+
+def check_whole(checkpoint, tensors, prefix, part, base):
+    """Refuse half a part, and one with more tensors than the base's: the result would be a mixture."""
+    parts = {name.split(".")[0] + "." for name in part}
+    for name in base:
+        if name.split(".")[0] + "." in parts and name not in part:
+            raise Refusal("%s: %s is missing: a part of SAM must be whole" % (checkpoint.path, shown(name)))
+    placed = set(part.values())
+    for name in tensors:
+        own = name[len(prefix):] if name.startswith(prefix) else ""
+        if name not in placed and own.startswith(SAM_PARTS + HF_SAM_PARTS):
+            raise Refusal("%s: tensor %s has no place in the SAM of --base" % (checkpoint.path, shown(name)))
 
 
 def merge(checkpoint, base, n_heads=None):
@@ -641,26 +651,28 @@ def merge(checkpoint, base, n_heads=None):
     for _, tensors in dicts_with_tensors(checkpoint.root):
         refuse_strangers(checkpoint.path, tensors)
     names = family_names("HF_SAM", {})
-    prefix, part, foreign = find_part(checkpoint, sd.tensors, names, int(model.config["sam.iou_head_depth"]) - 1)
-    if not part:
+    tensors, prefix, found, foreign = find_part(checkpoint, sd.tensors, names, int(model.config["sam.iou_head_depth"]) - 1)
+    if not found:
         raise Refusal("%s: has no tensor in common with %s" % (checkpoint.path, base.path))
+    part = {official: tensors[name] for official, name in found.items()}
     for name, tensor in part.items():
         if tensor.shape != sd.tensors[name].shape:
             raise Refusal("%s: tensor %s has shape %s, in %s it has %s"
-                          % (checkpoint.path, shown(name), shape_text(tensor.shape), base.path,
+                          % (checkpoint.path, shown(found[name]), shape_text(tensor.shape), base.path,
                              shape_text(sd.tensors[name].shape)))
+    check_whole(checkpoint, tensors, prefix, found, sd.tensors)
     several = Several(checkpoint.path, "a part of SAM on its base")
     several.metadata = model.config
     several.add(base, {name: t for name, t in sd.tensors.items() if name not in part})
     several.add(checkpoint, part)
     merged, merged_sd = recognise(several, "sam", n_heads)
     merged.config.update(model.config)
-    if foreign and any(name.startswith("mask_decoder.transformer.") for name in part):
+    if foreign and any(name.startswith("mask_decoder.") for name in part):
         merged.config["sam.decoder_eps"] = "1e-06"  # transformers' eps, in which it was tuned
     parts = sorted({name.split(".")[0] for name in part})
-    merged.notes = ["%d tensors (%s) are %s's, the other %d are %s's"
-                    % (len(part), ", ".join(parts), os.path.basename(checkpoint.path),
-                       len(sd.tensors) - len(part), os.path.basename(base.path))]
+    merged.notes = ["%d tensors (%s%s) are %s's, the other %d are %s's"
+                    % (len(part), ", ".join(parts), ", in Hugging Face's naming" if foreign else "",
+                       os.path.basename(checkpoint.path), len(sd.tensors) - len(part), os.path.basename(base.path))]
     n_left = sum(len(tensors) for _, tensors in dicts_with_tensors(checkpoint.root)) - len(part)
     if n_left:
         merged.notes.append("%d tensors of %s have no place in SAM and are left out"
