@@ -173,15 +173,37 @@ static int compare_placed(const void *a, const void *b)
     return order ? order : x->piece - y->piece;
 }
 
+static int begins_with(const char *name, const char *prefix, size_t n, const char *rest)
+{
+    return strncmp(name, prefix, n) == 0 && strncmp(name + n, rest, strlen(rest)) == 0;
+}
+
+/* transformers 5 saves ViTMSNForImageClassification with vit.embeddings, but encoder.layer: do the blocks lie
+ * outside the prefix? */
+static int blocks_lie_outside(const ForeignTensors *p, const char *anchor)
+{
+    int outside = 0;
+    for (size_t i = 0; i < st_count(p->file) && p->kind == FOREIGN_HF_VIT && p->prefix; i++) {
+        const char *name = st_at(p->file, i)->name;
+        if (begins_with(name, anchor, p->prefix, "encoder.layer.") ||
+            begins_with(name, anchor, p->prefix, "layers."))
+            return 0;
+        outside |= begins_with(name, "", 0, "encoder.layer.");
+    }
+    return outside;
+}
+
 /* Give each tensor below the prefix its place. */
 static int place(ForeignTensors *p, const Tables *tables, const char *anchor, Error *err)
 {
-    const int last = tables->official ? 0 : last_number(tables, p, anchor);
+    const int last = tables->official ? 0 : last_number(tables, p, anchor),
+              outside = blocks_lie_outside(p, anchor);
     for (size_t i = 0; i < st_count(p->file); i++) {
         const StTensor *t = st_at(p->file, i);
-        if (strncmp(t->name, anchor, p->prefix) != 0 || t->n_elements == 0)
+        const int is_below = strncmp(t->name, anchor, p->prefix) == 0;
+        if (t->n_elements == 0 || (!is_below && !(outside && begins_with(t->name, "", 0, "encoder.layer."))))
             continue;
-        const char *name = t->name + p->prefix;
+        const char *name = is_below ? t->name + p->prefix : t->name;
         Match m;
         const ForeignName *row = find_row(tables, name, &m);
         if (!row)
@@ -192,6 +214,7 @@ static int place(ForeignTensors *p, const Tables *tables, const char *anchor, Er
         ForeignTensor *placed = &p->placed[p->n++];
         placed->piece = tables->official ? 0 : row->piece;
         placed->tensor = t;
+        placed->foreign = name;
         if (tables->official ? snprintf(placed->official, sizeof placed->official, "%s", name) >=
                                    (int)sizeof placed->official
                              : fill(placed->official, sizeof placed->official, row->official, &m, last))
@@ -236,7 +259,7 @@ static int pieces_of(const ForeignTensors *p, const ForeignTensor *placed)
 {
     const Tables tables = tables_of(p->kind, 0);
     Match m;
-    const ForeignName *row = placed->piece ? find_row(&tables, placed->tensor->name + p->prefix, &m) : NULL;
+    const ForeignName *row = placed->piece ? find_row(&tables, placed->foreign, &m) : NULL;
     int n = 0;
     for (size_t i = 0; row && i < tables.n[0]; i++)
         if (strcmp(tables.rows[0][i].official, row->official) == 0 && tables.rows[0][i].piece > n)
@@ -353,6 +376,23 @@ static int refuse_strangers(const Safetensors *file, Error *err)
     return 0;
 }
 
+static int fail_part(const Safetensors *file, const char *part, Error *err)
+{
+    return fail(err,
+                "%.600s: the %s of a SAM alone: join it with a whole SAM by tools/convert.py FILE --base SAM "
+                "-o OUT.safetensors",
+                st_path(file), part);
+}
+
+/* Refuse the image encoder of a SAM alone. */
+static int check_parts(const ForeignTensors *p, Error *err)
+{
+    const int is_sam = p->kind == FOREIGN_HF_SAM || p->kind == FOREIGN_SAM;
+    return !is_sam || find_placed(p, "mask_decoder.iou_token.weight")
+               ? 0
+               : fail_part(p->file, "image encoder", err);
+}
+
 static Safetensors *official_of(Safetensors *file, ForeignKind kind, const StTensor *anchor, size_t prefix,
                                 Error *err)
 {
@@ -363,7 +403,7 @@ static Safetensors *official_of(Safetensors *file, ForeignKind kind, const StTen
     p.placed = malloc((st_count(file) + 1) * sizeof *p.placed);
     if (!p.placed)
         fail_memory(err, st_path(file), st_count(file) * sizeof *p.placed);
-    else if (place(&p, &tables, anchor->name, err) == 0)
+    else if (place(&p, &tables, anchor->name, err) == 0 && check_parts(&p, err) == 0)
         official = make_view(file, &p, err);
     free(p.placed);
     return official;
@@ -386,6 +426,12 @@ Safetensors *weights_official(Safetensors *file, Error *err)
         if (anchor)
             return official_of(file, ORDER[i], anchor, prefix, err);
     }
+    for (size_t i = 0; i < st_count(file); i++)
+        if (strstr(st_at(file, i)->name, "mask_decoder.") &&
+            !st_find(file, "image_encoder.patch_embed.seq.0.c.weight")) {
+            fail_part(file, "mask decoder", err);
+            return NULL;
+        }
     if (st_find(file, "image_encoder.patch_embed.seq.0.c.weight")) {
         fail(err,
              "%s: MobileSAM without its settings: convert it with tools/convert.py FILE -o OUT.safetensors",

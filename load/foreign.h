@@ -23,6 +23,7 @@ typedef enum ForeignKind { FOREIGN_HF_VIT, FOREIGN_TIMM_VIT, FOREIGN_HF_SAM, FOR
 /* A foreign tensor, and its place in the official model. */
 typedef struct ForeignTensor {
     char official[128];
+    const char *foreign; /* the name without the prefix */
     int piece;
     const StTensor *tensor;
 } ForeignTensor;

@@ -200,6 +200,8 @@ static const Stranger STRANGERS[] = {
     {"image_encoder.features.", "RepViT-SAM"},
     {"image_encoder.stages.", "EdgeSAM"},
     {".Adapter.", "SAM with adapters (SAM-Med2D, Medical SAM Adapter)"},
+    {".depthwise_conv.", "DINOv3's ConvNeXt (in Hugging Face's naming)"},
+    {".dwconv.", "ConvNeXt"},
     {"rope_embed.periods", "DINOv3"},
     {"rope_embeddings.", "DINOv3"},
     {"storage_tokens", "DINOv3"},

@@ -64,6 +64,18 @@ static int number_of(const Beside *b, const Json *object, const char *key, const
     return 0;
 }
 
+/* A number of heads: they share the channels evenly. */
+static int heads_of(const Beside *b, const Json *object, const char *key, double most, double otherwise,
+                    int64_t n_channels, double *out)
+{
+    if (number_of(b, object, key, (double[]){1, most}, otherwise, out))
+        return -1;
+    if (*out != floor(*out) || n_channels % (int64_t)*out != 0)
+        return fail(b->err, "%s: %s is %g%s, which does not divide the %lld channels of the tensors", b->path,
+                    key, *out, member(object, key) ? "" : " by default", (long long)n_channels);
+    return 0;
+}
+
 /* Refuse a config.json of another model: its size must be the tensors'. */
 static int check_size(const Beside *b, const Json *object, const char *key, double otherwise, int64_t ours)
 {
@@ -165,7 +177,10 @@ static int processor_colours(const Beside *b, const Json *p, double mean[3], dou
             return -1;
         n |= mean_there, m |= std_there;
     }
-    if (!n || !m)
+    if (n != m)
+        return fail(b->err, "%s: %s is there, but not %s", b->path, n ? "image_mean" : "image_std",
+                    n ? "image_std" : "image_mean");
+    if (!n)
         return 0;
     if (number_of(b, p, "rescale_factor", (double[]){1e-6, 1e3}, 1 / 255.0, &factor) ||
         check_std(b, "image_std", std))
@@ -224,7 +239,8 @@ static int hf_vit_config(StWriter *view, const ForeignTensors *p, const Beside *
     if (config) {
         if (check_size(b, config, "hidden_size", 768, placed_dim(p, "patch_embed.proj.weight", 0)) ||
             (!swiglu && check_word(b, config, "hidden_act", "gelu")) ||
-            number_of(b, config, "num_attention_heads", (double[]){1, 8192}, class.n_heads, &heads) ||
+            heads_of(b, config, "num_attention_heads", 8192, class.n_heads,
+                     placed_dim(p, "patch_embed.proj.weight", 0), &heads) ||
             number_of(b, config, "layer_norm_eps", (double[]){0, 1}, class.eps, &eps) ||
             put_number(view, "vit.n_heads", heads, b->err))
             return -1;
@@ -244,7 +260,7 @@ static int hf_vit(StWriter *view, const ForeignTensors *p, int *found, Error *er
 /* ---- timm ---------------------------------------------------------------------------------------------*/
 
 /* pretrained_cfg has mean and std; old files have them beside it. timm's default are ImageNet's. */
-static int timm_config(StWriter *view, const Beside *b, int *found)
+static int timm_config(StWriter *view, const ForeignTensors *p, const Beside *b, int *found)
 {
     const Json *inner = member(b->root, "pretrained_cfg"), *cfg = inner ? inner : b->root;
     double mean[3], std[3], heads = 0;
@@ -254,7 +270,9 @@ static int timm_config(StWriter *view, const Beside *b, int *found)
     read_colours(std, "0.229,0.224,0.225");
     if (colours_of(b, cfg, "mean", mean) < 0 || colours_of(b, cfg, "std", std) < 0 ||
         check_std(b, "std", std) ||
-        number_of(b, member(b->root, "model_args"), "num_heads", (double[]){1, 8192}, 0, &heads) ||
+        (member(member(b->root, "model_args"), "num_heads") &&
+         heads_of(b, member(b->root, "model_args"), "num_heads", 8192, 0,
+                  placed_dim(p, "patch_embed.proj.weight", 0), &heads)) ||
         (heads > 0 && put_number(view, "vit.n_heads", heads, b->err)))
         return -1;
     *found = 1;
@@ -266,7 +284,7 @@ static int timm_vit(StWriter *view, const ForeignTensors *p, int *found, Error *
 {
     Beside b;
     const int status =
-        read_beside(&b, p->file, "config.json", err) || (b.root && timm_config(view, &b, found));
+        read_beside(&b, p->file, "config.json", err) || (b.root && timm_config(view, p, &b, found));
     json_free(b.root);
     return status ? -1 : 0;
 }
@@ -306,7 +324,9 @@ static int hf_sam_config(StWriter *view, const ForeignTensors *p, const Beside *
                     placed_dim(p, "image_encoder.patch_embed.proj.weight", 0)) ||
          check_word(b, vision, "hidden_act", "gelu") || check_word(b, decoder, "hidden_act", "relu") ||
          check_word(b, prompts, "hidden_act", "gelu") ||
-         number_of(b, decoder, "num_attention_heads", (double[]){1, 64}, 8, &heads) ||
+         heads_of(b, decoder, "num_attention_heads", 64, 8,
+                  placed_dim(p, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight", 0),
+                  &heads) ||
          number_of(b, vision, "layer_norm_eps", (double[]){0, 1}, 1e-6, &encoder_eps) ||
          number_of(b, decoder, "layer_norm_eps", (double[]){0, 1}, 1e-6, &decoder_eps) ||
          number_of(b, prompts, "layer_norm_eps", (double[]){0, 1}, 1e-6, &prompt_eps)))

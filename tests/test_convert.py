@@ -923,12 +923,19 @@ def test_hugging_face_names(tmp):
     expect_metadata(converted(path, "--heads", "6", "--mean", "0,0,0", "--std", "1,1,1")[1], vit__n_heads="6",
                     vit__mean="0,0,0", vit__std="1,1,1")
     for bad, word in (({"hidden_size": 64}, "another model"), ({"hidden_size": 48, "num_attention_heads": []}, "heads"),
-                      ({"hidden_size": 48, "num_attention_heads": 1.5}, "whole"), ([1], "not an object"),
+                      ({"hidden_size": 48, "num_attention_heads": 1.5}, "does not divide"), ({"hidden_size": 48, "num_attention_heads": 5}, "is 5, which does not divide"), ([1], "not an object"),
                       ({"hidden_size": 48, "hidden_act": "silu"}, "silu")):
         beside(tmp, config=bad)
         status, _, err = run(path, "-o", tmp + "/no")
         assert status == 1 and word in err and "config.json" in err and err.count("\n") == 1, err
     os.unlink(tmp + "/config.json")
+    beside(tmp, preprocessor_config={"image_mean": [1, 1, 1]})
+    status, _, err = run(path, "-o", tmp + "/no")
+    assert status == 1 and "preprocessor_config.json: image_mean is there, but not image_std" in err, err
+    os.unlink(tmp + "/preprocessor_config.json")
+    outside = {k[len("dinov2."):] if ".layer." in k else k: t for k, t in foreign.items()}
+    assert outside.keys() != foreign.keys()
+    expect_equal(converted(save_zip(tmp + "/outside.bin", outside), "--heads", "4")[0], official)
     refused(path, "--heads")
     missing = {k: v for k, v in foreign.items() if "layer.1.attention.k_proj.weight" not in k}
     refused(save_zip(tmp + "/piece.bin", missing), "piece 2 of 3", "blocks.1.attn.qkv.weight")
@@ -1046,7 +1053,8 @@ def test_converted_models_equal_the_libraries(tmp):
 def test_strangers_are_named(tmp):
     for name, part in (("image_encoder.trunk.patch_embed.proj.weight", "SAM 2"),
                        ("conv1.weight", "conv1.weight"),
-                       ("vision_encoder.patch_embed.projection.weight", "Hugging Face"),
+                       ("vision_encoder.patch_embed.projection.weight", "the image encoder of a SAM alone"),
+                       ("encoder.stages.0.layers.0.dwconv.weight", "ConvNeXt"),
                        ("dinov2.embeddings.patch_embeddings.projection.weight", "Hugging Face"),
                        ("visual.transformer.resblocks.0.attn.in_proj_weight", "CLIP")):
         refused(save_zip(tmp + "/stranger.pth", make({name: (2, 3, 1, 1)})), part)

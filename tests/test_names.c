@@ -249,11 +249,17 @@ static void test_strangers_are_named(void)
         {"mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"},
         {"encoder.layer.0.lambda_1", "BEiT"},
         {"dist_token", "distillation token"},
+        {"encoder.stages.0.layers.0.dwconv.weight", "ConvNeXt"},
+        {"stages.0.layers.0.depthwise_conv.weight", "DINOv3's ConvNeXt"},
+        {"vision_encoder.patch_embed.projection.weight", "the image encoder of a SAM alone"},
+        {"image_encoder.patch_embed.proj.weight", "the image encoder of a SAM alone"},
+        {"mask_decoder.iou_token.weight", "the mask decoder of a SAM alone"},
         {"base_model.model.encoder.layer.0.lora_A.weight", "LoRA"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         write_one("stranger.safetensors", cases[i][0]);
-        refused_in_made("stranger.safetensors", cases[i][1], cases[i][0]);
+        refused_in_made("stranger.safetensors", cases[i][1],
+                        strstr(cases[i][1], "alone") ? "--base" : cases[i][0]);
     }
 }
 
@@ -328,6 +334,32 @@ static void test_indexes_are_checked(void)
     unlink(in_made(path, "loop.safetensors"));
 }
 
+/* transformers 5 saves one class with the blocks outside the prefix: the network is the same. */
+static void test_blocks_outside_the_prefix(void)
+{
+    static const char prefix[] = "dinov2_with_registers.";
+    char path[512];
+    Error err = {""};
+    Safetensors *st = st_open_checkpoint("tests/golden/names/hf", NULL);
+    StWriter *w = st_writer_new();
+    REQUIRE(st && w && dir_make(in_made(path, "outside"), NULL) == 0);
+    for (size_t i = 0; i < st_count(st); i++) {
+        const StTensor *t = st_at(st, i);
+        const char *name = strstr(t->name, "encoder.layer.") ? t->name + sizeof prefix - 1 : t->name;
+        CHECK(st_writer_add(w, name, t->dtype, t->n_dims, t->shape, t->data, NULL) == 0);
+    }
+    CHECK(st_writer_save(w, in_made(path, "outside/model.safetensors"), NULL) == 0);
+    st_writer_free(w);
+    Safetensors *usual = weights_official(st, &err), *outside = weights_open(in_made(path, "outside"), &err);
+    REQUIRE(usual && outside);
+    CHECK(st_count(usual) == st_count(outside));
+    for (size_t i = 0; i < st_count(usual); i++) {
+        const StTensor *a = st_at(usual, i), *b = st_find(outside, a->name);
+        CHECK_MSG(b && a->n_bytes == b->n_bytes && memcmp(a->data, b->data, a->n_bytes) == 0, "%s", a->name);
+    }
+    st_close(usual), st_close(outside);
+}
+
 /* golden/names/hf as one file in made/hf, without one tensor and with another one. NULL: no change. */
 static void write_hf(const char *without, const char *added)
 {
@@ -378,9 +410,13 @@ static void test_settings_are_checked(void)
          "num_attention_heads"},
         {"{\"hidden_size\":16,\"num_attention_heads\":0}", "num_attention_heads"},
         {"{\"hidden_size\":16,\"num_attention_heads\":1e9}", "num_attention_heads"},
+        {"{\"hidden_size\":16,\"num_attention_heads\":3}", "num_attention_heads is 3, which does not divide"},
+        {"{\"hidden_size\":16,\"num_attention_heads\":2.5}",
+         "num_attention_heads is 2.5, which does not divide"},
         {"{\"hidden_size\":768}", "another model"},
         {"{}", "another model"}, /* the class has 768 */
-        {"{\"hidden_size\":16,\"layer_norm_eps\":-1}", "layer_norm_eps"},
+        {"{\"hidden_size\":16}", "num_attention_heads is 12 by default"},
+        {"{\"hidden_size\":16,\"num_attention_heads\":4,\"layer_norm_eps\":-1}", "layer_norm_eps"},
         {"{\"hidden_size\":16,\"hidden_act\":\"quick_gelu\"}", "quick_gelu"},
         {"{\"hidden_size\":16,\"hidden_act\":[]}", "hidden_act"},
         {"[1]", "not an object"},
@@ -397,6 +433,8 @@ static void test_settings_are_checked(void)
     write_text("hf/config.json", fine, sizeof fine - 1);
     static const char *const processors[][2] = {
         {"{\"image_mean\":[1,2],\"image_std\":[1,1,1]}", "image_mean"},
+        {"{\"image_mean\":[1,2,3]}", "image_mean is there, but not image_std"},
+        {"{\"image_std\":[1,-2,3]}", "image_std is there, but not image_mean"},
         {"{\"image_mean\":[1,2,3],\"image_std\":[1,0,1]}", "image_std"},
         {"{\"image_mean\":[1,2,\"x\"],\"image_std\":[1,1,1]}", "image_mean"},
         {"{\"image_mean\":[1e300,2,3],\"image_std\":[1,1,1]}", "image_mean"},
@@ -458,6 +496,7 @@ int main(int argc, char **argv)
     RUN(test_strangers_are_named);
     RUN(test_other_files_are_named);
     RUN(test_indexes_are_checked);
+    RUN(test_blocks_outside_the_prefix);
     RUN(test_pieces_and_places);
     RUN(test_settings_are_checked);
     RUN(test_settings_of_timm);

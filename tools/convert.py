@@ -537,6 +537,9 @@ def find_state_dict(checkpoint, wanted, n_heads):
     if family[0] != "featup":  # its file may hold any backbone beside it
         refuse_strangers(checkpoint.path, tensors)
     below = unchunked({name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)})
+    if family[4] == "HF_VIT" and not any(name.startswith(("encoder.layer.", "layers.")) for name in below):
+        # transformers 5 saves ViTMSNForImageClassification with vit.embeddings, but encoder.layer
+        below.update((name, t) for name, t in tensors.items() if name.startswith("encoder.layer."))
     where = "/".join(map(shown, path + ((prefix + "*",) if prefix else ()))) or "the top level"
     sd = StateDict(checkpoint.path, where, below, n_heads)
     earlier = checkpoint.metadata
@@ -545,6 +548,9 @@ def find_state_dict(checkpoint, wanted, n_heads):
     if family[4]:
         sd.naming = family[5]
         sd.tensors = official_tensors(checkpoint, below, family[4], "a model" + family[5], bool(family[5]))
+    if family[0] == "sam" and not any(name.startswith("mask_decoder.") for name in sd.tensors):
+        sd.refuse("the image encoder of a SAM alone: give a whole SAM with --base")
+    if family[4]:
         if "samlad.model" not in earlier:
             sd.settings = settings_beside(checkpoint, family[4], sd.tensors)
     return family, sd

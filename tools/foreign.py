@@ -168,6 +168,13 @@ class Settings:
             self.refuse("%s is %g, expected a whole number" % (key, value))
         return int(value)
 
+    def heads(self, parent, key, most, otherwise, n_channels):
+        found = self.number(parent, key, 1, most, otherwise)
+        if found != int(found) or n_channels % int(found):
+            self.refuse("%s is %g%s, which does not divide the %d channels of the tensors"
+                        % (key, found, "" if key in (parent or {}) else " by default", n_channels))
+        return int(found)
+
     def size(self, parent, key, otherwise, ours):
         found = self.number(parent, key, 1, 1e6, otherwise)
         if found != ours:
@@ -211,7 +218,9 @@ def processor_colours(s):
         mean, std = [0, 0, 0], [1, 1, 1]
     else:
         mean, std = s.colours(p, "image_mean", mean), s.colours(p, "image_std", std)
-    if mean is None or std is None:
+    if (mean is None) != (std is None):
+        s.refuse("%s is there, but not %s" % (("image_std", "image_mean") if mean is None else ("image_mean", "image_std")))
+    if mean is None:
         return None
     factor = s.number(p, "rescale_factor", 1e-6, 1e3, 1 / 255)
     s.check_std("image_std", std)
@@ -241,7 +250,8 @@ def hf_vit_settings(checkpoint, tensors):
         s.size(config, "hidden_size", 768, tensors["patch_embed.proj.weight"].shape[0])
         if "blocks.0.mlp.w12.weight" not in tensors:
             s.word(config, "hidden_act", "gelu")
-        settings["vit.n_heads"] = "%d" % s.whole(config, "num_attention_heads", 1, 8192, n_heads)
+        settings["vit.n_heads"] = "%d" % s.heads(config, "num_attention_heads", 8192, n_heads,
+                                                 tensors["patch_embed.proj.weight"].shape[0])
         eps = s.number(config, "layer_norm_eps", 0, 1, eps)
     settings["vit.eps"] = "%.9g" % eps
     settings.update(hf_processor(checkpoint, ("vit.mean", "vit.std"), 1))
@@ -258,9 +268,9 @@ def timm_settings(checkpoint, tensors):
     std = s.colours(config, "std", [0.229, 0.224, 0.225])
     s.check_std("std", std)
     settings = {"vit.mean": numbers_text(mean), "vit.std": numbers_text(std)}
-    n_heads = s.whole(s.object(s.root, "model_args"), "num_heads", 1, 8192, 0)
-    if n_heads:
-        settings["vit.n_heads"] = "%d" % n_heads
+    args = s.object(s.root, "model_args") or {}
+    if args.get("num_heads") is not None:
+        settings["vit.n_heads"] = "%d" % s.heads(args, "num_heads", 8192, 0, tensors["patch_embed.proj.weight"].shape[0])
     return settings
 
 
@@ -274,7 +284,8 @@ def hf_sam_settings(checkpoint, tensors):
             s.word(parent, "hidden_act", act)
     if s.number(prompts, "layer_norm_eps", 0, 1, 1e-6) != 1e-6:
         s.refuse("prompt_encoder_config.layer_norm_eps is %g, expected 1e-06" % prompts["layer_norm_eps"])
-    settings = {"sam.decoder_heads": "%d" % s.whole(decoder, "num_attention_heads", 1, 64, 8),
+    attention = tensors["mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"]
+    settings = {"sam.decoder_heads": "%d" % s.heads(decoder, "num_attention_heads", 64, 8, attention.shape[0]),
                 "sam.encoder_eps": "%.9g" % s.number(vision, "layer_norm_eps", 0, 1, 1e-6),
                 "sam.decoder_eps": "%.9g" % s.number(decoder, "layer_norm_eps", 0, 1, 1e-6)}
     settings.update(hf_processor(checkpoint, ("sam.pixel_mean", "sam.pixel_std"), 255))
