@@ -7,8 +7,8 @@
  *   in units    divided by the matched objects' own variation, their units                  [h·w]
  *   nearest     distance to the nearest features of the references, about the same place    [h·w]
  *   logical     U on the query's objects, V on the objects that it lacks                    [h·w]
- *   scores      A = mean of the largest percent of both together; L = the largest mean of U, or the mean of
- *               the largest V; z of both; one score. */
+ *   scores      A = power mean of the largest blocks of both together; L = the largest mean of U,
+ *               or of the largest V; z of both; one score. */
 #include "amm.h"
 
 #include <math.h>
@@ -592,6 +592,21 @@ float amm_largest_percent(float *values, int n)
     return (float)(sum / top);
 }
 
+/* A mean loses a scratch of a few cells, and the maximum is one noisy cell: this lies between them. The
+ * largest value is taken out, so no power overflows. */
+float amm_power_mean(float *values, int n)
+{
+    const int top = (n + 99) / 100;
+    double sum = 0;
+    qsort(values, n, sizeof *values, compare_floats);
+    const double largest = values[n - 1];
+    if (largest <= 0)
+        return 0;
+    for (int i = n - top; i < n; i++)
+        sum += pow(fmax(0, values[i] / largest), 7);
+    return (float)(largest * pow(sum / top, 1.0 / 7));
+}
+
 float amm_score(const float *map, int h, int w, AmmScore score, float *scratch)
 {
     if (score == SCORE_MAX) {
@@ -601,7 +616,7 @@ float amm_score(const float *map, int h, int w, AmmScore score, float *scratch)
         return largest;
     }
     block_means(scratch, map, h, w, 1);
-    return amm_largest_percent(scratch, n_blocks(h) * n_blocks(w));
+    return amm_power_mean(scratch, n_blocks(h) * n_blocks(w));
 }
 
 float amm_block_mean(const float *map, int h, int w, int p)
@@ -647,12 +662,12 @@ float amm_logical_z(const float *normal, int n, float width, float score)
     return amm_rank_z(normal, n, width, score) + fmaxf(0, score - largest);
 }
 
-/* If the two differ, it is nearly the larger one, so the smaller one's noise does not blur it. */
+/* If the two differ much, it is nearly the larger one, so the smaller one's noise does not blur it. */
 float amm_fuse(float a, float l, Only only)
 {
     if (only != ONLY_BOTH)
         return only == ONLY_STRUCTURAL ? a : l;
-    return fmaxf(a, l) + log1pf(expf(-fabsf(a - l))) - log1pf(1);
+    return fmaxf(a, l) + 2 * (log1pf(expf(-0.5f * fabsf(a - l))) - log1pf(1));
 }
 
 /* One of n + 1 normal images is expected above the largest score of the other n. So few scores are extended:

@@ -8,7 +8,7 @@
 #include "omm.h"
 #include "tensor.h"
 
-typedef enum AmmScore { SCORE_TOP1, SCORE_MAX } AmmScore;
+typedef enum AmmScore { SCORE_POWER, SCORE_MAX } AmmScore;
 typedef enum Only { ONLY_BOTH, ONLY_STRUCTURAL, ONLY_LOGICAL } Only;
 
 typedef struct AmmOptions {
@@ -21,7 +21,7 @@ typedef struct AmmOptions {
     float epsilon;          /* of the covariance: 0.01 [block: PaDiM]. */
     float blur;             /* sigma in grid cells: 1 [ours]. */
     float nearest_weight;   /* of the nearest features at the same place: 0.5 [ours]; 0: without them. */
-    AmmScore score;         /* the mean of the top 1 % of blocks [ours], or the largest cell. */
+    AmmScore score;         /* the power mean of the largest blocks [ours], or the largest cell. */
 } AmmOptions;
 
 /* ---- where an object lies in a reference [ours] -----------------------------------------------------*/
@@ -107,8 +107,10 @@ float amm_logical(float *map, float *unmatched, float *counted, const Comparison
 
 /* The mean of the largest 1 % of n values, of one at least. They are sorted in place. */
 float amm_largest_percent(float *values, int n);
-/* The mean of the top 1 % of the means of 2x2 cells of map [h][w], or the map's largest cell. scratch
- * [h*w]. */
+/* The power mean, of exponent 7, of the largest 1 % of n values, of one at least; values below 0 count as 0
+ * [ours]. They are sorted in place. */
+float amm_power_mean(float *values, int n);
+/* The power mean of the means of 2x2 cells of map [h][w], or the map's largest cell. scratch [h*w]. */
 float amm_score(const float *map, int h, int w, AmmScore score, float *scratch);
 
 /* The mean of the map [h][w] over the 2x2 block of cell p, one of those of amm_score. */
@@ -129,7 +131,7 @@ float amm_rank_z(const float *normal, int n, float width, float score);
 /* z of a logical score: that of its rank, plus its distance beyond the largest normal score [ours]. L counts
  * objects, so one object beyond all normal images adds 1. */
 float amm_logical_z(const float *normal, int n, float width, float score);
-/* One score of two z: smoothmax, log(e^a + e^l) - log 2 [ours]. */
+/* One score of two z: smoothmax, 2*log((e^(a/2) + e^(l/2))/2) [ours]. */
 float amm_fuse(float structural_z, float logical_z, Only only);
 
 /* Fewer scores do not show which score one normal image in 20 exceeds. */

@@ -527,12 +527,14 @@ static int measure_units(float *units, Detection *d, const Bank *bank, Error *er
     return 0;
 }
 
-/* How far the nearest features are in a normal image, left out [ours]. */
+/* How far the nearest features are in a normal image, left out [ours]: as the baseline position-nn scores. */
 static int measure_nearest(float *score, Detection *d, const Bank *bank, Error *err)
 {
+    const int n_cells = bank->grid_h * bank->grid_w;
     if (amm_nearest(d->nearest, &d->comparison, err))
         return -1;
-    *score = amm_score(d->nearest, bank->grid_h, bank->grid_w, SCORE_TOP1, d->scratch);
+    memcpy(d->scratch, d->nearest, n_cells * sizeof *d->scratch);
+    *score = amm_largest_percent(d->scratch, n_cells);
     return 0;
 }
 

@@ -73,7 +73,7 @@ const OptionSpec option_table[] = {
     {"epsilon", OPTION_FLOAT, AT(amm.epsilon), 1e-9, 1e9, NULL, 0, "AMM: regularises the covariance"},
     {"blur", OPTION_FLOAT, AT(amm.blur), 0, 100, NULL, 0, "AMM: sigma in cells"},
     {"nearest-weight", OPTION_FLOAT, AT(amm.nearest_weight), 0, 1000, NULL, 0, "AMM: weight of the nearest features at the same place (0: without)"},
-    {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "top1|max", 0, "AMM: mean of the top 1 % of 2x2 cells, or the largest cell"},
+    {"score", OPTION_CHOICE, AT(amm.score), 0, 1, "power|max", 0, "AMM: power mean of the largest 1 % of 2x2 cells, or the largest cell"},
     {"object-quantile", OPTION_DOUBLE, AT(object_quantile), 0, 1, NULL, 0, "AMM: quantile of an object's own leave-one-out map, its unit (0: no units)"},
     {"delta-logical", OPTION_DOUBLE, AT(delta_logical), 0, 1e6, NULL, 0, "fusion: width of each normal image's logical score"},
     {"delta-structural", OPTION_DOUBLE, AT(delta_structural), 0, 1e6, NULL, 0, "fusion: times |median|, added to the structural spread"},
@@ -123,7 +123,7 @@ void options_default(Options *o)
                    .raster_weight = 4,
                    .object_quantile = 0.99,
                    .delta_logical = 0.05,
-                   .delta_structural = 0.05,
+                   .delta_structural = 0.01,
                    .loo_images = 60,
                    .flag_damage = 3,
                    .flag_unmatched = 0.5,
@@ -156,7 +156,7 @@ void options_default(Options *o)
                           .epsilon = 0.01f,
                           .blur = 1,
                           .nearest_weight = 0.5f,
-                          .score = SCORE_TOP1};
+                          .score = SCORE_POWER};
     amg_defaults(&o->amg);
 }
 

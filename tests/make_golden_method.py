@@ -524,12 +524,17 @@ def amm_object_quantile(out, coverage, q=0.99):
     return np.quantile(inside, q) if len(inside) else max([0.0] + list(out[coverage > 0]))
 
 
-def amm_score(out, score="top1"):
-    """The mean of the largest 1 % of the means of 2x2 cells, at least one, or the largest cell."""
+def largest_percent(out):
+    """The mean of the largest 1 % of the cells, at least one: how far the nearest features of a normal image are."""
+    return np.sort(out, axis=None)[-int(np.ceil(out.size / 100)):].mean()
+
+
+def amm_score(out, score="power"):
+    """The power mean, of exponent 7, of the largest 1 % of the means of 2x2 cells, at least one, or the largest cell."""
     if score == "max":
         return out.max()
-    means = np.sort(block_means(out).ravel())
-    return means[-int(np.ceil(len(means) / 100)):].mean()
+    means = np.sort(np.maximum(block_means(out), 0).ravel())
+    return (means[-int(np.ceil(len(means) / 100)):] ** 7).mean() ** (1 / 7)
 
 
 def amm_spread(scores):
@@ -555,7 +560,7 @@ def amm_logical_z(normal, width, score):
 
 
 def amm_fuse(za, zl):
-    return np.logaddexp(za, zl) - np.log(2)
+    return 2 * (np.logaddexp(za / 2, zl / 2) - np.log(2))
 
 
 def extended_threshold(scores):
@@ -589,7 +594,7 @@ class Bank:
 
     def __init__(self, images, k=40, pixel=False, retrieval="mean", loo=60, channel_graph="covariance", channel_strength=0.1, object_strength=0.0,
                  alpha_unmatched=0.05, verify_shift=2, count=True, reach=2, register_unmatched=True, claims=True, object_quantile=0.99,
-                 nearest_weight=0.5, score="top1", delta_logical=0.05, position_weight=0.7, iters=30, verify=True,
+                 nearest_weight=0.5, score="power", delta_logical=0.05, position_weight=0.7, iters=30, verify=True,
                  raster_weight=4):
         self.k, self.retrieval, self.channel_graph, self.channel_strength = k, retrieval, channel_graph, channel_strength
         self.object_strength, self.alpha_unmatched, self.verify_shift, self.count = object_strength, alpha_unmatched, verify_shift, count
@@ -782,7 +787,7 @@ class Bank:
                 compared = self.places["register_unmatched"] or any(m[o] >= 0 for m in c["match"])
                 s = amm_object_quantile(c["distances"], w, self.object_quantile)
                 units.append(s if compared and s > 0 else np.nan)
-            nearest.append(amm_score(c["nearest"], "top1"))
+            nearest.append(largest_percent(c["nearest"]))
         return np.array(units), np.array(nearest)
 
     def settle_units(self, units, nearest):
@@ -804,7 +809,7 @@ class Bank:
     def spread_scores(self, a, l):
         """Median and width of A, all L, and with these the fused scores."""
         median, q95 = amm_spread(a)
-        self.spread_a, self.loo_logical = (median, q95 - median + 0.05 * abs(median)), l
+        self.spread_a, self.loo_logical = (median, q95 - median + 0.01 * abs(median)), l
         self.loo = np.stack([a, l, amm_fuse(*self.z(a, l, self.loo_raster if self.raster is not None else 0 * l))], 1)
 
 
@@ -986,7 +991,7 @@ def make_amm(out):
     tensors["map.normalised"] = amm_in_units(base, query, refs)
     tensors["map.normalised.none"] = amm_in_units(base, query, none)
     tensors["quantiles"] = np.array([amm_object_quantile(base, wt, q) for wt in query for q in (0.95, 0.5, 1.0)])
-    tensors["scores"] = np.array([amm_score(base, "max"), amm_score(base, "top1")])
+    tensors["scores"] = np.array([amm_score(base, "max"), amm_score(base, "power")])
     for name, (rows, columns) in {"odd": (h, w), "even": (8, 10), "row": (1, w), "column": (h, 1), "cell": (1, 1)}.items():
         for count in (k, 1, 0):
             tensors[f"nearest.{name}.{count}"] = amm_nearest(features[:rows, :columns], [ref["features"][:rows, :columns] for ref in refs[:count]])
@@ -996,7 +1001,7 @@ def make_amm(out):
     median, q95 = amm_spread(values)
     tensors["values.z"] = amm_z(values, median, q95 - median + 0.05)
     wide = f32(r.randn(23, 35))  # 216 blocks: the largest 3
-    tensors["wide"], tensors["wide.scores"] = wide, np.array([amm_score(wide, "max"), amm_score(wide, "top1")])
+    tensors["wide"], tensors["wide.scores"] = wide, np.array([amm_score(wide, "max"), amm_score(wide, "power")])
     asked = f32(np.concatenate([values, [-50, 0, 1, 50]]))
     for name, normal in {"37": values, "5": values[:5], "1": values[:1], "0": values[:0], "equal": np.repeat(values[:1], 5)}.items():
         for width in (0.05, 0.7):
@@ -1065,7 +1070,7 @@ def scene_of(r, masks, kinds, background, h, w, C):
 PLAIN = {"k": 3, "alpha_unmatched": 0, "verify_shift": 0, "count": False, "reach": 0, "register_unmatched": False, "claims": False,
          "object_quantile": 0.95, "nearest_weight": 0, "score": "max", "raster_weight": 0}
 # The whole method under --method paper: docs/METHOD.md, "The paper's own, by one word".
-PAPER = {"k": 40, "score": "top1", "channel_graph": "softmax", "object_strength": 0.1, "iters": 100, "pixel": True, "position_weight": 0,
+PAPER = {"k": 40, "score": "power", "channel_graph": "softmax", "object_strength": 0.1, "iters": 100, "pixel": True, "position_weight": 0,
          "verify": False, "object_quantile": 0}
 
 
@@ -1114,7 +1119,7 @@ def make_bank(out):
                 "shifted": {"verify_shift": 1}, "shifted_softmax": {"verify_shift": 2, "channel_graph": "softmax", "channel_strength": 3},
                 "registered": {"reach": 2, "register_unmatched": True},
                 "claims": {"reach": 2, "register_unmatched": True, "claims": True},
-                "nearest": {"nearest_weight": 0.5, "score": "top1"}, "nearest_alone": {"nearest_weight": 2, "object_quantile": 0, "delta_logical": 0.3},
+                "nearest": {"nearest_weight": 0.5, "score": "power"}, "nearest_alone": {"nearest_weight": 2, "object_quantile": 0, "delta_logical": 0.3},
                 "rasters": {"raster_weight": 40}, "rasters_few": {"raster_weight": 20, "loo": 3, "k": 2, "position_weight": 0}}
     write_bank(f"{out}/method_bank.safetensors", images, query, variants)
     write_bank(f"{out}/method_paper.safetensors", images, query, {"paper": PAPER})

@@ -393,7 +393,7 @@ static void test_units_and_scores(void)
                 amm_object_quantile(base, q->coverage + i * n_cells, n_cells, levels[l], scratch);
     CHECK_GOLDEN(found, 1e-5, "quantiles");
     found[0] = amm_score(base, q->grid_h, q->grid_w, SCORE_MAX, scratch);
-    found[1] = amm_score(base, q->grid_h, q->grid_w, SCORE_TOP1, scratch);
+    found[1] = amm_score(base, q->grid_h, q->grid_w, SCORE_POWER, scratch);
     CHECK_GOLDEN(found, 1e-6, "scores");
 }
 
@@ -406,19 +406,31 @@ static void test_block_score(void)
     const int h = (int)wide->shape[0], w = (int)wide->shape[1];
     REQUIRE(h == 23 && w == 35);
     found[0] = amm_score(wide->data, h, w, SCORE_MAX, scratch);
-    found[1] = amm_score(wide->data, h, w, SCORE_TOP1, scratch);
+    found[1] = amm_score(wide->data, h, w, SCORE_POWER, scratch);
     CHECK_GOLDEN(found, 1e-6, "wide.scores");
     /* One percent of at most 100 blocks is one block. A single cell counts a quarter, but not at a corner of
      * an odd grid. */
     float map[9 * 9] = {0};
     map[4 * 9 + 4] = 8;
-    CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 2 && amm_score(map, 9, 9, SCORE_MAX, scratch) == 8);
+    CHECK(amm_score(map, 9, 9, SCORE_POWER, scratch) == 2 && amm_score(map, 9, 9, SCORE_MAX, scratch) == 8);
     map[8 * 9 + 8] = 5;
-    CHECK(amm_score(map, 9, 9, SCORE_TOP1, scratch) == 5);
+    CHECK(amm_score(map, 9, 9, SCORE_POWER, scratch) == 5);
     CHECK(amm_block_mean(map, 9, 9, 5 * 9 + 5) == 2 && amm_block_mean(map, 9, 9, 8 * 9 + 8) == 5 &&
           amm_block_mean(map, 9, 9, 3 * 9 + 4) == 0 && amm_block_mean(map, 9, 9, 8 * 9 + 7) == 0);
     map[0] = -1; /* the largest cell of a map below 0 */
-    CHECK(amm_score(map, 1, 1, SCORE_MAX, scratch) == -1 && amm_score(map, 1, 1, SCORE_TOP1, scratch) == -1);
+    CHECK(amm_score(map, 1, 1, SCORE_MAX, scratch) == -1 && amm_score(map, 1, 1, SCORE_POWER, scratch) == 0);
+}
+
+/* The examples of METHOD.md, section 7. */
+static void test_example_score(void)
+{
+    float values[300] = {[7] = 2, [40] = 3, [99] = 1, [200] = 0.9f}, large[1] = {1e30f};
+    CHECK(fabs(amm_power_mean(values, 300) - 2.585) < 1e-3);
+    CHECK(fabs(amm_power_mean(large, 1) / 1e30 - 1) < 1e-6);
+    CHECK(fabs(amm_fuse(2, 0, ONLY_BOTH) - 1.240) < 1e-3);
+    CHECK(fabs(amm_fuse(0, 2, ONLY_BOTH) - 1.240) < 1e-3);
+    CHECK(fabs(amm_fuse(3, 3, ONLY_BOTH) - 3) < 1e-6);
+    CHECK(fabs(amm_fuse(200, -200, ONLY_BOTH) - 198.614) < 1e-3);
 }
 
 /* ---- the nearest features ----------------------------------------------------------------------*/
@@ -625,7 +637,7 @@ static void test_one_cell(void)
     REQUIRE(!structural(map, &t, 1, &options, NULL));
     CHECK(map[0] == 0);
     REQUIRE(!amm_in_units(map, &t.c, coverage, &err));
-    CHECK(map[0] == 0 && amm_score(map, 1, 1, SCORE_TOP1, scratch) == 0 &&
+    CHECK(map[0] == 0 && amm_score(map, 1, 1, SCORE_POWER, scratch) == 0 &&
           amm_score(map, 1, 1, SCORE_MAX, scratch) == 0);
     CHECK(amm_object_quantile(map, coverage + 1, 1, 0.95f, scratch) == 0);
 }
@@ -671,6 +683,7 @@ int main(void)
     RUN(test_unmatched);
     RUN(test_units_and_scores);
     RUN(test_block_score);
+    RUN(test_example_score);
     RUN(test_nearest);
     RUN(test_nearest_channels);
     RUN(test_logical_z);

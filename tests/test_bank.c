@@ -126,7 +126,7 @@ static Options defaults(void)
                                            {"score", "max"},
                                            {"object-quantile", "0.95"},
                                            {"delta-logical", "0.05"},
-                                           {"delta-structural", "0.05"},
+                                           {"delta-structural", "0.01"},
                                            {"loo-images", "60"},
                                            {"only", "both"},
                                            {"threshold-quantile", "0.97"}};
@@ -224,7 +224,7 @@ static void test_golden(void)
     check_variant("registered", &registered);
     set(&registered, "claims", "1");
     check_variant("claims", &registered);
-    set(&nearest, "nearest-weight", "0.5"), set(&nearest, "score", "top1");
+    set(&nearest, "nearest-weight", "0.5"), set(&nearest, "score", "power");
     check_variant("nearest", &nearest);
     set(&nearest, "nearest-weight", "2"), set(&nearest, "score", "max");
     set(&nearest, "object-quantile", "0"), set(&nearest, "delta-logical", "0.3");
