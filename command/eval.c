@@ -122,7 +122,6 @@ static void print_gaps(const DatasetCategory *c)
 
 static int print_evaluation(const Args *args, const Evaluation *e, Error *err)
 {
-    CategoryFigures all;
     if (!e->categories) {
         printf("shard %s: %d test images done; when all shards are done: samlad eval --merge %s\n",
                args->shard, e->times.n_images, args->out);
@@ -133,12 +132,12 @@ static int print_evaluation(const Args *args, const Evaluation *e, Error *err)
     table_print(stdout, e->categories, &e->dataset);
     for (int i = 0; i < e->dataset.n; i++)
         print_gaps(&e->dataset.categories[i]);
-    figures_mean(&all, e->categories, e->dataset.n);
-    if (e->times.n_images == all.n_images)
-        printf("bank of %d images in %.1f s, %d test images, %.3f s/image\n", all.n_bank, e->times.bank,
-               all.n_images, e->times.images / all.n_images);
+    const CategoryFigures *all = &e->categories[e->dataset.n];
+    if (e->times.n_images == all->n_images)
+        printf("bank of %d images in %.1f s, %d test images, %.3f s/image\n", all->n_bank, e->times.bank,
+               all->n_images, e->times.images / all->n_images);
     else
-        printf("bank of %d images, %d test images, %d of them done now\n", all.n_bank, all.n_images,
+        printf("bank of %d images, %d test images, %d of them done now\n", all->n_bank, all->n_images,
                e->times.n_images);
     return 0;
 }

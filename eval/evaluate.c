@@ -134,12 +134,14 @@ int evaluation_white(Samlad *s, const EvaluateRequest *r, Evaluation *e, Error *
 int evaluation_measure(Evaluation *e, const char *out, Error *err)
 {
     free(e->categories);
-    e->categories = calloc((size_t)e->dataset.n, sizeof *e->categories);
+    e->categories = calloc((size_t)e->dataset.n + 1, sizeof *e->categories);
     if (!e->categories)
-        return fail_memory(err, "the figures", (unsigned long long)e->dataset.n * sizeof *e->categories);
+        return fail_memory(err, "the figures",
+                           ((unsigned long long)e->dataset.n + 1) * sizeof *e->categories);
     for (int i = 0; i < e->dataset.n; i++)
         if (figures_measure(&e->categories[i], e->dataset.kind, &e->dataset.categories[i], out, err))
             return -1;
+    figures_mean(&e->categories[e->dataset.n], e->categories, e->dataset.n);
     return table_write(e->categories, &e->dataset, out, err);
 }
 

@@ -10,7 +10,8 @@
 typedef struct Evaluation {
     Dataset dataset;
     Problems problems;           /* when there are any, no work was begun. */
-    CategoryFigures *categories; /* [dataset.n]; NULL while other shards are at work. */
+    CategoryFigures
+        *categories; /* [dataset.n + 1], the last is their mean; NULL while other shards are at work. */
     RunTimes times;              /* work of this process. */
 } Evaluation;
 

@@ -231,13 +231,12 @@ static void markdown_baselines(OutFile *out, const CategoryFigures *categories, 
 
 void table_print(FILE *to, const CategoryFigures *categories, const Dataset *d)
 {
-    CategoryFigures mean;
-    figures_mean(&mean, categories, d->n);
+    const CategoryFigures *mean = &categories[d->n];
     if (d->n == 1)
         print_one(to, categories);
     else
-        print_all(to, categories, &mean, d);
-    print_baselines(to, categories, &mean, d);
+        print_all(to, categories, mean, d);
+    print_baselines(to, categories, mean, d);
 }
 
 /* ================================================================================================
@@ -326,8 +325,7 @@ static void json_category(JsonWriter *w, const CategoryFigures *f, const Dataset
 
 void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset *d)
 {
-    CategoryFigures mean;
-    figures_mean(&mean, categories, d->n);
+    const CategoryFigures *mean = &categories[d->n];
     json_open(w, '{');
     json_key(w, "dataset"), json_string(w, dataset_kind_name(d->kind));
     json_key(w, "categories");
@@ -335,7 +333,7 @@ void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset 
     for (int i = 0; i < d->n; i++)
         json_category(w, &categories[i], &d->categories[i]);
     json_close(w, ']');
-    json_key(w, "mean"), json_category(w, &mean, NULL);
+    json_key(w, "mean"), json_category(w, mean, NULL);
     json_warnings(w, d);
     json_close(w, '}');
 }
@@ -513,18 +511,17 @@ static int write_records(const char *path, const Dataset *d, const char *out_dir
 
 int table_write(const CategoryFigures *categories, const Dataset *d, const char *out, Error *err)
 {
-    CategoryFigures mean;
+    const CategoryFigures *mean = &categories[d->n];
     char path[RUN_PATH];
-    figures_mean(&mean, categories, d->n);
     if (snprintf(path, sizeof path, "%s/results.jsonl", out) >= RUN_PATH - 128)
         return fail(err, "%s: the path is too long", out);
     if (write_records(path, d, out, err))
         return -1;
     snprintf(path, sizeof path, "%s/results.csv", out);
-    if (write_csv(path, categories, &mean, d, err))
+    if (write_csv(path, categories, mean, d, err))
         return -1;
     snprintf(path, sizeof path, "%s/results.md", out);
-    if (write_markdown(path, categories, &mean, d, err))
+    if (write_markdown(path, categories, mean, d, err))
         return -1;
     snprintf(path, sizeof path, "%s/results.json", out); /* last: it marks all as written (ablate.c). */
     return write_json(path, categories, d, err);

@@ -11,7 +11,7 @@
 #include "eval/figures.h"
 
 /* Write results.json, results.csv, results.md, and results.jsonl (the records, one a line). categories
- * [dataset->n]. */
+ * [dataset->n + 1]: the last is their mean. */
 int table_write(const CategoryFigures *categories, const Dataset *dataset, const char *out, Error *err);
 void table_json(JsonWriter *w, const CategoryFigures *categories, const Dataset *dataset); /* one object */
 void json_figures(JsonWriter *w, const char *key, const Figures *figures);                 /* KEY: {} */

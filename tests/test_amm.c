@@ -421,7 +421,7 @@ static void test_block_score(void)
     CHECK(amm_score(map, 1, 1, SCORE_MAX, scratch) == -1 && amm_score(map, 1, 1, SCORE_POWER, scratch) == 0);
 }
 
-/* The examples of METHOD.md, section 7. */
+/* The examples of docs/METHOD.md 7. */
 static void test_example_score(void)
 {
     float values[300] = {[7] = 2, [40] = 3, [99] = 1, [200] = 0.9f}, large[1] = {1e30f};
