@@ -136,9 +136,10 @@ static int add_images(Listing *l, const char *dir, const char *kind, int normal)
     int status = walk_images(&images, l->masks ? &masks : &l->c->masks, dir, l->err);
     for (int i = 0; i < images.n && !status; i++) {
         char *path = images.paths[i], *name = path_of(l->err, "%s", path + strlen(dir) + 1);
-        images.paths[i] = NULL;
-        if (name)
+        if (name) {
             drop_image_folders(name);
+            images.paths[i] = NULL; /* the category takes it over. */
+        }
         if (!name || !category_add(l->c, path, name, kind, normal, l->err))
             status = -1;
         free(name);
