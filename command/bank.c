@@ -139,6 +139,11 @@ int command_bank(Args *args)
         return usage_error(args->command, "%s",
                            args->from ? "--from and images exclude each other"
                                       : "no normal images are given");
+    if (args->from && (args->anomalous || args->masks || args->skip_unreadable))
+        return usage_error(args->command, "--%s says something of images, and --from has none",
+                           args->anomalous ? "anomalous"
+                           : args->masks   ? "masks"
+                                           : "skip-unreadable");
     for (int i = 0; args->from && i < args->n_set; i++)
         if (args->set[i]->of_features)
             return usage_error(args->command, "--%s needs the images again: give them instead of --from",

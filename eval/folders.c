@@ -332,7 +332,7 @@ int folder_name(char name[256], const char *dir, Error *err)
  * Mixed folders
  * ============================================================================================== */
 
-static int refuse(const char *dir, const GivenFolders *given, int depth, Error *err);
+static int refuse(const char *dir, char *const spared[2], int depth, Error *err);
 
 /* Refuse the images of `path`, which lie in the folder that holds `normal` (NULL: it holds none). Folders
  * of tests are refused empty, too. */
@@ -358,9 +358,8 @@ static int refuse_one(const char *path, FolderRole role, const char *normal, Err
 /* A folder while it is checked. */
 typedef struct Mixed {
     const char *dir;
-    char *normal;    /* the folder of normal images in it, or NULL. */
-    char *spared[2]; /* folders that the user named; no image is taken from them. */
-    const GivenFolders *given;
+    char *normal;        /* the folder of normal images in it, or NULL. */
+    char *const *spared; /* [2] folders that the user named, or NULL; no image is taken from them. */
     int depth;
 } Mixed;
 
@@ -392,7 +391,7 @@ static int refuse_folder(const Mixed *m, const char *name, Error *err)
                        : is_refused(role))
         status = refuse_one(path, role, m->normal, err);
     else
-        status = refuse(path, m->given, m->depth + 1, err);
+        status = refuse(path, m->spared, m->depth + 1, err);
     free(path);
     return status;
 }
@@ -413,15 +412,11 @@ static int refuse_files(const Mixed *m, Error *err)
     return status;
 }
 
-static int refuse(const char *dir, const GivenFolders *given, int depth, Error *err)
+static int refuse(const char *dir, char *const spared[2], int depth, Error *err)
 {
     if (depth > DEPTH_MAX)
         return fail(err, "%s: folders are nested too deep", dir);
-    Mixed m = {.dir = dir,
-               .normal = folder_of_normal(dir, NULL, err),
-               .spared = {folder_given(dir, given->anomalous, err), folder_given(dir, given->masks, err)},
-               .given = given,
-               .depth = depth};
+    Mixed m = {.dir = dir, .normal = folder_of_normal(dir, NULL, err), .spared = spared, .depth = depth};
     size_t n = 0;
     char **names = dir_list(dir, 1, &n, err);
     int status = names ? 0 : -1;
@@ -432,7 +427,7 @@ static int refuse(const char *dir, const GivenFolders *given, int depth, Error *
                 status = refuse_folder(&m, names[i], err);
     if (!status)
         status = refuse_files(&m, err);
-    free(names), free(m.normal), free(m.spared[0]), free(m.spared[1]);
+    free(names), free(m.normal);
     return status;
 }
 
@@ -444,5 +439,8 @@ int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err)
         return -1;
     if (folder_role(name) == FOLDER_MASKS)
         return refuse_one(dir, FOLDER_MASKS, NULL, err);
-    return refuse(dir, given, 0, err) ? -1 : fail_any(err);
+    char *spared[2] = {folder_given(dir, given->anomalous, err), folder_given(dir, given->masks, err)};
+    const int status = refuse(dir, spared, 0, err);
+    free(spared[0]), free(spared[1]);
+    return status ? status : fail_any(err);
 }

@@ -189,6 +189,11 @@ says "^images from ngs/OK/s1 (2), ngs/OK/s2 (2)$"
 expect 1 "a folder that is not there" "$bin" bank ngs/OK -o none.bank $weights --no-objects 1 --anomalous N6
 says "^samlad: --anomalous N6: there is no such folder, neither here nor in an input$"
 expect 1 "masks that are not there" "$bin" bank ngs/OK -o none.bank $weights --no-objects 1 --masks g7
+expect 2 "--from has no images" "$bin" bank --from ngs.bank -o none.bank --masks gt
+mkdir lines && cp -r ngs lines/a && mkdir lines/NG
+expect 1 "a folder below one that is given" "$bin" bank lines -o none.bank $weights --no-objects 1 --anomalous NG --masks a/gt
+says "anomalous images would be taken for normal ones: give lines/a/OK instead$"
+rm -r lines
 expect 1 "a bank of masks" "$bin" bank ngs/gt -o none.bank $weights --no-objects 1
 says "^samlad: ngs/gt/a0_GT.PGM: masks would be taken for normal ones"
 gone none.bank
