@@ -93,8 +93,8 @@ int list_inputs(ImageList *list, const Args *args, Error *err)
         } else if (list->n == before) {
             return fail(
                 err,
-                "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff)",
-                path);
+                "%s: no images in this folder (.png .jpg .jpeg .pgm .ppm .pnm .pbm .bmp .dib .tif .tiff)%s%s",
+                path, list->left_out.n ? "; these are no pictures: " : "", list->left_out.names);
         }
     }
     return 0;

@@ -117,6 +117,9 @@ int outputs_note(OutputFolder *o, const char *path, Error *err)
 {
     const char *name = path + strlen(o->folder) + 1;
     const size_t n = strlen(name) + 1;
+    struct stat info;
+    if (lstat(path, &info) == 0) /* somebody's, or a link to somebody's. */
+        return fail(err, "%s: this file exists and is not in written.list: give another folder", path);
     o->empty = 0;
     return write(o->lock, name, n) == (ssize_t)n
                ? 0

@@ -17,7 +17,7 @@ typedef struct OutputFolder {
  * is removed first, and nothing else. On a file system without locks a message says so, and the work goes on.
  * outputs_close is needed even after a failure. */
 int outputs_open(OutputFolder *o, const Args *args, Error *err);
-/* Before an output is written: `path` begins with the folder. */
+/* Before an output is written: `path` begins with the folder. A file that is there already is refused. */
 int outputs_note(OutputFolder *o, const char *path, Error *err);
 /* Refuse a folder with such outputs, for a command that shares its folder between processes. folder may be NULL. */
 int outputs_refuse(const char *folder, Error *err);

@@ -236,8 +236,15 @@ static int add_folder(Listing *l, const char *path, const char *name, int normal
         return normal && !l->masks ? walk_images(masks, masks, path, l->err) : 0;
     case FOLDER_UNLABELLED:
         return normal ? note_unused(l, path, "they have no labels") : 0;
-    case FOLDER_ANOMALOUS:
     case FOLDER_OTHER:
+        if (!normal && !l->anomalous && folder_words(name) == FOLDER_NORMAL)
+            return fail(
+                l->err,
+                "%s: is this a kind of anomaly? By its name it may be normal: rename it to good, or give "
+                "the anomalous ones with --anomalous",
+                path);
+        /* fall through */
+    case FOLDER_ANOMALOUS:
         return normal || l->anomalous                              ? 0
                : l->tests || folder_role(name) != FOLDER_ANOMALOUS ? add_images(l, path, name, 0)
                                                                    : add_anomalous(l, path, name);

@@ -198,8 +198,10 @@ static int visa_row(Dataset *d, char *fields[5], int n, const char *csv, int lin
     if (!is_word(fields[2], "normal", "anomaly", &good))
         return fail(err, "%s: line %d: label '%.40s', expected normal or anomaly", csv, line, fields[2]);
     DatasetCategory *c = find_category(d, fields[0]);
-    if (!c) /* not a wanted category. */
-        return 0;
+    if (!c) /* not a wanted category, or none. */
+        return d->chosen || is_listed(VISA, fields[0])
+                   ? 0
+                   : fail(err, "%s: line %d: '%.100s' is no category of VisA", csv, line, fields[0]);
     char *path = path_of(err, "%s/%s", d->root, fields[3]);
     if (!test)
         return good ? append(&c->normal, &c->n_normal, path, err) : (free(path), 0);
@@ -751,10 +753,14 @@ static void check_files(Check *check, Problems *problems, Notes *notes)
 
 static void check_category(Dataset *d, Check *check, Problems *problems)
 {
+    enum { NAME_MOST = 240 };
     int published = KINDS[d->kind].categories != NULL, n_good = 0;
     DatasetCategory *c = check->c;
     if (!c->dir) /* missing: reported already */
         return;
+    if (strlen(c->name) > NAME_MOST)
+        problem(problems, "%s: the folder's name has more than %d bytes: files of the run are named after it",
+                c->dir, NAME_MOST);
     if (check->look->with_bank && c->n_normal == 0)
         problem(problems, "%s: there are no normal images for the bank (train/good, train or good)%s%s",
                 c->dir, c->left_out.n ? "; these are no pictures: " : "", c->left_out.names);

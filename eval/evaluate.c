@@ -109,26 +109,38 @@ static int is_dark(int brightest)
 static void tell_dark_images(const EvaluateRequest *r, int normal, int test)
 {
     const int has_bank = r->plan.bank != NULL;
-    if (is_dark(normal) && is_dark(test))
-        r->dark(normal > test ? normal : test, "images", has_bank);
-    else if (is_dark(normal) || is_dark(test))
-        r->dark(is_dark(normal) ? normal : test, is_dark(normal) ? "normal images" : "test images", has_bank);
+    Error err;
+    if (is_dark(test) && !is_dark(normal) && !has_bank) { /* no white would make them alike. */
+        fail(&err,
+             "the largest value of the 16-bit test images is %d of %d, so they are nearly black beside the "
+             "normal "
+             "ones: save both alike",
+             test, IMAGE_WHITE);
+        r->complain(err.message);
+    } else if (is_dark(normal) || is_dark(test))
+        r->dark(normal > test ? normal : test,
+                !is_dark(test) ? "normal images"
+                : has_bank     ? "test images"
+                               : "images",
+                has_bank);
 }
 
 /* One white for all categories: a run has one list of settings. A bank that is given brings its own. */
 int evaluation_white(Samlad *s, const EvaluateRequest *r, Evaluation *e, Error *err)
 {
     char text[16];
-    const int normal = r->plan.bank ? 0 : brightest_normal(&e->dataset),
-              test = samlad_white(s) == IMAGE_WHITE ? brightest_test(&e->dataset) : 0;
-    if (normal < 0 || test < 0)
+    const int is_auto = !samlad_white(s), normal = r->plan.bank ? 0 : brightest_normal(&e->dataset);
+    if (normal < 0)
+        return fail(err, "out of memory for the largest value of the images");
+    snprintf(text, sizeof text, "%d", normal ? image_white(normal) : IMAGE_WHITE);
+    if (is_auto && samlad_set(s, "white", text, err))
+        return -1;
+    const int test = samlad_white(s) == IMAGE_WHITE ? brightest_test(&e->dataset) : 0;
+    if (test < 0)
         return fail(err, "out of memory for the largest value of the images");
     if (samlad_white(s) == IMAGE_WHITE && r->dark)
         tell_dark_images(r, normal, test);
-    if (samlad_white(s))
-        return 0;
-    snprintf(text, sizeof text, "%d", normal ? image_white(normal) : IMAGE_WHITE);
-    return samlad_set(s, "white", text, err);
+    return 0;
 }
 
 int evaluation_measure(Evaluation *e, const char *out, Error *err)
@@ -160,12 +172,31 @@ static char *temporary_folder(Error *err)
     return copy;
 }
 
+/* Would the results lie among the images? Then the next run would judge its own pictures. */
+static int refuse_among_images(const Dataset *d, const char *out, Error *err)
+{
+    fail_none(err);
+    for (int i = 0; i < d->n && dir_exists(out); i++) {
+        const DatasetCategory *c = &d->categories[i];
+        for (int k = 0; k < c->n_normal + c->n_images; k++) {
+            const char *path = k < c->n_normal ? c->normal[k] : c->images[k - c->n_normal].path;
+            if (folder_is_within(path, out, err))
+                return fail(err,
+                            "%.600s: the results would lie among the images, as %.600s: give another folder",
+                            out, path);
+        }
+    }
+    return fail_any(err);
+}
+
 int evaluate(Samlad *s, const EvaluateRequest *r, Evaluation *result, Error *err)
 {
     RunPlan plan = r->plan;
     if (evaluation_prepare(r, r->data, result, err) ||
         (plan.bank && samlad_bank_load(s, plan.bank, err)) || /* the settings come from the bank. */
         evaluation_white(s, r, result, err))
+        return -1;
+    if (plan.out && refuse_among_images(&result->dataset, plan.out, err))
         return -1;
     char *temporary = plan.out ? NULL : temporary_folder(err);
     plan.out = plan.out ? plan.out : temporary;

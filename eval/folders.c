@@ -38,6 +38,7 @@ static const struct {
     {"test", FOLDER_TEST},
     {"test_public", FOLDER_TEST}, /* MVTec AD 2 */
     {"testing", FOLDER_TEST},
+    {"tests", FOLDER_TEST},
     {"test_private", FOLDER_UNLABELLED},
     {"test_private_mixed", FOLDER_UNLABELLED},
     {"validation", FOLDER_VALIDATION},
@@ -116,20 +117,23 @@ static int is_negation(const char *word)
     return 0;
 }
 
-/* The role of a name of several words, if one of them says that it holds no normal images: 1_defect, test_bad. */
-static FolderRole role_of_words(const char *name)
+FolderRole folder_words(const char *name)
 {
-    FolderRole found = FOLDER_OTHER;
+    static const FolderRole order[] = {FOLDER_MASKS, FOLDER_ANOMALOUS, FOLDER_TEST, FOLDER_NORMAL};
+    int found[FOLDER_NO_IMAGES + 1] = {0};
     char text[256], *next = NULL;
     snprintf(text, sizeof text, "%s", name);
-    for (char *word = strtok_r(text, "_- .", &next); word; word = strtok_r(NULL, "_- .", &next)) {
-        const FolderRole role = folder_role(word);
+    found[FOLDER_MASKS] = strncasecmp(text, "ground_truth", 12) == 0;
+    for (char *word = strtok_r(text, "_- .0123456789", &next); word;
+         word = strtok_r(NULL, "_- .0123456789", &next)) {
         if (is_negation(word))
             return FOLDER_OTHER;
-        if (role == FOLDER_ANOMALOUS || (role == FOLDER_TEST && found == FOLDER_OTHER))
-            found = role;
+        found[folder_role(word)] = 1;
     }
-    return found;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++)
+        if (found[order[i]])
+            return order[i];
+    return FOLDER_OTHER;
 }
 
 /* ================================================================================================
@@ -374,7 +378,8 @@ static int is_refused(FolderRole role)
 static FolderRole refused_role(const char *name)
 {
     const FolderRole role = folder_role(name);
-    return role == FOLDER_OTHER ? role_of_words(name) : role;
+    const FolderRole words = role == FOLDER_OTHER ? folder_words(name) : FOLDER_OTHER;
+    return words == FOLDER_OTHER || words == FOLDER_NORMAL ? role : words;
 }
 
 /* Check the folder `name`. Beside normal images all others are refused, but for validation. Without normal
@@ -437,7 +442,13 @@ int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err)
     fail_none(err);
     if (folder_name(name, dir, err))
         return -1;
-    if (folder_role(name) == FOLDER_MASKS)
+    char *above = path_of(err, "%s/..", dir), parent[256];
+    if (!above || folder_name(parent, above, err)) {
+        free(above);
+        return -1;
+    }
+    free(above);
+    if (folder_role(name) == FOLDER_MASKS || strncasecmp(parent, "ground", 6) == 0)
         return refuse_one(dir, FOLDER_MASKS, NULL, err);
     char *spared[2] = {folder_given(dir, given->anomalous, err), folder_given(dir, given->masks, err)};
     const int status = refuse(dir, spared, 0, err);

@@ -22,6 +22,8 @@ typedef enum FolderRole {
     FOLDER_NO_IMAGES   /* xyz: other measurements beside rgb. */
 } FolderRole;
 FolderRole folder_role(const char *name);
+/* The role that a name of several words claims by one of them: 1_defect, my_masks, test2, 0_normal. no_defect claims none. */
+FolderRole folder_words(const char *name);
 /* Are both the same word, by the rules above? */
 int folder_same_word(const char *a, const char *b);
 

@@ -175,7 +175,11 @@ static Fit find_fit(const DatasetCategory *c, const Trail *trails, const Trail *
 /* Tell two masks of one image that do not lie in a folder of its name: 000.png and 000_mask.png. */
 static void note_second(const DatasetImage *image, Form form, const char *path, Notes *notes)
 {
-    if (image->n_masks == 1 && form != FORM_FOLDER)
+    const char *before = image->n_masks ? image->masks[image->n_masks - 1] : "",
+               *slash = strrchr(before, '/');
+    const size_t n = slash ? (size_t)(slash + 1 - before) : 0;
+    if (image->n_masks == 1 &&
+        (form != FORM_FOLDER || strncmp(before, path, n) != 0 || strchr(path + n, '/')))
         note(notes, "%.300s and %.300s: this image has both masks: they count together", image->masks[0],
              path);
 }

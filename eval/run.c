@@ -32,6 +32,13 @@ static int join3(char path[RUN_PATH], const char *a, const char *b, const char *
                : fail(err, "%s/%s: the path is too long", a, b);
 }
 
+static int join2(char path[RUN_PATH], const char *a, const char *b, Error *err)
+{
+    return snprintf(path, RUN_PATH, "%s/%s", a, b) < RUN_PATH - 128
+               ? 0
+               : fail(err, "%s/%s: the path is too long", a, b);
+}
+
 /* Make the folder of the file. */
 static int make_parent(const char *path, Error *err)
 {
@@ -627,15 +634,15 @@ static int take_file(const char *from, const char *to, Error *err)
 
 static int merge_file(const char *from, const char *to, int must_agree, Error *err)
 {
+    static const char *const why[] = {
+        "", "Machines of different kinds make different banks: make them once and copy the folder banks",
+        "They had other test images, or left out others: run samlad eval again on one of them"};
     if (!file_exists(to))
         return take_file(from, to, err);
     int same = must_agree ? file_same(from, to, err) : 1;
     return same < 0 ? -1
            : same   ? 0
-                    : fail(err,
-                           "%s and %s differ: these runs cannot be merged. Machines of different kinds make "
-                             "different banks: make them once and copy the folder banks",
-                           from, to);
+                  : fail(err, "%s and %s differ: these runs cannot be merged. %s", from, to, why[must_agree]);
 }
 
 /* Merge all files in and below `from`, folder by folder. */
@@ -670,7 +677,7 @@ static int merge_one(const char *out, const char *from, Error *err)
     /* records last: a record tells that the map is there. */
     static const char *const folders[] = {"categories",   "tests",     "banks",  "pictures",
                                           "anomaly_maps", "baselines", "records"};
-    static const int must_agree[] = {1, 1, 1, 0, 0, 0, 1};
+    static const int must_agree[] = {1, 2, 1, 0, 0, 0, 1}; /* the sentence of merge_file; 0: need not. */
     char a[RUN_PATH], b[RUN_PATH];
     Facts facts;
     if (snprintf(a, sizeof a, "%s/run.json", from) >= RUN_PATH - 128 ||
@@ -683,7 +690,7 @@ static int merge_one(const char *out, const char *from, Error *err)
     int status = facts_settle(&facts, b, err);
     facts_free(&facts);
     for (size_t i = 0; i < sizeof folders / sizeof *folders && !status; i++)
-        status = join3(a, from, folders[i], "", "", err) || join3(b, out, folders[i], "", "", err)
+        status = join2(a, from, folders[i], err) || join2(b, out, folders[i], err)
                      ? -1
                      : merge_folder(a, b, must_agree[i], 0, err);
     return status;

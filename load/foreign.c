@@ -384,6 +384,20 @@ static int fail_part(const Safetensors *file, const char *part, Error *err)
                 st_path(file), part);
 }
 
+/* Refuse the other parts, also without their prefix. A MobileSAM has all of them. */
+static int refuse_part(const Safetensors *file, Error *err)
+{
+    static const char *const parts[][2] = {{"iou_token.weight", "mask decoder"},
+                                           {"not_a_point_embed.weight", "prompt encoder"},
+                                           {"positional_encoding_gaussian_matrix", "prompt encoder"},
+                                           {".attn.rel_pos_h", "image encoder"}};
+    for (size_t k = 0; k < COUNT(parts) && !st_find(file, "image_encoder.patch_embed.seq.0.c.weight"); k++)
+        for (size_t i = 0; i < st_count(file); i++)
+            if (strstr(st_at(file, i)->name, parts[k][0]))
+                return fail_part(file, parts[k][1], err);
+    return 0;
+}
+
 /* Refuse the image encoder of a SAM alone. */
 static int check_parts(const ForeignTensors *p, Error *err)
 {
@@ -403,6 +417,8 @@ static Safetensors *official_of(Safetensors *file, ForeignKind kind, const StTen
     p.placed = malloc((st_count(file) + 1) * sizeof *p.placed);
     if (!p.placed)
         fail_memory(err, st_path(file), st_count(file) * sizeof *p.placed);
+    else if (kind == FOREIGN_TIMM_VIT && refuse_part(file, err)) /* SAM's encoder, saved alone. */
+        ;
     else if (place(&p, &tables, anchor->name, err) == 0 && check_parts(&p, err) == 0)
         official = make_view(file, &p, err);
     free(p.placed);
@@ -426,12 +442,8 @@ Safetensors *weights_official(Safetensors *file, Error *err)
         if (anchor)
             return official_of(file, ORDER[i], anchor, prefix, err);
     }
-    for (size_t i = 0; i < st_count(file); i++)
-        if (strstr(st_at(file, i)->name, "mask_decoder.") &&
-            !st_find(file, "image_encoder.patch_embed.seq.0.c.weight")) {
-            fail_part(file, "mask decoder", err);
-            return NULL;
-        }
+    if (refuse_part(file, err))
+        return NULL;
     if (st_find(file, "image_encoder.patch_embed.seq.0.c.weight")) {
         fail(err,
              "%s: MobileSAM without its settings: convert it with tools/convert.py FILE -o OUT.safetensors",

@@ -545,6 +545,12 @@ mkdir foreign
 echo '{}' >foreign/results.jsonl
 expect 1 "results of another command" "$bin" detect --bank n.bank new -o foreign --force $weights
 gone foreign/written.list
+# a picture of somebody, or a link to his file, is not written over
+rm foreign/results.jsonl && echo mine >theirs && ln -s ../theirs foreign/a.tiff && echo mine >foreign/0_heat.png
+expect 1 "a link to another file" "$bin" detect --bank n.bank new/a.ppm -o foreign --force $weights
+says "^samlad: foreign/a.tiff: this file exists and is not in written.list: give another folder"
+expect 1 "a picture of another" "$bin" detect --bank n.bank good/0.ppm -o foreign --force $weights
+[ "$(cat theirs foreign/0_heat.png)" = "$(printf 'mine\nmine')" ] && ok || bad "another's file is gone"
 expect 2 "--force without a folder" "$bin" detect --bank n.bank new --force $weights
 # one process writes a folder; the system drops the lock of a killed one, which here waits for its second image
 mkfifo slow.ppm

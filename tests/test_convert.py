@@ -1027,6 +1027,8 @@ def test_a_part_of_sam_on_its_base(tmp):
         refused(save_zip(tmp + "/half.pth", lacks), "mask_decoder.mask_tokens.weight is missing", arguments=("--base", path))
         more = {**part, "mask_decoder.depth_token.weight": make({"a": (1, 32)})["a"]}
         refused(save_zip(tmp + "/more.pth", more), "mask_decoder.depth_token.weight has no place", arguments=("--base", path))
+    for part in (decoder, hf, {k[len("mask_decoder."):]: t for k, t in decoder.items()}):
+        refused(save_zip(tmp + "/alone.pth", part), "a part of a SAM alone: give a whole SAM with --base")
     refused(save_zip(tmp + "/other.pth", make({"a": (3,)})), "no tensor in common", arguments=("--base", path))
     wrong = {**decoder, "mask_decoder.iou_token.weight": make({"a": (1, 3)})["a"]}
     refused(save_zip(tmp + "/wrong.pth", wrong), "iou_token", "[1, 32]", arguments=("--base", path))

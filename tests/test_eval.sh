@@ -194,6 +194,27 @@ mkdir lines && cp -r ngs lines/a && mkdir lines/NG
 expect 1 "a folder below one that is given" "$bin" bank lines -o none.bank $weights --no-objects 1 --anomalous NG --masks a/gt
 says "anomalous images would be taken for normal ones: give lines/a/OK instead$"
 rm -r lines
+mkdir -p lines/my_masks lines/ground_truth/hole && cp n0.ppm lines && cp mask.pgm lines/my_masks && cp mask.pgm lines/ground_truth/hole
+expect 1 "masks under another name" "$bin" bank lines -o none.bank $weights --no-objects 1 --masks ground_truth
+says "^samlad: lines/my_masks/mask.pgm: masks would be taken for normal ones"
+expect 1 "a kind of masks" "$bin" bank lines/ground_truth/hole -o none.bank $weights --no-objects 1
+says "^samlad: lines/ground_truth/hole/mask.pgm: masks would be taken for normal ones"
+rm -r lines
+# the results do not lie among the images
+for out in ngs ngs/OK ngs/NG/hole; do
+    expect 1 "results among the images, $out" "$bin" eval ngs $small --hold-out 1 --resize-masks -o $out
+    says "^samlad: $out: the results would lie among the images, as "
+done
+gone ngs/run.json ngs/OK/run.json
+expect 0 "results beside them" "$bin" eval ngs $small --hold-out 1 --resize-masks -o ngs/new
+expect 0 "which are no images" "$bin" eval ngs $small --hold-out 1 --resize-masks -o ngs/new
+says "0 of them done now"
+rm -r ngs/new
+mkdir -p kinds/train kinds/test/0_normal kinds/test/1_defect && cp n0.ppm n1.ppm kinds/train && cp n2.ppm kinds/test/0_normal && cp a0.ppm kinds/test/1_defect
+expect 1 "a kind that may be normal" "$bin" eval kinds $small
+says "^samlad: kinds/test/0_normal: is this a kind of anomaly? By its name it may be normal: rename it to good"
+expect 0 "the anomalous ones are named" "$bin" eval kinds $small --hold-out 1 --anomalous test/1_defect
+rm -r kinds
 expect 1 "a bank of masks" "$bin" bank ngs/gt -o none.bank $weights --no-objects 1
 says "^samlad: ngs/gt/a0_GT.PGM: masks would be taken for normal ones"
 gone none.bank
@@ -255,9 +276,10 @@ expect 1 "a path that leaves the folder" "$bin" eval csv --category candle $smal
 says "line 2: the image '../../n0.ppm' does not lie in the data set$"
 head=object,split,label,image,mask
 row=candle/Data/Images/Normal/0.ppm
-visa_table() { # WHAT SAYS TEXT: a table that is not VisA's
+visa_table() { # WHAT SAYS TEXT [all]: a table that is not VisA's
     printf "$3" >csv/split_csv/1cls.csv
-    expect 1 "VisA's table: $1" "$bin" eval csv --category candle $small
+    if [ -n "$4" ]; then category=; else category="--category candle"; fi
+    expect 1 "VisA's table: $1" "$bin" eval csv $category $small
     says "$2"
 }
 visa_table "a split of another name" "line 3: split 'valid'" "$head\ncandle,train,normal,$row,\ncandle,valid,normal,$row,\n"
@@ -271,6 +293,7 @@ printf "\357\273\277$head\r\ncandle,train,normal,$row,\r\ncandle,test,normal,can
 printf '"candle",test,"anomaly",candle/Data/Images/Anomaly/1.ppm,"candle/Data/Masks/Anomaly/1.pgm"\r\n' >>csv/split_csv/1cls.csv
 expect 0 "VisA's table with a UTF-8 mark" "$bin" eval csv --category candle $small
 says "^bad  *AUROC .*(1 against 1 good)"
+visa_table "an object of another name" "line 3: 'cndle' is no category of VisA" "$head\ncandle,train,normal,$row,\ncndle,test,normal,$row,\n" all
 visa_table "a NUL" "NUL" "$head\ncandle,train,normal,$row,\\000\n"
 for kind in all pixels mean; do
     category taken/$kind/pushpins logical_anomalies $kind

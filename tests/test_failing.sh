@@ -11,6 +11,11 @@ case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
 all=
 [ "$1" != all ] || { all=1 && shift; }
 commands=${*:-"bank recalibrate detect dump segment eval merge ablate"}
+if [ ! -x "$bin" ]; then
+    echo "$bin is missing: make build/tests/samlad_failing"
+    echo "0 passed, 1 failed, 0 skipped"
+    exit 1
+fi
 cd "$dir" || exit 1
 OMP_NUM_THREADS=1 # one order of the allocations
 export OMP_NUM_THREADS

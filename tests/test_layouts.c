@@ -283,6 +283,9 @@ static void test_mask_names(void)
         "s/masks/bad/0.png and s/masks/bad/0_mask.png: this image has both masks: they count together");
     check_list("good/0.png bad/0.ppm masks/bad/0/|0.png masks/bad/0/|1.png", NULL,
                "s: good/0.png; bad/0=masks/bad/0/0.png,masks/bad/0/1.png");
+    check_list("good/0.png bad/0.ppm masks/bad/|0.png masks/bad/0/|1.png", NULL,
+               "s: good/0.png; bad/0=masks/bad/0.png,masks/bad/0/1.png\n"
+               "s/masks/bad/0.png and s/masks/bad/0/1.png: this image has both masks: they count together");
     /* beside the image, grey or in colour; a photo is none */
     check_list("good/0.png bad/0.ppm bad/|0.png", NULL, "s: good/0.png; bad/0=bad/0.png");
     check_list("good/0.png bad/0.ppm bad/^0.png", NULL, "s: good/0.png; bad/0=bad/0.png");
@@ -342,6 +345,12 @@ static void test_bank_folders(void)
                "ones alone");
     check_bank("pass/0.png fail/1.png", NULL,
                "s/fail/1.png: anomalous images would be taken for normal ones: give s/pass instead");
+    check_bank(
+        "a/0.png test2/1.png", NULL,
+        "s/test2: test images would be taken for normal ones: give the folder of the normal ones alone");
+    check_bank("a/0.png ground_truth_2/|1.png", NULL,
+               "s/ground_truth_2/1.png: masks would be taken for normal ones: give the folder of the normal "
+               "ones alone");
     check_bank("no_defect/0.png free-of-defects/1.png a/2.png", NULL, "");
     check_bank("good/0.png x/1.png y/2.png", &(GivenFolders){.anomalous = "x", .masks = "y"}, "");
 }

@@ -254,6 +254,11 @@ static void test_strangers_are_named(void)
         {"vision_encoder.patch_embed.projection.weight", "the image encoder of a SAM alone"},
         {"image_encoder.patch_embed.proj.weight", "the image encoder of a SAM alone"},
         {"mask_decoder.iou_token.weight", "the mask decoder of a SAM alone"},
+        {"iou_token.weight", "the mask decoder of a SAM alone"},
+        {"prompt_encoder.not_a_point_embed.weight", "the prompt encoder of a SAM alone"},
+        {"layers.0.attn.rel_pos_h", "the image encoder of a SAM alone"},
+        {"resnet.encoder.stages.0.layers.0.layer.0.convolution.weight", "ResNet"},
+        {"segformer.encoder.block.0.0.mlp.dwconv.dwconv.weight", "SegFormer"},
         {"base_model.model.encoder.layer.0.lora_A.weight", "LoRA"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

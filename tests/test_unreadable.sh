@@ -131,6 +131,11 @@ expect 0 "merge" "$bin" eval --merge out.shard.1 out.shard.2 -o out.merged
 silent
 says "^broken: 4 files could not be read"
 same out.broken out.merged "two shards"
+cp -r broken mended && cp set/test/bad/0.ppm mended/test/bad && mv mended elsewhere && mkdir mended && mv elsewhere mended/broken
+expect 0 "a shard of a mended set" "$bin" eval mended/broken -o out.shard.3 --shard 2/2 $small --skip-unreadable
+expect 1 "shards of other test images" "$bin" eval --merge out.shard.1 out.shard.3 -o out.mixed
+says "out.shard.3/tests/broken.json and out.mixed/tests/broken.json differ: these runs cannot be merged. They had other test images"
+rm -r mended
 expect 2 "a merge takes the run's choice" "$bin" eval --merge out.merged --skip-unreadable
 cp -r broken sized
 echo 'P2 1 1 1 1' >sized/ground_truth/bad/1.pgm

@@ -694,6 +694,8 @@ def refuse_unknown(checkpoint):
                       % (checkpoint.path, shown(what)))
     for _, tensors in found:
         refuse_strangers(checkpoint.path, tensors)
+        if any(name.endswith(("iou_token.weight", "not_a_point_embed.weight", ".attn.rel_pos_h")) for name in tensors):
+            raise Refusal("%s: a part of a SAM alone: give a whole SAM with --base" % checkpoint.path)
     raise Refusal("%s: holds %d tensors (%s, ...), but no model that samlad knows: DINOv2, plain ViT, SAM, "
                   "MobileSAM, FeatUp's JBU stack" % (checkpoint.path, len(found[0][1]), shown(next(iter(found[0][1])))))
 
