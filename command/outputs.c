@@ -18,7 +18,7 @@ static int lock_list(OutputFolder *o, Error *err)
 {
     Error told;
     struct stat info;
-    o->lock = open(o->list, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    o->lock = open(o->list, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (o->lock < 0)
         return fail(err, "%s: cannot create: %s", o->list, strerror(errno));
     const int status = flock(o->lock, LOCK_EX | LOCK_NB);

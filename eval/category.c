@@ -416,6 +416,11 @@ int category_list(DatasetCategory *c, const char *dir, const CategoryRequest *r,
         (folder_is_within(l.anomalous, l.normal, err) || folder_is_within(l.normal, l.anomalous, err)))
         status = fail(err, "--anomalous %.600s: the normal images are in %.600s, so they would be both",
                       l.anomalous, l.normal);
+    for (int i = 0; i < 2 && !status; i++) {
+        const char *images = i ? l.anomalous : l.normal;
+        if (folder_is_within(images, l.masks, err))
+            status = fail(err, "--masks %.600s: the images in %.600s would be masks", l.masks, images);
+    }
     if (!status && l.normal && !given->normal)
         status = folder_refuse_mixed(l.normal, &none, err);
     if (!status)

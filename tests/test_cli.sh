@@ -551,6 +551,8 @@ expect 1 "a link to another file" "$bin" detect --bank n.bank new/a.ppm -o forei
 says "^samlad: foreign/a.tiff: this file exists and is not in written.list: give another folder"
 expect 1 "a picture of another" "$bin" detect --bank n.bank good/0.ppm -o foreign --force $weights
 [ "$(cat theirs foreign/0_heat.png)" = "$(printf 'mine\nmine')" ] && ok || bad "another's file is gone"
+rm -r foreign && mkdir foreign && mkfifo foreign/written.list
+expect 1 "a pipe for a list" "$bin" detect --bank n.bank new -o foreign $weights
 expect 2 "--force without a folder" "$bin" detect --bank n.bank new --force $weights
 # one process writes a folder; the system drops the lock of a killed one, which here waits for its second image
 mkfifo slow.ppm

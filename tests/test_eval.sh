@@ -219,6 +219,8 @@ expect 1 "a bank of masks" "$bin" bank ngs/gt -o none.bank $weights --no-objects
 says "^samlad: ngs/gt/a0_GT.PGM: masks would be taken for normal ones"
 gone none.bank
 # one image is not both
+expect 1 "the normal images as masks" "$bin" eval ngs $small --hold-out 1 --masks OK
+says "^samlad: --masks ngs/OK: the images in ngs/OK would be masks$"
 expect 1 "the normal images as anomalous ones" "$bin" eval ngs $small --hold-out 1 --anomalous OK
 says "--anomalous ngs/OK: the normal images are in ngs/OK, so they would be both$"
 expect 1 "a folder of both" "$bin" eval $small --normal ngs/OK --anomalous ngs
