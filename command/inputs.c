@@ -409,24 +409,37 @@ static OutputName *output_names(const ImageList *list, Error *err)
     return NULL;
 }
 
-int check_outputs(ImageList *list, const char *out, Error *err)
+/* Mark the images whose outputs share a name. *changed: some were not marked. */
+static int mark_twins(ImageList *list, int *changed, Error *err)
 {
     OutputName *names = output_names(list, err);
-    char *is_twin = calloc((size_t)list->n + 1, 1);
-    int status = !names ? -1 : is_twin ? 0 : fail_memory(err, "the list of outputs", (size_t)list->n);
-    for (int i = 1; i < list->n && !status; i++)
-        if (by_stem(&names[i - 1], &names[i]) == 0)
-            is_twin[names[i - 1].image] = is_twin[names[i].image] = 1;
+    *changed = 0;
+    for (int i = 1; names && i < list->n; i++)
+        if (by_stem(&names[i - 1], &names[i]) == 0) {
+            char *one = &list->is_twin[names[i - 1].image], *other = &list->is_twin[names[i].image];
+            *changed |= !*one || !*other;
+            *one = *other = 1;
+        }
     output_names_free(names, list->n);
-    list->is_twin = is_twin;
-    names = status ? NULL : output_names(list, err);
-    status = names ? 0 : -1;
+    return names ? 0 : -1;
+}
+
+int check_outputs(ImageList *list, const char *out, Error *err)
+{
+    if (!(list->is_twin = calloc((size_t)list->n + 1, 1)))
+        return fail_memory(err, "the list of outputs", (size_t)list->n);
+    for (int changed = 1; changed;) /* a.png beside a.jpg keeps its ending, and then a.png.png, too. */
+        if (mark_twins(list, &changed, err))
+            return -1;
+    OutputName *names = output_names(list, err);
+    int status = names ? 0 : -1;
     for (int i = 1; i < list->n && !status; i++)
         if (by_stem(&names[i - 1], &names[i]) == 0)
-            status = fail(err,
-                          "%s/%.300s_heat.png: two images would write this file: give them in two calls, or "
-                          "give a folder above both",
-                          out, names[i].stem);
+            status =
+                fail(err,
+                     "%s%s%.300s: two images would write outputs of this name: give them in two calls, or "
+                     "give a folder above both",
+                     out ? out : "", out ? "/" : "", names[i].stem);
     output_names_free(names, list->n);
     return status;
 }

@@ -470,24 +470,39 @@ static DatasetImage **sort_by_stem(const DatasetCategory *c)
     return sorted;
 }
 
-/* 000.png and 000.jpg of one kind: their results keep the ending. */
+/* Give the images of one stem their whole names. *changed: some had none. */
+static int name_twins(DatasetImage *const *sorted, int n, int *changed, Error *err)
+{
+    for (int i = 0; i < n; i++) {
+        if (strcmp(sorted[i]->stem, sorted[i]->name) == 0)
+            continue;
+        char *whole = path_of(err, "%s", sorted[i]->name);
+        if (!whole)
+            return -1;
+        free(sorted[i]->stem);
+        sorted[i]->stem = whole;
+        *changed = 1;
+    }
+    return 0;
+}
+
+/* 000.png and 000.jpg of one kind: their results keep the ending. So does 000.png.png then. */
 static int tell_twins_apart(DatasetCategory *c, Error *err)
 {
-    DatasetImage **sorted = sort_by_stem(c);
-    if (!sorted)
-        return fail_memory(err, "the list of images", (size_t)c->n_images * sizeof *sorted);
     int status = 0;
-    for (int i = 0, n; i < c->n_images && !status; i += n) {
-        for (n = 1; i + n < c->n_images && by_stem(&sorted[i], &sorted[i + n]) == 0;)
-            n++;
-        for (int k = i; k < i + n && n > 1 && !status; k++) {
-            char *whole = path_of(err, "%s", sorted[k]->name);
-            free(sorted[k]->stem);
-            sorted[k]->stem = whole;
-            status = whole ? 0 : -1;
+    for (int changed = 1; changed && !status;) {
+        DatasetImage **sorted = sort_by_stem(c);
+        if (!sorted)
+            return fail_memory(err, "the list of images", (size_t)c->n_images * sizeof *sorted);
+        changed = 0;
+        for (int i = 0, n; i < c->n_images && !status; i += n) {
+            for (n = 1; i + n < c->n_images && by_stem(&sorted[i], &sorted[i + n]) == 0;)
+                n++;
+            if (n > 1)
+                status = name_twins(sorted + i, n, &changed, err);
         }
+        free(sorted);
     }
-    free(sorted);
     return status;
 }
 

@@ -396,6 +396,10 @@ mkdir twins twins/a twins/b
 cp new/a.ppm twins/a/0.ppm && cp new/a.ppm twins/a/0.pnm && cp good/1.ppm twins/a/1.ppm
 cp good/0.ppm twins/b/0.ppm
 expect 0 "two endings of a name" "$bin" detect --bank n.bank twins/a -o twins.out $weights
+cp new/a.ppm twins/a/0.ppm.ppm
+expect 0 "and a third one" "$bin" detect --bank n.bank twins/a -o three.out $weights
+there three.out/0.ppm_heat.png three.out/0.pnm_heat.png three.out/0.ppm.ppm_heat.png three.out/1_heat.png
+rm -r twins/a/0.ppm.ppm three.out
 there twins.out/0.ppm_heat.png twins.out/0.pnm_overlay.png twins.out/0.pnm.tiff twins.out/1_heat.png
 expect 0 "a bank of two folders" "$bin" bank twins/a twins/b -o x.bank $weights --no-objects 1
 expect 0 "its images" "$bin" info x.bank

@@ -263,6 +263,7 @@ awk 'BEGIN { print "P2 3 3 1"; for (i = 0; i < 9; i++) print 1 }' >broken/juice_
 rm -r broken/screw_bag/ground_truth/structural_anomalies/000 broken/breakfast_box/defects_config.json
 cp n0.ppm broken/splicing_connectors/test/good/000.pnm # judged as 000.pnm beside 000.ppm
 cp n0.ppm broken/splicing_connectors/test/good/000.ppm.ppm
+mkdir broken/splicing_connectors/test/good/rgb && cp n0.ppm broken/splicing_connectors/test/good/rgb/000.ppm
 expect 1 "five problems at once" "$bin" eval broken -o out.broken $small
 says "broken/pushpins/test/good/000.ppm: not a PNG, JPEG, PNM, BMP or TIFF image"
 says "juice_bottle/ground_truth/logical_anomalies/001/000.pgm: the ground truth is 3x3, its image 40x32"
