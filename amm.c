@@ -582,11 +582,17 @@ float amm_logical(float *map, float *unmatched, float *counted, const Comparison
  * Scores
  * ============================================================================================== */
 
+/* Sort the values. Returns how many are the largest 1 %, one at least. */
+static int sort_for_percent(float *values, int n)
+{
+    qsort(values, n, sizeof *values, compare_floats);
+    return (n + 99) / 100;
+}
+
 float amm_largest_percent(float *values, int n)
 {
-    const int top = (n + 99) / 100;
+    const int top = sort_for_percent(values, n);
     double sum = 0;
-    qsort(values, n, sizeof *values, compare_floats);
     for (int i = n - top; i < n; i++)
         sum += values[i];
     return (float)(sum / top);
@@ -596,10 +602,9 @@ float amm_largest_percent(float *values, int n)
  * largest value is taken out, so no power overflows. */
 float amm_power_mean(float *values, int n)
 {
-    const int top = (n + 99) / 100;
-    double sum = 0;
-    qsort(values, n, sizeof *values, compare_floats);
+    const int top = sort_for_percent(values, n);
     const double largest = values[n - 1];
+    double sum = 0;
     if (largest <= 0)
         return 0;
     for (int i = n - top; i < n; i++)

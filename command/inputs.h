@@ -10,8 +10,7 @@
 typedef struct ImageList {
     char **paths, **names; /* names: paths below the folder that was given; outputs are named so. */
     int n, capacity;
-    char *
-        is_twin; /* [n] 1: outputs are named a.jpg_heat.png, because a.png is in the list too; NULL: no names yet. */
+    char *is_twin; /* [n] 1: outputs are named a.jpg_heat.png, as a.png is listed too. NULL: no names yet. */
     LeftOut left_out; /* files in the folders that are no pictures. */
     char **unreadable; /* [n_unreadable] names of images that are left out. */
     int n_unreadable;

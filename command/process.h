@@ -3,8 +3,9 @@
 #define SAMLAD_COMMAND_PROCESS_H
 
 /* Call at the start of main. Closed standard streams are opened on /dev/null, so that no other file takes
- * their place; writing to standard output still fails. More threads than can be started become fewer. A file larger than allowed becomes an error of
- * writing. A file that is cut short while it is mapped ends the process with a sentence. */
+ * their place; writing to standard output still fails. More threads than can be started become fewer. A file
+ * larger than allowed becomes an error of writing. A file that is cut short while it is mapped ends the process
+ * with a sentence. */
 void process_begin(void);
 
 /* From now on Ctrl-C, SIGTERM, SIGHUP and a reader that goes away do not end the process at once. So finished

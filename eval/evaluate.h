@@ -10,8 +10,8 @@
 typedef struct Evaluation {
     Dataset dataset;
     Problems problems;           /* when there are any, no work was begun. */
-    CategoryFigures
-        *categories; /* [dataset.n + 1], the last is their mean; NULL while other shards are at work. */
+    /* [dataset.n + 1], the last is their mean; NULL while other shards are at work. */
+    CategoryFigures *categories;
     RunTimes times;              /* work of this process. */
 } Evaluation;
 
@@ -23,8 +23,8 @@ typedef struct EvaluateRequest {
     void (*complain)(const char *sentence); /* one of each such file. */
     RunPlan plan; /* out NULL: a temporary folder, removed at the end. */
     void (*tell)(const char *sentence); /* called for each note of the data set before the work; or NULL. */
-    /* Called before the work for the largest value in images of 16 bits, of which nobody has said what is white: "images",
-     * or "normal images" and "test images" if only these are dark. */
+    /* Called before the work for the largest value in images of 16 bits, of which nobody has said what is white:
+     * "images", or "normal images" and "test images" if only these are dark. */
     void (*dark)(int brightest, const char *images, int has_bank);
 } EvaluateRequest;
 
