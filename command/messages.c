@@ -52,7 +52,7 @@ int usage_error(const char *command, const char *format, const char *what)
 void tell_dark(int brightest, int white, const char *images, const char *where)
 {
     Error err;
-    if (brightest <= 0 || white != IMAGE_WHITE || image_white(brightest) == IMAGE_WHITE)
+    if (white != IMAGE_WHITE || !image_is_dark(brightest))
         return;
     fail(&err,
          "the largest value of the 16-bit %s is %d of %d, so they are nearly black: give %s--white auto, "

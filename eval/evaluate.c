@@ -101,27 +101,21 @@ static int brightest_test(const Dataset *d)
     return brightest;
 }
 
-static int is_dark(int brightest)
-{
-    return brightest > 0 && image_white(brightest) != IMAGE_WHITE;
-}
-
 static void tell_dark_images(const EvaluateRequest *r, int normal, int test)
 {
     const int has_bank = r->plan.bank != NULL;
     Error err;
-    if (is_dark(test) && !is_dark(normal) && !has_bank) { /* no white would make them alike. */
+    if (image_is_dark(test) && !image_is_dark(normal) && !has_bank) { /* no white would make them alike. */
         fail(&err,
              "the largest value of the 16-bit test images is %d of %d, so they are nearly black beside the "
-             "normal "
-             "ones: save both alike",
+             "normal ones: save both alike",
              test, IMAGE_WHITE);
         r->complain(err.message);
-    } else if (is_dark(normal) || is_dark(test))
+    } else if (image_is_dark(normal) || image_is_dark(test))
         r->dark(normal > test ? normal : test,
-                !is_dark(test) ? "normal images"
-                : has_bank     ? "test images"
-                               : "images",
+                !image_is_dark(test) ? "normal images"
+                : has_bank           ? "test images"
+                                     : "images",
                 has_bank);
 }
 

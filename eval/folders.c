@@ -448,7 +448,7 @@ int folder_refuse_mixed(const char *dir, const GivenFolders *given, Error *err)
         return -1;
     }
     free(above);
-    if (folder_role(name) == FOLDER_MASKS || strncasecmp(parent, "ground", 6) == 0)
+    if (folder_role(name) == FOLDER_MASKS || folder_role(parent) == FOLDER_MASKS)
         return refuse_one(dir, FOLDER_MASKS, NULL, err);
     char *spared[2] = {folder_given(dir, given->anomalous, err), folder_given(dir, given->masks, err)};
     const int status = refuse(dir, spared, 0, err);

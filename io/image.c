@@ -159,3 +159,8 @@ int image_white(int brightest)
            : brightest <= 16383 ? 16383
                                 : IMAGE_WHITE;
 }
+
+int image_is_dark(int brightest)
+{
+    return brightest > 0 && image_white(brightest) != IMAGE_WHITE;
+}

@@ -44,12 +44,14 @@ uint8_t *image_rgb8(const Image *image, Error *err); /* white: IMAGE_WHITE. */
 /* image_read and image_rgb8_white, or image_rgb8. NULL on failure. */
 uint8_t *image_read_white(const char *path, int white, int *width, int *height, Error *err);
 uint8_t *image_read_rgb8(const char *path, int *width, int *height, Error *err);
-/* The largest sample of a 16-bit file, but for one in 10,000, alpha left out [ours]; 0: its samples are of 8 bits, or it is no regular file, or
- * cannot be read. -1: no memory. */
+/* The largest sample of a 16-bit file, but for one in 10,000, alpha left out [ours]. 0: its samples are of 8
+ * bits, or it is no regular file, or cannot be read. -1: no memory. */
 int image_brightest(const char *path);
 /* The white of a camera whose largest value is this: the smallest of 255, 1023, 4095, 16383 and 65535 (8, 10,
  * 12, 14 and 16 bits) that is not below it. [ours] */
 int image_white(int brightest);
+/* Whether images of 16 bits with this largest value are nearly black beside IMAGE_WHITE. 0 for 8 bits. */
+int image_is_dark(int brightest);
 
 /* The size from the file's header, without decoding. A file that cannot be an image is refused; others may
  * still turn out damaged. */

@@ -200,6 +200,9 @@ says "^samlad: lines/my_masks/mask.pgm: masks would be taken for normal ones"
 expect 1 "a kind of masks" "$bin" bank lines/ground_truth/hole -o none.bank $weights --no-objects 1
 says "^samlad: lines/ground_truth/hole/mask.pgm: masks would be taken for normal ones"
 rm -r lines
+mkdir -p ground_coffee/good && cp n0.ppm ground_coffee/good
+expect 0 "a product whose name begins with ground" "$bin" bank ground_coffee/good -o none.bank $weights --no-objects 1
+rm -r ground_coffee none.bank
 # the results do not lie among the images
 for out in ngs ngs/OK ngs/NG/hole; do
     expect 1 "results among the images, $out" "$bin" eval ngs $small --hold-out 1 --resize-masks -o $out
