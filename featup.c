@@ -263,6 +263,16 @@ int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int
 
 /* ---- the maps' grid -----------------------------------------------------------------------------------*/
 
+void features_move_back(float *x, int h, int w, int channels, int by)
+{
+    const size_t cell = (size_t)channels;
+    for (ptrdiff_t y = h - 1; y >= 0; y--)
+        for (ptrdiff_t i = w - 1; i >= 0; i--) {
+            const ptrdiff_t from_y = y > by ? y - by : 0, from_i = i > by ? i - by : 0;
+            memmove(x + (y * w + i) * cell, x + (from_y * w + from_i) * cell, cell * sizeof *x);
+        }
+}
+
 /* Adaptive average pooling down [ours: 8x, then the mean of 2x2], bilinear up. */
 void features_resize(float *grid, GridSize size, const float *upsampled, int h, int w, int channels)
 {
@@ -273,7 +283,7 @@ void features_resize(float *grid, GridSize size, const float *upsampled, int h, 
 }
 
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
-                     Error *err)
+                     int displaced, Error *err)
 {
     if (featup_check(featup, in, stages, err))
         return -1;
@@ -283,6 +293,8 @@ int features_to_grid(float *grid, GridSize size, const Featup *featup, const Fea
     if (!upsampled)
         return fail_memory(err, "upsampled features", n * sizeof *upsampled);
     const int status = featup_upsample(featup, upsampled, in, stages, err);
+    if (status == 0 && displaced)
+        features_move_back(upsampled, h, w, in->channels, (1 << stages) / 2);
     if (status == 0)
         features_resize(grid, size, upsampled, h, w, in->channels);
     free(upsampled);

@@ -25,9 +25,10 @@ typedef struct GridSize {
 } GridSize;
 
 /* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell. A grid finer than
- * the upsampled features is their bilinear enlargement. Fails as featup_upsample. */
+ * the upsampled features is their bilinear enlargement. displaced 1: source and guidance are of the image moved
+ * up and left by half a patch, and the result is moved back; stages is at least 1. Fails as featup_upsample. */
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
-                     Error *err);
+                     int displaced, Error *err);
 
 /* ---- steps that the fast form shares (fast/featup_fold.c) ---------------------------------------------*/
 
@@ -43,7 +44,9 @@ float featup_range_factor(const JbuLearnedRange *up);
 void featup_spatial_kernel(float kernel[FEATUP_TAPS], const JbuLearnedRange *up);
 /* The guidance at a stage's size: pooled [h][w][3]; plane [h][w] is scratch. */
 void featup_pool_guidance(float *pooled, int h, int w, const FeatupInput *in, float *plane);
-/* upsampled [h][w][channels] -> grid, the second step of features_to_grid. */
+/* Move x [h][w][channels] down and right by `by`; the first row and column fill the place [ours]. */
+void features_move_back(float *x, int h, int w, int channels, int by);
+/* upsampled [h][w][channels] -> grid, the last step of features_to_grid. */
 void features_resize(float *grid, GridSize size, const float *upsampled, int h, int w, int channels);
 /* torch's padding 'reflect': ... 2 1 | 0 1 2 ... n-1 | n-2 ...; n is at least 2. */
 int featup_reflect(int i, int n);

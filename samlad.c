@@ -149,14 +149,67 @@ static int patch_features(Scene *scene, const Networks *n, int layer, const VitI
                : 0;
 }
 
-/* patches, upsampled -> the scene's features on the grid [paper: FeatUp]. */
-static int grid_features(Scene *scene, const Networks *n, const Options *o, const FeatupInput *in,
-                         StWriter *dump, Error *err)
+static const Featup *featup_of(const Networks *n, const Options *o)
+{
+    return o->featup_stages > 0 ? n->featup : NULL; /* NULL: bilinear (ablation) */
+}
+
+typedef struct FeatureWork {
+    float *pixels;  /* [3][in_h][in_w] */
+    float *patches; /* [patch_h*patch_w][C] */
+    float *view;    /* [3][in_h][in_w] the second view's pixels. */
+    float *grid;    /* [grid_h*grid_w][C] the second view's features. */
+} FeatureWork;
+
+static void layout_features(FeatureWork *work, Arena *arena, const FeatureSizes *s, size_t channels)
+{
+    work->pixels = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
+    work->patches = arena_floats(arena, channels * s->patch_h * s->patch_w);
+    work->view = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
+    work->grid = arena_floats(arena, channels * s->grid_h * s->grid_w);
+}
+
+/* view [3][h][w] = the image, moved up and left by `by`. Beyond the border it is mirrored. */
+static void displace(float *view, const VitImage *image, int by)
+{
+    const size_t w = image->w, n = image->h * w;
+    for (int channel = 0; channel < 3; channel++)
+        for (int y = 0; y < image->h; y++) {
+            const float *row = image->pixels + channel * n + featup_reflect(y + by, image->h) * w;
+            for (int x = 0; x < image->w; x++)
+                *view++ = row[featup_reflect(x + by, image->w)];
+        }
+}
+
+/* The network sees the image again, half a patch away. What the patches' borders cut in one view lies whole in
+ * the other. The features are the mean of both [ours]. */
+static int second_view(Scene *scene, const Networks *n, const Options *o, const FeatureWork *work,
+                       const FeatupInput *first, Error *err)
 {
     const Objects *grid = &scene->objects;
-    const GridSize size = {grid->grid_h, grid->grid_w};
-    const Featup *featup = o->featup_stages > 0 ? n->featup : NULL; /* NULL: bilinear (ablation) */
-    if (features_to_grid(scene->features, size, featup, in, enlargement_stages(o), err) ||
+    const VitImage image = {work->pixels, first->guidance_h, first->guidance_w},
+                   view = {work->view, image.h, image.w};
+    FeatupInput second = *first;
+    second.guidance = work->view;
+    displace(work->view, &image, vit_config(n->vit)->patch_size / 2);
+    if (vit_forward(n->vit, n->vit_state, &view, o->layer, NULL, work->patches, NULL, NULL, err) ||
+        features_to_grid(work->grid, (GridSize){grid->grid_h, grid->grid_w}, featup_of(n, o), &second,
+                         enlargement_stages(o), 1, err))
+        return -1;
+    for (ptrdiff_t i = 0; i < grid_cells(grid) * grid->channels; i++)
+        scene->features[i] = 0.5f * (scene->features[i] + work->grid[i]);
+    return 0;
+}
+
+/* patches, upsampled -> the scene's features on the grid [paper: FeatUp]. */
+static int grid_features(Scene *scene, const Networks *n, const Options *o, const FeatureWork *work,
+                         const FeatupInput *in, StWriter *dump, Error *err)
+{
+    const Objects *grid = &scene->objects;
+    const Featup *featup = featup_of(n, o);
+    if (features_to_grid(scene->features, (GridSize){grid->grid_h, grid->grid_w}, featup, in,
+                         enlargement_stages(o), 0, err) ||
+        (o->views == 2 && second_view(scene, n, o, work, in, err)) ||
         dump_floats(dump, "featup.features", 3, (int64_t[]){grid->grid_h, grid->grid_w, grid->channels},
                     scene->features, err))
         return -1;
@@ -164,17 +217,6 @@ static int grid_features(Scene *scene, const Networks *n, const Options *o, cons
                ? 0
                : fail(err, "%s%s%s: these weights give features that are not finite numbers",
                       st_path(n->vit_file), featup ? " with " : "", featup ? st_path(n->featup_file) : "");
-}
-
-typedef struct FeatureWork {
-    float *pixels;  /* [3][in_h][in_w] */
-    float *patches; /* [patch_h*patch_w][C] */
-} FeatureWork;
-
-static void layout_features(FeatureWork *work, Arena *arena, const FeatureSizes *s, size_t channels)
-{
-    work->pixels = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
-    work->patches = arena_floats(arena, channels * s->patch_h * s->patch_w);
 }
 
 /* Patch tokens of the ViT, upsampled, on the grid. */
@@ -198,7 +240,7 @@ static int features(Scene *scene, Networks *n, const Options *o, const Picture *
     const FeatupInput low = {work.patches, s.patch_h, s.patch_w, vit->dim, work.pixels, s.in_h, s.in_w};
     const int status = vit_preprocess(vit, work.pixels, s.in_h, s.in_w, picture, err) ||
                        patch_features(scene, n, o->layer, &image, work.patches, dump, err) ||
-                       grid_features(scene, n, o, &low, dump, err);
+                       grid_features(scene, n, o, &work, &low, dump, err);
     free(arena.base);
     return status ? -1 : 0;
 }

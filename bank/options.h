@@ -21,6 +21,7 @@ typedef struct Options {
     Resize resize;
     int white;           /* of images with 16 bits a sample: 65535; 0: by the normal images (io/image.h) [ours]. */
     int layer;           /* 0: the model's recommendation, else DINOv2's last, timm's at three quarters. */
+    int views; /* 2: the features are the mean of two views, half a patch apart [ours]; 1: one view. */
     int featup_stages;   /* 0: bilinear */
     int grid;            /* cells of the longer side; 0: S/4, or the model's recommendation for its size. */
     int no_objects;      /* ablation: the whole image is one object (PaDiM on the k references). */

@@ -76,8 +76,9 @@ static int fact_number(const Facts *facts, const char *key)
 int ablation_list(AblationTable *t, const Samlad *s, Error *err)
 {
     static const char *const switches[] = {
-        "",                /* the default */
-        "method=paper",    /* the paper's values where one is known */
+        "",                     /* the default */
+        "method=paper views=1", /* the paper's values where one is known, and one view */
+        "views=1",
         "featup-stages=0", /* no FeatUp: bilinear */
         "featup-stages=1",
         "featup-stages=2",

@@ -91,7 +91,8 @@ size_t networks_image_bytes(const Networks *n, const Options *o)
     const VitConfig *vit = vit_config(n->vit);
     const FeatureSizes s = feature_sizes(o, vit->patch_size, 1, 1);
     const int sharpens = n->featup && o->featup_stages > 0;
-    const size_t n_cells = (sharpens ? (size_t)s.up_h * s.up_w : 0) + (size_t)s.grid_h * s.grid_w;
+    const size_t n_views = o->views,
+                 n_cells = (sharpens ? (size_t)s.up_h * s.up_w : 0) + n_views * s.grid_h * s.grid_w;
     return (n->sam_state ? sam_state_bytes(n->sam_state) : 0) +
            vit_state_bytes(n->vit, s.patch_h, s.patch_w) + n_cells * vit->dim * sizeof(float);
 }

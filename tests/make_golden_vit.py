@@ -7,6 +7,7 @@ folder of real test data (SAMLAD_DATA). Of its ViT-Tiny only outputs are stored.
 
 vit_NAME_model.safetensors  the weights, with the official tensor names and our configuration in __metadata__
 vit_NAME_golden.safetensors per input size: HxW.pixels and the official intermediate and final tensors
+vit_views_golden.safetensors a picture, and the features of both of its views on a grid (test_bank.c)
 """
 import argparse
 import math
@@ -109,6 +110,7 @@ def dinov2(out, name, sizes, taps, *, image, patch, dim, depth, heads, ffn="mlp"
     meta = config("dinov2", image, patch, dim, depth, heads, ffn, registers, 1, offset, antialias)
     save(f"{out}/vit_{name}_model.safetensors", state(model, raw), None if raw else meta)
     save(f"{out}/vit_{name}_golden.safetensors", golden)
+    return model
 
 
 def timm_vit(**kwargs):
@@ -130,16 +132,41 @@ def timm(out, name, sizes, taps, *, image, patch, dim, depth, heads, no_embed_cl
     save(f"{out}/vit_{name}_golden.safetensors", golden)
 
 
+def synthetic_picture():
+    y, x = np.mgrid[0:60, 0:80]
+    checks = 255 * ((x // 10 + y // 10) % 2)
+    picture = np.stack([128 + 100 * np.sin(x / 5 + y / 9), checks, 3 * x], -1)
+    picture += np.random.default_rng(5).normal(0, 20, picture.shape)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def two_views(out, model, patch=14, h=56, w=70, grid=(13, 16)):
+    """Features of the picture, and of the picture moved by half a patch, enlarged 8 times: their mean on the grid."""
+    picture = synthetic_picture()
+    resized = Image.fromarray(picture).resize((w, h), Image.BICUBIC)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = ((torch.from_numpy(np.array(resized)).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+
+    def enlarged(x):
+        with torch.no_grad():
+            tokens = model.forward_features(x)["x_norm_patchtokens"]
+        features = tokens.reshape(1, h // patch, w // patch, -1).permute(0, 3, 1, 2)
+        return F.interpolate(features, scale_factor=8, mode="bilinear")
+
+    half = patch // 2
+    moved = F.pad(pixels, (0, half, 0, half), mode="reflect")[..., half:, half:]
+    back = F.pad(enlarged(moved)[..., :-4, :-4], (4, 0, 4, 0), mode="replicate")
+    both = F.adaptive_avg_pool2d((enlarged(pixels) + back) / 2, grid)
+    save(f"{out}/vit_views_golden.safetensors",
+         {"image": picture, "features": both[0].permute(1, 2, 0).contiguous().numpy()})
+
+
 def real_vit_tiny(out, data):
     """ViT-Tiny's own preprocessing and outputs (every 4th patch) on a small synthetic picture."""
     weights, _ = load_torch(f"{data}/vit_tiny/vit_tiny_patch16_224.safetensors")
     model = timm_vit(img_size=224, patch_size=16, embed_dim=192, depth=12, num_heads=3)
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")}, strict=True)
-    y, x = np.mgrid[0:60, 0:80]
-    checks = 255 * ((x // 10 + y // 10) % 2)
-    picture = np.stack([128 + 100 * np.sin(x / 5 + y / 9), checks, 3 * x], -1)
-    picture += np.random.default_rng(5).normal(0, 20, picture.shape)
-    picture = picture.clip(0, 255).astype(np.uint8)
+    picture = synthetic_picture()
     golden = {"image": picture}
     for h, w in [(224, 224), (160, 256)]:
         resized = Image.fromarray(picture).resize((w, h), Image.BICUBIC)
@@ -170,8 +197,9 @@ def main():
     torch.manual_seed(20240601)
 
     # 2x8 patches: as many as in the trained 4x4 grid, but still resized
-    dinov2(args.out, "dinov2", [(56, 56), (28, 112), (98, 70), (42, 28)], [(98, 70)],
-           image=56, patch=14, dim=24, depth=3, heads=3)
+    model = dinov2(args.out, "dinov2", [(56, 56), (28, 112), (98, 70), (42, 28)], [(98, 70)],
+                   image=56, patch=14, dim=24, depth=3, heads=3)
+    two_views(args.out, model)
     dinov2(args.out, "registers", [(28, 28), (14, 56), (49, 63), (21, 14)], [(49, 63)],
            image=28, patch=7, dim=24, depth=3, heads=2, registers=4, offset=0.0, antialias=1)
     dinov2(args.out, "swiglu", [(28, 28), (35, 77)], [(35, 77)],

@@ -659,14 +659,14 @@ static void test_settings(void)
     Error err = {""};
     Samlad *s = samlad_open(&(SamladWeights){.vit = "weights/vit_tiny.safetensors"}, &err);
     REQUIRE(s);
-    CHECK(option_is(s, "option.size", "384") && option_is(s, "option.grid", "64"));
+    CHECK(option_is(s, "option.size", "352") && option_is(s, "option.grid", "64"));
     CHECK(!samlad_set(s, "k", "7", &err) && !samlad_set(s, "size", "224", &err));
     CHECK(option_is(s, "option.size", "224") && option_is(s, "option.grid", "0"));
     CHECK(!samlad_set(s, "grid", "50", &err) && option_is(s, "option.grid", "50"));
-    CHECK(!samlad_set(s, "size", "0", &err) && option_is(s, "option.size", "384"));
+    CHECK(!samlad_set(s, "size", "0", &err) && option_is(s, "option.size", "352"));
     CHECK(option_is(s, "option.grid", "50"));
     CHECK(!samlad_set(s, "grid", "0", &err) && option_is(s, "option.grid", "64"));
-    CHECK(samlad_set(s, "size", "-1", &err) == -1 && option_is(s, "option.size", "384"));
+    CHECK(samlad_set(s, "size", "-1", &err) == -1 && option_is(s, "option.size", "352"));
     CHECK(option_is(s, "option.k", "7"));
     samlad_close(s);
 }
@@ -1302,7 +1302,7 @@ static void test_bilinear_grid(void)
     for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
         Options o = defaults();
         Scene scene;
-        o.size = SIZE, o.grid = grids[i], o.layer = 6, o.no_objects = 1;
+        o.size = SIZE, o.grid = grids[i], o.layer = 6, o.no_objects = 1, o.views = 1;
         REQUIRE(!scene_analyse(&scene, &networks, &o, &(Picture){rgb, H, W}, &err));
         CHECK(scene.objects.grid_h == grids[i] && scene.objects.grid_w == grids[i]);
         if (grids[i] <= UP)
@@ -1318,6 +1318,32 @@ static void test_bilinear_grid(void)
     vit_state_free(state);
     networks_close(&networks);
     free(pixels), free(cls), free(patches), free(up), free(expected);
+}
+
+/* The mean of two views, against torch and the official class (make_golden_vit.py). */
+static void test_views(void)
+{
+    Error err = {""};
+    Networks networks;
+    Safetensors *views = st_open("tests/golden/vit_views_golden.safetensors", &err);
+    REQUIRE(views &&
+            !networks_open(&networks, "tests/golden/vit_dinov2_model.safetensors", NULL, NULL, NULL, &err));
+    const StTensor *image = st_find(views, "image"), *expected = st_find(views, "features");
+    REQUIRE(image && expected && expected->n_dims == 3);
+    const Picture picture = {image->data, (int)image->shape[0], (int)image->shape[1]};
+    Options o = defaults();
+    Scene scene;
+    o.size = 70, o.grid = 16, o.layer = 3, o.no_objects = 1, o.resize = RESIZE_FIT;
+    for (o.views = 2; o.views >= 1; o.views--) {
+        REQUIRE(!scene_analyse(&scene, &networks, &o, &picture, &err));
+        REQUIRE(scene.objects.grid_h == expected->shape[0] && scene.objects.grid_w == expected->shape[1] &&
+                scene.objects.channels == expected->shape[2]);
+        const double error = test_relative_error(scene.features, expected->data, expected->n_elements);
+        CHECK_MSG(o.views == 2 ? error < 1e-5 : error > 0.1, "%d views: relative error %.2g", o.views, error);
+        scene_free(&scene);
+    }
+    networks_close(&networks);
+    st_close(views);
 }
 
 int main(void)
@@ -1337,6 +1363,7 @@ int main(void)
     RUN(test_settings);
     RUN(test_recommendations_can_be_saved);
     RUN(test_bilinear_grid);
+    RUN(test_views);
     RUN(test_unusual);
     RUN(test_without_rasters);
     RUN(test_builder_refuses);

@@ -107,7 +107,7 @@ static void test_real_stack(void)
     st_close(golden);
 }
 
-/* The fast grid is the plain one: pooled and enlarged, with FeatUp and bilinearly. */
+/* The fast grid is the plain one: pooled and enlarged, with FeatUp and bilinearly, displaced or not. */
 static void test_grids_agree(void)
 {
     static const GridSize sizes[] = {{9, 13}, {40, 48}, {45, 47}, {50, 70}};
@@ -119,21 +119,37 @@ static void test_grids_agree(void)
     float *source = random_array(H * W * C), *guidance = random_array(3 * 20 * 21);
     float *fast = random_array(LARGEST), *plain = random_array(LARGEST);
     const FeatupInput in = {source, H, W, C, guidance, 20, 21};
-    for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; i++) {
-        const GridSize size = sizes[i / 2];
+    for (size_t i = 0; i < 4 * sizeof sizes / sizeof *sizes; i++) {
+        const GridSize size = sizes[i / 4];
         const Featup *stack = i % 2 ? featup : NULL;
-        REQUIRE(features_to_grid(fast, size, stack, &in, 3, &err) == 0);
-        REQUIRE(plain_features_to_grid(plain, size, stack, &in, 3, &err) == 0);
+        const int displaced = i / 2 % 2;
+        REQUIRE(features_to_grid(fast, size, stack, &in, 3, displaced, &err) == 0);
+        REQUIRE(plain_features_to_grid(plain, size, stack, &in, 3, displaced, &err) == 0);
         const double error = test_relative_error(fast, plain, (size_t)size.h * (size_t)size.w * C);
-        CHECK_MSG(error < TOLERANCE, "grid %d x %d: relative error %.2g", size.h, size.w, error);
+        CHECK_MSG(error < TOLERANCE, "grid %d x %d, displaced %d: relative error %.2g", size.h, size.w,
+                  displaced, error);
     }
-    CHECK(features_to_grid(fast, sizes[0], featup, &in, 5, &err) == -1);
+    CHECK(features_to_grid(fast, sizes[0], featup, &in, 5, 0, &err) == -1);
     free(plain);
     free(fast);
     free(guidance);
     free(source);
     featup_close(featup);
     st_close(st);
+}
+
+/* docs/METHOD.md 3, the example of two views: one row of three patches, enlarged by 2. */
+static void test_example_views(void)
+{
+    static const float first[3] = {0, 2, 4}, second[3] = {0, 4, 4},
+                       expected[6] = {0, 0.25f, 1.25f, 2.75f, 3.75f, 4};
+    float a[12], b[12];
+    const GridSize size = {2, 6};
+    Error err = {""};
+    REQUIRE(!features_to_grid(a, size, NULL, &(FeatupInput){first, 1, 3, 1, first, 1, 1}, 1, 0, &err));
+    REQUIRE(!features_to_grid(b, size, NULL, &(FeatupInput){second, 1, 3, 1, second, 1, 1}, 1, 1, &err));
+    for (int i = 0; i < 12; i++)
+        CHECK(fabsf(0.5f * (a[i] + b[i]) - expected[i % 6]) < 1e-6f);
 }
 
 /* Without a stack: torch's bilinear, and a copy at stage 0. */
@@ -295,6 +311,7 @@ int main(void)
     RUN(test_random_stack);
     RUN(test_real_stack);
     RUN(test_grids_agree);
+    RUN(test_example_views);
     RUN(test_bilinear);
     RUN(test_one_pixel);
     RUN(test_plain_random_stack);
