@@ -125,7 +125,7 @@ void options_default(Options *o)
                    .raster_weight = 4,
                    .object_quantile = 0.99,
                    .delta_logical = 0.05,
-                   .delta_structural = 0.01,
+                   .delta_structural = 0.1,
                    .loo_images = 60,
                    .flag_damage = 3,
                    .flag_unmatched = 0.5,

@@ -40,7 +40,7 @@ typedef struct Options {
     AmmOptions amm;
     double object_quantile; /* of an object's own leave-one-out map: 0.99; 0: no objects' units [ours]. */
     double delta_logical;   /* width of each normal image's L: 0.05 [ours] */
-    double delta_structural; /* times |median|, added to the spread: 0.01 [ours] */
+    double delta_structural; /* times |median|, added to the spread: 0.1 [ours] */
     int loo_images;          /* leave-one-out scores of at most this many images: 60 [ours]. */
     Only only;
     double flag_damage;    /* z above which an object is called damaged: 3 [ours]. */

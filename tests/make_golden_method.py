@@ -809,7 +809,7 @@ class Bank:
     def spread_scores(self, a, l):
         """Median and width of A, all L, and with these the fused scores."""
         median, q95 = amm_spread(a)
-        self.spread_a, self.loo_logical = (median, q95 - median + 0.01 * abs(median)), l
+        self.spread_a, self.loo_logical = (median, q95 - median + 0.1 * abs(median)), l
         self.loo = np.stack([a, l, amm_fuse(*self.z(a, l, self.loo_raster if self.raster is not None else 0 * l))], 1)
 
 

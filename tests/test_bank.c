@@ -126,7 +126,7 @@ static Options defaults(void)
                                            {"score", "max"},
                                            {"object-quantile", "0.95"},
                                            {"delta-logical", "0.05"},
-                                           {"delta-structural", "0.01"},
+                                           {"delta-structural", "0.1"},
                                            {"loo-images", "60"},
                                            {"only", "both"},
                                            {"threshold-quantile", "0.97"}};
