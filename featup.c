@@ -273,7 +273,7 @@ void features_move_back(float *x, int h, int w, int channels, int by)
         }
 }
 
-/* Adaptive average pooling down [ours: 8x, then the mean of 2x2], bilinear up. */
+/* Adaptive average pooling down, bilinear up [ours]. */
 void features_resize(float *grid, GridSize size, const float *upsampled, int h, int w, int channels)
 {
     if (size.h <= h && size.w <= w)

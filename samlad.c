@@ -161,12 +161,19 @@ typedef struct FeatureWork {
     float *grid;    /* [grid_h*grid_w][C] the second view's features. */
 } FeatureWork;
 
-static void layout_features(FeatureWork *work, Arena *arena, const FeatureSizes *s, size_t channels)
+static void layout_features(FeatureWork *work, Arena *arena, const FeatureSizes *s, size_t channels,
+                            int n_views)
 {
     work->pixels = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
     work->patches = arena_floats(arena, channels * s->patch_h * s->patch_w);
-    work->view = arena_floats(arena, (size_t)3 * s->in_h * s->in_w);
-    work->grid = arena_floats(arena, channels * s->grid_h * s->grid_w);
+    work->view = n_views > 1 ? arena_floats(arena, (size_t)3 * s->in_h * s->in_w) : NULL;
+    work->grid = n_views > 1 ? arena_floats(arena, channels * s->grid_h * s->grid_w) : NULL;
+}
+
+/* Half a patch must be whole pixels, so patches of an odd size have one view. */
+static int n_views(const Networks *n, const Options *o)
+{
+    return vit_config(n->vit)->patch_size % 2 ? 1 : o->views;
 }
 
 /* view [3][h][w] = the image, moved up and left by `by`. Beyond the border it is mirrored. */
@@ -181,8 +188,8 @@ static void displace(float *view, const VitImage *image, int by)
         }
 }
 
-/* The network sees the image again, half a patch away. What the patches' borders cut in one view lies whole in
- * the other. The features are the mean of both [ours]. */
+/* The network sees the image again, half a patch away. What the patches' borders cut in one view often lies
+ * whole in the other. The features are the mean of both [ours]. */
 static int second_view(Scene *scene, const Networks *n, const Options *o, const FeatureWork *work,
                        const FeatupInput *first, Error *err)
 {
@@ -201,7 +208,7 @@ static int second_view(Scene *scene, const Networks *n, const Options *o, const 
     return 0;
 }
 
-/* patches, upsampled -> the scene's features on the grid [paper: FeatUp]. */
+/* patches, upsampled -> the scene's features on the grid [secondary: FeatUp]. */
 static int grid_features(Scene *scene, const Networks *n, const Options *o, const FeatureWork *work,
                          const FeatupInput *in, StWriter *dump, Error *err)
 {
@@ -209,7 +216,7 @@ static int grid_features(Scene *scene, const Networks *n, const Options *o, cons
     const Featup *featup = featup_of(n, o);
     if (features_to_grid(scene->features, (GridSize){grid->grid_h, grid->grid_w}, featup, in,
                          enlargement_stages(o), 0, err) ||
-        (o->views == 2 && second_view(scene, n, o, work, in, err)) ||
+        (n_views(n, o) == 2 && second_view(scene, n, o, work, in, err)) ||
         dump_floats(dump, "featup.features", 3, (int64_t[]){grid->grid_h, grid->grid_w, grid->channels},
                     scene->features, err))
         return -1;
@@ -232,10 +239,10 @@ static int features(Scene *scene, Networks *n, const Options *o, const Picture *
         return -1;
     Arena arena = {0};
     FeatureWork work;
-    layout_features(&work, &arena, &s, vit->dim);
+    layout_features(&work, &arena, &s, vit->dim, n_views(n, o));
     if (arena_allocate(&arena))
         return fail_memory(err, "features", arena.size);
-    layout_features(&work, &arena, &s, vit->dim);
+    layout_features(&work, &arena, &s, vit->dim, n_views(n, o));
     const VitImage image = {work.pixels, s.in_h, s.in_w};
     const FeatupInput low = {work.patches, s.patch_h, s.patch_w, vit->dim, work.pixels, s.in_h, s.in_w};
     const int status = vit_preprocess(vit, work.pixels, s.in_h, s.in_w, picture, err) ||
@@ -652,8 +659,8 @@ static int settle_units(Bank *b, Error *err)
     return uses_objects_units(&b->options) ? fill_units(b, err) : 0;
 }
 
-/* The objects' units make a normal image's structural score about 1. Without any variation the median is 0,
- * and so would be a delta relative to it [ours]. */
+/* In the objects' units a normal image's structural score is 1 to 2. Without any variation the median is 0, and
+ * so would be a delta relative to it [ours]. */
 static const float LEAST_DELTA = 1e-3f;
 
 /* Spread of the structural scores, then the fused scores. */

@@ -280,8 +280,10 @@ static int load_names(Bank *b, Error *err)
     return 0;
 }
 
+/* A bank without one of the options is of an older version: the default need not be what it was made with. */
 static int load_options(Bank *b, Error *err)
 {
+    unsigned char found[MAX_OPTIONS] = {0};
     options_default(&b->options);
     for (size_t i = 0; i < st_meta_count(b->file); i++) {
         const char *key, *value;
@@ -296,7 +298,12 @@ static int load_options(Bank *b, Error *err)
         snprintf(where, sizeof where, "%s: setting %s", st_path(b->file), key);
         if (option_set(&b->options, spec, value, where, err))
             return -1;
+        found[spec - option_table] = 1;
     }
+    for (int i = 0; i < option_count; i++)
+        if (!found[i])
+            return fail(err, "%s: setting option.%s is missing: the bank is of another version of samlad",
+                        st_path(b->file), option_table[i].name);
     return 0;
 }
 

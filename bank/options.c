@@ -18,7 +18,7 @@ const OptionSpec option_table[] = {
     {"resize", OPTION_CHOICE, AT(resize), 0, 1, "squash|fit", 1, "squash to a square, or fit and keep the aspect"},
     {"white", OPTION_INT, AT(white), 1, 65535, NULL, 1, "the value in 16-bit images that is white (auto: 255, 1023, 4095, 16383 or 65535, by the normal images)"},
     {"layer", OPTION_INT, AT(layer), 0, 1000, NULL, 1, "features after this block (0: the model's recommendation)"},
-    {"views", OPTION_INT, AT(views), 1, 2, NULL, 1, "2: features are the mean of two views, half a patch apart; 1: one view"},
+    {"views", OPTION_INT, AT(views), 1, 2, NULL, 1, "2: features are the mean of two views, half a patch apart; 1: one view, as with patches of an odd size"},
     {"featup-stages", OPTION_INT, AT(featup_stages), 0, 4, NULL, 1, "upsampling stages of x2 each; 0: bilinear to x8"},
     {"grid", OPTION_INT, AT(grid), 0, 1024, NULL, 1, "cells of the maps' longer side (0: size/4, or the model's recommendation for its size)"},
     {"no-objects", OPTION_FLAG, AT(no_objects), 0, 1, NULL, 1, "ablation: no SAM, the image is one object"},

@@ -1110,6 +1110,7 @@ static const Damage DAMAGES[] = {
     {.what = "k of 0", .key = "option.k", .value = "0", .expect = "option.k"},
     {.what = "k in words", .key = "option.k", .value = "five", .expect = "option.k"},
     {.what = "unknown option", .key = "option.magic", .value = "1", .expect = "option.magic"},
+    {.what = "a bank from before an option", .key = "option.views", .expect = "option.views is missing"},
     {.what = "option that went out", .key = "option.fusion", .value = "sum", .expect = "option.fusion"},
 };
 
@@ -1346,6 +1347,28 @@ static void test_views(void)
     st_close(views);
 }
 
+/* Half a patch of 7 pixels is no whole number of pixels. */
+static void test_odd_patches(void)
+{
+    uint8_t rgb[30 * 40 * 3];
+    Error err = {""};
+    Networks networks;
+    Scene scenes[2];
+    for (size_t i = 0; i < sizeof rgb; i++)
+        rgb[i] = (uint8_t)(i * 7919 % 251);
+    REQUIRE(
+        !networks_open(&networks, "tests/golden/vit_registers_model.safetensors", NULL, NULL, NULL, &err));
+    for (int v = 0; v < 2; v++) {
+        Options o = defaults();
+        o.size = 35, o.grid = 10, o.layer = 1, o.no_objects = 1, o.views = v + 1;
+        REQUIRE(!scene_analyse(&scenes[v], &networks, &o, &(Picture){rgb, 30, 40}, &err));
+    }
+    CHECK(memcmp(scenes[0].features, scenes[1].features, 10 * 10 * 24 * sizeof(float)) == 0);
+    scene_free(&scenes[0]);
+    scene_free(&scenes[1]);
+    networks_close(&networks);
+}
+
 int main(void)
 {
     RUN(test_golden);
@@ -1364,6 +1387,7 @@ int main(void)
     RUN(test_recommendations_can_be_saved);
     RUN(test_bilinear_grid);
     RUN(test_views);
+    RUN(test_odd_patches);
     RUN(test_unusual);
     RUN(test_without_rasters);
     RUN(test_builder_refuses);

@@ -255,21 +255,6 @@ expect 0 "and back" "$bin" bank --from again.bank -o again.bank $weights --k 2 -
 if cmp -s n.bank again.bank; then ok; else bad "--method samlad does not undo --method paper"; fi
 expect 2 "a method of nobody" "$bin" bank good -o x.bank $weights $masks --method ours
 says "none of samlad|paper"
-if command -v python3 >/dev/null 2>&1; then # a bank from before --method
-    python3 - <<'PYTHON' && ok || bad "a bank without its method"
-import json
-data = open("n.bank", "rb").read()
-size = int.from_bytes(data[:8], "little")
-head = json.loads(data[8:8 + size])
-assert head["__metadata__"].pop("option.method") == "samlad"
-text = json.dumps(head).encode()
-text += b" " * (-len(text) % 8)
-open("old.bank", "wb").write(len(text).to_bytes(8, "little") + text + data[8 + size:])
-PYTHON
-    expect 0 "a bank without its method" "$bin" bank --from old.bank -o again.bank $weights --k 2
-    if cmp -s n.bank again.bank; then ok; else bad "a bank without its method is not samlad's"; fi
-    rm old.bank
-fi
 rm p.bank again.bank
 expect 0 "a bank in bf16" "$bin" bank good -o half.bank $weights $masks --k 2 --precision bf16
 expect 0 "info of a bank in bf16" "$bin" info half.bank
