@@ -225,11 +225,11 @@ static int detect_list(Detect *d, const ImageList *list, Error *err)
 }
 
 /* The option that is a setting of the bank, and must be left out; NULL: none is given. */
-static const char *setting_of_bank(const Args *args)
+static const OptionSpec *setting_of_bank(const Args *args)
 {
     for (int i = 0; i < args->n_set; i++)
         if (strcmp(args->set[i]->name, "white") != 0)
-            return args->set[i]->name;
+            return args->set[i];
     return NULL;
 }
 
@@ -266,11 +266,14 @@ int command_detect(Args *args)
         return usage_error(args->command, "%s", "no image is given");
     if (args->force && !args->out)
         return usage_error(args->command, "%s", "--force needs -o DIR: the folder to clear");
-    if (setting_of_bank(args))
-        return usage_error(
-            args->command,
-            "--%s is a setting of the bank: make one with samlad bank (--from takes the images of this one)",
-            setting_of_bank(args));
+    const OptionSpec *setting = setting_of_bank(args);
+    if (setting)
+        return usage_error(args->command,
+                           setting->of_features
+                               ? "--%s is a setting of the bank: make one of its images with samlad bank"
+                               : "--%s is a setting of the bank: make one with samlad bank (--from takes the "
+                                 "images of this one)",
+                           setting->name);
     if (list_inputs(&list, args, &err) ||
         (args->out && args->pictures && (check_apart(args, &err) || check_outputs(&list, args->out, &err))) ||
         (args->dump && (check_spared(args->dump, args, &list, &err) || out_try(args->dump, &err)))) {

@@ -85,7 +85,9 @@ expect 2 "bank from both" "$bin" bank x.ppm --from a.bank -o x.bank
 expect 2 "detect without a bank" "$bin" detect x.ppm
 expect 2 "detect without an image" "$bin" detect --bank x.bank
 expect 2 "detect with a method option" "$bin" detect --bank x.bank x.ppm --k 3
-says "setting of the bank"
+says "setting of the bank: make one with samlad bank (--from takes the images of this one)"
+expect 2 "detect with an option of features" "$bin" detect --bank x.bank x.ppm --views 1
+says "setting of the bank: make one of its images with samlad bank (see"
 expect 2 "segment without an image" "$bin" segment
 expect 2 "masks of another form" "$bin" segment a.ppm --output-mode rle
 expect 2 "a folder of masks beside the image" "$bin" segment a.ppm --output-mode binary_mask
