@@ -283,7 +283,7 @@ void features_resize(float *grid, GridSize size, const float *upsampled, int h, 
 }
 
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
-                     int displaced, Error *err)
+                     int back, Error *err)
 {
     if (featup_check(featup, in, stages, err))
         return -1;
@@ -293,8 +293,8 @@ int features_to_grid(float *grid, GridSize size, const Featup *featup, const Fea
     if (!upsampled)
         return fail_memory(err, "upsampled features", n * sizeof *upsampled);
     const int status = featup_upsample(featup, upsampled, in, stages, err);
-    if (status == 0 && displaced)
-        features_move_back(upsampled, h, w, in->channels, (1 << stages) / 2);
+    if (status == 0 && back)
+        features_move_back(upsampled, h, w, in->channels, back);
     if (status == 0)
         features_resize(grid, size, upsampled, h, w, in->channels);
     free(upsampled);

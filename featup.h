@@ -25,10 +25,10 @@ typedef struct GridSize {
 } GridSize;
 
 /* source -> grid [size.h][size.w][channels]: featup_upsample, then the mean of each cell. A grid finer than
- * the upsampled features is their bilinear enlargement. displaced 1: source and guidance are of the image moved
- * up and left by half a patch, and the result is moved back; stages is at least 1. Fails as featup_upsample. */
+ * the upsampled features is their bilinear enlargement. back: how many upsampled cells source and guidance are
+ * displaced up and left, to be moved back; 0: none. Fails as featup_upsample. */
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
-                     int displaced, Error *err);
+                     int back, Error *err);
 
 /* ---- steps that the fast form shares (fast/featup_fold.c) ---------------------------------------------*/
 

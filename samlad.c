@@ -196,12 +196,13 @@ static int second_view(Scene *scene, const Networks *n, const Options *o, const 
     const Objects *grid = &scene->objects;
     const VitImage image = {work->pixels, first->guidance_h, first->guidance_w},
                    view = {work->view, image.h, image.w};
+    const int half_patch = (1 << enlargement_stages(o)) / 2; /* in upsampled cells. */
     FeatupInput second = *first;
     second.guidance = work->view;
     displace(work->view, &image, vit_config(n->vit)->patch_size / 2);
     if (vit_forward(n->vit, n->vit_state, &view, o->layer, NULL, work->patches, NULL, NULL, err) ||
         features_to_grid(work->grid, (GridSize){grid->grid_h, grid->grid_w}, featup_of(n, o), &second,
-                         enlargement_stages(o), 1, err))
+                         enlargement_stages(o), half_patch, err))
         return -1;
     for (ptrdiff_t i = 0; i < grid_cells(grid) * grid->channels; i++)
         scene->features[i] = 0.5f * (scene->features[i] + work->grid[i]);

@@ -334,18 +334,18 @@ int featup_upsample(const Featup *featup, float *out, const FeatupInput *in, int
 
 /* ---- the maps' grid -----------------------------------------------------------------------------------*/
 
-/* weights [n_out][n_in]: enlarge a column of n_in features to n_up bilinearly, move it back by `by`, then pool
+/* weights [n_out][n_in]: enlarge a column of n_in features to n_up bilinearly, move it back by `back`, then pool
  * it to n_out. If the grid is finer, enlarge it to n_out. The matrix is found by applying these steps to the
  * unit vectors: channel i is 1 in place i. enlarged [n_up][n_in]. */
-static void axis_weights(float *weights, int n_out, int n_up, int n_in, int by, int pooled, float *units,
+static void axis_weights(float *weights, int n_out, int n_up, int n_in, int back, int pooled, float *units,
                          float *enlarged)
 {
     memset(units, 0, (size_t)n_in * (size_t)n_in * sizeof *units);
     for (int i = 0; i < n_in; i++)
         units[(size_t)i * (size_t)n_in + (size_t)i] = 1;
     interpolate_bilinear(enlarged, n_up, 1, units, n_in, 1, n_in, 0, 0);
-    if (by)
-        features_move_back(enlarged, n_up, 1, n_in, by);
+    if (back)
+        features_move_back(enlarged, n_up, 1, n_in, back);
     if (pooled)
         adaptive_avg_pool(weights, n_out, 1, enlarged, n_up, 1, n_in);
     else
@@ -359,12 +359,11 @@ static int larger(int a, int b)
 
 /* All steps are linear and act on rows and columns separately. So they are one small matrix for each axis,
  * and the enlarged features are never stored. */
-static int bilinear_to_grid(float *grid, GridSize size, const FeatupInput *in, int stages, int displaced,
+static int bilinear_to_grid(float *grid, GridSize size, const FeatupInput *in, int stages, int back,
                             Error *err)
 {
     const int up_h = in->h << stages, up_w = in->w << stages, channels = in->channels;
     const int pooled = size.h <= up_h && size.w <= up_w, width = size.w * channels;
-    const int by = displaced ? (1 << stages) / 2 : 0;
     const size_t n_in = (size_t)larger(in->h, in->w), n_units = n_in * n_in;
     const size_t n_enlarged = n_in * (size_t)larger(up_h, up_w);
     const size_t n_weights = n_in * (size_t)larger(size.h, size.w), n_rows = (size_t)in->h * (size_t)width;
@@ -373,31 +372,31 @@ static int bilinear_to_grid(float *grid, GridSize size, const FeatupInput *in, i
     if (!units)
         return fail_memory(err, "features", n * sizeof(float));
     float *enlarged = units + n_units, *weights = enlarged + n_enlarged, *rows = weights + n_weights;
-    axis_weights(weights, size.w, up_w, in->w, by, pooled, units, enlarged);
+    axis_weights(weights, size.w, up_w, in->w, back, pooled, units, enlarged);
     for (ptrdiff_t y = 0; y < in->h; y++)
         matmul(rows + y * width, channels, weights, in->w, in->source + y * in->w * channels, channels,
                size.w, channels, in->w, 0);
-    axis_weights(weights, size.h, up_h, in->h, by, pooled, units, enlarged);
+    axis_weights(weights, size.h, up_h, in->h, back, pooled, units, enlarged);
     matmul(grid, width, weights, in->h, rows, width, size.h, width, in->h, 0);
     free(units);
     return 0;
 }
 
 int features_to_grid(float *grid, GridSize size, const Featup *featup, const FeatupInput *in, int stages,
-                     int displaced, Error *err)
+                     int back, Error *err)
 {
     if (featup_check(featup, in, stages, err))
         return -1;
     if (!featup)
-        return bilinear_to_grid(grid, size, in, stages, displaced, err);
+        return bilinear_to_grid(grid, size, in, stages, back, err);
     const int h = in->h << stages, w = in->w << stages;
     const size_t n = (size_t)h * (size_t)w * (size_t)in->channels;
     float *upsampled = aligned_array(n, sizeof *upsampled);
     if (!upsampled)
         return fail_memory(err, "features", n * sizeof *upsampled);
     const int status = featup_upsample(featup, upsampled, in, stages, err);
-    if (status == 0 && displaced)
-        features_move_back(upsampled, h, w, in->channels, (1 << stages) / 2);
+    if (status == 0 && back)
+        features_move_back(upsampled, h, w, in->channels, back);
     if (status == 0)
         features_resize(grid, size, upsampled, h, w, in->channels);
     free(upsampled);
